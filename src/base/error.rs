@@ -1,0 +1,243 @@
+//! What can go wrong in the engine, kept distinct up to the command line.
+
+use super::name::Name;
+use super::units::{BlockAddr, BlockIndex, Generation, Sequence, VolumeId};
+use std::io;
+
+/// The engine's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the engine refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device or the host failed.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was being done, e.g. `"read the pool"`.
+        action: &'static str,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// An earlier write or flush failed, and the pool has stopped rather than guess.
+    #[error(
+        "the pool stopped after a failed {action}: {source}; close it and open it again once the device works"
+    )]
+    Latched {
+        /// What failed first.
+        action: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+    /// The pool's bytes are not what the engine wrote.
+    #[error("the pool is damaged: {0}")]
+    Corrupt(CorruptKind),
+    /// The device holds no pool.
+    #[error("this is not a cowshed pool")]
+    NotAPool,
+    /// The device holds something and overwriting it was not asked for.
+    #[error("it already holds {found}; use --force to overwrite it")]
+    DeviceNotEmpty {
+        /// What is there, as far as it is known.
+        found: &'static str,
+    },
+    /// The pool was written by a version whose format this one does not know.
+    #[error(
+        "the pool needs format version {version} with features {features:#x}, which this cowshed does not know; use a newer one"
+    )]
+    Incompatible {
+        /// The pool's format version.
+        version: u32,
+        /// The unknown incompatible features.
+        features: u64,
+    },
+    /// Another process has the pool open.
+    #[error("the pool is in use by another process")]
+    InUse,
+    /// No room is left for this.
+    #[error("no space left in the pool; remove something or grow it")]
+    NoSpace,
+    /// Nothing has this name or id.
+    #[error("there is no {0}")]
+    NotFound(Name),
+    /// No volume has this id.
+    #[error("there is no volume {0}")]
+    NoSuchVolume(VolumeId),
+    /// The name is taken.
+    #[error("{0} exists already")]
+    Exists(Name),
+    /// The text is no name.
+    #[error("a name is 1 to 255 of A-Z a-z 0-9 . _ : / @ -, the first one a letter or digit")]
+    InvalidName,
+    /// A size that no volume, pool or log can have.
+    #[error("{what} must be {min_bytes} to {max_bytes} bytes")]
+    InvalidSize {
+        /// Which size.
+        what: &'static str,
+        /// The least.
+        min_bytes: u64,
+        /// The most.
+        max_bytes: u64,
+    },
+    /// The range does not lie inside the volume.
+    #[error("the range {offset_bytes}+{len_bytes} is outside the volume's {size_bytes} bytes")]
+    OutOfRange {
+        /// Where it starts.
+        offset_bytes: u64,
+        /// How long it is.
+        len_bytes: u64,
+        /// The volume's size.
+        size_bytes: u64,
+    },
+    /// A frozen volume cannot be written.
+    #[error("{0} is a snapshot, which cannot be written; clone it")]
+    Frozen(Name),
+    /// The operation needs a snapshot.
+    #[error("{0} is not a snapshot; take one of it first")]
+    NotFrozen(Name),
+    /// The snapshot is not an ancestor of the volume.
+    #[error("{snapshot} is not an ancestor of {volume}")]
+    NotAncestor {
+        /// The volume that was to be rolled back.
+        volume: Name,
+        /// The snapshot that was to be rolled back to.
+        snapshot: Name,
+    },
+    /// The volume is attached, mounted or otherwise in use.
+    #[error("{0} is in use; detach or unmount it first")]
+    Busy(Name),
+    /// A label or record is larger than the format allows.
+    #[error("{what} is larger than {max_bytes} bytes")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// The most that is allowed.
+        max_bytes: u64,
+    },
+    /// The pool was opened read-only.
+    #[error("the pool is open read-only")]
+    ReadOnly,
+    /// The pool was closed while the call ran.
+    #[error("the pool is closed")]
+    Closed,
+}
+
+impl Error {
+    /// An `Io` error about `action`.
+    #[must_use]
+    pub const fn io(action: &'static str, source: io::Error) -> Self {
+        Self::Io { action, source }
+    }
+
+    /// The errno that a file system or block device answers for this error.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Io { source, .. } | Self::Latched { source, .. } => {
+                source.raw_os_error().unwrap_or(libc::EIO)
+            }
+            Self::NoSpace => libc::ENOSPC,
+            Self::NotFound(_) | Self::NoSuchVolume(_) => libc::ENOENT,
+            Self::Exists(_) => libc::EEXIST,
+            Self::InvalidName | Self::InvalidSize { .. } | Self::OutOfRange { .. } => libc::EINVAL,
+            Self::TooLarge { .. } => libc::E2BIG,
+            Self::Frozen(_) | Self::ReadOnly => libc::EROFS,
+            Self::InUse | Self::Busy(_) => libc::EBUSY,
+            Self::NotFrozen(_) | Self::NotAncestor { .. } => libc::EINVAL,
+            Self::DeviceNotEmpty { .. } => libc::EEXIST,
+            Self::Corrupt(_) | Self::NotAPool | Self::Incompatible { .. } | Self::Closed => {
+                libc::EIO
+            }
+        }
+    }
+
+    /// A copy, for callers that share one failure (an I/O error keeps its errno).
+    #[must_use]
+    pub fn copy_io(source: &io::Error) -> io::Error {
+        source.raw_os_error().map_or_else(
+            || io::Error::from(source.kind()),
+            io::Error::from_raw_os_error,
+        )
+    }
+}
+
+impl From<CorruptKind> for Error {
+    fn from(kind: CorruptKind) -> Self {
+        Self::Corrupt(kind)
+    }
+}
+
+/// Which fact about the format was violated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CorruptKind {
+    /// No superblock slot is valid.
+    #[error("no superblock slot is readable")]
+    NoSuperblock,
+    /// A superblock field contradicts another or the device.
+    #[error("the superblock's {0} is impossible")]
+    SuperblockField(&'static str),
+    /// The device is shorter than the pool on it.
+    #[error(
+        "the device has {device_blocks} blocks but the pool has {pool_blocks}; it was cut short"
+    )]
+    Truncated {
+        /// Blocks in the device.
+        device_blocks: u64,
+        /// Blocks in the pool.
+        pool_blocks: u64,
+    },
+    /// A data block does not have the checksum that its pointer holds.
+    #[error("block {block} of volume {volume}, at pool block {addr}, has a wrong checksum")]
+    DataChecksum {
+        /// The volume.
+        volume: VolumeId,
+        /// The block of the volume.
+        block: BlockIndex,
+        /// Where it lies.
+        addr: BlockAddr,
+    },
+    /// A map node does not have the checksum that its pointer holds.
+    #[error("the map node at pool block {0} has a wrong checksum")]
+    NodeChecksum(BlockAddr),
+    /// A pointer inside a map node breaks the format.
+    #[error("entry {entry} of the map node at pool block {node} is ill-formed")]
+    NodeEntry {
+        /// The node's address.
+        node: BlockAddr,
+        /// The entry's number.
+        entry: u16,
+    },
+    /// A pointer leads outside the pool's groups.
+    #[error("a pointer leads to pool block {0}, which holds no data")]
+    PointerRange(BlockAddr),
+    /// A pointer's birth lies in the future.
+    #[error("a pointer was born in generation {birth}, but the pool is in {now}")]
+    PointerBirth {
+        /// The pointer's birth.
+        birth: Generation,
+        /// The pool's generation.
+        now: Generation,
+    },
+    /// A block is used by two owners.
+    #[error("pool block {0} is used twice")]
+    UsedTwice(BlockAddr),
+    /// A block is freed that was not in use.
+    #[error("pool block {0} is freed but was not in use")]
+    FreedTwice(BlockAddr),
+    /// No bitmap slot of a group is valid.
+    #[error("neither bitmap of allocation group {0} is readable")]
+    GroupBitmap(u64),
+    /// A catalogue block or record is ill-formed.
+    #[error("the catalogue is ill-formed: {0}")]
+    Catalogue(&'static str),
+    /// A log record is damaged though a later one says that it was durable.
+    #[error("the log is damaged at record {0}, which had been flushed")]
+    LogRecord(Sequence),
+    /// A log record is valid but makes no sense here.
+    #[error("log record {sequence} is impossible: {what}")]
+    LogReplay {
+        /// Which record.
+        sequence: Sequence,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}

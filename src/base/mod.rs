@@ -1,0 +1,13 @@
+//! Units, names, errors, the little-endian codec and checksums: what every other room speaks.
+//!
+//! Nothing here does input or output, and nothing here knows the pool.
+
+pub mod checksum;
+pub mod codec;
+pub mod error;
+pub mod name;
+pub mod units;
+
+pub use error::{CorruptKind, Error, Result};
+pub use name::Name;
+pub use units::{BLOCK_BYTES, BLOCK_SHIFT, BlockAddr, BlockIndex, Generation, Sequence, VolumeId};

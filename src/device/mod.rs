@@ -1,0 +1,80 @@
+//! Where a pool's bytes lie: a regular file, a block device, or memory for tests.
+//!
+//! A device is a flat range of bytes with positioned reads and writes that are exact (all or an
+//! error), one barrier (`flush`), and a mapped log region. It knows nothing of blocks' meaning.
+//!
+//! # Invariants
+//! - All calls take `&self` and may run at once on any threads.
+//! - Offsets and lengths of `read_at`, `write_at` and `discard` are multiples of 4,096. Buffers
+//!   may lie anywhere in memory; a device that needs alignment copies.
+//! - When `flush` returns, all that was written, stored or discarded by calls that had returned
+//!   before it was called survives a power cut.
+//! - A write or a store that has returned survives the death of the process.
+
+use crate::base::Result;
+use std::io::IoSlice;
+
+/// A flat range of bytes with exact positioned I/O, one barrier, and a mapped log region.
+pub trait Device: Send + Sync {
+    /// The device's length in bytes.
+    fn len_bytes(&self) -> u64;
+
+    /// Fills `buf` from `offset_bytes`.
+    ///
+    /// # Errors
+    /// `Io` when the device fails or ends before; `buf` then holds anything.
+    fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()>;
+
+    /// Writes all of `buf` at `offset_bytes`.
+    ///
+    /// # Errors
+    /// `Io` when the device fails; any part may have been written.
+    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()>;
+
+    /// Writes the pieces of `bufs` end to end at `offset_bytes`; each piece is whole blocks.
+    ///
+    /// # Errors
+    /// As `write_at`.
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()>;
+
+    /// The barrier: makes everything before it durable.
+    ///
+    /// # Errors
+    /// `Io`, after which nothing written since the last good flush is known to be durable.
+    fn flush(&self) -> Result<()>;
+
+    /// Tells the host that a range holds nothing; it may read as anything afterwards.
+    ///
+    /// # Errors
+    /// `Io` when the host fails; a host that cannot discard answers `Ok`.
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()>;
+
+    /// Makes the device at least `len_bytes` long, where it can grow.
+    ///
+    /// # Errors
+    /// `Io`, or `InvalidSize` for a device of fixed size that is shorter.
+    fn grow(&self, len_bytes: u64) -> Result<()>;
+
+    /// Sets aside the log region: allocated on the host, so that a store into it cannot fail for
+    /// want of room, and mapped. Called once, before the first `store_log`.
+    ///
+    /// # Errors
+    /// `Io` when the host has no room or cannot map it.
+    fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()>;
+
+    /// Copies `bytes` into the mapped log region, `offset_bytes` from the region's start, without
+    /// a system call. Any alignment and length inside the region.
+    ///
+    /// # Errors
+    /// `Io` only from a simulated fault.
+    ///
+    /// # Panics
+    /// When the range is outside the region that `map_log` set aside.
+    fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Bytes that the device takes on its host (for a sparse file, what is allocated).
+    ///
+    /// # Errors
+    /// `Io` when the host does not say.
+    fn host_bytes(&self) -> Result<u64>;
+}

@@ -1,0 +1,12 @@
+//! cowshed: a block-level copy-on-write storage engine for container image layers and roots.
+//!
+//! The rooms, from the ground up; imports point downwards only:
+//!
+//! | level | room | what lives there |
+//! |---|---|---|
+//! | 0 | [`base`] | units, errors, codec, checksums |
+//! | 0 | `sys` | the only `unsafe`: mappings, loop devices, mounts, hole punching |
+//! | 1 | [`device`] | where the pool's bytes lie |
+
+pub mod base;
+pub mod device;

@@ -1,0 +1,3 @@
+//! The `cowshed` command.
+
+fn main() {}
