@@ -91,6 +91,12 @@ impl Writer {
         Self { bytes: Vec::new() }
     }
 
+    /// A writer that appends to `bytes`.
+    #[must_use]
+    pub const fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
     /// What was written.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {

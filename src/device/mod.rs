@@ -11,8 +11,19 @@
 //!   before it was called survives a power cut.
 //! - A write or a store that has returned survives the death of the process.
 
-use crate::base::Result;
-use std::io::IoSlice;
+mod faulty;
+mod file;
+mod latch;
+mod memory;
+
+pub use faulty::{Effect, Fault, FaultyDevice, Lasting, Operation};
+pub use file::{CreateFile, FileDevice, FileOptions};
+pub use latch::LatchedDevice;
+pub use memory::{DeviceImage, MemoryDevice, RecordedOp, Recording};
+
+use crate::base::{BLOCK_BYTES, Error, Result};
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
 
 /// A flat range of bytes with exact positioned I/O, one barrier, and a mapped log region.
 pub trait Device: Send + Sync {
@@ -56,7 +67,8 @@ pub trait Device: Send + Sync {
     fn grow(&self, len_bytes: u64) -> Result<()>;
 
     /// Sets aside the log region: allocated on the host, so that a store into it cannot fail for
-    /// want of room, and mapped. Called once, before the first `store_log`.
+    /// want of room, and mapped. Called before the first `store_log`; called again, it must
+    /// name the same region.
     ///
     /// # Errors
     /// `Io` when the host has no room or cannot map it.
@@ -77,4 +89,44 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// `Io` when the host does not say.
     fn host_bytes(&self) -> Result<u64>;
+
+    /// The descriptors through which it works, for a thread that gives up all others. They stay
+    /// the same as long as the device lives.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
+
+/// Checks that a range of whole blocks lies inside a device of `device_bytes`.
+///
+/// # Panics
+/// When the range is not whole blocks: no caller computes such a range from outside data.
+fn check_blocks(
+    action: &'static str,
+    offset_bytes: u64,
+    len_bytes: u64,
+    device_bytes: u64,
+) -> Result<()> {
+    const BLOCK: u64 = BLOCK_BYTES as u64;
+    assert!(
+        offset_bytes.is_multiple_of(BLOCK) && len_bytes.is_multiple_of(BLOCK),
+        "the range {offset_bytes}+{len_bytes} is not whole blocks"
+    );
+    let inside = offset_bytes
+        .checked_add(len_bytes)
+        .is_some_and(|end| end <= device_bytes);
+    if inside {
+        return Ok(());
+    }
+    let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the device ends before it");
+    Err(Error::io(action, source))
+}
+
+/// The pieces of `bufs` end to end.
+fn gather(bufs: &[IoSlice<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(bufs.iter().map(|piece| piece.len()).sum());
+    for piece in bufs {
+        bytes.extend_from_slice(piece);
+    }
+    bytes
 }

@@ -1,0 +1,291 @@
+//! A device that fails on purpose, for tests: any operation, at its nth call, once or for ever,
+//! with nothing or only half of it done.
+//!
+//! It sits before another device and is told explicitly what is to fail; a seed can choose when.
+//!
+//! # Invariants
+//! - A call that fails with `Errno` does not reach the device behind; one that fails with `Short`
+//!   reaches it with its first half.
+//! - Every call is counted, failed or not, from one.
+
+use super::{Device, gather};
+use crate::base::{BLOCK_BYTES, Error, Result};
+use parking_lot::RwLock;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `read_at`.
+    Read,
+    /// `write_at` and `write_vectored_at`.
+    Write,
+    /// `store_log`.
+    Store,
+    /// `flush`.
+    Flush,
+    /// `discard`.
+    Discard,
+}
+
+impl Operation {
+    const COUNT: usize = 5;
+
+    const fn index(self) -> usize {
+        match self {
+            Self::Read => 0,
+            Self::Write => 1,
+            Self::Store => 2,
+            Self::Flush => 3,
+            Self::Discard => 4,
+        }
+    }
+
+    const fn action(self) -> &'static str {
+        match self {
+            Self::Read => "read the pool",
+            Self::Write => "write the pool",
+            Self::Store => "store into the log",
+            Self::Flush => "flush the pool",
+            Self::Discard => "give space back to the host",
+        }
+    }
+}
+
+/// How long a fault lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// The nth call alone fails.
+    Once,
+    /// The nth call and all after it fail.
+    Forever,
+}
+
+/// What a failing call does before it answers with an errno.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    Errno(i32),
+    /// The first half of it, rounded down to whole blocks (a store: to bytes; a flush: nothing).
+    Short(i32),
+}
+
+impl Effect {
+    const fn errno(self) -> i32 {
+        match self {
+            Self::Errno(errno) | Self::Short(errno) => errno,
+        }
+    }
+
+    /// How much of `len` is done, in whole `unit`s.
+    const fn done(self, len: usize, unit: usize) -> usize {
+        match self {
+            Self::Errno(_) => 0,
+            Self::Short(_) => len / 2 / unit * unit,
+        }
+    }
+}
+
+/// One planned fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What fails.
+    pub operation: Operation,
+    /// Which call of it fails, counted from one since the device was made.
+    pub nth: u64,
+    /// How long it lasts.
+    pub lasting: Lasting,
+    /// What the failing call does.
+    pub effect: Effect,
+}
+
+impl Fault {
+    /// A single fault that `seed` chooses: one of `operations`, at one of its first `within`
+    /// calls, with EIO, short or not. One seed always chooses the same.
+    ///
+    /// # Panics
+    /// When `operations` is empty or `within` is zero.
+    #[must_use]
+    pub fn seeded(seed: u64, operations: &[Operation], within: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let effect = if random.random() {
+            Effect::Short(libc::EIO)
+        } else {
+            Effect::Errno(libc::EIO)
+        };
+        Self {
+            operation: operations[random.random_range(0..operations.len())],
+            nth: random.random_range(1..=within),
+            lasting: Lasting::Once,
+            effect,
+        }
+    }
+
+    const fn hits(&self, operation: Operation, call: u64) -> bool {
+        self.operation.index() == operation.index()
+            && match self.lasting {
+                Lasting::Once => call == self.nth,
+                Lasting::Forever => call >= self.nth,
+            }
+    }
+}
+
+/// A device that fails as planned and otherwise does what the one behind it does.
+pub struct FaultyDevice {
+    inner: Arc<dyn Device>,
+    plan: RwLock<Vec<Fault>>,
+    calls: [AtomicU64; Operation::COUNT],
+    failures: AtomicU64,
+}
+
+impl FaultyDevice {
+    /// A device without faults before `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Device>) -> Self {
+        Self {
+            inner,
+            plan: RwLock::new(Vec::new()),
+            calls: [const { AtomicU64::new(0) }; Operation::COUNT],
+            failures: AtomicU64::new(0),
+        }
+    }
+
+    /// Plans one more fault; of two for the same call, the one planned first counts.
+    pub fn inject(&self, fault: Fault) {
+        self.plan.write().push(fault);
+    }
+
+    /// Plans a fault for the next call of `operation`.
+    pub fn fail_next(&self, operation: Operation, lasting: Lasting, effect: Effect) {
+        self.inject(Fault {
+            operation,
+            nth: self.calls(operation) + 1,
+            lasting,
+            effect,
+        });
+    }
+
+    /// Drops the whole plan: the device works from now on.
+    pub fn heal(&self) {
+        self.plan.write().clear();
+    }
+
+    /// How often `operation` was called.
+    #[must_use]
+    pub fn calls(&self, operation: Operation) -> u64 {
+        self.calls[operation.index()].load(Ordering::SeqCst)
+    }
+
+    /// How many calls failed as planned.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::SeqCst)
+    }
+
+    /// Counts the call and says how it is to fail, if it is.
+    fn next(&self, operation: Operation) -> Option<Effect> {
+        let call = self.calls[operation.index()].fetch_add(1, Ordering::SeqCst) + 1;
+        let plan = self.plan.read();
+        let fault = plan.iter().find(|fault| fault.hits(operation, call))?;
+        self.failures.fetch_add(1, Ordering::SeqCst);
+        Some(fault.effect)
+    }
+
+    fn write(&self, buf: &[u8], offset_bytes: u64, effect: Effect) -> Result<()> {
+        let done = effect.done(buf.len(), BLOCK_BYTES);
+        if done > 0 {
+            self.inner.write_at(&buf[..done], offset_bytes)?;
+        }
+        fail(Operation::Write, effect)
+    }
+}
+
+fn fail(operation: Operation, effect: Effect) -> Result<()> {
+    let source = io::Error::from_raw_os_error(effect.errno());
+    Err(Error::io(operation.action(), source))
+}
+
+impl Device for FaultyDevice {
+    fn len_bytes(&self) -> u64 {
+        self.inner.len_bytes()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        let Some(effect) = self.next(Operation::Read) else {
+            return self.inner.read_at(buf, offset_bytes);
+        };
+        let done = effect.done(buf.len(), BLOCK_BYTES);
+        if done > 0 {
+            self.inner.read_at(&mut buf[..done], offset_bytes)?;
+        }
+        fail(Operation::Read, effect)
+    }
+
+    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        match self.next(Operation::Write) {
+            None => self.inner.write_at(buf, offset_bytes),
+            Some(effect) => self.write(buf, offset_bytes, effect),
+        }
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()> {
+        match self.next(Operation::Write) {
+            None => self.inner.write_vectored_at(bufs, offset_bytes),
+            Some(effect) => self.write(&gather(bufs), offset_bytes, effect),
+        }
+    }
+
+    fn flush(&self) -> Result<()> {
+        match self.next(Operation::Flush) {
+            None => self.inner.flush(),
+            Some(effect) => fail(Operation::Flush, effect),
+        }
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        let Some(effect) = self.next(Operation::Discard) else {
+            return self.inner.discard(offset_bytes, len_bytes);
+        };
+        // A range too long for memory's lengths is longer than any test's device.
+        let done = effect.done(usize::try_from(len_bytes).unwrap_or(0), BLOCK_BYTES);
+        if done > 0 {
+            self.inner.discard(offset_bytes, done as u64)?;
+        }
+        fail(Operation::Discard, effect)
+    }
+
+    fn grow(&self, len_bytes: u64) -> Result<()> {
+        self.inner.grow(len_bytes)
+    }
+
+    fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.inner.map_log(offset_bytes, len_bytes)
+    }
+
+    fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        let Some(effect) = self.next(Operation::Store) else {
+            return self.inner.store_log(offset_bytes, bytes);
+        };
+        let done = effect.done(bytes.len(), 1);
+        if done > 0 {
+            self.inner.store_log(offset_bytes, &bytes[..done])?;
+        }
+        fail(Operation::Store, effect)
+    }
+
+    fn host_bytes(&self) -> Result<u64> {
+        self.inner.host_bytes()
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.inner.descriptors()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! Fail-stop: after the first failed change of a device, nothing more is changed.
+//!
+//! A host forgets what it could not write back once it has reported the failure, so that a second
+//! flush would succeed without the data. Nothing is tried again, therefore; what is known to be
+//! durable can still be read, and opening the pool again recovers from that.
+//!
+//! # Invariants
+//! - Once a write, store or flush has failed, every later change and flush answers `Latched`.
+//! - A flush answers `Ok` only if no flush failed before it: flushes run one at a time, because
+//!   a host reports a failed writeback to only one of several that run at once.
+//! - A failed read or discard stops nothing. Neither does a write for which the host had no room:
+//!   it was answered as an error, nobody was told that it is there, and room may come.
+
+use super::Device;
+use crate::base::{Error, Result};
+use parking_lot::Mutex;
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
+
+/// What failed first, and how.
+struct Failure {
+    action: &'static str,
+    source: io::Error,
+}
+
+impl Failure {
+    fn to_error(&self) -> Error {
+        Error::Latched {
+            action: self.action,
+            source: Error::copy_io(&self.source),
+        }
+    }
+}
+
+/// A device that stops for good at the first failed change.
+pub struct LatchedDevice {
+    inner: Arc<dyn Device>,
+    /// Set once. To look at it costs one atomic load.
+    first: OnceLock<Failure>,
+    /// Held over a flush.
+    flushing: Mutex<()>,
+}
+
+impl LatchedDevice {
+    /// Puts a latch before `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Device>) -> Self {
+        Self {
+            inner,
+            first: OnceLock::new(),
+            flushing: Mutex::new(()),
+        }
+    }
+
+    /// The `Latched` error that changes now get, if one has failed.
+    #[must_use]
+    pub fn error(&self) -> Option<Error> {
+        self.first.get().map(Failure::to_error)
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.first.get() {
+            None => Ok(()),
+            Some(failure) => Err(failure.to_error()),
+        }
+    }
+
+    /// Stops the device. Of several failures at once, the first one here is kept.
+    fn stop(&self, action: &'static str, error: &Error) {
+        let source = match error {
+            Error::Io { source, .. } | Error::Latched { source, .. } => Error::copy_io(source),
+            other => io::Error::from_raw_os_error(other.errno()),
+        };
+        let _ = self.first.set(Failure { action, source });
+    }
+
+    fn write(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.check()?;
+        write().inspect_err(|error| {
+            if !host_is_full(error) {
+                self.stop("write", error);
+            }
+        })
+    }
+}
+
+fn host_is_full(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Io { source, .. }
+            if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    )
+}
+
+impl Device for LatchedDevice {
+    fn len_bytes(&self) -> u64 {
+        self.inner.len_bytes()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        self.inner.read_at(buf, offset_bytes)
+    }
+
+    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        self.write(|| self.inner.write_at(buf, offset_bytes))
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()> {
+        self.write(|| self.inner.write_vectored_at(bufs, offset_bytes))
+    }
+
+    fn flush(&self) -> Result<()> {
+        let _flushing = self.flushing.lock();
+        self.check()?;
+        self.inner
+            .flush()
+            .inspect_err(|error| self.stop("flush", error))
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.check()?;
+        self.inner.discard(offset_bytes, len_bytes)
+    }
+
+    fn grow(&self, len_bytes: u64) -> Result<()> {
+        self.check()?;
+        self.inner.grow(len_bytes)
+    }
+
+    fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.check()?;
+        self.inner.map_log(offset_bytes, len_bytes)
+    }
+
+    fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        self.check()?;
+        self.inner
+            .store_log(offset_bytes, bytes)
+            .inspect_err(|error| self.stop("store into the log", error))
+    }
+
+    fn host_bytes(&self) -> Result<u64> {
+        self.inner.host_bytes()
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.inner.descriptors()
+    }
+}
+
+#[cfg(test)]
+mod tests;

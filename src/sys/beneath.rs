@@ -1,0 +1,73 @@
+//! Opening paths beneath a directory, as a process confined to it would.
+//!
+//! Every path goes through `openat2(2)` with `RESOLVE_IN_ROOT`: absolute symbolic links and `..`
+//! are resolved against the given directory and cannot leave it, whatever the tree holds. Magic
+//! links (`/proc/self/fd/N` and their like) are refused.
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// How often an `openat2` that raced with a rename elsewhere in the tree is tried again.
+const RACE_RETRIES: u32 = 16;
+
+/// Opens `path` beneath `root`, following symbolic links as if `root` were `/`.
+///
+/// # Errors
+/// What `openat2(2)` answers.
+pub(crate) fn open_in_root(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlag,
+) -> Result<OwnedFd, Errno> {
+    resolve(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT)
+}
+
+/// Opens `path` beneath `root` without following any symbolic link, the last one included.
+///
+/// # Errors
+/// `ELOOP` where a symbolic link is met on the way, else what `openat2(2)` answers.
+pub(crate) fn open_plain(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlag,
+) -> Result<OwnedFd, Errno> {
+    let beneath = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    resolve(root, path, flags | OFlag::O_NOFOLLOW, beneath)
+}
+
+/// The metadata of the object itself that `fd` (also one opened with `O_PATH`) stands for.
+///
+/// # Errors
+/// What `fstatat(2)` answers.
+pub(crate) fn stat_itself(fd: impl AsFd) -> Result<FileStat, Errno> {
+    fstatat(fd, "", AtFlags::AT_EMPTY_PATH)
+}
+
+fn resolve(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlag,
+    within: ResolveFlag,
+) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() {
+        b".".as_slice()
+    } else {
+        path
+    };
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .mode(Mode::empty())
+        .resolve(within | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let mut tries = 0;
+    loop {
+        match openat2(root, OsStr::from_bytes(path), how) {
+            // The kernel answers EAGAIN when a rename or mount elsewhere raced with a `..`.
+            Err(Errno::EAGAIN | Errno::EINTR) if tries < RACE_RETRIES => tries += 1,
+            answer => return answer,
+        }
+    }
+}
