@@ -7,7 +7,9 @@
 //! | 0 | [`base`] | units, errors, codec, checksums |
 //! | 0 | `sys` | the only `unsafe`: mappings, loop devices, mounts, hole punching |
 //! | 1 | [`device`] | where the pool's bytes lie |
+//! | 1 | [`mod@format`] | what lies on disk |
 
 pub mod base;
 pub mod device;
+pub mod format;
 mod sys;

@@ -1,0 +1,183 @@
+//! Where the parts of a pool lie: superblocks, log, allocation groups, superblock copies.
+
+use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
+
+/// Blocks before the log: the two superblock slots and room that is kept.
+pub const LOG_START: u64 = 16;
+/// Blocks at the end of the pool: a copy of each superblock slot.
+pub const TAIL_BLOCKS: u64 = 2;
+/// Blocks in an allocation group (128 MiB).
+pub const GROUP_BLOCKS: u64 = 32_768;
+/// Blocks at a group's start: two bitmap slots of a header and a bitmap each.
+pub const GROUP_HEADER_BLOCKS: u64 = 4;
+/// Fewest blocks in the last group; a shorter rest of the pool stays unused.
+pub const MIN_GROUP_BLOCKS: u64 = 64;
+/// The smallest log, in bytes.
+pub const MIN_LOG_BYTES: u64 = 64 << 10;
+/// The largest log, in bytes.
+pub const MAX_LOG_BYTES: u64 = 4 << 30;
+/// The smallest pool, in bytes.
+pub const MIN_POOL_BYTES: u64 = 2 << 20;
+/// The largest pool, in bytes: 2^40 blocks of 4 KiB less one.
+pub const MAX_POOL_BYTES: u64 = ((1 << 40) - 1) << 12;
+
+/// The places of a pool's parts, derived from its block count and log size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    block_count: u64,
+    log_blocks: u64,
+}
+
+impl Layout {
+    /// The layout of a pool of `block_count` blocks with a log of `log_blocks`.
+    ///
+    /// # Errors
+    /// `InvalidSize` when the pool or the log is too small or too large.
+    pub fn new(block_count: u64, log_blocks: u64) -> Result<Self> {
+        let block = BLOCK_BYTES as u64;
+        if !(MIN_POOL_BYTES / block..=MAX_POOL_BYTES / block).contains(&block_count) {
+            let (min_bytes, max_bytes) = (MIN_POOL_BYTES, MAX_POOL_BYTES);
+            return Err(Error::InvalidSize {
+                what: "a pool",
+                min_bytes,
+                max_bytes,
+            });
+        }
+        let most = MAX_LOG_BYTES.min((block_count / 2) * block);
+        if !(MIN_LOG_BYTES / block..=most / block).contains(&log_blocks) {
+            let (min_bytes, max_bytes) = (MIN_LOG_BYTES, most);
+            return Err(Error::InvalidSize {
+                what: "the log",
+                min_bytes,
+                max_bytes,
+            });
+        }
+        Ok(Self {
+            block_count,
+            log_blocks,
+        })
+    }
+
+    /// The log size that suits a pool of `pool_bytes`: a sixteenth of it, 256 KiB to 256 MiB.
+    #[must_use]
+    pub fn default_log_bytes(pool_bytes: u64) -> u64 {
+        (pool_bytes / 16).clamp(256 << 10, 256 << 20) & !(BLOCK_BYTES as u64 - 1)
+    }
+
+    /// Blocks in the pool.
+    #[must_use]
+    pub const fn block_count(self) -> u64 {
+        self.block_count
+    }
+
+    /// Blocks in the log ring.
+    #[must_use]
+    pub const fn log_blocks(self) -> u64 {
+        self.log_blocks
+    }
+
+    /// Byte offset of the log ring.
+    #[must_use]
+    pub const fn log_offset_bytes(self) -> u64 {
+        LOG_START * BLOCK_BYTES as u64
+    }
+
+    /// Bytes in the log ring.
+    #[must_use]
+    pub const fn log_bytes(self) -> u64 {
+        self.log_blocks * BLOCK_BYTES as u64
+    }
+
+    /// The first block of the first group.
+    #[must_use]
+    pub const fn groups_start(self) -> u64 {
+        LOG_START + self.log_blocks
+    }
+
+    /// How many allocation groups there are.
+    #[must_use]
+    pub const fn group_count(self) -> u64 {
+        let room = self.block_count - TAIL_BLOCKS - self.groups_start();
+        let whole = room / GROUP_BLOCKS;
+        if room % GROUP_BLOCKS >= MIN_GROUP_BLOCKS {
+            whole + 1
+        } else {
+            whole
+        }
+    }
+
+    /// The first block of group `group`.
+    #[must_use]
+    pub const fn group_start(self, group: u64) -> u64 {
+        self.groups_start() + group * GROUP_BLOCKS
+    }
+
+    /// Blocks in group `group`, its header included.
+    #[must_use]
+    pub const fn group_blocks(self, group: u64) -> u64 {
+        let rest = self.block_count - TAIL_BLOCKS - self.group_start(group);
+        if rest < GROUP_BLOCKS {
+            rest
+        } else {
+            GROUP_BLOCKS
+        }
+    }
+
+    /// Where bitmap slot `slot` (0 or 1) of `group` lies: its header; the bitmap follows.
+    #[must_use]
+    pub const fn bitmap_slot(self, group: u64, slot: u8) -> BlockAddr {
+        BlockAddr(self.group_start(group) + slot as u64 * 2)
+    }
+
+    /// The group of `addr` and the block's number in it; `None` for a block that cannot hold data
+    /// or a node.
+    #[must_use]
+    pub const fn locate(self, addr: BlockAddr) -> Option<(u64, u64)> {
+        if addr.0 < self.groups_start() {
+            return None;
+        }
+        let group = (addr.0 - self.groups_start()) / GROUP_BLOCKS;
+        let index = (addr.0 - self.groups_start()) % GROUP_BLOCKS;
+        if group >= self.group_count()
+            || index >= self.group_blocks(group)
+            || index < GROUP_HEADER_BLOCKS
+        {
+            return None;
+        }
+        Some((group, index))
+    }
+
+    /// Where superblock slot `slot` (0 or 1) lies, and its copy at the end of the pool.
+    #[must_use]
+    pub const fn superblock_slots(self, slot: u8) -> [BlockAddr; 2] {
+        [
+            BlockAddr(slot as u64),
+            BlockAddr(self.block_count - TAIL_BLOCKS + slot as u64),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_block_is_in_at_most_one_part() {
+        let layout = Layout::new(GROUP_BLOCKS * 2 + 5000, 64).unwrap();
+        assert_eq!(layout.group_count(), 3);
+        assert_eq!(layout.locate(BlockAddr(layout.groups_start())), None);
+        let first = BlockAddr(layout.groups_start() + GROUP_HEADER_BLOCKS);
+        assert_eq!(layout.locate(first), Some((0, GROUP_HEADER_BLOCKS)));
+        let last = BlockAddr(layout.block_count() - TAIL_BLOCKS - 1);
+        assert_eq!(layout.locate(last), Some((2, layout.group_blocks(2) - 1)));
+        assert_eq!(layout.locate(BlockAddr(last.0 + 1)), None);
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        assert!(Layout::new(100, 16).is_err());
+        assert!(Layout::new(1 << 20, 1).is_err());
+        assert!(Layout::new(1 << 20, 1 << 19).is_ok());
+        assert!(Layout::new(1 << 20, (1 << 19) + 1).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! The 16-byte pointer: where a block lies, when it was written, and what its bytes sum to.
+//!
+//! The same for data blocks and map nodes. A hole is sixteen zero bytes.
+
+use crate::base::{BlockAddr, Generation};
+
+/// Bytes in an encoded pointer.
+pub const POINTER_BYTES: usize = 16;
+
+const ADDR_BITS: u32 = 40;
+const ADDR_MASK: u64 = (1 << ADDR_BITS) - 1;
+const FLAGS_SHIFT: u32 = 40;
+const BIRTH_LOW_SHIFT: u32 = 48;
+
+const KIND_DATA: u64 = 1;
+const KIND_NODE: u64 = 2;
+/// Set only in memory, where the child is a dirty node that has no address yet.
+const KIND_UNWRITTEN: u64 = 0x80;
+
+/// What a pointer leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PointerKind {
+    /// Nothing: the range reads as zeros.
+    Hole,
+    /// A block of data.
+    Data,
+    /// A map node.
+    Node,
+    /// A map node that so far exists in memory only; never on disk.
+    Unwritten,
+}
+
+/// A block address with kind, birth and checksum, in two little-endian words.
+///
+/// Word 0: address (bits 0 to 39), flags (40 to 47), birth's low 16 bits (48 to 63).
+/// Word 1: birth's high 32 bits (0 to 31), CRC-32 (32 to 63).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Pointer {
+    words: [u64; 2],
+}
+
+impl Pointer {
+    /// The pointer that leads nowhere.
+    pub const HOLE: Self = Self { words: [0, 0] };
+
+    /// The largest block address that fits.
+    pub const MAX_ADDR: BlockAddr = BlockAddr(ADDR_MASK);
+
+    /// A pointer to a data block.
+    #[must_use]
+    pub const fn data(addr: BlockAddr, birth: Generation, crc: u32) -> Self {
+        Self::pack(addr, KIND_DATA, birth, crc)
+    }
+
+    /// A pointer to a map node.
+    #[must_use]
+    pub const fn node(addr: BlockAddr, birth: Generation, crc: u32) -> Self {
+        Self::pack(addr, KIND_NODE, birth, crc)
+    }
+
+    /// The place holder for a child node that has no address yet.
+    #[must_use]
+    pub const fn unwritten(birth: Generation) -> Self {
+        Self::pack(BlockAddr(0), KIND_UNWRITTEN, birth, 0)
+    }
+
+    const fn pack(addr: BlockAddr, flags: u64, birth: Generation, crc: u32) -> Self {
+        debug_assert!(addr.0 <= ADDR_MASK && birth.0 <= Generation::MAX.0);
+        Self {
+            words: [
+                addr.0 | flags << FLAGS_SHIFT | birth.0 << BIRTH_LOW_SHIFT,
+                birth.0 >> 16 | (crc as u64) << 32,
+            ],
+        }
+    }
+
+    /// The pointer in two words, as they lie on disk.
+    #[must_use]
+    pub const fn words(self) -> [u64; 2] {
+        self.words
+    }
+
+    /// A pointer from its two words, unchecked: `kind` answers `None` for an ill-formed one.
+    #[must_use]
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        Self { words }
+    }
+
+    /// What it leads to; `None` when its flags are not of this format version.
+    #[must_use]
+    pub const fn kind(self) -> Option<PointerKind> {
+        match self.words[0] >> FLAGS_SHIFT & 0xff {
+            0 if self.words[0] == 0 && self.words[1] == 0 => Some(PointerKind::Hole),
+            KIND_DATA => Some(PointerKind::Data),
+            KIND_NODE => Some(PointerKind::Node),
+            KIND_UNWRITTEN => Some(PointerKind::Unwritten),
+            _ => None,
+        }
+    }
+
+    /// Whether it leads nowhere.
+    #[must_use]
+    pub const fn is_hole(self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0
+    }
+
+    /// Where the block lies.
+    #[must_use]
+    pub const fn addr(self) -> BlockAddr {
+        BlockAddr(self.words[0] & ADDR_MASK)
+    }
+
+    /// The generation in which the block was written.
+    #[must_use]
+    pub const fn birth(self) -> Generation {
+        Generation(self.words[0] >> BIRTH_LOW_SHIFT | (self.words[1] & 0xffff_ffff) << 16)
+    }
+
+    /// The CRC-32 of the block's bytes.
+    #[must_use]
+    pub const fn crc(self) -> u32 {
+        (self.words[1] >> 32) as u32
+    }
+
+    /// The encoded pointer.
+    #[must_use]
+    pub fn encode(self) -> [u8; POINTER_BYTES] {
+        let mut bytes = [0; POINTER_BYTES];
+        bytes[..8].copy_from_slice(&self.words[0].to_le_bytes());
+        bytes[8..].copy_from_slice(&self.words[1].to_le_bytes());
+        bytes
+    }
+
+    /// The pointer in `bytes`, unchecked as in `from_words`.
+    #[must_use]
+    pub fn decode(bytes: &[u8; POINTER_BYTES]) -> Self {
+        let (low, high) = bytes.split_at(8);
+        let word = |half: &[u8]| u64::from_le_bytes(half.try_into().expect("half of 16 bytes"));
+        Self::from_words([word(low), word(high)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pointer_keeps_every_field_at_its_limits() {
+        for (addr, birth, crc) in [
+            (1, 1, 0),
+            (ADDR_MASK, Generation::MAX.0, u32::MAX),
+            (0x12_3456_789a, 0x1234_5678_9abc, 7),
+        ] {
+            for pointer in [
+                Pointer::data(BlockAddr(addr), Generation(birth), crc),
+                Pointer::node(BlockAddr(addr), Generation(birth), crc),
+            ] {
+                assert_eq!(pointer.addr().0, addr);
+                assert_eq!(pointer.birth().0, birth);
+                assert_eq!(pointer.crc(), crc);
+                assert_eq!(Pointer::decode(&pointer.encode()), pointer);
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_flags_and_half_empty_holes_are_ill_formed() {
+        assert_eq!(Pointer::HOLE.kind(), Some(PointerKind::Hole));
+        assert_eq!(Pointer::from_words([0, 1]).kind(), None);
+        assert_eq!(Pointer::from_words([5, 0]).kind(), None);
+        assert_eq!(Pointer::from_words([3 << FLAGS_SHIFT, 0]).kind(), None);
+    }
+}
