@@ -8,8 +8,12 @@
 //! | 0 | `sys` | the only `unsafe`: mappings, loop devices, mounts, hole punching |
 //! | 1 | [`device`] | where the pool's bytes lie |
 //! | 1 | [`mod@format`] | what lies on disk |
+//! | 2 | [`space`] | which blocks are free |
+//! | 2 | [`log`] | the ring of intent records |
 
 pub mod base;
 pub mod device;
 pub mod format;
+pub mod log;
+pub mod space;
 mod sys;
