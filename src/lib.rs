@@ -10,10 +10,12 @@
 //! | 1 | [`mod@format`] | what lies on disk |
 //! | 2 | [`space`] | which blocks are free |
 //! | 2 | [`log`] | the ring of intent records |
+//! | 3 | [`map`] | where each block of a volume lies |
 
 pub mod base;
 pub mod device;
 pub mod format;
 pub mod log;
+pub mod map;
 pub mod space;
 mod sys;
