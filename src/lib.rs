@@ -11,11 +11,13 @@
 //! | 2 | [`space`] | which blocks are free |
 //! | 2 | [`log`] | the ring of intent records |
 //! | 3 | [`map`] | where each block of a volume lies |
+//! | 4 | [`pool`] | volumes, checkpoints, recovery: the engine's outside |
 
 pub mod base;
 pub mod device;
 pub mod format;
 pub mod log;
 pub mod map;
+pub mod pool;
 pub mod space;
 mod sys;

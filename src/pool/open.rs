@@ -1,0 +1,285 @@
+//! Opening a pool: superblock, bitmaps, catalogue, and then the log.
+
+use super::catalogue::Catalogue;
+use super::checkpoint::Checkpointer;
+use super::forest::{Forest, Tended};
+use super::handle::Pool;
+use super::info::OpenOptions;
+use super::shared::{Changes, Shared, Signal};
+use super::volume::VolumeCore;
+use super::{MAX_VOLUME_BYTES, background};
+use crate::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Name, Result};
+use crate::device::{Device, LatchedDevice};
+use crate::format::catalogue::{EntryId, RecordEntry, VolumeEntry};
+use crate::format::pointer::PointerKind;
+use crate::format::{Layout, Pointer, Superblock, layout::TAIL_BLOCKS};
+use crate::log::{Log, Position};
+use crate::map::{Inheritance, NodeStore};
+use crate::space::{Committed, Space};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+/// The fewest memory nodes that are allowed, whatever the cache's limit.
+const FEWEST_MEMORY_NODES: u64 = 512;
+/// What a memory node costs with its children's table, in bytes.
+const MEMORY_NODE_BYTES: u64 = 6400;
+
+impl Pool {
+    /// Opens a pool, and recovers it if it was not closed.
+    ///
+    /// # Errors
+    /// `NotAPool`, `Incompatible`, `Corrupt` when what must be read is damaged, `Io`.
+    pub fn open(device: Arc<dyn Device>, options: &OpenOptions) -> Result<Self> {
+        let device = Arc::new(LatchedDevice::new(device));
+        let (superblock, slot) = find_superblock(&*device)?;
+        let layout = superblock.layout;
+        device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
+        let shared = Arc::new(load(device, superblock, slot, options)?);
+        shared.replay()?;
+        if options.background {
+            background::start(&shared);
+        }
+        Ok(Self { shared })
+    }
+
+    /// Writes a last checkpoint and stops the background threads. Later calls answer `Closed`.
+    ///
+    /// # Errors
+    /// `Io`; nothing is lost then, and the next open recovers.
+    pub fn close(&self) -> Result<()> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        background::stop(&self.shared);
+        self.shared.checkpoint()
+    }
+}
+
+/// The newest valid superblock and its slot, of the two slots and their copies: a copy may be all
+/// that is left of the newest.
+pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
+    let device_blocks = device.len_bytes() / BLOCK_BYTES as u64;
+    let mut refusal = Error::NotAPool;
+    let mut found: Vec<(Superblock, u8)> = Vec::new();
+    let tail = device_blocks
+        .checked_sub(TAIL_BLOCKS)
+        .ok_or(Error::NotAPool)?;
+    read_slots(device, 0, &mut found, &mut refusal)?;
+    // A pool that has just grown has its newest copies at the end of the device.
+    let mut tails: Vec<u64> = vec![tail];
+    tails.extend(
+        found
+            .iter()
+            .map(|(found, _)| found.layout.superblock_slots(0)[1].0),
+    );
+    tails.sort_unstable();
+    tails.dedup();
+    let uuid = found.first().map(|(found, _)| found.uuid);
+    for start in tails.into_iter().filter(|start| *start <= tail) {
+        read_slots(device, start, &mut found, &mut refusal)?;
+    }
+    found.retain(|(found, _)| uuid.is_none_or(|uuid| found.uuid == uuid));
+    let newest = found.into_iter().max_by_key(|(found, _)| found.generation);
+    let Some((newest, slot)) = newest else {
+        return Err(refusal);
+    };
+    let pool_blocks = newest.layout.block_count();
+    if pool_blocks > device_blocks {
+        return Err(CorruptKind::Truncated {
+            device_blocks,
+            pool_blocks,
+        }
+        .into());
+    }
+    Ok((newest, slot))
+}
+
+fn read_slots(
+    device: &dyn Device,
+    start: u64,
+    found: &mut Vec<(Superblock, u8)>,
+    refusal: &mut Error,
+) -> Result<()> {
+    for slot in [0u8, 1] {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        device.read_at(
+            &mut bytes,
+            BlockAddr(start + u64::from(slot)).offset_bytes(),
+        )?;
+        match Superblock::decode(&bytes) {
+            Ok(superblock) => found.push((superblock, slot)),
+            // What a newer version wrote is not to be taken back to an older state.
+            Err(error @ Error::Incompatible { .. }) => return Err(error),
+            Err(error) if matches!(refusal, Error::NotAPool) => *refusal = error,
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn load(
+    device: Arc<LatchedDevice>,
+    superblock: Superblock,
+    slot: u8,
+    options: &OpenOptions,
+) -> Result<Shared> {
+    let layout = superblock.layout;
+    let plain: Arc<dyn Device> = Arc::clone(&device) as Arc<dyn Device>;
+    let store = NodeStore::new(Arc::clone(&plain), layout, options.cache_bytes / 2);
+    store.set_now(superblock.generation);
+    let committed = Committed::load(&*device, &superblock)?;
+    let mut forest = Forest::default();
+    let mut loading = Loading {
+        superblock: &superblock,
+        ids: HashSet::new(),
+    };
+    let catalogue = Catalogue::load(&store, &*device, &superblock, |id, bytes| {
+        loading.take(&mut forest, id, &bytes)
+    })?;
+    link(&mut forest)?;
+    let start = Position {
+        sequence: superblock.log_sequence,
+        bytes: superblock.log_offset,
+    };
+    let nodes = (options.cache_bytes / 2 / MEMORY_NODE_BYTES).max(FEWEST_MEMORY_NODES);
+    Ok(Shared {
+        space: Space::new(layout, |group| committed.bitmap(group)),
+        log: Log::new(plain, &layout, start, start, superblock.log_salt),
+        store,
+        uuid: superblock.uuid,
+        generation: AtomicU64::new(superblock.generation.next().0),
+        last_cut: AtomicU64::new(superblock.generation.0),
+        next_volume_id: AtomicU64::new(superblock.next_volume_id),
+        checkpointer: Mutex::new(Checkpointer {
+            catalogue,
+            committed,
+            superblock,
+            slot,
+        }),
+        device,
+        reclaiming: Mutex::new(()),
+        forest: RwLock::new(forest),
+        cut: RwLock::new(()),
+        changes: Mutex::new(Changes::default()),
+        pending_free: AtomicI64::new(0),
+        freed_since_cut: AtomicU64::new(0),
+        checkpoints: AtomicU64::new(0),
+        memory_nodes_max: usize::try_from(nodes).unwrap_or(usize::MAX),
+        closed: AtomicBool::new(false),
+        stopped: AtomicBool::new(false),
+        signal: Arc::new(Signal::default()),
+        threads: Mutex::default(),
+    })
+}
+
+/// Takes entries of the catalogue in, and refuses what cannot be.
+struct Loading<'a> {
+    superblock: &'a Superblock,
+    ids: HashSet<Name>,
+}
+
+impl Loading<'_> {
+    fn take(&mut self, forest: &mut Forest, id: EntryId, bytes: &[u8]) -> Result<()> {
+        match id {
+            EntryId::Volume(number) => {
+                let entry = VolumeEntry::decode(bytes)?;
+                let sound = entry.id.0 == number
+                    && number < self.superblock.next_volume_id
+                    && entry.branch <= self.superblock.generation
+                    && counts_are_possible(&entry)
+                    && root_is_possible(&entry, &self.superblock.layout)
+                    && entry
+                        .name
+                        .as_ref()
+                        .is_none_or(|name| self.ids.insert(name.clone()));
+                if !sound {
+                    return Err(CorruptKind::Catalogue("a volume's entry is impossible").into());
+                }
+                forest.insert(Tended {
+                    core: Arc::new(VolumeCore::from_entry(&entry)),
+                    name: entry.name,
+                    parent: entry.parent,
+                    children: BTreeSet::new(),
+                    created_ns: entry.created_ns,
+                    labels: entry.labels,
+                });
+                Ok(())
+            }
+            EntryId::Record(number) => {
+                if forest.load_record(number, RecordEntry::decode(bytes)?) {
+                    return Ok(());
+                }
+                Err(CorruptKind::Catalogue("a record is there twice").into())
+            }
+        }
+    }
+}
+
+fn counts_are_possible(entry: &VolumeEntry) -> bool {
+    let most = Pointer::MAX_ADDR.0;
+    (1..=MAX_VOLUME_BYTES).contains(&entry.size_bytes)
+        && entry.own_blocks <= most
+        && entry.mapped_blocks <= most
+}
+
+fn root_is_possible(entry: &VolumeEntry, layout: &Layout) -> bool {
+    match entry.root.kind() {
+        Some(PointerKind::Hole) => true,
+        Some(PointerKind::Node) => layout.locate(entry.root.addr()).is_some(),
+        _ => false,
+    }
+}
+
+/// Makes children known to their parents, and has what a removed parent left pass on to its
+/// child.
+fn link(forest: &mut Forest) -> Result<()> {
+    let pairs: Vec<_> = forest
+        .volumes
+        .iter()
+        .filter_map(|(id, volume)| Some((*id, volume.parent?)))
+        .collect();
+    for (id, parent) in &pairs {
+        let height = forest.volumes[id].core.tree.root().height;
+        let parent = forest.volumes.get_mut(parent);
+        let parent = parent.ok_or(CorruptKind::Catalogue("a volume's parent is missing"))?;
+        if height < parent.core.tree.root().height {
+            return Err(CorruptKind::Catalogue("a volume's map is lower than its parent's").into());
+        }
+        parent.children.insert(*id);
+    }
+    // Every volume must come down from a root: a cycle would have no end.
+    let mut reached = 0;
+    let mut next: Vec<_> = forest
+        .volumes
+        .iter()
+        .filter(|(_, volume)| volume.parent.is_none())
+        .map(|(id, _)| *id)
+        .collect();
+    while let Some(id) = next.pop() {
+        reached += 1;
+        next.extend(forest.volumes[&id].children.iter().copied());
+    }
+    if reached != forest.volumes.len() {
+        return Err(CorruptKind::Catalogue("volumes are each other's parents").into());
+    }
+    for id in &forest.removed {
+        pass_on(forest, *id);
+    }
+    Ok(())
+}
+
+/// Tells the only child of a removed volume that is being settled what it inherits.
+fn pass_on(forest: &Forest, removed: crate::base::VolumeId) {
+    let parent = &forest.volumes[&removed];
+    let settled = parent.core.settled.load(Ordering::Acquire);
+    let mut children = parent.children.iter();
+    if let (Some(child), None) = (children.next(), children.next())
+        && settled > 0
+    {
+        let branch: Generation = parent.core.writer.lock().branch;
+        let mut writer = forest.volumes[child].core.writer.lock();
+        writer.inheritance = Some((Inheritance { branch, settled }, Arc::clone(&parent.core)));
+    }
+}

@@ -1,0 +1,197 @@
+//! Writing: data first, then the log record, then the map.
+
+use super::handle::Volume;
+use super::publish::{Refusal, publish};
+use super::read::read_block;
+use super::shared::Shared;
+use super::volume::VolumeCore;
+use crate::base::checksum::crc32;
+use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
+use crate::format::Pointer;
+use crate::format::operation::{MAX_WRITE_BLOCKS, Run};
+use crate::space::BlockRun;
+use std::cell::RefCell;
+
+/// What one write needs, kept between writes so that none of them allocates memory.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) runs: Vec<Run>,
+    pub(super) crcs: Vec<u32>,
+    pub(super) pointers: Vec<Pointer>,
+    pub(super) record: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Volume {
+    /// Writes `buf` at `offset_bytes`, any offset and length inside the volume's size. Once it
+    /// returns, the data survives the death of the process; after the next `flush`, a power cut.
+    /// Blocks of zeros become holes. Where writes overlap, each block has one's or the other's.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `Frozen`, `NoSpace`, `Io`; any part may then have been written.
+    pub fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        self.shared.check_open()?;
+        self.check_range(offset_bytes, buf.len() as u64)?;
+        self.check_unfrozen()?;
+        let block = BLOCK_BYTES as u64;
+        let (mut rest, mut at) = (buf, offset_bytes);
+        while !rest.is_empty() {
+            let within = usize::try_from(at % block).expect("under 4096");
+            let len = if within != 0 || rest.len() < BLOCK_BYTES {
+                let len = rest.len().min(BLOCK_BYTES - within);
+                self.write_part(at / block, within, &rest[..len])?;
+                len
+            } else {
+                let len = (rest.len() & !(BLOCK_BYTES - 1)).min(MAX_WRITE_BLOCKS * BLOCK_BYTES);
+                self.write_blocks(at / block, &rest[..len], None)
+                    .map_err(|refusal| self.explain(refusal, at, len as u64))?;
+                len
+            };
+            rest = &rest[len..];
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes a part of one block: reads it, changes it, and writes it whole, anew if another
+    /// write came between.
+    pub(super) fn write_part(&self, block: u64, within: usize, part: &[u8]) -> Result<()> {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        loop {
+            let old = read_block(&self.shared, &self.core, block, &mut bytes)?;
+            bytes[within..within + part.len()].copy_from_slice(part);
+            match self.write_blocks(block, &bytes, Some(old)) {
+                Err(Refusal::Overtaken) => {}
+                Err(refusal) => {
+                    let offset = BlockAddr(block).offset_bytes() + within as u64;
+                    return Err(self.explain(refusal, offset, part.len() as u64));
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    /// Writes whole blocks, at most `MAX_WRITE_BLOCKS`; where `expected` is given, only if the one
+    /// block still has that pointer.
+    fn write_blocks(
+        &self,
+        first: u64,
+        bytes: &[u8],
+        expected: Option<Pointer>,
+    ) -> Result<(), Refusal> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.runs.clear();
+            scratch.crcs.clear();
+            let placed = place(&self.shared, &self.core, bytes, scratch);
+            let outcome = placed.map_err(Refusal::Failed).and_then(|()| {
+                if scratch.crcs.is_empty() && self.is_hole(first, bytes.len() / BLOCK_BYTES)? {
+                    return Ok(());
+                }
+                publish(&self.shared, &self.core, first, scratch, expected)
+            });
+            if outcome.is_err() {
+                give_back(&self.shared, &scratch.runs);
+            }
+            outcome
+        })
+    }
+
+    /// Whether the blocks are holes, and stay so if the process dies.
+    pub(super) fn is_hole(&self, first: u64, blocks: usize) -> Result<bool> {
+        let mut pointers = [Pointer::HOLE; MAX_WRITE_BLOCKS];
+        let pointers = &mut pointers[..blocks];
+        self.core.tree.read(&self.shared.store, first, pointers)?;
+        Ok(pointers.iter().all(|pointer| pointer.is_hole()) && self.holes_are_logged())
+    }
+
+    pub(super) fn explain(&self, refusal: Refusal, offset_bytes: u64, len_bytes: u64) -> Error {
+        match refusal {
+            Refusal::Failed(error) => error,
+            Refusal::Frozen => Error::Frozen(self.name()),
+            Refusal::Removed => Error::NoSuchVolume(self.core.id),
+            Refusal::OutOfRange => Error::OutOfRange {
+                offset_bytes,
+                len_bytes,
+                size_bytes: self.core.size_bytes(),
+            },
+            Refusal::Overtaken | Refusal::LogFull | Refusal::Higher => {
+                unreachable!("these are tried again")
+            }
+        }
+    }
+}
+
+/// Allocates blocks and writes the data there; zeros become runs of holes.
+fn place(shared: &Shared, core: &VolumeCore, bytes: &[u8], scratch: &mut Scratch) -> Result<()> {
+    let blocks = bytes.as_chunks::<BLOCK_BYTES>().0;
+    let mut next = 0;
+    while next < blocks.len() {
+        let zeros = blocks[next..]
+            .iter()
+            .take_while(|block| is_zero(block))
+            .count();
+        if zeros > 0 {
+            push_hole(&mut scratch.runs, zeros);
+            next += zeros;
+            continue;
+        }
+        let data = blocks[next..]
+            .iter()
+            .take_while(|block| !is_zero(block))
+            .count();
+        let end = next + data;
+        while next < end {
+            let run = allocate(shared, core, end - next)?;
+            let count = run.count as usize;
+            scratch.runs.push(Run {
+                addr: Some(run.start),
+                count: run.count,
+            });
+            let part = &blocks[next..next + count];
+            scratch.crcs.extend(part.iter().map(|block| crc32(block)));
+            let device: &dyn crate::device::Device = &*shared.device;
+            device.write_at(part.as_flattened(), run.start.offset_bytes())?;
+            next += count;
+        }
+    }
+    Ok(())
+}
+
+fn push_hole(runs: &mut Vec<Run>, blocks: usize) {
+    let count = u32::try_from(blocks).expect("at most 256");
+    runs.push(Run { addr: None, count });
+}
+
+/// Whether a block holds only zeros. Most blocks that do not tell it in their first words.
+fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
+    let (words, _) = block.as_chunks::<64>();
+    words
+        .iter()
+        .all(|word| word.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+fn allocate(shared: &Shared, core: &VolumeCore, blocks: usize) -> Result<BlockRun> {
+    let most = u32::try_from(blocks).expect("at most 256");
+    if let Some(run) = core.stream.lock().take(&shared.space, most) {
+        return Ok(run);
+    }
+    shared.free_pending()?;
+    core.stream
+        .lock()
+        .take(&shared.space, most)
+        .ok_or(Error::NoSpace)
+}
+
+fn give_back(shared: &Shared, runs: &[Run]) {
+    for run in runs {
+        if let Some(start) = run.addr {
+            shared.space.give_back(BlockRun {
+                start,
+                count: run.count,
+            });
+        }
+    }
+}
