@@ -12,8 +12,10 @@
 //! | 2 | [`log`] | the ring of intent records |
 //! | 3 | [`map`] | where each block of a volume lies |
 //! | 4 | [`pool`] | volumes, checkpoints, recovery: the engine's outside |
+//! | 4 | [`check`] | finding and mending damage, without trust in the engine's state |
 
 pub mod base;
+pub mod check;
 pub mod device;
 pub mod format;
 pub mod log;

@@ -1,0 +1,219 @@
+//! The log as it lies: how many records a recovery would replay, and whether any is damaged.
+//!
+//! It applies nothing. A log that is not empty makes the findings about the state before it.
+
+use super::finding::{Detail, FindingKind, Findings, Note, Place};
+use crate::base::checksum::crc32;
+use crate::base::{BLOCK_BYTES, BlockAddr, Result, Sequence};
+use crate::device::Device;
+use crate::format::Superblock;
+use crate::format::operation::Operation;
+use crate::format::record::{self, ALIGN_BYTES, HEADER_BYTES, MAX_RECORD_BYTES, Record};
+
+/// Bytes read at a time; two records fit.
+const WINDOW_BYTES: u64 = 8 << 20;
+const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
+
+/// What the ring holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LogState {
+    /// Records that a recovery replays.
+    pub(super) records: u64,
+    /// Whether a record that had been flushed is damaged, or the ring cannot be read.
+    pub(super) damaged: bool,
+}
+
+struct Ring<'a> {
+    device: &'a dyn Device,
+    superblock: &'a Superblock,
+    window: Vec<u8>,
+    window_start: u64,
+}
+
+/// Where a record stands, the ring's laps not counted, and how far the log may still reach.
+#[derive(Clone, Copy)]
+struct Cursor {
+    sequence: Sequence,
+    offset: u64,
+    room: u64,
+}
+
+/// Follows the log from the superblock's position.
+pub(super) fn check(
+    device: &dyn Device,
+    superblock: &Superblock,
+    deep: bool,
+    findings: &mut Findings,
+    notes: &mut Vec<Note>,
+) -> LogState {
+    if superblock.clean {
+        // No record was ever appended with its salt: whatever lies in the ring is older.
+        return LogState {
+            records: 0,
+            damaged: false,
+        };
+    }
+    let mut ring = Ring {
+        device,
+        superblock,
+        window: Vec::new(),
+        window_start: 0,
+    };
+    ring.follow(deep, findings, notes).unwrap_or_else(|error| {
+        let kind = FindingKind::LogUnreadable;
+        findings.add(kind, Place::Pool, Detail::of(&error));
+        LogState {
+            records: 0,
+            damaged: true,
+        }
+    })
+}
+
+impl Ring<'_> {
+    fn follow(
+        &mut self,
+        deep: bool,
+        findings: &mut Findings,
+        notes: &mut Vec<Note>,
+    ) -> Result<LogState> {
+        let start = Cursor {
+            sequence: self.superblock.log_sequence,
+            offset: self.superblock.log_offset,
+            room: self.superblock.layout.log_bytes(),
+        };
+        let mut end = start;
+        let mut durable = Sequence(start.sequence.0.saturating_sub(1));
+        while let Some((found, next)) = self.next(end)? {
+            durable = durable.max(found.header.durable);
+            end = next;
+        }
+        let damaged = self.is_damaged(end)?;
+        if damaged {
+            let kind = FindingKind::LogDamaged;
+            findings.add(kind, Place::Log(end.sequence), Detail::None);
+        }
+        // The second pass looks at what the records say, now that it is known which are flushed.
+        let mut at = start;
+        while let Some((found, next)) = self.next(at)? {
+            let place = Place::Log(at.sequence);
+            let Some(operations) = found.operations else {
+                findings.add(FindingKind::LogRecord, place, Detail::None);
+                break;
+            };
+            let flushed = at.sequence <= durable;
+            if (deep || !flushed) && !operations.iter().all(|each| self.data_is_there(each)) {
+                if !flushed {
+                    notes.push(Note::UnfinishedWrite(at.sequence));
+                    break;
+                }
+                findings.add(FindingKind::DataChecksum, place, Detail::None);
+            }
+            at = next;
+        }
+        let records = at.sequence.0 - start.sequence.0;
+        if records > 0 {
+            notes.push(Note::LogToReplay { records });
+        }
+        Ok(LogState { records, damaged })
+    }
+
+    /// The record that is expected at `at`, and where the next one is.
+    fn next(&mut self, at: Cursor) -> Result<Option<(Record, Cursor)>> {
+        let ring = self.superblock.layout.log_bytes();
+        let rest = ring - at.offset;
+        let (offset, skipped) = if rest < HEADER_BYTES as u64 {
+            (0, rest)
+        } else {
+            (at.offset, 0)
+        };
+        let Some(found) = self.decode(offset)? else {
+            return Ok(None);
+        };
+        let len = found.len_bytes as u64 + skipped;
+        let expected =
+            found.header.salt == self.superblock.log_salt && found.header.sequence == at.sequence;
+        if !expected || len > at.room {
+            return Ok(None);
+        }
+        let next = Cursor {
+            sequence: at.sequence.next(),
+            offset: (offset + found.len_bytes as u64) % ring,
+            room: at.room - len,
+        };
+        Ok(Some((found, next)))
+    }
+
+    /// Whether a record behind the end was written when the missing one was flushed already.
+    fn is_damaged(&mut self, end: Cursor) -> Result<bool> {
+        let ring = self.superblock.layout.log_bytes();
+        let salt = self.superblock.log_salt.to_le_bytes();
+        // Data that imitates headers must not make this quadratic.
+        let mut budget = ring.saturating_mul(4);
+        let mut passed = 0;
+        while passed + HEADER_BYTES as u64 <= end.room && budget > 0 {
+            let offset = (end.offset + passed) % ring;
+            passed += ALIGN_BYTES as u64;
+            if ring - offset < HEADER_BYTES as u64 {
+                continue;
+            }
+            let bytes = self.bytes_at(offset, HEADER_BYTES as u64)?;
+            let (head, len) = (&bytes[16..24] == salt.as_slice(), &bytes[4..8]);
+            if !head {
+                continue;
+            }
+            let len = u32::from_le_bytes(len.try_into().expect("four bytes"));
+            budget = budget.saturating_sub(u64::from(len).min(MAX_RECORD_BYTES as u64));
+            let proof = self.decode(offset)?.is_some_and(|found| {
+                found.header.salt == self.superblock.log_salt
+                    && found.header.sequence > end.sequence
+                    && found.header.durable >= end.sequence
+            });
+            if proof {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn decode(&mut self, offset: u64) -> Result<Option<Record>> {
+        Ok(record::decode(
+            self.bytes_at(offset, MAX_RECORD_BYTES as u64)?,
+        ))
+    }
+
+    /// At least `len` bytes of the ring from `offset`, or all up to its end.
+    fn bytes_at(&mut self, offset: u64, len: u64) -> Result<&[u8]> {
+        let ring = self.superblock.layout.log_bytes();
+        let wanted_end = (offset + len).min(ring);
+        let window_end = self.window_start + self.window.len() as u64;
+        if offset < self.window_start || wanted_end > window_end {
+            let start = offset & !(BLOCK_BYTES as u64 - 1);
+            let len = WINDOW_BYTES.min(ring - start);
+            self.window.clear();
+            self.window
+                .resize(usize::try_from(len).expect("a window is 8 MiB"), 0);
+            self.window_start = start;
+            let log = self.superblock.layout.log_offset_bytes();
+            self.device.read_at(&mut self.window, log + start)?;
+        }
+        let from = usize::try_from(offset - self.window_start).expect("inside the window");
+        Ok(&self.window[from..])
+    }
+
+    /// Whether the data that an operation maps is what was written.
+    fn data_is_there(&self, operation: &Operation) -> bool {
+        let Operation::Write { runs, crcs, .. } = operation else {
+            return true;
+        };
+        let data = runs.iter().filter_map(|run| Some((run.addr?, run.count)));
+        let addrs = data.flat_map(|(addr, count)| {
+            (0..u64::from(count)).map(move |index| BlockAddr(addr.0.saturating_add(index)))
+        });
+        let mut bytes = vec![0; BLOCK_BYTES];
+        addrs.zip(crcs).all(|(addr, crc)| {
+            self.superblock.layout.locate(addr).is_some()
+                && self.device.read_at(&mut bytes, addr.offset_bytes()).is_ok()
+                && crc32(&bytes) == *crc
+        })
+    }
+}
