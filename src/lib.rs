@@ -13,10 +13,12 @@
 //! | 3 | [`map`] | where each block of a volume lies |
 //! | 4 | [`pool`] | volumes, checkpoints, recovery: the engine's outside |
 //! | 4 | [`check`] | finding and mending damage, without trust in the engine's state |
+//! | 5 | [`export`] | volumes as files and loop devices |
 
 pub mod base;
 pub mod check;
 pub mod device;
+pub mod export;
 pub mod format;
 pub mod log;
 pub mod map;

@@ -1,0 +1,96 @@
+//! What can go wrong when volumes are shown to the kernel.
+
+use super::holders::Holders;
+use crate::base::{Error, Name};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why an export refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The kernel has no FUSE.
+    #[error("the kernel offers no /dev/fuse; load the module `fuse` (modprobe fuse)")]
+    NoFuse,
+    /// The kernel has no loop devices.
+    #[error("the kernel offers no /dev/loop-control; load the module `loop` (modprobe loop)")]
+    NoLoop,
+    /// Mounts and loop devices are for root.
+    #[error("mounting volumes and attaching loop devices needs root; run it as root")]
+    NotRoot,
+    /// Someone uses it.
+    #[error("{} is busy: in use by {by}; let go of it there first", what.display())]
+    Busy {
+        /// The device or directory.
+        what: PathBuf,
+        /// Who uses it, as far as it is known.
+        by: Holders,
+    },
+    /// A live cowshed serves there.
+    #[error("{} is already served by a running cowshed", dir.display())]
+    Served {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// The volume is attached in a way that does not go with the one asked for.
+    #[error("{volume} is already attached {how} as {}; detach it first", path.display())]
+    Attached {
+        /// The volume.
+        volume: Name,
+        /// How it is attached.
+        how: AttachMode,
+        /// The file or device.
+        path: PathBuf,
+    },
+    /// The volume is not attached.
+    #[error("{0} is not attached")]
+    NotAttached(Name),
+    /// The export was unmounted.
+    #[error("the volumes are no longer mounted at {}", dir.display())]
+    Unmounted {
+        /// The mount point that was.
+        dir: PathBuf,
+    },
+    /// The host refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done, e.g. `"unmount"`.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The engine refused.
+    #[error(transparent)]
+    Pool(#[from] Error),
+}
+
+impl ExportError {
+    /// An `Io` error, to be used with `map_err`.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// Whether an attachment can be written, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// Readable only.
+    ReadOnly,
+    /// Readable and writable.
+    Writable,
+}
+
+impl std::fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ReadOnly => "read-only",
+            Self::Writable => "writable",
+        })
+    }
+}

@@ -1,0 +1,472 @@
+//! Volumes shown to the kernel: as files of a FUSE mount, and as loop devices over those files.
+//!
+//! Not a place where volumes are made or removed, and not where their file systems are mounted.
+//! The traits in `target` are all that is known of the pool. Read on in `fuse` for the files and
+//! in `attachments` for the rules of attaching.
+//!
+//! # Invariants
+//! - The kernel's requests for the files are answered by threads of this process, while other
+//!   threads of this process wait in the kernel for those answers (opening a file, attaching a
+//!   loop device, flushing one). So nothing that the answering threads need is ever locked
+//!   across such a wait.
+//! - A volume that is attached or open is held: the pool does not remove it.
+
+mod attachments;
+mod device;
+mod entry;
+mod error;
+mod file_io;
+mod fuse;
+mod handles;
+mod holders;
+mod own_opens;
+mod session;
+mod stale;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use attachments::{AttachKind, Attachment};
+pub use error::{AttachMode, ExportError};
+pub use holders::{Holder, Holders};
+pub use stale::{Cleaned, StaleDevice, clean_stale};
+pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
+
+use crate::base::{Error, Name, VolumeId};
+use crate::pool::Pool;
+use crate::sys::loop_device::LoopOptions;
+use crate::sys::mount;
+use attachments::{Entry, Slot, Table};
+use device::AttachedDevice;
+use own_opens::OwnOpens;
+use parking_lot::RwLock;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+/// Fewer threads than this could leave a request waiting behind a slow one.
+const THREADS_MIN: usize = 2;
+/// How often a volume's file is looked for while its name changes.
+const OPEN_ATTEMPTS_MAX: u32 = 8;
+
+/// How volumes are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// How many threads serve the files; `None` for one for each processor, at least two.
+    pub threads: Option<usize>,
+    /// The logical block of loop devices: 4096 bytes, or 512 for guests that need it. Writes of
+    /// less than 4096 bytes cost a read each.
+    pub loop_block_bytes: u32,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            loop_block_bytes: entry::BLOCK_SIZE,
+        }
+    }
+}
+
+/// A mounted directory of volumes with the loop devices on it. Dropping it cleans up as far as
+/// its users let it; `unmount` says what went wrong.
+pub struct Export {
+    directory: Arc<dyn Directory>,
+    session: session::Session,
+    attached: Table,
+    own_opens: OwnOpens,
+    options: ExportOptions,
+    cleaned: Cleaned,
+    /// Read while attaching or detaching, written while unmounting.
+    mounted: RwLock<bool>,
+}
+
+impl Export {
+    /// Shows the pool's volumes at `dir`, which is made when it is missing. What a killed daemon
+    /// left there is cleared away first.
+    ///
+    /// # Errors
+    /// `NotRoot`, `NoFuse`, `Served` when a live cowshed is mounted there, `Io`.
+    pub fn mount(pool: Pool, dir: &Path, options: ExportOptions) -> Result<Self, ExportError> {
+        Self::over(Arc::new(pool), dir, options)
+    }
+
+    /// Shows any directory of targets at `dir`.
+    ///
+    /// # Errors
+    /// As `mount`.
+    pub fn over(
+        directory: Arc<dyn Directory>,
+        dir: &Path,
+        options: ExportOptions,
+    ) -> Result<Self, ExportError> {
+        let cleaned = clean_stale(dir)?;
+        for stale in &cleaned.busy {
+            tracing::warn!(
+                device = %stale.device.display(), by = %stale.by,
+                "a killed daemon's device is still in use; let go of it there"
+            );
+        }
+        fs::create_dir_all(dir).map_err(ExportError::io("make the directory", dir))?;
+        let dir = mount::resolve(dir).map_err(ExportError::io("look up", dir))?;
+        let threads = options
+            .threads
+            .unwrap_or_else(|| thread::available_parallelism().map_or(THREADS_MIN, usize::from))
+            .max(THREADS_MIN);
+        let own_opens = OwnOpens::default();
+        let files = fuse::VolumeFiles::new(directory.clone(), own_opens.clone());
+        let session = session::Session::start(files, Arc::clone(&directory), &dir, threads)?;
+        let attached = Table::default();
+        let mounted = RwLock::new(true);
+        Ok(Self {
+            directory,
+            session,
+            attached,
+            own_opens,
+            options,
+            cleaned,
+            mounted,
+        })
+    }
+
+    /// Where the files are.
+    #[must_use]
+    pub fn mount_point(&self) -> &Path {
+        self.session.dir()
+    }
+
+    /// What a killed daemon had left and was cleared away before mounting.
+    #[must_use]
+    pub fn cleaned(&self) -> &Cleaned {
+        &self.cleaned
+    }
+
+    /// The path of a volume's file under its present name; whoever attaches keeps the volume, not
+    /// its name.
+    #[must_use]
+    pub fn file_path(&self, volume: &dyn BlockTarget) -> PathBuf {
+        self.path_of(&volume.name())
+    }
+
+    fn path_of(&self, name: &Name) -> PathBuf {
+        self.mount_point().join(entry::file_name(name))
+    }
+
+    /// Keeps the volume for a user of its file, and gives the file's path. Again for the same
+    /// mode: the same path, counted. A writable volume's file stays writable for root; the mode
+    /// is a statement of intent that other attachments are checked against.
+    ///
+    /// # Errors
+    /// `Attached` when it is attached in a mode that does not go with this one, `Pool` with
+    /// `Frozen` for a writable attachment of a snapshot.
+    pub fn attach_file(
+        &self,
+        volume: &dyn BlockTarget,
+        read_only: bool,
+    ) -> Result<PathBuf, ExportError> {
+        self.attach(volume, AttachKind::File, read_only)
+    }
+
+    /// Makes the volume a block device, `/dev/loopN`, with direct I/O and discard. Again for the
+    /// same mode: the same device, counted.
+    ///
+    /// # Errors
+    /// As `attach_file`; also `NoLoop`, and `Io` when the kernel refuses.
+    pub fn attach_loop(
+        &self,
+        volume: &dyn BlockTarget,
+        read_only: bool,
+    ) -> Result<PathBuf, ExportError> {
+        self.attach(volume, AttachKind::Loop, read_only)
+    }
+
+    fn attach(
+        &self,
+        volume: &dyn BlockTarget,
+        kind: AttachKind,
+        read_only: bool,
+    ) -> Result<PathBuf, ExportError> {
+        let mounted = self.mounted.read();
+        if !*mounted {
+            return Err(ExportError::Unmounted {
+                dir: self.mount_point().to_owned(),
+            });
+        }
+        let slot = self.attached.slot(volume.id());
+        let result = self.attach_in(&slot, volume, kind, read_only);
+        drop(slot);
+        self.attached.tidy();
+        result
+    }
+
+    fn attach_in(
+        &self,
+        slot: &Slot,
+        volume: &dyn BlockTarget,
+        kind: AttachKind,
+        read_only: bool,
+    ) -> Result<PathBuf, ExportError> {
+        let mut entries = slot.lock();
+        let same = |entry: &&mut Entry| entry.kind() == kind && entry.read_only == read_only;
+        let info = volume.info()?;
+        if let Some(entry) = entries.iter_mut().find(same) {
+            entry.count += 1;
+            return Ok(self.entry_path(entry, &info.name));
+        }
+        if let Some(entry) = entries.iter().find(|entry| !(read_only && entry.read_only)) {
+            let path = self.entry_path(entry, &info.name);
+            return Err(ExportError::Attached {
+                volume: info.name,
+                how: entry.mode(),
+                path,
+            });
+        }
+        if info.is_read_only && !read_only {
+            return Err(Error::Frozen(info.name).into());
+        }
+        let hold = volume.hold()?;
+        let device = match kind {
+            AttachKind::File => None,
+            AttachKind::Loop => Some(self.make_device(volume, read_only)?),
+        };
+        let entry = Entry {
+            read_only,
+            count: 1,
+            device,
+            _hold: hold,
+        };
+        let path = self.entry_path(&entry, &info.name);
+        entries.push(entry);
+        Ok(path)
+    }
+
+    fn entry_path(&self, entry: &Entry, name: &Name) -> PathBuf {
+        entry
+            .device
+            .map_or_else(|| self.path_of(name), |attached| attached.path())
+    }
+
+    fn make_device(
+        &self,
+        volume: &dyn BlockTarget,
+        read_only: bool,
+    ) -> Result<AttachedDevice, ExportError> {
+        let (path, file) = self.open_file(volume, read_only)?;
+        // A device of larger blocks would lose the end of a volume of odd size.
+        let fits = volume
+            .size_bytes()
+            .is_multiple_of(self.options.loop_block_bytes.into());
+        let block_bytes = if fits {
+            self.options.loop_block_bytes
+        } else {
+            512
+        };
+        let options = LoopOptions {
+            read_only,
+            direct_io: true,
+            block_bytes,
+        };
+        AttachedDevice::attach(&file, &path, options)
+    }
+
+    /// Opens the volume's file through the mount, and makes sure that it is the volume's: between
+    /// asking for the name and opening it, the name may have gone to another volume.
+    fn open_file(
+        &self,
+        volume: &dyn BlockTarget,
+        read_only: bool,
+    ) -> Result<(PathBuf, File), ExportError> {
+        let mut failure = io::Error::from(io::ErrorKind::NotFound);
+        for _ in 0..OPEN_ATTEMPTS_MAX {
+            let path = self.file_path(volume);
+            let open = || OpenOptions::new().read(true).write(!read_only).open(&path);
+            match self.own_opens.during(volume.id(), open) {
+                Ok(file) => {
+                    let metadata = file.metadata().map_err(ExportError::io("look at", &path))?;
+                    if metadata.ino() == entry::inode(volume.id()).0 {
+                        return Ok((path, file));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => failure = error,
+                Err(error) => return Err(ExportError::io("open", &path)(error)),
+            }
+        }
+        Err(ExportError::io("open", &self.file_path(volume))(failure))
+    }
+
+    /// Gives one attachment back; the last one of a loop device flushes and detaches it. When the
+    /// volume is attached as both, the loop device goes first; `detach_as` says which.
+    ///
+    /// # Errors
+    /// `NotAttached`; `Busy` with who uses the device, which then stays attached; `Io`.
+    pub fn detach(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
+        self.detach_where(volume, None)
+    }
+
+    /// Gives one attachment of a kind back.
+    ///
+    /// # Errors
+    /// As `detach`.
+    pub fn detach_as(&self, volume: &dyn BlockTarget, kind: AttachKind) -> Result<(), ExportError> {
+        self.detach_where(volume, Some(kind))
+    }
+
+    fn detach_where(
+        &self,
+        volume: &dyn BlockTarget,
+        kind: Option<AttachKind>,
+    ) -> Result<(), ExportError> {
+        let _mounted = self.mounted.read();
+        let slot = self.attached.slot(volume.id());
+        let result = detach_in(&slot, kind).and_then(|found| {
+            if found {
+                Ok(())
+            } else {
+                Err(ExportError::NotAttached(volume.name()))
+            }
+        });
+        drop(slot);
+        self.attached.tidy();
+        result
+    }
+
+    /// Tells the kernel of a new size of the volume, where it is attached as a loop device.
+    ///
+    /// # Errors
+    /// `Io` when the kernel refuses.
+    pub fn resized(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
+        let _mounted = self.mounted.read();
+        let slot = self.attached.slot(volume.id());
+        let entries = slot.lock();
+        for attached in entries.iter().filter_map(|entry| entry.device) {
+            let path = self.file_path(volume);
+            // The kernel keeps a size with the file's inode; looking at the file renews it.
+            fs::metadata(&path).map_err(ExportError::io("look at", &path))?;
+            attached.refresh_size()?;
+        }
+        drop(entries);
+        drop(slot);
+        self.attached.tidy();
+        Ok(())
+    }
+
+    /// What is attached, in the order of volume ids.
+    #[must_use]
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let slots = self.attached.all();
+        let of_slot = |(id, slot): (VolumeId, Slot)| {
+            // A held volume is not removed, so it has a name.
+            let name = self.directory.by_id(id).ok()?.name();
+            let entries = slot.lock();
+            let list = entries.iter().map(|entry| Attachment {
+                volume: id,
+                name: name.clone(),
+                path: self.entry_path(entry, &name),
+                kind: entry.kind(),
+                read_only: entry.read_only,
+            });
+            Some(list.collect::<Vec<_>>())
+        };
+        slots.into_iter().filter_map(of_slot).flatten().collect()
+    }
+
+    /// Detaches the loop devices, flushes everything and unmounts. When something is busy, that
+    /// is named, and the files go on being served; call again when it is free. After it has
+    /// succeeded, it does nothing.
+    ///
+    /// # Errors
+    /// `Busy`; `Pool` when the flush failed, in which case it is unmounted all the same; `Io`.
+    pub fn unmount(&self) -> Result<(), ExportError> {
+        let mut mounted = self.mounted.write();
+        if !*mounted {
+            return Ok(());
+        }
+        self.detach_devices()?;
+        let flushed = self.directory.flush();
+        self.session.stop()?;
+        *mounted = false;
+        for (_, slot) in self.attached.all() {
+            slot.lock().clear();
+        }
+        self.attached.tidy();
+        Ok(flushed?)
+    }
+
+    /// Detaches all loop devices, and names the users of all that are busy.
+    fn detach_devices(&self) -> Result<(), ExportError> {
+        let mut by = Holders::default();
+        for (_, slot) in self.attached.all() {
+            let mut entries = slot.lock();
+            let mut kept = Vec::new();
+            for entry in entries.drain(..) {
+                let Some(attached) = entry.device else {
+                    kept.push(entry);
+                    continue;
+                };
+                match attached.detach() {
+                    Ok(()) => {}
+                    Err(ExportError::Busy { what, by: holders }) => {
+                        by.0.extend(holders.0);
+                        if by.0.is_empty() {
+                            by.0.push(Holder::Device(what));
+                        }
+                        kept.push(entry);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "a loop device stays attached");
+                        by.0.push(Holder::Device(attached.path()));
+                        kept.push(entry);
+                    }
+                }
+            }
+            *entries = kept;
+        }
+        if by.0.is_empty() {
+            return Ok(());
+        }
+        Err(ExportError::Busy {
+            what: self.mount_point().to_owned(),
+            by,
+        })
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        if !*self.mounted.get_mut() || self.unmount().is_ok() {
+            return;
+        }
+        // Nobody is left to hear of an error. The kernel detaches what is busy when it is free.
+        for (_, slot) in self.attached.all() {
+            for attached in slot.lock().iter().filter_map(|entry| entry.device) {
+                attached.leave_to_kernel();
+            }
+        }
+        self.session.abandon();
+    }
+}
+
+/// Gives back one attachment of the kind, or of any; `false` when there is none.
+fn detach_in(slot: &Slot, kind: Option<AttachKind>) -> Result<bool, ExportError> {
+    let mut entries = slot.lock();
+    let matching = |entry: &Entry| kind.is_none_or(|kind| entry.kind() == kind);
+    let is_loop = |entry: &Entry| entry.kind() == AttachKind::Loop;
+    let found = entries
+        .iter()
+        .position(|entry| matching(entry) && is_loop(entry))
+        .or_else(|| entries.iter().position(matching));
+    let Some(index) = found else { return Ok(false) };
+    let entry = &mut entries[index];
+    if entry.count > 1 {
+        entry.count -= 1;
+        return Ok(true);
+    }
+    if let Some(attached) = entry.device {
+        attached.detach()?;
+    }
+    entries.remove(index);
+    Ok(true)
+}

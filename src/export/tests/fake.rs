@@ -1,0 +1,334 @@
+//! Targets in memory that count what reaches them and can be told to misbehave.
+
+use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
+use crate::export::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
+use crate::pool::{Extent, ExtentKind};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Longer than anything takes that works.
+const MEETING_WAIT: Duration = Duration::from_secs(10);
+
+/// A set of volumes in memory.
+pub(super) struct FakePool {
+    volumes: RwLock<BTreeMap<VolumeId, Arc<FakeVolume>>>,
+    pub(super) flushes: AtomicU64,
+}
+
+/// A volume in memory. All-zero blocks are data here, so that a discard is told from a write.
+pub(super) struct FakeVolume {
+    id: VolumeId,
+    name: Mutex<Name>,
+    size_bytes: AtomicU64,
+    frozen: AtomicBool,
+    blocks: RwLock<BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>>,
+    holds: Arc<AtomicU32>,
+    /// The most blocks that it takes.
+    pub(super) blocks_max: AtomicU64,
+    pub(super) flushes: AtomicU64,
+    pub(super) discarded_bytes: AtomicU64,
+    pub(super) largest_read: AtomicU64,
+    pub(super) largest_write: AtomicU64,
+    /// How many writes must be under way at once before any of them goes on.
+    pub(super) meeting: Meeting,
+}
+
+/// A place where a number of threads meet before any goes on.
+#[derive(Default)]
+pub(super) struct Meeting {
+    wanted: AtomicU32,
+    arrived: Mutex<u32>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    pub(super) fn of(&self, wanted: u32) {
+        self.wanted.store(wanted, Ordering::SeqCst);
+    }
+
+    fn arrive(&self) -> Result<()> {
+        let wanted = self.wanted.load(Ordering::SeqCst);
+        if wanted == 0 {
+            return Ok(());
+        }
+        let mut arrived = self.arrived.lock();
+        *arrived += 1;
+        self.changed.notify_all();
+        while *arrived < wanted {
+            if self
+                .changed
+                .wait_for(&mut arrived, MEETING_WAIT)
+                .timed_out()
+            {
+                return Err(failed(libc::ETIMEDOUT));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct FakeHold(Arc<AtomicU32>);
+
+impl Drop for FakeHold {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+pub(super) fn failed(code: i32) -> Error {
+    Error::io("pretend", std::io::Error::from_raw_os_error(code))
+}
+
+impl FakePool {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            volumes: RwLock::default(),
+            flushes: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn create(&self, name: &str, size_bytes: u64) -> Arc<FakeVolume> {
+        let mut volumes = self.volumes.write();
+        let id = VolumeId(volumes.keys().last().map_or(1, |last| last.0 + 1));
+        let volume = Arc::new(FakeVolume {
+            id,
+            name: Mutex::new(Name::new(name).unwrap()),
+            size_bytes: AtomicU64::new(size_bytes),
+            frozen: AtomicBool::new(false),
+            blocks: RwLock::default(),
+            holds: Arc::default(),
+            blocks_max: AtomicU64::new(u64::MAX),
+            flushes: AtomicU64::new(0),
+            discarded_bytes: AtomicU64::new(0),
+            largest_read: AtomicU64::new(0),
+            largest_write: AtomicU64::new(0),
+            meeting: Meeting::default(),
+        });
+        volumes.insert(id, volume.clone());
+        volume
+    }
+
+    pub(super) fn remove(&self, volume: &FakeVolume) {
+        assert_eq!(volume.holds(), 0, "a held volume was removed");
+        self.volumes.write().remove(&volume.id);
+    }
+}
+
+impl FakeVolume {
+    pub(super) fn freeze(&self) {
+        self.frozen.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn rename(&self, name: &str) {
+        *self.name.lock() = Name::new(name).unwrap();
+    }
+
+    pub(super) fn resize(&self, size_bytes: u64) {
+        self.size_bytes.store(size_bytes, Ordering::SeqCst);
+    }
+
+    pub(super) fn holds(&self) -> u32 {
+        self.holds.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        self.blocks.read().len() as u64 * BLOCK
+    }
+
+    pub(super) fn bytes(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut buffer = vec![0xEE; len];
+        self.read_at(&mut buffer, offset).unwrap();
+        buffer
+    }
+
+    fn check(&self, offset: u64, len: usize) -> Result<()> {
+        let (size_bytes, len_bytes) = (self.size_bytes(), len as u64);
+        if offset
+            .checked_add(len_bytes)
+            .is_none_or(|end| end > size_bytes)
+        {
+            return Err(Error::OutOfRange {
+                offset_bytes: offset,
+                len_bytes,
+                size_bytes,
+            });
+        }
+        if len == 0 {
+            // The contract of the trait is about ranges that hold something.
+            return Err(failed(libc::EINVAL));
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a range at block boundaries: block, start within it, start within the range, length.
+fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, usize)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        (done < len).then(|| {
+            let at = offset + done as u64;
+            let within = usize::try_from(at % BLOCK).unwrap();
+            let piece = (BLOCK_BYTES - within).min(len - done);
+            done += piece;
+            (at / BLOCK, within, done - piece, piece)
+        })
+    })
+}
+
+impl BlockTarget for FakeVolume {
+    fn info(&self) -> Result<TargetInfo> {
+        Ok(TargetInfo {
+            id: self.id,
+            name: self.name(),
+            size_bytes: self.size_bytes(),
+            allocated_bytes: self.allocated_bytes(),
+            is_read_only: self.frozen.load(Ordering::SeqCst),
+            created: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000),
+        })
+    }
+
+    fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    fn name(&self) -> Name {
+        self.name.lock().clone()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::SeqCst)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        self.check(offset_bytes, buf.len())?;
+        self.largest_read
+            .fetch_max(buf.len() as u64, Ordering::SeqCst);
+        let blocks = self.blocks.read();
+        for (block, within, from, len) in pieces(offset_bytes, buf.len()) {
+            match blocks.get(&block) {
+                Some(data) => buf[from..from + len].copy_from_slice(&data[within..within + len]),
+                None => buf[from..from + len].fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        self.check(offset_bytes, buf.len())?;
+        if self.frozen.load(Ordering::SeqCst) {
+            return Err(Error::Frozen(self.name()));
+        }
+        self.meeting.arrive()?;
+        self.largest_write
+            .fetch_max(buf.len() as u64, Ordering::SeqCst);
+        let mut blocks = self.blocks.write();
+        for (block, within, from, len) in pieces(offset_bytes, buf.len()) {
+            let is_full = blocks.len() as u64 >= self.blocks_max.load(Ordering::SeqCst);
+            if is_full && !blocks.contains_key(&block) {
+                return Err(Error::NoSpace);
+            }
+            let data = blocks
+                .entry(block)
+                .or_insert_with(|| Box::new([0; BLOCK_BYTES]));
+            data[within..within + len].copy_from_slice(&buf[from..from + len]);
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        let len = usize::try_from(len_bytes).unwrap();
+        self.check(offset_bytes, len)?;
+        self.discarded_bytes.fetch_add(len_bytes, Ordering::SeqCst);
+        let mut blocks = self.blocks.write();
+        for (block, within, _, len) in pieces(offset_bytes, len) {
+            if len == BLOCK_BYTES {
+                blocks.remove(&block);
+            } else if let Some(data) = blocks.get_mut(&block) {
+                data[within..within + len].fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn extent_at(&self, offset_bytes: u64) -> Result<Option<Extent>> {
+        let size = self.size_bytes();
+        if offset_bytes >= size {
+            return Ok(None);
+        }
+        let blocks = self.blocks.read();
+        let first = offset_bytes / BLOCK;
+        let is_data = blocks.contains_key(&first);
+        let end = (first..size.div_ceil(BLOCK))
+            .find(|block| blocks.contains_key(block) != is_data)
+            .map_or(size, |block| block * BLOCK);
+        let kind = if is_data {
+            ExtentKind::Data
+        } else {
+            ExtentKind::Zero
+        };
+        Ok(Some(Extent {
+            offset_bytes,
+            len_bytes: end - offset_bytes,
+            kind,
+        }))
+    }
+
+    fn hold(&self) -> Result<TargetHold> {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(FakeHold(self.holds.clone())))
+    }
+}
+
+impl Directory for FakePool {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn list(&self) -> Vec<TargetInfo> {
+        self.volumes
+            .read()
+            .values()
+            .map(|volume| volume.info().unwrap())
+            .collect()
+    }
+
+    fn by_name(&self, name: &Name) -> Result<Arc<dyn BlockTarget>> {
+        let volumes = self.volumes.read();
+        let found = volumes.values().find(|volume| volume.name() == *name);
+        found
+            .map(|volume| volume.clone() as Arc<dyn BlockTarget>)
+            .ok_or_else(|| Error::NotFound(name.clone()))
+    }
+
+    fn by_id(&self, id: VolumeId) -> Result<Arc<dyn BlockTarget>> {
+        let volumes = self.volumes.read();
+        volumes
+            .get(&id)
+            .map(|volume| volume.clone() as Arc<dyn BlockTarget>)
+            .ok_or(Error::NoSuchVolume(id))
+    }
+
+    fn space(&self) -> Result<Space> {
+        let targets = self.volumes.read().len() as u64;
+        Ok(Space {
+            size_bytes: 64 << 20,
+            free_bytes: 48 << 20,
+            targets,
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! The export against the real kernel: FUSE, loop devices, ext4. Needs root.
+
+mod devices;
+mod fake;
+mod files;
+mod stale;
+
+use super::{Export, ExportOptions};
+use crate::sys::mount::{self, MountFlags};
+use fake::FakePool;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+
+/// An export of a fake pool. What it mounted and attached goes with it.
+struct Fixture {
+    // Dropped first: the directory cannot be removed under a mount.
+    export: Export,
+    pool: Arc<FakePool>,
+    dir: TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with(ExportOptions::default())
+    }
+
+    fn with(options: ExportOptions) -> Self {
+        let dir = TempDir::with_prefix("cowshed-export-").unwrap();
+        let pool = FakePool::new();
+        let export = Export::over(pool.clone(), &dir.path().join("volumes"), options).unwrap();
+        Self { export, pool, dir }
+    }
+
+    /// A place to mount something else at.
+    fn place(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    }
+}
+
+/// An ext4 mounted by a test.
+struct Ext4(PathBuf);
+
+impl Ext4 {
+    fn mount(device: &Path, target: PathBuf) -> Self {
+        mount::mount(device.as_os_str(), &target, "ext4", MountFlags::empty(), "").unwrap();
+        Self(target)
+    }
+
+    fn unmount(self) {
+        mount::unmount(&self.0).unwrap();
+    }
+}
+
+impl Drop for Ext4 {
+    fn drop(&mut self) {
+        if mount::mount_at(&self.0).is_ok_and(|entry| entry.is_some()) {
+            let _ = mount::unmount_lazy(&self.0);
+        }
+    }
+}
+
+/// A process that a test started.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a command and answers what it printed; it must succeed.
+fn run(program: &str, arguments: &[&Path]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{program}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// Memory at a page boundary, as O_DIRECT wants it.
+struct Page {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Page {
+    const ALIGN: usize = 4096;
+
+    fn new(len: usize) -> Self {
+        let memory = vec![0; len + Self::ALIGN];
+        let start = memory.as_ptr().align_offset(Self::ALIGN);
+        Self { memory, start, len }
+    }
+}
+
+impl Deref for Page {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for Page {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}
+
+/// Bytes that differ at each offset and for each seed.
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    use rand::{RngCore, SeedableRng};
+    let mut bytes = vec![0; len];
+    rand::rngs::StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
