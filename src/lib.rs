@@ -14,6 +14,7 @@
 //! | 4 | [`pool`] | volumes, checkpoints, recovery: the engine's outside |
 //! | 4 | [`check`] | finding and mending damage, without trust in the engine's state |
 //! | 5 | [`export`] | volumes as files and loop devices |
+//! | 5 | [`oci`] | images: archives, layers, digests |
 
 pub mod base;
 pub mod check;
@@ -22,6 +23,7 @@ pub mod export;
 pub mod format;
 pub mod log;
 pub mod map;
+pub mod oci;
 pub mod pool;
 pub mod space;
 mod sys;

@@ -1,0 +1,31 @@
+//! Container images: reading them from wherever they come, applying and writing layers.
+//!
+//! - [`source`] opens an image, whatever its form, and streams its layers, verified.
+//! - [`apply`](mod@apply) makes a layer's entries beneath a directory.
+//! - [`layer`] writes a layer, [`layout`] a whole image as an archive.
+//! - [`config`] is the image's configuration, [`digest`] what everything is known by.
+//!
+//! Nothing here knows pools or volumes: a root is any directory. Everything that is read is hostile
+//! until its digest says otherwise, and bounded by [`limits`] even then.
+
+pub mod apply;
+pub mod compression;
+pub mod config;
+pub mod digest;
+pub mod error;
+pub mod layer;
+pub mod layout;
+pub mod limits;
+pub mod source;
+mod tarball;
+#[cfg(test)]
+mod testing;
+
+pub use apply::{Applied, ApplyOptions, apply};
+pub use compression::Compression;
+pub use config::{ImageConfig, LayerOrigin};
+pub use digest::{Digest, chain_above, chain_id};
+pub use error::{Error, Result};
+pub use layer::{LayerSummary, LayerWriter};
+pub use layout::{LayerBlob, LayoutImage, write_layout};
+pub use source::{Image, LayerDigest, LayerInfo, LayerReader, Select, SourceInput};

@@ -1,0 +1,108 @@
+//! Images in streams that cannot be seeked in: pipes and compressed archives.
+
+use super::{Content, Image, Select};
+use crate::oci::compression::Decoder;
+use crate::oci::error::{Error, Result};
+use crate::oci::limits::PROBE_BYTES;
+use crate::oci::tarball::{TarReader, looks_like_header};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Cursor, Read};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Names at the top of an archive that tell an image.
+const DOCUMENTS: [&[u8]; 4] = [
+    b"oci-layout",
+    b"index.json",
+    b"manifest.json",
+    b"repositories",
+];
+
+/// Opens the image in `stream`: an archive is spooled, a root file system streamed.
+pub(super) fn open(
+    stream: Box<dyn Read + Send>,
+    spool_folder: &Path,
+    select: &Select,
+) -> Result<Image> {
+    let mut content = Decoder::new(stream).map_err(Error::archive)?;
+    let limit = u64::try_from(PROBE_BYTES).unwrap_or(u64::MAX);
+    let mut head = Vec::new();
+    (&mut content)
+        .take(limit)
+        .read_to_end(&mut head)
+        .map_err(Error::archive)?;
+    if head.is_empty() {
+        return Err(Error::NotAnImage("it is empty"));
+    }
+    if !looks_like_header(&head) {
+        return Err(Error::NotAnImage("it does not begin like a tar archive"));
+    }
+    let may_be_image = may_be_image(&head);
+    let mut whole = Cursor::new(head).chain(content);
+    if !may_be_image {
+        let content = Content::Stream(Mutex::new(Some(Box::new(whole))));
+        return Ok(Image::root_file_system(content, None));
+    }
+    let mut file = unnamed_file(spool_folder)
+        .map_err(|source| Error::io("make a temporary file for the archive", source))?;
+    io::copy(&mut whole, &mut file).map_err(|error| {
+        if error.raw_os_error().is_some() {
+            Error::io("keep the archive in a temporary file", error)
+        } else {
+            Error::archive(error)
+        }
+    })?;
+    Image::open_archive(file, select)
+}
+
+/// Whether the entries in the archive's first part look like those of an image. If they only look
+/// so, the archive is spooled in vain, but still understood.
+fn may_be_image(head: &[u8]) -> bool {
+    let mut reader = TarReader::new(head);
+    let mut first = true;
+    // An error is the end of what was looked at, or will be met again by whoever reads it all.
+    while let Ok(Some(entry)) = reader.next_entry() {
+        let path = super::blobs::lexical(&[], &entry.path).unwrap_or_default();
+        if path.is_empty() {
+            continue;
+        }
+        if DOCUMENTS.contains(&&*path) || path.starts_with(b"blobs/sha256/") {
+            return true;
+        }
+        if std::mem::take(&mut first) && is_named_by_digest(&path) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether the first component begins with a digest, as docker names layers and configurations.
+fn is_named_by_digest(path: &[u8]) -> bool {
+    let path = path.strip_prefix(b"sha256:").unwrap_or(path);
+    path.len() >= 64 && path[..64].iter().all(u8::is_ascii_hexdigit)
+}
+
+/// A file without a name, which goes when it is closed, however the process ends.
+fn unnamed_file(folder: &Path) -> io::Result<File> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    match openat(AT_FDCWD, folder, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(fd) => Ok(fd.into()),
+        // Not every file system makes files without a name; take the name away at once then.
+        Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EISDIR) => {
+            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!(".spool-{}-{number}", std::process::id()));
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)?;
+            std::fs::remove_file(&path)?;
+            Ok(file)
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}

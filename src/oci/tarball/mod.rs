@@ -1,0 +1,83 @@
+//! The tar format: entries as values, read from a stream without trust.
+//!
+//! Understood are v7, ustar, GNU (long names, sparse, base-256 numbers) and PAX (all records that
+//! matter for a root file system, sparse 0.0, 0.1 and 1.0). The layout of the headers comes from
+//! the `tar` crate; the iteration is ours, because memory must stay bounded, sizes may be stated in
+//! PAX records only, and holes must be known to whoever writes the file.
+//!
+//! Invariants: no length that an archive claims is allocated before it is checked against a limit
+//! of [`super::limits`]; the segments of an entry ascend, do not overlap, end within its size and
+//! together have exactly the bytes that follow in the archive.
+
+mod number;
+mod pax;
+mod reader;
+mod sparse;
+
+pub(crate) use number::format_time;
+pub(crate) use pax::put_record;
+pub(crate) use reader::{TarReader, looks_like_header};
+
+/// The unit of a tar archive, in bytes.
+pub(crate) const RECORD_BYTES: usize = 512;
+
+/// Attributes that belong to the host and its mounts and not to an image: never stored nor cleared.
+pub(crate) const HOST_XATTRS: [&[u8]; 2] = [b"security.selinux", b"system.nfs4_acl"];
+
+/// What an entry makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A regular file, whose content follows.
+    File,
+    /// Another name of an earlier file.
+    HardLink,
+    /// A symbolic link.
+    Symlink,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A directory.
+    Directory,
+    /// A named pipe.
+    Fifo,
+}
+
+/// A point in time: seconds since 1970, possibly before it, and nanoseconds after that second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Time {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
+}
+
+/// A stretch of a sparse file that holds data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) offset_bytes: u64,
+    pub(crate) len_bytes: u64,
+}
+
+/// An extended attribute: its name and its value.
+pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
+
+/// One entry of an archive, with everything that its headers say.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Kind,
+    /// Permissions with setuid, setgid and sticky: at most `0o7777`.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Time,
+    pub(crate) atime: Option<Time>,
+    /// The target of a link, else empty.
+    pub(crate) link: Vec<u8>,
+    /// The size of the file once it is made.
+    pub(crate) size_bytes: u64,
+    /// Where the data that follows belongs.
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) device_major: u32,
+    pub(crate) device_minor: u32,
+    pub(crate) xattrs: Vec<Xattr>,
+}
