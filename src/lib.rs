@@ -15,9 +15,11 @@
 //! | 4 | [`check`] | finding and mending damage, without trust in the engine's state |
 //! | 5 | [`export`] | volumes as files and loop devices |
 //! | 5 | [`oci`] | images: archives, layers, digests |
+//! | 6 | [`container`] | images and containers on this host: layers, roots, diff, commit |
 
 pub mod base;
 pub mod check;
+pub mod container;
 pub mod device;
 pub mod export;
 pub mod format;

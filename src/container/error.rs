@@ -1,0 +1,217 @@
+//! What can go wrong with images and containers, kept distinct up to the command line.
+
+use crate::{base, export, oci};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The room's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on images or containers was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The pool refused or failed.
+    #[error(transparent)]
+    Pool(#[from] base::Error),
+    /// The image input is wrong, or a layer could not be applied or written.
+    #[error(transparent)]
+    Oci(#[from] oci::Error),
+    /// A volume could not be shown as a file or a loop device.
+    #[error(transparent)]
+    Export(#[from] export::ExportError),
+    /// The host failed.
+    #[error("{action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// A program of the host is missing.
+    #[error("{program} is not installed; install the package {package}")]
+    NoProgram {
+        /// The program.
+        program: &'static str,
+        /// The package that usually holds it.
+        package: &'static str,
+    },
+    /// A program of the host failed.
+    #[error("{program} failed ({status}): {message}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The last line that it wrote about it.
+        message: Box<str>,
+    },
+    /// Nothing has this name or id.
+    #[error("there is no {kind} {name}")]
+    NotFound {
+        /// What was looked for.
+        kind: Kind,
+        /// The name or id that was given.
+        name: Box<str>,
+    },
+    /// A short id fits several.
+    #[error("the id {prefix} fits more than one {kind}; give more of it")]
+    Ambiguous {
+        /// What was looked for.
+        kind: Kind,
+        /// The short id that was given.
+        prefix: Box<str>,
+    },
+    /// The name belongs to another container.
+    #[error("there is a container {0} already; choose another name or remove it")]
+    ContainerExists(base::Name),
+    /// Containers still stand on the image.
+    #[error("the image {image} is in use by {containers}; remove them first")]
+    ImageInUse {
+        /// The image as it was named.
+        image: Box<str>,
+        /// The names of the containers.
+        containers: Names,
+    },
+    /// The image has no layer to make a container of.
+    #[error("the image {0} has no layers, so there is no root to start from")]
+    EmptyImage(Box<str>),
+    /// The container is mounted at another place.
+    #[error("the container {container} is mounted at {path} already; unmount it first", path = path.display())]
+    MountedElsewhere {
+        /// The container's name.
+        container: Box<str>,
+        /// Where it is mounted.
+        path: PathBuf,
+    },
+    /// The container is not mounted.
+    #[error("the container {0} is not mounted")]
+    NotMounted(Box<str>),
+    /// Something in the mounted file system is open.
+    #[error("{path} is in use by a process; end it, then try again", path = path.display())]
+    MountBusy {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// The asked size is smaller than the image's file system.
+    #[error("the size must be at least {min_bytes} bytes, which the image's file system has")]
+    TooSmall {
+        /// The least.
+        min_bytes: u64,
+    },
+    /// A record in the pool cannot be understood.
+    #[error("the record of the {kind} {key} in the pool is unreadable: {fault}")]
+    Record {
+        /// What it is a record of.
+        kind: Kind,
+        /// Its key.
+        key: Box<str>,
+        /// What is wrong.
+        fault: RecordFault,
+    },
+    /// The file's name cannot be stored in a layer.
+    #[error("{path} cannot be stored in an image layer, whose names must not start with .wh.; rename it", path = path.display())]
+    ReservedName {
+        /// The file, seen from the container's root.
+        path: PathBuf,
+    },
+    /// Copying needs exactly one container.
+    #[error("exactly one side of a copy is CONTAINER:PATH")]
+    CopySides,
+    /// A folder cannot replace a file.
+    #[error("{path} is not a directory", path = path.display())]
+    NotADirectory {
+        /// The copy's target.
+        path: PathBuf,
+    },
+    /// The image's configuration cannot be extended.
+    #[error("the image's configuration is not valid: {0}")]
+    Config(&'static str),
+    /// Everything of an operation was undone because the caller asked to stop.
+    #[error("stopped as asked")]
+    Cancelled,
+}
+
+/// What a name or id stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An image.
+    Image,
+    /// A container.
+    Container,
+    /// A layer of an image.
+    Layer,
+    /// A name of an image.
+    Reference,
+}
+
+/// What is wrong with a record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordFault {
+    /// It is not the JSON that was written.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// A newer cowshed wrote it.
+    #[error("it has version {0}, which this cowshed does not know")]
+    Version(u32),
+    /// It contradicts itself or the pool.
+    #[error("{0}")]
+    Contradiction(&'static str),
+}
+
+/// Some names, shown with commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names(pub Vec<String>);
+
+impl fmt::Display for Kind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Image => "image",
+            Self::Container => "container",
+            Self::Layer => "layer",
+            Self::Reference => "image name",
+        })
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, name) in self.0.iter().enumerate() {
+            write!(out, "{}{name}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// A closure that makes an `Io` error about `action` on `path`, for `map_err`.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// Nothing has this name.
+    pub(super) fn not_found(kind: Kind, name: &str) -> Self {
+        Self::NotFound {
+            kind,
+            name: name.into(),
+        }
+    }
+
+    /// Whether it is the pool that has no room: a file system in it only says `ENOSPC` or `EIO`.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Pool(base::Error::NoSpace) => true,
+            Self::Io { source, .. } => source.raw_os_error() == Some(libc::ENOSPC),
+            Self::Oci(error) => error.raw_os_error() == Some(libc::ENOSPC),
+            _ => false,
+        }
+    }
+}

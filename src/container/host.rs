@@ -1,0 +1,459 @@
+//! What every operation on images and containers works with: the pool, its volumes as loop
+//! devices, and a folder of this host for mounts.
+//!
+//! # Invariants
+//! - A volume whose name starts with `work/` belongs to an operation that runs now; at the start
+//!   there is none, so all of them are leftovers and are removed.
+//! - A container's own lock is held while its volume is mounted, unmounted, compared or removed.
+//! - The catalogue lock is held from looking records up to the transaction that relies on them,
+//!   never while a file of a mounted volume is read or written.
+
+use super::error::{Error, Result};
+use super::ext4;
+use super::filesystem::{self, Mode};
+use crate::base::{self, Name, VolumeId};
+use crate::export::{Export, ExportOptions};
+use crate::pool::{Pool, Volume};
+use crate::sys::{loop_device, mount};
+use parking_lot::{Mutex, MutexGuard};
+use rand::TryRngCore;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Everything of an operation in work has a volume name that starts so.
+pub(super) const WORK_PREFIX: &str = "work/";
+
+/// Images and containers of one pool on this host; thread safe.
+pub struct Host {
+    pool: Pool,
+    state_dir: PathBuf,
+    export: Mutex<Exported>,
+    /// The containers that are mounted, by id.
+    pub(super) mounts: Mutex<BTreeMap<String, ContainerMount>>,
+    containers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    views: Mutex<HashMap<VolumeId, Arc<View>>>,
+    catalogue: Mutex<()>,
+}
+
+/// Where a container is mounted.
+#[derive(Clone, Debug)]
+pub(super) struct ContainerMount {
+    pub path: PathBuf,
+    pub device: PathBuf,
+    /// Whether we made the directory, and so remove it.
+    pub own_directory: bool,
+}
+
+enum Exported {
+    /// Mounted when first needed.
+    NotYet,
+    /// Ours to unmount.
+    Own(Arc<Export>),
+    /// The caller's.
+    Lent(Arc<Export>),
+}
+
+impl Host {
+    /// Images and containers of `pool`. Mounts and the volumes' files live in `state_dir`, which
+    /// no other process may use meanwhile; what an earlier process left there is cleaned away.
+    /// The volumes are exported there when that is first needed.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or leftovers cannot be removed.
+    pub fn new(pool: Pool, state_dir: &Path) -> Result<Self> {
+        Self::start(pool, state_dir, Exported::NotYet)
+    }
+
+    /// As `new`, with the export of a caller that goes on using it and unmounts it in the end.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn with_export(pool: Pool, state_dir: &Path, export: Arc<Export>) -> Result<Self> {
+        Self::start(pool, state_dir, Exported::Lent(export))
+    }
+
+    fn start(pool: Pool, state_dir: &Path, exported: Exported) -> Result<Self> {
+        fs::create_dir_all(state_dir).map_err(Error::io("make the folder", state_dir))?;
+        let state_dir = mount::resolve(state_dir).map_err(Error::io("resolve", state_dir))?;
+        let host = Self {
+            pool,
+            state_dir,
+            export: Mutex::new(exported),
+            mounts: Mutex::default(),
+            containers: Mutex::default(),
+            views: Mutex::default(),
+            catalogue: Mutex::default(),
+        };
+        host.clean_leftovers()?;
+        Ok(host)
+    }
+
+    /// The pool.
+    #[must_use]
+    pub const fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The folder for mounts.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Unmounts all containers and, if it is ours, the export. The pool stays open.
+    ///
+    /// # Errors
+    /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
+    /// and closing can be tried again.
+    pub fn close(&self) -> Result<()> {
+        let mounted: Vec<String> = self.mounts.lock().keys().cloned().collect();
+        for id in mounted {
+            self.unmount_container(&id)?;
+        }
+        let mut exported = self.export.lock();
+        if let Exported::Own(export) = &*exported {
+            export.unmount()?;
+            *exported = Exported::NotYet;
+        }
+        Ok(())
+    }
+
+    /// Removes what interrupted operations of an earlier process left: their mounts in the state
+    /// folder and their volumes in the pool.
+    fn clean_leftovers(&self) -> Result<()> {
+        let listed =
+            mount::mounts().map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
+        let ours = |folder: &str| {
+            let folder = self.state_dir.join(folder);
+            let inside = listed.iter().rev().map(|entry| entry.mount_point.clone());
+            inside
+                .filter(move |path| mount::lies_in(path, &folder))
+                .collect::<Vec<_>>()
+        };
+        for folder in ["mounts", "work"] {
+            for path in ours(folder) {
+                mount::unmount_lazy(&path).map_err(Error::io("unmount", &path))?;
+            }
+            let folder = self.state_dir.join(folder);
+            remove_empty_folders(&folder);
+        }
+        let leftovers = self.pool.volumes();
+        for left in leftovers
+            .iter()
+            .filter(|left| left.name.as_str().starts_with(WORK_PREFIX))
+        {
+            self.pool.remove(&self.pool.volume_by_id(left.id)?)?;
+        }
+        Ok(())
+    }
+
+    fn files_dir(&self) -> PathBuf {
+        self.state_dir.join("files")
+    }
+
+    /// The export, mounted now if it was not.
+    pub(super) fn export(&self) -> Result<Arc<Export>> {
+        let mut exported = self.export.lock();
+        if let Exported::Own(export) | Exported::Lent(export) = &*exported {
+            return Ok(Arc::clone(export));
+        }
+        let dir = self.files_dir();
+        clean_stale_mounts(&dir)?;
+        let export = Arc::new(Export::mount(
+            self.pool.clone(),
+            &dir,
+            ExportOptions::default(),
+        )?);
+        *exported = Exported::Own(Arc::clone(&export));
+        Ok(export)
+    }
+
+    /// Held while records are looked up and a transaction relies on what was found.
+    pub(super) fn lock_catalogue(&self) -> MutexGuard<'_, ()> {
+        self.catalogue.lock()
+    }
+
+    /// The lock of one container: `let lock = …; let _held = lock.lock();`.
+    pub(super) fn container_lock(&self, id: &str) -> Arc<Mutex<()>> {
+        Arc::clone(self.containers.lock().entry(id.to_owned()).or_default())
+    }
+
+    pub(super) fn forget_container_lock(&self, id: &str) {
+        self.containers.lock().remove(id);
+    }
+
+    /// Attaches `volume` and mounts its file system at `target`; answers the device.
+    pub(super) fn attach_and_mount(
+        &self,
+        volume: &Volume,
+        target: &Path,
+        mode: Mode,
+    ) -> Result<PathBuf> {
+        let export = self.export()?;
+        let device = export.attach_loop(volume, mode.is_device_read_only())?;
+        if let Err(error) = filesystem::mount(&device, target, mode) {
+            // The first failure is the one to report.
+            let _ = export.detach(volume);
+            return Err(error);
+        }
+        Ok(device)
+    }
+
+    /// Undoes `attach_and_mount`; what is written is on the pool's device afterwards.
+    pub(super) fn unmount_and_detach(&self, volume: &Volume, target: &Path) -> Result<()> {
+        filesystem::unmount(target)?;
+        self.export()?.detach(volume)?;
+        if !volume.is_frozen() {
+            ext4::release_journal(volume)?;
+        }
+        Ok(())
+    }
+
+    /// Unmounts and detaches as well as it can, when nothing that was written matters any more.
+    fn abandon(&self, volume: &Volume, path: &Path) {
+        if let Err(error) = filesystem::unmount(path) {
+            tracing::warn!(%error, "a mount is left to its users");
+            // Out of sight at least; the device goes with its last user.
+            let _ = mount::unmount_lazy(path);
+        }
+        // A device to which writes have failed says so once, and can be detached after that.
+        let detach = || self.export().and_then(|export| Ok(export.detach(volume)?));
+        if let Err(error) = detach().or_else(|_| detach()) {
+            tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
+        }
+        // An empty folder that stays does no harm.
+        let _ = fs::remove_dir(path);
+    }
+
+    /// Mounts `volume` in a new folder of the state folder, for the length of an operation.
+    pub(super) fn mount_for_work(&self, volume: &Volume, mode: Mode) -> Result<WorkMount<'_>> {
+        let path = self.state_dir.join("work").join(random_hex::<16>()?);
+        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        match self.attach_and_mount(volume, &path, mode) {
+            Ok(_) => Ok(WorkMount {
+                host: self,
+                volume: volume.clone(),
+                path,
+                mounted: true,
+            }),
+            Err(error) => {
+                // Nothing is mounted there; at worst an empty folder stays.
+                let _ = fs::remove_dir(&path);
+                Err(error)
+            }
+        }
+    }
+
+    /// The tree of a frozen volume, shared by all who look at it.
+    pub(super) fn view(&self, volume: &Volume) -> Result<ViewGuard<'_>> {
+        let id = volume.id();
+        let view = Arc::clone(self.views.lock().entry(id).or_default());
+        let mut mounted = view.mount.lock();
+        if mounted.users == 0 {
+            let path = self.state_dir.join("work").join(format!("view-{id}"));
+            fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+            self.attach_and_mount(volume, &path, Mode::Frozen)?;
+            mounted.path = path;
+        }
+        mounted.users += 1;
+        let path = mounted.path.clone();
+        drop(mounted);
+        Ok(ViewGuard {
+            host: self,
+            volume: volume.clone(),
+            view,
+            path,
+        })
+    }
+
+    /// A name for a volume of an operation in work.
+    pub(super) fn work_name(&self) -> Result<Name> {
+        Ok(Name::new(&format!("{WORK_PREFIX}{}", random_hex::<16>()?))?)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "the containers could not all be unmounted");
+        }
+    }
+}
+
+/// A frozen volume's mount with its number of users.
+#[derive(Default)]
+struct View {
+    mount: Mutex<ViewMount>,
+}
+
+#[derive(Default)]
+struct ViewMount {
+    users: usize,
+    path: PathBuf,
+}
+
+/// Unmounts the containers that a killed process left mounted on loop devices over the volumes'
+/// files in `files_dir`, wherever they are mounted; answers where they were. To be called before
+/// the volumes are exported there again. Does nothing while a live process serves the files.
+///
+/// # Errors
+/// When the lists of mounts and loop devices cannot be read, or a mount cannot be removed.
+pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    let files_dir = match mount::resolve(files_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+        resolved => resolved.map_err(Error::io("resolve", files_dir))?,
+    };
+    if !mount::is_dead(&files_dir).map_err(Error::io("look at", &files_dir))? {
+        return Ok(removed);
+    }
+    let attached = loop_device::attached().map_err(Error::io("list", Path::new("/sys/block")))?;
+    for (device, backing) in attached {
+        if !mount::lies_in(&backing, &files_dir) {
+            continue;
+        }
+        let node = device.path();
+        let numbers = device
+            .device_numbers()
+            .map_err(Error::io("look at", &node))?;
+        let mounts = mount::mounts().map_err(Error::io("read the mounts of", &node))?;
+        let on_device = |entry: &&mount::MountEntry| (entry.major, entry.minor) == numbers;
+        // From the top, where mounts lie on each other.
+        for entry in mounts.iter().rev().filter(on_device) {
+            let path = &entry.mount_point;
+            mount::unmount_lazy(path).map_err(Error::io("unmount", path))?;
+            removed.push(path.clone());
+        }
+    }
+    Ok(removed)
+}
+
+/// Keeps a view mounted.
+pub(super) struct ViewGuard<'h> {
+    host: &'h Host,
+    volume: Volume,
+    view: Arc<View>,
+    path: PathBuf,
+}
+
+impl ViewGuard<'_> {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ViewGuard<'_> {
+    fn drop(&mut self) {
+        let mut mounted = self.view.mount.lock();
+        mounted.users -= 1;
+        if mounted.users > 0 {
+            return;
+        }
+        self.host.abandon(&self.volume, &self.path);
+        let mut views = self.host.views.lock();
+        // Two owners are the list and this guard: nobody waits to use it again.
+        if Arc::strong_count(&self.view) == 2 {
+            views.remove(&self.volume.id());
+        }
+    }
+}
+
+/// A volume mounted for the length of an operation; dropping it unmounts it as well as it can.
+pub(super) struct WorkMount<'h> {
+    host: &'h Host,
+    volume: Volume,
+    path: PathBuf,
+    mounted: bool,
+}
+
+impl WorkMount<'_> {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Unmounts and detaches; all that was written is in the volume then.
+    pub(super) fn unmount(mut self) -> Result<()> {
+        mount::sync_file_system(&self.path).map_err(Error::io("write out", &self.path))?;
+        self.host.unmount_and_detach(&self.volume, &self.path)?;
+        self.mounted = false;
+        fs::remove_dir(&self.path).map_err(Error::io("remove the folder", &self.path))
+    }
+}
+
+impl Drop for WorkMount<'_> {
+    fn drop(&mut self) {
+        if !self.mounted {
+            return;
+        }
+        self.host.abandon(&self.volume, &self.path);
+    }
+}
+
+/// Volumes that are removed unless the operation that made them is done.
+pub(super) struct WorkVolumes<'h> {
+    pool: &'h Pool,
+    volumes: Vec<Volume>,
+}
+
+impl<'h> WorkVolumes<'h> {
+    pub(super) const fn new(pool: &'h Pool) -> Self {
+        Self {
+            pool,
+            volumes: Vec::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, volume: Volume) {
+        self.volumes.push(volume);
+    }
+
+    /// All of them have their place now.
+    pub(super) fn keep(mut self) {
+        self.volumes.clear();
+    }
+
+    /// Those that got a name of their own have their place; the others are removed.
+    pub(super) fn keep_named(mut self) {
+        self.volumes
+            .retain(|volume| volume.name().as_str().starts_with(WORK_PREFIX));
+    }
+}
+
+impl Drop for WorkVolumes<'_> {
+    fn drop(&mut self) {
+        // Newest first: each is a clone of the one before.
+        for volume in self.volumes.drain(..).rev() {
+            match self.pool.remove(&volume) {
+                Ok(()) | Err(base::Error::NoSuchVolume(_)) => {}
+                Err(error) => tracing::warn!(%error, volume = %volume.name(), "left behind"),
+            }
+        }
+    }
+}
+
+/// `BYTES` random bytes in hexadecimal.
+pub(super) fn random_hex<const BYTES: usize>() -> Result<String> {
+    let mut bytes = [0; BYTES];
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut bytes)
+        .map_err(|error| Error::Io {
+            action: "read random numbers from",
+            path: "the kernel".into(),
+            source: io::Error::other(error),
+        })?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Removes the empty folders in `folder`; anything else stays where it is.
+fn remove_empty_folders(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        // rmdir refuses what is not empty, and that is meant.
+        let _ = fs::remove_dir(entry.path());
+    }
+}

@@ -1,0 +1,336 @@
+//! Importing an image: each layer a clone of the one below, mounted, the layer's tar applied,
+//! unmounted, frozen.
+//!
+//! # Invariants
+//! - Until the last transaction every new volume has a name in work, so that whatever interrupts
+//!   the import leaves nothing: the guard removes them, or the next start does.
+//! - The last transaction gives the layers their names and writes the image's record and
+//!   references, all or nothing.
+//! - A layer of which the pool has the chain id already is not applied again. If two imports make
+//!   the same layer at once, the one that finishes later takes the other's.
+
+use super::error::{Error, Kind, Result};
+use super::filesystem::{self, Mode};
+use super::host::{Host, WorkVolumes};
+use super::record::{self, ImageRecord, LayerRecord};
+use super::time;
+use crate::base::{self, Name};
+use crate::oci::{
+    self, ApplyOptions, Digest, Image, ImageConfig, LayerOrigin, Select, SourceInput, chain_above,
+};
+use crate::pool::{Labels, PoolState, Transaction, Volume};
+use serde::Serialize;
+use std::fs::File;
+use std::os::fd::AsFd;
+
+/// A pool with less room than this counts as full once a write has failed.
+const FULL_BYTES: u64 = 8 << 20;
+
+/// How an image is imported.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// The name that it gets; the names that it brings along unless given.
+    pub name: Option<Name>,
+    /// The size of the file system, if the lowest layer is new.
+    pub file_system_bytes: Option<u64>,
+}
+
+/// An image that is in the pool now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportedImage {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The first of its names, if it has one.
+    pub name: Option<String>,
+    /// Its layers, lowest first.
+    pub layers: Vec<ImportedLayer>,
+}
+
+/// One layer of an imported image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportedLayer {
+    /// The identity of the stack up to here.
+    pub chain_id: Digest,
+    /// The digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Bytes that only this layer holds.
+    pub own_bytes: u64,
+    /// Whether the pool had it before.
+    pub reused: bool,
+}
+
+/// How far an import is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Layers that are done.
+    pub done_layers: usize,
+    /// All layers.
+    pub layers: usize,
+}
+
+/// A layer that has its place in the stack, named or still in work.
+pub(super) struct StackedLayer {
+    pub record: LayerRecord,
+    pub volume: Volume,
+    pub reused: bool,
+}
+
+impl Host {
+    /// Opens the image in `input`; `reference` chooses one of several.
+    ///
+    /// # Errors
+    /// Those of [`Image::open`].
+    pub fn open_image(&self, input: SourceInput, reference: Option<&str>) -> Result<Image> {
+        Ok(Image::open(
+            input,
+            self.state_dir(),
+            &Select::named(reference),
+        )?)
+    }
+
+    /// Imports `image`. Durable when it returns; on an error nothing of it stays.
+    ///
+    /// `progress` is called between layers and stops the import by answering false.
+    ///
+    /// # Errors
+    /// What is wrong with the image, `Cancelled`, and what the pool and the host answer; a full
+    /// pool is the pool's `NoSpace`.
+    pub fn import_image(
+        &self,
+        image: &Image,
+        options: &ImportOptions,
+        progress: &mut dyn FnMut(ImportProgress) -> bool,
+    ) -> Result<ImportedImage> {
+        let mut work = WorkVolumes::new(self.pool());
+        let stack = self
+            .import_layers(image, options, progress, &mut work)
+            .map_err(|error| self.explain(error))?;
+        let config = match image.config() {
+            Some(config) => config.clone(),
+            None => config_of_root(&stack)?,
+        };
+        let names = match &options.name {
+            Some(name) => vec![name.clone()],
+            None => image
+                .reference_names()
+                .iter()
+                .filter_map(|name| Name::new(name).ok())
+                .collect(),
+        };
+        let imported = self.settle_image(&config, &names, stack)?;
+        work.keep();
+        Ok(imported)
+    }
+
+    fn import_layers(
+        &self,
+        image: &Image,
+        options: &ImportOptions,
+        progress: &mut dyn FnMut(ImportProgress) -> bool,
+        work: &mut WorkVolumes<'_>,
+    ) -> Result<Vec<StackedLayer>> {
+        let layers = image.layers().len();
+        let mut stack: Vec<StackedLayer> = Vec::new();
+        for index in 0..layers {
+            if !progress(ImportProgress {
+                done_layers: index,
+                layers,
+            }) {
+                return Err(Error::Cancelled);
+            }
+            let below = stack.last();
+            let layer = match self.present_layer(image, index, below)? {
+                Some(present) => present,
+                None => self.apply_layer(image, index, below, options, work)?,
+            };
+            stack.push(layer);
+        }
+        progress(ImportProgress {
+            done_layers: layers,
+            layers,
+        });
+        Ok(stack)
+    }
+
+    /// The layer if the pool has it, as far as that can be told without reading it.
+    fn present_layer(
+        &self,
+        image: &Image,
+        index: usize,
+        below: Option<&StackedLayer>,
+    ) -> Result<Option<StackedLayer>> {
+        let Some(diff_id) = image.layers()[index].diff_id else {
+            return Ok(None);
+        };
+        let chain_id = chain_above(below.map(|layer| layer.record.chain_id), diff_id);
+        let volume = record::layer_volume(self.pool(), chain_id)?;
+        Ok(volume.map(|volume| {
+            let size_bytes = labelled_size(&volume);
+            let record = LayerRecord {
+                chain_id,
+                diff_id,
+                size_bytes,
+            };
+            StackedLayer {
+                record,
+                volume,
+                reused: true,
+            }
+        }))
+    }
+
+    fn apply_layer(
+        &self,
+        image: &Image,
+        index: usize,
+        below: Option<&StackedLayer>,
+        options: &ImportOptions,
+        work: &mut WorkVolumes<'_>,
+    ) -> Result<StackedLayer> {
+        let parent = match below {
+            Some(below) => below.volume.clone(),
+            None => {
+                let size_bytes = options.file_system_bytes;
+                let size_bytes = size_bytes.unwrap_or(filesystem::DEFAULT_SIZE_BYTES);
+                filesystem::template(self.pool(), size_bytes, &self.work_name()?)?
+            }
+        };
+        let volume = self.pool().clone_volume(&parent, &self.work_name()?)?;
+        work.push(volume.clone());
+        let mut reader = image.open_layer(index)?;
+        let mounted = self.mount_for_work(&volume, Mode::Fill)?;
+        let root = File::open(mounted.path()).map_err(Error::io("open", mounted.path()))?;
+        let strict = image.layers()[index].diff_id.is_none();
+        let options = ApplyOptions {
+            require_end_marker: strict,
+        };
+        oci::apply(root.as_fd(), &mut reader, options)?;
+        let found = reader.finish()?;
+        // An open directory would keep the mount busy.
+        drop(root);
+        mounted.unmount()?;
+        self.pool().freeze(&volume)?;
+        let chain_id = chain_above(below.map(|layer| layer.record.chain_id), found.diff_id);
+        let size_bytes = Some(found.size_bytes);
+        let record = LayerRecord {
+            chain_id,
+            diff_id: found.diff_id,
+            size_bytes,
+        };
+        Ok(StackedLayer {
+            record,
+            volume,
+            reused: false,
+        })
+    }
+
+    /// The last transaction: names the layers, writes the record and the references.
+    pub(super) fn settle_image(
+        &self,
+        config: &ImageConfig,
+        names: &[Name],
+        mut stack: Vec<StackedLayer>,
+    ) -> Result<ImportedImage> {
+        let id = config.digest();
+        {
+            let _held = self.lock_catalogue();
+            let mut transaction = self.pool().transaction();
+            for layer in &mut stack {
+                self.settle_layer(&mut transaction, layer)?;
+            }
+            let text = String::from_utf8(config.raw().to_vec())
+                .map_err(|_| Error::Config("it is not UTF-8"))?;
+            if record::image(self.pool(), id)?.is_none() {
+                let layers = stack.iter().map(|layer| layer.record.clone()).collect();
+                record::put_image(&mut transaction, id, &ImageRecord::new(text, layers))?;
+            }
+            for name in names {
+                record::put_reference(&mut transaction, name, id);
+            }
+            transaction.commit()?;
+        }
+        self.pool().flush()?;
+        let layers = stack
+            .iter()
+            .map(StackedLayer::report)
+            .collect::<Result<_>>()?;
+        let name = names.first().map(|name| name.as_str().to_owned());
+        Ok(ImportedImage { id, name, layers })
+    }
+
+    fn settle_layer(&self, transaction: &mut Transaction, layer: &mut StackedLayer) -> Result<()> {
+        let chain_id = layer.record.chain_id;
+        match (record::layer_volume(self.pool(), chain_id)?, layer.reused) {
+            (None, false) => {
+                let name = record::layer_volume_name(chain_id)?;
+                transaction.rename(layer.volume.id(), &name);
+                transaction.set_labels(layer.volume.id(), labels(&layer.record));
+            }
+            (Some(theirs), false) => {
+                transaction.remove(layer.volume.id());
+                layer.volume = theirs;
+                layer.reused = true;
+            }
+            // Its last image was removed while this one was being imported.
+            (None, true) => return Err(Error::not_found(Kind::Layer, &chain_id.to_string())),
+            (Some(present), true) => layer.volume = present,
+        }
+        Ok(())
+    }
+
+    /// A full pool looks like a failing disk to the file system in it; says what it is.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::Io { .. } | Error::Oci(_) | Error::Export(_) if self.is_full() => {
+                Error::Pool(base::Error::NoSpace)
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the pool may have refused a write just now: the largest request and what its
+    /// bookkeeping takes do not fit any more.
+    fn is_full(&self) -> bool {
+        self.pool()
+            .status()
+            .is_ok_and(|now| now.state == PoolState::Full || now.free_bytes < FULL_BYTES)
+    }
+}
+
+impl StackedLayer {
+    fn report(&self) -> Result<ImportedLayer> {
+        Ok(ImportedLayer {
+            chain_id: self.record.chain_id,
+            diff_id: self.record.diff_id,
+            own_bytes: self.volume.info()?.own_bytes,
+            reused: self.reused,
+        })
+    }
+}
+
+const DIFF_ID_LABEL: &str = "cowshed.diff-id";
+const SIZE_LABEL: &str = "cowshed.layer-bytes";
+
+fn labels(record: &LayerRecord) -> Labels {
+    let mut labels = Labels::from([(DIFF_ID_LABEL.to_owned(), record.diff_id.to_string())]);
+    if let Some(size_bytes) = record.size_bytes {
+        labels.insert(SIZE_LABEL.to_owned(), size_bytes.to_string());
+    }
+    labels
+}
+
+fn labelled_size(volume: &Volume) -> Option<u64> {
+    volume.info().ok()?.labels.get(SIZE_LABEL)?.parse().ok()
+}
+
+/// A configuration for a root file system that came without one.
+fn config_of_root(stack: &[StackedLayer]) -> Result<ImageConfig> {
+    let [layer] = stack else {
+        return Err(Error::Config("it is missing"));
+    };
+    let origin = LayerOrigin {
+        created: &time::now(),
+        created_by: "cowshed image import",
+    };
+    Ok(ImageConfig::of_single_layer(layer.record.diff_id, origin)?)
+}

@@ -1,0 +1,41 @@
+//! Images as stacks of frozen volumes and containers as thin clones of them, on this host.
+//!
+//! Not a runtime: nothing is executed in a container. A [`Host`] ties a pool to a folder of this
+//! host, and every operation is one of its methods: [`Host::import_image`] and its like in
+//! `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`, `diff`,
+//! `commit` and `copy`. `filesystem` and `ext4` know what is in a volume, `record` what is in the
+//! catalogue, `tree` what two trees differ in.
+//!
+//! # Invariants
+//! - What an operation makes has a name in work until one transaction gives it its place; whatever
+//!   interrupts it leaves nothing that the next start does not remove.
+//! - No lock of the pool is held while a file on a mounted volume is read or written: this process
+//!   may be the one that serves that volume.
+//! - Every volume that an operation leaves holds a clean file system.
+
+mod archive;
+mod commit;
+mod copy;
+mod diff;
+mod error;
+mod ext4;
+mod filesystem;
+mod host;
+mod image;
+mod import;
+mod record;
+mod root;
+mod time;
+mod transfer;
+mod tree;
+mod words;
+
+pub use archive::{ExportedImage, ExportedLayer};
+pub use copy::{CopyReport, CopySide};
+pub use diff::{ChangeKind, ContainerChange};
+pub use error::{Error, Kind, Names, RecordFault, Result};
+pub use filesystem::{DEFAULT_SIZE_BYTES, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
+pub use host::{Host, clean_stale_mounts};
+pub use image::{HistoryStep, ImageDetails, ImageSummary, LayerDetails, RemovedImage};
+pub use import::{ImportOptions, ImportProgress, ImportedImage, ImportedLayer};
+pub use root::{ContainerSummary, CreateContainer, CreatedContainer, MountedContainer};

@@ -1,0 +1,355 @@
+//! Copying objects from one directory into another with all that belongs to them.
+//!
+//! Everything goes by descriptors of directories and single names, and no symbolic link is
+//! followed, so that a process that renames things meanwhile cannot lead the copy elsewhere.
+//!
+//! # Invariants
+//! - What is no directory is made anew under its name, never written through an existing one.
+//! - A directory's times are set after its content.
+
+use super::copy::CopyReport;
+use super::error::{Error, Result};
+use crate::sys::{beneath, xattr};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{
+    Gid, LinkatFlags, Uid, UnlinkatFlags, Whence, fchownat, linkat, lseek, symlinkat, unlinkat,
+};
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// How deep a tree may be: each level holds two descriptors.
+const DEPTH_MAX: usize = 256;
+/// Buffer for contents, in bytes.
+const BUFFER_BYTES: usize = 1 << 20;
+/// Bits of a mode that chmod(2) takes.
+const PERMISSION_BITS: u32 = 0o7777;
+
+/// One copy in work.
+pub(super) struct Transfer<'t> {
+    /// The directory that everything goes into.
+    target: BorrowedFd<'t>,
+    /// Where the first name of each file with several names went, by device and inode.
+    first_names: HashMap<(u64, u64), PathBuf>,
+    buffer: Vec<u8>,
+    report: CopyReport,
+}
+
+/// Where an object comes from and goes to.
+struct Step<'s> {
+    from: BorrowedFd<'s>,
+    name: &'s OsStr,
+    to: BorrowedFd<'s>,
+    new_name: &'s OsStr,
+    /// Counted from the transfer's target.
+    path: &'s Path,
+    /// For messages.
+    shown: &'s Path,
+    depth: usize,
+}
+
+impl<'t> Transfer<'t> {
+    pub(super) fn new(target: BorrowedFd<'t>) -> Self {
+        Self {
+            target,
+            first_names: HashMap::new(),
+            buffer: vec![0; BUFFER_BYTES],
+            report: CopyReport::default(),
+        }
+    }
+
+    pub(super) const fn report(&self) -> CopyReport {
+        self.report
+    }
+
+    /// Copies the object `name` of the directory `from` to `new_name` in the target.
+    pub(super) fn object(
+        &mut self,
+        from: BorrowedFd<'_>,
+        name: &OsStr,
+        new_name: &OsStr,
+        shown: &Path,
+    ) -> Result<()> {
+        let (to, path) = (self.target, Path::new(new_name));
+        self.step(&Step {
+            from,
+            name,
+            to,
+            new_name,
+            path,
+            shown,
+            depth: 0,
+        })
+    }
+
+    /// Copies everything in the directory `from` into `to`, the target, and its metadata onto it.
+    pub(super) fn contents(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+        let here = OsStr::new(".");
+        let shown = Path::new(".");
+        let step = Step {
+            from,
+            name: here,
+            to,
+            new_name: here,
+            path: Path::new(""),
+            shown,
+            depth: 0,
+        };
+        let stat = step.stat()?;
+        self.children(&step, from, to)?;
+        step.set_metadata(to, &stat)
+    }
+
+    fn step(&mut self, step: &Step<'_>) -> Result<()> {
+        let stat = step.stat()?;
+        let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        if kind == SFlag::S_IFSOCK {
+            // A socket means nothing without its process.
+            return Ok(());
+        }
+        if kind == SFlag::S_IFDIR {
+            return self.directory(step, &stat);
+        }
+        step.make_room()?;
+        self.report.objects += 1;
+        if stat.st_nlink > 1 && self.link_to_first(step, &stat)? {
+            return Ok(());
+        }
+        match kind {
+            SFlag::S_IFREG => self.file(step, &stat),
+            SFlag::S_IFLNK => {
+                let link = step.check("read the link", readlinkat(step.from, step.name))?;
+                step.check("make", symlinkat(link.as_os_str(), step.to, step.new_name))?;
+                step.finish(&stat)
+            }
+            _ => {
+                let mode = Mode::from_bits_truncate(0o600);
+                step.check(
+                    "make",
+                    mknodat(step.to, step.new_name, kind, mode, stat.st_rdev),
+                )?;
+                step.finish(&stat)
+            }
+        }
+    }
+
+    /// Makes a second name where the file came by before.
+    fn link_to_first(&mut self, step: &Step<'_>, stat: &FileStat) -> Result<bool> {
+        let inode = (stat.st_dev, stat.st_ino);
+        let Some(first) = self.first_names.get(&inode) else {
+            self.first_names.insert(inode, step.path.to_owned());
+            return Ok(false);
+        };
+        let bytes = first.as_os_str().as_bytes();
+        let object = step.check(
+            "find",
+            beneath::open_plain(self.target, bytes, OFlag::O_PATH),
+        )?;
+        let path = proc_path(&object);
+        let flag = LinkatFlags::AT_SYMLINK_FOLLOW;
+        let here = nix::fcntl::AT_FDCWD;
+        step.check("link", linkat(here, &path, step.to, step.new_name, flag))?;
+        Ok(true)
+    }
+
+    fn directory(&mut self, step: &Step<'_>, stat: &FileStat) -> Result<()> {
+        if step.depth >= DEPTH_MAX {
+            return step.check("copy", Err(Errno::ENAMETOOLONG));
+        }
+        match mkdirat(step.to, step.new_name, Mode::from_bits_truncate(0o700)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return step.check("make", Err(errno)),
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let to = match openat(step.to, step.new_name, flags, Mode::empty()) {
+            Err(Errno::ENOTDIR | Errno::ELOOP) => {
+                return Err(Error::NotADirectory {
+                    path: step.path.to_owned(),
+                });
+            }
+            opened => step.check("open", opened)?,
+        };
+        let from = step.check("open", openat(step.from, step.name, flags, Mode::empty()))?;
+        self.report.objects += 1;
+        self.children(step, from.as_fd(), to.as_fd())?;
+        step.set_metadata(to.as_fd(), stat)
+    }
+
+    fn children(
+        &mut self,
+        step: &Step<'_>,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+    ) -> Result<()> {
+        for name in step.check("list", names(from))? {
+            self.step(&Step {
+                from,
+                name: &name,
+                to,
+                new_name: &name,
+                path: &step.path.join(&name),
+                shown: &step.shown.join(&name),
+                depth: step.depth + 1,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, step: &Step<'_>, stat: &FileStat) -> Result<()> {
+        let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let from = step.check("open", openat(step.from, step.name, read, Mode::empty()))?;
+        let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o600);
+        let to = step.check("make", openat(step.to, step.new_name, write, mode))?;
+        let (from, to) = (File::from(from), File::from(to));
+        self.copy_content(&from, &to)
+            .map_err(Error::io("copy", step.shown))?;
+        step.set_metadata(to.as_fd(), stat)
+    }
+
+    /// Copies the data and leaves the holes.
+    fn copy_content(&mut self, from: &File, to: &File) -> io::Result<()> {
+        let end = from.metadata()?.len();
+        let mut at = 0;
+        while at < end {
+            let data = match lseek(from, signed(at)?, Whence::SeekData) {
+                Ok(data) => data.unsigned_abs(),
+                // Only a hole is left, or it became shorter meanwhile.
+                Err(Errno::ENXIO) => break,
+                // This file system knows no holes.
+                Err(Errno::EINVAL) => at,
+                Err(errno) => return Err(errno.into()),
+            };
+            let hole = match lseek(from, signed(data)?, Whence::SeekHole) {
+                Ok(hole) => hole.unsigned_abs().min(end),
+                Err(Errno::EINVAL | Errno::ENXIO) => end,
+                Err(errno) => return Err(errno.into()),
+            };
+            at = data;
+            while at < hole {
+                let want = usize::try_from(hole - at)
+                    .unwrap_or(BUFFER_BYTES)
+                    .min(BUFFER_BYTES);
+                let len = from.read_at(&mut self.buffer[..want], at)?;
+                if len == 0 {
+                    return to.set_len(at);
+                }
+                to.write_all_at(&self.buffer[..len], at)?;
+                let len = u64::try_from(len).map_err(io::Error::other)?;
+                self.report.copied_bytes += len;
+                at += len;
+            }
+        }
+        to.set_len(end)
+    }
+}
+
+impl Step<'_> {
+    fn check<T>(&self, action: &'static str, answer: Result<T, Errno>) -> Result<T> {
+        answer.map_err(|errno| Error::io(action, self.shown)(errno.into()))
+    }
+
+    fn stat(&self) -> Result<FileStat> {
+        let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+        self.check(
+            "look at",
+            nix::sys::stat::fstatat(self.from, self.name, flags),
+        )
+    }
+
+    /// Removes what has the new name, unless it is a directory.
+    fn make_room(&self) -> Result<()> {
+        match unlinkat(self.to, self.new_name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => self.check("replace", Err(errno)),
+        }
+    }
+
+    /// Sets the metadata of what was made without a descriptor.
+    fn finish(&self, stat: &FileStat) -> Result<()> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = self.check("open", openat(self.to, self.new_name, flags, Mode::empty()))?;
+        self.set_metadata(made.as_fd(), stat)
+    }
+
+    /// Gives `made` the owner, mode, attributes and times of the source.
+    fn set_metadata(&self, made: BorrowedFd<'_>, stat: &FileStat) -> Result<()> {
+        let owner = (
+            Some(Uid::from_raw(stat.st_uid)),
+            Some(Gid::from_raw(stat.st_gid)),
+        );
+        self.check(
+            "set the owner of",
+            fchownat(made, "", owner.0, owner.1, AtFlags::AT_EMPTY_PATH),
+        )?;
+        let path = proc_path(&made);
+        let is_link = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+        if !is_link {
+            // After the owner, whose change takes setuid bits away.
+            let mode = Permissions::from_mode(stat.st_mode & PERMISSION_BITS);
+            fs::set_permissions(&path, mode).map_err(Error::io("set the mode of", self.shown))?;
+        }
+        self.copy_xattrs(made)
+            .map_err(Error::io("copy the attributes of", self.shown))?;
+        let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
+        let modified = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
+        let times = if is_link {
+            let flag = UtimensatFlags::NoFollowSymlink;
+            utimensat(self.to, self.new_name, &accessed, &modified, flag)
+        } else {
+            let flag = UtimensatFlags::FollowSymlink;
+            utimensat(nix::fcntl::AT_FDCWD, &path, &accessed, &modified, flag)
+        };
+        self.check("set the times of", times)
+    }
+
+    fn copy_xattrs(&self, made: BorrowedFd<'_>) -> io::Result<()> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let source = openat(self.from, self.name, flags, Mode::empty())?;
+        for name in xattr::list(&source)? {
+            match xattr::set(made, &name, &xattr::get(&source, &name)?) {
+                // The target's file system has no such attributes.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                answer => answer?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names in a directory, without those of itself and its parent.
+fn names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut listed = Dir::from_fd(openat(directory, ".", flags, Mode::empty())?)?;
+    let mut names = Vec::new();
+    for entry in listed.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Leads to the very object that the descriptor stands for.
+fn proc_path(object: &impl AsFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", object.as_fd().as_raw_fd()))
+}
+
+fn signed(offset: u64) -> io::Result<i64> {
+    i64::try_from(offset).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests;
