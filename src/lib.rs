@@ -16,10 +16,14 @@
 //! | 5 | [`export`] | volumes as files and loop devices |
 //! | 5 | [`oci`] | images: archives, layers, digests |
 //! | 6 | [`container`] | images and containers on this host: layers, roots, diff, commit |
+//! | 8 | [`daemon`] | the socket through which commands reach an open pool |
+//! | 8 | [`cli`] | the commands |
 
 pub mod base;
 pub mod check;
+pub mod cli;
 pub mod container;
+pub mod daemon;
 pub mod device;
 pub mod export;
 pub mod format;

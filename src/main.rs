@@ -1,3 +1,5 @@
 //! The `cowshed` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cowshed::cli::main()
+}

@@ -1,0 +1,120 @@
+//! The command line as a whole.
+
+use super::attach::{Attach, Detach};
+use super::console::Style;
+use super::container::ContainerCommand;
+use super::image::ImageCommand;
+use super::place::HostPath;
+use super::pool::{self, PoolCommand};
+use super::quickstart::Quickstart;
+use super::serve::Serve;
+use super::volume::VolumeCommand;
+use clap::{Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
+
+/// Many container roots in one pool file, block by block copy-on-write
+#[derive(Debug, Parser)]
+#[command(
+    name = "cowshed",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 the pool is damaged.\n\n\
+        Try `cowshed quickstart` as root: it shows everything and removes it again."
+)]
+pub(super) struct Arguments {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// The pool's file or block device [default as root: /var/lib/cowshed/pool]
+    #[arg(long, global = true, env = "COWSHED_POOL", value_name = "PATH", hide_env_values = true,
+        value_parser = HostPath::parser())]
+    pub pool: Option<HostPath>,
+    /// The daemon's socket [default: the pool's path with .sock at its end]
+    #[arg(long, global = true, value_name = "PATH", value_parser = HostPath::parser())]
+    pub socket: Option<HostPath>,
+    /// Print results as one JSON document: sizes in bytes, times in RFC 3339
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no messages
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more; twice says still more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+impl Global {
+    /// How results are to be shown.
+    #[must_use]
+    pub(super) fn style(&self) -> Style {
+        Style {
+            json: self.json,
+            quiet: self.quiet,
+            verbose: self.verbose,
+            terminal_columns: None,
+        }
+    }
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// See it all in one go: an image, five containers of it, what each costs
+    Quickstart(Quickstart),
+    /// Make, watch, check and mend a pool
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Thin volumes, snapshots and clones
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Give a volume to the host as a file or block device (needs the daemon)
+    Attach(Attach),
+    /// Take an attached volume back (needs the daemon)
+    Detach(Detach),
+    /// Images and their layers
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Writable roots of images
+    #[command(subcommand)]
+    Container(ContainerCommand),
+    /// Keep the pool open, its volumes mounted, and answer commands
+    Serve(Serve),
+}
+
+/// A command that works on an open pool, here or in the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum OnPool {
+    /// `pool …`
+    Pool(pool::Online),
+    /// `volume …`
+    Volume(VolumeCommand),
+    /// `attach`
+    Attach(Attach),
+    /// `detach`
+    Detach(Detach),
+    /// `image …`
+    Image(ImageCommand),
+    /// `container …`
+    Container(ContainerCommand),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

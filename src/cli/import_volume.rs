@@ -1,0 +1,298 @@
+//! `cowshed volume import`: a volume of the bytes of a file or a pipe.
+//!
+//! # Invariants
+//! - The volume gets its name only once all bytes are in it, in one transaction with the removal
+//!   of its label. Until then it has a name that nobody chose and the label `UNFINISHED`.
+//! - A volume with that label belongs to a running import. When the pool is opened there is none,
+//!   so `remove_unfinished` removes what a killed import left.
+
+use super::console::{Console, Input};
+use super::kept_names;
+use super::place::{FileOrPipe, HostPath};
+use crate::base::{BLOCK_BYTES, Error, Name};
+use crate::pool::{Labels, Pool, Volume};
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+
+/// Marks a volume whose import has not ended.
+const UNFINISHED: &str = "cowshed.unfinished";
+/// How much is read at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+/// The first size of a volume whose final size is not known; it is doubled when it is reached.
+const FIRST_SIZE_BYTES: u64 = 64 << 20;
+
+/// Imports `source` as the volume `name`.
+///
+/// # Errors
+/// What the engine or the host says; then there is no such volume.
+pub(super) fn import(
+    name: &str,
+    source: &FileOrPipe,
+    pool: &Pool,
+    console: &Console,
+) -> anyhow::Result<Volume> {
+    let what = || format!("import volume {name} from {source}");
+    let name = Name::new(name).with_context(what)?;
+    kept_names::refuse(&name).with_context(what)?;
+    refuse_taken(&name, pool).with_context(what)?;
+    let unfinished = Unfinished::create(pool).with_context(what)?;
+    let import = Import {
+        pool,
+        volume: &unfinished.volume,
+        console,
+    };
+    let copied = match source {
+        FileOrPipe::Pipe => console
+            .input()
+            .map_err(Into::into)
+            .and_then(|input| import.copy(input)),
+        FileOrPipe::File(path) => import.copy_path(path),
+    };
+    copied.with_context(what)?;
+    unfinished.finish(&name).with_context(what)
+}
+
+/// Removes what killed imports left. Only for whoever has just opened the pool.
+///
+/// # Errors
+/// What the engine says.
+pub(super) fn remove_unfinished(pool: &Pool) -> crate::base::Result<()> {
+    for info in pool.volumes() {
+        if info.labels.contains_key(UNFINISHED) {
+            pool.remove(&pool.volume_by_id(info.id)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Says early, before anything is copied, what `finish` would say.
+fn refuse_taken(name: &Name, pool: &Pool) -> crate::base::Result<()> {
+    match pool.volume(name.as_str()) {
+        Ok(found) if found.name() == *name => Err(Error::Exists(name.clone())),
+        _ => Ok(()),
+    }
+}
+
+/// A volume that is removed again unless it is finished.
+struct Unfinished<'a> {
+    pool: &'a Pool,
+    volume: Volume,
+    finished: bool,
+}
+
+impl<'a> Unfinished<'a> {
+    fn create(pool: &'a Pool) -> crate::base::Result<Self> {
+        let name = Name::new(&format!("unfinished/{:032x}", rand::random::<u128>()))?;
+        let mut transaction = pool.transaction();
+        let id = transaction.create_volume(&name, FIRST_SIZE_BYTES);
+        let label = (UNFINISHED.to_owned(), "import".to_owned());
+        transaction.set_labels(id, Labels::from([label]));
+        transaction.commit()?;
+        Ok(Self {
+            pool,
+            volume: pool.volume_by_id(id)?,
+            finished: false,
+        })
+    }
+
+    fn finish(mut self, name: &Name) -> crate::base::Result<Volume> {
+        let mut transaction = self.pool.transaction();
+        transaction.rename(self.volume.id(), name);
+        transaction.set_labels(self.volume.id(), Labels::new());
+        transaction.commit()?;
+        self.finished = true;
+        self.pool.flush()?;
+        Ok(self.volume.clone())
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = self.pool.remove(&self.volume)
+        {
+            tracing::warn!(%error, "an unfinished import stays until the pool is opened again");
+        }
+    }
+}
+
+struct Import<'a> {
+    pool: &'a Pool,
+    volume: &'a Volume,
+    console: &'a Console,
+}
+
+impl Import<'_> {
+    fn copy_path(&self, path: &HostPath) -> anyhow::Result<()> {
+        let file = File::open(path.as_path())?;
+        let kind = file.metadata()?.file_type();
+        if kind.is_dir() {
+            anyhow::bail!("it is a folder; `cowshed image import` takes folders");
+        }
+        self.copy(Input::new(file, self.console.cancel().clone()))
+    }
+
+    fn copy(&self, mut input: Input) -> anyhow::Result<()> {
+        match seekable_range(input.file()) {
+            Some(range) => self.copy_file(input.file(), range),
+            None => self.copy_pipe(&mut input),
+        }
+    }
+
+    /// Copies the bytes of `range` of a file whose length is known, skipping its holes.
+    fn copy_file(&self, file: &File, range: Range<u64>) -> anyhow::Result<()> {
+        let size_bytes = range.end.saturating_sub(range.start);
+        self.set_size(size_bytes)?;
+        let progress = self.console.progress("import", Some(size_bytes));
+        let mut buf = vec![0; CHUNK_BYTES];
+        let mut at = range.start;
+        while let Some(data) = next_data(file, at, range.end)? {
+            progress.advance(data.start - at);
+            at = data.start;
+            while at < data.end {
+                self.console.cancel().check()?;
+                let len = chunk_len(data.end - at);
+                file.read_exact_at(&mut buf[..len], at)?;
+                self.write(&buf[..len], at - range.start)?;
+                at += len as u64;
+                progress.advance(len as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies until the pipe ends, growing the volume as it comes.
+    fn copy_pipe(&self, pipe: &mut dyn Read) -> anyhow::Result<()> {
+        let progress = self.console.progress("import", None);
+        let mut buf = vec![0; CHUNK_BYTES];
+        let mut offset_bytes = 0u64;
+        loop {
+            let len = read_full(pipe, &mut buf)?;
+            let end = offset_bytes + len as u64;
+            if end > self.volume.size_bytes() {
+                self.set_size(end.max(self.volume.size_bytes().saturating_mul(2)))?;
+            }
+            self.write(&buf[..len], offset_bytes)?;
+            progress.advance(len as u64);
+            offset_bytes = end;
+            if len < buf.len() {
+                return self.set_size(offset_bytes);
+            }
+        }
+    }
+
+    fn set_size(&self, size_bytes: u64) -> anyhow::Result<()> {
+        if size_bytes == 0 {
+            anyhow::bail!("there are no bytes in it; use `cowshed volume create` for an empty one");
+        }
+        Ok(self.pool.resize(self.volume, size_bytes)?)
+    }
+
+    /// Writes what is not zero: a volume holds zeros where nothing was written.
+    fn write(&self, bytes: &[u8], offset_bytes: u64) -> anyhow::Result<()> {
+        if bytes.iter().any(|byte| *byte != 0) {
+            self.volume.write_at(bytes, offset_bytes)?;
+        }
+        Ok(())
+    }
+}
+
+fn chunk_len(rest_bytes: u64) -> usize {
+    usize::try_from(rest_bytes).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES))
+}
+
+/// Fills `buf` unless the pipe ends before.
+fn read_full(pipe: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match pipe.read(&mut buf[filled..]) {
+            Ok(0) => break,
+            Ok(len) => filled += len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// What is left of a file from its position on, where that can be told.
+fn seekable_range(file: &File) -> Option<Range<u64>> {
+    let kind = file.metadata().ok()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return None;
+    }
+    let start = lseek(file, 0, Whence::SeekCur).ok()?;
+    let end = lseek(file, 0, Whence::SeekEnd).ok()?;
+    lseek(file, start, Whence::SeekSet).ok()?;
+    Some(u64::try_from(start).ok()?..u64::try_from(end).ok()?)
+}
+
+/// The next range from `at` that may hold data; `None` when only a hole is left.
+fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    if at >= end {
+        return Ok(None);
+    }
+    let seek = |from: u64, whence| {
+        let from = i64::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
+        lseek(file, from, whence).map(|found| u64::try_from(found).unwrap_or(end))
+    };
+    let start = match seek(at, Whence::SeekData) {
+        Ok(start) => start.min(end),
+        Err(Errno::ENXIO) => return Ok(None),
+        // A block device or file system that cannot tell holes holds data everywhere.
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some(at..end)),
+        Err(errno) => return Err(errno.into()),
+    };
+    if start >= end {
+        return Ok(None);
+    }
+    Ok(Some(start..seek(start, Whence::SeekHole)?.min(end)))
+}
+
+const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_data_is_found_in_a_sparse_file() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16 << 20).unwrap();
+        file.write_all_at(&[1; 4096], 8 << 20).unwrap();
+        let data = next_data(&file, 0, 16 << 20).unwrap().unwrap();
+        assert!(
+            data.start <= 8 << 20 && data.end >= (8 << 20) + 4096,
+            "{data:?}"
+        );
+        assert!(data.start > 0, "the hole before was not skipped");
+        assert_eq!(next_data(&file, data.end, 16 << 20).unwrap(), None);
+        assert_eq!(next_data(&file, 16 << 20, 16 << 20).unwrap(), None);
+    }
+
+    #[test]
+    fn a_pipe_that_comes_in_pieces_fills_the_buffer() {
+        struct Pieces(u8);
+        impl Read for Pieces {
+            fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+                self.0 += 1;
+                match self.0 {
+                    1 | 3 => {
+                        buf[..3].fill(self.0);
+                        Ok(3)
+                    }
+                    2 => Err(io::ErrorKind::Interrupted.into()),
+                    _ => Ok(0),
+                }
+            }
+        }
+        let mut buf = [0; 8];
+        assert_eq!(read_full(&mut Pieces(0), &mut buf).unwrap(), 6);
+        assert_eq!(buf, [1, 1, 1, 3, 3, 3, 0, 0]);
+    }
+}

@@ -1,0 +1,83 @@
+//! Which pool a command means, and opening it.
+
+use super::failure::Usage;
+use super::import_volume::remove_unfinished;
+use super::place::HostPath;
+use crate::base::{self, Error};
+use crate::device::{FileDevice, FileOptions};
+use crate::pool::{OpenOptions, Pool};
+use std::io;
+use std::sync::Arc;
+
+/// Where the superuser's pool lies unless another is named.
+const DEFAULT_POOL: &str = "/var/lib/cowshed/pool";
+
+/// A pool's path and its daemon's socket.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The pool's file or block device.
+    pub pool: HostPath,
+    /// The daemon's socket.
+    pub socket: HostPath,
+}
+
+impl Place {
+    /// The pool that was named, or the default.
+    ///
+    /// # Errors
+    /// `Usage` when no pool was named and the caller is not the superuser.
+    pub(super) fn new(pool: Option<&HostPath>, socket: Option<&HostPath>) -> anyhow::Result<Self> {
+        let pool = match pool {
+            Some(pool) => pool.clone(),
+            None if nix::unistd::geteuid().is_root() => HostPath::new(DEFAULT_POOL)?,
+            None => {
+                let what = format!(
+                    "no pool is named; give --pool PATH or set COWSHED_POOL \
+                     (the default, {DEFAULT_POOL}, is the superuser's)"
+                );
+                return Err(Usage(what).into());
+            }
+        };
+        let socket = socket.cloned().unwrap_or_else(|| pool.with_suffix(".sock"));
+        Ok(Self { pool, socket })
+    }
+
+    /// What `error` from opening or making the pool means, and what to do.
+    #[must_use]
+    pub(super) fn explain(&self, error: Error) -> anyhow::Error {
+        let advice = match &error {
+            Error::InUse => Some(format!(
+                "the pool is in use by another process (no daemon answers on {}); \
+                 wait for it to end",
+                self.socket
+            )),
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Some(
+                    "there is no such pool; make one with `cowshed pool create --size 10G`"
+                        .to_owned(),
+                ),
+                io::ErrorKind::PermissionDenied => Some(
+                    "permission denied; run as its owner or name your own pool with --pool"
+                        .to_owned(),
+                ),
+                _ => None,
+            },
+            _ => None,
+        };
+        let pool = format!("pool {}", self.pool);
+        match advice {
+            Some(advice) => anyhow::Error::msg(advice).context(pool),
+            None => anyhow::Error::new(error).context(pool),
+        }
+    }
+
+    /// Opens the pool for this process alone, and clears away what killed commands left in it.
+    ///
+    /// # Errors
+    /// What the engine says; `explain` says what to do.
+    pub(super) fn open(&self, options: FileOptions) -> base::Result<Pool> {
+        FileDevice::open(self.pool.as_path(), options)
+            .and_then(|device| Pool::open(Arc::new(device), &OpenOptions::default()))
+            .and_then(|pool| remove_unfinished(&pool).map(|()| pool))
+    }
+}

@@ -1,0 +1,117 @@
+//! Progress bars on whatever terminal the command's error stream is.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+use std::fs::File;
+use std::io::{self, Write};
+
+/// A progress bar, or nothing where none is to be seen. It vanishes when dropped.
+#[derive(Debug)]
+pub(super) struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// A bar that shows nothing.
+    #[must_use]
+    pub(super) fn hidden() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+        }
+    }
+
+    /// A bar on the terminal `file`, `columns` wide.
+    #[must_use]
+    pub(super) fn shown(
+        file: File,
+        columns: u16,
+        what: &'static str,
+        total_bytes: Option<u64>,
+    ) -> Self {
+        let target = ProgressDrawTarget::term_like(Box::new(Terminal { file, columns }));
+        let bar = ProgressBar::with_draw_target(total_bytes, target);
+        let template = match total_bytes {
+            Some(_) => {
+                "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}"
+            }
+            None => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
+        };
+        // An unknown template falls back to the crate's own bar.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Self { bar }
+    }
+
+    /// `len_bytes` more are done.
+    pub(super) fn advance(&self, len_bytes: u64) {
+        self.bar.inc(len_bytes);
+    }
+
+    /// `done` of `total` are done.
+    pub(super) fn set(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A terminal reached through a file.
+#[derive(Debug)]
+struct Terminal {
+    file: File,
+    columns: u16,
+}
+
+impl Terminal {
+    fn control(&self, count: usize, letter: char) -> io::Result<()> {
+        if count == 0 {
+            Ok(())
+        } else {
+            self.write_str(&format!("\x1b[{count}{letter}"))
+        }
+    }
+}
+
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        self.columns
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.control(n, 'D')
+    }
+
+    fn write_line(&self, s: &str) -> io::Result<()> {
+        self.write_str(&format!("{s}\n"))
+    }
+
+    fn write_str(&self, s: &str) -> io::Result<()> {
+        (&self.file).write_all(s.as_bytes())
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.write_str("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        (&self.file).flush()
+    }
+}

@@ -1,0 +1,171 @@
+//! Running a command where the pool is open: in the daemon that has it open, or else here.
+
+use super::arguments::OnPool;
+use super::console::{Cancel, Console, Style};
+use super::failure::Exit;
+use super::open::Place;
+use super::place::FileOrPipe;
+use super::shed::Shed;
+use super::volume::VolumeCommand;
+use super::{attach, container, finish, image, pool, signals, volume};
+use crate::base::Error;
+use crate::daemon::{Client, Connection, Handler, Session};
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a daemon that starts or stops is waited for.
+const DAEMON_STARTS: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const DAEMON_RETRY: Duration = Duration::from_millis(50);
+
+/// A command on its way to the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Request<C> {
+    style: Style,
+    command: C,
+}
+
+/// Runs `command` in the daemon if there is one, else on the pool opened here. Where there is the
+/// socket of a daemon that does not answer, but the pool is in use, a daemon may just be starting
+/// or stopping: that is waited for.
+///
+/// # Errors
+/// What the command says when it runs here; a daemon tells its failures itself.
+pub(super) fn run_anywhere(
+    command: OnPool,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
+    let deadline = Instant::now() + DAEMON_STARTS;
+    loop {
+        let connection = Client::connect(place.socket.as_path())
+            .with_context(|| format!("connect to the daemon on {}", place.socket))?;
+        if let Connection::Daemon(client) = connection {
+            return run_in_daemon(&client, command, place, console);
+        }
+        match Shed::open(place) {
+            Ok(shed) => return run_here(&command, shed, console).map(|()| Exit::Done),
+            Err(Error::InUse) if place.socket.as_path().exists() && Instant::now() < deadline => {
+                thread::sleep(DAEMON_RETRY);
+            }
+            Err(error) => return Err(place.explain(error)),
+        }
+    }
+}
+
+fn run_in_daemon(
+    client: &Client,
+    mut command: OnPool,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
+    let own_file = open_own_file(&mut command)?;
+    let [mut input, mut output, error] = console.streams();
+    match &own_file {
+        Some(OwnFile::Input(file)) => input = file.as_fd(),
+        Some(OwnFile::Output(file)) => output = file.as_fd(),
+        None => {}
+    }
+    let request = Request {
+        style: console.style().clone(),
+        command,
+    };
+    let answer = client
+        .run(&request, [input, output, error])
+        .with_context(|| {
+            format!(
+                "the daemon on {} did not answer; its log says why",
+                place.socket
+            )
+        })?;
+    match answer.refusal {
+        Some(refusal) => anyhow::bail!("the daemon on {}: {refusal}", place.socket),
+        None => Ok(Exit::from_status(answer.status)),
+    }
+}
+
+/// A file that only this process can open under the name that was given for it.
+enum OwnFile {
+    Input(File),
+    Output(File),
+}
+
+/// Opens a file that is named by way of this process, such as `/dev/fd/63`, and lets the command
+/// take it for its pipe.
+fn open_own_file(command: &mut OnPool) -> anyhow::Result<Option<OwnFile>> {
+    let (file, is_input) = match command {
+        OnPool::Volume(VolumeCommand::Import(import)) => (&mut import.file, true),
+        OnPool::Volume(VolumeCommand::Export(export)) => (&mut export.file, false),
+        OnPool::Image(image::ImageCommand::Import(import)) => (&mut import.source, true),
+        OnPool::Image(image::ImageCommand::Export(export)) => (&mut export.file, false),
+        _ => return Ok(None),
+    };
+    let FileOrPipe::File(path) = &*file else {
+        return Ok(None);
+    };
+    if !file.is_of_the_caller() {
+        return Ok(None);
+    }
+    let opened = File::options()
+        .read(is_input)
+        .write(!is_input)
+        .open(path.as_path());
+    let opened = opened.with_context(|| format!("open {path}"))?;
+    *file = FileOrPipe::Pipe;
+    Ok(Some(if is_input {
+        OwnFile::Input(opened)
+    } else {
+        OwnFile::Output(opened)
+    }))
+}
+
+fn run_here(command: &OnPool, shed: Shed, console: &Console) -> anyhow::Result<()> {
+    signals::cancel_on_signals(console.cancel())?;
+    let ran = run(command, &shed, console);
+    let closed = shed.close();
+    ran.and(closed)
+}
+
+/// Runs `command` on an open pool.
+fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    match command {
+        OnPool::Pool(command) => pool::run(command, shed.pool(), console),
+        OnPool::Volume(command) => volume::run(command, shed, console),
+        OnPool::Attach(command) => attach::attach(command, shed, console),
+        OnPool::Detach(command) => attach::detach(command, shed, console),
+        OnPool::Image(command) => image::run(command, shed, console),
+        OnPool::Container(command) => container::run(command, shed, console),
+    }
+}
+
+/// Runs the commands that come to the daemon.
+pub(super) struct Commands {
+    shed: Arc<Shed>,
+}
+
+impl Commands {
+    /// Commands on the pool of `shed`.
+    pub(super) const fn new(shed: Arc<Shed>) -> Self {
+        Self { shed }
+    }
+}
+
+impl Handler for Commands {
+    type Request = Request<OnPool>;
+    type Cancel = Cancel;
+
+    fn run(&self, session: Session<Self::Request, Cancel>) -> u8 {
+        let console = Console::new(session.streams, session.request.style, session.cancel);
+        let ran = run(&session.request.command, &self.shed, &console);
+        finish(ran.map(|()| Exit::Done), &console)
+    }
+
+    fn cancel(cancel: &Cancel) {
+        cancel.cancel();
+    }
+}

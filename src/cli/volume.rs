@@ -1,0 +1,402 @@
+//! `cowshed volume …`: thin volumes, snapshots and clones.
+
+use super::console::Console;
+use super::output::{Column, exact, facts, table, time};
+use super::place::FileOrPipe;
+use super::shed::Shed;
+use super::size::{Size, human};
+use super::{export_volume, import_volume, kept_names, removal};
+use crate::base::{self, Name};
+use crate::pool::{Extent, ExtentKind, Labels, Pool, Volume, VolumeInfo, VolumeKind};
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// `cowshed volume …`
+#[derive(Debug, Subcommand, Serialize, Deserialize)]
+pub(super) enum VolumeCommand {
+    /// Make an empty thin volume
+    Create(NameAndSize),
+    /// Remove volumes or snapshots; what was cloned from them stays
+    Rm(Remove),
+    /// Change the virtual size of a volume
+    Resize(NameAndSize),
+    /// Give a volume another name
+    Rename(Rename),
+    /// Freeze what a volume holds now under a name of its own
+    Snapshot(SnapshotOf),
+    /// Make a writable volume that begins with what a snapshot holds
+    Clone(CloneOf),
+    /// Make a volume hold again what a snapshot of it holds
+    Rollback(Rollback),
+    /// List all volumes and snapshots
+    Ls,
+    /// Show one volume
+    Show(One),
+    /// List the ranges in which two volumes differ
+    Diff(Pair),
+    /// Make a volume of a file's bytes
+    #[command(after_help = "Examples:\n  cowshed volume import disk ./disk.raw\n  \
+        zstdcat disk.raw.zst | cowshed volume import disk -")]
+    Import(Import),
+    /// Write a volume's bytes to a file
+    #[command(after_help = "Examples:\n  cowshed volume export disk ./disk.raw\n  \
+        cowshed volume export disk - | zstd > disk.raw.zst")]
+    Export(Export),
+}
+
+/// A name and a size.
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct NameAndSize {
+    /// The volume
+    pub name: String,
+    /// Its virtual size: 4096, 64K, 10G, 1T
+    #[arg(long)]
+    pub size: Size,
+}
+
+/// `cowshed volume rm`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Remove {
+    /// The volumes, by name or id
+    #[arg(required = true, value_name = "VOL")]
+    pub names: Vec<String>,
+}
+
+/// `cowshed volume rename`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Rename {
+    /// The volume
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// Its new name
+    pub name: String,
+}
+
+/// `cowshed volume snapshot`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct SnapshotOf {
+    /// The volume
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The snapshot's name
+    pub name: String,
+}
+
+/// `cowshed volume clone`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct CloneOf {
+    /// The snapshot
+    #[arg(value_name = "SNAP")]
+    pub snapshot: String,
+    /// The new volume's name
+    pub name: String,
+}
+
+/// `cowshed volume rollback`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Rollback {
+    /// The volume
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The snapshot to go back to
+    #[arg(value_name = "SNAP")]
+    pub snapshot: String,
+}
+
+/// One volume.
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct One {
+    /// The volume, by name or id
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+}
+
+/// Two volumes.
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Pair {
+    /// The one volume
+    pub a: String,
+    /// The other; the kinds listed are what this one holds
+    pub b: String,
+}
+
+/// `cowshed volume import`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Import {
+    /// The new volume's name
+    pub name: String,
+    /// The file, or - for the standard input
+    #[arg(value_parser = FileOrPipe::parser())]
+    pub file: FileOrPipe,
+}
+
+/// `cowshed volume export`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Export {
+    /// The volume, by name or id
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The file, or - for the standard output
+    #[arg(value_parser = FileOrPipe::parser())]
+    pub file: FileOrPipe,
+}
+
+/// Runs a command on the open `pool`.
+///
+/// # Errors
+/// What the engine or the host says.
+pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let pool = shed.pool();
+    match command {
+        VolumeCommand::Create(new) => make(
+            shed,
+            &format!("create volume {}", new.name),
+            console,
+            &new.name,
+            |name| pool.create_volume(name, new.size.0),
+        ),
+        VolumeCommand::Snapshot(new) => {
+            let what = format!("snapshot volume {} as {}", new.volume, new.name);
+            make(shed, &what, console, &new.name, |name| {
+                pool.snapshot(&pool.volume(&new.volume)?, name)
+            })
+        }
+        VolumeCommand::Clone(new) => {
+            let what = format!("clone {} as {}", new.snapshot, new.name);
+            make(shed, &what, console, &new.name, |name| {
+                pool.clone_volume(&pool.volume(&new.snapshot)?, name)
+            })
+        }
+        VolumeCommand::Rm(volumes) => remove(volumes, pool, console),
+        VolumeCommand::Resize(resize) => {
+            change(pool, &resize.name, "resize", console, |volume| {
+                pool.resize(volume, resize.size.0)?;
+                // Whoever has it as a block device should see the new size too.
+                shed.export()
+                    .map_or(Ok(()), |export| Ok(export.resized(volume)?))
+            })
+        }
+        VolumeCommand::Rename(rename) => {
+            change(pool, &rename.volume, "rename", console, |volume| {
+                kept_names::refuse(&volume.name())?;
+                let name = Name::new(&rename.name)?;
+                kept_names::refuse(&name)?;
+                Ok(pool.rename(volume, &name)?)
+            })
+        }
+        VolumeCommand::Rollback(back) => {
+            change(pool, &back.volume, "roll back", console, |volume| {
+                Ok(pool.rollback(volume, &pool.volume(&back.snapshot)?)?)
+            })
+        }
+        VolumeCommand::Ls => list(pool, console),
+        VolumeCommand::Show(one) => {
+            let what = || format!("show volume {}", one.volume);
+            let info = pool.volume(&one.volume).and_then(|volume| volume.info());
+            show(pool, &info.with_context(what)?, console)
+        }
+        VolumeCommand::Diff(pair) => diff(pair, pool, console),
+        VolumeCommand::Import(import) => {
+            let volume = import_volume::import(&import.name, &import.file, pool, console)?;
+            show_changed(pool, &volume.info()?, console)
+        }
+        VolumeCommand::Export(export) => {
+            export_volume::export(&export.volume, &export.file, pool, console)
+        }
+    }
+}
+
+/// Makes a volume called `name`, makes that durable, and shows it.
+fn make(
+    shed: &Shed,
+    what: &str,
+    console: &Console,
+    name: &str,
+    act: impl FnOnce(&Name) -> base::Result<Volume>,
+) -> anyhow::Result<()> {
+    let made = || -> anyhow::Result<VolumeInfo> {
+        let name = Name::new(name)?;
+        kept_names::refuse(&name)?;
+        let volume = act(&name)?;
+        shed.pool().flush()?;
+        Ok(volume.info()?)
+    };
+    let info = made().with_context(|| what.to_owned())?;
+    show_changed(shed.pool(), &info, console)
+}
+
+/// Changes the volume `name`, makes that durable, and shows what the volume is now.
+fn change(
+    pool: &Pool,
+    name: &str,
+    verb: &str,
+    console: &Console,
+    act: impl FnOnce(&Volume) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let changed = || -> anyhow::Result<VolumeInfo> {
+        let volume = pool.volume(name)?;
+        act(&volume)?;
+        pool.flush()?;
+        Ok(volume.info()?)
+    };
+    let info = changed().with_context(|| format!("{verb} volume {name}"))?;
+    show_changed(pool, &info, console)
+}
+
+/// Removes all volumes that can be removed; what failed first is the command's failure.
+fn remove(volumes: &Remove, pool: &Pool, console: &Console) -> anyhow::Result<()> {
+    let removal = removal::each(&volumes.names, "volume", |name| {
+        let volume = pool.volume(name)?;
+        kept_names::refuse(&volume.name())?;
+        Ok(pool.remove(&volume)?)
+    });
+    pool.flush().context("remove volumes")?;
+    removal.show(console)
+}
+
+/// A volume as JSON has it.
+#[derive(Serialize)]
+struct VolumeDocument<'a> {
+    id: u64,
+    name: &'a str,
+    parent: Option<u64>,
+    parent_name: Option<String>,
+    kind: &'static str,
+    size_bytes: u64,
+    own_bytes: u64,
+    referenced_bytes: u64,
+    created: String,
+    labels: &'a Labels,
+    children: u32,
+}
+
+impl<'a> VolumeDocument<'a> {
+    fn new(pool: &Pool, info: &'a VolumeInfo) -> Self {
+        Self {
+            id: info.id.0,
+            name: info.name.as_str(),
+            parent: info.parent.map(|id| id.0),
+            parent_name: parent_name(pool, info),
+            kind: match info.kind {
+                VolumeKind::Volume => "volume",
+                VolumeKind::Snapshot => "snapshot",
+            },
+            size_bytes: info.size_bytes,
+            own_bytes: info.own_bytes,
+            referenced_bytes: info.referenced_bytes,
+            created: time(info.created),
+            labels: &info.labels,
+            children: info.children,
+        }
+    }
+}
+
+fn parent_name(pool: &Pool, info: &VolumeInfo) -> Option<String> {
+    let parent = pool.volume_by_id(info.parent?).ok()?;
+    Some(parent.name().to_string())
+}
+
+/// Shows a volume that a command made or changed: all of it as JSON, its name for people.
+fn show_changed(pool: &Pool, info: &VolumeInfo, console: &Console) -> anyhow::Result<()> {
+    console.result(&VolumeDocument::new(pool, info), || info.name.to_string())
+}
+
+fn show(pool: &Pool, info: &VolumeInfo, console: &Console) -> anyhow::Result<()> {
+    let document = VolumeDocument::new(pool, info);
+    console.result(&document, || {
+        let parent = match (&document.parent_name, document.parent) {
+            (Some(name), _) => name.clone(),
+            (None, Some(id)) => format!("{id} (removed)"),
+            (None, None) => "none".to_owned(),
+        };
+        let labels: Vec<_> = info
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        facts([
+            ("name", info.name.to_string()),
+            ("id", info.id.to_string()),
+            ("kind", document.kind.to_owned()),
+            ("parent", parent),
+            ("children", info.children.to_string()),
+            ("size", exact(info.size_bytes)),
+            ("own", exact(info.own_bytes)),
+            ("referenced", exact(info.referenced_bytes)),
+            ("created", document.created.clone()),
+            ("labels", labels.join(" ")),
+        ])
+    })
+}
+
+fn list(pool: &Pool, console: &Console) -> anyhow::Result<()> {
+    let volumes = pool.volumes();
+    let documents: Vec<_> = volumes
+        .iter()
+        .map(|info| VolumeDocument::new(pool, info))
+        .collect();
+    console.result(&documents, || {
+        let columns = [
+            Column::Text("NAME"),
+            Column::Number("ID"),
+            Column::Text("KIND"),
+            Column::Text("PARENT"),
+            Column::Number("SIZE"),
+            Column::Number("OWN"),
+            Column::Text("CREATED"),
+        ];
+        let row = |volume: &VolumeDocument<'_>| {
+            vec![
+                volume.name.to_owned(),
+                volume.id.to_string(),
+                volume.kind.to_owned(),
+                volume.parent_name.clone().unwrap_or_default(),
+                human(volume.size_bytes),
+                human(volume.own_bytes),
+                volume.created.clone(),
+            ]
+        };
+        table(&columns, documents.iter().map(row))
+    })
+}
+
+fn diff(pair: &Pair, pool: &Pool, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("compare {} and {}", pair.a, pair.b);
+    let a = pool.volume(&pair.a).with_context(what)?;
+    let b = pool.volume(&pair.b).with_context(what)?;
+    let ranges = pool.diff(&a, &b).with_context(what)?;
+    let kind = |kind| match kind {
+        ExtentKind::Data => "data",
+        ExtentKind::Zero => "zero",
+    };
+    let documents: Vec<_> = ranges
+        .iter()
+        .map(|range| {
+            json!({
+                "offset": range.offset_bytes,
+                "length": range.len_bytes,
+                "kind": kind(range.kind),
+            })
+        })
+        .collect();
+    console.result(&documents, || {
+        let columns = [
+            Column::Number("OFFSET"),
+            Column::Number("LENGTH"),
+            Column::Text("KIND"),
+        ];
+        let row = |range: &Extent| {
+            vec![
+                range.offset_bytes.to_string(),
+                range.len_bytes.to_string(),
+                kind(range.kind).to_owned(),
+            ]
+        };
+        if ranges.is_empty() {
+            return "no difference".to_owned();
+        }
+        table(&columns, ranges.iter().map(row))
+    })
+}

@@ -1,0 +1,78 @@
+//! The client's end: find the daemon, hand it a command, wait for its exit status.
+
+use super::protocol::{Answer, ProtocolError, STREAMS, receive_answer, send_request};
+use nix::sys::socket::{getsockopt, sockopt};
+use serde::Serialize;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// What was found at a socket's path.
+#[derive(Debug)]
+pub enum Connection {
+    /// A daemon that answers.
+    Daemon(Client),
+    /// No socket, or one that a daemon left that no longer runs.
+    Nobody,
+}
+
+/// A connection to a daemon, for one command.
+#[derive(Debug)]
+pub struct Client {
+    socket: UnixStream,
+}
+
+impl Client {
+    /// Looks for a daemon at the socket `path`.
+    ///
+    /// # Errors
+    /// What the kernel says, for example that the socket is not for this user; and
+    /// `PermissionDenied` when another user listens there, who must not get the caller's streams.
+    pub fn connect(path: &Path) -> io::Result<Connection> {
+        match UnixStream::connect(path) {
+            Ok(socket) => {
+                check_owner(&socket)?;
+                Ok(Connection::Daemon(Self { socket }))
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(Connection::Nobody)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs a command in the daemon on `streams` and waits for its end.
+    ///
+    /// # Errors
+    /// Any of the protocol, for example when the daemon stops in the middle.
+    pub fn run<T: Serialize>(
+        &self,
+        request: &T,
+        streams: [BorrowedFd<'_>; STREAMS],
+    ) -> Result<Answer, ProtocolError> {
+        let sent = send_request(&self.socket, request, streams);
+        // A daemon that refuses says so before it has read all, which breaks the sending.
+        match (sent, receive_answer(&self.socket)) {
+            (_, Ok(answer)) => Ok(answer),
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(error),
+        }
+    }
+}
+
+/// Whoever listens gets the caller's streams: only the superuser and the caller may.
+fn check_owner(socket: &UnixStream) -> io::Result<()> {
+    let owner = getsockopt(socket, sockopt::PeerCredentials)?.uid();
+    if owner == 0 || owner == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    let what = format!("user {owner} listens there, not root; nothing was sent");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+}

@@ -1,0 +1,366 @@
+//! The daemon's end: listen, admit, run each request on its own thread, and stop in order.
+
+use super::protocol::{Answer, ProtocolError, STREAMS, receive_request, send_answer};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt};
+use parking_lot::{Condvar, Mutex};
+use serde::de::DeserializeOwned;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How many commands run at once; one more is refused.
+pub const SESSIONS_MAX: usize = 128;
+/// How long a client may take to send its request.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// How long to wait after `accept` failed, for example for want of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// What runs the requests.
+pub trait Handler: Send + Sync + 'static {
+    /// A request as it comes over the socket.
+    type Request: DeserializeOwned;
+    /// What cancels one command; clones cancel the same one.
+    type Cancel: Clone + Default + Send + Sync;
+
+    /// Runs one command and answers its exit status.
+    fn run(&self, session: Session<Self::Request, Self::Cancel>) -> u8;
+
+    /// Tells a command that nobody waits for it any longer.
+    fn cancel(cancel: &Self::Cancel);
+}
+
+/// One command of one client.
+#[derive(Debug)]
+pub struct Session<R, C> {
+    /// What to do.
+    pub request: R,
+    /// Input, output, error.
+    pub streams: [OwnedFd; STREAMS],
+    /// Set when the client goes away or the daemon stops.
+    pub cancel: C,
+}
+
+/// A listening socket. Dropping it removes the socket's file.
+pub struct Server<H: Handler> {
+    shared: Arc<Shared<H>>,
+    listener: Arc<UnixListener>,
+    path: PathBuf,
+    /// The file's device and inode, so that another daemon's socket is never removed.
+    identity: (u64, u64),
+    acceptor: Option<(thread::JoinHandle<()>, OwnedFd)>,
+}
+
+struct Shared<H: Handler> {
+    handler: H,
+    sessions: Mutex<Sessions<H::Cancel>>,
+    ended: Condvar,
+}
+
+struct Sessions<C> {
+    running: Vec<(u64, C)>,
+    next: u64,
+    stopping: bool,
+}
+
+impl<H: Handler> Server<H> {
+    /// Listens at `path` (mode 0600) and serves until `stop`. A socket file that nobody listens
+    /// on is replaced: whoever calls this holds the pool's lock.
+    ///
+    /// # Errors
+    /// What the kernel says; `AddrInUse` when the path is no socket or somebody listens there.
+    pub fn start(path: &Path, handler: H) -> io::Result<Self> {
+        let (listener, identity) = listen(path)?;
+        let listener = Arc::new(listener);
+        let sessions = Sessions {
+            running: Vec::new(),
+            next: 0,
+            stopping: false,
+        };
+        let shared = Arc::new(Shared {
+            handler,
+            sessions: Mutex::new(sessions),
+            ended: Condvar::new(),
+        });
+        let (stop_reader, stop_writer) = io::pipe()?;
+        let acceptor = thread::Builder::new().name("accept".to_owned()).spawn({
+            let (shared, listener) = (Arc::clone(&shared), Arc::clone(&listener));
+            move || accept_until_stopped(&shared, &listener, &stop_reader)
+        })?;
+        let acceptor = Some((acceptor, OwnedFd::from(stop_writer)));
+        Ok(Self {
+            shared,
+            listener,
+            path: path.to_owned(),
+            identity,
+            acceptor,
+        })
+    }
+
+    /// The handler.
+    #[must_use]
+    pub fn handler(&self) -> &H {
+        &self.shared.handler
+    }
+
+    /// Takes no further request, cancels what runs, and waits up to `patience` for it to end.
+    /// Answers how many commands still run.
+    pub fn stop(&mut self, patience: Duration) -> usize {
+        if let Some((acceptor, stop_writer)) = self.acceptor.take() {
+            drop(stop_writer);
+            // It ends by itself; had it panicked, there would be nothing to wait for.
+            let _ = acceptor.join();
+        }
+        let deadline = Instant::now() + patience;
+        let mut sessions = self.shared.sessions.lock();
+        sessions.stopping = true;
+        for (_, cancel) in &sessions.running {
+            H::cancel(cancel);
+        }
+        while !sessions.running.is_empty() {
+            if self
+                .shared
+                .ended
+                .wait_until(&mut sessions, deadline)
+                .timed_out()
+            {
+                break;
+            }
+        }
+        sessions.running.len()
+    }
+}
+
+impl<H: Handler> Drop for Server<H> {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "the socket's file stays behind");
+        }
+    }
+}
+
+impl<H: Handler> std::fmt::Debug for Server<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let listener = &self.listener;
+        f.debug_struct("Server")
+            .field("path", &self.path)
+            .field("listener", listener)
+            .finish()
+    }
+}
+
+fn listen(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            if UnixStream::connect(path).is_ok() {
+                return Err(io::ErrorKind::AddrInUse.into());
+            }
+            fs::remove_file(path)?;
+        }
+        Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(path)?;
+    // Between the two calls others might connect; they are refused by who they are.
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    let found = fs::symlink_metadata(path)?;
+    Ok((listener, (found.dev(), found.ino())))
+}
+
+fn accept_until_stopped<H: Handler>(
+    shared: &Arc<Shared<H>>,
+    listener: &UnixListener,
+    stop: &io::PipeReader,
+) {
+    loop {
+        let mut fds = [
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for clients");
+                thread::sleep(ACCEPT_RETRY);
+            }
+        }
+        if fds[1].any().unwrap_or(true) {
+            return;
+        }
+        match listener.accept() {
+            Ok((socket, _)) => admit(shared, socket),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a client");
+                thread::sleep(ACCEPT_RETRY);
+            }
+        }
+    }
+}
+
+fn admit<H: Handler>(shared: &Arc<Shared<H>>, socket: UnixStream) {
+    if let Err(refusal) = check_peer(&socket).and_then(|()| limit_time(&socket)) {
+        refuse(&socket, refusal.to_string());
+        return;
+    }
+    let cancel = H::Cancel::default();
+    let id = {
+        let mut sessions = shared.sessions.lock();
+        if sessions.stopping || sessions.running.len() >= SESSIONS_MAX {
+            drop(sessions);
+            refuse(
+                &socket,
+                format!("the daemon stops, or runs {SESSIONS_MAX} commands already"),
+            );
+            return;
+        }
+        let id = sessions.next;
+        sessions.next += 1;
+        sessions.running.push((id, cancel.clone()));
+        id
+    };
+    let entry = Running {
+        shared: Arc::clone(shared),
+        id,
+    };
+    let spawned = thread::Builder::new()
+        .name("command".to_owned())
+        .spawn(move || {
+            serve(&entry.shared.handler, &socket, &cancel);
+            // The client must have its answer before the daemon counts the command as ended.
+            drop(socket);
+            drop(entry);
+        });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "cannot start a thread for a client");
+    }
+}
+
+/// A session's place in the list of running ones.
+struct Running<H: Handler> {
+    shared: Arc<Shared<H>>,
+    id: u64,
+}
+
+impl<H: Handler> Drop for Running<H> {
+    fn drop(&mut self) {
+        self.shared
+            .sessions
+            .lock()
+            .running
+            .retain(|(id, _)| *id != self.id);
+        self.shared.ended.notify_all();
+    }
+}
+
+fn check_peer(socket: &UnixStream) -> io::Result<()> {
+    let peer = getsockopt(socket, sockopt::PeerCredentials)?.uid();
+    if peer == 0 || peer == nix::unistd::geteuid().as_raw() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+fn limit_time(socket: &UnixStream) -> io::Result<()> {
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(REQUEST_TIME))?;
+    socket.set_write_timeout(Some(REQUEST_TIME))
+}
+
+fn refuse(socket: &UnixStream, refusal: String) {
+    // Who is refused may have gone already.
+    let _ = send_answer(
+        socket,
+        &Answer {
+            status: 1,
+            refusal: Some(refusal),
+        },
+    );
+}
+
+fn serve<H: Handler>(handler: &H, socket: &UnixStream, cancel: &H::Cancel) {
+    let (request, streams) = match receive_request(socket) {
+        Ok(received) => received,
+        // Somebody looked whether a daemon is here.
+        Err(ProtocolError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return,
+        Err(error) => {
+            tracing::warn!(%error, "a request was refused");
+            return refuse(socket, error.to_string());
+        }
+    };
+    let session = Session {
+        request,
+        streams,
+        cancel: cancel.clone(),
+    };
+    let ran = while_watching::<H, _>(socket, cancel, || {
+        catch_unwind(AssertUnwindSafe(|| handler.run(session)))
+    });
+    let answer = match ran {
+        Ok(status) => Answer {
+            status,
+            refusal: None,
+        },
+        Err(_) => {
+            let refusal = "the command failed on a defect of cowshed; see the daemon's log";
+            Answer {
+                status: 1,
+                refusal: Some(refusal.to_owned()),
+            }
+        }
+    };
+    if let Err(error) = send_answer(socket, &answer) {
+        tracing::debug!(%error, "a client was gone before its command ended");
+    }
+}
+
+/// Runs `act`, and cancels it when the client closes its end meanwhile.
+fn while_watching<H: Handler, T>(
+    socket: &UnixStream,
+    cancel: &H::Cancel,
+    act: impl FnOnce() -> T,
+) -> T {
+    let Ok((done_reader, done_writer)) = io::pipe() else {
+        return act();
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let done_reader = done_reader;
+            // Of the socket only its end is asked, which poll always tells.
+            let mut fds = [
+                PollFd::new(socket.as_fd(), PollFlags::empty()),
+                PollFd::new(done_reader.as_fd(), PollFlags::POLLIN),
+            ];
+            loop {
+                match poll(&mut fds, PollTimeout::NONE) {
+                    Err(nix::errno::Errno::EINTR) => {}
+                    Err(_) => return,
+                    Ok(_) => break,
+                }
+            }
+            if fds[0].any().unwrap_or(false) {
+                H::cancel(cancel);
+            }
+        });
+        let answer = act();
+        drop(done_writer);
+        answer
+    })
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
