@@ -1,0 +1,22 @@
+//! The `cowshed` command as its users meet it: arguments, results, exit statuses, the daemon.
+//!
+//! Everything runs the real binary on real pools; what mounts needs root, FUSE and loop devices.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "cli/daemon.rs"]
+mod daemon;
+#[path = "cli/damage.rs"]
+mod damage;
+#[path = "cli/harness.rs"]
+mod harness;
+#[path = "cli/images.rs"]
+mod images;
+#[path = "cli/quickstart.rs"]
+mod quickstart;
+#[path = "cli/stopping.rs"]
+mod stopping;
+#[path = "cli/usage.rs"]
+mod usage;
+#[path = "cli/volumes.rs"]
+mod volumes;

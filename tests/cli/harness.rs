@@ -1,0 +1,300 @@
+//! A pool in a folder of its own, the command on it, and a daemon that never outlives its test.
+
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The command's program.
+pub(crate) fn program() -> PathBuf {
+    assert_cmd::cargo::cargo_bin!("cowshed").to_path_buf()
+}
+
+/// Runs a host's program, which must succeed.
+pub(crate) fn host<S: AsRef<OsStr>>(
+    program: &str,
+    arguments: impl IntoIterator<Item = S>,
+) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until something holds.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Bytes that no two seeds share.
+pub(crate) fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len_bytes + 8);
+    while bytes.len() < len_bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len_bytes);
+    bytes
+}
+
+/// A pool in a folder of its own.
+pub(crate) struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// A folder without a pool.
+    pub(crate) fn empty() -> Self {
+        // Not on a memory file system, which has neither holes to see nor room.
+        let folder = tempfile::Builder::new()
+            .prefix("cowshed-cli-")
+            .tempdir_in("/var/tmp");
+        Self {
+            folder: folder.unwrap(),
+        }
+    }
+
+    /// A folder with a new pool.
+    pub(crate) fn with_pool(size: &str) -> Self {
+        let bench = Self::empty();
+        bench.ok(["pool", "create", "--size", size]);
+        bench
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn pool(&self) -> PathBuf {
+        self.path("pool")
+    }
+
+    /// The command on this pool.
+    pub(crate) fn command<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut command = Command::new(program());
+        command.env_remove("COWSHED_POOL").env_remove("COWSHED_LOG");
+        command
+            .arg("--pool")
+            .arg(self.pool())
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs the command, which must succeed without a word on the error stream; its output.
+    pub(crate) fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the command with `--json`.
+    pub(crate) fn json<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Value {
+        let output = self.command(arguments).arg("--json").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Runs the command, which must fail with `status` and one line that says `why`.
+    pub(crate) fn fails<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+        status: i32,
+        why: &str,
+    ) {
+        expect_failure(&self.run(arguments), status, why);
+    }
+
+    /// The names of all volumes.
+    pub(crate) fn volumes(&self) -> Vec<String> {
+        let list = self.json(["volume", "ls"]);
+        let name = |volume: &Value| volume["name"].as_str().unwrap().to_owned();
+        list.as_array().unwrap().iter().map(name).collect()
+    }
+
+    /// Everything that a check can find, which must be nothing.
+    pub(crate) fn expect_sound(&self) {
+        let report = self.json(["pool", "check", "--deep"]);
+        assert_eq!(report["clean"], true, "{report}");
+        assert_eq!(report["errors"].as_array().unwrap().len(), 0, "{report}");
+    }
+
+    /// Starts a daemon on the pool.
+    pub(crate) fn serve(&self) -> Daemon {
+        self.serve_with([""; 0])
+    }
+
+    /// Starts a daemon with more options.
+    pub(crate) fn serve_with<S: AsRef<OsStr>>(
+        &self,
+        options: impl IntoIterator<Item = S>,
+    ) -> Daemon {
+        let mut command = self.command(["serve", "--foreground", "--json"]);
+        command
+            .args(options)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut text = String::new();
+        let ready = loop {
+            let before = text.len();
+            output.read_line(&mut text).unwrap();
+            if text.len() == before {
+                let output = child.wait_with_output().unwrap();
+                panic!(
+                    "the daemon did not start: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+            if let Ok(ready) = serde_json::from_str::<Value>(&text) {
+                break ready;
+            }
+        };
+        let mount = PathBuf::from(ready["mount"].as_str().unwrap());
+        Daemon {
+            child: Some(child),
+            mount,
+        }
+    }
+}
+
+/// A failure is one line, with the right status and reason.
+pub(crate) fn expect_failure(output: &Output, status: i32, why: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    assert!(errors.contains(why), "{why:?} is not in {errors:?}");
+    assert!(
+        errors.starts_with("cowshed: ") && errors.lines().count() == 1,
+        "{errors:?}"
+    );
+}
+
+/// A running daemon, stopped when dropped, whatever it takes.
+pub(crate) struct Daemon {
+    child: Option<Child>,
+    /// Where its volumes are.
+    pub(crate) mount: PathBuf,
+}
+
+impl Daemon {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        host("kill", [format!("-{name}"), self.pid().to_string()]);
+    }
+
+    /// Waits for its end, and gives what it said.
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
+        let child = self.child.as_mut().unwrap();
+        eventually("the daemon's end", || child.try_wait().unwrap().is_some());
+        let output = self.child.take().unwrap().wait_with_output().unwrap();
+        (
+            output.status,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    /// Stops it, which must go well.
+    pub(crate) fn stop(self) {
+        let mount = self.mount.clone();
+        self.signal("TERM");
+        let (status, said) = self.wait();
+        assert!(status.success(), "{said}");
+        assert!(!is_mounted(&mount), "{} is still mounted", mount.display());
+    }
+
+    /// Kills it in the middle of whatever it does.
+    pub(crate) fn kill(mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        // Only a test that has failed comes here; two signals end even what is busy.
+        for _ in 0..2 {
+            let _ = Command::new("kill")
+                .args(["-TERM", &child.id().to_string()])
+                .status();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        let _ = child.kill();
+        let _ = child.wait();
+        clear_mounts(self.mount.parent().unwrap_or(&self.mount));
+    }
+}
+
+/// The mount points below a folder, the innermost first.
+pub(crate) fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let points = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(PathBuf::from);
+    let mut below: Vec<_> = points.filter(|point| point.starts_with(folder)).collect();
+    below.reverse();
+    below
+}
+
+/// Takes away what a killed daemon or command left.
+pub(crate) fn clear_mounts(folder: &Path) {
+    for point in mounts_below(folder) {
+        let _ = Command::new("umount").arg("-l").arg(point).status();
+    }
+}
+
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    mounts_below(path).iter().any(|point| point == path)
+}
+
+/// The loop devices whose file lies below `folder`.
+pub(crate) fn loops_below(folder: &Path) -> Vec<String> {
+    let list = host(
+        "losetup",
+        ["--list", "--noheadings", "--output", "NAME,BACK-FILE"],
+    );
+    let folder = folder.to_str().unwrap();
+    let ours = list.lines().filter(|line| line.contains(folder));
+    ours.filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Ends a child and waits for it when dropped.
+pub(crate) struct Reaped(pub(crate) Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

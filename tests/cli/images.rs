@@ -1,0 +1,240 @@
+//! Images and containers through the command line, with the daemon and without.
+
+use crate::harness::{Bench, expect_failure, host, is_mounted, loops_below, noise};
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+
+/// A folder that is a small root file system.
+fn root(bench: &Bench) -> std::path::PathBuf {
+    let root = bench.path("root");
+    fs::create_dir_all(root.join("etc")).unwrap();
+    fs::create_dir_all(root.join("usr/lib")).unwrap();
+    fs::write(root.join("etc/motd"), b"hello\n").unwrap();
+    fs::write(root.join("etc/secret"), b"x").unwrap();
+    fs::set_permissions(root.join("etc/secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(root.join("usr/lib/large"), noise(8 << 20, 1)).unwrap();
+    root
+}
+
+/// What is below a folder: each path with its content.
+fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let list = host(
+        "find",
+        [folder.to_str().unwrap(), "-type", "f", "-printf", "%P\n"],
+    );
+    let mut files: Vec<_> = list
+        .lines()
+        .map(|path| (path.to_owned(), fs::read(folder.join(path)).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn an_image_becomes_containers_that_change_alone() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    let daemon = bench.serve();
+    let imported = bench.json([
+        "image",
+        "import",
+        root.to_str().unwrap(),
+        "--name",
+        "mine:1",
+    ]);
+    assert_eq!(imported["name"], "mine:1");
+    assert_eq!(imported["layers"][0]["reused"], false);
+    let created = bench.json(["container", "create", "mine:1", "--name", "one"]);
+    assert_eq!(created["id"].as_str().unwrap().len(), 64);
+    bench.ok(["container", "create", "mine:1", "--name", "two"]);
+    let mount = |name: &str| {
+        let answer = bench.json(["container", "mount", name]);
+        std::path::PathBuf::from(answer["path"].as_str().unwrap())
+    };
+    let (one, two) = (mount("one"), mount("two"));
+    assert!(
+        content(&one) == content(&root),
+        "the container is not as its image"
+    );
+    fs::write(one.join("new"), b"new").unwrap();
+    fs::remove_file(one.join("etc/secret")).unwrap();
+    let lines = bench.ok(["container", "diff", "one"]);
+    assert_eq!(lines, "C /etc\nD /etc/secret\nA /new\n");
+    let changes = bench.json(["container", "diff", "one"]);
+    assert_eq!(changes[1]["kind"], "D");
+    assert_eq!(changes[1]["path"], "/etc/secret");
+    assert_eq!(
+        bench.json(["container", "diff", "two"]),
+        Value::Array(Vec::new())
+    );
+    assert!(
+        content(&two) == content(&root),
+        "the other container changed too"
+    );
+    let list = bench.json(["container", "ls"]);
+    let first = &list[0];
+    for field in ["id", "name", "image", "mounted", "created"] {
+        assert!(first[field].is_string(), "{field} of {first}");
+    }
+    assert!(
+        first["own_bytes"].is_u64() && first["virtual_bytes"].is_u64(),
+        "{first}"
+    );
+    bench.fails(["image", "rm", "mine:1"], 1, "in use by");
+    bench.ok(["container", "rm", "one", "two"]);
+    bench.ok(["image", "rm", "mine:1"]);
+    assert_eq!(bench.json(["image", "ls"]), Value::Array(Vec::new()));
+    daemon.stop();
+    bench.expect_sound();
+}
+
+#[test]
+fn without_a_daemon_the_same_works_and_leaves_no_mount() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    bench.ok([
+        "image",
+        "import",
+        root.to_str().unwrap(),
+        "--name",
+        "mine:1",
+    ]);
+    bench.ok(["container", "create", "mine:1", "--name", "one"]);
+    fs::write(bench.path("added"), b"added\n").unwrap();
+    let added = bench.path("added");
+    bench.ok(["container", "cp", added.to_str().unwrap(), "one:/etc/added"]);
+    assert_eq!(
+        bench.ok(["container", "diff", "one"]),
+        "C /etc\nA /etc/added\n"
+    );
+    let back = bench.path("back");
+    bench.ok(["container", "cp", "one:/etc/motd", back.to_str().unwrap()]);
+    assert_eq!(fs::read(&back).unwrap(), b"hello\n");
+    let committed = bench.json(["container", "commit", "one", "mine:2"]);
+    assert_eq!(committed["layers"].as_array().unwrap().len(), 2);
+    assert_eq!(committed["layers"][0]["reused"], true);
+    let history = bench.json(["image", "history", "mine:2"]);
+    assert_eq!(history.as_array().unwrap().len(), 2);
+    let inspected = bench.json(["image", "inspect", "mine:2"]);
+    assert_eq!(inspected["id"], committed["id"]);
+
+    // Elsewhere it is the same image.
+    let archive = bench.path("mine.tar");
+    bench.ok(["image", "export", "mine:2", archive.to_str().unwrap()]);
+    let other = Bench::with_pool("2G");
+    let mut import = other.command(["image", "import", "-", "--json"]);
+    let mut child = import
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(&fs::read(&archive).unwrap())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let there: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(there["id"], committed["id"]);
+    assert_eq!(there["name"], "mine:2");
+    assert!(
+        loops_below(Path::new("/run/cowshed")).is_empty(),
+        "a loop device was left"
+    );
+    bench.expect_sound();
+    other.expect_sound();
+}
+
+#[test]
+fn an_import_into_a_full_pool_says_so_and_leaves_nothing() {
+    let bench = Bench::with_pool("64M");
+    let root = root(&bench);
+    fs::write(root.join("usr/lib/larger"), noise(100 << 20, 2)).unwrap();
+    let before = bench.volumes();
+    let output = bench.run([
+        "image",
+        "import",
+        root.to_str().unwrap(),
+        "--name",
+        "mine:1",
+    ]);
+    expect_failure(&output, 1, "no space left in the pool");
+    assert_eq!(bench.json(["image", "ls"]), Value::Array(Vec::new()));
+    let left: Vec<_> = bench
+        .volumes()
+        .into_iter()
+        .filter(|name| !name.starts_with("template/"))
+        .collect();
+    assert_eq!(left, before);
+    bench.expect_sound();
+}
+
+#[test]
+fn what_is_no_image_is_refused_in_one_line() {
+    let bench = Bench::with_pool("256M");
+    let junk = bench.path("junk");
+    fs::write(&junk, noise(1 << 20, 3)).unwrap();
+    let output = bench.run(["image", "import", junk.to_str().unwrap()]);
+    expect_failure(&output, 1, "import image");
+    bench.fails(["image", "import", "/no/such/image"], 1, "No such file");
+    bench.fails(
+        ["image", "inspect", "nothing"],
+        1,
+        "there is no image nothing",
+    );
+    bench.fails(
+        ["container", "create", "nothing"],
+        1,
+        "there is no image nothing",
+    );
+    bench.fails(
+        ["container", "rm", "nothing"],
+        1,
+        "there is no container nothing",
+    );
+}
+
+#[test]
+fn containers_that_a_killed_daemon_left_mounted_are_cleared_away_and_mounted_again() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    let own = bench.path("own");
+    fs::create_dir(&own).unwrap();
+    let daemon = bench.serve();
+    bench.ok([
+        "image",
+        "import",
+        root.to_str().unwrap(),
+        "--name",
+        "mine:1",
+    ]);
+    for (name, dir) in [("one", Some(own.as_path())), ("two", None)] {
+        bench.ok(["container", "create", "mine:1", "--name", name]);
+        let dir = dir.map(|dir| dir.to_str().unwrap());
+        bench.ok(["container", "mount", name].into_iter().chain(dir));
+    }
+    fs::write(own.join("kept"), b"kept").unwrap();
+    host("sync", ["-f", own.to_str().unwrap()]);
+    let volumes = daemon.mount.clone();
+    daemon.kill();
+    let next = bench.serve();
+    assert_eq!(next.mount, volumes);
+    assert!(!is_mounted(&own), "the dead mount is still there");
+    assert_eq!(bench.json(["container", "ls"])[0]["mounted"], Value::Null);
+    bench.ok(["container", "mount", "one", own.to_str().unwrap()]);
+    assert_eq!(fs::read(own.join("kept")).unwrap(), b"kept");
+    next.kill();
+    // A command that opens the pool itself clears the same away.
+    assert!(bench.ok(["container", "diff", "one"]).contains("A /kept"));
+    assert!(
+        !is_mounted(&own) && !is_mounted(&volumes),
+        "dead mounts are still there"
+    );
+    bench.expect_sound();
+}

@@ -1,0 +1,211 @@
+//! What is understood, what is refused, and with which status.
+
+use crate::harness::{Bench, Reaped, eventually, expect_failure, program};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+/// All commands with their parts.
+const COMMANDS: [&[&str]; 36] = [
+    &[],
+    &["quickstart"],
+    &["pool"],
+    &["pool", "create"],
+    &["pool", "status"],
+    &["pool", "grow"],
+    &["pool", "trim"],
+    &["pool", "checkpoint"],
+    &["pool", "check"],
+    &["pool", "scrub"],
+    &["volume"],
+    &["volume", "create"],
+    &["volume", "rm"],
+    &["volume", "resize"],
+    &["volume", "rename"],
+    &["volume", "snapshot"],
+    &["volume", "clone"],
+    &["volume", "rollback"],
+    &["volume", "ls"],
+    &["volume", "show"],
+    &["volume", "diff"],
+    &["volume", "import"],
+    &["volume", "export"],
+    &["attach"],
+    &["detach"],
+    &["image", "import"],
+    &["image", "ls"],
+    &["image", "inspect"],
+    &["image", "history"],
+    &["image", "rm"],
+    &["container", "create"],
+    &["container", "mount"],
+    &["container", "diff"],
+    &["container", "commit"],
+    &["container", "cp"],
+    &["serve"],
+];
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(program())
+        .args(arguments)
+        .env_remove("COWSHED_POOL")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn every_command_has_help_on_the_output() {
+    for command in COMMANDS {
+        let output = run(&[command, &["--help"]].concat());
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{command:?}"
+        );
+        assert!(
+            String::from_utf8(output.stdout).unwrap().contains("Usage:"),
+            "{command:?}"
+        );
+    }
+    let version = run(&["--version"]);
+    assert!(version.status.success());
+    assert!(
+        String::from_utf8(version.stdout)
+            .unwrap()
+            .starts_with("cowshed ")
+    );
+}
+
+#[test]
+fn wrong_usage_is_status_2_and_touches_nothing() {
+    let bench = Bench::empty();
+    let pool = bench.pool();
+    let pool = pool.to_str().unwrap();
+    for wrong in [
+        &[][..],
+        &["no-such-command"],
+        &["volume"],
+        &["volume", "create", "x"],
+        &["volume", "create", "x", "--size", "0"],
+        &["volume", "create", "x", "--size", "12Q"],
+        &["volume", "create", "x", "--size", "99999999999T"],
+        &["volume", "rm"],
+        &["pool", "create"],
+        &["pool", "create", "--size", "-1"],
+        &["attach"],
+        &["attach", "x", "--ls"],
+        &["attach", "x", "--as", "cheese"],
+        &["container", "cp", "a:", "/tmp"],
+        &["pool", "status", "-q", "-v"],
+    ] {
+        let output = run(&[&["--pool", pool], wrong].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+        assert!(
+            output.stdout.is_empty() && !output.stderr.is_empty(),
+            "{wrong:?}"
+        );
+    }
+    assert_eq!(fs::read_dir(bench.path("")).unwrap().count(), 0);
+}
+
+/// Runs the command as a user without rights.
+fn run_as_nobody(bench: &Bench, arguments: &[&str]) -> Output {
+    let copy = bench.path("cowshed");
+    if !copy.exists() {
+        fs::copy(program(), &copy).unwrap();
+        fs::set_permissions(bench.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let drop_rights = [
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=-all",
+    ];
+    let mut command = Command::new("setpriv");
+    command
+        .args(drop_rights)
+        .arg(copy)
+        .args(arguments)
+        .env_remove("COWSHED_POOL")
+        .env_remove("TMPDIR");
+    command.output().unwrap()
+}
+
+#[test]
+fn who_is_not_root_is_told_at_once_what_is_needed() {
+    let bench = Bench::empty();
+    expect_failure(&run_as_nobody(&bench, &["quickstart"]), 1, "it needs root");
+    expect_failure(&run_as_nobody(&bench, &["volume", "ls"]), 2, "COWSHED_POOL");
+    let pool = bench.pool();
+    let pool = pool.to_str().unwrap();
+    expect_failure(
+        &run_as_nobody(&bench, &["--pool", pool, "serve"]),
+        1,
+        "needs root",
+    );
+    bench.ok(["pool", "create", "--size", "64M"]);
+    let denied = run_as_nobody(&bench, &["--pool", pool, "volume", "ls"]);
+    expect_failure(&denied, 1, "permission denied");
+}
+
+#[test]
+fn a_user_without_rights_can_keep_volumes_in_a_pool_of_their_own() {
+    let bench = Bench::empty();
+    let home = bench.path("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(65534), Some(65534)).unwrap();
+    let pool = home.join("pool");
+    let run = |arguments: &[&str]| {
+        let output = run_as_nobody(
+            &bench,
+            &[&["--pool", pool.to_str().unwrap()], arguments].concat(),
+        );
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    run(&["pool", "create", "--size", "64M"]);
+    run(&["volume", "create", "disk", "--size", "1G"]);
+    assert!(
+        String::from_utf8(run(&["volume", "ls"]))
+            .unwrap()
+            .contains("disk")
+    );
+    let images = run_as_nobody(&bench, &["--pool", pool.to_str().unwrap(), "image", "ls"]);
+    expect_failure(&images, 1, "run it as root");
+}
+
+#[test]
+fn a_socket_on_which_another_user_listens_gets_nothing() {
+    let bench = Bench::with_pool("64M");
+    fs::set_permissions(bench.path(""), fs::Permissions::from_mode(0o777)).unwrap();
+    let socket = bench.path("pool.sock");
+    let listen = "use IO::Socket::UNIX; \
+        my $l = IO::Socket::UNIX->new(Type => SOCK_STREAM(), Local => $ARGV[0], Listen => 5) or die; \
+        while (my $c = $l->accept) { my $got = <$c>; print $got // 'nothing'; exit }";
+    let listener = Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "perl",
+            "-e",
+            listen,
+        ])
+        .arg(&socket)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut listener = Reaped(listener);
+    eventually("the socket", || socket.exists());
+    let output = bench.run(["volume", "ls"]);
+    expect_failure(&output, 1, "user 65534 listens there");
+    let mut got = String::new();
+    listener
+        .0
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut got)
+        .unwrap();
+    assert_eq!(got, "nothing");
+}

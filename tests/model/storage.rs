@@ -1,0 +1,125 @@
+//! What a pool under test lies on, and the ways in which it can be closed and come back.
+
+use cowshed::check::{CheckOptions, check};
+use cowshed::device::{Device, FileDevice, FileOptions, MemoryDevice};
+use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Size of the pools that random operations run on: so small that allocation wraps around.
+pub(crate) const POOL_BYTES: u64 = 192 << 20;
+/// So small that the log fills, and a writer has to checkpoint, many times in a run.
+const LOG_BYTES: u64 = 512 << 10;
+/// So small that nodes are evicted and read back.
+const CACHE_BYTES: u64 = 2 << 20;
+
+/// How a pool goes away before it is opened again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop {
+    /// Closed in order.
+    Clean,
+    /// Dropped, as when the process ends without closing.
+    Dropped,
+    /// Killed: what the device holds at that moment is all that is left.
+    Killed,
+}
+
+/// A pool's device.
+pub(crate) enum Storage {
+    Memory(Arc<MemoryDevice>),
+    File(PathBuf),
+}
+
+impl Storage {
+    /// A pool in memory; the device records its epochs for the cuts of power.
+    pub(crate) fn memory() -> Self {
+        let device = MemoryDevice::recording(POOL_BYTES);
+        make(&device);
+        Self::Memory(Arc::new(device))
+    }
+
+    /// A pool in a file.
+    pub(crate) fn file(path: PathBuf) -> Self {
+        make(&FileDevice::create(&path, POOL_BYTES, Default::default()).expect("create the file"));
+        Self::File(path)
+    }
+
+    /// Checks, from without, what a stopped pool has left.
+    pub(crate) fn check(&self) {
+        let options = CheckOptions {
+            deep: true,
+            repair: false,
+        };
+        let report = check(&*self.device(), options, &mut |_| {}).expect("check the pool");
+        assert!(report.clean(), "the check found {:#?}", report.findings);
+    }
+
+    fn device(&self) -> Arc<dyn Device> {
+        match self {
+            Self::Memory(device) => device.clone(),
+            Self::File(path) => {
+                let options = FileOptions::default();
+                Arc::new(FileDevice::open(path, options).expect("open the pool's file"))
+            }
+        }
+    }
+
+    pub(crate) fn open(&self, background: bool) -> Pool {
+        let cache_bytes = CACHE_BYTES;
+        let options = OpenOptions {
+            cache_bytes,
+            background,
+        };
+        Pool::open(self.device(), &options).expect("open the pool")
+    }
+
+    /// Stops `pool`, which must be the only handle.
+    pub(crate) fn stop(&mut self, pool: Pool, stop: Stop) {
+        match (stop, &*self) {
+            (Stop::Clean, _) => pool.close().expect("close the pool"),
+            (Stop::Killed, Self::Memory(device)) => {
+                let image = device.snapshot_image();
+                drop(pool);
+                *self = Self::Memory(Arc::new(MemoryDevice::recording_from(image)));
+                return;
+            }
+            _ => {}
+        }
+        drop(pool);
+        // The log of a device is mapped once, so what comes next is a new device on the same bytes.
+        if let Self::Memory(device) = self {
+            let image = device.snapshot_image();
+            *self = Self::Memory(Arc::new(MemoryDevice::recording_from(image)));
+        }
+    }
+
+    /// How many flushes the device has seen, if it counts.
+    pub(crate) fn flushes(&self) -> Option<u64> {
+        match self {
+            Self::Memory(device) => Some(device.flushes()),
+            Self::File(_) => None,
+        }
+    }
+
+    /// Cuts the power: what no flush has made durable is gone.
+    ///
+    /// # Panics
+    /// On a file, whose host cannot be made to forget.
+    pub(crate) fn cut_power(&mut self, pool: Pool) {
+        let Self::Memory(device) = self else {
+            panic!("only a device in memory can lose its power");
+        };
+        let recording = device.recorded().expect("the device records");
+        drop(pool);
+        let image = recording.crash_image(recording.epochs.len(), []);
+        *self = Self::Memory(Arc::new(MemoryDevice::recording_from(image)));
+    }
+}
+
+fn make(device: &dyn Device) {
+    let options = CreateOptions {
+        log_bytes: Some(LOG_BYTES),
+        force: false,
+    };
+    Pool::create(device, &options).expect("create the pool");
+}
