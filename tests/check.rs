@@ -40,6 +40,7 @@ fn open(device: &Arc<MemoryDevice>) -> Pool {
     let options = OpenOptions {
         cache_bytes: 8 << 20,
         background: false,
+        ..OpenOptions::default()
     };
     Pool::open(Arc::clone(device) as Arc<dyn Device>, &options).expect("the pool opens")
 }
@@ -249,4 +250,80 @@ fn the_engine_opens_a_repaired_pool_and_finds_every_byte() {
         pool.reclaim().expect("reclaimed");
         checked(device.snapshot_image(), "used after the repair");
     }
+}
+
+/// The slots of a pool, and which of them is the newer.
+fn superblocks(image: &DeviceImage) -> ([Superblock; 2], usize) {
+    let slots = [0, 1].map(|slot| {
+        let mut bytes = [0; 4096];
+        image.read(&mut bytes, slot * BLOCK);
+        Superblock::decode(&bytes).expect("both slots are written")
+    });
+    let newer = usize::from(slots[1].generation > slots[0].generation);
+    (slots, newer)
+}
+
+/// Found by fuzzing: the engine took the first slot's word for which pool it is, the check the
+/// newer one's.
+#[test]
+fn a_slot_that_holds_another_pools_superblock_is_found_and_does_not_count() {
+    for checkpoints in 2..4 {
+        let device = Arc::new(MemoryDevice::from_image(fresh()));
+        let pool = open(&device);
+        let volume = pool.create_volume(&Name::new("v").unwrap(), 8 * BLOCK);
+        volume.unwrap().write_at(&[7; 4096], 0).unwrap();
+        for _ in 0..checkpoints {
+            pool.checkpoint().unwrap();
+        }
+        drop(pool);
+        let mut image = device.snapshot_image();
+        let (slots, newer) = superblocks(&image);
+        let other = Superblock {
+            uuid: [9; 16],
+            ..slots[1 - newer].clone()
+        };
+        image.apply(&RecordedOp::Write {
+            offset_bytes: (1 - newer as u64) * BLOCK,
+            bytes: other.encode().into(),
+            mapped: false,
+        });
+        let device = Arc::new(MemoryDevice::from_image(image));
+        let report = check(&*device, CheckOptions::default(), &mut |_| {}).unwrap();
+        let kinds: Vec<_> = report.findings.iter().map(|found| found.kind).collect();
+        assert_eq!(kinds, [FindingKind::SuperblockUnreadable]);
+        let pool = open(&device);
+        let mut bytes = [0; 4096];
+        pool.volume("v").unwrap().read_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [7; 4096]);
+    }
+}
+
+/// Found by fuzzing: of two superblocks of one generation the engine took the copy, and the check
+/// the primary.
+#[test]
+fn a_copy_that_differs_from_its_primary_is_found_and_does_not_count() {
+    let device = Arc::new(MemoryDevice::from_image(fresh()));
+    let pool = open(&device);
+    pool.checkpoint().unwrap();
+    pool.checkpoint().unwrap();
+    drop(pool);
+    let mut image = device.snapshot_image();
+    let (slots, newer) = superblocks(&image);
+    let [_, copy] = slots[newer].layout.superblock_slots(u8::from(newer == 1));
+    let other = Superblock {
+        next_volume_id: 1000,
+        ..slots[newer].clone()
+    };
+    image.apply(&RecordedOp::Write {
+        offset_bytes: copy.offset_bytes(),
+        bytes: other.encode().into(),
+        mapped: false,
+    });
+    let device = Arc::new(MemoryDevice::from_image(image));
+    let report = check(&*device, CheckOptions::default(), &mut |_| {}).unwrap();
+    let kinds: Vec<_> = report.findings.iter().map(|found| found.kind).collect();
+    assert_eq!(kinds, [FindingKind::SuperblockUnreadable]);
+    let pool = open(&device);
+    let volume = pool.create_volume(&Name::new("v").unwrap(), BLOCK);
+    assert!(volume.unwrap().id().0 < 1000, "the copy counted");
 }

@@ -8,14 +8,22 @@
 mod daemon;
 #[path = "cli/damage.rs"]
 mod damage;
+#[path = "cli/full.rs"]
+mod full;
 #[path = "cli/harness.rs"]
 mod harness;
 #[path = "cli/images.rs"]
 mod images;
+#[path = "cli/keeper.rs"]
+mod keeper;
+#[path = "cli/load.rs"]
+mod load;
 #[path = "cli/quickstart.rs"]
 mod quickstart;
 #[path = "cli/stopping.rs"]
 mod stopping;
+#[path = "cli/takeover.rs"]
+mod takeover;
 #[path = "cli/usage.rs"]
 mod usage;
 #[path = "cli/volumes.rs"]

@@ -52,6 +52,7 @@ fn pool(file: &Path, pool_bytes: u64, cache_bytes: u64) -> Pool {
     let options = OpenOptions {
         cache_bytes,
         background: true,
+        ..OpenOptions::default()
     };
     Pool::open(Arc::new(device), &options).unwrap()
 }
@@ -140,6 +141,7 @@ fn measure_volumes() {
     let options = OpenOptions {
         cache_bytes: 64 * MIB,
         background: true,
+        ..OpenOptions::default()
     };
     let opened = Pool::open(Arc::new(device), &options).unwrap();
     let resident = resident_bytes();

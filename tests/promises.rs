@@ -16,6 +16,7 @@ fn open(device: &Arc<MemoryDevice>) -> Pool {
     let options = OpenOptions {
         cache_bytes: 64 << 20,
         background: false,
+        ..OpenOptions::default()
     };
     Pool::open(device.clone(), &options).unwrap()
 }

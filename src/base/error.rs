@@ -128,6 +128,21 @@ impl Error {
         Self::Io { action, source }
     }
 
+    /// Whether the host had no room for a write: room may come, and nothing else is wrong.
+    #[must_use]
+    pub fn is_host_full(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    }
+
+    /// Whether the host or the pool had no room.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::NoSpace) || self.is_host_full()
+    }
+
     /// The errno that a file system or block device answers for this error.
     #[must_use]
     pub fn errno(&self) -> i32 {
@@ -198,6 +213,19 @@ pub enum CorruptKind {
     /// A map node does not have the checksum that its pointer holds.
     #[error("the map node at pool block {0} has a wrong checksum")]
     NodeChecksum(BlockAddr),
+    /// A block's map node was damaged and has been given up.
+    #[error(
+        "block {block} of volume {volume} was lost with a damaged map node; write all of it, or discard it, to use it again"
+    )]
+    Lost {
+        /// The volume.
+        volume: VolumeId,
+        /// The block of the volume.
+        block: BlockIndex,
+    },
+    /// A range that a map says nothing about was given up with a damaged map node.
+    #[error("a part of the map was given up with a damaged node")]
+    LostRange,
     /// A pointer inside a map node breaks the format.
     #[error("entry {entry} of the map node at pool block {node} is ill-formed")]
     NodeEntry {

@@ -6,7 +6,9 @@ pub mod checksum;
 pub mod codec;
 pub mod error;
 pub mod name;
+pub mod sync;
 pub mod units;
+pub mod waiting;
 
 pub use error::{CorruptKind, Error, Result};
 pub use name::Name;

@@ -5,7 +5,7 @@ use super::marks::{Marks, used_in, word_bit};
 use crate::base::{BlockAddr, Generation};
 use crate::device::Device;
 use crate::format::Superblock;
-use crate::format::group::{BITMAP_WORDS, Bitmap, BitmapSlot, SLOT_BYTES, decode};
+use crate::format::group::{self, BITMAP_WORDS, Bitmap, BitmapSlot, SLOT_BYTES, decode};
 use std::collections::BTreeSet;
 
 /// The state of a group's two bitmap slots.
@@ -23,6 +23,8 @@ pub(super) struct Bitmaps {
     pub(super) wrong: BTreeSet<u64>,
     /// Groups with a slot of a checkpoint that was not finished.
     pub(super) unfinished: BTreeSet<u64>,
+    /// Whether an old bitmap stands where a newer one should: none of them is to be trusted.
+    pub(super) stale: bool,
 }
 
 /// Reads a group's two slots.
@@ -58,7 +60,7 @@ pub(super) fn compare(
     findings: &mut Findings,
 ) -> Bitmaps {
     let mut bitmaps = Bitmaps::default();
-    let mut used = Some(0);
+    let (mut used, mut digest) = (Some(0), 0u64);
     for group in 0..superblock.groups_initialized {
         let slots = read_group(device, superblock, group);
         if slots.unfinished {
@@ -73,6 +75,7 @@ pub(super) fn compare(
             continue;
         };
         used = used.map(|used| used + used_in(&slot.bitmap));
+        digest = digest.wrapping_add(group::digest(group, &slot.bitmap));
         if slot.bitmap != expected {
             bitmaps.wrong.insert(group);
             let first = superblock.layout.group_start(group);
@@ -83,6 +86,11 @@ pub(super) fn compare(
                 expected[word] & !slot.bitmap[word]
             });
         }
+    }
+    if used.is_some() && digest != superblock.bitmaps_digest {
+        let detail = Detail::Fact("the bitmaps are not the ones that it was written with");
+        findings.add(FindingKind::SuperblockField, Place::Pool, detail);
+        bitmaps.stale = true;
     }
     // A group without slots is free throughout, as far as the superblock knows.
     let last = marks.last_group().map_or(0, |last| last + 1);

@@ -26,11 +26,17 @@ pub(super) struct Catalogue {
 /// The entries that are not yet whole, and what was seen of the others.
 #[derive(Default)]
 struct Joining {
-    partial: BTreeMap<EntryId, Vec<Option<Vec<u8>>>>,
+    partial: BTreeMap<EntryId, Partial>,
     done: BTreeSet<EntryId>,
     names: HashSet<Name>,
     keys: HashSet<(u16, Vec<u8>)>,
     catalogue: Catalogue,
+}
+
+/// The parts of an entry so far. Their number alone takes no memory.
+struct Partial {
+    parts: u16,
+    found: BTreeMap<u16, Vec<u8>>,
 }
 
 /// Walks and reads the catalogue of `superblock`.
@@ -102,7 +108,6 @@ impl Joining {
 
     fn take(&mut self, walker: &mut Walker<'_>, fragment: &Fragment<'_>) {
         let id = fragment.entry;
-        let parts = usize::from(fragment.parts);
         let place = entry_place(id);
         if fragment.parts > PARTS_MAX {
             let detail = Detail::Fact("it has too many parts");
@@ -111,21 +116,21 @@ impl Joining {
         if self.done.contains(&id) {
             return self.damage(walker, FindingKind::CataloguePartTwice, place, Detail::None);
         }
-        let slots = self.partial.entry(id).or_insert_with(|| vec![None; parts]);
-        let agrees = slots.len() == parts;
-        match slots.get_mut(usize::from(fragment.part)) {
-            Some(slot @ None) if agrees => *slot = Some(fragment.payload.to_vec()),
-            _ => {
-                return self.damage(walker, FindingKind::CataloguePartTwice, place, Detail::None);
-            }
+        let partial = self.partial.entry(id).or_insert_with(|| Partial {
+            parts: fragment.parts,
+            found: BTreeMap::new(),
+        });
+        if partial.parts != fragment.parts || partial.found.contains_key(&fragment.part) {
+            return self.damage(walker, FindingKind::CataloguePartTwice, place, Detail::None);
         }
-        if slots.iter().all(Option::is_some) {
-            let bytes: Vec<u8> = slots
-                .iter_mut()
-                .flatten()
-                .flat_map(std::mem::take)
-                .collect();
-            self.partial.remove(&id);
+        let payload = fragment.payload.to_vec();
+        partial.found.insert(fragment.part, payload);
+        if partial.found.len() == usize::from(partial.parts) {
+            let whole = self.partial.remove(&id);
+            let found = whole
+                .into_iter()
+                .flat_map(|whole| whole.found.into_values());
+            let bytes: Vec<u8> = found.flatten().collect();
             self.done.insert(id);
             self.take_entry(walker, id, &bytes);
         }
@@ -178,11 +183,10 @@ impl Joining {
     }
 
     fn finish(mut self, walker: &mut Walker<'_>) -> Catalogue {
-        for (id, slots) in std::mem::take(&mut self.partial) {
-            let there = slots.iter().flatten().count() as u64;
+        for (id, partial) in std::mem::take(&mut self.partial) {
             let detail = Detail::Count {
-                recorded: slots.len() as u64,
-                counted: there,
+                recorded: u64::from(partial.parts),
+                counted: partial.found.len() as u64,
             };
             let kind = FindingKind::CataloguePartMissing;
             self.damage(walker, kind, entry_place(id), detail);

@@ -314,6 +314,16 @@ pub enum Note {
         /// The slot.
         slot: u8,
     },
+    /// A range of a volume was given up with a damaged map node; reading it is an error until it
+    /// is written or discarded.
+    Lost {
+        /// The volume.
+        volume: VolumeId,
+        /// The first block.
+        first: BlockIndex,
+        /// How many.
+        blocks: u64,
+    },
     /// Removed volumes wait to be reclaimed.
     Reclaiming {
         /// How many.
@@ -333,6 +343,19 @@ impl fmt::Display for Note {
                 write!(
                     f,
                     "the copy of superblock slot {slot} is of an earlier checkpoint"
+                )
+            }
+            Self::Lost {
+                volume,
+                first,
+                blocks,
+            } => {
+                let bytes = |blocks: u64| u128::from(blocks) << BLOCK_SHIFT;
+                write!(
+                    f,
+                    "volume {volume} has lost {} bytes at offset {} with a damaged map node",
+                    bytes(*blocks),
+                    bytes(first.0)
                 )
             }
             Self::Reclaiming { volumes } => {

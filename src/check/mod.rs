@@ -14,6 +14,7 @@ mod bitmaps;
 mod catalogue;
 mod finding;
 mod forest;
+mod give_up;
 mod marks;
 mod repair;
 mod rewrite;
@@ -27,12 +28,13 @@ pub use repair::{Refusal, Repair};
 
 use self::finding::Findings;
 use self::marks::Marks;
-use self::walk::Walker;
+use self::walk::{LostRange, Walker};
 use crate::base::{BLOCK_BYTES, CorruptKind, Result, VolumeId};
 use crate::device::Device;
 use crate::format::Superblock;
 use crate::format::catalogue::VolumeEntry;
 use crate::format::node::Bounds;
+use std::collections::BTreeMap;
 
 /// What a check does beyond the structure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,11 +100,18 @@ pub fn check(
     if !options.repair {
         return Ok(report);
     }
-    let outcome = repair::repair(device, &survey)?;
+    let mut outcome = repair::repair(device, &survey)?;
     drop(survey);
+    if outcome.gave_up {
+        let survey = self::survey(device, options.deep, progress)?;
+        let mut second = repair::repair(device, &survey)?;
+        outcome.repaired.append(&mut second.repaired);
+        outcome.refused = second.refused;
+    }
     (report.repaired, report.refused) = (outcome.repaired, outcome.refused);
     if !report.repaired.is_empty() {
         let again = self::survey(device, options.deep, progress)?;
+        report.notes.clone_from(&again.notes);
         report.remaining = Some(again.findings.list);
     }
     Ok(report)
@@ -115,7 +124,9 @@ struct Survey {
     bitmaps: bitmaps::Bitmaps,
     /// The entries that are not as they should be, each with what it should be.
     entries: Vec<(VolumeEntry, VolumeEntry)>,
-    volumes: u64,
+    volumes: BTreeMap<VolumeId, VolumeEntry>,
+    /// Whether all of the catalogue could be read.
+    catalogue_known: bool,
     next_volume_id: u64,
     log: ring::LogState,
     /// Whether the owner of each block is known.
@@ -131,7 +142,7 @@ impl Survey {
             findings_omitted: self.findings.omitted,
             notes: self.notes.clone(),
             blocks_used: self.marks.count(),
-            volumes: self.volumes,
+            volumes: self.volumes.len() as u64,
             ..CheckReport::default()
         }
     }
@@ -168,6 +179,7 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         ownership_known: true,
         blocks: Vec::new(),
         keep_blocks: false,
+        lost: Vec::new(),
         count_budget: 0,
         progress: &mut |blocks| {
             progress(Progress {
@@ -184,6 +196,7 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         .map(|(recorded, correct)| (recorded.clone(), correct))
         .collect();
     let (marks, ownership_known) = (walker.marks, walker.ownership_known && catalogue.known);
+    note_lost(&walker.lost, &mut notes);
     let mut findings = walker.findings;
     let volumes = catalogue.volumes.len() as u64;
     let last = catalogue.volumes.last_key_value().map(|(id, _)| *id);
@@ -194,7 +207,8 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         marks,
         bitmaps,
         entries,
-        volumes,
+        catalogue_known: catalogue.known,
+        volumes: catalogue.volumes,
         next_volume_id,
         log,
         ownership_known,
@@ -202,6 +216,19 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         notes,
         slots,
     })
+}
+
+/// Notes what was given up, neighbours as one.
+fn note_lost(lost: &[LostRange], notes: &mut Vec<Note>) {
+    let adjoin =
+        |a: &LostRange, b: &LostRange| a.volume == b.volume && a.first.0 + a.blocks == b.first.0;
+    for range in lost.chunk_by(adjoin).take(FINDINGS_MAX) {
+        notes.push(Note::Lost {
+            volume: range[0].volume,
+            first: range[0].first,
+            blocks: range.iter().map(|each| each.blocks).sum(),
+        });
+    }
 }
 
 fn check_volume_fields(

@@ -1,19 +1,22 @@
-//! Mending what can be derived: bitmaps, counts, leaks, orphans, and lost superblocks.
+//! Mending what can be derived: bitmaps, counts, leaks, orphans, and lost superblocks; and giving
+//! up what is damaged and keeps the rest from being mended: map nodes, and the end of a log.
 //!
 //! It writes as a checkpoint does: what is new goes to blocks that are free both in the old state
 //! and in the new one, bitmaps to the slots that do not count, then a barrier, then the older
 //! superblock slot. A stop anywhere leaves the old state or the new one.
 //!
 //! # Invariants
-//! - A log that is not empty is never touched: what it holds was acknowledged.
+//! - A log that holds anything is left as it is, up to the first record that is damaged.
 //! - Unless the owner of every block is known, no block is freed and no count is changed.
 
 use super::Survey;
 use super::bitmaps::{GroupSlots, read_group, whole};
+use super::give_up::give_up;
 use super::marks::{used_in, word_bit};
 use super::rewrite;
+use super::ring::{self, Damage};
 use super::slots::SlotPlace;
-use crate::base::{BLOCK_BYTES, BlockAddr, Error, Generation, Result, VolumeId};
+use crate::base::{BLOCK_BYTES, BlockAddr, Error, Generation, Result, Sequence, VolumeId};
 use crate::device::Device;
 use crate::format::group::{self, Bitmap};
 use crate::format::layout::GROUP_HEADER_BLOCKS;
@@ -33,10 +36,19 @@ pub enum Repair {
         /// Blocks that are marked as used now and were not.
         marked: u64,
     },
+    /// A group's lost bitmap was written again as it was.
+    Restored {
+        /// The group.
+        group: u64,
+    },
     /// A volume's counts were set.
     Counts(VolumeId),
     /// A volume whose parent is missing has none now, and owns all that it maps.
     Orphan(VolumeId),
+    /// What damaged map nodes of a volume led to was given up.
+    Map(VolumeId),
+    /// The log ends before a damaged record now; what came behind was given up.
+    Log(Sequence),
     /// The superblock was written anew, with its counts and copies.
     Superblock,
 }
@@ -52,8 +64,19 @@ impl fmt::Display for Repair {
                 f,
                 "bitmap of allocation group {group}: {freed} blocks freed, {marked} marked"
             ),
+            Self::Restored { group } => {
+                write!(f, "bitmap of allocation group {group}, as it was")
+            }
             Self::Counts(volume) => write!(f, "counts of volume {volume}"),
             Self::Orphan(volume) => write!(f, "volume {volume} stands alone now"),
+            Self::Map(volume) => write!(
+                f,
+                "map of volume {volume}: ranges whose nodes are damaged are given up"
+            ),
+            Self::Log(sequence) => write!(
+                f,
+                "log: it ends before the damaged record {sequence}, and the changes behind are given up"
+            ),
             Self::Superblock => f.write_str("superblock, its counts and its copies"),
         }
     }
@@ -64,8 +87,8 @@ impl fmt::Display for Repair {
 pub enum Refusal {
     /// The pool was not closed, and its log holds what was acknowledged.
     LogNotEmpty,
-    /// The log is damaged.
-    LogDamaged,
+    /// The log cannot be read.
+    LogUnreadable,
     /// Something is unreadable or used twice, so that the owner of some blocks is not known:
     /// blocks were only marked, never freed, and counts were left alone.
     OwnershipUnknown,
@@ -77,7 +100,7 @@ impl fmt::Display for Refusal {
             Self::LogNotEmpty => {
                 "the log is not empty; open the pool once so that it is recovered, then repair it"
             }
-            Self::LogDamaged => "the log is damaged; a repair would lose what it holds",
+            Self::LogUnreadable => "the log cannot be read; a repair would lose what it holds",
             Self::OwnershipUnknown => {
                 "some blocks have no certain owner, so nothing was freed and no count was changed"
             }
@@ -90,16 +113,27 @@ impl fmt::Display for Refusal {
 pub(super) struct Outcome {
     pub(super) repaired: Vec<Repair>,
     pub(super) refused: Option<Refusal>,
+    /// Whether maps were changed, so that who owns what may be known now.
+    pub(super) gave_up: bool,
 }
 
 /// Mends what `survey` found wrong.
 pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    if survey.log.damaged || survey.log.records > 0 {
-        outcome.refused = Some(match survey.log.damaged {
-            true => Refusal::LogDamaged,
-            false => Refusal::LogNotEmpty,
-        });
+    match survey.log.damage {
+        Damage::Unreadable => {
+            outcome.refused = Some(Refusal::LogUnreadable);
+            return Ok(outcome);
+        }
+        Damage::Behind(end) => {
+            ring::cut(device, survey.superblock(), end)?;
+            outcome.repaired.push(Repair::Log(end.sequence));
+        }
+        Damage::None => {}
+    }
+    if survey.log.records > 0 {
+        restore(device, survey, &mut outcome.repaired)?;
+        outcome.refused = Some(Refusal::LogNotEmpty);
         return Ok(outcome);
     }
     if !survey.ownership_known {
@@ -109,11 +143,42 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     draft.load_wrong_groups();
     if survey.ownership_known {
         rewrite::rewrite_entries(&mut draft, &survey.entries, &mut outcome.repaired)?;
+    } else if survey.catalogue_known {
+        let mended = give_up(&mut draft, &survey.volumes)?;
+        outcome.gave_up = !mended.is_empty();
+        rewrite::rewrite_entries(&mut draft, &mended, &mut outcome.repaired)?;
     }
     if draft.has_changes() || survey.slots.damaged {
         draft.commit(&mut outcome.repaired)?;
     }
     Ok(outcome)
+}
+
+/// Writes bitmaps and superblocks again that are lost, as the last checkpoint wrote them: nothing
+/// that a log that is still to be replayed builds on changes. The digest says whether the bitmaps
+/// that follow from the trees are the ones that were lost.
+fn restore(device: &dyn Device, survey: &Survey, repaired: &mut Vec<Repair>) -> Result<()> {
+    let superblock = survey.superblock();
+    let groups = 0..superblock.groups_initialized;
+    let digests = groups.map(|group| group::digest(group, &survey.marks.bitmap(group)));
+    let wrong = &survey.bitmaps.wrong;
+    if !wrong.is_empty() && digests.fold(0, u64::wrapping_add) == superblock.bitmaps_digest {
+        for group in wrong {
+            let slots = read_group(device, superblock, *group);
+            let slot = slots.current.map_or(0, |(slot, _)| 1 - slot);
+            let bitmap = survey.marks.bitmap(*group);
+            let uuid = &superblock.uuid;
+            let bytes = group::encode(uuid, *group, superblock.generation, &bitmap);
+            let place = superblock.layout.bitmap_slot(*group, slot);
+            device.write_at(&bytes[..], place.offset_bytes())?;
+            repaired.push(Repair::Restored { group: *group });
+        }
+    }
+    for place in &survey.slots.lost {
+        write_superblock(device, superblock, *place)?;
+        repaired.push(Repair::Superblock);
+    }
+    device.flush()
 }
 
 /// A group of the next checkpoint.
@@ -163,6 +228,11 @@ impl<'a> Draft<'a> {
         for group in &survey.bitmaps.wrong {
             self.load(*group);
         }
+        if survey.bitmaps.stale {
+            for group in 0..survey.superblock().groups_initialized {
+                self.load(group);
+            }
+        }
     }
 
     /// The state of a group now and in the next checkpoint.
@@ -186,7 +256,11 @@ impl<'a> Draft<'a> {
                 GroupSlots {
                     current: Some((slot, found)),
                     ..
-                } => (1 - slot, found.bitmap, false),
+                } if !survey.bitmaps.stale => (1 - slot, found.bitmap, false),
+                GroupSlots {
+                    current: Some((slot, _)),
+                    ..
+                } => (1 - slot, whole(blocks), true),
                 // What is not known to be free is in use.
                 _ => (0, whole(blocks), true),
             };
@@ -227,8 +301,12 @@ impl<'a> Draft<'a> {
         Err(Error::NoSpace)
     }
 
-    /// Notes that nothing refers to a block in the next checkpoint.
+    /// Notes that nothing refers to a block in the next checkpoint. Where it is not known who owns
+    /// what, it stays in use.
     pub(super) fn free(&mut self, addr: BlockAddr) {
+        if !self.survey.ownership_known {
+            return;
+        }
         if let Some((group, index)) = self.layout().locate(addr) {
             let (word, bit) = word_bit(index);
             self.load(group).new[word] &= !bit;
@@ -239,6 +317,7 @@ impl<'a> Draft<'a> {
         self.settle_superblock();
         let (next, now) = (&self.superblock, self.survey.superblock());
         next.used_blocks != now.used_blocks
+            || next.bitmaps_digest != now.bitmaps_digest
             || next.volume_count != now.volume_count
             || next.next_volume_id != now.next_volume_id
             || next.catalogue_root != now.catalogue_root
@@ -252,7 +331,7 @@ impl<'a> Draft<'a> {
     fn settle_superblock(&mut self) {
         let known = self.survey.ownership_known;
         if known {
-            self.superblock.volume_count = self.survey.volumes;
+            self.superblock.volume_count = self.survey.volumes.len() as u64;
         }
         self.superblock.next_volume_id = self.survey.next_volume_id;
         let initialized = self.survey.superblock().groups_initialized;
@@ -262,21 +341,24 @@ impl<'a> Draft<'a> {
             .filter(|(_, state)| used_in(&state.new) > 0);
         let end = used_last.map(|(group, _)| group + 1).max().unwrap_or(0);
         self.superblock.groups_initialized = initialized.max(end);
-        let mut used = 0;
+        let (mut used, mut digest) = (0, 0u64);
+        let mut count = |group: u64, bitmap: &Bitmap| {
+            used += used_in(bitmap);
+            digest = digest.wrapping_add(group::digest(group, bitmap));
+        };
         for group in 0..self.superblock.groups_initialized {
-            used += match self.groups.get(&group) {
-                Some(state) => used_in(&state.new),
-                None => self.current_use(group),
-            };
+            match self.groups.get(&group) {
+                Some(state) => count(group, &state.new),
+                // One that is not changed.
+                None => {
+                    let slots = read_group(self.device, self.survey.superblock(), group);
+                    if let Some((_, slot)) = slots.current {
+                        count(group, &slot.bitmap);
+                    }
+                }
+            }
         }
-        self.superblock.used_blocks = used;
-    }
-
-    /// Blocks in use in a group that is not changed.
-    fn current_use(&self, group: u64) -> u64 {
-        read_group(self.device, self.survey.superblock(), group)
-            .current
-            .map_or(0, |(_, slot)| used_in(&slot.bitmap))
+        (self.superblock.used_blocks, self.superblock.bitmaps_digest) = (used, digest);
     }
 
     /// Writes the checkpoint.
@@ -306,24 +388,25 @@ impl<'a> Draft<'a> {
         }
         self.device.flush()?;
         let slot = 1 - survey.slots.slot;
-        self.write_superblock(&self.superblock, SlotPlace { slot, copy: false })?;
-        self.write_superblock(&self.superblock, SlotPlace { slot, copy: true })?;
+        for copy in [false, true] {
+            write_superblock(self.device, &self.superblock, SlotPlace { slot, copy })?;
+        }
         self.device.flush()?;
         // The slot that counted until now is the older one from here on.
         for place in &survey.slots.lost {
-            self.write_superblock(survey.superblock(), *place)?;
+            write_superblock(self.device, survey.superblock(), *place)?;
         }
         self.device.flush()?;
         repaired.push(Repair::Superblock);
         Ok(())
     }
+}
 
-    fn write_superblock(&self, superblock: &Superblock, place: SlotPlace) -> Result<()> {
-        let addr = self.layout().superblock_slots(place.slot)[usize::from(place.copy)];
-        let bytes = superblock.encode();
-        debug_assert_eq!(bytes.len(), BLOCK_BYTES);
-        self.device.write_at(&bytes, addr.offset_bytes())
-    }
+fn write_superblock(device: &dyn Device, superblock: &Superblock, place: SlotPlace) -> Result<()> {
+    let places = superblock.layout.superblock_slots(place.slot);
+    let bytes = superblock.encode();
+    debug_assert_eq!(bytes.len(), BLOCK_BYTES);
+    device.write_at(&bytes, places[usize::from(place.copy)].offset_bytes())
 }
 
 impl DraftGroup {

@@ -27,9 +27,12 @@ pub(super) fn rewrite_entries(
         return Ok(());
     }
     let heads = entries.iter().map(|(recorded, correct)| {
-        let repair = match recorded.parent == correct.parent {
-            true => Repair::Counts(recorded.id),
-            false => Repair::Orphan(recorded.id),
+        let repair = if recorded.root != correct.root {
+            Repair::Map(recorded.id)
+        } else if recorded.parent != correct.parent {
+            Repair::Orphan(recorded.id)
+        } else {
+            Repair::Counts(recorded.id)
         };
         (recorded.id.0, (head(correct), repair))
     });

@@ -19,8 +19,19 @@ const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
 pub(super) struct LogState {
     /// Records that a recovery replays.
     pub(super) records: u64,
-    /// Whether a record that had been flushed is damaged, or the ring cannot be read.
-    pub(super) damaged: bool,
+    /// What is wrong with it.
+    pub(super) damage: Damage,
+}
+
+/// What is wrong with a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Nothing.
+    None,
+    /// A record that had been flushed is missing here, and later ones are there.
+    Behind(Cursor),
+    /// It cannot be read.
+    Unreadable,
 }
 
 struct Ring<'a> {
@@ -31,11 +42,38 @@ struct Ring<'a> {
 }
 
 /// Where a record stands, the ring's laps not counted, and how far the log may still reach.
-#[derive(Clone, Copy)]
-struct Cursor {
-    sequence: Sequence,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub(super) sequence: Sequence,
     offset: u64,
     room: u64,
+}
+
+/// Voids all that lies behind `end`, so that the log ends there.
+///
+/// # Errors
+/// `Io`; it may then be repeated.
+pub(super) fn cut(device: &dyn Device, superblock: &Superblock, end: Cursor) -> Result<()> {
+    let (ring, log) = (
+        superblock.layout.log_bytes(),
+        superblock.layout.log_offset_bytes(),
+    );
+    let block = BLOCK_BYTES as u64;
+    let (mut offset, mut left) = (end.offset, end.room);
+    while left > 0 {
+        let within = offset % block;
+        let len = left.min(block - within).min(ring - offset);
+        let mut bytes = vec![0; BLOCK_BYTES];
+        let at = log + offset - within;
+        if len < block {
+            device.read_at(&mut bytes, at)?;
+        }
+        let [from, to] = [within, within + len].map(|at| usize::try_from(at).expect("in a block"));
+        bytes[from..to].fill(0);
+        device.write_at(&bytes, at)?;
+        (offset, left) = ((offset + len) % ring, left - len);
+    }
+    device.flush()
 }
 
 /// Follows the log from the superblock's position.
@@ -50,7 +88,7 @@ pub(super) fn check(
         // No record was ever appended with its salt: whatever lies in the ring is older.
         return LogState {
             records: 0,
-            damaged: false,
+            damage: Damage::None,
         };
     }
     let mut ring = Ring {
@@ -64,7 +102,7 @@ pub(super) fn check(
         findings.add(kind, Place::Pool, Detail::of(&error));
         LogState {
             records: 0,
-            damaged: true,
+            damage: Damage::Unreadable,
         }
     })
 }
@@ -87,10 +125,11 @@ impl Ring<'_> {
             durable = durable.max(found.header.durable);
             end = next;
         }
-        let damaged = self.is_damaged(end)?;
-        if damaged {
+        let mut damage = Damage::None;
+        if self.is_damaged(end)? {
             let kind = FindingKind::LogDamaged;
             findings.add(kind, Place::Log(end.sequence), Detail::None);
+            damage = Damage::Behind(end);
         }
         // The second pass looks at what the records say, now that it is known which are flushed.
         let mut at = start;
@@ -114,7 +153,7 @@ impl Ring<'_> {
         if records > 0 {
             notes.push(Note::LogToReplay { records });
         }
-        Ok(LogState { records, damaged })
+        Ok(LogState { records, damage })
     }
 
     /// The record that is expected at `at`, and where the next one is.

@@ -111,6 +111,14 @@ impl Slots {
             let pair = [&primary[usize::from(slot)], &copies[usize::from(slot)]];
             for (copy, content) in [false, true].into_iter().zip(pair) {
                 let lost = match content {
+                    Content::Valid(found) if found.uuid != self.newest.uuid => {
+                        Detail::Fact("it is another pool's")
+                    }
+                    Content::Valid(found)
+                        if **found != self.newest && found.generation == self.newest.generation =>
+                    {
+                        Detail::Fact("it differs from the other one of its generation")
+                    }
                     Content::Valid(found) => {
                         if slot == self.slot && **found != self.newest {
                             notes.push(Note::CopyOutdated { slot });
@@ -165,6 +173,9 @@ fn of(places: &[Content; 2]) -> u8 {
 }
 
 fn read_block(device: &dyn Device, addr: BlockAddr) -> Content {
+    if addr.0 >= device.len_bytes() / BLOCK_BYTES as u64 {
+        return Content::Blank;
+    }
     let mut bytes = vec![0; BLOCK_BYTES];
     if let Err(error) = device.read_at(&mut bytes, addr.offset_bytes()) {
         return Content::Lost(error);

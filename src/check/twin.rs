@@ -96,6 +96,10 @@ impl Walker<'_> {
         match twin {
             Twin::Unknown => same(Twin::Unknown, Twin::Unknown),
             Twin::Known(pointer, _) if pointer.is_hole() => same(Twin::ABSENT, Twin::ABSENT),
+            Twin::Known(pointer, at) if at == level && pointer.is_lost() => {
+                let below = Twin::of(pointer, level - 1);
+                same(below, below)
+            }
             Twin::Known(pointer, at) if at == level => match self.read_node(pointer, level) {
                 Ok(entries) => TwinEntries::Node(entries, level - 1),
                 Err(_) => same(Twin::Unknown, Twin::Unknown),
@@ -109,7 +113,7 @@ impl Walker<'_> {
     pub(super) fn count(&mut self, twin: Twin) -> Option<i64> {
         match twin {
             Twin::Unknown => None,
-            Twin::Known(pointer, _) if pointer.is_hole() => Some(0),
+            Twin::Known(pointer, _) if pointer.is_hole() || pointer.is_lost() => Some(0),
             Twin::Known(_, 0) => Some(1),
             Twin::Known(pointer, level) => self.count_node(pointer, level),
         }
@@ -118,7 +122,9 @@ impl Walker<'_> {
     fn count_node(&mut self, pointer: Pointer, level: u8) -> Option<i64> {
         self.count_budget = self.count_budget.checked_sub(1)?;
         let entries = self.read_node(pointer, level).ok()?;
-        let mut used = entries.iter().filter(|entry| !entry.is_hole());
+        let mut used = entries
+            .iter()
+            .filter(|entry| !entry.is_hole() && !entry.is_lost());
         if level > 1 {
             return used.try_fold(0, |sum, entry| {
                 Some(sum + self.count_node(*entry, level - 1)?)

@@ -52,6 +52,14 @@ pub(super) struct Subject {
     pub(super) cursor: u64,
 }
 
+/// A range of a volume that was given up with a damaged node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LostRange {
+    pub(super) volume: VolumeId,
+    pub(super) first: BlockIndex,
+    pub(super) blocks: u64,
+}
+
 /// What a walk counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -84,6 +92,8 @@ pub(super) struct Walker<'a> {
     /// The blocks of the volume that is being walked: for the catalogue, to be read next.
     pub(super) blocks: Vec<(BlockIndex, Pointer)>,
     pub(super) keep_blocks: bool,
+    /// Ranges that were given up, each where it was.
+    pub(super) lost: Vec<LostRange>,
     /// How many more nodes and blocks this walk may count in other trees.
     pub(super) count_budget: u64,
     pub(super) progress: &'a mut dyn FnMut(u64),
@@ -160,7 +170,7 @@ impl Walker<'_> {
 
     fn check_root(&self, root: Pointer) -> Result<(), CorruptKind> {
         match root.kind() {
-            Some(PointerKind::Hole) => return Ok(()),
+            Some(PointerKind::Hole | PointerKind::Lost) => return Ok(()),
             Some(PointerKind::Node) => {}
             _ => {
                 return Err(CorruptKind::NodeEntry {
@@ -206,6 +216,9 @@ impl Walker<'_> {
         if pointer.is_hole() {
             return self.count(compared).map(|count| -count);
         }
+        if pointer.is_lost() {
+            return self.visit_lost(subject, at, pointer, branch, twin, compared);
+        }
         if pointer.birth() > branch {
             // What is settled of the parent may hold something else by now: it is not looked at.
             let parent = if settled { Twin::ABSENT } else { parent };
@@ -215,6 +228,11 @@ impl Walker<'_> {
             self.touch(pointer, at.level);
             return None;
         };
+        if expected.is_lost() {
+            // What says that the parent has it is lost; nobody else can have it, either.
+            self.touch(pointer, at.level);
+            return self.count(Twin::of(pointer, at.level));
+        }
         if pointer != expected {
             let place = place(subject.volume, at, pointer);
             self.findings
@@ -234,6 +252,35 @@ impl Walker<'_> {
         } else {
             self.count(Twin::of(pointer, at.level))
         }
+    }
+
+    /// A range that was given up holds nothing. What is above the branch is the volume's own loss,
+    /// the rest its parent's.
+    fn visit_lost(
+        &mut self,
+        subject: Subject,
+        at: Position,
+        pointer: Pointer,
+        branch: Generation,
+        twin: Twin,
+        compared: Twin,
+    ) -> Option<i64> {
+        if pointer.birth() > branch {
+            self.lost.push(LostRange {
+                volume: subject.volume,
+                first: BlockIndex(at.first),
+                blocks: at.end() - at.first,
+            });
+            return self.count(compared).map(|count| -count);
+        }
+        if twin.here(at.level) == Some(pointer) {
+            return Some(0);
+        }
+        let place = place(subject.volume, at, pointer);
+        self.findings
+            .add(FindingKind::PointerNotInherited, place, Detail::None);
+        self.ownership_known = false;
+        None
     }
 
     fn visit_own(
@@ -314,7 +361,7 @@ impl Walker<'_> {
 
     /// Marks what a pointer without a proved right leads to, so that it is never freed.
     fn touch(&mut self, pointer: Pointer, level: u8) {
-        if !self.marks.touch(pointer.addr()) || level == 0 {
+        if pointer.is_lost() || !self.marks.touch(pointer.addr()) || level == 0 {
             return;
         }
         let Ok(entries) = self.read_node(pointer, level) else {

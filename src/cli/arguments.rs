@@ -106,6 +106,10 @@ pub(super) enum OnPool {
     Image(ImageCommand),
     /// `container …`
     Container(ContainerCommand),
+    /// Who serves; for `serve --upgrade`.
+    Serving,
+    /// The daemon is to hand over to the program that comes as the input.
+    Upgrade,
 }
 
 #[cfg(test)]

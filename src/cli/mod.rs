@@ -13,8 +13,10 @@ mod console;
 mod container;
 mod export_volume;
 mod failure;
+mod full;
 mod image;
 mod import_volume;
+mod keep;
 mod kept_names;
 mod offline;
 mod open;
@@ -26,12 +28,15 @@ mod progress;
 mod quickstart;
 mod remote;
 mod removal;
+mod scrub;
 mod serve;
 mod shed;
 mod signals;
 mod size;
 mod state;
+mod upgrade;
 mod volume;
+mod work;
 
 use arguments::{Arguments, Command, OnPool};
 use clap::Parser;
@@ -104,7 +109,7 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
             return quickstart::run(&quickstart, console).map(|()| Exit::Done);
         }
         Command::Serve(serve) => {
-            return serve::serve(&serve, &place()?, console).map(|()| Exit::Done);
+            return serve::serve(&serve, &place()?, console);
         }
         Command::Volume(volume) => OnPool::Volume(volume),
         Command::Attach(attach) => OnPool::Attach(attach),

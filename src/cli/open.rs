@@ -5,7 +5,7 @@ use super::import_volume::remove_unfinished;
 use super::place::HostPath;
 use crate::base::{self, Error};
 use crate::device::{FileDevice, FileOptions};
-use crate::pool::{OpenOptions, Pool};
+use crate::pool::{FullOptions, OpenOptions, Pool};
 use std::io;
 use std::sync::Arc;
 
@@ -75,9 +75,21 @@ impl Place {
     ///
     /// # Errors
     /// What the engine says; `explain` says what to do.
-    pub(super) fn open(&self, options: FileOptions) -> base::Result<Pool> {
+    pub(super) fn open(&self, options: FileOptions, full: FullOptions) -> base::Result<Pool> {
         FileDevice::open(self.pool.as_path(), options)
-            .and_then(|device| Pool::open(Arc::new(device), &OpenOptions::default()))
+            .and_then(|device| Self::open_on(device, full))
             .and_then(|pool| remove_unfinished(&pool).map(|()| pool))
+    }
+
+    /// Opens the pool on its device; what killed commands left is still in it.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(super) fn open_on(device: FileDevice, full: FullOptions) -> base::Result<Pool> {
+        let options = OpenOptions {
+            full,
+            ..OpenOptions::default()
+        };
+        Pool::open(Arc::new(device), &options)
     }
 }

@@ -1,11 +1,12 @@
 //! `cowshed pool …` on an open pool; `pool create` and `pool check` are in `offline`.
 
 use super::console::Console;
-use super::failure::Damage;
 use super::offline::{Check, Create};
-use super::output::{counted, exact, facts};
+use super::output::{exact, facts};
+use super::scrub;
 use super::size::{Size, human};
-use crate::pool::{Pool, PoolState, Status};
+use crate::daemon::keeper::Serving;
+use crate::pool::{Pool, PoolState, Status, WaterLevel};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
@@ -58,14 +59,19 @@ pub(super) struct Grow {
 ///
 /// # Errors
 /// What the engine says, or that the output failed.
-pub(super) fn run(command: &Online, pool: &Pool, console: &Console) -> anyhow::Result<()> {
+pub(super) fn run(
+    command: &Online,
+    pool: &Pool,
+    serving: Option<&Serving>,
+    console: &Console,
+) -> anyhow::Result<()> {
     match command {
-        Online::Status => show_status(pool, console),
+        Online::Status => show_status(pool, serving, console),
         Online::Grow(grow) => {
             let size = grow.size;
             pool.grow(size.0)
                 .with_context(|| format!("grow the pool to {size}"))?;
-            show_status(pool, console)
+            show_status(pool, serving, console)
         }
         Online::Trim => {
             // What removed volumes held counts as free only once it is reclaimed.
@@ -77,9 +83,9 @@ pub(super) fn run(command: &Online, pool: &Pool, console: &Console) -> anyhow::R
         }
         Online::Checkpoint => {
             pool.checkpoint().context("checkpoint")?;
-            show_status(pool, console)
+            show_status(pool, serving, console)
         }
-        Online::Scrub => scrub(pool, console),
+        Online::Scrub => scrub::scrub(pool, console),
     }
 }
 
@@ -92,11 +98,19 @@ struct StatusDocument {
     pending_free_bytes: u64,
     metadata_bytes: u64,
     host_bytes: u64,
+    host_free_bytes: Option<u64>,
+    limit_bytes: u64,
     volumes: u64,
     generation: u64,
     log_used_bytes: u64,
     log_bytes: u64,
     state: &'static str,
+    holds_writes: bool,
+    low_water: &'static str,
+    warnings: Vec<String>,
+    /// Who has it open, when that is a daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    daemon: Option<Serving>,
 }
 
 impl From<&Status> for StatusDocument {
@@ -108,6 +122,8 @@ impl From<&Status> for StatusDocument {
             pending_free_bytes: status.pending_free_bytes,
             metadata_bytes: status.metadata_bytes,
             host_bytes: status.host_bytes,
+            host_free_bytes: status.host_free_bytes,
+            limit_bytes: status.limit_bytes,
             volumes: status.volumes,
             generation: status.generation,
             log_used_bytes: status.log_used_bytes,
@@ -117,89 +133,84 @@ impl From<&Status> for StatusDocument {
                 PoolState::Full => "full",
                 PoolState::Stopped => "stopped",
             },
+            holds_writes: status.holds_writes,
+            low_water: match status.low_water {
+                WaterLevel::Ample => "ample",
+                WaterLevel::Low => "low",
+                WaterLevel::VeryLow => "very-low",
+                WaterLevel::Critical => "critical",
+                WaterLevel::Full => "full",
+            },
+            warnings: warnings(status),
+            daemon: None,
         }
     }
 }
 
-fn show_status(pool: &Pool, console: &Console) -> anyhow::Result<()> {
+/// What should be done before it is too late, a line each.
+fn warnings(status: &Status) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if status.holds_writes {
+        warnings.push("writes are held until there is room".to_owned());
+    }
+    if status.low_water > WaterLevel::Ample {
+        let level = status.low_water;
+        warnings.push(format!(
+            "{level}: grow it (cowshed pool grow), or remove or trim something"
+        ));
+    }
+    if let Some(short) = status.host_shortage_bytes() {
+        let short = human(short);
+        warnings.push(format!(
+            "the host's file system lacks {short} of what the pool may still take: make room there"
+        ));
+    }
+    warnings
+}
+
+fn show_status(pool: &Pool, serving: Option<&Serving>, console: &Console) -> anyhow::Result<()> {
     let status = pool.status().context("pool status")?;
-    let document = StatusDocument::from(&status);
+    let document = StatusDocument {
+        daemon: serving.cloned(),
+        ..StatusDocument::from(&status)
+    };
     console.result(&document, || {
-        facts([
+        let daemon = serving.map(|serving| ("daemon", shown(serving)));
+        let mut rows = vec![
             ("size", exact(status.size_bytes)),
             ("used", exact(status.used_bytes)),
             ("free", exact(status.free_bytes)),
             ("freed soon", exact(status.pending_free_bytes)),
             ("metadata", exact(status.metadata_bytes)),
             ("on the host", exact(status.host_bytes)),
+        ];
+        if status.limit_bytes > status.size_bytes {
+            rows.push(("grows up to", exact(status.limit_bytes)));
+        }
+        let log = (human(status.log_used_bytes), human(status.log_bytes));
+        rows.extend([
             ("volumes", status.volumes.to_string()),
             ("generation", status.generation.to_string()),
-            (
-                "log",
-                format!(
-                    "{} of {}",
-                    human(status.log_used_bytes),
-                    human(status.log_bytes)
-                ),
-            ),
+            ("log", format!("{} of {}", log.0, log.1)),
             ("state", document.state.to_owned()),
-        ])
+        ]);
+        let warnings = document.warnings.iter();
+        rows.extend(warnings.map(|warning| ("warning", warning.clone())));
+        facts(rows.into_iter().chain(daemon))
     })
 }
 
-fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
-    let progress = console.progress("scrub", Some(0));
-    let cancel = console.cancel().clone();
-    let report = pool
-        .scrub(&mut |done, total| {
-            progress.set(done, total);
-            !cancel.is_cancelled()
-        })
-        .context("scrub the pool")?;
-    drop(progress);
-    cancel.check().context("scrub the pool")?;
-    let bad: Vec<_> = report
-        .bad
-        .iter()
-        .map(|fault| {
-            json!({
-                "volume": fault.volume.0,
-                "offset": fault.offset_bytes,
-                "pool_offset": fault.pool_offset_bytes,
-            })
-        })
-        .collect();
-    let document = json!({ "blocks": report.blocks, "bad": bad, "resumed": report.resumed });
-    console.result(&document, || {
-        let from = if report.resumed {
-            ", from where the last one stopped"
-        } else {
-            ""
-        };
-        let mut text = format!(
-            "{} blocks read{from}, {} bad",
-            report.blocks,
-            report.bad.len()
-        );
-        for fault in &report.bad {
-            let name = pool
-                .volume_by_id(fault.volume)
-                .map(|volume| volume.name().to_string());
-            text.push_str(&format!(
-                "\nvolume {}: byte {} (byte {} of the pool)",
-                name.unwrap_or_else(|_| fault.volume.to_string()),
-                fault.offset_bytes,
-                fault.pool_offset_bytes
-            ));
-        }
-        text
-    })?;
-    if report.bad.is_empty() {
-        return Ok(());
-    }
-    let bad = counted(report.bad.len(), "block is bad", "blocks are bad");
-    Err(Damage(format!(
-        "{bad}; what they held is lost, the rest can be read"
-    ))
-    .into())
+fn shown(serving: &Serving) -> String {
+    let Serving {
+        keeper,
+        worker,
+        restarts,
+        ..
+    } = serving;
+    let restarts = match restarts {
+        0 => String::new(),
+        1 => ", restarted once".to_owned(),
+        count => format!(", restarted {count} times"),
+    };
+    format!("keeper {keeper}, worker {worker}{restarts}")
 }

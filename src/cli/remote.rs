@@ -7,14 +7,19 @@ use super::open::Place;
 use super::place::FileOrPipe;
 use super::shed::Shed;
 use super::volume::VolumeCommand;
-use super::{attach, container, finish, image, pool, signals, volume};
+use super::work::Event;
+use super::{attach, container, finish, image, pool, signals, upgrade, volume};
 use crate::base::Error;
+use crate::daemon::keeper::ToKeeper;
+use crate::daemon::protocol::ProtocolError;
 use crate::daemon::{Client, Connection, Handler, Session};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +33,16 @@ const DAEMON_RETRY: Duration = Duration::from_millis(50);
 pub(super) struct Request<C> {
     style: Style,
     command: C,
+}
+
+impl<C> Request<C> {
+    /// `command`, told on `console`.
+    pub(super) fn new(console: &Console, command: C) -> Self {
+        Self {
+            style: console.style().clone(),
+            command,
+        }
+    }
 }
 
 /// Runs `command` in the daemon if there is one, else on the pool opened here. Where there is the
@@ -71,22 +86,35 @@ fn run_in_daemon(
         Some(OwnFile::Output(file)) => output = file.as_fd(),
         None => {}
     }
-    let request = Request {
-        style: console.style().clone(),
-        command,
-    };
-    let answer = client
-        .run(&request, [input, output, error])
-        .with_context(|| {
+    let request = Request::new(console, command);
+    let answer = match client.run(&request, [input, output, error]) {
+        Err(ProtocolError::Io(cause)) if is_gone(&cause) => anyhow::bail!(
+            "the daemon on {} stopped or was restarted during this command, which may be done \
+             or not; see what is there, and repeat it if need be",
+            place.socket
+        ),
+        answer => answer.with_context(|| {
             format!(
                 "the daemon on {} did not answer; its log says why",
                 place.socket
             )
-        })?;
+        })?,
+    };
     match answer.refusal {
         Some(refusal) => anyhow::bail!("the daemon on {}: {refusal}", place.socket),
         None => Ok(Exit::from_status(answer.status)),
     }
+}
+
+/// Whether the other end of the connection has ended without a word.
+fn is_gone(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
+    )
 }
 
 /// A file that only this process can open under the name that was given for it.
@@ -134,24 +162,52 @@ fn run_here(command: &OnPool, shed: Shed, console: &Console) -> anyhow::Result<(
 /// Runs `command` on an open pool.
 fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     match command {
-        OnPool::Pool(command) => pool::run(command, shed.pool(), console),
+        OnPool::Pool(command) => pool::run(command, shed.pool(), shed.serving(), console),
         OnPool::Volume(command) => volume::run(command, shed, console),
         OnPool::Attach(command) => attach::attach(command, shed, console),
         OnPool::Detach(command) => attach::detach(command, shed, console),
         OnPool::Image(command) => image::run(command, shed, console),
         OnPool::Container(command) => container::run(command, shed, console),
+        OnPool::Serving => {
+            let serving = shed.serving().context("no daemon serves")?;
+            let text = serde_json::to_string(serving)?;
+            console.print(&text)
+        }
+        OnPool::Upgrade => anyhow::bail!("only a daemon hands over"),
     }
 }
 
 /// Runs the commands that come to the daemon.
 pub(super) struct Commands {
     shed: Arc<Shed>,
+    events: Sender<Event>,
+    control: Arc<ToKeeper>,
 }
 
 impl Commands {
-    /// Commands on the pool of `shed`.
-    pub(super) const fn new(shed: Arc<Shed>) -> Self {
-        Self { shed }
+    /// Commands on the pool of `shed`; what concerns the daemon itself goes to `events`.
+    pub(super) const fn new(
+        shed: Arc<Shed>,
+        events: Sender<Event>,
+        control: Arc<ToKeeper>,
+    ) -> Self {
+        Self {
+            shed,
+            events,
+            control,
+        }
+    }
+
+    /// Has the daemon hand over to the program in `file`, if that can.
+    fn hand_over(&self, file: OwnedFd) -> anyhow::Result<()> {
+        if self.control.is_keeper_gone() {
+            anyhow::bail!("the daemon's keeper is gone; stop the daemon and start it again");
+        }
+        let version = upgrade::ask(&file)?;
+        tracing::info!(version, "asked to hand over");
+        self.events
+            .send(Event::HandOver(file))
+            .map_err(|_| anyhow::anyhow!("the daemon stops already"))
     }
 }
 
@@ -160,8 +216,14 @@ impl Handler for Commands {
     type Cancel = Cancel;
 
     fn run(&self, session: Session<Self::Request, Cancel>) -> u8 {
-        let console = Console::new(session.streams, session.request.style, session.cancel);
-        let ran = run(&session.request.command, &self.shed, &console);
+        let Request { style, command } = session.request;
+        let file = session.streams[0].try_clone();
+        let console = Console::new(session.streams, style, session.cancel);
+        let ran = match (&command, file) {
+            // The client's program comes as its input.
+            (OnPool::Upgrade, Ok(file)) => self.hand_over(file),
+            _ => run(&command, &self.shed, &console),
+        };
         finish(ran.map(|()| Exit::Done), &console)
     }
 

@@ -7,9 +7,10 @@ use super::open::Place;
 use super::state::StateFolder;
 use crate::base;
 use crate::container::{self, Host};
+use crate::daemon::keeper::Serving;
 use crate::device::FileOptions;
 use crate::export::{self, Export};
-use crate::pool::Pool;
+use crate::pool::{FullOptions, Pool};
 use anyhow::Context;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
@@ -47,13 +48,15 @@ pub(super) struct Shed {
     place: Place,
     /// The daemon's files and loop devices.
     export: Option<Arc<Export>>,
+    /// Who serves, where this is the daemon.
+    serving: Option<Serving>,
     hosted: Mutex<Option<Hosted>>,
 }
 
 /// Images and containers of the pool. The host lets go of its mounts before the folder is free.
 struct Hosted {
     host: Arc<Host>,
-    _state: StateFolder,
+    state: StateFolder,
 }
 
 impl Shed {
@@ -62,16 +65,18 @@ impl Shed {
     /// # Errors
     /// As `Place::open`.
     pub(super) fn open(place: &Place) -> base::Result<Self> {
-        let pool = place.open(FileOptions::default())?;
+        let pool = place.open(FileOptions::default(), FullOptions::default())?;
         Ok(Self {
             pool,
             place: place.clone(),
             export: None,
+            serving: None,
             hosted: Mutex::new(None),
         })
     }
 
-    /// The daemon's shed: all of it is there from the beginning.
+    /// The daemon's shed: all of it is there from the beginning. A successor takes over what its
+    /// predecessor had mounted.
     ///
     /// # Errors
     /// When the containers' leftovers cannot be cleared away.
@@ -80,16 +85,24 @@ impl Shed {
         place: Place,
         export: Arc<Export>,
         state: StateFolder,
+        serving: Serving,
+        is_successor: bool,
     ) -> anyhow::Result<Self> {
-        let host = Host::with_export(pool.clone(), state.path(), Arc::clone(&export))?;
+        let lent = Arc::clone(&export);
+        let host = if is_successor {
+            Host::resume(pool.clone(), state.path(), lent)?
+        } else {
+            Host::with_export(pool.clone(), state.path(), lent)?
+        };
         let hosted = Hosted {
             host: Arc::new(host),
-            _state: state,
+            state,
         };
         Ok(Self {
             pool,
             place,
             export: Some(export),
+            serving: Some(serving),
             hosted: Mutex::new(Some(hosted)),
         })
     }
@@ -97,6 +110,25 @@ impl Shed {
     /// The pool.
     pub(super) const fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Who serves, where this is the daemon.
+    pub(super) const fn serving(&self) -> Option<&Serving> {
+        self.serving.as_ref()
+    }
+
+    /// Leaves everything that is mounted to whoever serves next.
+    pub(super) fn leave(&self) {
+        if let Some(hosted) = &*self.hosted.lock() {
+            hosted.host.leave();
+        }
+    }
+
+    /// Makes the state folder this process's to remove, when the keeper is gone.
+    pub(super) fn keep_folder(&self) {
+        if let Some(hosted) = &mut *self.hosted.lock() {
+            hosted.state.keep(true);
+        }
     }
 
     /// The daemon's export, where this is the daemon.
@@ -136,7 +168,7 @@ impl Shed {
         let host = Arc::new(Host::new(self.pool.clone(), state.path())?);
         *hosted = Some(Hosted {
             host: Arc::clone(&host),
-            _state: state,
+            state,
         });
         Ok(host)
     }

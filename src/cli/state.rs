@@ -7,6 +7,7 @@
 use anyhow::Context;
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,9 @@ const COPIES_MAX: usize = 16;
 #[derive(Debug)]
 pub(super) struct StateFolder {
     path: PathBuf,
-    _lock: File,
+    lock: File,
+    /// Whether it is this one's to remove.
+    keeps: bool,
 }
 
 impl StateFolder {
@@ -49,10 +52,35 @@ impl StateFolder {
                 .create(&path)
                 .with_context(what)?;
             if let Some(lock) = lock(&path.join(LOCK)).with_context(what)? {
-                return Ok(Self { path, _lock: lock });
+                return Ok(Self {
+                    path,
+                    lock,
+                    keeps: true,
+                });
             }
         }
         anyhow::bail!("{COPIES_MAX} copies of this pool are open already; close one of them")
+    }
+
+    /// The folder that another process has taken, with its lock, which goes with the open file:
+    /// it is held as long as either has it. The folder stays when this is dropped.
+    pub(super) const fn of_another(path: PathBuf, lock: File) -> Self {
+        Self {
+            path,
+            lock,
+            keeps: false,
+        }
+    }
+
+    /// Makes the folder this one's to remove, when whoever was to do it is gone; or leaves it to
+    /// another process.
+    pub(super) const fn keep(&mut self, keep: bool) {
+        self.keeps = keep;
+    }
+
+    /// The lock, for another process.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// The folder.
@@ -63,6 +91,9 @@ impl StateFolder {
 
 impl Drop for StateFolder {
     fn drop(&mut self) {
+        if !self.keeps {
+            return;
+        }
         // What is not empty is still in use or not ours, and stays.
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let _ = fs::remove_dir(entry.path());

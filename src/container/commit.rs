@@ -4,6 +4,7 @@
 //! was compared, so that nothing is applied again.
 
 use super::error::{Error, Result};
+use super::filesystem::Mode;
 use super::host::Host;
 use super::import::{ImportedImage, StackedLayer};
 use super::record::{self, LayerRecord};
@@ -36,19 +37,12 @@ impl Host {
         let lock = self.container_lock(&record.id);
         let _held = lock.lock();
         let image = self.image_of(&record)?;
-        let instant = self.instant(&record)?;
+        let mut instant = self.instant(&record)?;
+        instant.settle()?;
         let changes = instant.changes()?;
-        let (_, summary) = write_layer(
-            io::sink(),
-            Compression::None,
-            instant.mount.path(),
-            &changes,
-        )?;
-        instant.mount.unmount()?;
-        drop(instant.base);
-        if !instant.volume.is_frozen() {
-            self.pool().freeze(&instant.volume)?;
-        }
+        let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;
+        let (_, summary) = write_layer(io::sink(), Compression::None, mount.path(), &changes)?;
+        mount.unmount()?;
         let mut stack = Vec::with_capacity(image.layers.len() + 1);
         for layer in image.layers {
             let volume = self.layer(layer.chain_id)?;

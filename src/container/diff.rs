@@ -1,22 +1,26 @@
 //! What a container changed in its image's root, seen at one instant even while it runs.
 //!
 //! A mounted container's file system is frozen for the moment in which a snapshot of its volume
-//! is taken: everything written is on the volume then and the journal is empty. Two read-only
-//! trees are compared after that, the snapshot's and the image's, while the container goes on.
-//! Where the snapshot still needs its journal replayed or deleted files released, that is done on
-//! a clone of it.
+//! is taken: everything written is on the volume then and the journal is empty. The snapshot is
+//! compared with the image's volume after that, while the container goes on: by the blocks that
+//! differ (`changes`), and where that cannot be done, as two mounted trees (`tree`). Where the
+//! snapshot still needs its journal replayed or deleted files released, that is done on a clone of
+//! it.
 
+use super::changes::{self, Indexes};
 use super::error::{Error, Result};
-use super::ext4::{self, Superblock};
+use super::ext4::{self, Fault, Superblock};
 use super::filesystem::Mode;
-use super::host::{Host, ViewGuard, WorkMount, WorkVolumes};
+use super::host::{Host, WorkVolumes};
 use super::record::{self, ContainerRecord, ImageRecord};
 use super::tree::{self, TreeChange, TreeChanges};
 use crate::pool::Volume;
 use crate::sys::mount;
 use serde::{Serialize, Serializer};
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What happened to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -57,12 +61,29 @@ fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 
-/// A container's tree as it was at one instant, beside its image's.
+/// How a host finds what a container changed. Both ways give the same answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Comparison {
+    /// From the blocks that differ, in time that grows with the change; trees where that cannot
+    /// be done.
+    #[default]
+    Blocks,
+    /// By mounting both trees and looking at every object in them.
+    Trees,
+}
+
+/// How containers are compared, and what was learnt of their images.
+#[derive(Default)]
+pub(super) struct Comparing {
+    pub indexes: Indexes,
+    by_trees: AtomicBool,
+}
+
+/// A container's file system as it was at one instant, beside its image's.
 pub(super) struct Instant<'h> {
-    /// The container's side. Dropped first: its volume is removed after that.
-    pub mount: WorkMount<'h>,
+    host: &'h Host,
     /// The image's side.
-    pub base: ViewGuard<'h>,
+    base: Volume,
     /// The container's side; has a name in work.
     pub volume: Volume,
     /// Removes that volume, and the snapshot that it may be a clone of.
@@ -70,6 +91,12 @@ pub(super) struct Instant<'h> {
 }
 
 impl Host {
+    /// Chooses how containers are compared from now on.
+    pub fn set_comparison(&self, comparison: Comparison) {
+        let by_trees = comparison == Comparison::Trees;
+        self.comparing.by_trees.store(by_trees, Ordering::Relaxed);
+    }
+
     /// What the container changed, sorted by path; the root directory itself is not listed.
     ///
     /// # Errors
@@ -81,7 +108,7 @@ impl Host {
         if self.is_unchanged(&record)? {
             return Ok(Vec::new());
         }
-        let instant = self.instant(&record)?;
+        let mut instant = self.instant(&record)?;
         let changes = instant.changes()?;
         Ok(changes
             .into_iter()
@@ -100,24 +127,17 @@ impl Host {
         Ok(self.pool().diff(&base, &volume)?.is_empty())
     }
 
-    /// Takes the container's tree as it is now. The container's lock must be held.
+    /// Takes the container's file system as it is now. The container's lock must be held.
     pub(super) fn instant(&self, record: &ContainerRecord) -> Result<Instant<'_>> {
+        let base = self.image_top(record)?;
         let mut work = WorkVolumes::new(self.pool());
         let volume = record.volume(self.pool())?;
-        let mut copy = self.snapshot_settled(record, &volume)?;
-        work.push(copy.clone());
-        let mut mode = Mode::Frozen;
-        if !Superblock::read(&copy)?.is_some_and(|superblock| superblock.is_clean()) {
-            copy = self.pool().clone_volume(&copy, &self.work_name()?)?;
-            work.push(copy.clone());
-            mode = Mode::Settle;
-        }
-        let base = self.view(&self.image_top(record)?)?;
-        let mount = self.mount_for_work(&copy, mode)?;
+        let snapshot = self.snapshot_settled(record, &volume)?;
+        work.push(snapshot.clone());
         Ok(Instant {
-            mount,
+            host: self,
             base,
-            volume: copy,
+            volume: snapshot,
             work,
         })
     }
@@ -126,7 +146,7 @@ impl Host {
     fn snapshot_settled(&self, record: &ContainerRecord, volume: &Volume) -> Result<Volume> {
         let name = self.work_name()?;
         let frozen = match self.mounted_at(record)? {
-            Some(path) => Some(FrozenMount::freeze(path)?),
+            Some(path) => Some(FrozenMount::freeze(path, self.frozen_note(&record.id))?),
             None => None,
         };
         if frozen.is_some() {
@@ -154,8 +174,48 @@ impl Host {
 
 impl Instant<'_> {
     /// What the container changed.
-    pub(super) fn changes(&self) -> Result<TreeChanges> {
-        tree::compare(self.base.path(), self.mount.path())
+    pub(super) fn changes(&mut self) -> Result<TreeChanges> {
+        let comparing = &self.host.comparing;
+        if !comparing.by_trees.load(Ordering::Relaxed) {
+            if Superblock::read(&self.volume)?.is_some_and(|found| found.needs_replay()) {
+                self.settle()?;
+            }
+            let pool = self.host.pool();
+            match changes::between(pool, &self.base, &self.volume, &comparing.indexes) {
+                Ok(changes) => return Ok(changes),
+                Err(Fault::Pool(error)) => return Err(error.into()),
+                Err(fault) => tracing::warn!(%fault, "comparing the trees file by file"),
+            }
+        }
+        self.changes_by_trees()
+    }
+
+    /// As `changes`, by mounting both and looking at every object.
+    pub(super) fn changes_by_trees(&mut self) -> Result<TreeChanges> {
+        self.settle()?;
+        let base = self.host.view(&self.base)?;
+        let mount = self.host.mount_for_work(&self.volume, Mode::Frozen)?;
+        tree::compare(base.path(), mount.path())
+    }
+
+    /// The image's side and the container's.
+    #[cfg(test)]
+    pub(super) const fn volumes(&self) -> (&Volume, &Volume) {
+        (&self.base, &self.volume)
+    }
+
+    /// Makes the container's side a file system that was cleanly unmounted, if it is not one yet.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        if Superblock::read(&self.volume)?.is_some_and(|superblock| superblock.is_clean()) {
+            return Ok(());
+        }
+        let pool = self.host.pool();
+        let copy = pool.clone_volume(&self.volume, &self.host.work_name()?)?;
+        self.work.push(copy.clone());
+        self.host.mount_for_work(&copy, Mode::Settle)?.unmount()?;
+        pool.freeze(&copy)?;
+        self.volume = copy;
+        Ok(())
     }
 }
 
@@ -177,12 +237,19 @@ fn listed(path: &Path, change: TreeChange) -> Option<ContainerChange> {
 /// A frozen file system, which goes on when this is dropped, whatever happens.
 struct FrozenMount {
     path: PathBuf,
+    /// A folder that tells a successor of this process, should it die now.
+    note: PathBuf,
 }
 
 impl FrozenMount {
-    fn freeze(path: PathBuf) -> Result<Self> {
-        mount::freeze(&path).map_err(Error::io("freeze the file system at", &path))?;
-        Ok(Self { path })
+    fn freeze(path: PathBuf, note: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
+        if let Err(source) = mount::freeze(&path) {
+            // It tells nothing now.
+            let _ = fs::remove_dir(&note);
+            return Err(Error::io("freeze the file system at", &path)(source));
+        }
+        Ok(Self { path, note })
     }
 }
 
@@ -191,5 +258,7 @@ impl Drop for FrozenMount {
         if let Err(error) = mount::thaw(&self.path) {
             tracing::error!(%error, path = %self.path.display(), "could not thaw a file system");
         }
+        // An empty folder that stays does no harm.
+        let _ = fs::remove_dir(&self.note);
     }
 }

@@ -1,10 +1,26 @@
-//! What this crate reads of an ext4 superblock by itself: is it one, is it clean, where is its
-//! journal. Everything else about ext4 is left to the kernel and to e2fsprogs.
+//! What this crate reads of an ext4 by itself. This file: is it one, is it clean, where is its
+//! journal. Its folder reads the rest, to compare two file systems: `reader` blocks, groups and
+//! inodes, `inode`, `extents`, `directory` and `attributes` one structure each. Writing is left to
+//! the kernel and to e2fsprogs.
 //!
 //! Source: the kernel's `Documentation/filesystems/ext4/super.rst` and `journal.rst`. The bytes
 //! may have been written by a container, so each field is checked before it is used.
 
-use super::error::Result;
+mod attributes;
+pub(super) mod directory;
+mod extents;
+mod fault;
+mod inode;
+mod reader;
+
+pub(super) use extents::Run as ExtentRun;
+pub(super) use fault::{Fault, Result as ReadResult};
+pub(super) use inode::{Inode, InodeKind};
+pub(super) use reader::{
+    BLOCK_LEN, FileSystem, Group, INODES_PER_BLOCK, JOURNAL_INODE, RESIZE_INODE, ROOT_INODE,
+};
+
+use crate::base::Result;
 use crate::pool::Volume;
 
 const SUPERBLOCK_OFFSET: u64 = 1024;
@@ -66,7 +82,12 @@ impl Superblock {
     /// Whether nothing waits in the journal to be replayed and no deleted file to be released.
     pub(super) fn is_clean(&self) -> bool {
         let orphan = self.u32_at(0xE8);
-        self.u32_at(0x60) & INCOMPAT_RECOVER == 0 && orphan == 0
+        !self.needs_replay() && orphan == 0
+    }
+
+    /// Whether the journal holds what has not reached its place.
+    pub(super) fn needs_replay(&self) -> bool {
+        self.u32_at(0x60) & INCOMPAT_RECOVER != 0
     }
 
     /// The journal's runs of blocks, if the superblock's copy of the journal inode makes sense.
@@ -111,6 +132,12 @@ impl Superblock {
 
     fn u32_at(&self, offset: usize) -> u32 {
         le32(&self.bytes, offset)
+    }
+
+    fn bytes_at<const LEN: usize>(&self, offset: usize) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        bytes.copy_from_slice(&self.bytes[offset..offset + LEN]);
+        bytes
     }
 }
 

@@ -8,6 +8,8 @@
 //! - The catalogue lock is held from looking records up to the transaction that relies on them,
 //!   never while a file of a mounted volume is read or written.
 
+use super::adoption::VIEW_PREFIX;
+use super::diff::Comparing;
 use super::error::{Error, Result};
 use super::ext4;
 use super::filesystem::{self, Mode};
@@ -36,6 +38,7 @@ pub struct Host {
     containers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     views: Mutex<HashMap<VolumeId, Arc<View>>>,
     catalogue: Mutex<()>,
+    pub(super) comparing: Comparing,
 }
 
 /// Where a container is mounted.
@@ -43,8 +46,6 @@ pub struct Host {
 pub(super) struct ContainerMount {
     pub path: PathBuf,
     pub device: PathBuf,
-    /// Whether we made the directory, and so remove it.
-    pub own_directory: bool,
 }
 
 enum Exported {
@@ -76,9 +77,20 @@ impl Host {
     }
 
     fn start(pool: Pool, state_dir: &Path, exported: Exported) -> Result<Self> {
+        let host = Self::unclean(pool, state_dir, exported)?;
+        host.clean_leftovers()?;
+        Ok(host)
+    }
+
+    /// A host that has not looked yet at what is mounted.
+    pub(super) fn bare(pool: Pool, state_dir: &Path, export: Arc<Export>) -> Result<Self> {
+        Self::unclean(pool, state_dir, Exported::Lent(export))
+    }
+
+    fn unclean(pool: Pool, state_dir: &Path, exported: Exported) -> Result<Self> {
         fs::create_dir_all(state_dir).map_err(Error::io("make the folder", state_dir))?;
         let state_dir = mount::resolve(state_dir).map_err(Error::io("resolve", state_dir))?;
-        let host = Self {
+        Ok(Self {
             pool,
             state_dir,
             export: Mutex::new(exported),
@@ -86,9 +98,8 @@ impl Host {
             containers: Mutex::default(),
             views: Mutex::default(),
             catalogue: Mutex::default(),
-        };
-        host.clean_leftovers()?;
-        Ok(host)
+            comparing: Comparing::default(),
+        })
     }
 
     /// The pool.
@@ -148,6 +159,16 @@ impl Host {
             self.pool.remove(&self.pool.volume_by_id(left.id)?)?;
         }
         Ok(())
+    }
+
+    /// Where containers are mounted unless told otherwise, and a folder for each that is mounted.
+    pub(super) fn mounts_dir(&self) -> PathBuf {
+        self.state_dir.join("mounts")
+    }
+
+    /// Where operations mount what they work on.
+    pub(super) fn work_dir(&self) -> PathBuf {
+        self.state_dir.join("work")
     }
 
     fn files_dir(&self) -> PathBuf {
@@ -230,7 +251,9 @@ impl Host {
 
     /// Mounts `volume` in a new folder of the state folder, for the length of an operation.
     pub(super) fn mount_for_work(&self, volume: &Volume, mode: Mode) -> Result<WorkMount<'_>> {
-        let path = self.state_dir.join("work").join(random_hex::<16>()?);
+        // Named so that a successor knows the volume.
+        let name = format!("{}-{}", volume.id(), random_hex::<16>()?);
+        let path = self.work_dir().join(name);
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
         match self.attach_and_mount(volume, &path, mode) {
             Ok(_) => Ok(WorkMount {
@@ -253,9 +276,13 @@ impl Host {
         let view = Arc::clone(self.views.lock().entry(id).or_default());
         let mut mounted = view.mount.lock();
         if mounted.users == 0 {
-            let path = self.state_dir.join("work").join(format!("view-{id}"));
+            let path = self.work_dir().join(format!("{VIEW_PREFIX}{id}"));
             fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
-            self.attach_and_mount(volume, &path, Mode::Frozen)?;
+            if let Err(error) = self.attach_and_mount(volume, &path, Mode::Frozen) {
+                // Nothing is mounted there; at worst an empty folder stays.
+                let _ = fs::remove_dir(&path);
+                return Err(error);
+            }
             mounted.path = path;
         }
         mounted.users += 1;
@@ -448,7 +475,7 @@ pub(super) fn random_hex<const BYTES: usize>() -> Result<String> {
 }
 
 /// Removes the empty folders in `folder`; anything else stays where it is.
-fn remove_empty_folders(folder: &Path) {
+pub(super) fn remove_empty_folders(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
     };

@@ -4,7 +4,8 @@
 //! host, and every operation is one of its methods: [`Host::import_image`] and its like in
 //! `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`, `diff`,
 //! `commit` and `copy`. `filesystem` and `ext4` know what is in a volume, `record` what is in the
-//! catalogue, `tree` what two trees differ in.
+//! catalogue, `changes` what two volumes' file systems differ in and `tree` what two mounted trees
+//! do.
 //!
 //! # Invariants
 //! - What an operation makes has a name in work until one transaction gives it its place; whatever
@@ -13,7 +14,9 @@
 //!   may be the one that serves that volume.
 //! - Every volume that an operation leaves holds a clean file system.
 
+mod adoption;
 mod archive;
+mod changes;
 mod commit;
 mod copy;
 mod diff;
@@ -28,14 +31,16 @@ mod root;
 mod time;
 mod transfer;
 mod tree;
+mod users;
 mod words;
 
 pub use archive::{ExportedImage, ExportedLayer};
 pub use copy::{CopyReport, CopySide};
-pub use diff::{ChangeKind, ContainerChange};
+pub use diff::{ChangeKind, Comparison, ContainerChange};
 pub use error::{Error, Kind, Names, RecordFault, Result};
 pub use filesystem::{DEFAULT_SIZE_BYTES, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
 pub use host::{Host, clean_stale_mounts};
 pub use image::{HistoryStep, ImageDetails, ImageSummary, LayerDetails, RemovedImage};
 pub use import::{ImportOptions, ImportProgress, ImportedImage, ImportedLayer};
 pub use root::{ContainerSummary, CreateContainer, CreatedContainer, MountedContainer};
+pub use users::VolumeUsers;

@@ -205,17 +205,20 @@ impl Host {
                 _ => Ok(MountedContainer { path }),
             };
         }
-        let own_directory = dir.is_none();
-        let path = dir.unwrap_or_else(|| self.state_dir().join("mounts").join(&record.id));
-        if own_directory {
-            fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
-        }
-        let volume = record.volume(self.pool())?;
-        let device = self.attach_and_mount(&volume, &path, Mode::Container)?;
+        // Wherever it is mounted, this folder tells a successor that it is.
+        let own = self.mounts_dir().join(&record.id);
+        fs::create_dir_all(&own).map_err(Error::io("make the folder", &own))?;
+        let path = dir.unwrap_or_else(|| own.clone());
+        let device = record
+            .volume(self.pool())
+            .and_then(|volume| self.attach_and_mount(&volume, &path, Mode::Container))
+            .inspect_err(|_| {
+                // Nothing is mounted there; at worst an empty folder stays.
+                let _ = fs::remove_dir(&own);
+            })?;
         let mount = ContainerMount {
             path: path.clone(),
             device,
-            own_directory,
         };
         self.mounts.lock().insert(record.id, mount);
         Ok(MountedContainer { path })
@@ -234,6 +237,8 @@ impl Host {
         }
         self.export()?.detach(&record.volume(self.pool())?)?;
         self.mounts.lock().remove(&record.id);
+        // An empty folder that stays does no harm.
+        let _ = fs::remove_dir(self.mounts_dir().join(&record.id));
         Ok(None)
     }
 
@@ -260,10 +265,8 @@ impl Host {
         };
         self.unmount_and_detach(volume, &known.path)?;
         self.mounts.lock().remove(id);
-        if known.own_directory {
-            // An empty folder that stays does no harm.
-            let _ = fs::remove_dir(&known.path);
-        }
+        // An empty folder that stays does no harm.
+        let _ = fs::remove_dir(self.mounts_dir().join(id));
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use std::ffi::{CString, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +46,10 @@ pub(super) type TreeChanges = BTreeMap<TreePath, TreeChange>;
 pub(super) struct TreePath(pub OsString);
 
 impl TreePath {
+    pub(super) fn from_bytes(path: Vec<u8>) -> Self {
+        Self(OsString::from_vec(path))
+    }
+
     pub(super) fn as_path(&self) -> &Path {
         Path::new(&self.0)
     }
@@ -86,7 +90,7 @@ pub(super) fn compare(base: &Path, new: &Path) -> Result<TreeChanges> {
     }
     comparison.split_and_joined_links();
     comparison.whole_link_groups();
-    comparison.directories_above();
+    directories_above(&mut comparison.changes);
     Ok(comparison.changes)
 }
 
@@ -272,6 +276,9 @@ impl Comparison {
     /// Marks the names that were one file and are two, or the other way round: two sides agree
     /// about a name when the first common name of its file is the same on both.
     fn split_and_joined_links(&mut self) {
+        // By bytes, so that the answer does not depend on how the trees were walked.
+        self.linked
+            .sort_by(|(a, ..), (b, ..)| a.as_os_str().cmp(b.as_os_str()));
         let first = |pairs: &mut dyn Iterator<Item = (u64, &PathBuf)>| {
             let mut firsts = HashMap::new();
             for (inode, path) in pairs {
@@ -302,19 +309,20 @@ impl Comparison {
             }
         }
     }
+}
 
-    fn directories_above(&mut self) {
-        let listed: Vec<TreePath> = self.changes.keys().cloned().collect();
-        for path in listed {
-            let above = path.as_path().ancestors().skip(1);
-            for directory in above.filter(|path| !path.as_os_str().is_empty()) {
-                let directory = TreePath::from(directory.to_owned());
-                match self.changes.entry(directory) {
-                    btree_map::Entry::Vacant(entry) => entry.insert(TreeChange::Changed),
-                    // Whatever is listed has its own directories listed too.
-                    btree_map::Entry::Occupied(_) => break,
-                };
-            }
+/// Lists the directories above what is listed.
+pub(super) fn directories_above(changes: &mut TreeChanges) {
+    let listed: Vec<TreePath> = changes.keys().cloned().collect();
+    for path in listed {
+        let above = path.as_path().ancestors().skip(1);
+        for directory in above.filter(|path| !path.as_os_str().is_empty()) {
+            let directory = TreePath::from(directory.to_owned());
+            match changes.entry(directory) {
+                btree_map::Entry::Vacant(entry) => entry.insert(TreeChange::Changed),
+                // Whatever is listed has its own directories listed too.
+                btree_map::Entry::Occupied(_) => break,
+            };
         }
     }
 }

@@ -12,9 +12,13 @@
 //! - A client that goes away cancels its command and harms nothing else.
 
 pub mod client;
+pub mod keeper;
+pub mod listening;
 pub mod protocol;
 pub mod server;
+pub mod service_manager;
 
 pub use client::{Client, Connection};
+pub use listening::Listening;
 pub use protocol::Answer;
 pub use server::{Handler, Server, Session};

@@ -1,17 +1,15 @@
 //! The daemon's end: listen, admit, run each request on its own thread, and stop in order.
 
+use super::listening::Listening;
 use super::protocol::{Answer, ProtocolError, STREAMS, receive_request, send_answer};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use parking_lot::{Condvar, Mutex};
 use serde::de::DeserializeOwned;
-use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,13 +46,10 @@ pub struct Session<R, C> {
     pub cancel: C,
 }
 
-/// A listening socket. Dropping it removes the socket's file.
+/// Serves a listening socket, which goes when this is dropped.
 pub struct Server<H: Handler> {
     shared: Arc<Shared<H>>,
-    listener: Arc<UnixListener>,
-    path: PathBuf,
-    /// The file's device and inode, so that another daemon's socket is never removed.
-    identity: (u64, u64),
+    listening: Arc<Listening>,
     acceptor: Option<(thread::JoinHandle<()>, OwnedFd)>,
 }
 
@@ -71,14 +66,12 @@ struct Sessions<C> {
 }
 
 impl<H: Handler> Server<H> {
-    /// Listens at `path` (mode 0600) and serves until `stop`. A socket file that nobody listens
-    /// on is replaced: whoever calls this holds the pool's lock.
+    /// Serves until `stop`.
     ///
     /// # Errors
-    /// What the kernel says; `AddrInUse` when the path is no socket or somebody listens there.
-    pub fn start(path: &Path, handler: H) -> io::Result<Self> {
-        let (listener, identity) = listen(path)?;
-        let listener = Arc::new(listener);
+    /// What the kernel says.
+    pub fn start(listening: Listening, handler: H) -> io::Result<Self> {
+        let listening = Arc::new(listening);
         let sessions = Sessions {
             running: Vec::new(),
             next: 0,
@@ -91,15 +84,13 @@ impl<H: Handler> Server<H> {
         });
         let (stop_reader, stop_writer) = io::pipe()?;
         let acceptor = thread::Builder::new().name("accept".to_owned()).spawn({
-            let (shared, listener) = (Arc::clone(&shared), Arc::clone(&listener));
-            move || accept_until_stopped(&shared, &listener, &stop_reader)
+            let (shared, listening) = (Arc::clone(&shared), Arc::clone(&listening));
+            move || accept_until_stopped(&shared, &listening.listener, &stop_reader)
         })?;
         let acceptor = Some((acceptor, OwnedFd::from(stop_writer)));
         Ok(Self {
             shared,
-            listener,
-            path: path.to_owned(),
-            identity,
+            listening,
             acceptor,
         })
     }
@@ -110,9 +101,27 @@ impl<H: Handler> Server<H> {
         &self.shared.handler
     }
 
+    /// Makes the socket's file this one's to remove, after `stop`.
+    pub fn keep_file(&mut self) {
+        // The acceptor, which has the other reference, has ended.
+        if let Some(listening) = Arc::get_mut(&mut self.listening) {
+            listening.keep_file(true);
+        }
+    }
+
+    /// Takes no further request, and waits up to `patience` for what runs to end by itself.
+    /// Answers how many commands still run.
+    pub fn drain(&mut self, patience: Duration) -> usize {
+        self.end(patience, false)
+    }
+
     /// Takes no further request, cancels what runs, and waits up to `patience` for it to end.
     /// Answers how many commands still run.
     pub fn stop(&mut self, patience: Duration) -> usize {
+        self.end(patience, true)
+    }
+
+    fn end(&mut self, patience: Duration, cancel: bool) -> usize {
         if let Some((acceptor, stop_writer)) = self.acceptor.take() {
             drop(stop_writer);
             // It ends by itself; had it panicked, there would be nothing to wait for.
@@ -121,8 +130,8 @@ impl<H: Handler> Server<H> {
         let deadline = Instant::now() + patience;
         let mut sessions = self.shared.sessions.lock();
         sessions.stopping = true;
-        for (_, cancel) in &sessions.running {
-            H::cancel(cancel);
+        for (_, command) in sessions.running.iter().filter(|_| cancel) {
+            H::cancel(command);
         }
         while !sessions.running.is_empty() {
             if self
@@ -141,42 +150,15 @@ impl<H: Handler> Server<H> {
 impl<H: Handler> Drop for Server<H> {
     fn drop(&mut self) {
         self.stop(Duration::ZERO);
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "the socket's file stays behind");
-        }
     }
 }
 
 impl<H: Handler> std::fmt::Debug for Server<H> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let listener = &self.listener;
         f.debug_struct("Server")
-            .field("path", &self.path)
-            .field("listener", listener)
-            .finish()
+            .field("listening", &self.listening)
+            .finish_non_exhaustive()
     }
-}
-
-fn listen(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(io::ErrorKind::AddrInUse.into());
-            }
-            fs::remove_file(path)?;
-        }
-        Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let listener = UnixListener::bind(path)?;
-    // Between the two calls others might connect; they are refused by who they are.
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    let found = fs::symlink_metadata(path)?;
-    Ok((listener, (found.dev(), found.ino())))
 }
 
 fn accept_until_stopped<H: Handler>(

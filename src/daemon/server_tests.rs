@@ -3,8 +3,11 @@
 use super::*;
 use crate::daemon::protocol::{receive_answer, send_request};
 use crate::daemon::{Client, Connection};
+use std::fs;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Copies its input to its output, waits to be cancelled, or panics, as the request says.
@@ -55,7 +58,7 @@ fn start() -> Fixture {
     let path = folder.path().join("pool.sock");
     let cancelled = Arc::new(AtomicBool::new(false));
     let server = Server::start(
-        &path,
+        Listening::bind(&path).unwrap(),
         Fake {
             cancelled: Arc::clone(&cancelled),
         },
@@ -217,19 +220,19 @@ fn a_stale_socket_is_replaced_but_a_live_one_and_a_plain_file_are_not() {
     let fake = || Fake {
         cancelled: Arc::default(),
     };
-    let server = Server::start(&path, fake()).unwrap();
+    let server = Server::start(Listening::bind(&path).unwrap(), fake()).unwrap();
     assert_eq!(
         fs::metadata(&path).unwrap().permissions().mode() & 0o777,
         0o600
     );
     assert_eq!(
-        Server::start(&path, fake()).unwrap_err().kind(),
+        Listening::bind(&path).unwrap_err().kind(),
         io::ErrorKind::AddrInUse
     );
     drop(server);
     fs::write(&path, b"mine").unwrap();
     assert_eq!(
-        Server::start(&path, fake()).unwrap_err().kind(),
+        Listening::bind(&path).unwrap_err().kind(),
         io::ErrorKind::AddrInUse
     );
     assert_eq!(fs::read(&path).unwrap(), b"mine");

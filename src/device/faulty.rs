@@ -31,10 +31,12 @@ pub enum Operation {
     Flush,
     /// `discard`.
     Discard,
+    /// `grow`.
+    Grow,
 }
 
 impl Operation {
-    const COUNT: usize = 5;
+    const COUNT: usize = 6;
 
     const fn index(self) -> usize {
         match self {
@@ -43,6 +45,7 @@ impl Operation {
             Self::Store => 2,
             Self::Flush => 3,
             Self::Discard => 4,
+            Self::Grow => 5,
         }
     }
 
@@ -53,6 +56,7 @@ impl Operation {
             Self::Store => "store into the log",
             Self::Flush => "flush the pool",
             Self::Discard => "give space back to the host",
+            Self::Grow => "grow the pool",
         }
     }
 }
@@ -71,7 +75,8 @@ pub enum Lasting {
 pub enum Effect {
     /// Nothing.
     Errno(i32),
-    /// The first half of it, rounded down to whole blocks (a store: to bytes; a flush: nothing).
+    /// The first half of it, rounded down to whole blocks (a store: to bytes; a flush or a growth:
+    /// nothing).
     Short(i32),
 }
 
@@ -260,7 +265,10 @@ impl Device for FaultyDevice {
     }
 
     fn grow(&self, len_bytes: u64) -> Result<()> {
-        self.inner.grow(len_bytes)
+        match self.next(Operation::Grow) {
+            None => self.inner.grow(len_bytes),
+            Some(effect) => fail(Operation::Grow, effect),
+        }
     }
 
     fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
@@ -280,6 +288,10 @@ impl Device for FaultyDevice {
 
     fn host_bytes(&self) -> Result<u64> {
         self.inner.host_bytes()
+    }
+
+    fn host_free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.host_free_bytes()
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

@@ -11,7 +11,7 @@
 
 mod open;
 
-pub use open::{CreateFile, FileOptions};
+pub use open::{CreateFile, FileOptions, lock_pool};
 
 use super::{Device, check_blocks};
 use crate::base::{BLOCK_BYTES, Error, Result};
@@ -19,6 +19,7 @@ use crate::sys::aligned::{is_aligned, with_bounce};
 use crate::sys::mapped::Mapped;
 use crate::sys::{extent, geometry};
 use nix::errno::Errno;
+use nix::sys::statvfs::fstatvfs;
 use nix::sys::uio::pwritev;
 use parking_lot::Mutex;
 use std::fs::File;
@@ -199,6 +200,18 @@ impl Device for FileDevice {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let direct = self.direct.iter().map(|direct| direct.file.as_fd());
         direct.chain([self.buffered.as_fd()]).collect()
+    }
+
+    fn host_free_bytes(&self) -> Result<Option<u64>> {
+        match self.host {
+            Host::BlockDevice => Ok(None),
+            Host::RegularFile => {
+                let found = fstatvfs(&self.buffered);
+                let found = found.map_err(|e| Error::io("ask for the host's room", e.into()))?;
+                let blocks = found.blocks_available();
+                Ok(Some(blocks.saturating_mul(found.fragment_size())))
+            }
+        }
     }
 
     fn host_bytes(&self) -> Result<u64> {

@@ -12,8 +12,8 @@
 //!   it was answered as an error, nobody was told that it is there, and room may come.
 
 use super::Device;
+use crate::base::sync::Mutex;
 use crate::base::{Error, Result};
-use parking_lot::Mutex;
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
@@ -40,7 +40,12 @@ pub struct LatchedDevice {
     first: OnceLock<Failure>,
     /// Held over a flush.
     flushing: Mutex<()>,
+    /// Called at the first failure, before anybody is answered with it.
+    alarm: OnceLock<Alarm>,
 }
+
+/// Who is to know at once that a device has failed.
+pub type Alarm = Box<dyn Fn() + Send + Sync>;
 
 impl LatchedDevice {
     /// Puts a latch before `inner`.
@@ -50,7 +55,14 @@ impl LatchedDevice {
             inner,
             first: OnceLock::new(),
             flushing: Mutex::new(()),
+            alarm: OnceLock::new(),
         }
+    }
+
+    /// Has `alarm` called when the device stops, in the thread that met the failure and before it
+    /// is answered. The first one given counts.
+    pub fn on_failure(&self, alarm: Alarm) {
+        let _ = self.alarm.set(alarm);
     }
 
     /// The `Latched` error that changes now get, if one has failed.
@@ -72,25 +84,20 @@ impl LatchedDevice {
             Error::Io { source, .. } | Error::Latched { source, .. } => Error::copy_io(source),
             other => io::Error::from_raw_os_error(other.errno()),
         };
-        let _ = self.first.set(Failure { action, source });
+        let is_first = self.first.set(Failure { action, source }).is_ok();
+        if let Some(alarm) = self.alarm.get().filter(|_| is_first) {
+            alarm();
+        }
     }
 
     fn write(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
         self.check()?;
         write().inspect_err(|error| {
-            if !host_is_full(error) {
+            if !error.is_host_full() {
                 self.stop("write", error);
             }
         })
     }
-}
-
-fn host_is_full(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Io { source, .. }
-            if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-    )
 }
 
 impl Device for LatchedDevice {
@@ -142,6 +149,10 @@ impl Device for LatchedDevice {
 
     fn host_bytes(&self) -> Result<u64> {
         self.inner.host_bytes()
+    }
+
+    fn host_free_bytes(&self) -> Result<Option<u64>> {
+        self.inner.host_free_bytes()
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

@@ -7,11 +7,11 @@
 //! - A never-written or discarded page reads as zeros.
 
 use super::{Device, check_blocks, gather};
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+use crate::base::sync::{Mutex, RwLock};
 use crate::base::{BLOCK_BYTES, BLOCK_SHIFT, Error, Result};
-use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 type Page = [u8; BLOCK_BYTES];
@@ -237,6 +237,14 @@ impl MemoryDevice {
         self.recording
             .as_ref()
             .map(|recording| recording.lock().clone())
+    }
+
+    /// The present moment of the record: how many epochs are closed, and how many changes came
+    /// after the last one.
+    #[must_use]
+    pub fn moment(&self) -> Option<(usize, usize)> {
+        let recording = self.recording.as_ref()?.lock();
+        Some((recording.epochs.len(), recording.unflushed.len()))
     }
 
     /// How often it was read.

@@ -17,8 +17,8 @@ mod latch;
 mod memory;
 
 pub use faulty::{Effect, Fault, FaultyDevice, Lasting, Operation};
-pub use file::{CreateFile, FileDevice, FileOptions};
-pub use latch::LatchedDevice;
+pub use file::{CreateFile, FileDevice, FileOptions, lock_pool};
+pub use latch::{Alarm, LatchedDevice};
 pub use memory::{DeviceImage, MemoryDevice, RecordedOp, Recording};
 
 use crate::base::{BLOCK_BYTES, Error, Result};
@@ -89,6 +89,15 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// `Io` when the host does not say.
     fn host_bytes(&self) -> Result<u64>;
+
+    /// Bytes that the host has left for what the device does not take yet; `None` for a device
+    /// that has all its space, or whose host has no limit.
+    ///
+    /// # Errors
+    /// `Io` when the host does not say.
+    fn host_free_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 
     /// The descriptors through which it works, for a thread that gives up all others. They stay
     /// the same as long as the device lives.

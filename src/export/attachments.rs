@@ -57,6 +57,8 @@ pub(super) struct Entry {
     pub(super) count: u64,
     /// The loop device; `None` for a file.
     pub(super) device: Option<AttachedDevice>,
+    /// Where the keepsake has it.
+    pub(super) slot: usize,
     /// Keeps the volume from being removed.
     pub(super) _hold: TargetHold,
 }

@@ -4,6 +4,7 @@
 //! longer ours, and detaching it succeeds without touching it.
 
 use super::error::ExportError;
+use super::fuse::DeviceRecord;
 use super::holders::Holders;
 use crate::sys::loop_device::{BackingId, LoopDevice, LoopOptions};
 use std::fs::File;
@@ -40,6 +41,23 @@ impl AttachedDevice {
                 let _ = device.detach_when_unused();
                 Err(ExportError::io("look at", &device.path())(error))
             }
+        }
+    }
+
+    /// The device that a predecessor has attached, as the keepsake has it.
+    pub(super) fn restore(number: u32, backing: BackingId) -> Self {
+        Self {
+            device: LoopDevice::numbered(number),
+            backing,
+        }
+    }
+
+    /// What a successor must know of it.
+    pub(super) fn record(self) -> DeviceRecord {
+        DeviceRecord::Made {
+            number: self.device.number(),
+            backing_device: self.backing.device,
+            backing_inode: self.backing.inode,
         }
     }
 
@@ -98,7 +116,7 @@ impl AttachedDevice {
     }
 
     /// Whether someone has detached it, and perhaps attached something else.
-    fn is_lost(self) -> bool {
+    pub(super) fn is_lost(self) -> bool {
         match self.device.backing_id() {
             Ok(found) => found != self.backing,
             Err(error) => is_gone(&error),

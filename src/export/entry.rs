@@ -4,11 +4,11 @@
 //! the way back is unambiguous. The inode number is the volume's id plus a constant, so it
 //! survives renames, restarts and remounts.
 
+use super::fuse::abi::{Attr, ROOT};
 use super::target::TargetInfo;
 use crate::base::{BLOCK_SHIFT, Name, VolumeId};
-use fuser::{FileAttr, FileType, INodeNo};
 use std::ffi::OsStr;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The first inode number that a volume can have; the root directory is 1.
 const INODE_BASE: u64 = 16;
@@ -31,54 +31,50 @@ pub(super) fn volume_name(file_name: &OsStr) -> Option<Name> {
 }
 
 /// The inode number of a volume.
-pub(super) const fn inode(id: VolumeId) -> INodeNo {
-    INodeNo(id.0.wrapping_add(INODE_BASE))
+pub(super) const fn inode(id: VolumeId) -> u64 {
+    id.0.wrapping_add(INODE_BASE)
 }
 
 /// The volume that an inode number stands for; `None` for the root.
-pub(super) fn volume_id(inode: INodeNo) -> Option<VolumeId> {
-    inode.0.checked_sub(INODE_BASE).map(VolumeId)
+pub(super) fn volume_id(inode: u64) -> Option<VolumeId> {
+    inode.checked_sub(INODE_BASE).map(VolumeId)
 }
 
 /// The attributes of a volume's file.
-pub(super) fn attributes(info: &TargetInfo) -> FileAttr {
-    FileAttr {
+pub(super) fn attributes(info: &TargetInfo) -> Attr {
+    Attr {
         size: info.size_bytes,
         blocks: info.allocated_bytes.div_ceil(STAT_BLOCK_BYTES),
-        kind: FileType::RegularFile,
-        perm: if info.is_read_only { 0o400 } else { 0o600 },
+        mode: libc::S_IFREG | if info.is_read_only { 0o400 } else { 0o600 },
         nlink: 1,
         ..plain(inode(info.id), info.created)
     }
 }
 
 /// The attributes of the one directory.
-pub(super) fn root_attributes(mounted: SystemTime) -> FileAttr {
-    FileAttr {
-        kind: FileType::Directory,
-        perm: 0o700,
+pub(super) fn root_attributes(mounted: SystemTime) -> Attr {
+    Attr {
+        mode: libc::S_IFDIR | 0o700,
         nlink: 2,
-        ..plain(INodeNo::ROOT, mounted)
+        ..plain(ROOT, mounted)
     }
 }
 
-fn plain(ino: INodeNo, time: SystemTime) -> FileAttr {
-    FileAttr {
+/// What all have in common: root owns them, and their times are all the same one.
+fn plain(ino: u64, time: SystemTime) -> Attr {
+    // Nothing here is older than the epoch; a wrong clock gives the epoch itself.
+    let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, nanos) = (time.as_secs(), time.subsec_nanos());
+    Attr {
         ino,
-        size: 0,
-        blocks: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: FileType::RegularFile,
-        perm: 0,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
+        atime: seconds,
+        mtime: seconds,
+        ctime: seconds,
+        atimensec: nanos,
+        mtimensec: nanos,
+        ctimensec: nanos,
         blksize: BLOCK_SIZE,
-        flags: 0,
+        ..Attr::default()
     }
 }
 
@@ -113,7 +109,7 @@ mod tests {
     fn inodes_lead_back_to_their_volumes_and_never_to_the_root() {
         assert_eq!(volume_id(inode(VolumeId(0))), Some(VolumeId(0)));
         assert_eq!(volume_id(inode(VolumeId(77))), Some(VolumeId(77)));
-        assert_eq!(volume_id(INodeNo::ROOT), None);
-        assert_ne!(inode(VolumeId(0)), INodeNo::ROOT);
+        assert_eq!(volume_id(ROOT), None);
+        assert_ne!(inode(VolumeId(0)), ROOT);
     }
 }

@@ -22,7 +22,7 @@ const ZERO_RANGE_KEEP_SIZE: c_int = ZERO_RANGE | KEEP_SIZE;
 pub(super) struct OpenFile {
     target: Arc<dyn BlockTarget>,
     /// Keeps the volume from being removed under the file; `None` when its opener does that.
-    _hold: Option<TargetHold>,
+    hold: Option<TargetHold>,
 }
 
 /// The errno of an engine's error.
@@ -46,10 +46,12 @@ impl OpenFile {
         } else {
             Some(target.hold().map_err(errno)?)
         };
-        Ok(Self {
-            target,
-            _hold: hold,
-        })
+        Ok(Self { target, hold })
+    }
+
+    /// Whether it keeps its volume from being removed itself.
+    pub(super) fn holds(&self) -> bool {
+        self.hold.is_some()
     }
 
     /// Fills the start of `buf` from `offset`; answers how much, less than all only at the end.

@@ -1,8 +1,8 @@
 //! Volumes shown to the kernel: as files of a FUSE mount, and as loop devices over those files.
 //!
 //! Not a place where volumes are made or removed, and not where their file systems are mounted.
-//! The traits in `target` are all that is known of the pool. Read on in `fuse` for the files and
-//! in `attachments` for the rules of attaching.
+//! The traits in `target` are all that is known of the pool. Read on in `fuse` for the files, in
+//! `attachments` for the rules of attaching and in `succession` for mounts that outlive a process.
 //!
 //! # Invariants
 //! - The kernel's requests for the files are answered by threads of this process, while other
@@ -12,22 +12,23 @@
 //! - A volume that is attached or open is held: the pool does not remove it.
 
 mod attachments;
+mod detach;
 mod device;
 mod entry;
 mod error;
 mod file_io;
 mod fuse;
-mod handles;
 mod holders;
 mod own_opens;
-mod session;
 mod stale;
+mod succession;
 mod target;
 #[cfg(test)]
 mod tests;
 
 pub use attachments::{AttachKind, Attachment};
 pub use error::{AttachMode, ExportError};
+pub use fuse::{Connection, ConnectionParts, Keepsake, Negotiated};
 pub use holders::{Holder, Holders};
 pub use stale::{Cleaned, StaleDevice, clean_stale};
 pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
@@ -35,20 +36,17 @@ pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
 use crate::base::{Error, Name, VolumeId};
 use crate::pool::Pool;
 use crate::sys::loop_device::LoopOptions;
-use crate::sys::mount;
 use attachments::{Entry, Slot, Table};
 use device::AttachedDevice;
+use fuse::{AttachedRecord, DeviceRecord, Origin, Session, VolumeFiles};
 use own_opens::OwnOpens;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
-/// Fewer threads than this could leave a request waiting behind a slow one.
-const THREADS_MIN: usize = 2;
 /// How often a volume's file is looked for while its name changes.
 const OPEN_ATTEMPTS_MAX: u32 = 8;
 
@@ -75,11 +73,13 @@ impl Default for ExportOptions {
 /// its users let it; `unmount` says what went wrong.
 pub struct Export {
     directory: Arc<dyn Directory>,
-    session: session::Session,
+    session: Session,
+    keepsake: Keepsake,
     attached: Table,
     own_opens: OwnOpens,
     options: ExportOptions,
-    cleaned: Cleaned,
+    /// Held while a record of an attachment is made.
+    recording: Mutex<()>,
     /// Read while attaching or detaching, written while unmounting.
     mounted: RwLock<bool>,
 }
@@ -103,32 +103,36 @@ impl Export {
         dir: &Path,
         options: ExportOptions,
     ) -> Result<Self, ExportError> {
-        let cleaned = clean_stale(dir)?;
-        for stale in &cleaned.busy {
-            tracing::warn!(
-                device = %stale.device.display(), by = %stale.by,
-                "a killed daemon's device is still in use; let go of it there"
-            );
-        }
-        fs::create_dir_all(dir).map_err(ExportError::io("make the directory", dir))?;
-        let dir = mount::resolve(dir).map_err(ExportError::io("look up", dir))?;
-        let threads = options
-            .threads
-            .unwrap_or_else(|| thread::available_parallelism().map_or(THREADS_MIN, usize::from))
-            .max(THREADS_MIN);
+        let origin = Origin::Mount {
+            dir: dir.to_owned(),
+            threads: options.threads,
+        };
+        let keepsake = Keepsake::create().map_err(ExportError::io("keep a record for", dir))?;
+        Self::start(directory, origin, keepsake, options)
+    }
+
+    fn start(
+        directory: Arc<dyn Directory>,
+        origin: Origin,
+        keepsake: Keepsake,
+        options: ExportOptions,
+    ) -> Result<Self, ExportError> {
         let own_opens = OwnOpens::default();
-        let files = fuse::VolumeFiles::new(directory.clone(), own_opens.clone());
-        let session = session::Session::start(files, Arc::clone(&directory), &dir, threads)?;
-        let attached = Table::default();
-        let mounted = RwLock::new(true);
+        let files = VolumeFiles::new(
+            directory.clone(),
+            own_opens.clone(),
+            keepsake.records().clone(),
+        );
+        let session = Session::start(files, directory.clone(), origin)?;
         Ok(Self {
             directory,
             session,
-            attached,
+            keepsake,
+            attached: Table::default(),
             own_opens,
             options,
-            cleaned,
-            mounted,
+            recording: Mutex::new(()),
+            mounted: RwLock::new(true),
         })
     }
 
@@ -141,7 +145,7 @@ impl Export {
     /// What a killed daemon had left and was cleared away before mounting.
     #[must_use]
     pub fn cleaned(&self) -> &Cleaned {
-        &self.cleaned
+        self.session.cleaned()
     }
 
     /// The path of a volume's file under its present name; whoever attaches keeps the volume, not
@@ -214,6 +218,7 @@ impl Export {
         let info = volume.info()?;
         if let Some(entry) = entries.iter_mut().find(same) {
             entry.count += 1;
+            self.keepsake.records().count(entry.slot, entry.count);
             return Ok(self.entry_path(entry, &info.name));
         }
         if let Some(entry) = entries.iter().find(|entry| !(read_only && entry.read_only)) {
@@ -228,19 +233,46 @@ impl Export {
             return Err(Error::Frozen(info.name).into());
         }
         let hold = volume.hold()?;
+        let mut record = AttachedRecord {
+            volume: volume.id(),
+            read_only,
+            count: 1,
+            device: match kind {
+                AttachKind::File => DeviceRecord::None,
+                AttachKind::Loop => DeviceRecord::Started,
+            },
+        };
+        let slot = self.record(&record)?;
         let device = match kind {
             AttachKind::File => None,
-            AttachKind::Loop => Some(self.make_device(volume, read_only)?),
+            AttachKind::Loop => {
+                let made = self.make_device(volume, read_only);
+                let made = made.inspect_err(|_| self.keepsake.records().detach(slot))?;
+                record.device = made.record();
+                self.keepsake.records().made(slot, &record);
+                Some(made)
+            }
         };
         let entry = Entry {
             read_only,
             count: 1,
             device,
+            slot,
             _hold: hold,
         };
         let path = self.entry_path(&entry, &info.name);
         entries.push(entry);
         Ok(path)
+    }
+
+    /// Lets a successor know of an attachment, before there is one.
+    fn record(&self, record: &AttachedRecord) -> Result<usize, ExportError> {
+        // Attachments of other volumes may be made at the same time.
+        let _one = self.recording.lock();
+        self.keepsake.records().attach(record).ok_or_else(|| {
+            let full = io::Error::from_raw_os_error(libc::ENOSPC);
+            ExportError::io("record one more attachment at", self.mount_point())(full)
+        })
     }
 
     fn entry_path(&self, entry: &Entry, name: &Name) -> PathBuf {
@@ -286,7 +318,7 @@ impl Export {
             match self.own_opens.during(volume.id(), open) {
                 Ok(file) => {
                     let metadata = file.metadata().map_err(ExportError::io("look at", &path))?;
-                    if metadata.ino() == entry::inode(volume.id()).0 {
+                    if metadata.ino() == entry::inode(volume.id()) {
                         return Ok((path, file));
                     }
                 }
@@ -295,42 +327,6 @@ impl Export {
             }
         }
         Err(ExportError::io("open", &self.file_path(volume))(failure))
-    }
-
-    /// Gives one attachment back; the last one of a loop device flushes and detaches it. When the
-    /// volume is attached as both, the loop device goes first; `detach_as` says which.
-    ///
-    /// # Errors
-    /// `NotAttached`; `Busy` with who uses the device, which then stays attached; `Io`.
-    pub fn detach(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
-        self.detach_where(volume, None)
-    }
-
-    /// Gives one attachment of a kind back.
-    ///
-    /// # Errors
-    /// As `detach`.
-    pub fn detach_as(&self, volume: &dyn BlockTarget, kind: AttachKind) -> Result<(), ExportError> {
-        self.detach_where(volume, Some(kind))
-    }
-
-    fn detach_where(
-        &self,
-        volume: &dyn BlockTarget,
-        kind: Option<AttachKind>,
-    ) -> Result<(), ExportError> {
-        let _mounted = self.mounted.read();
-        let slot = self.attached.slot(volume.id());
-        let result = detach_in(&slot, kind).and_then(|found| {
-            if found {
-                Ok(())
-            } else {
-                Err(ExportError::NotAttached(volume.name()))
-            }
-        });
-        drop(slot);
-        self.attached.tidy();
-        result
     }
 
     /// Tells the kernel of a new size of the volume, where it is attached as a loop device.
@@ -372,101 +368,4 @@ impl Export {
         };
         slots.into_iter().filter_map(of_slot).flatten().collect()
     }
-
-    /// Detaches the loop devices, flushes everything and unmounts. When something is busy, that
-    /// is named, and the files go on being served; call again when it is free. After it has
-    /// succeeded, it does nothing.
-    ///
-    /// # Errors
-    /// `Busy`; `Pool` when the flush failed, in which case it is unmounted all the same; `Io`.
-    pub fn unmount(&self) -> Result<(), ExportError> {
-        let mut mounted = self.mounted.write();
-        if !*mounted {
-            return Ok(());
-        }
-        self.detach_devices()?;
-        let flushed = self.directory.flush();
-        self.session.stop()?;
-        *mounted = false;
-        for (_, slot) in self.attached.all() {
-            slot.lock().clear();
-        }
-        self.attached.tidy();
-        Ok(flushed?)
-    }
-
-    /// Detaches all loop devices, and names the users of all that are busy.
-    fn detach_devices(&self) -> Result<(), ExportError> {
-        let mut by = Holders::default();
-        for (_, slot) in self.attached.all() {
-            let mut entries = slot.lock();
-            let mut kept = Vec::new();
-            for entry in entries.drain(..) {
-                let Some(attached) = entry.device else {
-                    kept.push(entry);
-                    continue;
-                };
-                match attached.detach() {
-                    Ok(()) => {}
-                    Err(ExportError::Busy { what, by: holders }) => {
-                        by.0.extend(holders.0);
-                        if by.0.is_empty() {
-                            by.0.push(Holder::Device(what));
-                        }
-                        kept.push(entry);
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "a loop device stays attached");
-                        by.0.push(Holder::Device(attached.path()));
-                        kept.push(entry);
-                    }
-                }
-            }
-            *entries = kept;
-        }
-        if by.0.is_empty() {
-            return Ok(());
-        }
-        Err(ExportError::Busy {
-            what: self.mount_point().to_owned(),
-            by,
-        })
-    }
-}
-
-impl Drop for Export {
-    fn drop(&mut self) {
-        if !*self.mounted.get_mut() || self.unmount().is_ok() {
-            return;
-        }
-        // Nobody is left to hear of an error. The kernel detaches what is busy when it is free.
-        for (_, slot) in self.attached.all() {
-            for attached in slot.lock().iter().filter_map(|entry| entry.device) {
-                attached.leave_to_kernel();
-            }
-        }
-        self.session.abandon();
-    }
-}
-
-/// Gives back one attachment of the kind, or of any; `false` when there is none.
-fn detach_in(slot: &Slot, kind: Option<AttachKind>) -> Result<bool, ExportError> {
-    let mut entries = slot.lock();
-    let matching = |entry: &Entry| kind.is_none_or(|kind| entry.kind() == kind);
-    let is_loop = |entry: &Entry| entry.kind() == AttachKind::Loop;
-    let found = entries
-        .iter()
-        .position(|entry| matching(entry) && is_loop(entry))
-        .or_else(|| entries.iter().position(matching));
-    let Some(index) = found else { return Ok(false) };
-    let entry = &mut entries[index];
-    if entry.count > 1 {
-        entry.count -= 1;
-        return Ok(true);
-    }
-    if let Some(attached) = entry.device {
-        attached.detach()?;
-    }
-    entries.remove(index);
-    Ok(true)
 }

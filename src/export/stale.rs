@@ -4,8 +4,8 @@
 //! devices whose file lies in it.
 
 use super::error::ExportError;
+use super::fuse::FS_TYPE;
 use super::holders::Holders;
-use super::session::FS_TYPE;
 use crate::sys::loop_device::{self, LoopDevice};
 use crate::sys::mount;
 use std::io;

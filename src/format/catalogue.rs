@@ -156,6 +156,9 @@ pub struct VolumeEntry {
 }
 
 const ENTRY_VERSION: u8 = 1;
+/// The largest volume in bytes (1 PiB).
+pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
+
 const FLAG_FROZEN: u8 = 1;
 const FLAG_NAMED: u8 = 2;
 const FLAG_PARENT: u8 = 4;
@@ -213,7 +216,10 @@ impl VolumeEntry {
             _ => Some(Name::new(std::str::from_utf8(name).ok()?).ok()?),
         };
         let labels = decode_labels(&mut input)?;
-        let sound = (1..=MAX_HEIGHT).contains(&height) && branch <= Generation::MAX && id.0 != 0;
+        let sound = (1..=MAX_HEIGHT).contains(&height)
+            && (1..=MAX_VOLUME_BYTES).contains(&size_bytes)
+            && branch <= Generation::MAX
+            && id.0 != 0;
         sound.then_some(Self {
             id,
             name,
@@ -306,6 +312,31 @@ mod tests {
         assert_eq!(VolumeEntry::decode(&joined).unwrap(), entry);
         for len in 0..bytes.len() {
             assert!(VolumeEntry::decode(&bytes[..len]).is_err());
+        }
+    }
+
+    /// Found by fuzzing: the pool did not open, and the check found nothing.
+    #[test]
+    fn an_entry_of_an_impossible_size_is_ill_formed() {
+        let mut entry = VolumeEntry {
+            id: VolumeId(7),
+            name: None,
+            parent: None,
+            frozen: false,
+            branch: Generation(0),
+            size_bytes: MAX_VOLUME_BYTES,
+            height: 1,
+            root: Pointer::HOLE,
+            own_blocks: 0,
+            mapped_blocks: 0,
+            reclaimed: 0,
+            created_ns: 0,
+            labels: BTreeMap::new(),
+        };
+        assert!(VolumeEntry::decode(&entry.encode()).is_ok());
+        for size_bytes in [0, MAX_VOLUME_BYTES + 1, u64::MAX] {
+            entry.size_bytes = size_bytes;
+            assert!(VolumeEntry::decode(&entry.encode()).is_err());
         }
     }
 

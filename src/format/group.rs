@@ -57,6 +57,20 @@ pub fn encode(
     bytes
 }
 
+/// What a superblock sums up over all groups, so that an older bitmap is not taken for the one that
+/// it was written with: the group and its bitmap's CRC, mixed so that changes do not cancel out.
+#[must_use]
+pub fn digest(group: u64, bitmap: &Bitmap) -> u64 {
+    let mut body = Vec::with_capacity(BLOCK_BYTES);
+    for word in bitmap {
+        body.extend_from_slice(&word.to_le_bytes());
+    }
+    let mut mixed = (group << 32 | u64::from(crc32(&body))).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
 /// The slot in `bytes`; `None` when it is not a whole slot of this pool and group.
 #[must_use]
 pub fn decode(bytes: &[u8; SLOT_BYTES], uuid: &[u8; 16], group: u64) -> Option<BitmapSlot> {

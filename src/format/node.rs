@@ -84,12 +84,13 @@ pub fn verify(
             Some(PointerKind::Hole) => continue,
             Some(PointerKind::Data) => level == 1,
             Some(PointerKind::Node) => level > 1,
+            Some(PointerKind::Lost) => true,
             Some(PointerKind::Unwritten) | None => false,
         };
         if !fits {
             return Err(CorruptKind::NodeEntry { node, entry });
         }
-        if bounds.layout.locate(pointer.addr()).is_none() {
+        if !pointer.is_lost() && bounds.layout.locate(pointer.addr()).is_none() {
             return Err(CorruptKind::PointerRange(pointer.addr()));
         }
         if pointer.birth() > bounds.now {

@@ -14,6 +14,7 @@ const BIRTH_LOW_SHIFT: u32 = 48;
 
 const KIND_DATA: u64 = 1;
 const KIND_NODE: u64 = 2;
+const KIND_LOST: u64 = 3;
 /// Set only in memory, where the child is a dirty node that has no address yet.
 const KIND_UNWRITTEN: u64 = 0x80;
 
@@ -26,6 +27,8 @@ pub enum PointerKind {
     Data,
     /// A map node.
     Node,
+    /// Nothing any more: the node that led further was damaged, and has been given up.
+    Lost,
     /// A map node that so far exists in memory only; never on disk.
     Unwritten,
 }
@@ -56,6 +59,12 @@ impl Pointer {
     #[must_use]
     pub const fn node(addr: BlockAddr, birth: Generation, crc: u32) -> Self {
         Self::pack(addr, KIND_NODE, birth, crc)
+    }
+
+    /// What stands for a range whose node was damaged, given up in generation `birth`.
+    #[must_use]
+    pub const fn lost(birth: Generation) -> Self {
+        Self::pack(BlockAddr(0), KIND_LOST, birth, 0)
     }
 
     /// The place holder for a child node that has no address yet.
@@ -93,6 +102,9 @@ impl Pointer {
             0 if self.words[0] == 0 && self.words[1] == 0 => Some(PointerKind::Hole),
             KIND_DATA => Some(PointerKind::Data),
             KIND_NODE => Some(PointerKind::Node),
+            KIND_LOST if self.words[0] & ADDR_MASK == 0 && self.crc() == 0 => {
+                Some(PointerKind::Lost)
+            }
             KIND_UNWRITTEN => Some(PointerKind::Unwritten),
             _ => None,
         }
@@ -102,6 +114,12 @@ impl Pointer {
     #[must_use]
     pub const fn is_hole(self) -> bool {
         self.words[0] == 0 && self.words[1] == 0
+    }
+
+    /// Whether it stands for a range that was given up.
+    #[must_use]
+    pub const fn is_lost(self) -> bool {
+        matches!(self.kind(), Some(PointerKind::Lost))
     }
 
     /// Where the block lies.
@@ -168,6 +186,8 @@ mod tests {
         assert_eq!(Pointer::HOLE.kind(), Some(PointerKind::Hole));
         assert_eq!(Pointer::from_words([0, 1]).kind(), None);
         assert_eq!(Pointer::from_words([5, 0]).kind(), None);
-        assert_eq!(Pointer::from_words([3 << FLAGS_SHIFT, 0]).kind(), None);
+        assert_eq!(Pointer::from_words([4 << FLAGS_SHIFT, 0]).kind(), None);
+        assert_eq!(Pointer::from_words([3 << FLAGS_SHIFT | 1, 0]).kind(), None);
+        assert!(Pointer::lost(Generation(7)).is_lost());
     }
 }

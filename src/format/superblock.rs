@@ -9,7 +9,7 @@ use crate::base::{BLOCK_BYTES, CorruptKind, Error, Generation, Result, Sequence}
 /// The first eight bytes of a pool.
 pub const MAGIC: [u8; 8] = *b"COWSHED\0";
 /// The format version that this code writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Features that an older reader may ignore.
 pub const KNOWN_COMPAT: u64 = 0;
 /// Features that an older reader may ignore when it does not write.
@@ -56,6 +56,8 @@ pub struct Superblock {
     pub next_volume_id: u64,
     /// When the pool was made, in nanoseconds since 1970.
     pub created_ns: u64,
+    /// The sum of the `group::digest`s of all groups that have bitmaps, modulo 2^64.
+    pub bitmaps_digest: u64,
 }
 
 impl Superblock {
@@ -81,7 +83,8 @@ impl Superblock {
             .u64(self.used_blocks)
             .u64(self.volume_count)
             .u64(self.next_volume_id)
-            .u64(self.created_ns);
+            .u64(self.created_ns)
+            .u64(self.bitmaps_digest);
         let mut bytes = out.into_bytes();
         bytes.resize(CRC_OFFSET, 0);
         let crc = crc32(&bytes);
@@ -144,6 +147,7 @@ impl Superblock {
             volume_count: input.u64()?,
             next_volume_id: input.u64()?,
             created_ns: input.u64()?,
+            bitmaps_digest: input.u64()?,
         };
         Some(superblock.verified())
     }
@@ -224,6 +228,7 @@ mod tests {
             volume_count: 1,
             next_volume_id: 2,
             created_ns: 1,
+            bitmaps_digest: 5,
         }
     }
 
@@ -243,14 +248,16 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_by_name() {
-        let mut bytes = sample().encode();
-        bytes[8] = 2;
-        let crc = crc32(&bytes[..CRC_OFFSET]);
-        bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
-        assert!(matches!(
-            Superblock::decode(&bytes),
-            Err(Error::Incompatible { version: 2, .. })
-        ));
+    fn other_versions_of_the_format_are_refused_by_name() {
+        for other in [0, 1, 3] {
+            let mut bytes = sample().encode();
+            bytes[8] = other;
+            let crc = crc32(&bytes[..CRC_OFFSET]);
+            bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
+            match Superblock::decode(&bytes) {
+                Err(Error::Incompatible { version, .. }) => assert_eq!(version, u32::from(other)),
+                found => panic!("version {other}: {found:?}"),
+            }
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Group commit: callers that wait for a barrier share one.
 
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+use crate::base::sync::{Condvar, Mutex};
 use crate::base::{Result, Sequence};
 use crate::device::Device;
-use parking_lot::{Condvar, Mutex};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Which records are durable, and who is making more of them so.
 pub(super) struct Commit {

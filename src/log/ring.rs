@@ -2,13 +2,13 @@
 
 use super::commit::Commit;
 use super::replay::Position;
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicU64, Ordering};
 use crate::base::{Generation, Result, Sequence};
 use crate::device::Device;
 use crate::format::Layout;
 use crate::format::record::{self, HEADER_BYTES, Header};
-use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The log of an open pool.
 pub struct Log {
@@ -26,6 +26,8 @@ struct Tail {
     /// Where the oldest record that a recovery would need starts, as `Position::bytes`.
     head_bytes: u64,
     salt: u64,
+    /// No superblock with the salt is durable yet: what was appended now would never be replayed.
+    sealed: bool,
 }
 
 impl Log {
@@ -48,6 +50,7 @@ impl Log {
                 next: end,
                 head_bytes: head.bytes,
                 salt,
+                sealed: false,
             }),
             appended: AtomicU64::new(last),
             used_bytes: AtomicU64::new(end.bytes - head.bytes),
@@ -57,12 +60,15 @@ impl Log {
 
     /// Appends a record: `record` holds `HEADER_BYTES` of anything, the operations, and zeros up
     /// to the length that `record::record_bytes` gives. Answers its sequence, or `None` when the
-    /// ring has no room until a checkpoint has moved the head.
+    /// ring has no room until a checkpoint has moved the head, or has made the salt durable.
     ///
     /// # Errors
     /// As `Device::store_log`.
     pub fn append(&self, record: &mut [u8], generation: Generation) -> Result<Option<Sequence>> {
         let mut tail = self.tail.lock();
+        if tail.sealed {
+            return Ok(None);
+        }
         let len = record.len() as u64;
         let offset = tail.next.bytes % self.ring_bytes;
         let rest = self.ring_bytes - offset;
@@ -126,7 +132,7 @@ impl Log {
     }
 
     /// After a recovery: the records that hold end at `position`. What lies behind is void, as a
-    /// new salt makes sure of; nothing may have been appended yet.
+    /// new salt makes sure of; nothing may have been appended yet, and nothing is before `unseal`.
     pub fn restart(&self, position: Position) {
         let mut tail = self.tail.lock();
         assert!(
@@ -136,10 +142,16 @@ impl Log {
         let last = Sequence(position.sequence.0 - 1);
         tail.next = position;
         tail.salt = rand::random();
+        tail.sealed = true;
         self.appended.store(last.0, Ordering::Release);
         self.commit.covered(last);
         self.used_bytes
             .store(tail.next.bytes - tail.head_bytes, Ordering::Relaxed);
+    }
+
+    /// A superblock with the log's salt is durable.
+    pub fn unseal(&self) {
+        self.tail.lock().sealed = false;
     }
 
     /// Moves the head to `position`: a durable checkpoint holds all that lies before.

@@ -4,11 +4,11 @@
 //! first needed and never given back, so a reader may read one without owning it: it checks tag
 //! and version before and after, and a frame that was given to another node meanwhile is a miss.
 
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use crate::format::Pointer;
 use crate::format::node::{Entries, NODE_ENTRIES};
-use parking_lot::Mutex;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 const WAYS: usize = 8;
 /// What a frame costs with its share of a set and its slot, in bytes.
@@ -27,7 +27,7 @@ struct Set {
     versions: [AtomicU32; WAYS],
 }
 
-const _: () = assert!(size_of::<Set>() == 128);
+const _: () = assert!(WAYS * (size_of::<u64>() + 2 * size_of::<u32>()) == 128);
 
 /// Which frame of a set goes next.
 struct Clock {

@@ -2,7 +2,7 @@
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
-use crate::base::Result;
+use crate::base::{CorruptKind, Result};
 use crate::format::node::NODE_ENTRIES;
 
 /// Calls `visit(block, mapped_in_b)` for each block whose pointer differs between `a` and `b`, in
@@ -37,6 +37,9 @@ impl Comparison<'_> {
         let same = a.link.same(&b.link) && (a.level == b.level || matches!(a.link, Link::Hole));
         if same {
             return Ok(());
+        }
+        if matches!(a.link, Link::Lost(_)) || matches!(b.link, Link::Lost(_)) {
+            return Err(CorruptKind::LostRange.into());
         }
         if level == 0 {
             (self.visit)(base, !matches!(b.link, Link::Hole));

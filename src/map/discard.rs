@@ -38,7 +38,10 @@ impl Edit<'_> {
 
     /// Whether the node at `level` maps anything in `range`.
     fn holds_data(&self, link: &Link, level: u8, base: u64, range: &Range<u64>) -> Result<bool> {
-        let Some(entries) = link.entries(self.store, level)? else {
+        if matches!(link, Link::Lost(_)) {
+            return Ok(true);
+        }
+        let Some(entries) = self.entries(link, level)? else {
             return Ok(false);
         };
         for index in overlapped(base, level, range) {
@@ -101,11 +104,14 @@ impl Edit<'_> {
     }
 
     fn drop_nodes(&mut self, link: &Link, level: u8, base: u64) -> Result<()> {
-        let Some(entries) = link.entries(self.store, level)? else {
+        if matches!(link, Link::Lost(_)) {
+            return Ok(());
+        }
+        let Some(entries) = self.entries(link, level)? else {
             return Ok(());
         };
         for (index, entry) in entries.iter().enumerate() {
-            if entry.is_hole() {
+            if entry.is_hole() || entry.is_lost() {
                 continue;
             }
             let child_base = entry_base(base, level, index);

@@ -5,8 +5,8 @@ use super::ledger::{Ledger, Ownership};
 use super::node::Node;
 use super::store::NodeStore;
 use super::tree::{Link, Root, Tree, child_in_memory, entry_base};
-use crate::base::{Generation, Result};
-use crate::format::node::{NODE_ENTRIES, entry_blocks, slot};
+use crate::base::{Error, Generation, Result};
+use crate::format::node::{Entries, NODE_ENTRIES, entry_blocks, slot};
 use crate::format::{Pointer, PointerKind};
 use std::sync::Arc;
 
@@ -25,6 +25,8 @@ pub struct Edit<'a> {
     pub ownership: Ownership,
     /// Where the account is kept.
     pub ledger: &'a mut Ledger,
+    /// Whether a damaged node is given up, with all that it led to, rather than an error.
+    pub gives_up: bool,
 }
 
 impl Edit<'_> {
@@ -135,7 +137,11 @@ impl Edit<'_> {
             }
             Link::Memory(node) => node.copied(self.generation),
             Link::Stored(pointer) => {
-                let entries = self.store.load(*pointer, level)?;
+                let entries = self.load(*pointer, level)?;
+                Node::with_entries(self.generation, &entries, live)
+            }
+            Link::Lost(birth) => {
+                let entries = [Pointer::lost(*birth); NODE_ENTRIES];
                 Node::with_entries(self.generation, &entries, live)
             }
             Link::Hole => Node::new(self.generation, live),
@@ -147,6 +153,27 @@ impl Edit<'_> {
         self.ledger.own += 1;
         self.ledger.promised += 1;
         Ok((Arc::new(copy), true))
+    }
+
+    /// The entries of a stored node; where it is damaged and to be given up, lost ranges.
+    pub(super) fn load(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>> {
+        let outcome = self.store.load(pointer, level);
+        if !self.gives_up || !matches!(outcome, Err(Error::Corrupt(_))) {
+            return outcome;
+        }
+        // What a second look finds whole was not lost.
+        self.store.load(pointer, level).or_else(|error| {
+            tracing::warn!("what a map node led to is given up: {error}");
+            Ok(Box::new([Pointer::lost(self.generation); NODE_ENTRIES]))
+        })
+    }
+
+    /// As `Link::entries`, with `load`.
+    pub(super) fn entries(&self, link: &Link, level: u8) -> Result<Option<Box<Entries>>> {
+        match link {
+            Link::Stored(pointer) => self.load(*pointer, level).map(Some),
+            link => link.entries(self.store, level),
+        }
     }
 }
 
@@ -160,5 +187,6 @@ pub(super) fn put_link(node: &Node, index: usize, link: &Link) {
         }
         Link::Stored(pointer) => node.entries.write(index, &[*pointer]),
         Link::Hole => node.entries.write(index, &[Pointer::HOLE]),
+        Link::Lost(birth) => node.entries.write(index, &[Pointer::lost(*birth)]),
     }
 }

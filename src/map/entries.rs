@@ -3,10 +3,10 @@
 //! A sequence lock: the writer makes the version odd while it writes; a reader that met an odd or
 //! a changed version reads again. All cells are atomics, so a torn read is noticed and harmless.
 
+use crate::base::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::base::sync::spin_loop;
 use crate::format::Pointer;
 use crate::format::node::{Entries, NODE_ENTRIES};
-use std::hint::spin_loop;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 pub(super) struct SharedEntries {
     version: AtomicU32,
@@ -17,7 +17,7 @@ impl Default for SharedEntries {
     fn default() -> Self {
         Self {
             version: AtomicU32::new(0),
-            words: [const { [const { AtomicU64::new(0) }; 2] }; _],
+            words: std::array::from_fn(|_| [AtomicU64::new(0), AtomicU64::new(0)]),
         }
     }
 }

@@ -34,6 +34,9 @@ fn find_in(
     from: u64,
     sought: Sought,
 ) -> Result<Option<u64>> {
+    if matches!(link, Link::Lost(_)) {
+        return Ok((sought == Sought::Data).then_some(from.max(base)));
+    }
     let Some(entries) = link.entries(store, level)? else {
         return Ok((sought == Sought::Hole).then_some(from.max(base)));
     };
@@ -41,11 +44,13 @@ fn find_in(
     for index in first..entries.len() {
         let child_base = entry_base(base, level, index);
         let at = from.max(child_base);
+        // What was lost is no hole, all of it.
+        let ends = level == 1 || entries[index].is_lost();
         let found = match (entries[index].is_hole(), sought) {
             (true, Sought::Data) => None,
             (true, Sought::Hole) => Some(at),
-            (false, Sought::Data) if level == 1 => Some(at),
-            (false, Sought::Hole) if level == 1 => None,
+            (false, Sought::Data) if ends => Some(at),
+            (false, Sought::Hole) if ends => None,
             (false, _) => {
                 let child = link.child(&entries, index);
                 find_in(store, &child, level - 1, child_base, at, sought)?

@@ -91,8 +91,11 @@ impl Ledger {
     /// A node leaves the map. It can be changed in place when it was born after `limit`: then no
     /// checkpoint knows it.
     pub(super) fn drop_node(&mut self, link: &Link, owner: Owner, limit: Generation) {
+        if matches!(link, Link::Hole | Link::Lost(_)) {
+            return;
+        }
         self.drop_block(owner, |ledger| match link {
-            Link::Hole => {}
+            Link::Hole | Link::Lost(_) => {}
             Link::Stored(pointer) => ledger.freed.push(pointer.addr(), 1),
             Link::Memory(node) if node.birth() > limit => ledger.void += 1,
             Link::Memory(node) => ledger.replaced.push(Arc::clone(node)),

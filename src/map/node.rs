@@ -2,10 +2,10 @@
 
 use super::entries::SharedEntries;
 use crate::base::Generation;
+use crate::base::sync::atomic::{AtomicUsize, Ordering};
+use crate::base::sync::{ArcSwapOption, Guard};
 use crate::format::Pointer;
 use crate::format::node::{Entries, NODE_ENTRIES};
-use arc_swap::{ArcSwapOption, Guard};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 type Children = [ArcSwapOption<Node>; NODE_ENTRIES];

@@ -3,10 +3,10 @@
 use super::node::Node;
 use super::store::NodeStore;
 use super::tree::{Link, Root, Tree};
+use crate::base::sync::spin_loop;
 use crate::base::{CorruptKind, Error, Result};
 use crate::format::node::{NODE_ENTRIES, slot};
 use crate::format::{Pointer, PointerKind};
-use std::hint::spin_loop;
 
 impl Tree {
     /// The pointers of `out.len()` blocks from `first` on; holes beyond the map's reach.
@@ -64,6 +64,10 @@ fn descend(store: &NodeStore, root: &Root, first: u64, out: &mut [Pointer]) -> R
             out.fill(Pointer::HOLE);
             Ok(())
         }
+        Link::Lost(birth) => {
+            out.fill(Pointer::lost(*birth));
+            Ok(())
+        }
         Link::Stored(pointer) => descend_stored(store, *pointer, root.height, first, out),
         Link::Memory(node) => descend_memory(store, node, root.height, first, out),
     }
@@ -94,8 +98,9 @@ fn descend_memory(
             Some(PointerKind::Node) => {
                 return descend_stored(store, entry, level - 1, first, out);
             }
+            // Nothing, or lost: the same for all that is below.
             _ => {
-                out.fill(Pointer::HOLE);
+                out.fill(entry);
                 return Ok(());
             }
         }
@@ -114,8 +119,8 @@ fn descend_stored(
         let mut entry = [Pointer::HOLE];
         store.read(pointer, level, slot(first, level), &mut entry)?;
         pointer = entry[0];
-        if pointer.is_hole() {
-            out.fill(Pointer::HOLE);
+        if pointer.is_hole() || pointer.is_lost() {
+            out.fill(pointer);
             return Ok(());
         }
     }

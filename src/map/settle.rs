@@ -73,7 +73,7 @@ impl Settling<'_> {
     ) -> Result<()> {
         let end = base + entry_blocks(level + 1);
         let own = mine.birth().is_some_and(|birth| birth > self.branch);
-        if !own || mine.same(theirs) {
+        if !own || mine.same(theirs) || matches!(mine, Link::Lost(_)) {
             *below = end;
             return Ok(());
         }

@@ -2,13 +2,13 @@
 
 use super::cache::NodeCache;
 use crate::base::checksum::crc32;
+use crate::base::sync::RwLock;
+use crate::base::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::base::{BLOCK_BYTES, CorruptKind, Generation, Result};
 use crate::device::Device;
 use crate::format::node::{self, Bounds, Entries};
 use crate::format::{Layout, Pointer};
-use parking_lot::RwLock;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The nodes of a pool: stored ones by their pointer, and a count of those in memory.
 pub struct NodeStore {

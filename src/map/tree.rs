@@ -2,10 +2,10 @@
 
 use super::node::Node;
 use super::store::NodeStore;
+use crate::base::sync::{ArcSwap, Guard};
 use crate::base::{Generation, Result};
 use crate::format::node::{Entries, NODE_BITS, NODE_ENTRIES, height_for};
 use crate::format::{Pointer, PointerKind};
-use arc_swap::{ArcSwap, Guard};
 use std::sync::Arc;
 
 /// What a root or an entry leads to.
@@ -17,6 +17,8 @@ pub enum Link {
     Stored(Pointer),
     /// A node in memory.
     Memory(Arc<Node>),
+    /// A range that was given up in this generation, with the damaged node that led to it.
+    Lost(Generation),
 }
 
 /// The top of a map.
@@ -39,6 +41,8 @@ impl Link {
     pub fn of(pointer: Pointer) -> Self {
         if pointer.is_hole() {
             Self::Hole
+        } else if pointer.is_lost() {
+            Self::Lost(pointer.birth())
         } else {
             Self::Stored(pointer)
         }
@@ -49,11 +53,12 @@ impl Link {
     pub fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Hole, Self::Hole) => true,
+            (Self::Lost(a), Self::Lost(b)) => a == b,
             (Self::Stored(a), Self::Stored(b)) => a == b,
             (Self::Memory(a), Self::Memory(b)) => Arc::ptr_eq(a, b),
             (Self::Memory(node), Self::Stored(pointer))
             | (Self::Stored(pointer), Self::Memory(node)) => node.stored() == Some(*pointer),
-            (Self::Hole, _) | (_, Self::Hole) => false,
+            (Self::Hole | Self::Lost(_), _) | (_, Self::Hole | Self::Lost(_)) => false,
         }
     }
 
@@ -64,6 +69,7 @@ impl Link {
             Self::Hole => None,
             Self::Stored(pointer) => Some(pointer.birth()),
             Self::Memory(node) => Some(node.birth()),
+            Self::Lost(birth) => Some(*birth),
         }
     }
 
@@ -73,6 +79,7 @@ impl Link {
             Self::Hole => None,
             Self::Stored(pointer) => Some(store.load(*pointer, level)?),
             Self::Memory(node) => Some(node.entries.copy()),
+            Self::Lost(birth) => Some(Box::new([Pointer::lost(*birth); NODE_ENTRIES])),
         })
     }
 

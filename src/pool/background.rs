@@ -1,5 +1,5 @@
-//! The background threads: checkpoints by time and by need, reclaim, and giving space back to
-//! the host. They hold no strong reference to the pool while they wait, so that dropping its last
+//! The background threads: checkpoints by time and by need, reclaim, giving space back to the
+//! host, growing ahead of need, and saying that space runs out. They hold no strong reference to the pool while they wait, so that dropping its last
 //! handle ends them.
 
 use super::shared::{Shared, Signal};
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 /// The longest time that freed space stays with a pool that is being written.
 const PUNCH_EVERY: Duration = Duration::from_secs(60);
+/// The shortest time between a checkpoint that was put off and its next try.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How often the threads look around by themselves.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -45,6 +47,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
 
 fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
     let mut checkpointed = Instant::now();
+    let mut put_off = false;
     let mut punching = Punching {
         since: Instant::now(),
         appended: Sequence(0),
@@ -65,14 +68,28 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             return;
         }
         let asked = std::mem::take(&mut signal.wanted.lock().checkpoint);
+        if let Err(error) = shared.grow_ahead() {
+            tracing::error!("the pool has stopped: {error}");
+            return;
+        }
+        shared.watch_water();
         let idle = shared.log.used_bytes() == 0 && shared.changes.lock().volumes.is_empty();
-        if asked || (!idle && checkpointed.elapsed() >= CHECKPOINT_EVERY) {
+        let wait = if put_off {
+            RETRY_EVERY
+        } else {
+            CHECKPOINT_EVERY
+        };
+        if (asked && !put_off) || (!idle && checkpointed.elapsed() >= wait) {
             checkpointed = Instant::now();
             punching.due = true;
-            if let Err(error) = shared.checkpoint() {
-                tracing::error!("the pool has stopped: {error}");
-                return;
+            let outcome = shared.checkpoint();
+            if let (Err(error), false) = (&outcome, put_off) {
+                match shared.check_open() {
+                    Ok(()) => tracing::warn!("a checkpoint is put off: {error}"),
+                    Err(_) => tracing::error!("the pool has stopped: {error}"),
+                }
             }
+            put_off = outcome.is_err();
         }
         punching.look(&shared);
     }
@@ -119,6 +136,9 @@ fn reclaim(weak: &Weak<Shared>, signal: &Signal) {
         if (asked || shared.has_backlog())
             && let Err(error) = shared.reclaim_all()
         {
+            if shared.check_open().is_err() {
+                return;
+            }
             tracing::warn!("a removed volume could not be reclaimed: {error}");
             drop(shared);
             thread::sleep(CHECKPOINT_EVERY);

@@ -8,18 +8,22 @@ use crate::base::{BLOCK_BYTES, BlockIndex, CorruptKind, Error, Generation, Resul
 use crate::device::Device;
 use crate::format::catalogue::{EntryId, FRAGMENT_HEADER_BYTES, Fragment, cut, fragments};
 use crate::format::{Pointer, Superblock};
-use crate::map::{Edit, Ledger, Link, NodeStore, Ownership, Persist, Root, Tree};
-use crate::space::Space;
+use crate::map::{Edit, Ledger, Link, NodeStore, Outlet, Ownership, Persist, Root};
+use crate::map::{Sought, Tree, find};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Where entries stand.
+/// Where entries stand. Memory grows with the entries, not with what a field says.
 pub(super) struct Catalogue {
     pub(super) tree: Tree,
-    /// Bytes in use in each block.
-    used: Vec<usize>,
+    /// Blocks there ever were, holes included.
+    blocks: u32,
+    /// Bytes in use in each block that is no hole.
+    used: BTreeMap<u32, usize>,
+    /// No block before this one is a hole.
+    first_hole: u32,
     places: HashMap<EntryId, Vec<u32>>,
-    /// Blocks by free bytes.
+    /// Blocks that are no holes by free bytes.
     room: BTreeSet<(usize, u32)>,
 }
 
@@ -33,6 +37,15 @@ struct Piece {
 }
 
 impl Piece {
+    fn of(fragment: &Fragment<'_>) -> Self {
+        Self {
+            entry: fragment.entry,
+            part: fragment.part,
+            parts: fragment.parts,
+            payload: fragment.payload.to_vec(),
+        }
+    }
+
     fn fragment(&self) -> Fragment<'_> {
         let Self {
             entry,
@@ -50,15 +63,64 @@ impl Piece {
 }
 
 /// What a catalogue is written with.
-pub(super) struct Pen<'a, 'b> {
-    pub(super) store: &'a NodeStore,
-    pub(super) space: &'a Space,
-    pub(super) device: &'a dyn Device,
-    pub(super) persist: &'a mut Persist<'b>,
+pub(super) struct Pen<'a> {
+    pub(super) outlet: Outlet<'a>,
+    pub(super) persist: &'a mut Persist,
     pub(super) ledger: &'a mut Ledger,
     /// The checkpoint's own generation, and the one before.
     pub(super) generation: Generation,
     pub(super) limit: Generation,
+}
+
+/// A change of entries that is under way. Where it fails, it can be gone on with.
+#[derive(Default)]
+pub(super) struct Change {
+    leaving: Vec<EntryId>,
+    /// In reverse.
+    coming: Vec<Piece>,
+    open: BTreeMap<u32, Vec<Piece>>,
+}
+
+impl Change {
+    /// New bytes for entries, or `None` for those that are gone.
+    pub(super) fn new(entries: &[(EntryId, Option<Vec<u8>>)]) -> Self {
+        let parts = |(entry, bytes): &(EntryId, Option<Vec<u8>>)| -> Vec<Piece> {
+            let cut = bytes.iter().flat_map(|bytes| cut(*entry, bytes));
+            cut.map(|fragment| Piece::of(&fragment)).collect()
+        };
+        let mut coming: Vec<_> = entries.iter().flat_map(parts).collect();
+        coming.reverse();
+        Self {
+            leaving: entries.iter().map(|(entry, _)| *entry).collect(),
+            coming,
+            open: BTreeMap::new(),
+        }
+    }
+}
+
+/// The parts of an entry that were found so far. A number of parts alone takes no memory.
+struct Parts {
+    count: u16,
+    found: BTreeMap<u16, Vec<u8>>,
+}
+
+impl Parts {
+    fn take(&mut self, piece: Piece) -> Result<()> {
+        if piece.parts != self.count {
+            return Err(bad("an entry's parts disagree"));
+        }
+        match self.found.insert(piece.part, piece.payload) {
+            None => Ok(()),
+            Some(_) => Err(bad("an entry has a part twice")),
+        }
+    }
+
+    fn join(self) -> Result<Vec<u8>> {
+        if self.found.len() != usize::from(self.count) {
+            return Err(bad("an entry lacks a part"));
+        }
+        Ok(self.found.into_values().flatten().collect())
+    }
 }
 
 impl Catalogue {
@@ -74,39 +136,49 @@ impl Catalogue {
             height: superblock.catalogue_height,
             link,
         };
+        let blocks = u32::try_from(superblock.catalogue_blocks);
         let mut catalogue = Self {
             tree: Tree::new(root),
-            used: Vec::new(),
+            blocks: blocks.map_err(|_| bad("it has too many blocks"))?,
+            used: BTreeMap::new(),
+            first_hole: 0,
             places: HashMap::new(),
             room: BTreeSet::new(),
         };
-        let mut parts: BTreeMap<EntryId, Vec<Option<Vec<u8>>>> = BTreeMap::new();
-        for block in 0..superblock.catalogue_blocks {
-            let block = u32::try_from(block).map_err(|_| bad("it has too many blocks"))?;
+        let mut entries: BTreeMap<EntryId, Parts> = BTreeMap::new();
+        let mut next = 0;
+        while let Some(block) = catalogue
+            .tree
+            .walk(|root| find(store, root, next, Sought::Data))?
+        {
+            next = block + 1;
+            let block = u32::try_from(block).ok();
+            let block = block.filter(|block| *block < catalogue.blocks);
+            let block = block.ok_or_else(|| bad("a block lies beyond its end"))?;
             let pieces = catalogue.read_block(store, device, block)?;
+            // Were it allowed, a tree that leads to one such block everywhere would have no end.
+            if pieces.is_empty() {
+                return Err(bad("a block of it is empty"));
+            }
             catalogue.note_block(block, &pieces);
             for piece in pieces {
                 catalogue.places.entry(piece.entry).or_default().push(block);
-                let slots = parts.entry(piece.entry).or_default();
-                slots.resize(usize::from(piece.parts), None);
-                let slot = slots.get_mut(usize::from(piece.part));
-                let slot = slot.ok_or_else(|| bad("an entry has too many parts"))?;
-                if slot.replace(piece.payload).is_some() {
-                    return Err(bad("an entry has a part twice"));
-                }
+                let parts = entries.entry(piece.entry).or_insert_with(|| Parts {
+                    count: piece.parts,
+                    found: BTreeMap::new(),
+                });
+                parts.take(piece)?;
             }
         }
-        for (entry, slots) in parts {
-            let whole = slots.into_iter().collect::<Option<Vec<_>>>();
-            let whole = whole.ok_or_else(|| bad("an entry lacks a part"))?;
-            found(entry, whole.concat())?;
+        for (entry, parts) in entries {
+            found(entry, parts.join()?)?;
         }
         Ok(catalogue)
     }
 
     /// How many blocks the catalogue has, holes included.
     pub(super) fn blocks(&self) -> u64 {
-        self.used.len() as u64
+        u64::from(self.blocks)
     }
 
     fn read_block(&self, store: &NodeStore, device: &dyn Device, block: u32) -> Result<Vec<Piece>> {
@@ -127,61 +199,63 @@ impl Catalogue {
             }
             .into());
         }
-        let owned = |fragment: Fragment<'_>| Piece {
-            entry: fragment.entry,
-            part: fragment.part,
-            parts: fragment.parts,
-            payload: fragment.payload.to_vec(),
-        };
-        Ok(fragments(&bytes)?.into_iter().map(owned).collect())
+        Ok(fragments(&bytes)?.iter().map(Piece::of).collect())
+    }
+
+    /// Reads a block and everything above it.
+    pub(super) fn verify_block(
+        &self,
+        store: &NodeStore,
+        device: &dyn Device,
+        block: u64,
+    ) -> Result<()> {
+        let block = u32::try_from(block).map_err(|_| bad("it has too many blocks"))?;
+        self.read_block(store, device, block).map(drop)
     }
 
     fn note_block(&mut self, block: u32, pieces: &[Piece]) {
-        let index = block as usize;
-        if self.used.len() <= index {
-            self.used.resize(index + 1, 0);
+        let old = self.used.remove(&block).unwrap_or(0);
+        self.room.remove(&(BLOCK_BYTES - old, block));
+        self.blocks = self.blocks.max(block + 1);
+        if pieces.is_empty() {
+            self.first_hole = self.first_hole.min(block);
+            return;
         }
-        self.room.remove(&(BLOCK_BYTES - self.used[index], block));
-        self.used[index] = pieces
-            .iter()
-            .map(|piece| piece.fragment().len_bytes())
-            .sum();
-        self.room.insert((BLOCK_BYTES - self.used[index], block));
+        let used = pieces.iter().map(|piece| piece.fragment().len_bytes());
+        let used = used.sum::<usize>();
+        self.used.insert(block, used);
+        self.room.insert((BLOCK_BYTES - used, block));
     }
 
-    /// Changes entries: new bytes, or `None` for those that are gone. Writes the blocks that they
-    /// touch.
-    pub(super) fn change(
-        &mut self,
-        entries: Vec<(EntryId, Option<Vec<u8>>)>,
-        pen: &mut Pen<'_, '_>,
-    ) -> Result<()> {
-        let mut open: BTreeMap<u32, Vec<Piece>> = BTreeMap::new();
-        for (entry, _) in &entries {
-            for block in self.places.remove(entry).unwrap_or_default() {
-                let pieces = self.open_block(&mut open, block, pen)?;
-                pieces.retain(|piece| piece.entry != *entry);
+    /// Goes on with a change, and writes the blocks that it touches. After an error it may be
+    /// called again.
+    pub(super) fn change(&mut self, change: &mut Change, pen: &mut Pen<'_>) -> Result<()> {
+        while let Some(entry) = change.leaving.last().copied() {
+            for block in self.places.get(&entry).cloned().unwrap_or_default() {
+                let pieces = self.open_block(&mut change.open, block, pen)?;
+                pieces.retain(|piece| piece.entry != entry);
                 self.note_block(block, pieces);
             }
+            self.places.remove(&entry);
+            change.leaving.pop();
         }
-        for (entry, bytes) in entries {
-            let Some(bytes) = bytes else { continue };
-            for fragment in cut(entry, &bytes) {
-                let block = self.place_for(&fragment, &open);
-                let pieces = self.open_block(&mut open, block, pen)?;
-                let (part, parts) = (fragment.part, fragment.parts);
-                pieces.push(Piece {
-                    entry,
-                    part,
-                    parts,
-                    payload: fragment.payload.to_vec(),
-                });
-                self.note_block(block, pieces);
-                self.places.entry(entry).or_default().push(block);
-            }
+        while let Some(piece) = change.coming.pop() {
+            let block = self.place_for(&piece.fragment(), &change.open);
+            let pieces = match self.open_block(&mut change.open, block, pen) {
+                Ok(pieces) => pieces,
+                Err(error) => {
+                    change.coming.push(piece);
+                    return Err(error);
+                }
+            };
+            self.places.entry(piece.entry).or_default().push(block);
+            pieces.push(piece);
+            self.note_block(block, pieces);
         }
-        for (block, pieces) in open {
-            self.write_block(block, &pieces, pen)?;
+        while let Some((block, pieces)) = change.open.first_key_value() {
+            self.write_block(*block, pieces, pen)?;
+            change.open.pop_first();
+            pen.persist.write_whole(pen.outlet)?;
         }
         Ok(())
     }
@@ -191,19 +265,23 @@ impl Catalogue {
         &self,
         open: &'a mut BTreeMap<u32, Vec<Piece>>,
         block: u32,
-        pen: &Pen<'_, '_>,
+        pen: &Pen<'_>,
     ) -> Result<&'a mut Vec<Piece>> {
         Ok(match open.entry(block) {
             Entry::Occupied(pieces) => pieces.into_mut(),
-            Entry::Vacant(free) => free.insert(self.read_block(pen.store, pen.device, block)?),
+            Entry::Vacant(free) => {
+                let outlet = pen.outlet;
+                free.insert(self.read_block(outlet.store, outlet.device, block)?)
+            }
         })
     }
 
     /// A block with room for the fragment: one that is rewritten anyway, else the fullest that
-    /// has room, else a new one.
-    fn place_for(&self, fragment: &Fragment<'_>, open: &BTreeMap<u32, Vec<Piece>>) -> u32 {
+    /// has room, else a hole, else a new one.
+    fn place_for(&mut self, fragment: &Fragment<'_>, open: &BTreeMap<u32, Vec<Piece>>) -> u32 {
         let len = fragment.len_bytes();
-        let has_room = |block: &&u32| BLOCK_BYTES - self.used[**block as usize] >= len;
+        let used = |block: &u32| self.used.get(block).copied().unwrap_or(0);
+        let has_room = |block: &&u32| BLOCK_BYTES - used(block) >= len;
         if let Some((block, _)) = open.last_key_value().filter(|(block, _)| has_room(block)) {
             return *block;
         }
@@ -213,12 +291,16 @@ impl Catalogue {
         if let Some((_, block)) = self.room.range((len, 0)..).next() {
             return *block;
         }
-        u32::try_from(self.used.len()).expect("the catalogue has under 2^32 blocks")
+        while self.used.contains_key(&self.first_hole) {
+            self.first_hole += 1;
+        }
+        self.first_hole
     }
 
-    fn write_block(&self, block: u32, pieces: &[Piece], pen: &mut Pen<'_, '_>) -> Result<()> {
+    /// Gives a block its new place; on an error, nothing has changed.
+    fn write_block(&self, block: u32, pieces: &[Piece], pen: &mut Pen<'_>) -> Result<()> {
         let mut edit = Edit {
-            store: pen.store,
+            store: pen.outlet.store,
             tree: &self.tree,
             generation: pen.generation,
             limit: pen.limit,
@@ -227,6 +309,7 @@ impl Catalogue {
                 inheritance: None,
             },
             ledger: pen.ledger,
+            gives_up: false,
         };
         let leaf = edit.leaf(u64::from(block))?;
         let mut pointer = Pointer::HOLE;
@@ -239,9 +322,10 @@ impl Catalogue {
             bytes.resize(BLOCK_BYTES, 0);
             let bytes: Box<[u8; BLOCK_BYTES]> =
                 bytes.try_into().expect("pieces are placed where they fit");
-            let addr = pen.space.allocate_promised().ok_or(Error::NoSpace)?;
+            let space = pen.outlet.space;
+            let addr = space.allocate_promised().ok_or(Error::NoSpace)?;
             pointer = Pointer::data(addr, pen.generation, crc32(&*bytes));
-            pen.persist.write(addr, &bytes)?;
+            pen.persist.place(addr, &bytes);
         }
         edit.set(&leaf, u64::from(block), &[pointer]);
         Ok(())

@@ -64,6 +64,7 @@ fn first_superblock(layout: Layout) -> Superblock {
         volume_count: 0,
         next_volume_id: 1,
         created_ns: now_ns(),
+        bitmaps_digest: 0,
     }
 }
 

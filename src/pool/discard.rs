@@ -28,7 +28,8 @@ impl Volume {
         let found = self
             .core
             .tree
-            .walk(|root| find(store, root, at, Sought::Data))?;
+            .walk(|root| find(store, root, at, Sought::Data));
+        let found = found.map_err(|error| self.unless_removed(error))?;
         Ok(if self.holes_are_logged() {
             found.unwrap_or(u64::MAX)
         } else {
@@ -36,10 +37,12 @@ impl Volume {
         })
     }
 
-    /// Makes a range read as zeros; whole blocks give their space back.
+    /// Makes a range read as zeros; whole blocks give their space back. A full pool serves it from
+    /// what is kept back for that, and never waits for room.
     ///
     /// # Errors
-    /// As `write_at`.
+    /// As `write_at`. `NoSpace` only once discards of what snapshots keep, which give nothing back
+    /// and change the map, have used that up.
     pub fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         self.shared.check_open()?;
         self.check_range(offset_bytes, len_bytes)?;
@@ -77,7 +80,7 @@ impl Volume {
         if self.is_hole(block, 1)? {
             return Ok(());
         }
-        self.write_part(block, within, &vec![0; len])
+        self.write_part(block, within, &vec![0; len], Demand::Change)
     }
 
     pub(super) fn discard_blocks(&self, first: u64, last: u64) -> Result<()> {
@@ -95,6 +98,7 @@ impl Volume {
                 match publish_discard(&self.shared, &self.core, at, end) {
                     Ok(()) => {
                         self.core.unlogged.fetch_sub(made, Ordering::AcqRel);
+                        self.shared.room.tell();
                         break;
                     }
                     Err(Refusal::LogFull) => {
@@ -139,7 +143,7 @@ fn publish_discard(
     bytes.resize(record::record_bytes(bytes.len() - HEADER_BYTES), 0);
     let nodes = discard_nodes(core);
     shared.throttle()?;
-    shared.reserve(nodes + ENTRY_PROMISE, Demand::Remove)?;
+    shared.reserve(nodes + ENTRY_PROMISE, Demand::Change)?;
     let _cut = shared.cut.read();
     let mut writer = core.writer.lock();
     let outcome = (|| {

@@ -6,7 +6,7 @@ use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::base::units::blocks_for;
 use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
-use crate::device::Device;
+use crate::device::{Alarm, Device};
 use crate::map::{Sought, diff, find};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -53,6 +53,13 @@ impl Pool {
     #[must_use]
     pub fn device_descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.shared.device.descriptors()
+    }
+
+    /// Has `alarm` called when the device fails and the pool stops, before anybody is answered with
+    /// that: what the host reported as not written may be in its page cache all the same, and must
+    /// not be taken for durable by whoever opens the pool next.
+    pub fn on_device_failure(&self, alarm: Alarm) {
+        self.shared.device.on_failure(alarm);
     }
 
     /// Makes everything durable that was acknowledged before: one barrier, shared with whoever
@@ -239,13 +246,14 @@ impl Pool {
     /// `Corrupt` or `Io` when a map node cannot be read.
     pub fn diff(&self, a: &Volume, b: &Volume) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
-        a.core.tree.walk(|root_a| {
+        let walked = a.core.tree.walk(|root_a| {
             let root_b = b.core.tree.root_to_keep();
             extents.clear();
             diff(&self.shared.store, root_a, &root_b, &mut |block, mapped| {
                 push_block(&mut extents, block, mapped)
             })
-        })?;
+        });
+        walked.map_err(|error| b.unless_removed(a.unless_removed(error)))?;
         let end = a.size_bytes().max(b.size_bytes());
         for extent in &mut extents {
             extent.len_bytes = extent
@@ -373,7 +381,7 @@ impl Volume {
             return Ok(None);
         }
         let (block, store) = (offset_bytes / BLOCK_BYTES as u64, &self.shared.store);
-        let (kind, until) = self.core.tree.walk(|root| {
+        let found = self.core.tree.walk(|root| {
             let data = find(store, root, block, Sought::Data)?;
             Ok(if data == Some(block) {
                 let hole = find(store, root, block, Sought::Hole)?;
@@ -381,7 +389,8 @@ impl Volume {
             } else {
                 (ExtentKind::Zero, data.unwrap_or(blocks_for(size)))
             })
-        })?;
+        });
+        let (kind, until) = found.map_err(|error| self.unless_removed(error))?;
         let end = until.saturating_mul(BLOCK_BYTES as u64).min(size);
         Ok(Some(Extent {
             offset_bytes,
@@ -420,8 +429,21 @@ impl Volume {
         }
     }
 
+    /// What a call on the volume answers after `error`: the blocks of a volume that was removed
+    /// under it may have been used again, and what then looks like damage is none.
+    pub(super) fn unless_removed(&self, error: Error) -> Error {
+        match error {
+            Error::Corrupt(_) if self.core.removed.load(Ordering::Acquire) => {
+                Error::NoSuchVolume(self.core.id)
+            }
+            error => error,
+        }
+    }
+
     pub(super) fn check_unfrozen(&self) -> Result<()> {
-        if self.is_frozen() {
+        if self.core.removed.load(Ordering::Acquire) {
+            Err(Error::NoSuchVolume(self.core.id))
+        } else if self.is_frozen() {
             Err(Error::Frozen(self.name()))
         } else {
             Ok(())

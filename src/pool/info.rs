@@ -2,7 +2,8 @@
 
 use crate::base::{Name, VolumeId};
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::fmt;
+use std::time::{Duration, SystemTime};
 
 /// Labels of a volume: keys and values, at most 16 KiB together.
 pub type Labels = BTreeMap<String, String>;
@@ -24,6 +25,8 @@ pub struct OpenOptions {
     /// Run the background threads (checkpoint by time and log fill, reclaim, hole punching).
     /// Without them all of it happens in `checkpoint`, `reclaim` and `close`: for tests.
     pub background: bool,
+    /// What is done when the pool is full.
+    pub full: FullOptions,
 }
 
 impl Default for OpenOptions {
@@ -31,8 +34,29 @@ impl Default for OpenOptions {
         Self {
             cache_bytes: 256 << 20,
             background: true,
+            full: FullOptions::default(),
         }
     }
+}
+
+/// What is done when the pool is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FullOptions {
+    /// What becomes of a write that finds no room.
+    pub policy: FullPolicy,
+    /// The size up to which the pool grows by itself, in bytes; `None` for never. Only a pool in a
+    /// regular file grows.
+    pub max_size_bytes: Option<u64>,
+}
+
+/// What becomes of a write that finds no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FullPolicy {
+    /// It answers `NoSpace` at once.
+    #[default]
+    Error,
+    /// It is held for so long while someone makes room, and then answers `NoSpace`.
+    Wait(Duration),
 }
 
 /// Whether a volume can be written.
@@ -80,10 +104,14 @@ pub struct Status {
     pub free_bytes: u64,
     /// Freed, waiting for a checkpoint or for background reclaim.
     pub pending_free_bytes: u64,
-    /// Superblocks, log, bitmaps, catalogue and map nodes.
+    /// Superblocks, log and bitmaps, and a rest at the end that is too short for a group.
     pub metadata_bytes: u64,
     /// What the pool takes on its host.
     pub host_bytes: u64,
+    /// What the host's file system has left; `None` where the pool has all its space already.
+    pub host_free_bytes: Option<u64>,
+    /// The size up to which the pool grows by itself; its present size if it does not.
+    pub limit_bytes: u64,
     /// Named volumes and snapshots.
     pub volumes: u64,
     /// The current generation.
@@ -94,6 +122,62 @@ pub struct Status {
     pub log_bytes: u64,
     /// `Open`, `Full`, or `Stopped` after a device failure.
     pub state: PoolState,
+    /// A write is held until there is room.
+    pub holds_writes: bool,
+    /// How near it is to being full, growth by itself counted as room.
+    pub low_water: WaterLevel,
+}
+
+impl Status {
+    /// Bytes that can still be written, with what is freed soon and what the pool grows by itself.
+    #[must_use]
+    pub const fn available_bytes(&self) -> u64 {
+        let growth = self.limit_bytes - self.size_bytes;
+        self.free_bytes + self.pending_free_bytes + growth
+    }
+
+    /// Bytes of data and map that the pool can hold, grown to its limit.
+    #[must_use]
+    pub const fn capacity_bytes(&self) -> u64 {
+        self.limit_bytes - self.metadata_bytes
+    }
+
+    /// By how much the host's file system has less room than the pool may still take; `None`
+    /// when it has enough.
+    #[must_use]
+    pub fn host_shortage_bytes(&self) -> Option<u64> {
+        let wanted = self.limit_bytes.saturating_sub(self.host_bytes);
+        let short = wanted.saturating_sub(self.host_free_bytes?);
+        (short > 0).then_some(short)
+    }
+}
+
+/// How near a pool is to being full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WaterLevel {
+    /// A tenth or more is left.
+    #[default]
+    Ample,
+    /// Less than a tenth is left.
+    Low,
+    /// Less than a twentieth is left.
+    VeryLow,
+    /// Less than a hundredth is left.
+    Critical,
+    /// Writes are refused or held.
+    Full,
+}
+
+impl fmt::Display for WaterLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ample => "the pool has ample room",
+            Self::Low => "less than 10 % of the pool is left",
+            Self::VeryLow => "less than 5 % of the pool is left",
+            Self::Critical => "less than 1 % of the pool is left",
+            Self::Full => "the pool is full",
+        })
+    }
 }
 
 /// Whether the pool takes writes.
@@ -150,17 +234,55 @@ pub struct ScrubReport {
     pub resumed: bool,
     /// It came to the end; otherwise the next one goes on from here.
     pub finished: bool,
-    /// Blocks that could not be read or had a wrong checksum.
+    /// Blocks that could not be read or had a wrong checksum; at most 10,000.
     pub bad: Vec<ScrubFault>,
+    /// How many more there were.
+    pub bad_omitted: u64,
+}
+
+/// What a bad block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScrubFaultKind {
+    /// A block of a volume's data.
+    Data,
+    /// A node of a volume's map; what it leads to cannot be read.
+    Map,
+    /// A range of a volume that an earlier repair or recovery has given up.
+    Lost,
+    /// A block or node of the catalogue.
+    Catalogue,
+    /// The bitmap of an allocation group; the next checkpoint writes it anew.
+    Bitmap,
+    /// A superblock or its copy.
+    Superblock,
+}
+
+impl ScrubFaultKind {
+    /// The kind as a word for machines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Map => "map",
+            Self::Lost => "lost",
+            Self::Catalogue => "catalogue",
+            Self::Bitmap => "bitmap",
+            Self::Superblock => "superblock",
+        }
+    }
 }
 
 /// One bad block, found by a scrub.
 #[derive(Clone, Debug)]
 pub struct ScrubFault {
-    /// The volume in which it was found.
+    /// What it is.
+    pub kind: ScrubFaultKind,
+    /// The volume in which it was found; 0 is none (the catalogue, or the pool).
     pub volume: VolumeId,
-    /// Where in the volume.
+    /// Where in the volume what cannot be read starts.
     pub offset_bytes: u64,
+    /// How much cannot be read.
+    pub len_bytes: u64,
     /// Its address in the pool, in bytes.
     pub pool_offset_bytes: u64,
 }

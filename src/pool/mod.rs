@@ -30,26 +30,32 @@ mod publish;
 mod read;
 mod reclaim;
 mod replay;
+mod room;
 mod scrub;
 mod shared;
 mod status;
 mod transaction;
 mod volume;
+mod water;
 mod write;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
+pub use crate::format::superblock::VERSION as FORMAT_VERSION;
 pub use forest::KeyAndValue;
 pub use handle::{Hold, Pool, Volume};
 pub use info::{
-    CreateOptions, Extent, ExtentKind, Labels, OpenOptions, PoolState, RecordKind, ScrubFault,
-    ScrubReport, Status, VolumeInfo, VolumeKind,
+    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, OpenOptions, PoolState,
+    RecordKind, ScrubFault, ScrubFaultKind, ScrubReport, Status, VolumeInfo, VolumeKind,
+    WaterLevel,
 };
+pub use open::uuid_of;
 pub use transaction::Transaction;
 
-/// The largest volume in bytes (1 PiB).
-pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
+pub use crate::format::catalogue::MAX_VOLUME_BYTES;
 /// The longest key of a record in bytes.
 pub const MAX_KEY_BYTES: usize = 1024;
 /// The longest value of a record in bytes.

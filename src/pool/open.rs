@@ -1,13 +1,17 @@
 //! Opening a pool: superblock, bitmaps, catalogue, and then the log.
 
+use super::background;
 use super::catalogue::Catalogue;
 use super::checkpoint::Checkpointer;
 use super::forest::{Forest, Tended};
 use super::handle::Pool;
 use super::info::OpenOptions;
+use super::room::Room;
 use super::shared::{Changes, Shared, Signal};
 use super::volume::VolumeCore;
-use super::{MAX_VOLUME_BYTES, background};
+use super::water::Watch;
+use crate::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use crate::base::sync::{Mutex, RwLock};
 use crate::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Name, Result};
 use crate::device::{Device, LatchedDevice};
 use crate::format::catalogue::{EntryId, RecordEntry, VolumeEntry};
@@ -16,10 +20,8 @@ use crate::format::{Layout, Pointer, Superblock, layout::TAIL_BLOCKS};
 use crate::log::{Log, Position};
 use crate::map::{Inheritance, NodeStore};
 use crate::space::{Committed, Space};
-use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The fewest memory nodes that are allowed, whatever the cache's limit.
 const FEWEST_MEMORY_NODES: u64 = 512;
@@ -52,36 +54,70 @@ impl Pool {
         if self.shared.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.shared.room.tell();
         background::stop(&self.shared);
-        self.shared.checkpoint()
+        let mut checkpointer = self.shared.checkpointer.lock();
+        // Clean already: a checkpoint that was about to begin when the pool was closed was the last
+        // one, or the host had no room for a first one of this life, so that nothing can have
+        // changed.
+        if checkpointer.superblock.clean {
+            return Ok(());
+        }
+        self.shared.run(&mut checkpointer)
     }
+}
+
+/// The identity of the pool on `device`, which need not be opened for that.
+///
+/// # Errors
+/// As `Pool::open`, as far as the superblock goes.
+pub fn uuid_of(device: &dyn Device) -> Result<[u8; 16]> {
+    find_superblock(device).map(|(superblock, _)| superblock.uuid)
 }
 
 /// The newest valid superblock and its slot, of the two slots and their copies: a copy may be all
 /// that is left of the newest.
 pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
     let device_blocks = device.len_bytes() / BLOCK_BYTES as u64;
-    let mut refusal = Error::NotAPool;
     let mut found: Vec<(Superblock, u8)> = Vec::new();
-    let tail = device_blocks
-        .checked_sub(TAIL_BLOCKS)
-        .ok_or(Error::NotAPool)?;
-    read_slots(device, 0, &mut found, &mut refusal)?;
-    // A pool that has just grown has its newest copies at the end of the device.
-    let mut tails: Vec<u64> = vec![tail];
-    tails.extend(
-        found
-            .iter()
-            .map(|(found, _)| found.layout.superblock_slots(0)[1].0),
-    );
-    tails.sort_unstable();
-    tails.dedup();
-    let uuid = found.first().map(|(found, _)| found.uuid);
-    for start in tails.into_iter().filter(|start| *start <= tail) {
-        read_slots(device, start, &mut found, &mut refusal)?;
+    let mut refusal = Error::NotAPool;
+    for slot in [0, 1] {
+        match read_superblock(device, u64::from(slot)) {
+            Ok(superblock) => found.push((superblock, slot)),
+            // What a newer version wrote is not to be taken back to an older state.
+            Err(error @ Error::Incompatible { .. }) => return Err(error),
+            Err(error) if matches!(refusal, Error::NotAPool) => refusal = error,
+            Err(_) => {}
+        }
     }
-    found.retain(|(found, _)| uuid.is_none_or(|uuid| found.uuid == uuid));
-    let newest = found.into_iter().max_by_key(|(found, _)| found.generation);
+    // Where one slot holds another pool's superblock, the newer one says which pool this is; of
+    // equals the first.
+    let newest = found.iter().rev().max_by_key(|(found, _)| found.generation);
+    let uuid = newest.map(|(newest, _)| newest.uuid);
+    found.retain(|(found, _)| uuid == Some(found.uuid));
+    // A pool that has just grown has its newest copies at the end of the device.
+    let mut ends: Vec<u64> = found
+        .iter()
+        .map(|(found, _)| found.layout.block_count())
+        .collect();
+    ends.push(device_blocks);
+    ends.sort_unstable();
+    ends.dedup();
+    for end in ends.into_iter().filter(|end| *end >= TAIL_BLOCKS) {
+        for slot in [0, 1] {
+            let copy = read_superblock(device, end - TAIL_BLOCKS + u64::from(slot));
+            // What lies elsewhere than it says is data, or an earlier pool's.
+            let ours = |copy: &Superblock| {
+                copy.layout.block_count() == end && uuid.is_none_or(|uuid| copy.uuid == uuid)
+            };
+            found.extend(copy.ok().filter(ours).map(|copy| (copy, slot)));
+        }
+    }
+    // Of equals the first: a primary slot before its copy.
+    let newest = found
+        .into_iter()
+        .rev()
+        .max_by_key(|(found, _)| found.generation);
     let Some((newest, slot)) = newest else {
         return Err(refusal);
     };
@@ -96,27 +132,14 @@ pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
     Ok((newest, slot))
 }
 
-fn read_slots(
-    device: &dyn Device,
-    start: u64,
-    found: &mut Vec<(Superblock, u8)>,
-    refusal: &mut Error,
-) -> Result<()> {
-    for slot in [0u8, 1] {
-        let mut bytes = vec![0; BLOCK_BYTES];
-        device.read_at(
-            &mut bytes,
-            BlockAddr(start + u64::from(slot)).offset_bytes(),
-        )?;
-        match Superblock::decode(&bytes) {
-            Ok(superblock) => found.push((superblock, slot)),
-            // What a newer version wrote is not to be taken back to an older state.
-            Err(error @ Error::Incompatible { .. }) => return Err(error),
-            Err(error) if matches!(refusal, Error::NotAPool) => *refusal = error,
-            Err(_) => {}
-        }
+/// The superblock in one block; `NotAPool` beyond the device's end.
+fn read_superblock(device: &dyn Device, block: u64) -> Result<Superblock> {
+    if block >= device.len_bytes() / BLOCK_BYTES as u64 {
+        return Err(Error::NotAPool);
     }
-    Ok(())
+    let mut bytes = vec![0; BLOCK_BYTES];
+    device.read_at(&mut bytes, BlockAddr(block).offset_bytes())?;
+    Superblock::decode(&bytes)
 }
 
 fn load(
@@ -143,21 +166,18 @@ fn load(
         sequence: superblock.log_sequence,
         bytes: superblock.log_offset,
     };
+    let space = Space::new(layout, |group| committed.bitmap(group));
+    committed.lost().for_each(|group| space.close_group(group));
     let nodes = (options.cache_bytes / 2 / MEMORY_NODE_BYTES).max(FEWEST_MEMORY_NODES);
     Ok(Shared {
-        space: Space::new(layout, |group| committed.bitmap(group)),
+        space,
         log: Log::new(plain, &layout, start, start, superblock.log_salt),
         store,
         uuid: superblock.uuid,
         generation: AtomicU64::new(superblock.generation.next().0),
         last_cut: AtomicU64::new(superblock.generation.0),
         next_volume_id: AtomicU64::new(superblock.next_volume_id),
-        checkpointer: Mutex::new(Checkpointer {
-            catalogue,
-            committed,
-            superblock,
-            slot,
-        }),
+        checkpointer: Mutex::new(Checkpointer::new(catalogue, committed, superblock, slot)),
         device,
         reclaiming: Mutex::new(()),
         forest: RwLock::new(forest),
@@ -168,8 +188,12 @@ fn load(
         checkpoints: AtomicU64::new(0),
         memory_nodes_max: usize::try_from(nodes).unwrap_or(usize::MAX),
         closed: AtomicBool::new(false),
-        stopped: AtomicBool::new(false),
+        stopped: OnceLock::new(),
         signal: Arc::new(Signal::default()),
+        full: options.full,
+        room: Room::default(),
+        growth_refused: Mutex::new(None),
+        water: Watch::default(),
         threads: Mutex::default(),
     })
 }
@@ -219,14 +243,12 @@ impl Loading<'_> {
 
 fn counts_are_possible(entry: &VolumeEntry) -> bool {
     let most = Pointer::MAX_ADDR.0;
-    (1..=MAX_VOLUME_BYTES).contains(&entry.size_bytes)
-        && entry.own_blocks <= most
-        && entry.mapped_blocks <= most
+    entry.own_blocks <= most && entry.mapped_blocks <= most
 }
 
 fn root_is_possible(entry: &VolumeEntry, layout: &Layout) -> bool {
     match entry.root.kind() {
-        Some(PointerKind::Hole) => true,
+        Some(PointerKind::Hole | PointerKind::Lost) => true,
         Some(PointerKind::Node) => layout.locate(entry.root.addr()).is_some(),
         _ => false,
     }

@@ -46,6 +46,7 @@ pub(super) fn publish(
     first: u64,
     scratch: &mut Scratch,
     expected: Option<Pointer>,
+    demand: Demand,
 ) -> Result<(), Refusal> {
     encode_record(core, first, scratch);
     let blocks = scratch
@@ -56,7 +57,11 @@ pub(super) fn publish(
     loop {
         shared.throttle()?;
         let nodes = path_nodes(core, first, first + blocks);
-        shared.reserve(nodes + ENTRY_PROMISE, Demand::Write)?;
+        if !shared.space.reserve(nodes + ENTRY_PROMISE, demand) {
+            // What the stream has set aside for later is missing now.
+            core.stream.lock().release(&shared.space);
+            shared.reserve(nodes + ENTRY_PROMISE, demand)?;
+        }
         let seen = shared.checkpoints.load(Ordering::Acquire);
         let outcome = try_publish(shared, core, first, blocks, scratch, expected, nodes);
         match outcome {
@@ -196,6 +201,7 @@ pub(super) fn edit<'a>(
         limit: shared.last_cut().max(writer.branch),
         ownership: writer.ownership(),
         ledger: &mut writer.ledger,
+        gives_up: false,
     }
 }
 

@@ -33,12 +33,14 @@ impl Volume {
             let len = if within != 0 || rest.len() < BLOCK_BYTES {
                 let len = rest.len().min(BLOCK_BYTES - within);
                 let mut bytes = [0; BLOCK_BYTES];
-                read_block(&self.shared, &self.core, at / block, &mut bytes)?;
+                let read = read_block(&self.shared, &self.core, at / block, &mut bytes);
+                read.map_err(|error| self.unless_removed(error))?;
                 rest[..len].copy_from_slice(&bytes[within..within + len]);
                 len
             } else {
                 let len = (rest.len() & !(BLOCK_BYTES - 1)).min(BATCH_BLOCKS * BLOCK_BYTES);
-                read_blocks(&self.shared, &self.core, at / block, &mut rest[..len])?;
+                let read = read_blocks(&self.shared, &self.core, at / block, &mut rest[..len]);
+                read.map_err(|error| self.unless_removed(error))?;
                 len
             };
             rest = &mut rest[len..];
@@ -63,6 +65,8 @@ fn read_blocks(shared: &Shared, core: &VolumeCore, first: u64, buf: &mut [u8]) -
         let (part, found) = (&mut blocks[next..next + run], &pointers[next..next + run]);
         if found[0].is_hole() {
             part.as_flattened_mut().fill(0);
+        } else if found[0].is_lost() {
+            return Err(lost(core, first + next as u64));
         } else {
             shared
                 .device
@@ -109,11 +113,19 @@ pub(super) fn read_block(
         buf.fill(0);
         return Ok(pointer);
     }
+    if pointer.is_lost() {
+        return Err(lost(core, block));
+    }
     shared.device.read_at(buf, pointer.addr().offset_bytes())?;
     if crc32(buf) == pointer.crc() {
         return Ok(pointer);
     }
     read_doubted(shared, core, block, buf, pointer)
+}
+
+fn lost(core: &VolumeCore, block: u64) -> Error {
+    let (volume, block) = (core.id, BlockIndex(block));
+    CorruptKind::Lost { volume, block }.into()
 }
 
 /// Reads a block again whose bytes did not match. If it has moved meanwhile, its old place may
@@ -134,6 +146,9 @@ fn read_doubted(
         if now.is_hole() {
             buf.fill(0);
             return Ok(now);
+        }
+        if now.is_lost() {
+            return Err(lost(core, block));
         }
         shared.device.read_at(buf, now.addr().offset_bytes())?;
         if crc32(buf) == now.crc() {

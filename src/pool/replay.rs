@@ -4,21 +4,26 @@
 //! known to have been durable, a write whose data does not have its checksum was torn by a power
 //! cut, and the log ends before it. So the pool comes back as it was at one moment, at or after
 //! the last acknowledged flush. Then a checkpoint is written, with a new salt.
+//!
+//! A damaged map node on the way costs the rest of its own range: what is written there is mapped
+//! anew, beside lost ranges. A node that the device failed to read costs nothing, as it may be read
+//! another time: the pool is not opened then.
 
 use super::change::promises_for;
 use super::plan::Plan;
 use super::publish::{collect_pointers, edit, settle_account};
 use super::shared::{ENTRY_PROMISE, Shared};
-use super::volume::VolumeCore;
+use super::volume::{VolumeCore, Writer};
 use crate::base::checksum::crc32;
 use crate::base::{
-    BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Result, Sequence, VolumeId,
+    BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Generation, Result, Sequence, VolumeId,
 };
 use crate::device::Device;
 use crate::format::node::{NODE_ENTRIES, slot};
 use crate::format::operation::{Operation, Run};
 use crate::format::record::Record;
 use crate::log::{Position, Replay};
+use crate::map::Edit;
 use crate::space::BlockRun;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,7 +72,8 @@ impl Shared {
         }
         // What lies behind is void from here on, and nothing was written yet.
         self.log.restart(reached);
-        self.checkpoint()
+        let outcome = self.checkpoint();
+        self.tolerate_no_room(outcome)
     }
 
     fn data_is_whole(&self, record: &Record) -> Result<bool> {
@@ -137,8 +143,9 @@ impl Shared {
                     let end = end.ok_or(impossible("its range has no end"))?;
                     let mut writer = core.writer.lock();
                     self.space.reserve_again(UNBOUNDED + ENTRY_PROMISE);
+                    let generation = self.generation();
                     let done =
-                        edit(self, &core, &mut writer, self.generation()).discard(first.0..end);
+                        replaying(self, &core, &mut writer, generation).discard(first.0..end);
                     settle_account(self, &core, &mut writer, UNBOUNDED);
                     done?;
                 }
@@ -197,7 +204,7 @@ impl Shared {
         let mut writer = core.writer.lock();
         self.space.reserve_again(UNBOUNDED + ENTRY_PROMISE);
         let outcome = (|| {
-            let mut edit = edit(self, &core, &mut writer, generation);
+            let mut edit = replaying(self, &core, &mut writer, generation);
             let (mut at, mut rest) = (first.0, pointers.as_slice());
             while !rest.is_empty() {
                 let (here, more) = rest.split_at((NODE_ENTRIES - slot(at, 1)).min(rest.len()));
@@ -210,6 +217,20 @@ impl Shared {
         })();
         settle_account(self, &core, &mut writer, UNBOUNDED);
         outcome
+    }
+}
+
+/// An edit that gives up what a damaged node led to. The change was acknowledged, and so was what
+/// the log says of the rest of the pool: one node must not cost all that.
+fn replaying<'a>(
+    shared: &'a Shared,
+    core: &'a VolumeCore,
+    writer: &'a mut Writer,
+    generation: Generation,
+) -> Edit<'a> {
+    Edit {
+        gives_up: true,
+        ..edit(shared, core, writer, generation)
     }
 }
 

@@ -1,22 +1,34 @@
-//! Reading everything that is in use, online, to find what has rotted.
+//! Reading everything that is in use, online, to find what has rotted: superblocks, bitmaps,
+//! catalogue, map nodes and data. Nothing is taken from a cache of the pool's.
+//!
+//! Volumes that are removed meanwhile are left out; what a child inherits of them is read by the
+//! next scrub.
 
 use super::handle::Pool;
-use super::info::{RecordKind, ScrubFault, ScrubReport};
+use super::info::{RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
 use super::read::read_block;
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::base::codec::{Reader, Writer};
-use crate::base::{BLOCK_BYTES, CorruptKind, Error, Result, VolumeId};
-use crate::map::{Sought, find};
+use crate::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Result, VolumeId};
+use crate::device::Device;
+use crate::map::{NodeStore, Own, Tree, next_own};
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The most faults that are listed.
 const MOST_FAULTS: usize = 10_000;
+/// What the scrub's own cache of nodes takes: a path of nodes for the blocks that come next.
+const CACHE_BYTES: u64 = 256 << 10;
+/// The volume whose data the catalogue is.
+const CATALOGUE: VolumeId = VolumeId(0);
 
 impl Pool {
     /// Reads and verifies every block of every volume, with those that volumes share read once
-    /// for the volume that owns them. `progress(done, total)` is told how many bytes were read of
-    /// about how many there are, and stops the scrub by answering `false`.
+    /// for the volume that owns them, and the pool's own structures. `progress(done, total)` is
+    /// told how many bytes were read of about how many there are, and stops the scrub by answering
+    /// `false`.
     ///
     /// A scrub that was stopped, or that a crash ended, is gone on with by the next call: how far
     /// it got is kept in the pool, every 256 MiB and when it is stopped.
@@ -26,42 +38,61 @@ impl Pool {
     pub fn scrub(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<ScrubReport> {
         let shared = &self.shared;
         shared.check_open()?;
-        let mut cores: Vec<_> = {
-            let forest = shared.forest.read();
-            forest
-                .names
-                .values()
-                .map(|id| Arc::clone(&forest.volumes[id].core))
-                .collect()
-        };
-        cores.sort_by_key(|core| core.id);
         let start = self.scrub_position();
-        cores.retain(|core| core.id >= start.volume);
-        let total = cores.iter().map(|core| core.own_blocks()).sum::<u64>() * BLOCK_BYTES as u64;
+        let volumes = self.to_scrub(start.volume);
+        let blocks = volumes.iter().map(|(core, _)| core.own_blocks());
+        let total = blocks.sum::<u64>() * BLOCK_BYTES as u64;
         let report = ScrubReport {
             resumed: start != ScrubPosition::START,
             ..ScrubReport::default()
         };
+        let layout = shared.space.layout();
         let mut scrub = Scrub {
             pool: self,
             shared,
+            store: NodeStore::new(Arc::clone(&shared.device) as _, layout, CACHE_BYTES),
             report,
             progress,
             total,
         };
-        for core in cores {
+        for (core, branch) in volumes {
             let from = if core.id == start.volume {
                 start.block
             } else {
                 0
             };
-            if !scrub.volume(&core, from)? {
+            if !scrub.volume(&core, branch, from)? {
                 return Ok(scrub.report);
             }
         }
+        scrub.structures();
         scrub.report.finished = true;
         self.keep_scrub_position(ScrubPosition::START)?;
         Ok(scrub.report)
+    }
+
+    /// The named volumes from `first` on, each with the generation after which its blocks were
+    /// born: what nameless parents own is read for each of their children.
+    fn to_scrub(&self, first: VolumeId) -> Vec<(Arc<VolumeCore>, Generation)> {
+        let forest = self.shared.forest.read();
+        let named = forest.names.values().filter(|id| **id >= first);
+        let mut volumes: Vec<_> = named
+            .map(|id| {
+                let mut top = &forest.volumes[id];
+                while let Some(parent) = top.parent.and_then(|id| forest.volumes.get(&id))
+                    && parent.name.is_none()
+                {
+                    top = parent;
+                }
+                let branch = match top.parent {
+                    Some(_) => top.core.writer.lock().branch,
+                    None => Generation(0),
+                };
+                (Arc::clone(&forest.volumes[id].core), branch)
+            })
+            .collect();
+        volumes.sort_by_key(|(core, _)| core.id);
+        volumes
     }
 
     fn scrub_position(&self) -> ScrubPosition {
@@ -70,14 +101,21 @@ impl Pool {
             .unwrap_or(ScrubPosition::START)
     }
 
+    /// Keeps how far a scrub got, where there is room for that.
     fn keep_scrub_position(&self, position: ScrubPosition) -> Result<()> {
+        if position == self.scrub_position() {
+            return Ok(());
+        }
         let mut transaction = self.transaction();
         if position == ScrubPosition::START {
             transaction.remove_record(POSITION, POSITION_KEY);
         } else {
             transaction.put_record(POSITION, POSITION_KEY, &position.encode());
         }
-        transaction.commit()
+        match transaction.commit() {
+            Err(error) if error.is_no_room() => Ok(()),
+            outcome => outcome,
+        }
     }
 }
 
@@ -118,45 +156,106 @@ impl ScrubPosition {
 struct Scrub<'a> {
     pool: &'a Pool,
     shared: &'a Shared,
+    /// Reads nodes beside the pool's cache.
+    store: NodeStore,
     report: ScrubReport,
     progress: &'a mut dyn FnMut(u64, u64) -> bool,
     total: u64,
 }
 
 impl Scrub<'_> {
+    /// Reads superblocks, bitmaps and catalogue, a piece at a time while no checkpoint changes it.
+    fn structures(&mut self) {
+        let shared = self.shared;
+        let device: &dyn Device = &*shared.device;
+        let (superblocks, bitmaps) = {
+            let mut checkpointer = shared.checkpointer.lock();
+            (
+                checkpointer.damaged_superblocks(device),
+                checkpointer.damaged_bitmaps(device),
+            )
+        };
+        for addr in superblocks {
+            self.fault_of_pool(ScrubFaultKind::Superblock, addr);
+        }
+        for addr in bitmaps {
+            self.fault_of_pool(ScrubFaultKind::Bitmap, addr);
+        }
+        let mut next = 0;
+        loop {
+            let checkpointer = shared.checkpointer.lock();
+            let catalogue = &checkpointer.catalogue;
+            let Some(own) = self.next(&catalogue.tree, next, Generation(0)) else {
+                return;
+            };
+            let (range, error) = match own {
+                Own::Data(block) => (
+                    block..block + 1,
+                    catalogue.verify_block(&self.store, device, block).err(),
+                ),
+                Own::Damaged(range, error) => (range, Some(error)),
+                Own::Lost(range) => (range, Some(CorruptKind::LostRange.into())),
+            };
+            drop(checkpointer);
+            next = range.end;
+            if let Some(error) = error {
+                self.fault(ScrubFaultKind::Catalogue, CATALOGUE, range, &error);
+            }
+        }
+    }
+
+    /// What the volume's map has next. A node that was freed and used again under the walk looks
+    /// damaged: only what a second walk meets in the same way is.
+    fn next(&self, tree: &Tree, from: u64, branch: Generation) -> Option<Own> {
+        let mut last: Option<CorruptKind> = None;
+        loop {
+            self.store.set_now(self.shared.generation());
+            self.store.set_layout(self.shared.space.layout());
+            let own = next_own(&self.store, &tree.root_to_keep(), from, branch);
+            match own {
+                Some(Own::Damaged(_, Error::Corrupt(kind))) if last != Some(kind) => {
+                    last = Some(kind);
+                }
+                own => return own,
+            }
+        }
+    }
+
     /// Reads what a volume owns from block `from` on; `false` when the caller wants to stop.
-    fn volume(&mut self, core: &VolumeCore, from: u64) -> Result<bool> {
+    fn volume(&mut self, core: &VolumeCore, branch: Generation, from: u64) -> Result<bool> {
         let mut next = from;
         let mut buf = [0; BLOCK_BYTES];
-        loop {
-            let store = &self.shared.store;
-            let found = match core.tree.walk(|root| find(store, root, next, Sought::Data)) {
-                Ok(Some(found)) => found,
-                Ok(None) => return Ok(true),
-                Err(error) => {
-                    // The rest of this volume cannot be found; the next ones can.
-                    self.fault(core, next, &error);
-                    return Ok(true);
+        while let Some(own) = self.next(&core.tree, next, branch) {
+            let (kind, range, error) = match own {
+                Own::Data(block) => {
+                    let read = read_block(self.shared, core, block, &mut buf);
+                    self.report.blocks += 1;
+                    (ScrubFaultKind::Data, block..block + 1, read.err())
+                }
+                Own::Damaged(range, error) => (ScrubFaultKind::Map, range, Some(error)),
+                Own::Lost(range) => {
+                    let lost = CorruptKind::LostRange.into();
+                    (ScrubFaultKind::Lost, range, Some(lost))
                 }
             };
-            next = found + 1;
-            if !self.owns(core, found) {
-                continue;
+            if core.removed.load(Ordering::Acquire) {
+                return Ok(true);
             }
-            if let Err(error) = read_block(self.shared, core, found, &mut buf) {
-                if matches!(error, Error::Closed) {
-                    return Err(error);
-                }
-                self.fault(core, found, &error);
+            next = range.end;
+            let is_data = matches!(kind, ScrubFaultKind::Data);
+            if let Some(error) = error {
+                self.shared.check_open()?;
+                self.fault(kind, core.id, range, &error);
             }
-            self.report.blocks += 1;
-            if !self.goes_on(ScrubPosition {
+            let position = ScrubPosition {
                 volume: core.id,
                 block: next,
-            })? {
+            };
+            if is_data && !self.goes_on(position)? {
                 return Ok(false);
             }
         }
+        Ok(true)
     }
 
     /// Tells how far it got, and keeps it; `false` when the caller wants to stop.
@@ -170,50 +269,38 @@ impl Scrub<'_> {
         Ok(goes_on)
     }
 
-    /// Whether the block is the volume's own, or has no other owner that is read.
-    fn owns(&self, core: &VolumeCore, block: u64) -> bool {
-        let mut pointer = [crate::format::Pointer::HOLE];
-        match core.tree.read(&self.shared.store, block, &mut pointer) {
-            Ok(()) => {
-                let writer = core.writer.lock();
-                let lowest = writer.inheritance.as_ref().map(|(parent, _)| parent.branch);
-                let parent_is_read = self.shared.parent_is_named(core);
-                pointer[0].birth() > lowest.unwrap_or(writer.branch) || !parent_is_read
-            }
-            Err(_) => true,
-        }
-    }
-
-    fn fault(&mut self, core: &VolumeCore, block: u64, error: &Error) {
-        if self.report.bad.len() >= MOST_FAULTS {
-            return;
-        }
+    fn fault(&mut self, kind: ScrubFaultKind, volume: VolumeId, at: Range<u64>, error: &Error) {
         let addr = match error {
             Error::Corrupt(
                 CorruptKind::DataChecksum { addr, .. } | CorruptKind::NodeChecksum(addr),
             ) => addr.offset_bytes(),
             _ => 0,
         };
-        self.report.bad.push(ScrubFault {
-            volume: core.id,
-            offset_bytes: block * BLOCK_BYTES as u64,
+        let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
+        self.push(ScrubFault {
+            kind,
+            volume,
+            offset_bytes: bytes(at.start),
+            len_bytes: bytes(at.end - at.start),
             pool_offset_bytes: addr,
         });
     }
-}
 
-impl Shared {
-    /// Whether the volume's parent has a name, so that a scrub reads what it owns.
-    fn parent_is_named(&self, core: &VolumeCore) -> bool {
-        let Some(forest) = self.forest.try_read() else {
-            return false;
-        };
-        let parent = forest
-            .volumes
-            .get(&core.id)
-            .and_then(|volume| volume.parent);
-        parent
-            .and_then(|parent| forest.volumes.get(&parent))
-            .is_some_and(|parent| parent.name.is_some())
+    fn fault_of_pool(&mut self, kind: ScrubFaultKind, addr: BlockAddr) {
+        self.push(ScrubFault {
+            kind,
+            volume: CATALOGUE,
+            offset_bytes: 0,
+            len_bytes: 0,
+            pool_offset_bytes: addr.offset_bytes(),
+        });
+    }
+
+    fn push(&mut self, fault: ScrubFault) {
+        if self.report.bad.len() < MOST_FAULTS {
+            self.report.bad.push(fault);
+        } else {
+            self.report.bad_omitted += 1;
+        }
     }
 }

@@ -2,17 +2,21 @@
 
 use super::checkpoint::Checkpointer;
 use super::forest::Forest;
+use super::info::FullOptions;
+use super::room::Room;
 use super::volume::VolumeCore;
-use crate::base::{Error, Generation, Result, VolumeId};
+use super::water::Watch;
+use crate::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use crate::base::sync::{Condvar, Mutex, RwLock};
+use crate::base::{CorruptKind, Error, Generation, Result, VolumeId};
 use crate::device::LatchedDevice;
 use crate::log::Log;
 use crate::map::NodeStore;
-use crate::space::{Demand, Space};
-use parking_lot::{Condvar, Mutex, RwLock};
+use crate::space::Space;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Blocks promised for writing a changed catalogue entry: its old and its new block, and the map
 /// nodes above them.
@@ -49,9 +53,15 @@ pub(super) struct Shared {
     /// More memory nodes than this make writers wait for a checkpoint.
     pub(super) memory_nodes_max: usize,
     pub(super) closed: AtomicBool,
-    /// Set when a checkpoint failed: what it had taken in hand is lost to this process.
-    pub(super) stopped: AtomicBool,
+    /// Why the pool stopped, where it was not the device: its own account did not agree.
+    pub(super) stopped: OnceLock<CorruptKind>,
     pub(super) signal: Arc<Signal>,
+    /// What is done when the pool is full.
+    pub(super) full: FullOptions,
+    pub(super) room: Room,
+    /// When the host last refused to let the pool grow.
+    pub(super) growth_refused: Mutex<Option<Instant>>,
+    pub(super) water: Watch,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -83,6 +93,13 @@ pub(super) struct Changes {
     pub(super) promised: u64,
 }
 
+impl Changes {
+    /// Whether the next checkpoint has nothing to write, and so nothing to free.
+    pub(super) fn is_empty(&self) -> bool {
+        self.volumes.is_empty() && self.gone.is_empty() && self.records.is_empty()
+    }
+}
+
 impl Shared {
     pub(super) fn generation(&self) -> Generation {
         Generation(self.generation.load(Ordering::Acquire))
@@ -97,17 +114,25 @@ impl Shared {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
-        if self.stopped.load(Ordering::Acquire) {
-            return Err(self.stop_reason());
-        }
-        Ok(())
+        self.check_running()
     }
 
-    fn stop_reason(&self) -> Error {
-        self.device.error().unwrap_or_else(|| Error::Latched {
-            action: "checkpoint",
-            source: std::io::Error::from_raw_os_error(libc::ENOSPC),
-        })
+    /// Refuses to work on a stopped pool; the last checkpoint of one that is being closed may run.
+    pub(super) fn check_running(&self) -> Result<()> {
+        if let Some(error) = self.device.error() {
+            return Err(error);
+        }
+        self.stopped
+            .get()
+            .map_or(Ok(()), |kind| Err((*kind).into()))
+    }
+
+    /// Stops the pool after a failure that is not to be tried again.
+    pub(super) fn stop(&self, error: &Error) {
+        if let Error::Corrupt(kind) = error {
+            // The first reason counts.
+            let _ = self.stopped.set(*kind);
+        }
     }
 
     /// Notes that a volume's entry or map has changed. The caller has promised `ENTRY_PROMISE`
@@ -120,31 +145,6 @@ impl Shared {
         let mut changes = self.changes.lock();
         changes.promised += ENTRY_PROMISE;
         changes.volumes.push(Arc::clone(volume));
-    }
-
-    /// Promises `blocks` blocks for `demand`; waits for a checkpoint where that may free some.
-    pub(super) fn reserve(&self, blocks: u64, demand: Demand) -> Result<()> {
-        if self.space.reserve(blocks, demand) {
-            return Ok(());
-        }
-        self.free_pending()?;
-        if self.space.reserve(blocks, demand) {
-            Ok(())
-        } else {
-            Err(Error::NoSpace)
-        }
-    }
-
-    /// Makes what was freed lately usable again; called when the pool looks full.
-    pub(super) fn free_pending(&self) -> Result<()> {
-        if self.has_backlog()
-            && let Err(error) = self.reclaim_all()
-        {
-            // What else was freed is usable all the same.
-            tracing::warn!("a removed volume could not be reclaimed: {error}");
-        }
-        // Streams that set blocks aside give them back at the cut.
-        self.checkpoint()
     }
 
     /// Waits until the log has room again.

@@ -19,6 +19,7 @@ fn options() -> OpenOptions {
     OpenOptions {
         cache_bytes: 8 << 20,
         background: false,
+        ..OpenOptions::default()
     }
 }
 
@@ -218,4 +219,30 @@ fn a_full_pool_refuses_writes_and_takes_them_again_after_a_removal() {
     drop((filler, keeper, again, pool));
     let pool = reopen(&device);
     assert!(content(&pool.volume("keeper").unwrap())[..4096] == pattern(9, 4096));
+}
+
+#[test]
+fn closing_a_pool_while_a_checkpoint_begins_succeeds() {
+    let device = Arc::new(MemoryDevice::new(4 * MIB));
+    let create = CreateOptions {
+        log_bytes: Some(64 << 10),
+        force: false,
+    };
+    Pool::create(&*device, &create).unwrap();
+    let mut image = device.snapshot_image();
+    for round in 0..200 {
+        let device = Arc::new(MemoryDevice::from_image(image));
+        let pool = Pool::open(device.clone(), &OpenOptions::default()).unwrap();
+        let volume = match pool.volume("v") {
+            Ok(volume) => volume,
+            Err(_) => pool.create_volume(&name("v"), MIB).unwrap(),
+        };
+        // A log that is half full asks for a checkpoint in the background.
+        while pool.status().unwrap().log_used_bytes < 33 << 10 {
+            volume.write_at(&pattern(round, 4096), 0).unwrap();
+        }
+        volume.write_at(&pattern(round, 4096), 0).unwrap();
+        pool.close().unwrap();
+        image = device.snapshot_image();
+    }
 }

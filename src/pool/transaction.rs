@@ -163,6 +163,7 @@ impl Transaction {
         }
         if demand == Demand::Remove {
             shared.ask(|wanted| &mut wanted.reclaim);
+            shared.room.tell();
         }
         Ok(())
     }
@@ -193,8 +194,16 @@ impl Transaction {
                 Operation::Remove { .. } | Operation::RemoveRecord { .. }
             ) || matches!(operation, Operation::Rollback { .. })
         };
+        let changes = |operation: &Operation| {
+            matches!(
+                operation,
+                Operation::Rename { .. } | Operation::Freeze { .. } | Operation::Resize { .. }
+            )
+        };
         if self.operations.iter().any(frees) {
             Demand::Remove
+        } else if self.operations.iter().all(changes) {
+            Demand::Change
         } else {
             Demand::Create
         }

@@ -1,12 +1,12 @@
 //! A volume in memory: its map, its counts, and what its writers share.
 
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use crate::base::{Generation, VolumeId};
 use crate::format::catalogue::VolumeEntry;
 use crate::map::{Inheritance, Ledger, Link, Ownership, Root, Tree};
 use crate::space::Stream;
-use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// A volume. Its name, parent and labels are the forest's.
 pub(super) struct VolumeCore {

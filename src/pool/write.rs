@@ -3,13 +3,15 @@
 use super::handle::Volume;
 use super::publish::{Refusal, publish};
 use super::read::read_block;
+use super::room::Patience;
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::base::checksum::crc32;
+use crate::base::sync::thread_local;
 use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 use crate::format::Pointer;
 use crate::format::operation::{MAX_WRITE_BLOCKS, Run};
-use crate::space::BlockRun;
+use crate::space::{BlockRun, Demand};
 use std::cell::RefCell;
 
 /// What one write needs, kept between writes so that none of them allocates memory.
@@ -22,17 +24,19 @@ pub(super) struct Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
 impl Volume {
     /// Writes `buf` at `offset_bytes`, any offset and length inside the volume's size. Once it
     /// returns, the data survives the death of the process; after the next `flush`, a power cut.
     /// Blocks of zeros become holes. Where writes overlap, each block has one's or the other's.
+    /// When the pool is full, it waits for room as long as the pool's policy says.
     ///
     /// # Errors
     /// `OutOfRange`, `Frozen`, `NoSpace`, `Io`; any part may then have been written.
     pub fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        let mut patience = Patience::of(&self.shared);
         self.shared.check_open()?;
         self.check_range(offset_bytes, buf.len() as u64)?;
         self.check_unfrozen()?;
@@ -40,16 +44,29 @@ impl Volume {
         let (mut rest, mut at) = (buf, offset_bytes);
         while !rest.is_empty() {
             let within = usize::try_from(at % block).expect("under 4096");
-            let len = if within != 0 || rest.len() < BLOCK_BYTES {
+            let (len, outcome) = if within != 0 || rest.len() < BLOCK_BYTES {
                 let len = rest.len().min(BLOCK_BYTES - within);
-                self.write_part(at / block, within, &rest[..len])?;
-                len
+                let part = &rest[..len];
+                (
+                    len,
+                    self.write_part(at / block, within, part, Demand::Write),
+                )
             } else {
                 let len = (rest.len() & !(BLOCK_BYTES - 1)).min(MAX_WRITE_BLOCKS * BLOCK_BYTES);
-                self.write_blocks(at / block, &rest[..len], None)
-                    .map_err(|refusal| self.explain(refusal, at, len as u64))?;
-                len
+                let outcome = self.write_blocks(at / block, &rest[..len], None, Demand::Write);
+                let explain = |refusal| self.explain(refusal, at, len as u64);
+                (len, outcome.map_err(explain))
             };
+            match outcome {
+                // Nothing is locked here, so whoever makes room, here or on the host, can do so.
+                Err(error)
+                    if error.errno() == libc::ENOSPC
+                        && self.shared.await_room(&mut patience)? =>
+                {
+                    continue;
+                }
+                outcome => outcome?,
+            }
             rest = &rest[len..];
             at += len as u64;
         }
@@ -58,12 +75,19 @@ impl Volume {
 
     /// Writes a part of one block: reads it, changes it, and writes it whole, anew if another
     /// write came between.
-    pub(super) fn write_part(&self, block: u64, within: usize, part: &[u8]) -> Result<()> {
+    pub(super) fn write_part(
+        &self,
+        block: u64,
+        within: usize,
+        part: &[u8],
+        demand: Demand,
+    ) -> Result<()> {
         let mut bytes = vec![0; BLOCK_BYTES];
         loop {
-            let old = read_block(&self.shared, &self.core, block, &mut bytes)?;
+            let read = read_block(&self.shared, &self.core, block, &mut bytes);
+            let old = read.map_err(|error| self.unless_removed(error))?;
             bytes[within..within + part.len()].copy_from_slice(part);
-            match self.write_blocks(block, &bytes, Some(old)) {
+            match self.write_blocks(block, &bytes, Some(old), demand) {
                 Err(Refusal::Overtaken) => {}
                 Err(refusal) => {
                     let offset = BlockAddr(block).offset_bytes() + within as u64;
@@ -81,19 +105,26 @@ impl Volume {
         first: u64,
         bytes: &[u8],
         expected: Option<Pointer>,
+        demand: Demand,
     ) -> Result<(), Refusal> {
-        SCRATCH.with_borrow_mut(|scratch| {
+        SCRATCH.with(|scratch| {
+            let scratch = &mut *scratch.borrow_mut();
             scratch.runs.clear();
             scratch.crcs.clear();
-            let placed = place(&self.shared, &self.core, bytes, scratch);
+            let placed = place(&self.shared, &self.core, bytes, scratch, demand);
             let outcome = placed.map_err(Refusal::Failed).and_then(|()| {
                 if scratch.crcs.is_empty() && self.is_hole(first, bytes.len() / BLOCK_BYTES)? {
                     return Ok(());
                 }
-                publish(&self.shared, &self.core, first, scratch, expected)
+                // Holes take no room for data.
+                let holes = scratch.crcs.is_empty();
+                let demand = if holes { Demand::Change } else { demand };
+                publish(&self.shared, &self.core, first, scratch, expected, demand)
             });
             if outcome.is_err() {
                 give_back(&self.shared, &scratch.runs);
+                // No cut may come to do it: the volume need not be among the changed ones.
+                self.core.stream.lock().release(&self.shared.space);
             }
             outcome
         })
@@ -103,13 +134,14 @@ impl Volume {
     pub(super) fn is_hole(&self, first: u64, blocks: usize) -> Result<bool> {
         let mut pointers = [Pointer::HOLE; MAX_WRITE_BLOCKS];
         let pointers = &mut pointers[..blocks];
-        self.core.tree.read(&self.shared.store, first, pointers)?;
+        let read = self.core.tree.read(&self.shared.store, first, pointers);
+        read.map_err(|error| self.unless_removed(error))?;
         Ok(pointers.iter().all(|pointer| pointer.is_hole()) && self.holes_are_logged())
     }
 
     pub(super) fn explain(&self, refusal: Refusal, offset_bytes: u64, len_bytes: u64) -> Error {
         match refusal {
-            Refusal::Failed(error) => error,
+            Refusal::Failed(error) => self.unless_removed(error),
             Refusal::Frozen => Error::Frozen(self.name()),
             Refusal::Removed => Error::NoSuchVolume(self.core.id),
             Refusal::OutOfRange => Error::OutOfRange {
@@ -125,7 +157,13 @@ impl Volume {
 }
 
 /// Allocates blocks and writes the data there; zeros become runs of holes.
-fn place(shared: &Shared, core: &VolumeCore, bytes: &[u8], scratch: &mut Scratch) -> Result<()> {
+fn place(
+    shared: &Shared,
+    core: &VolumeCore,
+    bytes: &[u8],
+    scratch: &mut Scratch,
+    demand: Demand,
+) -> Result<()> {
     let blocks = bytes.as_chunks::<BLOCK_BYTES>().0;
     let mut next = 0;
     while next < blocks.len() {
@@ -144,7 +182,7 @@ fn place(shared: &Shared, core: &VolumeCore, bytes: &[u8], scratch: &mut Scratch
             .count();
         let end = next + data;
         while next < end {
-            let run = allocate(shared, core, end - next)?;
+            let run = allocate(shared, core, end - next, demand)?;
             let count = run.count as usize;
             scratch.runs.push(Run {
                 addr: Some(run.start),
@@ -173,16 +211,17 @@ fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
         .all(|word| word.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-fn allocate(shared: &Shared, core: &VolumeCore, blocks: usize) -> Result<BlockRun> {
+/// Up to `blocks` blocks in a row: those of a volume's stream, or for a change of one block what
+/// is kept back for that.
+fn allocate(shared: &Shared, core: &VolumeCore, blocks: usize, demand: Demand) -> Result<BlockRun> {
     let most = u32::try_from(blocks).expect("at most 256");
-    if let Some(run) = core.stream.lock().take(&shared.space, most) {
-        return Ok(run);
-    }
-    shared.free_pending()?;
-    core.stream
-        .lock()
-        .take(&shared.space, most)
-        .ok_or(Error::NoSpace)
+    shared.with_room(|| {
+        let run = core.stream.lock().take(&shared.space, most);
+        match demand {
+            Demand::Write => run,
+            demand => run.or_else(|| shared.space.allocate(1, 1, demand)),
+        }
+    })
 }
 
 fn give_back(shared: &Shared, runs: &[Run]) {

@@ -3,25 +3,30 @@
 use super::bitmap::{Bits, bits, bits_mut, first_clear_run, fresh};
 use super::{BlockList, BlockRun};
 use crate::base::BlockAddr;
+use crate::base::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use crate::base::sync::{Mutex, RwLock};
 use crate::format::Layout;
 use crate::format::group::Bitmap;
 use crate::format::layout::GROUP_HEADER_BLOCKS;
-use parking_lot::{Mutex, RwLock};
 use std::ops::Range;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
-/// The slop that is kept back at most, in blocks (16 MiB), and at least.
-const SLOP_BLOCKS: (i64, i64) = (48, 4096);
+/// The slop that is kept back, in blocks: at least (768 KiB), and at most (16 MiB). Each quarter
+/// of the least is more than any one operation of its demand is promised.
+const SLOP_BLOCKS: (i64, i64) = (192, 4096);
 
-/// Who asks for space. As it runs out, writes stop first, then creating, then removing;
-/// checkpoints come last of all.
+/// Who asks for space. As it runs out, writes stop first, then creating, then changing, then
+/// removing; reclaim and checkpoints come last of all. Each has a quarter of the slop that those
+/// before it cannot use up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demand {
     /// Data of users.
     Write,
     /// New volumes, names and records.
     Create,
-    /// What gives space back.
+    /// What changes what is there and mostly gives space back: discards, renames. Where a snapshot
+    /// keeps what a discard gives up, the map's own change stays.
+    Change,
+    /// Removing.
     Remove,
 }
 
@@ -36,6 +41,10 @@ pub struct Space {
     slop: AtomicI64,
     /// The lowest group that may have a free block.
     hint: AtomicUsize,
+    /// Held while free blocks are hidden from writers.
+    pub(super) hiding: Mutex<()>,
+    /// Free blocks that are hidden from writers.
+    hidden: AtomicU64,
 }
 
 pub(super) struct Group {
@@ -52,6 +61,8 @@ pub(super) struct Group {
     pub(super) taken: Option<Box<Bitmap>>,
     /// Blocks that were freed and that the host still stores.
     pub(super) stale: Option<Box<Bitmap>>,
+    /// Which blocks are free is not known: none is handed out, and none becomes free.
+    closed: bool,
 }
 
 impl Space {
@@ -69,9 +80,19 @@ impl Space {
             spare: AtomicI64::new(i64::try_from(free).expect("under 2^40 blocks")),
             slop: AtomicI64::new(0),
             hint: AtomicUsize::new(0),
+            hiding: Mutex::new(()),
+            hidden: AtomicU64::new(0),
         };
         space.set_slop(&layout);
         space
+    }
+
+    /// Hands nothing out of a group whose blocks are all taken, whatever becomes of them.
+    pub fn close_group(&self, group: u64) {
+        let groups = self.groups.read();
+        let mut group = groups[usize::try_from(group).expect("groups are in memory")].lock();
+        assert!(group.free == 0, "a group that is closed has no free block");
+        group.closed = true;
     }
 
     fn set_slop(&self, layout: &Layout) {
@@ -94,8 +115,13 @@ impl Space {
             let group = layout.group_count().min(groups_len(self)) - 1;
             let blocks = usize::try_from(layout.group_blocks(group)).expect("under 2^15");
             let last = last.get_mut();
-            added += blocks - last.blocks;
-            last.free += blocks - last.blocks;
+            if last.closed {
+                let old = last.blocks;
+                bits_mut(last.taken_bits())[old..blocks].fill(true);
+            } else {
+                added += blocks - last.blocks;
+                last.free += blocks - last.blocks;
+            }
             last.blocks = blocks;
             last.longest = blocks;
         }
@@ -121,6 +147,12 @@ impl Space {
         self.free.load(Ordering::Relaxed)
     }
 
+    /// Free blocks that cannot be allocated just now, as the host is taking their space back.
+    #[must_use]
+    pub fn hidden_blocks(&self) -> u64 {
+        self.hidden.load(Ordering::Relaxed)
+    }
+
     /// Blocks that users can still write: free, not promised, and beyond what is kept back.
     #[must_use]
     pub fn writable_blocks(&self) -> u64 {
@@ -134,7 +166,8 @@ impl Space {
         let slop = self.slop.load(Ordering::Relaxed);
         let kept = match demand {
             Demand::Write => slop,
-            Demand::Create => slop / 2,
+            Demand::Create => slop / 4 * 3,
+            Demand::Change => slop / 2,
             Demand::Remove => slop / 4,
         };
         let wanted = i64::try_from(blocks).expect("under 2^40 blocks");
@@ -143,6 +176,17 @@ impl Space {
         }
         self.unreserve(blocks);
         false
+    }
+
+    /// Whether what is kept back even from removing has been touched.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.spare.load(Ordering::Relaxed) < self.slop.load(Ordering::Relaxed) / 4
+    }
+
+    /// Waits until free blocks that are hidden from writers just now can be allocated again.
+    pub fn await_hidden(&self) {
+        drop(self.hiding.lock());
     }
 
     /// Promises blocks that must be there: a recovery finds what was promised before the crash.
@@ -221,6 +265,9 @@ impl Space {
                 return false;
             };
             let mut group = groups[usize::try_from(group).expect("groups are in memory")].lock();
+            if group.closed {
+                continue;
+            }
             let index = usize::try_from(index).expect("under 2^15");
             if bits(group.taken_bits())[index] {
                 return false;
@@ -254,10 +301,15 @@ impl Space {
             let count = (layout.group_blocks(number) - index).min(end - next);
             let number = usize::try_from(number).expect("groups are in memory");
             let (first, len) = (index_of(index), index_of(count));
-            groups[number].lock().put(first..first + len, stale);
+            next += count;
+            let mut group = groups[number].lock();
+            if group.closed {
+                continue;
+            }
+            group.put(first..first + len, stale);
+            drop(group);
             self.hint.fetch_min(number, Ordering::Relaxed);
             self.gain(len);
-            next += count;
         }
     }
 
@@ -282,12 +334,14 @@ impl Space {
 
     /// Hides blocks from allocation while they are being discarded, of those set aside.
     pub(super) fn hide(&self, set_aside: usize, blocks: usize) {
+        self.hidden.store(blocks as u64, Ordering::Relaxed);
         self.free.fetch_sub(blocks as u64, Ordering::AcqRel);
         self.unreserve((set_aside - blocks) as u64);
     }
 
     /// Shows hidden blocks again.
     pub(super) fn show(&self, blocks: usize) {
+        self.hidden.store(0, Ordering::Relaxed);
         self.gain(blocks);
     }
 }
@@ -315,6 +369,7 @@ impl Group {
             longest: blocks,
             taken,
             stale: None,
+            closed: false,
         }
     }
 
@@ -406,13 +461,18 @@ mod tests {
     }
 
     #[test]
-    fn as_space_runs_out_writes_stop_before_creating_and_removing() {
+    fn as_space_runs_out_writes_stop_first_and_removing_last() {
         let space = space(2000);
         while space.allocate(1, 1, Demand::Write).is_some() {}
         assert!(space.reserve(1, Demand::Create));
         while space.reserve(1, Demand::Create) {}
+        assert!(space.reserve(1, Demand::Change));
+        while space.reserve(1, Demand::Change) {}
+        assert!(!space.is_short());
         assert!(space.reserve(1, Demand::Remove));
         while space.reserve(1, Demand::Remove) {}
+        space.reserve_again(1);
+        assert!(space.is_short());
         assert!(space.allocate_promised().is_some());
     }
 

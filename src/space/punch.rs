@@ -45,8 +45,10 @@ impl Space {
         let mut bytes = 0;
         let (mut number, mut from) = (0, 0);
         while number < count {
-            // Hidden from writers while the host works on them, and no lock is held meanwhile.
-            // What was promised must stay at hand, and so must what writers take next.
+            // Hidden from writers while the host works on them; only a writer that finds no room
+            // waits for it. What was promised must stay at hand, and so must what writers take
+            // next: so a pool in which hardly anything is free is not punched.
+            let _hiding = self.hiding.lock();
             let Some(most) = self.reserve_for_hiding(BATCH_BLOCKS) else {
                 return Ok(bytes);
             };

@@ -1,8 +1,9 @@
 //! A table of descriptors for some threads of a process, apart from that of the others.
 
+use super::descriptors;
 use nix::sched::{CloneFlags, unshare};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{OwnedFd, RawFd};
 
 /// The standard streams, which every table keeps.
 const STREAMS: i32 = 3;
@@ -17,9 +18,9 @@ const STREAMS: i32 = 3;
 ///
 /// # Errors
 /// What unshare(2) and close_range(2) answer; the latter exists since Linux 5.9.
-pub(crate) fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn keep_only(keep: &[RawFd]) -> io::Result<()> {
     unshare(CloneFlags::CLONE_FILES)?;
-    let mut kept: Vec<i32> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut kept = keep.to_vec();
     kept.sort_unstable();
     let mut first = STREAMS;
     for number in kept {
@@ -27,6 +28,15 @@ pub(crate) fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
         first = first.max(number + 1);
     }
     close_range(first, i32::MAX)
+}
+
+/// The objects for descriptors that `keep_only` kept in this thread's own table, as the table that
+/// it was copied from has others for them: each closes its own copy only.
+///
+/// # Errors
+/// EBADF when one of them was not kept.
+pub(crate) fn own_copies(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
+    descriptors::inherit(numbers)
 }
 
 /// Closes everything but the standard streams in the table that `keep_only` made, for the last of
@@ -60,7 +70,7 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::io::{Read, Write};
-    use std::os::fd::AsFd;
+    use std::os::fd::AsRawFd;
     use std::thread;
 
     #[test]
@@ -69,7 +79,7 @@ mod tests {
         let kept = File::open("/proc/self/exe").unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
-                keep_only(&[kept.as_fd()]).unwrap();
+                keep_only(&[kept.as_raw_fd()]).unwrap();
                 assert!(kept.metadata().is_ok());
                 assert!(nix::unistd::dup(&writer).is_err(), "it is closed here");
             });

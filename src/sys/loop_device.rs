@@ -98,8 +98,10 @@ pub(crate) struct LoopOptions {
 /// What identifies the file behind a loop device: its file system's device and inode numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BackingId {
-    device: u64,
-    inode: u64,
+    /// The device number of the file system.
+    pub device: u64,
+    /// The file's number in it.
+    pub inode: u64,
 }
 
 /// The loop device with a number, attached or not: a name, not an owner. Dropping it does
@@ -174,6 +176,18 @@ impl LoopDevice {
             Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The device with a number that was told before.
+    #[must_use]
+    pub(crate) fn numbered(number: u32) -> Self {
+        Self { number }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub(crate) fn number(self) -> u32 {
+        self.number
     }
 
     /// The device's node.

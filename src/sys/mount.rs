@@ -148,6 +148,16 @@ pub(crate) fn unmount_lazy(target: &Path) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
+/// Ends the connection of the FUSE mount at `target`, which gives an error to whoever waits for an
+/// answer, and unmounts it if it is not in use.
+///
+/// # Errors
+/// EBUSY when it is in use, though the connection has ended; and what else umount2(2) answers.
+pub(crate) fn abort(target: &Path) -> io::Result<()> {
+    nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_FORCE)
+        .map_err(io::Error::from)
+}
+
 /// Whether the file system at `path` is a FUSE mount whose server has died.
 ///
 /// # Errors

@@ -150,32 +150,8 @@ impl Bench {
         options: impl IntoIterator<Item = S>,
     ) -> Daemon {
         let mut command = self.command(["serve", "--foreground", "--json"]);
-        command
-            .args(options)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut text = String::new();
-        let ready = loop {
-            let before = text.len();
-            output.read_line(&mut text).unwrap();
-            if text.len() == before {
-                let output = child.wait_with_output().unwrap();
-                panic!(
-                    "the daemon did not start: {}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
-            }
-            if let Ok(ready) = serde_json::from_str::<Value>(&text) {
-                break ready;
-            }
-        };
-        let mount = PathBuf::from(ready["mount"].as_str().unwrap());
-        Daemon {
-            child: Some(child),
-            mount,
-        }
+        command.args(options);
+        Daemon::start(command)
     }
 }
 
@@ -198,6 +174,33 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// Starts the daemon that `command` is, with `--foreground` and `--json`.
+    pub(crate) fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut text = String::new();
+        let ready = loop {
+            let before = text.len();
+            output.read_line(&mut text).unwrap();
+            if text.len() == before {
+                let output = child.wait_with_output().unwrap();
+                panic!(
+                    "the daemon did not start: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+            if let Ok(ready) = serde_json::from_str::<Value>(&text) {
+                break ready;
+            }
+        };
+        let mount = PathBuf::from(ready["mount"].as_str().unwrap());
+        Self {
+            child: Some(child),
+            mount,
+        }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
@@ -226,12 +229,72 @@ impl Daemon {
         assert!(!is_mounted(&mount), "{} is still mounted", mount.display());
     }
 
-    /// Kills it in the middle of whatever it does.
+    /// The process that has the pool open now.
+    pub(crate) fn worker(&self) -> Option<u32> {
+        children_of(self.pid()).into_iter().next()
+    }
+
+    /// Kills all of it in the middle of whatever it does.
     pub(crate) fn kill(mut self) {
+        let worker = self.worker();
         let mut child = self.child.take().unwrap();
+        // The keeper first, or it would start another worker.
         child.kill().unwrap();
         child.wait().unwrap();
+        if let Some(worker) = worker {
+            kill_and_wait(worker);
+        }
     }
+
+    /// Kills the worker; the keeper starts another one.
+    pub(crate) fn kill_worker(&self) {
+        let worker = self.worker().expect("a worker");
+        host("kill", ["-KILL", &worker.to_string()]);
+    }
+}
+
+/// The processes that `parent` has started and not yet waited for.
+pub(crate) fn children_of(parent: u32) -> Vec<u32> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // A process may end at any time.
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let (_, rest) = stat.rsplit_once(')').unwrap();
+        let mut fields = rest.split_whitespace();
+        let is_zombie = fields.next() == Some("Z");
+        if !is_zombie && fields.next() == Some(&parent.to_string()) {
+            children.push(pid);
+        }
+    }
+    children
+}
+
+/// Kills a process that is not a child of this one.
+pub(crate) fn kill_and_wait(pid: u32) {
+    // It may have ended by itself.
+    let _ = Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
+    eventually("the process's end", || is_over(pid));
+}
+
+/// Whether a process has ended with all its threads; one that nobody waits for stays as a zombie,
+/// and so does the first thread of one while others still end.
+pub(crate) fn is_over(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    stat.rsplit_once(')').unwrap().1.starts_with(" Z") && threads <= 1
 }
 
 impl Drop for Daemon {
@@ -247,8 +310,14 @@ impl Drop for Daemon {
             std::thread::sleep(Duration::from_millis(500));
         }
         std::thread::sleep(Duration::from_secs(2));
+        let workers = children_of(child.id());
         let _ = child.kill();
         let _ = child.wait();
+        for worker in workers {
+            let _ = Command::new("kill")
+                .args(["-KILL", &worker.to_string()])
+                .status();
+        }
         clear_mounts(self.mount.parent().unwrap_or(&self.mount));
     }
 }

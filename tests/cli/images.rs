@@ -4,7 +4,7 @@ use crate::harness::{Bench, expect_failure, host, is_mounted, loops_below, noise
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -32,6 +32,34 @@ fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
         .collect();
     files.sort();
     files
+}
+
+#[test]
+fn a_scrub_names_the_image_and_the_container_that_a_rotten_block_is_in() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    let path = root.to_str().unwrap();
+    bench.ok(["image", "import", path, "--name", "mine:1"]);
+    bench.ok(["container", "create", "mine:1", "--name", "web"]);
+    bench.ok(["volume", "create", "disk", "--size", "1M"]);
+    // A block of the large file, in the pool's file as it is.
+    let wanted = noise(8 << 20, 1)[1 << 20..][..4096].to_vec();
+    let pool = fs::read(bench.pool()).unwrap();
+    let at = pool.chunks(4096).position(|block| block == wanted);
+    let at = at.expect("the file's blocks are in the pool") * 4096;
+    let device = fs::File::options().write(true).open(bench.pool()).unwrap();
+    device.write_all_at(&[!wanted[7]], at as u64 + 7).unwrap();
+    drop(device);
+    let scrub = bench.run(["pool", "scrub", "--json"]);
+    assert_eq!(scrub.status.code(), Some(3), "{scrub:?}");
+    let report: Value = serde_json::from_slice(&scrub.stdout).unwrap();
+    let bad = report["bad"].as_array().unwrap();
+    assert_eq!(bad.len(), 1, "{report}");
+    assert_eq!(bad[0]["kind"], "data");
+    assert_eq!(
+        bad[0]["affects"],
+        serde_json::json!(["container web", "image mine:1"])
+    );
 }
 
 #[test]
@@ -143,10 +171,13 @@ fn without_a_daemon_the_same_works_and_leaves_no_mount() {
     let there: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(there["id"], committed["id"]);
     assert_eq!(there["name"], "mine:2");
-    assert!(
-        loops_below(Path::new("/run/cowshed")).is_empty(),
-        "a loop device was left"
-    );
+    for bench in [&bench, &other] {
+        // Where the pool's mounts are, a daemon says.
+        let daemon = bench.serve();
+        let state = daemon.mount.parent().unwrap().to_owned();
+        daemon.stop();
+        assert!(loops_below(&state).is_empty(), "a loop device was left");
+    }
     bench.expect_sound();
     other.expect_sound();
 }

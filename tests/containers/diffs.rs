@@ -3,7 +3,7 @@
 use crate::stage::{Stage, shell, small_image};
 use crate::trees;
 use cowshed::base::Name;
-use cowshed::container::{CreateContainer, Error};
+use cowshed::container::{Comparison, CreateContainer, Error};
 use cowshed::oci::Compression;
 use std::fs::{self, File};
 use std::io::Write;
@@ -84,6 +84,9 @@ fn changes_of_a_running_container_are_listed_as_docker_lists_them() {
     let volumes = stage.volumes();
     shell(&root, CHANGES);
     assert_eq!(diff(&stage, "one"), listed());
+    stage.host.set_comparison(Comparison::Trees);
+    assert_eq!(diff(&stage, "one"), listed());
+    stage.host.set_comparison(Comparison::Blocks);
     // A file that is open and deleted needs the copy to be settled first.
     let mut open = File::create(root.join("deleted")).unwrap();
     open.write_all(&[1; 100_000]).unwrap();
@@ -95,6 +98,20 @@ fn changes_of_a_running_container_are_listed_as_docker_lists_them() {
     assert_eq!(diff(&stage, "one"), listed());
     assert_eq!(stage.volumes(), volumes, "nothing is left in work");
     stage.check_file_systems();
+}
+
+#[test]
+fn changes_of_a_grown_container_are_listed() {
+    let stage = prepared();
+    let options = CreateContainer {
+        name: Some(Name::new("one").unwrap()),
+        size_bytes: Some(40 << 30),
+    };
+    stage.host.create_container("small:1", &options).unwrap();
+    assert!(diff(&stage, "one").is_empty());
+    let root = stage.host.mount_container("one", None).unwrap().path;
+    shell(&root, CHANGES);
+    assert_eq!(diff(&stage, "one"), listed());
 }
 
 #[test]

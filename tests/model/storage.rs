@@ -69,6 +69,7 @@ impl Storage {
         let options = OpenOptions {
             cache_bytes,
             background,
+            ..OpenOptions::default()
         };
         Pool::open(self.device(), &options).expect("open the pool")
     }

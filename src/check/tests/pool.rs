@@ -332,9 +332,13 @@ impl TestPool {
             volume_count: self.volumes.len() as u64,
             next_volume_id: self.next_id,
             created_ns: 1,
+            bitmaps_digest: 0,
         };
         let mut bitmaps = self.bitmaps();
         change(&mut superblock, &mut bitmaps);
+        let there = bitmaps.range(..superblock.groups_initialized);
+        let digests = there.map(|(group, bitmap)| group::digest(*group, bitmap));
+        superblock.bitmaps_digest = digests.fold(0, u64::wrapping_add);
         self.write_log();
         for (group, bitmap) in &bitmaps {
             let bytes = group::encode(&UUID, *group, superblock.generation, bitmap);

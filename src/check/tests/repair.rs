@@ -124,8 +124,8 @@ fn orphans_that_share_blocks_are_left_alone() {
 }
 
 #[test]
-fn nothing_is_freed_while_a_node_is_unreadable() {
-    let (pool, [snapshot, _, first, _]) = forest();
+fn a_damaged_node_is_given_up_and_the_rest_is_mended() {
+    let (pool, [snapshot, _, first, second]) = forest();
     let leaf = pool.path(snapshot, 300)[1].addr();
     let own = pool.path(first, 40)[2].addr();
     let (_, index) = pool.layout.locate(own).unwrap();
@@ -137,22 +137,43 @@ fn nothing_is_freed_while_a_node_is_unreadable() {
     device
         .write_at(&[9; BLOCK_BYTES], leaf.offset_bytes())
         .unwrap();
-    let report = repair(&device);
-    assert_eq!(report.refused, Some(Refusal::OwnershipUnknown));
-    let bitmap = Repair::Bitmap {
-        group: 0,
-        freed: 0,
-        marked: 1,
+    let report = assert_mended(&device);
+    for volume in [snapshot, second] {
+        assert!(report.repaired.contains(&Repair::Map(VolumeId(volume))));
+    }
+    // The first clone has a leaf of its own there, and what it leads to is whole.
+    assert!(!report.repaired.contains(&Repair::Map(VolumeId(first))));
+    let lost = Note::Lost {
+        volume: VolumeId(snapshot),
+        first: BlockIndex(256),
+        blocks: 256,
     };
-    assert_eq!(report.repaired, [bitmap, Repair::Superblock]);
-    assert!(!report.clean());
-    let remaining = report.remaining.unwrap();
-    assert!(
-        remaining
-            .iter()
-            .all(|each| each.kind != FindingKind::BlocksUnmarked)
-    );
-    assert_eq!(repair(&device).repaired, []);
+    assert!(report.notes.contains(&lost), "{:?}", report.notes);
+}
+
+#[test]
+fn a_log_that_is_damaged_ends_before_the_damage_after_a_repair() {
+    let (mut pool, [_, base, ..]) = forest();
+    let freeze = [Operation::Freeze {
+        volume: VolumeId(base),
+    }];
+    for (sequence, durable) in [(9, 8), (10, 9), (11, 10)] {
+        pool.append(sequence, durable, &freeze);
+    }
+    let (layout, record) = (pool.layout, pool.log.len() as u64 / 3);
+    let device = pool.finish();
+    let mut bytes = [0; BLOCK_BYTES];
+    let at = layout.log_offset_bytes();
+    device.read_at(&mut bytes, at).unwrap();
+    bytes[usize::try_from(record).unwrap() + 50] ^= 1;
+    device.write_at(&bytes, at).unwrap();
+    assert!(kinds(&check_deep(&device)).contains(&FindingKind::LogDamaged));
+    let report = repair(&device);
+    assert_eq!(report.repaired, [Repair::Log(crate::base::Sequence(10))]);
+    assert_eq!(report.refused, Some(Refusal::LogNotEmpty));
+    assert!(report.clean(), "{:?}", report.remaining);
+    let records = Note::LogToReplay { records: 1 };
+    assert!(report.notes.contains(&records), "{:?}", report.notes);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::super::place::HostPath;
 use super::super::size::human;
 use crate::container::Host;
 use crate::device::{CreateFile, FileDevice, FileOptions};
-use crate::pool::{CreateOptions, Pool};
+use crate::pool::{CreateOptions, FullOptions, Pool};
 use crate::sys::mount;
 use anyhow::Context;
 use std::fs;
@@ -99,7 +99,9 @@ impl Workplace {
         Pool::create(&device, &CreateOptions::default()).context("create the pool")?;
         drop(device);
         let path = HostPath::new(self.pool_path())?;
-        self.pool = Some(Place::new(Some(&path), None)?.open(FileOptions::default())?);
+        self.pool = Some(
+            Place::new(Some(&path), None)?.open(FileOptions::default(), FullOptions::default())?,
+        );
         Ok(())
     }
 

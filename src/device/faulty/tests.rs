@@ -7,10 +7,14 @@ const ALL: [Operation; Operation::COUNT] = [
     Operation::Store,
     Operation::Flush,
     Operation::Discard,
+    Operation::Grow,
 ];
 
+/// The device's first length, and what each growth adds.
+const MIB: u64 = 1 << 20;
+
 fn faulty() -> (FaultyDevice, Arc<MemoryDevice>) {
-    let memory = Arc::new(MemoryDevice::new(1 << 20));
+    let memory = Arc::new(MemoryDevice::new(MIB));
     let device = FaultyDevice::new(memory.clone());
     device.map_log(0, 8192).unwrap();
     (device, memory)
@@ -23,6 +27,7 @@ fn call(device: &FaultyDevice, operation: Operation) -> Result<()> {
         Operation::Store => device.store_log(0, &[7; 11]),
         Operation::Flush => device.flush(),
         Operation::Discard => device.discard(8192, 16_384),
+        Operation::Grow => device.grow(device.len_bytes() + MIB),
     }
 }
 
@@ -33,6 +38,7 @@ fn calls_behind(memory: &MemoryDevice) -> [u64; Operation::COUNT] {
         memory.stores(),
         memory.flushes(),
         memory.discards(),
+        memory.len_bytes() / MIB - 1,
     ]
 }
 

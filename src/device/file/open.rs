@@ -8,6 +8,7 @@ use crate::sys::{aligned, extent, geometry};
 use parking_lot::Mutex;
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -53,6 +54,19 @@ impl FileDevice {
         let host = Host::of(&fs::metadata(path).map_err(opening)?)?;
         let buffered = open_locked(path, host, options.read_only)?;
         Self::from_locked(path, buffered, host, options)
+    }
+
+    /// The same pool as `locked`, which `lock_pool` answered here or in the process that started
+    /// this one: the lock goes with the open file, not with the process, so it is held already.
+    ///
+    /// # Errors
+    /// `Io` when it is neither a regular file nor a block device, or cannot do direct I/O though
+    /// that was asked for.
+    pub fn on_locked(locked: File, options: FileOptions) -> Result<Self> {
+        let host = Host::of(&locked.metadata().map_err(opening)?)?;
+        // By way of the descriptor it is the same file, whatever lies at the path by now.
+        let path = format!("/proc/self/fd/{}", locked.as_raw_fd());
+        Self::from_locked(Path::new(&path), locked, host, options)
     }
 
     /// Creates a regular file of `len_bytes` at `path`, durable and readable by its owner alone,
@@ -122,6 +136,16 @@ impl FileDevice {
     fn from_locked(path: &Path, buffered: File, host: Host, options: FileOptions) -> Result<Self> {
         Ok(Opened::of(path, &buffered, host, options)?.into_device(buffered))
     }
+}
+
+/// Opens and locks the regular file or block device at `path` for reading and writing. The lock is
+/// held as long as a descriptor of it is open, in whichever process.
+///
+/// # Errors
+/// As `FileDevice::open`.
+pub fn lock_pool(path: &Path) -> Result<File> {
+    let host = Host::of(&fs::metadata(path).map_err(opening)?)?;
+    open_locked(path, host, false)
 }
 
 /// What belongs to a device beside its locked file.

@@ -347,6 +347,36 @@ fn a_second_opener_is_refused_until_the_first_closes() {
 }
 
 #[test]
+fn a_lock_goes_with_the_open_file_to_whoever_has_it() {
+    let folder = TempDir::new().unwrap();
+    let (device, path) = create(&folder, 8 * 4096, CreateFile::default());
+    device.write_at(&blocks(1, 1), 4096).unwrap();
+    drop(device);
+    let locked = lock_pool(&path).unwrap();
+    let is_in_use = || {
+        matches!(
+            FileDevice::open(&path, FileOptions::default()),
+            Err(Error::InUse)
+        )
+    };
+    for direct in [false, true] {
+        let options = FileOptions {
+            direct,
+            read_only: false,
+        };
+        // As another process would have it.
+        let inherited = locked.try_clone().unwrap();
+        let device = FileDevice::on_locked(inherited, options).unwrap();
+        assert_eq!(read(&device, 4096, 4096), blocks(1, 1));
+        device.flush().unwrap();
+        drop(device);
+        assert!(is_in_use(), "the lock went with a device on it");
+    }
+    drop(locked);
+    assert!(!is_in_use());
+}
+
+#[test]
 fn a_read_only_device_refuses_every_change() {
     let folder = tempfile::tempdir().unwrap();
     let (device, path) = create(&folder, MIB, CreateFile::default());

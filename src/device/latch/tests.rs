@@ -204,3 +204,21 @@ fn no_flush_succeeds_beside_one_that_was_told_of_lost_data() {
         }
     });
 }
+
+#[test]
+fn the_alarm_goes_off_once_and_before_the_failure_is_answered() {
+    let (device, _) = failing_once(Operation::Flush, libc::EIO);
+    let device = Arc::new(device);
+    let alarms = Arc::new(AtomicU64::new(0));
+    let (count, stopped) = (alarms.clone(), Arc::downgrade(&device));
+    device.on_failure(Box::new(move || {
+        assert!(stopped.upgrade().unwrap().error().is_some());
+        count.fetch_add(1, Ordering::SeqCst);
+    }));
+    device.write_at(&BLOCK, 8192).unwrap();
+    assert_eq!(alarms.load(Ordering::SeqCst), 0);
+    for _ in 0..3 {
+        device.flush().unwrap_err();
+    }
+    assert_eq!(alarms.load(Ordering::SeqCst), 1);
+}

@@ -1,6 +1,6 @@
 //! Targets in memory that count what reaches them and can be told to misbehave.
 
-use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
+use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId, waiting};
 use crate::export::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
 use crate::pool::{Extent, ExtentKind};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -8,20 +8,21 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Longer than anything takes that works.
 const MEETING_WAIT: Duration = Duration::from_secs(10);
 
 /// A set of volumes in memory.
-pub(super) struct FakePool {
+pub(in crate::export) struct FakePool {
     volumes: RwLock<BTreeMap<VolumeId, Arc<FakeVolume>>>,
-    pub(super) flushes: AtomicU64,
+    pub(in crate::export) flushes: AtomicU64,
 }
 
 /// A volume in memory. All-zero blocks are data here, so that a discard is told from a write.
-pub(super) struct FakeVolume {
+pub(in crate::export) struct FakeVolume {
     id: VolumeId,
     name: Mutex<Name>,
     size_bytes: AtomicU64,
@@ -29,25 +30,31 @@ pub(super) struct FakeVolume {
     blocks: RwLock<BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>>,
     holds: Arc<AtomicU32>,
     /// The most blocks that it takes.
-    pub(super) blocks_max: AtomicU64,
-    pub(super) flushes: AtomicU64,
-    pub(super) discarded_bytes: AtomicU64,
-    pub(super) largest_read: AtomicU64,
-    pub(super) largest_write: AtomicU64,
+    pub(in crate::export) blocks_max: AtomicU64,
+    pub(in crate::export) flushes: AtomicU64,
+    pub(in crate::export) discarded_bytes: AtomicU64,
+    pub(in crate::export) largest_read: AtomicU64,
+    pub(in crate::export) largest_write: AtomicU64,
+    /// Whether writes panic.
+    pub(in crate::export) panics: AtomicBool,
+    /// Whether writes that meet others tell their thread's owner that they wait.
+    pub(in crate::export) waits: AtomicBool,
     /// How many writes must be under way at once before any of them goes on.
-    pub(super) meeting: Meeting,
+    pub(in crate::export) meeting: Meeting,
+    /// For how long writes wait when `blocks_max` is reached.
+    pub(in crate::export) patience: Mutex<Duration>,
 }
 
 /// A place where a number of threads meet before any goes on.
 #[derive(Default)]
-pub(super) struct Meeting {
+pub(in crate::export) struct Meeting {
     wanted: AtomicU32,
     arrived: Mutex<u32>,
     changed: Condvar,
 }
 
 impl Meeting {
-    pub(super) fn of(&self, wanted: u32) {
+    pub(in crate::export) fn of(&self, wanted: u32) {
         self.wanted.store(wanted, Ordering::SeqCst);
     }
 
@@ -80,19 +87,19 @@ impl Drop for FakeHold {
     }
 }
 
-pub(super) fn failed(code: i32) -> Error {
+pub(in crate::export) fn failed(code: i32) -> Error {
     Error::io("pretend", std::io::Error::from_raw_os_error(code))
 }
 
 impl FakePool {
-    pub(super) fn new() -> Arc<Self> {
+    pub(in crate::export) fn new() -> Arc<Self> {
         Arc::new(Self {
             volumes: RwLock::default(),
             flushes: AtomicU64::new(0),
         })
     }
 
-    pub(super) fn create(&self, name: &str, size_bytes: u64) -> Arc<FakeVolume> {
+    pub(in crate::export) fn create(&self, name: &str, size_bytes: u64) -> Arc<FakeVolume> {
         let mut volumes = self.volumes.write();
         let id = VolumeId(volumes.keys().last().map_or(1, |last| last.0 + 1));
         let volume = Arc::new(FakeVolume {
@@ -107,40 +114,43 @@ impl FakePool {
             discarded_bytes: AtomicU64::new(0),
             largest_read: AtomicU64::new(0),
             largest_write: AtomicU64::new(0),
+            panics: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
             meeting: Meeting::default(),
+            patience: Mutex::default(),
         });
         volumes.insert(id, volume.clone());
         volume
     }
 
-    pub(super) fn remove(&self, volume: &FakeVolume) {
+    pub(in crate::export) fn remove(&self, volume: &FakeVolume) {
         assert_eq!(volume.holds(), 0, "a held volume was removed");
         self.volumes.write().remove(&volume.id);
     }
 }
 
 impl FakeVolume {
-    pub(super) fn freeze(&self) {
+    pub(in crate::export) fn freeze(&self) {
         self.frozen.store(true, Ordering::SeqCst);
     }
 
-    pub(super) fn rename(&self, name: &str) {
+    pub(in crate::export) fn rename(&self, name: &str) {
         *self.name.lock() = Name::new(name).unwrap();
     }
 
-    pub(super) fn resize(&self, size_bytes: u64) {
+    pub(in crate::export) fn resize(&self, size_bytes: u64) {
         self.size_bytes.store(size_bytes, Ordering::SeqCst);
     }
 
-    pub(super) fn holds(&self) -> u32 {
+    pub(in crate::export) fn holds(&self) -> u32 {
         self.holds.load(Ordering::SeqCst)
     }
 
-    pub(super) fn allocated_bytes(&self) -> u64 {
+    pub(in crate::export) fn allocated_bytes(&self) -> u64 {
         self.blocks.read().len() as u64 * BLOCK
     }
 
-    pub(super) fn bytes(&self, offset: u64, len: usize) -> Vec<u8> {
+    pub(in crate::export) fn bytes(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut buffer = vec![0xEE; len];
         self.read_at(&mut buffer, offset).unwrap();
         buffer
@@ -178,6 +188,27 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, u
             (at / BLOCK, within, done - piece, piece)
         })
     })
+}
+
+impl FakeVolume {
+    /// Waits as long as it may while there is no room.
+    fn await_room(&self, len: usize, offset_bytes: u64) {
+        let until = Instant::now() + *self.patience.lock();
+        let is_full = || {
+            let blocks = self.blocks.read();
+            let new = pieces(offset_bytes, len).filter(|(block, ..)| !blocks.contains_key(block));
+            (blocks.len() + new.count()) as u64 > self.blocks_max.load(Ordering::SeqCst)
+        };
+        if !is_full() || Instant::now() >= until {
+            return;
+        }
+        let Some(_waiting) = waiting::begin() else {
+            return;
+        };
+        while is_full() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl BlockTarget for FakeVolume {
@@ -223,9 +254,19 @@ impl BlockTarget for FakeVolume {
         if self.frozen.load(Ordering::SeqCst) {
             return Err(Error::Frozen(self.name()));
         }
-        self.meeting.arrive()?;
+        assert!(
+            !self.panics.load(Ordering::SeqCst),
+            "as a broken engine does"
+        );
+        if self.waits.load(Ordering::SeqCst) {
+            let _waiting = waiting::begin().ok_or(Error::NoSpace)?;
+            self.meeting.arrive()?;
+        } else {
+            self.meeting.arrive()?;
+        }
         self.largest_write
             .fetch_max(buf.len() as u64, Ordering::SeqCst);
+        self.await_room(buf.len(), offset_bytes);
         let mut blocks = self.blocks.write();
         for (block, within, from, len) in pieces(offset_bytes, buf.len()) {
             let is_full = blocks.len() as u64 >= self.blocks_max.load(Ordering::SeqCst);

@@ -9,6 +9,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Stdio;
 use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
+use std::time::Duration;
 
 fn open(path: &Path) -> File {
     OpenOptions::new()
@@ -275,6 +277,50 @@ fn a_full_pool_answers_enospc_and_takes_overwrites() {
 }
 
 #[test]
+fn more_writes_are_held_than_there_are_threads_while_discards_make_room() {
+    const WRITERS: u64 = 8;
+    const WHOLE: usize = 8 * 4096;
+    let fixture = Fixture::with(ExportOptions {
+        threads: Some(2),
+        ..ExportOptions::default()
+    });
+    let volume = fixture.pool.create("v", MIB);
+    // One that the writers do not have open: the kernel lets nobody punch a file meanwhile.
+    let other = fixture.pool.create("other", MIB);
+    volume.blocks_max.store(0, SeqCst);
+    *volume.patience.lock() = Duration::from_secs(600);
+    let file = open(&fixture.export.file_path(&*volume));
+    let other_file = open(&fixture.export.file_path(&*other));
+    other_file.write_all_at(&[1; WHOLE], 0).unwrap();
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|index| {
+                let file = &file;
+                scope.spawn(move || file.write_all_at(&[2; 4096], index * 4096))
+            })
+            .collect();
+        // Each makes room for one more, through the mount that the writers wait for.
+        for index in 0..WRITERS {
+            let mut found = [0; 4096];
+            other_file.read_exact_at(&mut found, index * 4096).unwrap();
+            assert_eq!(found, [1; 4096]);
+            let at = i64::try_from(index * 4096).unwrap();
+            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(&other_file, mode, at, 4096).unwrap();
+            volume.blocks_max.store(index + 1, SeqCst);
+        }
+        for writer in writers {
+            writer.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(volume.bytes(0, WHOLE), vec![2; WHOLE]);
+    // What is past the end is refused at once, and so is what has waited for long enough.
+    assert_eq!(code(file.write_at(&[1; 10], MIB)), Some(libc::ENOSPC));
+    *volume.patience.lock() = Duration::from_millis(5);
+    assert_eq!(code(file.write_at(&[1; 4096], MIB / 2)), Some(libc::ENOSPC));
+}
+
+#[test]
 fn renames_removals_and_resizes_are_seen_at_once() {
     let fixture = Fixture::new();
     let volume = fixture.pool.create("old", MIB);
@@ -310,7 +356,7 @@ fn an_open_file_holds_its_volume() {
         if volume.holds() == 0 {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
     panic!("still held after the file was closed");
 }
@@ -325,12 +371,55 @@ fn writes_to_one_file_run_side_by_side() {
     let file = open(&fixture.export.file_path(&*volume));
     // Neither write is answered before both are there.
     volume.meeting.of(2);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let first = scope.spawn(|| file.write_all_at(&[1; 4096], 0));
         let second = scope.spawn(|| file.write_all_at(&[2; 4096], 65_536));
         first.join().unwrap().unwrap();
         second.join().unwrap().unwrap();
     });
+}
+
+/// Writes that wait for something, as for room in a full pool, keep no thread from serving.
+#[test]
+fn more_writes_than_there_are_threads_may_wait() {
+    const WRITERS: u32 = 9;
+    let fixture = Fixture::with(ExportOptions {
+        threads: Some(2),
+        ..ExportOptions::default()
+    });
+    let volume = fixture.pool.create("v", MIB);
+    let file = open(&fixture.export.file_path(&*volume));
+    volume.waits.store(true, SeqCst);
+    for round in 1..=3 {
+        // No write is answered before all are there; those of earlier rounds count.
+        volume.meeting.of(WRITERS * round);
+        thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let file = &file;
+                scope.spawn(move || file.write_all_at(&[1; 4096], u64::from(writer) * 4096));
+            }
+        });
+        assert_eq!(volume.bytes(0, 9 * 4096), [1; 9 * 4096]);
+        volume.discard(0, 9 * 4096).unwrap();
+    }
+    drop(file);
+    fixture.export.unmount().unwrap();
+}
+
+#[test]
+fn a_panic_answers_eio_and_the_mount_goes_on() {
+    let fixture = Fixture::new();
+    let volume = fixture.pool.create("v", MIB);
+    let file = open(&fixture.export.file_path(&*volume));
+    volume.panics.store(true, SeqCst);
+    for _ in 0..8 {
+        assert_eq!(code(file.write_at(&[1; 4096], 0)), Some(libc::EIO));
+    }
+    volume.panics.store(false, SeqCst);
+    file.write_all_at(&[2; 4096], 0).unwrap();
+    assert_eq!(volume.bytes(0, 4096), [2; 4096]);
+    drop(file);
+    fixture.export.unmount().unwrap();
 }
 
 #[test]

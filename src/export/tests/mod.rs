@@ -1,7 +1,7 @@
 //! The export against the real kernel: FUSE, loop devices, ext4. Needs root.
 
 mod devices;
-mod fake;
+pub(in crate::export) mod fake;
 mod files;
 mod stale;
 

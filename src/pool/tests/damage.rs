@@ -3,6 +3,7 @@
 use super::*;
 use crate::format::node;
 use crate::map::Link;
+use std::sync::atomic::Ordering;
 
 /// A volume of `size_bytes` whose first two leaves are full of data, read from the device.
 fn two_leaves(size_bytes: u64) -> (Arc<MemoryDevice>, Pool, Volume) {
@@ -139,4 +140,15 @@ fn a_full_pool_with_a_damaged_removed_volume_still_removes() {
         .unwrap();
     assert!(matches!(error, Error::NoSpace), "{error}");
     pool.remove(&filler).unwrap();
+}
+
+/// Found by fuzzing: a count that the disk gave wrong was taken for a fault of the engine.
+#[test]
+fn a_removed_volume_whose_own_blocks_were_miscounted_goes_all_the_same() {
+    let (device, pool, volume) = two_leaves(2 * MIB);
+    volume.core.own.fetch_add(5, Ordering::Relaxed);
+    pool.remove(&volume).unwrap();
+    pool.reclaim().unwrap();
+    drop(volume);
+    assert_clean(pool, &device);
 }

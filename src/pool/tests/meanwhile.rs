@@ -211,3 +211,34 @@ fn a_walk_starts_anew_when_the_nodes_under_it_are_used_again() {
         pool.close().unwrap();
     }
 }
+
+#[test]
+fn a_volume_that_is_removed_under_a_read_is_gone_and_not_damaged() {
+    let (stage, pool) = staged(16 * MIB);
+    let doomed = pool.create_volume(&name("doomed"), 8 * MIB).unwrap();
+    doomed.write_at(&pattern(1, 8 * 4096), 0).unwrap();
+    let removed = doomed.clone();
+    stage.before(Call::Read, move || {
+        pool.remove(&removed).unwrap();
+        pool.reclaim().unwrap();
+        let other = pool.create_volume(&name("other"), 16 * MIB).unwrap();
+        let mut offset = 0;
+        while other.write_at(&pattern(2, 4096), offset).is_ok() {
+            offset += 4096;
+        }
+    });
+    let found = doomed.read_at(&mut [0; 8 * 4096], 0);
+    assert!(matches!(found, Err(Error::NoSuchVolume(_))), "{found:?}");
+    let found = doomed.extent_at(0);
+    assert!(!matches!(found, Err(Error::Corrupt(_))), "{found:?}");
+}
+
+#[test]
+fn a_removed_volume_answers_that_it_is_gone_and_not_that_it_is_frozen() {
+    let (_stage, pool) = staged(16 * MIB);
+    let doomed = pool.create_volume(&name("doomed"), 8 * MIB).unwrap();
+    // As a caller does that has looked at the size before the volume was removed.
+    pool.remove(&doomed).unwrap();
+    let found = doomed.check_unfrozen();
+    assert!(matches!(found, Err(Error::NoSuchVolume(_))), "{found:?}");
+}

@@ -1,0 +1,83 @@
+//! Telling whoever owns a thread that it is about to wait for long: for room in a full pool, say.
+//!
+//! A thread that serves many must not simply wait: its owner may start another in its place, or
+//! refuse. A thread without an owner may wait as it likes. Locks and I/O are no waits of this kind.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// What stands behind a thread that may be asked to wait.
+pub trait Owner: Send + Sync {
+    /// Whether the thread may wait now; `ended` follows each `true`.
+    fn may_begin(&self) -> bool;
+
+    /// The thread goes on.
+    fn ended(&self);
+}
+
+thread_local! {
+    static OWNER: RefCell<Option<Arc<dyn Owner>>> = const { RefCell::new(None) };
+}
+
+/// Makes `owner` the one that is asked when this thread is about to wait.
+pub fn own_thread(owner: Arc<dyn Owner>) {
+    OWNER.set(Some(owner));
+}
+
+/// The time of a wait: it ends when this is dropped, in the same thread.
+#[must_use]
+pub struct Waiting(Option<Arc<dyn Owner>>);
+
+/// Begins a wait; `None` when this thread must not wait, and has to answer at once.
+pub fn begin() -> Option<Waiting> {
+    let owner = OWNER.with_borrow(Clone::clone);
+    match owner {
+        Some(owner) if !owner.may_begin() => None,
+        owner => Some(Waiting(owner)),
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(owner) = &self.0 {
+            owner.ended();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
+
+    struct Room(AtomicI32);
+
+    impl Owner for Room {
+        fn may_begin(&self) -> bool {
+            self.0
+                .fetch_update(SeqCst, SeqCst, |room| (room > 0).then(|| room - 1))
+                .is_ok()
+        }
+
+        fn ended(&self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn an_owner_is_asked_and_told_and_a_free_thread_waits_as_it_likes() {
+        std::thread::spawn(|| {
+            assert!(begin().is_some());
+            let room = Arc::new(Room(AtomicI32::new(1)));
+            own_thread(room.clone());
+            let waiting = begin();
+            assert!(waiting.is_some());
+            assert!(begin().is_none());
+            drop(waiting);
+            assert!(begin().is_some());
+            assert_eq!(room.0.load(SeqCst), 1);
+        })
+        .join()
+        .unwrap();
+    }
+}

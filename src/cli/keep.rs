@@ -1,0 +1,163 @@
+//! The keeper's beginning and end: what it takes before there is a worker, and what it clears away
+//! when there is none any more. In between, `daemon::keeper` does its work.
+
+use super::console::Console;
+use super::failure::Exit;
+use super::open::Place;
+use super::place::HostPath;
+use super::serve::{Ready, Serve};
+use super::shed::{FILES, VOLUMES, clear_stale};
+use super::state::StateFolder;
+use crate::daemon::keeper::{self, Estate, Keeper, KeeperSignals};
+use crate::daemon::{Listening, service_manager};
+use crate::device::{FileDevice, FileOptions, lock_pool};
+use crate::export::{Connection, Keepsake};
+use crate::pool;
+use crate::sys;
+use anyhow::Context;
+use std::path::PathBuf;
+
+/// Keeps a worker serving the pool until a signal; answers how it ended. Whoever failed has told
+/// why by then.
+///
+/// # Errors
+/// What keeps it from starting.
+pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::Result<Exit> {
+    let signals = KeeperSignals::block().context("catch signals")?;
+    sys::process::set_name(c"cowshed");
+    if let Some(told) = &serve.keeper {
+        let owner = |estate: &Estate| {
+            let mut state =
+                StateFolder::of_another(estate.folder.clone(), estate.folder_lock.try_clone()?);
+            state.keep(true);
+            let mount = estate.connection.dir().to_owned();
+            Ok(Owner::new(state, mount, None))
+        };
+        let status = keeper::resume(told, signals, owner).context("take over as the keeper")?;
+        return Ok(Exit::from_status(status));
+    }
+    if serve.detached {
+        // It is already its group's leader only if something else started it so.
+        let _ = nix::unistd::setsid();
+    }
+    if let Err(error) = sys::mount::set_io_flusher() {
+        // The export tells it too, with what follows from it.
+        tracing::debug!(%error, "cannot be marked as part of the writeback path");
+    }
+    let (estate, state) = take(serve, place)?;
+    let mount = estate.connection.dir().to_owned();
+    let told = Tell {
+        console,
+        detached: serve.detached,
+        ready: Ready {
+            pool: place.pool.clone(),
+            socket: HostPath::new(estate.listening.path())?,
+            mount: HostPath::new(&mount)?,
+            pid: std::process::id(),
+            worker: 0,
+            log: None,
+        },
+    };
+    let owner = Owner::new(state, mount, Some(told));
+    let keeper = Keeper::new(owner, signals, estate).context("look at the pool's file")?;
+    Ok(Exit::from_status(keeper.run()))
+}
+
+/// Takes everything that must outlive a worker.
+fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
+    let pool = lock_pool(place.pool.as_path()).map_err(|error| place.explain(error))?;
+    let uuid = pool
+        .try_clone()
+        .map_err(|source| crate::base::Error::io("open the pool", source))
+        .and_then(|pool| FileDevice::on_locked(pool, FileOptions::default()))
+        .and_then(|device| pool::uuid_of(&device))
+        .map_err(|error| place.explain(error))?;
+    let state = StateFolder::take(uuid)?;
+    let default_dir = state.path().join(VOLUMES);
+    let dir = serve
+        .mount
+        .as_ref()
+        .map_or(default_dir.as_path(), HostPath::as_path);
+    for dir in [dir, &state.path().join(FILES)] {
+        clear_stale(dir)?;
+    }
+    let what = || format!("listen on {}", place.socket);
+    let listening = match service_manager::listening_socket().with_context(what)? {
+        Some(socket) => Listening::take(socket).context("take the service manager's socket")?,
+        None => Listening::bind(place.socket.as_path()).with_context(what)?,
+    };
+    let keepsake = Keepsake::create().context("make memory for what workers leave each other")?;
+    let folder = state.path().to_owned();
+    let folder_lock = state.lock().try_clone_to_owned();
+    let folder_lock = folder_lock
+        .context("keep the lock of the state folder")?
+        .into();
+    let connection = Connection::mount(dir, None)
+        .with_context(|| format!("mount the volumes at {}", dir.display()))?;
+    let estate = Estate {
+        pool,
+        folder,
+        folder_lock,
+        listening,
+        keepsake,
+        connection,
+    };
+    Ok((estate, state))
+}
+
+/// To whom it is told that the pool is served.
+struct Tell<'a> {
+    console: &'a Console,
+    detached: bool,
+    ready: Ready,
+}
+
+/// What the keeper's end needs.
+struct Owner<'a> {
+    mount: PathBuf,
+    /// The folder goes last, when nothing is mounted in it any more.
+    state: StateFolder,
+    tell: Option<Tell<'a>>,
+}
+
+impl<'a> Owner<'a> {
+    fn new(state: StateFolder, mount: PathBuf, tell: Option<Tell<'a>>) -> Self {
+        Self { mount, state, tell }
+    }
+}
+
+impl keeper::Owner for Owner<'_> {
+    fn serves(&mut self, worker: u32) {
+        let Some(Tell {
+            console,
+            detached,
+            mut ready,
+        }) = self.tell.take()
+        else {
+            return;
+        };
+        ready.worker = worker;
+        tracing::info!(
+            pool = %ready.pool, mount = %ready.mount, socket = %ready.socket, worker, "ready"
+        );
+        let told = if detached {
+            serde_json::to_string(&ready)
+                .map_err(Into::into)
+                .and_then(|text| console.print(&format!("{text}\n")))
+        } else {
+            ready.show(console)
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, "cannot say that it is ready");
+        }
+    }
+
+    fn clear_away(&mut self) {
+        let files = self.state.path().join(FILES);
+        for dir in [&self.mount, &files] {
+            if let Err(error) = clear_stale(dir) {
+                tracing::error!(%error, dir = %dir.display(), "something is left there");
+            }
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The worker: the process that has the pool open and serves it with what its keeper holds.
+//!
+//! A successor serves the volumes first, since everything else may wait for that: what its
+//! predecessor had begun in the kernel (a mount, say) ends only then. It takes over what is
+//! mounted and clears away what was interrupted when nothing of the predecessor is left.
+
+use super::console::Console;
+use super::failure;
+use super::import_volume::remove_unfinished;
+use super::open::Place;
+use super::remote::Commands;
+use super::serve::Serve;
+use super::shed::Shed;
+use super::state::StateFolder;
+use crate::daemon::Server;
+use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
+use crate::device::{FileDevice, FileOptions};
+use crate::export::{Export, ExportOptions};
+use crate::pool::Pool;
+use crate::sys;
+use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long running commands get to end once they are cancelled.
+const COMMANDS_TIME: Duration = Duration::from_secs(20);
+/// How long what is in use is waited for.
+const BUSY_TIME: Duration = Duration::from_secs(10);
+/// How often it is tried meanwhile.
+const BUSY_RETRY: Duration = Duration::from_millis(250);
+/// How long the threads of a dead worker are waited for. They end when what they wait for is
+/// served; only a host that hangs takes longer.
+const PREDECESSOR_TIME: Duration = Duration::from_secs(30);
+
+/// What a worker is to do.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Stop in order; the second time, at once.
+    Stop,
+    /// Leave everything to the program in this file.
+    HandOver(OwnedFd),
+}
+
+/// Serves until a signal, or until another program is to serve.
+///
+/// # Errors
+/// Whatever keeps it from serving or from stopping cleanly.
+pub(super) fn work(
+    serve: &Serve,
+    told: &str,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<()> {
+    // From here on a signal waits until everything is ready to be undone.
+    let (events, queue) = events().context("catch signals")?;
+    sys::process::set_name(c"cowshed");
+    let told: Told = serde_json::from_str(told).context("what the keeper tells")?;
+    if told.handover != HANDOVER {
+        let theirs = told.handover;
+        anyhow::bail!("the keeper's hand-over has version {theirs}, not {HANDOVER}");
+    }
+    keeper::restore_oom_score(told.oom_score);
+    if let Err(error) = sys::mount::set_io_flusher() {
+        // The export tells it too, with what follows from it.
+        tracing::debug!(%error, "cannot be marked as part of the writeback path");
+    }
+    let inherited = Inherited::take(told).context("take what the keeper holds")?;
+    let control = Arc::clone(&inherited.control);
+    let daemon = Daemon::start(serve, place, inherited, events)?;
+    if control.ready().is_err() {
+        tracing::warn!("the keeper is gone");
+    }
+    let first = queue.recv().context("wait for a signal")?;
+    let ended = match first {
+        Event::Stop => daemon.stop(&queue, console),
+        Event::HandOver(program) => daemon.hand_over(&program),
+    };
+    // Without a keeper nobody needs to know.
+    let _ = control.ended();
+    ended
+}
+
+/// The signals as events, and where others put theirs.
+fn events() -> std::io::Result<(Sender<Event>, Receiver<Event>)> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    // The keeper blocks them, and a process begins with what the one that started it blocks.
+    nix::sys::signal::SigSet::all().thread_unblock()?;
+    let (sender, queue) = channel();
+    let events = sender.clone();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                // A terminal that is closed is nothing to a worker.
+                if signal == SIGHUP {
+                    continue;
+                }
+                tracing::info!(signal, "stopping");
+                if events.send(Event::Stop).is_err() {
+                    return;
+                }
+            }
+        })?;
+    Ok((sender, queue))
+}
+
+/// What the keeper holds, in this process.
+struct Inherited {
+    serving: Serving,
+    estate: Estate,
+    keeps_socket_file: bool,
+    control: Arc<ToKeeper>,
+    predecessors: Vec<OwnedFd>,
+    is_successor: bool,
+}
+
+impl Inherited {
+    fn take(told: Told) -> std::io::Result<Self> {
+        let control = Arc::new(ToKeeper::new(keeper::take_descriptor(told.control)?));
+        start_pulse(keeper::take_descriptor(told.pulse)?)?;
+        // Closed by the kernel, with the last thread that has this process's descriptors.
+        let _: i32 = keeper::take_descriptor(told.life)?.into_raw_fd();
+        let predecessors = told.predecessors.into_iter().map(keeper::take_descriptor);
+        let predecessors = predecessors.collect::<Result<_, _>>()?;
+        let keeps_socket_file = told.estate.keeps_socket_file();
+        let estate = Estate::take(told.estate)?;
+        watch_keeper(Arc::clone(&control))?;
+        let serving = Serving {
+            worker: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..told.serving
+        };
+        Ok(Self {
+            serving,
+            estate,
+            keeps_socket_file,
+            control,
+            predecessors,
+            is_successor: told.is_successor,
+        })
+    }
+}
+
+/// Leaves `pulse` to a thread that does nothing and has no other descriptor. When this process is
+/// killed, the thread ends at once, whatever other threads wait for in the kernel, and with it
+/// goes the pulse: that is how the keeper knows.
+fn start_pulse(pulse: OwnedFd) -> std::io::Result<()> {
+    let (sender, apart) = channel();
+    thread::Builder::new()
+        .name("pulse".to_owned())
+        .spawn(move || {
+            // The number stays good here: its owner closes it in the other threads' table only.
+            let _ = sender.send(sys::file_table::keep_only(&[pulse.as_raw_fd()]).map(|()| pulse));
+            loop {
+                thread::park();
+            }
+        })?;
+    let pulse = apart.recv().map_err(std::io::Error::other)??;
+    drop(pulse);
+    Ok(())
+}
+
+fn watch_keeper(control: Arc<ToKeeper>) -> std::io::Result<()> {
+    thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || {
+            control.wait_for_keepers_end();
+            tracing::error!(
+                "the keeper is gone; serving goes on, but nobody will follow this process"
+            );
+        })?;
+    Ok(())
+}
+
+/// Waits until no thread of a predecessor is left that could still mount or unmount something.
+fn wait_for(predecessors: Vec<OwnedFd>) {
+    let deadline = Instant::now() + PREDECESSOR_TIME;
+    for life in predecessors {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(life.as_fd(), PollFlags::empty())];
+            match poll(&mut fds, timeout) {
+                Ok(0) => {
+                    tracing::warn!("threads of a dead worker hang; what they do is not waited for");
+                    return;
+                }
+                Ok(_) => break,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Everything that serves; the fields go in the order in which they must stop.
+struct Daemon {
+    server: Server<Commands>,
+    shed: Arc<Shed>,
+    export: Arc<Export>,
+    control: Arc<ToKeeper>,
+    keeps_socket_file: bool,
+}
+
+impl Daemon {
+    fn start(
+        serve: &Serve,
+        place: &Place,
+        inherited: Inherited,
+        events: Sender<Event>,
+    ) -> anyhow::Result<Self> {
+        let options = FileOptions {
+            direct: serve.direct,
+            read_only: false,
+        };
+        let started = Instant::now();
+        let locked = inherited.estate.pool.try_clone().context("open the pool")?;
+        let full = serve.full.options(place)?;
+        let pool = FileDevice::on_locked(locked, options)
+            .and_then(|device| Place::open_on(device, full))
+            .map_err(|error| place.explain(error))?;
+        tracing::info!(took = ?started.elapsed(), "the pool is open");
+        let started = Self::start_on(pool.clone(), place, inherited, events);
+        if started.is_err()
+            && let Err(error) = pool.close()
+        {
+            tracing::warn!(%error, "the pool was not closed cleanly");
+        }
+        started
+    }
+
+    fn start_on(
+        pool: Pool,
+        place: &Place,
+        inherited: Inherited,
+        events: Sender<Event>,
+    ) -> anyhow::Result<Self> {
+        let Inherited {
+            serving,
+            estate,
+            keeps_socket_file,
+            control,
+            predecessors,
+            is_successor,
+        } = inherited;
+        pool.on_device_failure(Box::new(estate.keepsake.failure_note()));
+        let export = Export::resume(
+            Arc::new(pool.clone()),
+            estate.connection,
+            estate.keepsake,
+            ExportOptions::default(),
+            is_successor,
+        )
+        .context("serve the volumes")?;
+        let export = Arc::new(export);
+        wait_for(predecessors);
+        if let Err(error) = remove_unfinished(&pool) {
+            tracing::warn!(%error, "what an interrupted import left stays");
+        }
+        let state = StateFolder::of_another(estate.folder, estate.folder_lock);
+        let shed = Shed::of_daemon(
+            pool,
+            place.clone(),
+            Arc::clone(&export),
+            state,
+            serving,
+            is_successor,
+        )?;
+        let shed = Arc::new(shed);
+        let commands = Commands::new(Arc::clone(&shed), events, Arc::clone(&control));
+        let server = Server::start(estate.listening, commands).context("take commands")?;
+        Ok(Self {
+            server,
+            shed,
+            export,
+            control,
+            keeps_socket_file,
+        })
+    }
+
+    fn stop(self, events: &Receiver<Event>, console: &Console) -> anyhow::Result<()> {
+        let Self {
+            mut server,
+            shed,
+            export,
+            control,
+            keeps_socket_file,
+        } = self;
+        // Unmounting writes out what is in memory, which must not wait for room.
+        shed.pool().stop_holding();
+        let running = server.stop(COMMANDS_TIME);
+        if running > 0 {
+            tracing::warn!(running, "commands did not end in time");
+        }
+        if control.is_keeper_gone() {
+            shed.keep_folder();
+            if keeps_socket_file {
+                server.keep_file();
+            }
+        }
+        let deadline = Instant::now() + BUSY_TIME;
+        let mut told = String::new();
+        loop {
+            let Err(busy) = shed.unmount(&export) else {
+                break;
+            };
+            let line = failure::line(&busy).unwrap_or_default();
+            if line != told {
+                console.complain(&line);
+                told = line;
+            }
+            let forced = events.try_iter().any(|event| matches!(event, Event::Stop));
+            if forced || Instant::now() >= deadline {
+                return cut_off(server, &shed, busy);
+            }
+            thread::sleep(BUSY_RETRY);
+        }
+        // The socket goes last: whoever finds none may open the pool, whose lock goes with it.
+        let closed = shed.pool().close().context("close the pool");
+        drop(server);
+        tracing::info!("stopped");
+        closed
+    }
+
+    /// Stops serving and closes the pool, and leaves everything mounted to the program in
+    /// `program`. What cannot be stopped in order ends with this process, as if it were killed.
+    fn hand_over(self, program: &OwnedFd) -> anyhow::Result<()> {
+        let Self {
+            mut server,
+            shed,
+            export,
+            control,
+            ..
+        } = self;
+        let mut running = server.drain(COMMANDS_TIME);
+        if running > 0 {
+            tracing::warn!(running, "commands did not end in time, and are interrupted");
+            running = server.stop(COMMANDS_TIME);
+        }
+        shed.leave();
+        // Writes that wait for room go on waiting with the next worker.
+        let holds_writes = shed.pool().status().is_ok_and(|now| now.holds_writes);
+        if running == 0 && !holds_writes {
+            match export.hand_over() {
+                Ok(()) => {
+                    if let Err(error) = shed.pool().close() {
+                        tracing::error!(%error, "the pool was not closed cleanly");
+                    }
+                }
+                // It ends with this process.
+                Err(error) => tracing::error!(%error, "serving did not stop in order"),
+            }
+        }
+        tracing::info!("handing over");
+        control
+            .hand_over(program.as_fd())
+            .context("hand over to the keeper")
+    }
+}
+
+/// Writes out what can be written, takes the mounts out of sight, and closes the pool under
+/// whoever still uses them.
+fn cut_off(server: Server<Commands>, shed: &Shed, busy: anyhow::Error) -> anyhow::Result<()> {
+    for path in shed.mounted_paths() {
+        if let Err(error) = sys::mount::sync_file_system(&path) {
+            tracing::error!(%error, path = %path.display(), "not all of it was written out");
+        }
+        if let Err(error) = sys::mount::unmount_lazy(&path) {
+            tracing::error!(%error, path = %path.display(), "it stays mounted");
+        }
+    }
+    let closed = shed.pool().close();
+    drop(server);
+    closed.context("close the pool")?;
+    Err(busy.context("stopped, but cut off what was in use"))
+}

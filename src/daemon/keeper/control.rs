@@ -1,0 +1,201 @@
+//! What a worker says to its keeper: lines of JSON, with a descriptor where one belongs to it.
+
+use crate::sys::descriptors;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// The longest line.
+const LINE_BYTES_MAX: usize = 4096;
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Message {
+    /// It serves, and takes commands and signals.
+    Ready,
+    /// It has stopped serving so that the program whose file comes along takes over.
+    HandOver,
+    /// It ends on purpose.
+    Ended,
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct ToKeeper {
+    socket: UnixStream,
+}
+
+impl ToKeeper {
+    /// The end that the keeper left open for this worker.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket: socket.into(),
+        }
+    }
+
+    /// The pool is served, and commands and signals are taken.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn ready(&self) -> io::Result<()> {
+        self.say(&Message::Ready, None)
+    }
+
+    /// Nothing is served any more, and all is left for the program in `file`.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn hand_over(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.say(&Message::HandOver, Some(file))
+    }
+
+    /// This worker ends on purpose.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn ended(&self) -> io::Result<()> {
+        self.say(&Message::Ended, None)
+    }
+
+    fn say(&self, message: &Message, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        let sent = descriptors::send(&self.socket, &line, descriptor.as_slice())?;
+        (&self.socket).write_all(&line[sent..])
+    }
+
+    /// Whether the keeper is gone.
+    #[must_use]
+    pub fn is_keeper_gone(&self) -> bool {
+        is_ended(&self.socket, Some(Duration::ZERO))
+    }
+
+    /// Returns when the keeper is gone.
+    pub fn wait_for_keepers_end(&self) {
+        while !is_ended(&self.socket, None) {}
+    }
+}
+
+/// Whether the other end is closed, waiting for that up to `patience`, or for ever.
+fn is_ended(socket: &UnixStream, patience: Option<Duration>) -> bool {
+    let timeout = patience.map_or(PollTimeout::NONE, |patience| {
+        PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)
+    });
+    // Of the socket only its end is asked, which poll always tells.
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut fds, timeout).is_ok() && fds[0].any().unwrap_or(false)
+}
+
+/// The keeper's end.
+#[derive(Debug)]
+pub(super) struct FromWorker {
+    socket: UnixStream,
+    line: Vec<u8>,
+    received: Vec<OwnedFd>,
+}
+
+impl FromWorker {
+    /// A connection: the keeper's end, and the one for the worker.
+    pub(super) fn pair() -> io::Result<(Self, UnixStream)> {
+        let (socket, theirs) = UnixStream::pair()?;
+        Ok((Self::take(socket)?, theirs))
+    }
+
+    /// The keeper's end, as another program had it.
+    pub(super) fn take(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            line: Vec::new(),
+            received: Vec::new(),
+        })
+    }
+
+    /// What has come by now, with the descriptor that came with it.
+    pub(super) fn read(&mut self) -> Vec<(Message, Option<OwnedFd>)> {
+        let mut messages = Vec::new();
+        let mut bytes = [0; LINE_BYTES_MAX];
+        loop {
+            match descriptors::receive(&self.socket, &mut bytes) {
+                Ok((0, _)) => break,
+                Ok((len, received)) => {
+                    self.line.extend_from_slice(&bytes[..len]);
+                    self.received.extend(received);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+            self.take_lines(&mut messages);
+            if self.line.len() > LINE_BYTES_MAX {
+                tracing::error!("the worker says what makes no sense");
+                self.line.clear();
+            }
+        }
+        messages
+    }
+
+    fn take_lines(&mut self, messages: &mut Vec<(Message, Option<OwnedFd>)>) {
+        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(Message::HandOver) => messages.push((Message::HandOver, self.received.pop())),
+                Ok(message) => messages.push((message, None)),
+                Err(error) => tracing::error!(%error, "the worker says what makes no sense"),
+            }
+        }
+    }
+}
+
+impl AsFd for FromWorker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn what_a_worker_says_arrives_with_its_file_and_so_does_its_end() {
+        let (mut keeper, worker) = FromWorker::pair().unwrap();
+        let worker = ToKeeper::new(worker.into());
+        assert!(keeper.read().is_empty());
+        worker.ready().unwrap();
+        let file = File::open("/dev/null").unwrap();
+        worker.hand_over(file.as_fd()).unwrap();
+        worker.ended().unwrap();
+        let said = keeper.read();
+        let messages: Vec<_> = said.iter().map(|(message, _)| message.clone()).collect();
+        assert_eq!(
+            messages,
+            [Message::Ready, Message::HandOver, Message::Ended]
+        );
+        let with_file: Vec<_> = said.iter().map(|(_, file)| file.is_some()).collect();
+        assert_eq!(with_file, [false, true, false]);
+        assert!(!worker.is_keeper_gone());
+        drop(keeper);
+        worker.wait_for_keepers_end();
+        assert!(worker.is_keeper_gone() && worker.ready().is_err());
+    }
+
+    #[test]
+    fn nonsense_is_passed_over() {
+        let (mut keeper, worker) = FromWorker::pair().unwrap();
+        (&worker).write_all(b"{}\n\xff\n\"Ready\"\n").unwrap();
+        let said: Vec<_> = keeper
+            .read()
+            .into_iter()
+            .map(|(message, _)| message)
+            .collect();
+        assert_eq!(said, [Message::Ready]);
+        (&worker).write_all(&[b'x'; 3 * LINE_BYTES_MAX]).unwrap();
+        (&worker).write_all(b"\n\"Ended\"\n").unwrap();
+        assert_eq!(keeper.read().len(), 1);
+    }
+}

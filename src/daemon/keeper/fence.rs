@@ -1,0 +1,236 @@
+//! Whether a worker that was killed can still change the pool.
+//!
+//! A killed process may linger: a thread that waits in the kernel for a file system on one of our
+//! own volumes (mounting, unmounting, writing it out) ends only when a successor answers it, so
+//! the process as a whole cannot be waited for. But a thread that was killed never runs the
+//! program's code again; it can only do what its present system call still does. So the pool is
+//! safe once each thread left has ended, or is asleep in a call that does not write to the pool.
+//!
+//! # Invariants
+//! - Nothing here touches a file of the volumes: that would wait for the successor, too.
+//! - Where the kernel does not say, a thread counts as one that may write.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+/// `PF_EXITING` of linux/sched.h: the thread is past its last system call.
+const EXITING: u64 = 0x4;
+
+/// System calls that can change a file, with the argument that says which; each is on the pool
+/// only if that descriptor is.
+const WRITES: &[(libc::c_long, usize)] = &[
+    (libc::SYS_write, 0),
+    (libc::SYS_writev, 0),
+    (libc::SYS_pwrite64, 0),
+    (libc::SYS_pwritev, 0),
+    (libc::SYS_pwritev2, 0),
+    (libc::SYS_fallocate, 0),
+    (libc::SYS_ftruncate, 0),
+    // Not a change, but it takes the news of a failed write away from the successor's own.
+    (libc::SYS_fdatasync, 0),
+    (libc::SYS_fsync, 0),
+    (libc::SYS_sync_file_range, 0),
+    // BLKDISCARD and its like.
+    (libc::SYS_ioctl, 0),
+    (libc::SYS_sendfile, 0),
+    (libc::SYS_copy_file_range, 2),
+    (libc::SYS_splice, 2),
+];
+/// System calls that may write to any file.
+const WRITES_ANYWHERE: &[libc::c_long] = &[libc::SYS_io_uring_enter, libc::SYS_io_submit];
+
+/// What is left of a killed worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing, or only what the kernel is taking down.
+    Nothing,
+    /// This many threads sleep in calls that do not concern the pool.
+    Harmless(usize),
+    /// This thread may still change the pool.
+    MayWrite(u32),
+}
+
+/// How the kernel names the pool's file in `/proc/…/fd`.
+#[derive(Clone, Debug)]
+pub(super) struct PoolName(PathBuf);
+
+impl PoolName {
+    /// The name of the pool that `pool` has open.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub(super) fn of(pool: impl AsFd) -> io::Result<Self> {
+        let number = pool.as_fd().as_raw_fd();
+        fs::read_link(format!("/proc/self/fd/{number}")).map(Self)
+    }
+}
+
+/// Looks at the process `pid`, which has been killed.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(super) fn look(pid: u32, pool: &PoolName) -> io::Result<Left> {
+    let tasks = PathBuf::from(format!("/proc/{pid}/task"));
+    let entries = match fs::read_dir(&tasks) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(&error) => return Ok(Left::Nothing),
+        Err(error) => return Err(error),
+    };
+    let mut asleep = 0;
+    for entry in entries {
+        let task = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) if is_gone(&error) => break,
+            Err(error) => return Err(error),
+        };
+        match look_at_thread(&task, pool) {
+            Ok(Thread::Ended) => {}
+            Ok(Thread::Harmless) => asleep += 1,
+            Err(error) if is_gone(&error) => {}
+            Ok(Thread::MayWrite) | Err(_) => {
+                let name = task.file_name().and_then(|name| name.to_str());
+                let thread = name.and_then(|name| name.parse().ok());
+                return Ok(Left::MayWrite(thread.unwrap_or(pid)));
+            }
+        }
+    }
+    Ok(match asleep {
+        0 => Left::Nothing,
+        asleep => Left::Harmless(asleep),
+    })
+}
+
+enum Thread {
+    Ended,
+    Harmless,
+    MayWrite,
+}
+
+fn look_at_thread(task: &Path, pool: &PoolName) -> io::Result<Thread> {
+    let Some((state, flags)) = state_of(&fs::read_to_string(task.join("stat"))?) else {
+        return Ok(Thread::MayWrite);
+    };
+    if matches!(state, 'Z' | 'X' | 'x') || flags & EXITING != 0 {
+        return Ok(Thread::Ended);
+    }
+    if state != 'D' {
+        // It has not seen yet that it was killed.
+        return Ok(Thread::MayWrite);
+    }
+    let call = fs::read_to_string(task.join("syscall"))?;
+    let writes = match target_of(&call) {
+        Target::None => false,
+        Target::Any => true,
+        Target::Descriptor(number) => {
+            // What cannot be told apart from the pool counts as the pool.
+            fs::read_link(task.join(format!("fd/{number}"))).map_or(true, |name| name == pool.0)
+        }
+    };
+    Ok(if writes {
+        Thread::MayWrite
+    } else {
+        Thread::Harmless
+    })
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// State and flags in a line of `/proc/…/stat`. The program's name in it may hold anything.
+fn state_of(stat: &str) -> Option<(char, u64)> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let flags = fields.nth(5)?.parse().ok()?;
+    Some((state, flags))
+}
+
+/// What a system call may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    None,
+    Any,
+    Descriptor(u64),
+}
+
+/// Reads a line of `/proc/…/syscall`: the number and the arguments, `running`, or -1 outside of
+/// any call, as in a page fault.
+fn target_of(call: &str) -> Target {
+    let mut fields = call.split_whitespace();
+    let Some(number) = fields.next().and_then(|text| text.parse().ok()) else {
+        return Target::Any;
+    };
+    if WRITES_ANYWHERE.contains(&number) {
+        return Target::Any;
+    }
+    let Some((_, argument)) = WRITES.iter().find(|(write, _)| *write == number) else {
+        return Target::None;
+    };
+    let value = fields
+        .nth(*argument)
+        .and_then(|text| text.strip_prefix("0x"));
+    value
+        .and_then(|text| u64::from_str_radix(text, 16).ok())
+        .map_or(Target::Any, |value| {
+            // A descriptor is an int; the upper half of the register may hold anything.
+            Target::Descriptor(value & u64::from(u32::MAX))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_line_of_the_kernels_is_understood_whatever_the_programs_name_is() {
+        let line = "7 (a) D 1 (x) D 1 7 7 0 -1 4194564 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0\n";
+        assert_eq!(state_of(line), Some(('D', 4_194_564)));
+        assert_eq!(state_of("7 (x) D 1 7"), None);
+        assert_eq!(state_of(""), None);
+    }
+
+    #[test]
+    fn only_calls_that_write_have_a_target() {
+        let pwrite = format!(
+            "{} 0x5 0x7f 0x1000 0x0 0x0 0x0 0x7f 0x7f",
+            libc::SYS_pwrite64
+        );
+        assert_eq!(target_of(&pwrite), Target::Descriptor(5));
+        let copy = format!(
+            "{} 0x5 0x0 0x9 0x0 0x0 0x0 0x7f 0x7f",
+            libc::SYS_copy_file_range
+        );
+        assert_eq!(target_of(&copy), Target::Descriptor(9));
+        let umount = format!("{} 0x5 0x0 0x0", libc::SYS_umount2);
+        assert_eq!(target_of(&umount), Target::None);
+        assert_eq!(target_of("-1 0x7f 0x7f"), Target::None);
+        assert_eq!(target_of("running"), Target::Any);
+        assert_eq!(target_of(""), Target::Any);
+        let ring = format!("{} 0x5", libc::SYS_io_uring_enter);
+        assert_eq!(target_of(&ring), Target::Any);
+        assert_eq!(target_of(&libc::SYS_pwrite64.to_string()), Target::Any);
+    }
+
+    #[test]
+    fn a_live_process_may_write_and_one_that_has_ended_may_not() {
+        let pool = PoolName::of(fs::File::open("/proc/self/exe").unwrap()).unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        assert!(matches!(
+            look(child.id(), &pool).unwrap(),
+            Left::MayWrite(_)
+        ));
+        child.kill().unwrap();
+        // Not reaped yet: it stays as a zombie.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while look(child.id(), &pool).unwrap() != Left::Nothing {
+            assert!(std::time::Instant::now() < deadline, "it does not die");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert_eq!(look(child.id(), &pool).unwrap(), Left::Nothing);
+    }
+}

@@ -1,0 +1,83 @@
+//! The keeper becomes another program, the one that its worker already runs, and that program
+//! takes over as the keeper of that worker: the same process, with the same descriptors.
+
+use super::estate::{Estate, HANDOVER, LeftOpen, Succession};
+use super::worker::{KEEPER_ARGUMENT, Program, Worker, plain_arguments};
+use super::{Keeper, KeeperSignals, Owner, State};
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+
+impl<O: Owner> Keeper<O> {
+    /// Becomes the next program, now that a worker of it serves. When that fails, this one stays.
+    pub(super) fn become_next(&mut self, worker: &Worker) {
+        let Some(program) = self.next.take() else {
+            return;
+        };
+        let Err(error) = self.exec(&program, worker);
+        tracing::error!(%error, "the keeper stays what it is; its worker is the new program");
+    }
+
+    /// Returns only when it fails.
+    fn exec(&self, program: &Program, worker: &Worker) -> io::Result<Infallible> {
+        let succession = Succession {
+            handover: HANDOVER,
+            serving: self.serving.clone(),
+            estate: self.estate.parts(),
+            worker: worker.parts(),
+            oom_score: self.oom_score,
+            stops: self.stops,
+        };
+        let told = format!("{KEEPER_ARGUMENT}{}", serde_json::to_string(&succession)?);
+        let mut arguments = vec![CString::new("cowshed")?];
+        for argument in plain_arguments() {
+            arguments.push(CString::new(argument.into_vec())?);
+        }
+        arguments.push(CString::new(told)?);
+        let path = CString::new(program.path())?;
+        let mut left = self.estate.descriptors();
+        left.extend([
+            worker.control.as_fd(),
+            worker.pulse.as_fd(),
+            worker.life.as_fd(),
+        ]);
+        let _left = LeftOpen::new(left)?;
+        // Signals stay blocked, and those that wait go on waiting for the new program.
+        Ok(nix::unistd::execv(&path, &arguments)?)
+    }
+}
+
+/// Takes over from the program that this process was, as `told` by it, and keeps on keeping;
+/// answers the exit status.
+///
+/// # Errors
+/// When what was told makes no sense to this program; the worker then goes on by itself.
+pub fn resume<O: Owner>(
+    told: &str,
+    signals: KeeperSignals,
+    owner: impl FnOnce(&Estate) -> io::Result<O>,
+) -> io::Result<u8> {
+    let told: Succession = serde_json::from_str(told)?;
+    if told.handover != HANDOVER {
+        let theirs = told.handover;
+        let what = format!("the hand-over has version {theirs}, not {HANDOVER}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let keeps_socket_file = told.estate.keeps_socket_file();
+    let mut estate = Estate::take(told.estate)?;
+    estate.listening.keep_file(keeps_socket_file);
+    let worker = Worker::take(&told.worker)?;
+    let owner = owner(&estate)?;
+    let mut keeper = Keeper::new(owner, signals, estate)?;
+    keeper.serving = told.serving;
+    keeper.oom_score = told.oom_score;
+    keeper.stops = told.stops;
+    keeper.has_served = true;
+    tracing::info!(
+        worker = worker.pid,
+        "the new program keeps what the old one kept"
+    );
+    Ok(keeper.run_from(State::Runs(worker, None)))
+}

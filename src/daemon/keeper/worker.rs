@@ -1,0 +1,169 @@
+//! A worker as its keeper sees it: started, heard, and known to be dead.
+
+use super::control::FromWorker;
+use super::estate::{Estate, HANDOVER, LeftOpen, Serving, Told, WorkerParts};
+use crate::daemon::service_manager;
+use crate::sys::descriptors;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use std::ffi::OsString;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// How an argument begins that tells a worker what it needs.
+pub const WORKER_ARGUMENT: &str = "--worker=";
+/// How an argument begins that tells a keeper what it takes over.
+pub const KEEPER_ARGUMENT: &str = "--keeper=";
+
+/// A program that a worker can be.
+pub(super) enum Program {
+    /// The keeper's own, whatever lies at its path by now.
+    Own,
+    /// The one in this open file.
+    Other(OwnedFd),
+}
+
+impl Program {
+    /// A path that names it in this process, and in one that it starts.
+    pub(super) fn path(&self) -> String {
+        match self {
+            Self::Own => "/proc/self/exe".to_owned(),
+            Self::Other(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+        }
+    }
+}
+
+/// The arguments that this process was started with, without what it was told by another one.
+pub(super) fn plain_arguments() -> Vec<OsString> {
+    let is_told = |argument: &OsString| {
+        let bytes = argument.as_encoded_bytes();
+        [WORKER_ARGUMENT, KEEPER_ARGUMENT]
+            .iter()
+            .any(|start| bytes.starts_with(start.as_bytes()))
+    };
+    std::env::args_os()
+        .skip(1)
+        .filter(|argument| !is_told(argument))
+        .collect()
+}
+
+/// A worker that was started.
+pub(super) struct Worker {
+    pub(super) pid: u32,
+    pub(super) control: FromWorker,
+    /// Ends when the worker is killed, though threads of it linger.
+    pub(super) pulse: PipeReader,
+    /// Ends when no thread is left that has the worker's descriptors.
+    pub(super) life: OwnedFd,
+    /// Since when it serves.
+    pub(super) ready: Option<Instant>,
+    /// Whether it has said that it ends on purpose.
+    pub(super) ended: bool,
+}
+
+impl Worker {
+    /// Starts one. The caller has one thread, so nothing else inherits what is left open for it.
+    pub(super) fn start(
+        program: &Program,
+        estate: &Estate,
+        serving: &Serving,
+        predecessors: &[OwnedFd],
+        oom_score: Option<i32>,
+    ) -> io::Result<Self> {
+        let (control, their_control) = FromWorker::pair()?;
+        let (pulse, their_pulse) = io::pipe()?;
+        let (life, their_life) = io::pipe()?;
+        let told = Told {
+            handover: HANDOVER,
+            serving: serving.clone(),
+            estate: estate.parts(),
+            control: their_control.as_raw_fd(),
+            pulse: their_pulse.as_raw_fd(),
+            life: their_life.as_raw_fd(),
+            predecessors: predecessors.iter().map(AsRawFd::as_raw_fd).collect(),
+            is_successor: serving.worker != 0,
+            oom_score,
+        };
+        let argument = format!("{WORKER_ARGUMENT}{}", serde_json::to_string(&told)?);
+        let mut command = Command::new(program.path());
+        command
+            .arg0("cowshed")
+            .args(plain_arguments())
+            .arg(argument)
+            // What a terminal sends to its foreground is the keeper's to pass on.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        for name in service_manager::VARIABLES {
+            command.env_remove(name);
+        }
+        let mut left = estate.descriptors();
+        left.extend([
+            their_control.as_fd(),
+            their_pulse.as_fd(),
+            their_life.as_fd(),
+        ]);
+        left.extend(predecessors.iter().map(AsFd::as_fd));
+        let left = LeftOpen::new(left)?;
+        let child = command.spawn()?;
+        drop(left);
+        Ok(Self {
+            pid: child.id(),
+            control,
+            pulse,
+            life: life.into(),
+            ready: None,
+            ended: false,
+        })
+    }
+
+    /// The worker that another program started in this process.
+    pub(super) fn take(parts: &WorkerParts) -> io::Result<Self> {
+        let control = descriptors::inherited(parts.control)?;
+        Ok(Self {
+            pid: parts.pid,
+            control: FromWorker::take(control.into())?,
+            pulse: descriptors::inherited(parts.pulse)?.into(),
+            life: descriptors::inherited(parts.life)?,
+            ready: Some(Instant::now()),
+            ended: false,
+        })
+    }
+
+    pub(super) fn parts(&self) -> WorkerParts {
+        WorkerParts {
+            pid: self.pid,
+            control: self.control.as_fd().as_raw_fd(),
+            pulse: self.pulse.as_raw_fd(),
+            life: self.life.as_raw_fd(),
+        }
+    }
+
+    /// Sends it a signal; one that has ended does not mind.
+    pub(super) fn signal(&self, signal: Signal) {
+        let Ok(pid) = i32::try_from(self.pid) else {
+            return;
+        };
+        if let Err(error) = kill(Pid::from_raw(pid), signal)
+            && error != Errno::ESRCH
+        {
+            tracing::warn!(%error, pid, %signal, "cannot signal the worker");
+        }
+    }
+}
+
+/// Kills what a dead worker had started, such as a program that grows a file system: it would
+/// work on what the successor takes away. All of it is in the worker's group of processes, whose
+/// number nobody else can have before the worker is waited for.
+pub(super) fn kill_group(pid: u32) {
+    let Ok(pid) = i32::try_from(pid) else { return };
+    match killpg(Pid::from_raw(pid), Signal::SIGKILL) {
+        // Only zombies are left, or nothing.
+        Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => {}
+        Err(error) => tracing::warn!(%error, pid, "cannot end what a dead worker had started"),
+    }
+}

@@ -1,0 +1,152 @@
+//! The socket that clients connect to, and its file: made here, or taken from whoever made it.
+//!
+//! # Invariants
+//! - Only one who keeps the file removes it, and only while it is still this socket's.
+//! - Clients that connect while nobody accepts wait in the kernel, as long as any process has the
+//!   socket open.
+
+use nix::sys::socket::{getsockopt, sockopt};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listening {
+    pub(super) listener: UnixListener,
+    path: PathBuf,
+    /// The file's device and inode, where it is ours to remove.
+    kept: Option<(u64, u64)>,
+}
+
+impl Listening {
+    /// Listens at `path` (mode 0600). A socket file that nobody listens on is replaced: whoever
+    /// calls this holds the pool's lock. The file is removed when this is dropped.
+    ///
+    /// # Errors
+    /// What the kernel says; `AddrInUse` when the path is no socket or somebody listens there.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => {
+                if UnixStream::connect(path).is_ok() {
+                    return Err(io::ErrorKind::AddrInUse.into());
+                }
+                fs::remove_file(path)?;
+            }
+            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(path)?;
+        // Between the two calls others might connect; they are refused by who they are.
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        let kept = Some(identity(path)?);
+        let path = path.to_owned();
+        Ok(Self {
+            listener,
+            path,
+            kept,
+        })
+    }
+
+    /// Takes a socket that another process listens on, or has left. Its file stays.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is no listening unix socket with a path, and what the kernel says.
+    pub fn take(socket: OwnedFd) -> io::Result<Self> {
+        let refused = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        let listener = UnixListener::from(socket);
+        let address = listener
+            .local_addr()
+            .map_err(|_| refused("it is no unix socket"))?;
+        if !getsockopt(&listener, sockopt::AcceptConn)? {
+            return Err(refused("nobody listens on it"));
+        }
+        let path = address
+            .as_pathname()
+            .ok_or_else(|| refused("it has no path"))?
+            .to_owned();
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            path,
+            kept: None,
+        })
+    }
+
+    /// Where clients find it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file goes when this is dropped.
+    #[must_use]
+    pub const fn keeps_file(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Makes the file this one's to remove, when whoever was to do it is gone; or leaves it to
+    /// another process.
+    pub fn keep_file(&mut self, keep: bool) {
+        // Without its file, there is nothing to remove.
+        self.kept = keep.then(|| identity(&self.path).ok()).flatten();
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let Some(kept) = self.kept else { return };
+        let ours = identity(&self.path).is_ok_and(|found| found == kept);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "the socket's file stays behind");
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn a_socket_that_is_taken_keeps_its_file_and_waiting_clients() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool.sock");
+        let mut first = Listening::bind(&path).unwrap();
+        first.keep_file(false);
+        let descriptor = first.as_fd().try_clone_to_owned().unwrap();
+        drop(first);
+        // Nobody accepts now.
+        let _client = UnixStream::connect(&path).unwrap();
+        let mut second = Listening::take(descriptor).unwrap();
+        assert_eq!(second.path(), path);
+        second.listener.accept().unwrap();
+        second.keep_file(true);
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_nobody_listens_on_is_not_taken() {
+        let (end, _other) = UnixStream::pair().unwrap();
+        assert!(Listening::take(end.into()).is_err());
+        let file = File::open("/dev/null").unwrap();
+        assert!(Listening::take(file.into()).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! Giving volumes back: detaching them, and unmounting everything. Not handing a mount over: that
+//! leaves all of it as it is, in `succession`.
+//!
+//! # Invariants
+//! - A record leaves the keepsake after its device is detached, so a successor never meets a device
+//!   that no record has.
+
+use super::attachments::{Entry, Slot};
+use super::error::ExportError;
+use super::holders::{Holder, Holders};
+use super::target::BlockTarget;
+use super::{AttachKind, Export};
+
+impl Export {
+    /// Gives one attachment back; the last one of a loop device flushes and detaches it. When the
+    /// volume is attached as both, the loop device goes first; `detach_as` says which.
+    ///
+    /// # Errors
+    /// `NotAttached`; `Busy` with who uses the device, which then stays attached; `Io`.
+    pub fn detach(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
+        self.detach_where(volume, None)
+    }
+
+    /// Gives one attachment of a kind back.
+    ///
+    /// # Errors
+    /// As `detach`.
+    pub fn detach_as(&self, volume: &dyn BlockTarget, kind: AttachKind) -> Result<(), ExportError> {
+        self.detach_where(volume, Some(kind))
+    }
+
+    fn detach_where(
+        &self,
+        volume: &dyn BlockTarget,
+        kind: Option<AttachKind>,
+    ) -> Result<(), ExportError> {
+        let _mounted = self.mounted.read();
+        let slot = self.attached.slot(volume.id());
+        let result = self.detach_in(&slot, kind).and_then(|found| {
+            if found {
+                Ok(())
+            } else {
+                Err(ExportError::NotAttached(volume.name()))
+            }
+        });
+        drop(slot);
+        self.attached.tidy();
+        result
+    }
+
+    /// Gives back one attachment of the kind, or of any; `false` when there is none.
+    fn detach_in(&self, slot: &Slot, kind: Option<AttachKind>) -> Result<bool, ExportError> {
+        let mut entries = slot.lock();
+        let matching = |entry: &Entry| kind.is_none_or(|kind| entry.kind() == kind);
+        let is_loop = |entry: &Entry| entry.kind() == AttachKind::Loop;
+        let found = entries
+            .iter()
+            .position(|entry| matching(entry) && is_loop(entry))
+            .or_else(|| entries.iter().position(matching));
+        let Some(index) = found else { return Ok(false) };
+        let entry = &mut entries[index];
+        if entry.count > 1 {
+            entry.count -= 1;
+            self.keepsake.records().count(entry.slot, entry.count);
+            return Ok(true);
+        }
+        if let Some(attached) = entry.device {
+            attached.detach()?;
+        }
+        let entry = entries.remove(index);
+        self.keepsake.records().detach(entry.slot);
+        Ok(true)
+    }
+
+    /// Detaches the loop devices, flushes everything and unmounts. When something is busy, that
+    /// is named, and the files go on being served; call again when it is free. After it has
+    /// succeeded, it does nothing.
+    ///
+    /// # Errors
+    /// `Busy`; `Pool` when the flush failed, in which case it is unmounted all the same; `Io`.
+    pub fn unmount(&self) -> Result<(), ExportError> {
+        let mut mounted = self.mounted.write();
+        if !*mounted {
+            return Ok(());
+        }
+        self.detach_devices()?;
+        let flushed = self.directory.flush();
+        self.session.stop()?;
+        *mounted = false;
+        for (_, slot) in self.attached.all() {
+            for entry in slot.lock().drain(..) {
+                self.keepsake.records().detach(entry.slot);
+            }
+        }
+        self.attached.tidy();
+        Ok(flushed?)
+    }
+
+    /// Detaches all loop devices, and names the users of all that are busy.
+    fn detach_devices(&self) -> Result<(), ExportError> {
+        let mut by = Holders::default();
+        for (_, slot) in self.attached.all() {
+            let mut entries = slot.lock();
+            let mut kept = Vec::new();
+            for entry in entries.drain(..) {
+                let Some(attached) = entry.device else {
+                    kept.push(entry);
+                    continue;
+                };
+                match attached.detach() {
+                    Ok(()) => self.keepsake.records().detach(entry.slot),
+                    Err(ExportError::Busy { what, by: holders }) => {
+                        by.0.extend(holders.0);
+                        if by.0.is_empty() {
+                            by.0.push(Holder::Device(what));
+                        }
+                        kept.push(entry);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "a loop device stays attached");
+                        by.0.push(Holder::Device(attached.path()));
+                        kept.push(entry);
+                    }
+                }
+            }
+            *entries = kept;
+        }
+        if by.0.is_empty() {
+            return Ok(());
+        }
+        Err(ExportError::Busy {
+            what: self.mount_point().to_owned(),
+            by,
+        })
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        if !*self.mounted.get_mut() || self.unmount().is_ok() {
+            return;
+        }
+        // Nobody is left to hear of an error. The kernel detaches what is busy when it is free.
+        for (_, slot) in self.attached.all() {
+            for attached in slot.lock().iter().filter_map(|entry| entry.device) {
+                attached.leave_to_kernel();
+            }
+        }
+        self.session.abandon();
+    }
+}

@@ -1,0 +1,175 @@
+//! Full pools through the daemon: its options, what the status says, and what it logs.
+
+use crate::harness::{Bench, PATIENCE, eventually, noise};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const BLOCK: u64 = 4096;
+
+fn open(path: &Path) -> File {
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+/// Writes to the file of a volume until there is no room; answers how many blocks that were.
+fn fill(file: &File) -> u64 {
+    for index in 0.. {
+        if let Err(error) = file.write_all_at(&noise(4096, index + 1), index * BLOCK) {
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+            return index;
+        }
+    }
+    unreachable!("the pool ends before the numbers do")
+}
+
+/// A daemon in the background, which ends when dropped.
+struct Detached<'a> {
+    bench: &'a Bench,
+    pid: String,
+    mount: PathBuf,
+}
+
+impl<'a> Detached<'a> {
+    fn start(bench: &'a Bench) -> Self {
+        let ready = bench.json(["serve"]);
+        Self {
+            bench,
+            pid: ready["pid"].to_string(),
+            mount: PathBuf::from(ready["mount"].as_str().unwrap()),
+        }
+    }
+
+    /// How often its log says something.
+    fn said(&self, what: &str) -> usize {
+        let log = fs::read_to_string(self.bench.path("pool.log")).unwrap();
+        log.matches(what).count()
+    }
+}
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", &self.pid]).status();
+        let deadline = Instant::now() + PATIENCE;
+        while self.bench.path("pool.sock").exists() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
+    let bench = Bench::with_pool("64M");
+    let daemon = Detached::start(&bench);
+    let status = bench.json(["pool", "status"]);
+    assert_eq!(status["low_water"], "ample", "{status}");
+    assert_eq!(status["limit_bytes"], 64 << 20, "{status}");
+    assert!(status["host_free_bytes"].as_u64().unwrap() > 0, "{status}");
+    bench.ok(["volume", "create", "v", "--size", "1G"]);
+    let file = open(&daemon.mount.join("v"));
+    assert!(fill(&file) > 10_000);
+    let status = bench.json(["pool", "status"]);
+    assert_eq!(status["low_water"], "full", "{status}");
+    assert_eq!(status["state"], "full", "{status}");
+    let text = bench.ok(["pool", "status"]);
+    assert!(text.contains("the pool is full: grow it"), "{text}");
+    eventually("a warning", || daemon.said("the pool is full") > 0);
+    // Everything else goes on.
+    bench.ok(["volume", "snapshot", "v", "s"]);
+    bench.ok(["volume", "rename", "s", "t"]);
+    bench.ok(["pool", "checkpoint"]);
+    bench.ok(["volume", "rm", "t"]);
+    drop(file);
+    eventually("the removal of a closed volume", || {
+        bench.run(["volume", "rm", "v"]).status.success()
+    });
+    bench.ok(["pool", "trim"]);
+    assert_eq!(bench.json(["pool", "status"])["low_water"], "ample");
+    eventually("relief", || daemon.said("ample room again") > 0);
+    assert_eq!(daemon.said("the pool is full"), 1);
+    assert_eq!(daemon.said("ample room again"), 1);
+    drop(daemon);
+    bench.expect_sound();
+}
+
+#[test]
+fn a_held_write_goes_on_once_an_operator_grows_the_pool() {
+    let bench = Bench::with_pool("32M");
+    let daemon = bench.serve_with(["--full-policy", "wait=600"]);
+    for name in ["v", "w"] {
+        bench.ok(["volume", "create", name, "--size", "1G"]);
+    }
+    let file = open(&daemon.mount.join("v"));
+    thread::scope(|scope| {
+        let held = scope.spawn(|| {
+            for index in 0..10_000 {
+                file.write_all_at(&noise(4096, index), index * BLOCK)
+                    .unwrap();
+            }
+        });
+        eventually("a held write", || {
+            bench.json(["pool", "status"])["holds_writes"] == true
+        });
+        bench.ok(["volume", "rename", "w", "x"]);
+        bench.ok(["pool", "grow", "--size", "64M"]);
+        held.join().unwrap();
+    });
+    let mut found = vec![0; 4096];
+    for index in 0..10_000 {
+        file.read_exact_at(&mut found, index * BLOCK).unwrap();
+        assert!(found == noise(4096, index), "block {index}");
+    }
+    drop(file);
+    daemon.signal("TERM");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    assert_eq!(
+        said.matches("writes are held for up to 600 s").count(),
+        1,
+        "{said}"
+    );
+    bench.expect_sound();
+}
+
+#[test]
+fn a_stopping_daemon_lets_no_write_wait() {
+    let bench = Bench::with_pool("16M");
+    let daemon = bench.serve_with(["--full-policy", "wait=600"]);
+    bench.ok(["volume", "create", "v", "--size", "1G"]);
+    let file = open(&daemon.mount.join("v"));
+    let refused = thread::scope(|scope| {
+        let held = scope.spawn(|| {
+            let write = |index| file.write_all_at(&noise(4096, index), index * BLOCK);
+            (0..).find_map(|index| write(index).err()).unwrap()
+        });
+        eventually("a held write", || {
+            bench.json(["pool", "status"])["holds_writes"] == true
+        });
+        daemon.signal("TERM");
+        held.join().unwrap()
+    });
+    drop(file);
+    let (status, said) = daemon.wait();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{said}");
+    assert!(status.success(), "{said}");
+    bench.expect_sound();
+}
+
+#[test]
+fn a_daemon_lets_its_pool_grow_up_to_the_limit() {
+    let bench = Bench::with_pool("32M");
+    let refused = bench.run(["serve", "--full-policy", "maybe"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    let daemon = bench.serve_with(["--max-size", "64M"]);
+    let limit = &bench.json(["pool", "status"])["limit_bytes"];
+    assert_eq!(*limit, 64 << 20);
+    bench.ok(["volume", "create", "v", "--size", "1G"]);
+    let took = fill(&open(&daemon.mount.join("v")));
+    assert!(took > 11_000, "{took}");
+    assert_eq!(bench.json(["pool", "status"])["size_bytes"], 64 << 20);
+    assert_eq!(fs::metadata(bench.pool()).unwrap().len(), 64 << 20);
+    daemon.stop();
+    bench.expect_sound();
+}

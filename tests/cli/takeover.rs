@@ -1,0 +1,216 @@
+//! Another program takes over from the one that serves, or shows that it cannot; and what a
+//! service manager sees.
+
+use crate::harness::{Bench, Daemon, Reaped, eventually, expect_failure, host, program};
+use crate::load::{check_device, goes_on, on_device, serving};
+use cowshed::daemon::{Answer, Client, Connection};
+use serde_json::json;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The program that a process runs.
+fn program_of(pid: u32) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/exe")).unwrap()
+}
+
+/// Has the daemon hand over to the program at `path`, as the command does.
+fn upgrade_to(bench: &Bench, path: &Path) -> Answer {
+    let Ok(Connection::Daemon(client)) = Client::connect(&bench.path("pool.sock")) else {
+        panic!("no daemon");
+    };
+    let style = json!({"json": false, "quiet": false, "verbose": 0, "terminal": false});
+    let program = File::open(path).unwrap();
+    let null = File::options().write(true).open("/dev/null").unwrap();
+    client
+        .run(
+            &json!({"style": style, "command": "Upgrade"}),
+            [program.as_fd(), null.as_fd(), null.as_fd()],
+        )
+        .unwrap()
+}
+
+#[test]
+fn another_program_takes_over_under_load() {
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve();
+    bench.ok(["volume", "create", "disk", "--size", "8M"]);
+    let device = bench.ok(["attach", "disk"]).trim().to_owned();
+    let load = on_device(&device);
+    goes_on(&load, 50);
+    for round in 1..=3_u64 {
+        let other = bench.path(&format!("cowshed-{round}"));
+        fs::copy(program(), &other).unwrap();
+        let answer = Command::new(&other)
+            .arg("--pool")
+            .arg(bench.pool())
+            .args(["serve", "--upgrade", "--json"])
+            .output()
+            .unwrap();
+        assert!(answer.status.success(), "{answer:?}");
+        goes_on(&load, 50);
+        eventually("the keeper's change", || program_of(daemon.pid()) == other);
+        let now = serving(&bench);
+        assert_eq!(now["upgrades"], round, "{now}");
+        assert_eq!(now["restarts"], round - 1, "{now}");
+        assert_eq!(program_of(daemon.worker().unwrap()), other);
+        // The new keeper keeps.
+        daemon.kill_worker();
+        goes_on(&load, 50);
+        eventually("another worker", || serving(&bench)["restarts"] == round);
+        assert_eq!(program_of(daemon.worker().unwrap()), other);
+    }
+    let versions = load.end().unwrap();
+    check_device(&device, &versions);
+    bench.ok(["detach", "disk"]);
+    daemon.stop();
+    bench.expect_sound();
+}
+
+/// A program that says that it can take over, and then does something else.
+fn broken(bench: &Bench, name: &str, does: &str) -> PathBuf {
+    let source = bench.path(&format!("{name}.c"));
+    let text = format!(
+        "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\n\
+         int main(int argc, char **argv) {{\n\
+         for (int i = 1; i < argc; i++) if (!strcmp(argv[i], \"--can-take-over\")) {{\n\
+         puts(\"{{\\\"version\\\":\\\"broken\\\"}}\"); return 0; }}\n\
+         {does}\nreturn 7; }}\n"
+    );
+    fs::write(&source, text).unwrap();
+    let made = bench.path(name);
+    host("cc", [source.as_os_str(), "-o".as_ref(), made.as_os_str()]);
+    made
+}
+
+#[test]
+fn a_program_that_cannot_serve_is_followed_by_the_old_one() {
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve();
+    bench.ok(["volume", "create", "disk", "--size", "8M"]);
+    let device = bench.ok(["attach", "disk"]).trim().to_owned();
+    let load = on_device(&device);
+    for (number, (name, does)) in (1..).zip([("ends", ""), ("crashes", "abort();")]) {
+        goes_on(&load, 20);
+        let answer = upgrade_to(&bench, &broken(&bench, name, does));
+        assert_eq!(answer.status, 0, "{answer:?}");
+        eventually("an end of it", || serving(&bench)["upgrades"] == number);
+        let now = serving(&bench);
+        let failure = now["upgrade_failure"].as_str().unwrap();
+        assert!(failure.contains("could not serve"), "{now}");
+        assert_eq!(program_of(daemon.pid()), program());
+        assert_eq!(program_of(daemon.worker().unwrap()), program());
+    }
+    goes_on(&load, 20);
+    check_device(&device, &load.end().unwrap());
+    bench.ok(["detach", "disk"]);
+    daemon.stop();
+    bench.expect_sound();
+}
+
+#[test]
+fn what_is_no_program_that_can_take_over_is_refused_and_nothing_changes() {
+    let bench = Bench::with_pool("64M");
+    bench.fails(["serve", "--upgrade"], 1, "no daemon answers");
+    let daemon = bench.serve();
+    let before = serving(&bench);
+    for path in ["/bin/true", "/dev/null"] {
+        assert_eq!(upgrade_to(&bench, Path::new(path)).status, 1);
+    }
+    assert_eq!(serving(&bench), before);
+    let other = r#"{"handover":0,"format":1}"#;
+    let asked = bench.run(["serve", "--can-take-over", other]);
+    expect_failure(&asked, 1, "version 0");
+    daemon.stop();
+}
+
+/// What the daemon has told the service manager up to the line that is looked for.
+fn hear(socket: &UnixDatagram, wanted: &str) {
+    socket
+        .set_read_timeout(Some(crate::harness::PATIENCE))
+        .unwrap();
+    let mut heard = Vec::new();
+    while !heard.iter().any(|text: &String| text.contains(wanted)) {
+        let mut bytes = [0; 4096];
+        let len = socket
+            .recv(&mut bytes)
+            .unwrap_or_else(|error| panic!("{wanted}: {error} after {heard:?}"));
+        heard.push(String::from_utf8_lossy(&bytes[..len]).into_owned());
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_how_the_daemon_fares() {
+    let bench = Bench::with_pool("64M");
+    let path = bench.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut command = bench.command(["serve", "--foreground", "--json"]);
+    command.env("NOTIFY_SOCKET", &path);
+    let daemon = Daemon::start(command);
+    hear(&socket, "READY=1");
+    daemon.kill_worker();
+    hear(&socket, "restarting, 1 times");
+    hear(&socket, "READY=1");
+    let answer = bench.run(["serve", "--upgrade"]);
+    assert!(answer.status.success(), "{answer:?}");
+    hear(&socket, "RELOADING=1");
+    hear(&socket, "READY=1");
+    daemon.signal("TERM");
+    hear(&socket, "STOPPING=1");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
+fn a_socket_of_the_service_manager_is_served_and_left() {
+    let bench = Bench::with_pool("64M");
+    let path = bench.path("pool.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    // A client may come before there is a daemon.
+    let mut early = bench.command(["volume", "create", "disk", "--size", "1M"]);
+    let mut early = Reaped(early.stdout(Stdio::null()).spawn().unwrap());
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg("exec 3<&0; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" </dev/null")
+        .arg("sh")
+        .arg(program())
+        .arg("--pool")
+        .arg(bench.pool())
+        .args(["serve", "--foreground", "--json"])
+        .stdin(OwnedFd::from(listener.try_clone().unwrap()));
+    let daemon = Daemon::start(command);
+    assert!(early.0.wait().unwrap().success());
+    daemon.kill_worker();
+    assert_eq!(bench.volumes(), ["disk"]);
+    daemon.stop();
+    assert!(path.exists(), "the service manager's socket was removed");
+}
+
+#[test]
+fn the_units_are_what_systemd_understands() {
+    let folder = tempfile::tempdir().unwrap();
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/systemd");
+    let mut paths = Vec::new();
+    for name in ["cowshed.service", "cowshed.socket"] {
+        let text = fs::read_to_string(units.join(name)).unwrap();
+        // It looks whether the program is there, too.
+        let text = text.replace("/usr/local/bin/cowshed", program().to_str().unwrap());
+        fs::write(folder.path().join(name), text).unwrap();
+        paths.push(folder.path().join(name));
+    }
+    let verified = Command::new("systemd-analyze")
+        .arg("verify")
+        .args(&paths)
+        .output();
+    match verified {
+        Ok(verified) => assert!(
+            verified.status.success() && verified.stderr.is_empty(),
+            "{verified:?}"
+        ),
+        // Not every host has it.
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+    }
+}
