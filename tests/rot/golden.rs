@@ -1,0 +1,174 @@
+//! The pools that are damaged, with what they hold and what each of their blocks is.
+
+use cowshed::base::{BlockAddr, Name};
+use cowshed::device::{Device, DeviceImage, MemoryDevice};
+use cowshed::format::layout::GROUP_HEADER_BLOCKS;
+use cowshed::format::{Layout, Superblock};
+use cowshed::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub(crate) const BLOCK: u64 = 4096;
+const LOG_BYTES: u64 = 64 << 10;
+const VOLUME_BLOCKS: u64 = 560;
+
+/// Each volume's bytes by its name.
+pub(crate) type State = BTreeMap<String, Vec<u8>>;
+
+/// What a block of a pool is, as far as the tests tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Superblock,
+    Log,
+    BitmapHeader,
+    Bitmap,
+    /// Data, map nodes and catalogue.
+    Body,
+}
+
+/// A pool and all that there is to know of it.
+pub(crate) struct Golden {
+    pub(crate) image: DeviceImage,
+    /// The same pool, a few checkpoints earlier.
+    pub(crate) older: DeviceImage,
+    /// What it holds: the last of these. The others are what it held after each record since the
+    /// checkpoint.
+    pub(crate) states: Vec<State>,
+    /// The blocks that hold something.
+    pub(crate) blocks: Vec<(u64, Part)>,
+}
+
+pub(crate) fn options() -> OpenOptions {
+    OpenOptions {
+        cache_bytes: 256 << 10,
+        background: false,
+        ..OpenOptions::default()
+    }
+}
+
+pub(crate) fn open(device: &Arc<MemoryDevice>) -> cowshed::base::Result<Pool> {
+    Pool::open(Arc::clone(device) as Arc<dyn Device>, &options())
+}
+
+fn state_of(pool: &Pool) -> State {
+    let read = |name: &Name| {
+        let volume = pool.volume(name.as_str()).unwrap();
+        let mut bytes = vec![0; usize::try_from(volume.size_bytes()).unwrap()];
+        volume.read_at(&mut bytes, 0).unwrap();
+        (name.to_string(), bytes)
+    };
+    pool.volumes().iter().map(|info| read(&info.name)).collect()
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn scribble(volume: &Volume, random: &mut StdRng, writes: usize) {
+    for _ in 0..writes {
+        let blocks = random.random_range(1..5);
+        let at = random.random_range(0..VOLUME_BLOCKS - 5);
+        let mut bytes = vec![0; usize::try_from(blocks * BLOCK).unwrap()];
+        random.fill(&mut bytes[..]);
+        volume.write_at(&bytes, at * BLOCK).unwrap();
+    }
+}
+
+/// A pool with shared maps, a removed parent, records of several parts, and old bitmaps; closed,
+/// or with a log of flushed records.
+pub(crate) fn golden(seed: u64, pool_bytes: u64, closed: bool) -> Golden {
+    let mut random = StdRng::seed_from_u64(seed);
+    let device = Arc::new(MemoryDevice::new(pool_bytes));
+    let create = CreateOptions {
+        log_bytes: Some(LOG_BYTES),
+        force: false,
+    };
+    Pool::create(&*device, &create).unwrap();
+    let pool = open(&device).unwrap();
+    let writes = usize::try_from(pool_bytes >> 20).unwrap().min(40);
+    let base = pool
+        .create_volume(&name("base"), VOLUME_BLOCKS * BLOCK)
+        .unwrap();
+    scribble(&base, &mut random, writes);
+    let layer = pool.snapshot(&base, &name("layer")).unwrap();
+    scribble(&base, &mut random, writes / 2);
+    pool.checkpoint().unwrap();
+    let gone = pool.snapshot(&base, &name("gone")).unwrap();
+    let clone = pool.clone_volume(&layer, &name("clone")).unwrap();
+    let other = pool.clone_volume(&gone, &name("other")).unwrap();
+    for volume in [&base, &clone, &other] {
+        scribble(volume, &mut random, writes / 4);
+    }
+    pool.remove(&gone).unwrap();
+    let mut transaction = pool.transaction();
+    transaction.put_record(RecordKind::IMAGE, b"image", &[7; 7000]);
+    transaction.commit().unwrap();
+    pool.reclaim().unwrap();
+    let older = device.snapshot_image();
+    // As much is freed as is taken, so that counts alone do not tell the bitmaps apart.
+    scribble(&base, &mut random, 2);
+    pool.checkpoint().unwrap();
+    let mut states = vec![state_of(&pool)];
+    if closed {
+        pool.close().unwrap();
+    } else {
+        for round in 0..6u64 {
+            match round {
+                3 => drop(pool.snapshot(&clone, &name("late")).unwrap()),
+                4 => base.discard(0, 100 * BLOCK).unwrap(),
+                _ => scribble(&base, &mut random, 1),
+            }
+            pool.flush().unwrap();
+            states.push(state_of(&pool));
+        }
+    }
+    drop((base, layer, gone, clone, other, pool));
+    let image = device.snapshot_image();
+    Golden {
+        blocks: blocks(&image),
+        image,
+        older,
+        states,
+    }
+}
+
+/// The newest of the primary superblocks.
+fn layout_of(image: &DeviceImage) -> Layout {
+    let of = |slot: u64| {
+        let mut bytes = vec![0; 4096];
+        image.read(&mut bytes, slot * BLOCK);
+        Superblock::decode(&bytes).ok()
+    };
+    let found = [of(0), of(1)].into_iter().flatten();
+    found.max_by_key(|found| found.generation).unwrap().layout
+}
+
+fn blocks(image: &DeviceImage) -> Vec<(u64, Part)> {
+    let layout = layout_of(image);
+    let count = image.len_bytes() / BLOCK;
+    let part = |block: u64| {
+        if block < 2 || block >= count - 2 {
+            return Part::Superblock;
+        }
+        if block < layout.groups_start() {
+            return Part::Log;
+        }
+        let within = (block - layout.groups_start()) % 32_768;
+        match layout.locate(BlockAddr(block)) {
+            None if within < GROUP_HEADER_BLOCKS && within.is_multiple_of(2) => Part::BitmapHeader,
+            None => Part::Bitmap,
+            Some(_) => Part::Body,
+        }
+    };
+    let holds = |block: &u64| block_of(image, *block).iter().any(|byte| *byte != 0);
+    let all = (0..count).filter(holds);
+    all.map(|block| (block, part(block))).collect()
+}
+
+pub(crate) fn block_of(image: &DeviceImage, block: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    image.read(&mut bytes, block * BLOCK);
+    bytes
+}
