@@ -1,0 +1,197 @@
+//! Threads that write, read, flush, snapshot, clone, roll back, discard, resize, remove, checkpoint
+//! and reclaim at once on many volumes, in a pool so small that blocks are used again and again and
+//! with a cache that holds next to nothing. A checker knows which values each read may return, and
+//! that a snapshot is of one moment and never changes.
+//!
+//! `tools/concurrency` runs it for as long as one likes: `COWSHED_TEST_SECONDS` sets how long each
+//! test goes on, `COWSHED_TEST_SEED` the first seed. Threads are scheduled by the machine, so a
+//! seed repeats the choices, not the order; `tools/models` explores orders.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod crew;
+mod history;
+mod stamps;
+mod subject;
+
+use cowshed::check::{CheckOptions, check};
+use cowshed::device::{Device, FileDevice, MemoryDevice};
+use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use crew::World;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long each test goes on starting rounds.
+const SECONDS: u64 = 8;
+/// How long a round lasts.
+const ROUND: Duration = Duration::from_secs(4);
+const POOL_BYTES: u64 = 48 << 20;
+const LOG_BYTES: u64 = 512 << 10;
+const CACHE_BYTES: u64 = 64 << 10;
+
+type Work = fn(&World, &mut StdRng);
+
+/// Who works in a round.
+const CREW: [Work; 9] = [
+    World::write,
+    World::write,
+    World::write,
+    World::read,
+    World::read,
+    World::read,
+    World::branch,
+    World::shape,
+    World::tend,
+];
+
+/// A device, and the same again after the process has died.
+type Again = Box<dyn FnOnce() -> Arc<dyn Device>>;
+
+#[test]
+fn threads_on_a_device_in_memory_see_only_what_they_may() {
+    rounds(|| {
+        let device = Arc::new(MemoryDevice::new(POOL_BYTES));
+        let same = Arc::clone(&device);
+        let again =
+            move || Arc::new(MemoryDevice::from_image(same.snapshot_image())) as Arc<dyn Device>;
+        (device, Box::new(again))
+    });
+}
+
+#[test]
+fn threads_on_a_file_see_only_what_they_may() {
+    let folder = tempfile::tempdir().unwrap();
+    rounds(|| {
+        let path = folder.path().join("pool");
+        let _ = std::fs::remove_file(&path);
+        let device = FileDevice::create(&path, POOL_BYTES, Default::default()).unwrap();
+        let again = move || {
+            Arc::new(FileDevice::open(&path, Default::default()).unwrap()) as Arc<dyn Device>
+        };
+        (Arc::new(device), Box::new(again))
+    });
+}
+
+fn rounds(make: impl Fn() -> (Arc<dyn Device>, Again)) {
+    let number = |name| {
+        let text = std::env::var(name).ok();
+        text.map(|text| text.parse::<u64>().unwrap())
+    };
+    let limit = Duration::from_secs(number("COWSHED_TEST_SECONDS").unwrap_or(SECONDS));
+    let first: u64 = number("COWSHED_TEST_SEED").unwrap_or_else(rand::random);
+    let started = Instant::now();
+    let mut seed = first;
+    while seed == first || started.elapsed() < limit {
+        let (device, again) = make();
+        println!("seed {seed}");
+        round(seed, device, again, ROUND.min(limit));
+        seed = seed.wrapping_add(1);
+    }
+}
+
+fn round(seed: u64, device: Arc<dyn Device>, again: Again, duration: Duration) {
+    let create = CreateOptions {
+        log_bytes: Some(LOG_BYTES),
+        force: false,
+    };
+    Pool::create(&*device, &create).unwrap();
+    let options = OpenOptions {
+        cache_bytes: CACHE_BYTES,
+        background: true,
+        ..OpenOptions::default()
+    };
+    let world = World::new(Pool::open(device, &options).unwrap());
+    work(&world, seed, duration);
+    let kept: Vec<_> = {
+        let volumes = world.volumes.read().unwrap();
+        let content = volumes
+            .iter()
+            .map(|each| (each.volume.name(), each.read_all(&world.record)));
+        let snapshots = world.snapshots.read().unwrap();
+        let frozen = snapshots
+            .iter()
+            .map(|each| (each.volume.name(), each.content.clone()));
+        content.chain(frozen).collect()
+    };
+    report(&world);
+    if seed.is_multiple_of(2) {
+        world.pool.close().unwrap();
+    }
+    drop(world);
+    let device = again();
+    let options = OpenOptions {
+        background: false,
+        ..options
+    };
+    let pool = Pool::open(Arc::clone(&device), &options).unwrap();
+    for (name, content) in kept {
+        let volume = pool.volume(name.as_str()).unwrap();
+        assert!(
+            subject::content_of(&volume) == content,
+            "{name} is another after opening again"
+        );
+    }
+    pool.close().unwrap();
+    drop(pool);
+    let deep = CheckOptions {
+        deep: true,
+        repair: false,
+    };
+    let found = check(&*device, deep, &mut |_| {}).unwrap();
+    assert!(found.clean(), "{:?}", found.findings);
+}
+
+fn work(world: &World, seed: u64, duration: Duration) {
+    let (stop, started) = (AtomicBool::new(false), Instant::now());
+    thread::scope(|scope| {
+        for (stream, work) in (0..).zip(CREW) {
+            let stop = &stop;
+            let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(31) ^ stream);
+            scope.spawn(move || {
+                stop_on_panic(stop, || {
+                    while !stop.load(Ordering::Relaxed) && started.elapsed() < duration {
+                        work(world, &mut rng);
+                    }
+                });
+            });
+        }
+    });
+}
+
+/// Says what the round did, and fails if it is next to nothing.
+fn report(world: &World) {
+    let (record, done) = (&world.record, &world.done);
+    println!(
+        "{:?} reads, {:?} writes, {:?} refused for want of space, {done:?}",
+        record.reads, record.writes, record.full
+    );
+    for counter in [
+        &record.reads,
+        &record.writes,
+        &done.snapshots,
+        &done.flushes,
+    ] {
+        assert!(
+            counter.load(Ordering::Relaxed) > 0,
+            "some of it was never done"
+        );
+    }
+}
+
+/// Lets the other threads end when one fails, so that the failure is reported.
+fn stop_on_panic(stop: &AtomicBool, work: impl FnOnce()) {
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+    let _stop = Stop(stop);
+    work();
+}
