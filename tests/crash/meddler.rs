@@ -1,0 +1,100 @@
+//! A device that lets something happen in the middle of an operation: between two writes of a
+//! checkpoint, say, as another thread would. What happens is the same with each run of a seed.
+
+use cowshed::base::Result;
+use cowshed::device::{Device, MemoryDevice};
+use std::io::IoSlice;
+use std::sync::{Arc, Mutex};
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Forwards everything; before one of its writes, the work that waits for it is done (not before a
+/// flush: what flushes itself would wait for the one that is under way).
+pub(crate) struct Meddler {
+    device: Arc<MemoryDevice>,
+    waiting: Mutex<Option<(u32, Work)>>,
+}
+
+impl Meddler {
+    pub(crate) fn new(device: Arc<MemoryDevice>) -> Self {
+        Self {
+            device,
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Has `work` done once `calls` writes have passed.
+    pub(crate) fn arm(&self, calls: u32, work: Work) {
+        *self.waiting.lock().expect("no panic while it is held") = Some((calls, work));
+    }
+
+    /// Forgets what was not done.
+    pub(crate) fn disarm(&self) {
+        let work = self
+            .waiting
+            .lock()
+            .expect("no panic while it is held")
+            .take();
+        drop(work);
+    }
+
+    fn turn(&self) {
+        let due = {
+            let mut waiting = self.waiting.lock().expect("no panic while it is held");
+            match &mut *waiting {
+                Some((calls, _)) if *calls > 0 => {
+                    *calls -= 1;
+                    None
+                }
+                _ => waiting.take(),
+            }
+        };
+        if let Some((_, work)) = due {
+            work();
+        }
+    }
+}
+
+impl Device for Meddler {
+    fn len_bytes(&self) -> u64 {
+        self.device.len_bytes()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        self.device.read_at(buf, offset_bytes)
+    }
+
+    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        self.turn();
+        self.device.write_at(buf, offset_bytes)
+    }
+
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()> {
+        self.turn();
+        self.device.write_vectored_at(bufs, offset_bytes)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.device.flush()
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.device.discard(offset_bytes, len_bytes)
+    }
+
+    fn grow(&self, len_bytes: u64) -> Result<()> {
+        self.device.grow(len_bytes)
+    }
+
+    fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.device.map_log(offset_bytes, len_bytes)
+    }
+
+    fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        self.device.store_log(offset_bytes, bytes)
+    }
+
+    fn host_bytes(&self) -> Result<u64> {
+        self.device.host_bytes()
+    }
+}

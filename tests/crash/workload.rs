@@ -1,0 +1,450 @@
+//! A run: random operations on a pool and on the model, in step, on a device that records.
+//!
+//! It counts the barriers of every operation: one for a flush with something to make durable, none
+//! for a write or a change, two for each checkpoint that the operation had to make first.
+
+use crate::digest;
+use crate::history::{History, Moment, State};
+use crate::meddler::Meddler;
+use crate::oracle::{BLOCK, Oracle};
+use cowshed::base::{Error, Result, VolumeId};
+use cowshed::device::{Device, DeviceImage, MemoryDevice};
+use cowshed::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The smallest pool that there is.
+const POOL_BYTES: u64 = 2 << 20;
+/// So small that the log wraps again and again.
+const LOG_BYTES: u64 = 64 << 10;
+/// So small that nodes are evicted and read back.
+const CACHE_BYTES: u64 = 64 << 10;
+/// Pools grow up to a second allocation group, and not further.
+pub(crate) const GROW_TO_BYTES: [u64; 4] = [3 << 20, 5 << 20, (128 << 20) + (2 << 20), 200 << 20];
+
+/// Whether the last barrier covered the last store is not known: it came in between.
+const UNKNOWN: u64 = u64::MAX;
+
+/// How an operation changes the model: each step is one record of the log.
+pub(crate) enum Step {
+    Write(u64, Vec<u8>),
+    Discard(u64, u64),
+    Resize(u64),
+}
+
+/// What the pool lies on.
+pub(crate) struct Ground {
+    /// What records.
+    pub(crate) device: Arc<MemoryDevice>,
+    /// What the pool is given: the same, or something that lies about it.
+    pub(crate) seen: Arc<dyn Device>,
+    /// Has things happen in the middle of others, if it is what the pool is given.
+    pub(crate) meddler: Option<Arc<Meddler>>,
+    /// Whether flushes are counted.
+    pub(crate) honest: bool,
+}
+
+impl Ground {
+    pub(crate) fn honest(device: MemoryDevice) -> Self {
+        let device = Arc::new(device);
+        let meddler = Arc::new(Meddler::new(Arc::clone(&device)));
+        Self {
+            seen: Arc::clone(&meddler) as Arc<dyn Device>,
+            meddler: Some(meddler),
+            device,
+            honest: true,
+        }
+    }
+}
+
+/// An empty pool, closed.
+pub(crate) fn empty_pool() -> DeviceImage {
+    let device = MemoryDevice::new(POOL_BYTES);
+    let options = CreateOptions {
+        log_bytes: Some(LOG_BYTES),
+        force: false,
+    };
+    Pool::create(&device, &options).expect("create the pool");
+    device.snapshot_image()
+}
+
+/// Opens the pool on `device`, and recovers it.
+pub(crate) fn open(device: Arc<dyn Device>) -> Result<Pool> {
+    let options = OpenOptions {
+        cache_bytes: CACHE_BYTES,
+        background: false,
+        ..OpenOptions::default()
+    };
+    Pool::open(device, &options)
+}
+
+pub(crate) struct Run {
+    pub(crate) rng: StdRng,
+    pub(crate) oracle: Oracle,
+    pub(crate) ground: Ground,
+    pool: Option<Pool>,
+    states: Vec<State>,
+    flushed: Vec<(Moment, usize)>,
+    created: BTreeMap<u64, SystemTime>,
+    trace: Vec<(Moment, String)>,
+    pub(crate) names: u64,
+    /// Removals begin where less than this share of the pool is free, in percent.
+    pub(crate) crowded_percent: u64,
+    begun: Moment,
+    stores_at_barrier: u64,
+    barriers: u64,
+    generation: u64,
+}
+
+impl Run {
+    /// A run on the pool that `ground` holds. If it is open already, it is in the state of `oracle`;
+    /// else it is opened now. Until it was open, a power cut could have left any state of `before`.
+    pub(crate) fn new(
+        seed: u64,
+        ground: Ground,
+        pool: Option<Pool>,
+        oracle: Oracle,
+        created: BTreeMap<u64, SystemTime>,
+        mut states: Vec<State>,
+    ) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let pool = pool.unwrap_or_else(|| open(Arc::clone(&ground.seen)).expect("open the pool"));
+        let opened = ground.device.moment().expect("the device records");
+        for (index, state) in states.iter_mut().enumerate() {
+            state.begun = (0, 0);
+            state.acknowledged = if index == 0 { (0, 0) } else { opened };
+        }
+        states.push(State::new(&oracle, opened, opened));
+        Self {
+            crowded_percent: rng.random_range(4..40),
+            names: rng.random_range(1 << 20..1 << 40),
+            rng,
+            oracle,
+            pool: Some(pool),
+            flushed: vec![((0, 0), 0), (opened, states.len() - 1)],
+            states,
+            created,
+            trace: vec![((0, 0), "open".into())],
+            begun: opened,
+            stores_at_barrier: ground.device.stores(),
+            barriers: 0,
+            generation: 0,
+            ground,
+        }
+    }
+
+    pub(crate) fn pool(&self) -> Pool {
+        self.pool.clone().expect("the pool is open")
+    }
+
+    pub(crate) fn handle(&self, id: u64) -> Volume {
+        let volume = self.pool().volume_by_id(VolumeId(id));
+        volume.unwrap_or_else(|error| panic!("volume {id}: {error}"))
+    }
+
+    pub(crate) fn moment(&self) -> Moment {
+        self.ground.device.moment().expect("the device records")
+    }
+
+    fn generation(&self) -> u64 {
+        self.pool().status().expect("status").generation
+    }
+
+    /// Begins an operation.
+    pub(crate) fn begin(&mut self, what: String) {
+        self.begun = self.moment();
+        self.trace.push((self.begun, what));
+        self.barriers = self.ground.device.flushes();
+        self.generation = self.generation();
+    }
+
+    fn push_state(&mut self) {
+        let unknown = (usize::MAX, usize::MAX);
+        self.states
+            .push(State::new(&self.oracle, self.begun, unknown));
+    }
+
+    /// The operation has returned, and the model has done it: an acknowledged state.
+    pub(crate) fn acknowledge(&mut self, branches: u64) {
+        self.push_state();
+        self.returned(branches);
+    }
+
+    /// The operation has returned. Every generation that it took beyond its branches was a
+    /// checkpoint, with its two barriers, and there was no other.
+    pub(crate) fn returned(&mut self, branches: u64) {
+        let now = self.moment();
+        for state in self.states.iter_mut().rev() {
+            if state.acknowledged.0 != usize::MAX {
+                break;
+            }
+            state.acknowledged = now;
+        }
+        let barriers = self.ground.device.flushes() - self.barriers;
+        let checkpoints = self.generation() - self.generation - branches;
+        if self.ground.honest {
+            assert_eq!(
+                barriers,
+                2 * checkpoints,
+                "barriers of an operation with {checkpoints} checkpoints"
+            );
+        }
+        if barriers > 0 {
+            // What was appended behind the last checkpoint's cut is not covered by its barrier.
+            let covered = self.pool().status().expect("status").log_used_bytes == 0;
+            self.stores_at_barrier = self.ground.device.stores() - u64::from(!covered);
+        }
+    }
+
+    /// What returned just now made all that is acknowledged durable.
+    fn all_is_durable(&mut self) {
+        self.flushed.push((self.moment(), self.states.len() - 1));
+        self.stores_at_barrier = self.ground.device.stores();
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.begin("flush".into());
+        self.pool().flush().expect("flush");
+        let barriers = self.ground.device.flushes() - self.barriers;
+        let stores = self.ground.device.stores();
+        if self.ground.honest {
+            let wanted = u64::from(stores != self.stores_at_barrier);
+            let unknown = self.stores_at_barrier == UNKNOWN;
+            assert!(
+                barriers == wanted || unknown && barriers == 0,
+                "a flush took {barriers} barriers and not {wanted}"
+            );
+        }
+        self.all_is_durable();
+    }
+
+    pub(crate) fn checkpoint(&mut self) {
+        self.begin("checkpoint".into());
+        self.amid_others(|pool| pool.checkpoint().expect("checkpoint"));
+    }
+
+    pub(crate) fn reclaim(&mut self) {
+        self.begin("reclaim".into());
+        self.oracle.unsettled = false;
+        self.amid_others(|pool| pool.reclaim().expect("reclaim"));
+    }
+
+    /// Carries out what ends with a checkpoint, in whose middle other things may happen.
+    fn amid_others(&mut self, act: impl FnOnce(&Pool)) {
+        let before = self.states.len() - 1;
+        let meddling = if self.rng.random() {
+            self.prepare_meddling()
+        } else {
+            None
+        };
+        act(&self.pool());
+        let (branches, barriers) = self.take_over(meddling);
+        self.barriers += barriers;
+        self.returned(branches);
+        if self.states.len() - 1 > before {
+            self.stores_at_barrier = UNKNOWN;
+        }
+        // What happened after the cut is durable only if it was flushed.
+        let flushed = self.flushed.last().expect("there is a first one").1;
+        self.flushed.push((self.moment(), flushed.max(before)));
+    }
+
+    /// An operation that happened in the middle of another, and its state.
+    pub(crate) fn push_between(&mut self, what: String, begun: Moment, ended: Moment) {
+        self.trace.push((begun, what));
+        self.states.push(State::new(&self.oracle, begun, ended));
+    }
+
+    /// A flush that was acknowledged, of all states until now.
+    pub(crate) fn note_flushed(&mut self, ended: Moment) {
+        self.flushed.push((ended, self.states.len() - 1));
+    }
+
+    pub(crate) fn trim(&mut self) {
+        self.begin("trim".into());
+        self.pool().trim().expect("trim");
+        self.returned(0);
+    }
+
+    pub(crate) fn grow(&mut self) {
+        let to = *GROW_TO_BYTES
+            .choose(&mut self.rng)
+            .expect("there are sizes");
+        if to <= self.pool().status().expect("status").size_bytes {
+            return;
+        }
+        self.begin(format!("grow to {to}"));
+        self.pool().grow(to).expect("grow");
+        self.returned(0);
+        self.all_is_durable();
+    }
+
+    /// Ends the process's hold of the pool, in order or not, and opens it again.
+    pub(crate) fn open_again(&mut self) {
+        let close = self.rng.random();
+        self.begin(
+            if close {
+                "close and open"
+            } else {
+                "die and open"
+            }
+            .into(),
+        );
+        let pool = self.pool.take().expect("the pool is open");
+        if close {
+            pool.close().expect("close the pool");
+            self.flushed.push((self.moment(), self.states.len() - 1));
+        }
+        drop(pool);
+        let pool = open(Arc::clone(&self.ground.seen)).expect("open the pool again");
+        self.pool = Some(pool);
+        self.oracle.unsettled = true;
+        self.all_is_durable();
+    }
+
+    /// Carries out what may take several records, and may stop in the middle for want of space.
+    pub(crate) fn stepwise(
+        &mut self,
+        id: u64,
+        steps: &[Step],
+        act: impl FnOnce(&Pool) -> Result<()>,
+    ) {
+        let outcome = act(&self.pool());
+        let before = self.states.len() - 1;
+        let mut after = vec![self.oracle.clone()];
+        for step in steps {
+            match step {
+                Step::Write(offset, bytes) => self.oracle.write(id, *offset, bytes),
+                Step::Discard(offset, len) => self.oracle.discard(id, *offset, *len),
+                Step::Resize(size) => self.oracle.resize(id, *size),
+            }
+            self.push_state();
+            after.push(self.oracle.clone());
+        }
+        match outcome {
+            Ok(()) => self.returned(0),
+            Err(Error::NoSpace) => {
+                let content = self.content();
+                let states = &self.states[before..];
+                let done = states.iter().rposition(|state| state.content == content);
+                let done = done.expect("what ran out of space is done up to one of its records");
+                let first = states.iter().position(|state| state.content == content);
+                let certain =
+                    first.is_some_and(|first| states[first].ownership == states[done].ownership);
+                self.states.truncate(before + done + 1);
+                self.oracle = after.swap_remove(done);
+                self.returned(0);
+                if !certain {
+                    // Bytes that were there already: who owns their blocks is not known.
+                    self.remove(id);
+                }
+            }
+            Err(error) => panic!("the engine failed: {error} ({error:?})"),
+        }
+    }
+
+    fn content(&self) -> u64 {
+        let pool = self.pool();
+        digest::content_of_pool(&pool, &pool.volumes()).expect("read the pool")
+    }
+
+    /// What the open pool says is what the model says.
+    pub(crate) fn compare(&self) {
+        let wanted = self.states.last().expect("there is a state").content;
+        assert_eq!(
+            self.content(),
+            wanted,
+            "the open pool is not what it ought to be"
+        );
+    }
+
+    /// Notes when a volume was made.
+    pub(crate) fn note_created(&mut self, id: u64) {
+        let info = self.handle(id).info().expect("info");
+        self.created.insert(id, info.created);
+    }
+
+    /// Whether so little is free that something has to go.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let status = self.pool().status().expect("status");
+        let room = status.size_bytes.min(2 * POOL_BYTES);
+        status.free_bytes * 100 < room * self.crowded_percent
+    }
+
+    pub(crate) fn blocks_mapped(&self, id: u64) -> u64 {
+        self.oracle.volumes[&id].blocks.len() as u64
+    }
+
+    /// What happened, for those who cut the power.
+    pub(crate) fn into_history(self) -> (History, StdRng) {
+        let recording = self.ground.device.recorded().expect("the device records");
+        let history = History {
+            recording,
+            states: self.states,
+            flushed: self.flushed,
+            created: self.created,
+            trace: self.trace,
+        };
+        (history, self.rng)
+    }
+
+    pub(crate) fn epochs(&self) -> usize {
+        self.moment().0
+    }
+
+    pub(crate) fn last_operations(&self, count: usize) -> Vec<(Moment, String)> {
+        self.trace[self.trace.len().saturating_sub(count)..].to_vec()
+    }
+}
+
+/// The records that a write takes: parts of blocks by themselves, whole blocks up to 256 at a time.
+pub(crate) fn steps_of_write(offset: u64, bytes: &[u8]) -> Vec<Step> {
+    let (mut at, end) = (offset, offset + bytes.len() as u64);
+    let mut steps = Vec::new();
+    while at < end {
+        let whole = (end - at) / BLOCK * BLOCK;
+        let len = if at.is_multiple_of(BLOCK) && whole > 0 {
+            whole.min(256 * BLOCK)
+        } else {
+            (BLOCK - at % BLOCK).min(end - at)
+        };
+        let from = usize::try_from(at - offset).expect("in memory");
+        let part = &bytes[from..from + usize::try_from(len).expect("in memory")];
+        steps.push(Step::Write(at, part.to_vec()));
+        at += len;
+    }
+    steps
+}
+
+/// The records that a discard takes: the part before the first whole block, whole blocks up to
+/// 256 MiB at a time, and the part behind the last.
+pub(crate) fn steps_of_discard(offset: u64, len: u64, size: u64) -> Vec<Step> {
+    const RECORD_BYTES: u64 = BLOCK << 16;
+    let end = offset + len;
+    let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
+    let last = if end == size { end } else { last };
+    if first >= last {
+        let middle = first.clamp(offset, end);
+        let parts = [(offset, middle), (middle, end)];
+        let parts = parts.into_iter().filter(|(from, to)| from < to);
+        return parts
+            .map(|(from, to)| Step::Discard(from, to - from))
+            .collect();
+    }
+    let mut steps = Vec::new();
+    let mut at = offset;
+    while at < end {
+        let to = match at {
+            at if at < first => first,
+            at if at < last => ((at / RECORD_BYTES + 1) * RECORD_BYTES).min(last),
+            _ => end,
+        };
+        steps.push(Step::Discard(at, to - at));
+        at = to;
+    }
+    steps
+}
