@@ -1,0 +1,213 @@
+//! Pool images with changes that look as if the engine had made them: the check, its repair, and
+//! the engine bear them, and agree.
+
+use crate::parts::Parts;
+use crate::plant::{PLANTS, Plant, block_of, options, put};
+use cowshed::base::{BLOCK_BYTES, Error, Name};
+use cowshed::check::{CheckOptions, CheckReport, FindingKind, Note, check};
+use cowshed::device::{Device, DeviceImage, MemoryDevice};
+use cowshed::pool::{Pool, RecordKind, Volume};
+use std::sync::Arc;
+
+/// No more changes than this are made to one image.
+const CHANGES_MAX: usize = 8;
+/// How much of a volume is read.
+const EXTENTS_MAX: usize = 64;
+const READ_BYTES_MAX: u64 = 64 << 10;
+/// Numbers at which code goes wrong.
+const EDGES: [u64; 8] = [0, 1, 2, 0xffff, 1 << 40, 1 << 48, 1 << 63, u64::MAX];
+
+/// The first byte chooses the image; then come changes: a block, a place in it, what to do.
+pub fn run(data: &[u8]) {
+    let mut parts = Parts(data);
+    let plant = &PLANTS[usize::from(parts.byte() % 2)];
+    let mut image = plant.image.clone();
+    let mut changes = 0;
+    while !parts.is_empty() && changes < CHANGES_MAX {
+        change(plant, &mut image, &mut parts);
+        changes += 1;
+    }
+    let found = look(&image, false);
+    let sound = found.as_ref().is_ok_and(sound);
+    use_it(&image, sound, Mended::No);
+    mend(&image, found.is_ok());
+}
+
+/// Both images as they are, and one change of each kind.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = vec![vec![0], vec![1]];
+    for plant in 0..2 {
+        let blocks = PLANTS[usize::from(plant)].blocks.len();
+        for block in 0..u8::try_from(blocks.min(255)).unwrap() {
+            seeds.push(vec![plant, block, 0, 40 + block, 0, block, 3, 1]);
+        }
+    }
+    seeds
+}
+
+fn change(plant: &Plant, image: &mut DeviceImage, parts: &mut Parts<'_>) {
+    let block = plant.blocks[parts.below(plant.blocks.len())];
+    let mut bytes = block_of(image, block);
+    let at = parts.below(BLOCK_BYTES);
+    let aligned = at & !7;
+    match parts.byte() % 7 {
+        0 => bytes[at] ^= 1 << (parts.byte() % 8),
+        1 => bytes[at] = parts.byte(),
+        2 => {
+            let edge = EDGES[parts.below(EDGES.len())];
+            bytes[aligned..aligned + 8].copy_from_slice(&edge.to_le_bytes());
+        }
+        3 => {
+            let word = u64::from(parts.byte());
+            bytes[aligned..aligned + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        4 => {
+            // A pointer, or what looks like one, from elsewhere.
+            let other = plant.blocks[parts.below(plant.blocks.len())];
+            let (from, to) = (parts.below(256) * 16, (at & !15).min(BLOCK_BYTES - 16));
+            let piece = block_of(image, other);
+            bytes[to..to + 16].copy_from_slice(&piece[from..from + 16]);
+        }
+        5 => bytes = block_of(image, plant.blocks[parts.below(plant.blocks.len())]),
+        _ => bytes = [0; BLOCK_BYTES],
+    }
+    put(image, block, &bytes);
+    // Now and then the checksum is left wrong.
+    if parts.byte() % 8 != 7 {
+        plant.seal(image, block);
+    }
+}
+
+fn look(image: &DeviceImage, repair: bool) -> Result<CheckReport, Error> {
+    let device = MemoryDevice::from_image(image.clone());
+    check(&device, CheckOptions { deep: true, repair }, &mut |_| {})
+}
+
+/// Whether the check vouches for what an open will find: nothing is left to replay, and nothing
+/// was given up, which is an error to read.
+fn sound(report: &CheckReport) -> bool {
+    let reserved = |note: &Note| {
+        matches!(
+            note,
+            Note::LogToReplay { .. } | Note::UnfinishedWrite(_) | Note::Lost { .. }
+        )
+    };
+    report.findings.is_empty() && !report.notes.iter().any(reserved)
+}
+
+/// Whether a pool was repaired before it is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mended {
+    No,
+    /// What the repair gave up may come to light as blocks that nobody uses, until the next one.
+    Yes,
+}
+
+/// Opens the pool, reads and changes all of it, and opens it again. Errors are answers; where the
+/// check found nothing, there are none.
+fn use_it(image: &DeviceImage, sound: bool, mended: Mended) {
+    let device = Arc::new(MemoryDevice::from_image(image.clone()));
+    let pool = match Pool::open(Arc::clone(&device) as Arc<dyn Device>, &options()) {
+        Ok(pool) => pool,
+        Err(error) => {
+            assert!(
+                !sound,
+                "the check found nothing, and the pool does not open: {error}"
+            );
+            return;
+        }
+    };
+    let _ = pool.status();
+    let _ = pool.records(RecordKind::IMAGE);
+    let volumes: Vec<Volume> = pool
+        .volumes()
+        .iter()
+        .filter_map(|info| pool.volume_by_id(info.id).ok())
+        .collect();
+    for volume in &volumes {
+        let read = read(volume);
+        assert!(read.is_ok() || !sound, "the check found nothing: {read:?}");
+    }
+    for (first, second) in volumes.iter().zip(volumes.iter().skip(1)) {
+        let _ = pool.diff(first, second);
+    }
+    let worked = work(&pool, &volumes);
+    assert!(
+        worked.is_ok() || !sound,
+        "the check found nothing: {worked:?}"
+    );
+    let after = device.snapshot_image();
+    drop(pool);
+    let device = Arc::new(MemoryDevice::from_image(after.clone()));
+    let opened = Pool::open(device as Arc<dyn Device>, &options());
+    if sound {
+        let pool = opened.expect("what the check vouched for opens again");
+        pool.close().expect("close");
+        let report = look(&after, false).expect("check again");
+        let mut findings = report.findings.iter();
+        assert!(
+            findings.all(|found| mended == Mended::Yes && found.kind == FindingKind::BlocksLeaked),
+            "sound before, and used: {:?}",
+            report.findings
+        );
+    }
+}
+
+fn read(volume: &Volume) -> Result<(), Error> {
+    let mut at = 0;
+    for _ in 0..EXTENTS_MAX {
+        let Some(extent) = volume.extent_at(at)? else {
+            break;
+        };
+        let len = usize::try_from(extent.len_bytes.min(READ_BYTES_MAX)).unwrap();
+        volume.read_at(&mut vec![0; len], at)?;
+        at += extent.len_bytes;
+    }
+    Ok(())
+}
+
+fn work(pool: &Pool, volumes: &[Volume]) -> Result<(), Error> {
+    for (number, volume) in volumes.iter().enumerate() {
+        if !volume.is_frozen() {
+            let len = volume.size_bytes().min(3 * BLOCK_BYTES as u64);
+            volume.write_at(&vec![9; usize::try_from(len).unwrap()], 0)?;
+            volume.discard(0, len.min(BLOCK_BYTES as u64))?;
+            let name = Name::new(&format!("taken-{number}")).unwrap();
+            pool.snapshot(volume, &name)?;
+        }
+        pool.flush()?;
+    }
+    pool.checkpoint()?;
+    for volume in volumes {
+        pool.remove(volume)?;
+    }
+    pool.reclaim()?;
+    pool.checkpoint()
+}
+
+/// Repairs the pool: it is never worse after, and what is said to be mended is.
+fn mend(image: &DeviceImage, readable: bool) {
+    let device = MemoryDevice::from_image(image.clone());
+    let options = CheckOptions {
+        deep: true,
+        repair: true,
+    };
+    let Ok(report) = check(&device, options, &mut |_| {}) else {
+        return;
+    };
+    let after = device.snapshot_image();
+    let again = look(&after, false);
+    assert!(
+        again.is_ok() || !readable,
+        "a repair made it worse: {again:?}"
+    );
+    let Ok(again) = again else { return };
+    if report.clean() {
+        assert!(
+            again.findings.is_empty(),
+            "said to be mended: {:?}",
+            again.findings
+        );
+        use_it(&after, sound(&again), Mended::Yes);
+    }
+}

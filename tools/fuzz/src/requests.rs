@@ -1,0 +1,50 @@
+//! What a client may send to the daemon, and a daemon to its client.
+
+use cowshed::daemon::Answer;
+use cowshed::daemon::protocol::{receive_answer, receive_request, send_answer};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+/// Fits the buffer of a socket, so that the sender need not be a thread.
+const BYTES_MAX: usize = 64 << 10;
+
+/// The bytes as a request and as an answer.
+pub fn run(data: &[u8]) {
+    let data = &data[..data.len().min(BYTES_MAX)];
+    let sent = || {
+        let (near, far) = UnixStream::pair().unwrap();
+        (&near).write_all(data).unwrap();
+        near.shutdown(Shutdown::Write).unwrap();
+        (near, far)
+    };
+    let (_near, far) = sent();
+    let found = receive_request::<serde_json::Value>(&far);
+    assert!(found.is_err(), "a request without streams was taken");
+    let (_near, far) = sent();
+    if let Ok(answer) = receive_answer(&far) {
+        let (near, far) = UnixStream::pair().unwrap();
+        send_answer(&near, &answer).unwrap();
+        let again = receive_answer(&far).unwrap();
+        assert_eq!(
+            (again.status, again.refusal),
+            (answer.status, answer.refusal)
+        );
+    }
+}
+
+/// An answer as it is sent, and a length that promises much.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let (near, far) = UnixStream::pair().unwrap();
+    let answer = Answer {
+        status: 3,
+        refusal: Some("no".to_owned()),
+    };
+    send_answer(&near, &answer).unwrap();
+    drop(near);
+    let mut bytes = Vec::new();
+    (&far).read_to_end(&mut bytes).unwrap();
+    let mut long = bytes.clone();
+    long[..4.min(bytes.len())].fill(0xff);
+    vec![bytes, long]
+}
