@@ -1,0 +1,189 @@
+//! Real file systems in a storm: ext4 and xfs on attached volumes under a heavy mixed load, while
+//! the worker is killed every second; and the same on a pool in memory whose power is cut.
+//!
+//! `cargo test` runs the short form; `tools/storm --seconds 120` the long one. The killing is in
+//! `storm`, what loads the file systems in `loads` and `fsx`, the power cuts in `cuts`, and what
+//! must be there after one in `ledger`. A failure prints the seed; what the loads do at once is up
+//! to the kernel, so a seed repeats each load, not the storm.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cuts;
+mod file_system;
+mod fsx;
+#[path = "../cli/harness.rs"]
+#[allow(dead_code, reason = "the command line's tests use the rest")]
+mod harness;
+mod kernel_log;
+mod ledger;
+mod loads;
+mod probe;
+mod server;
+mod storm;
+
+use clap::Parser;
+use file_system::FileSystem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a storm of the short form takes.
+const SHORT: Duration = Duration::from_secs(12);
+
+/// Kills the daemon beneath file systems, and cuts the power of pools beneath them.
+#[derive(Parser)]
+#[command(name = "storm")]
+struct Options {
+    /// How long each storm, and each series of power cuts, goes on.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// What the loads, and the power cuts, are chosen by.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The file systems.
+    #[arg(long, value_enum, default_value_t = Which::Both)]
+    fs: Which,
+    /// Only the tests whose names contain one of these.
+    filter: Vec<String>,
+    /// Set by this program for a process of its own that loads one file.
+    #[arg(long, hide = true)]
+    fsx: Option<PathBuf>,
+    #[arg(long, hide = true, value_enum, default_value_t = fsx::Style::Buffered)]
+    style: fsx::Style,
+    #[command(flatten)]
+    harness: Harness,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Which {
+    Ext4,
+    Xfs,
+    Both,
+}
+
+/// What `cargo test` and its friends pass to every test binary.
+#[derive(clap::Args)]
+struct Harness {
+    #[arg(long, hide = true)]
+    list: bool,
+    #[arg(long, hide = true)]
+    exact: bool,
+    #[arg(long, hide = true)]
+    ignored: bool,
+    #[arg(long, hide = true)]
+    include_ignored: bool,
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    #[arg(long, hide = true)]
+    no_capture: bool,
+    #[arg(long, hide = true)]
+    show_output: bool,
+    #[arg(long, short, hide = true)]
+    quiet: bool,
+    #[arg(long, hide = true)]
+    skip: Vec<String>,
+    #[arg(long, hide = true)]
+    test_threads: Option<usize>,
+    #[arg(long, hide = true)]
+    format: Option<String>,
+    #[arg(long, hide = true)]
+    color: Option<String>,
+}
+
+type Test = (&'static str, FileSystem, fn(FileSystem, &Options) -> String);
+
+const TESTS: [Test; 6] = [
+    (
+        "what_the_kernel_says_about_a_device_is_noticed",
+        FileSystem::Ext4,
+        complained_about,
+    ),
+    (
+        "a_load_notices_a_byte_that_it_did_not_write",
+        FileSystem::Ext4,
+        meddled_with,
+    ),
+    (
+        "ext4_sees_no_more_than_pauses_while_workers_are_killed",
+        FileSystem::Ext4,
+        killed_workers,
+    ),
+    (
+        "xfs_sees_no_more_than_pauses_while_workers_are_killed",
+        FileSystem::Xfs,
+        killed_workers,
+    ),
+    (
+        "what_was_synced_to_ext4_survives_a_power_cut",
+        FileSystem::Ext4,
+        power_cuts,
+    ),
+    (
+        "what_was_synced_to_xfs_survives_a_power_cut",
+        FileSystem::Xfs,
+        power_cuts,
+    ),
+];
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if let Some(path) = &options.fsx {
+        return fsx::main(path, options.style, options.seed);
+    }
+    let tests = TESTS.iter().filter(|test| is_wanted(test, &options));
+    if options.harness.list {
+        tests.for_each(|(name, ..)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let mut status = ExitCode::SUCCESS;
+    for (name, file_system, test) in tests {
+        // What a test has made goes away as its panic unwinds.
+        let outcome = catch_unwind(AssertUnwindSafe(|| test(*file_system, &options)));
+        if let Ok(summary) = outcome {
+            println!("{summary}\ntest {name} ... ok");
+        } else {
+            println!("test {name} ... FAILED (seed {})", options.seed);
+            status = ExitCode::FAILURE;
+        }
+    }
+    status
+}
+
+fn is_wanted((name, file_system, _): &Test, options: &Options) -> bool {
+    let matches = |text: &String| {
+        if options.harness.exact {
+            name == text
+        } else {
+            name.contains(text.as_str())
+        }
+    };
+    let of_file_system = match options.fs {
+        Which::Both => true,
+        Which::Ext4 => *file_system == FileSystem::Ext4,
+        Which::Xfs => *file_system == FileSystem::Xfs,
+    };
+    let chosen = options.filter.is_empty() || options.filter.iter().any(matches);
+    let skipped = options.harness.skip.iter().any(matches) || options.harness.ignored;
+    of_file_system && chosen && !skipped
+}
+
+fn complained_about(_: FileSystem, _: &Options) -> String {
+    kernel_log::expect_to_notice();
+    "the kernel's log is read".to_owned()
+}
+
+fn meddled_with(_: FileSystem, options: &Options) -> String {
+    loads::expect_to_notice(options.seed);
+    "both styles of file noticed".to_owned()
+}
+
+fn killed_workers(file_system: FileSystem, options: &Options) -> String {
+    let time = options.seconds.map_or(SHORT, Duration::from_secs);
+    storm::storm(file_system, time, options.seed)
+}
+
+fn power_cuts(file_system: FileSystem, options: &Options) -> String {
+    let time = options.seconds.map(Duration::from_secs);
+    cuts::power_cuts(file_system, time.unwrap_or_default(), options.seed)
+}
