@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 pub(super) struct GroupSlots {
     /// The bitmap that counts, and its slot.
     pub(super) current: Option<(u8, BitmapSlot)>,
-    /// Whether the other slot was left by a checkpoint that was not finished.
+    /// Whether the other slot was left by a checkpoint that was not finished, or is damaged.
     pub(super) unfinished: bool,
 }
 
@@ -28,18 +28,19 @@ pub(super) struct Bitmaps {
 }
 
 /// Reads a group's two slots.
-pub(super) fn read_group(device: &dyn Device, superblock: &Superblock, group: u64) -> GroupSlots {
+pub(super) fn read_group(device: &dyn Device, superblock: &Superblock, number: u64) -> GroupSlots {
     let mut slots = GroupSlots {
         current: None,
         unfinished: false,
     };
     for slot in [0, 1] {
         let mut bytes = Box::new([0; SLOT_BYTES]);
-        let offset = superblock.layout.bitmap_slot(group, slot).offset_bytes();
+        let offset = superblock.layout.bitmap_slot(number, slot).offset_bytes();
         if device.read_at(&mut bytes[..], offset).is_err() {
             continue;
         }
-        let Some(found) = decode(&bytes, &superblock.uuid, group) else {
+        let Some(found) = decode(&bytes, &superblock.uuid, number) else {
+            slots.unfinished |= !group::is_blank(&bytes);
             continue;
         };
         let newest = slots.current.as_ref().map(|(_, slot)| slot.generation);

@@ -120,6 +120,9 @@ pub(super) struct Outcome {
 /// Mends what `survey` found wrong.
 pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     let mut outcome = Outcome::default();
+    // The newest superblock may be one that a process wrote and then died: nothing is changed that
+    // the one before it needs.
+    device.flush()?;
     match survey.log.damage {
         Damage::Unreadable => {
             outcome.refused = Some(Refusal::LogUnreadable);

@@ -3,7 +3,7 @@
 use super::failure::Usage;
 use super::import_volume::remove_unfinished;
 use super::place::HostPath;
-use crate::base::{self, Error};
+use crate::base::{self, Error, Generation};
 use crate::device::{FileDevice, FileOptions};
 use crate::pool::{FullOptions, OpenOptions, Pool};
 use std::io;
@@ -77,17 +77,23 @@ impl Place {
     /// What the engine says; `explain` says what to do.
     pub(super) fn open(&self, options: FileOptions, full: FullOptions) -> base::Result<Pool> {
         FileDevice::open(self.pool.as_path(), options)
-            .and_then(|device| Self::open_on(device, full))
+            .and_then(|device| Self::open_on(device, full, None))
             .and_then(|pool| remove_unfinished(&pool).map(|()| pool))
     }
 
-    /// Opens the pool on its device; what killed commands left is still in it.
+    /// Opens the pool on its device; what killed commands left is still in it. `resumes` is what a
+    /// predecessor noted.
     ///
     /// # Errors
     /// As `open`.
-    pub(super) fn open_on(device: FileDevice, full: FullOptions) -> base::Result<Pool> {
+    pub(super) fn open_on(
+        device: FileDevice,
+        full: FullOptions,
+        resumes: Option<Generation>,
+    ) -> base::Result<Pool> {
         let options = OpenOptions {
             full,
+            resumes,
             ..OpenOptions::default()
         };
         Pool::open(Arc::new(device), &options)

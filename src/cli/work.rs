@@ -221,8 +221,10 @@ impl Daemon {
         let started = Instant::now();
         let locked = inherited.estate.pool.try_clone().context("open the pool")?;
         let full = serve.full.options(place)?;
+        // A keeper's memory does not outlive the kernel: what it has, was noted since it started.
+        let resumes = inherited.estate.keepsake.durable();
         let pool = FileDevice::on_locked(locked, options)
-            .and_then(|device| Place::open_on(device, full))
+            .and_then(|device| Place::open_on(device, full, resumes))
             .map_err(|error| place.explain(error))?;
         tracing::info!(took = ?started.elapsed(), "the pool is open");
         let started = Self::start_on(pool.clone(), place, inherited, events);
@@ -249,6 +251,7 @@ impl Daemon {
             is_successor,
         } = inherited;
         pool.on_device_failure(Box::new(estate.keepsake.failure_note()));
+        pool.on_durable(Box::new(estate.keepsake.durable_note()));
         let export = Export::resume(
             Arc::new(pool.clone()),
             estate.connection,

@@ -71,6 +71,12 @@ pub fn digest(group: u64, bitmap: &Bitmap) -> u64 {
     mixed ^ mixed >> 31
 }
 
+/// Whether nothing was ever written to the slot in `bytes`.
+#[must_use]
+pub fn is_blank(bytes: &[u8; SLOT_BYTES]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
 /// The slot in `bytes`; `None` when it is not a whole slot of this pool and group.
 #[must_use]
 pub fn decode(bytes: &[u8; SLOT_BYTES], uuid: &[u8; 16], group: u64) -> Option<BitmapSlot> {

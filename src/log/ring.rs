@@ -1,7 +1,7 @@
 //! Appending to the ring.
 
 use super::commit::Commit;
-use super::replay::Position;
+use super::replay::{Position, ReplayEnd};
 use crate::base::sync::Mutex;
 use crate::base::sync::atomic::{AtomicU64, Ordering};
 use crate::base::{Generation, Result, Sequence};
@@ -145,6 +145,23 @@ impl Log {
         tail.sealed = true;
         self.appended.store(last.0, Ordering::Release);
         self.commit.covered(last);
+        self.used_bytes
+            .store(tail.next.bytes - tail.head_bytes, Ordering::Relaxed);
+    }
+
+    /// After the death of a process on a kernel that has run on: the log goes on at `end`, with the
+    /// salt of the records before it. Those behind `end.durable` are there, but a power cut may
+    /// still take them. Nothing may have been appended yet.
+    pub fn resume(&self, end: &ReplayEnd) {
+        let mut tail = self.tail.lock();
+        assert!(
+            tail.next.bytes == tail.head_bytes,
+            "the log goes on before all appends"
+        );
+        let last = Sequence(end.position.sequence.0 - 1);
+        tail.next = end.position;
+        self.appended.store(last.0, Ordering::Release);
+        self.commit.covered(end.durable.min(last));
         self.used_bytes
             .store(tail.next.bytes - tail.head_bytes, Ordering::Relaxed);
     }

@@ -34,6 +34,8 @@ pub(super) struct Checkpointer {
     pub(super) superblock: Superblock,
     /// The slot that it is in.
     pub(super) slot: u8,
+    /// Whether it is known to be durable, which one that was only found may not be.
+    pub(super) is_durable: bool,
     /// A checkpoint that was put off.
     unfinished: Option<Box<Unfinished>>,
 }
@@ -50,6 +52,7 @@ impl Checkpointer {
             committed,
             superblock,
             slot,
+            is_durable: false,
             unfinished: None,
         }
     }
@@ -436,6 +439,10 @@ impl Shared {
         self.device.flush()?;
         checkpointer.slot = slot;
         checkpointer.superblock = superblock;
+        checkpointer.is_durable = true;
+        if let Some(note) = self.durable_note.get() {
+            note(checkpointer.superblock.generation);
+        }
         self.log.unseal();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::forest::KeyAndValue;
 use super::info::{Extent, ExtentKind, Labels, RecordKind, VolumeInfo, VolumeKind};
-use super::shared::Shared;
+use super::shared::{DurableNote, Shared};
 use super::volume::VolumeCore;
 use crate::base::units::blocks_for;
 use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
@@ -60,6 +60,17 @@ impl Pool {
     /// not be taken for durable by whoever opens the pool next.
     pub fn on_device_failure(&self, alarm: Alarm) {
         self.shared.device.on_failure(alarm);
+    }
+
+    /// Has `note` called with the generation of each superblock that has become durable, first of
+    /// all with the present one's: what a successor of this process needs in order to go on
+    /// (`OpenOptions::resumes`). The first one given counts.
+    pub fn on_durable(&self, note: DurableNote) {
+        let checkpointer = self.shared.checkpointer.lock();
+        if checkpointer.is_durable {
+            note(checkpointer.superblock.generation);
+        }
+        let _ = self.shared.durable_note.set(note);
     }
 
     /// Makes everything durable that was acknowledged before: one barrier, shared with whoever

@@ -1,6 +1,6 @@
 //! What the pool tells about itself and its volumes, and the options of its calls.
 
-use crate::base::{Name, VolumeId};
+use crate::base::{Generation, Name, VolumeId};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -27,6 +27,12 @@ pub struct OpenOptions {
     pub background: bool,
     /// What is done when the pool is full.
     pub full: FullOptions,
+    /// Go on where a process stopped that had the pool open until a moment ago, on a kernel that
+    /// has run on since: the newest superblock known to be durable then (`Pool::on_durable`). What
+    /// that process wrote is all there, flushed or not, so nothing needs to be verified or made
+    /// durable before the pool serves. Without it, or if the device has a newer superblock, the pool
+    /// is recovered as after a power cut.
+    pub resumes: Option<Generation>,
 }
 
 impl Default for OpenOptions {
@@ -35,6 +41,7 @@ impl Default for OpenOptions {
             cache_bytes: 256 << 20,
             background: true,
             full: FullOptions::default(),
+            resumes: None,
         }
     }
 }

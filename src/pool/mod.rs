@@ -53,6 +53,7 @@ pub use info::{
     WaterLevel,
 };
 pub use open::uuid_of;
+pub use shared::DurableNote;
 pub use transaction::Transaction;
 
 pub use crate::format::catalogue::MAX_VOLUME_BYTES;

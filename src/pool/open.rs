@@ -39,7 +39,7 @@ impl Pool {
         let layout = superblock.layout;
         device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
         let shared = Arc::new(load(device, superblock, slot, options)?);
-        shared.replay()?;
+        shared.replay(options.resumes)?;
         if options.background {
             background::start(&shared);
         }
@@ -192,6 +192,7 @@ fn load(
         signal: Arc::new(Signal::default()),
         full: options.full,
         room: Room::default(),
+        durable_note: OnceLock::new(),
         growth_refused: Mutex::new(None),
         water: Watch::default(),
         threads: Mutex::default(),

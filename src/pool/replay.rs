@@ -5,6 +5,10 @@
 //! cut, and the log ends before it. So the pool comes back as it was at one moment, at or after
 //! the last acknowledged flush. Then a checkpoint is written, with a new salt.
 //!
+//! Where only the process died (`OpenOptions::resumes`), nothing was torn: every record's data was
+//! written before the record was. All records hold, the log goes on with its salt, and the
+//! checkpoint can wait: there is no barrier before the pool serves.
+//!
 //! A damaged map node on the way costs the rest of its own range: what is written there is mapped
 //! anew, beside lost ranges. A node that the device failed to read costs nothing, as it may be read
 //! another time: the pool is not opened then.
@@ -35,10 +39,13 @@ const UNBOUNDED: u64 = 1 << 32;
 const MOST_GENERATIONS: u64 = 1 << 32;
 
 impl Shared {
-    /// Replays the log, if there is anything in it, and checkpoints.
-    pub(super) fn replay(&self) -> Result<()> {
-        let (start, layout, salt, clean) = {
-            let checkpointer = self.checkpointer.lock();
+    /// Replays the log, if there is anything in it, and checkpoints, unless it goes on from the
+    /// superblock of `resumes`.
+    pub(super) fn replay(&self, resumes: Option<Generation>) -> Result<()> {
+        let (start, layout, salt, clean, resumes) = {
+            let mut checkpointer = self.checkpointer.lock();
+            let resumes = resumes == Some(checkpointer.superblock.generation);
+            checkpointer.is_durable = resumes;
             let superblock = &checkpointer.superblock;
             let bytes = superblock.log_offset;
             let start = Position {
@@ -50,25 +57,37 @@ impl Shared {
                 superblock.layout,
                 superblock.log_salt,
                 superblock.clean,
+                resumes,
             )
         };
+        if !resumes {
+            // The superblock may be one that a process wrote and then died. What the one before it
+            // needs must stay as it is until this one is durable.
+            self.device.flush()?;
+        }
         if clean {
             return self.begin_log(start);
         }
         let device: &dyn Device = &*self.device;
         let end = Replay::new(device, &layout, start, salt).find_end()?;
-        if end.position == start {
+        if end.position == start && !resumes {
             return self.begin_log(start);
         }
         let mut replay = Replay::new(device, &layout, start, salt);
         let mut reached = start;
         while reached != end.position {
             let record = replay.next_record()?.ok_or(Error::NotAPool)?;
-            if record.header.sequence > end.durable && !self.data_is_whole(&record)? {
+            let is_durable = record.header.sequence <= end.durable;
+            if !resumes && !is_durable && !self.data_is_whole(&record)? {
                 break;
             }
             self.replay_record(&record)?;
             reached = replay.position();
+        }
+        if resumes {
+            self.log.resume(&end);
+            self.ask(|wanted| &mut wanted.checkpoint);
+            return Ok(());
         }
         // What lies behind is void from here on, and nothing was written yet.
         self.log.restart(reached);

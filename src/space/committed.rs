@@ -253,8 +253,9 @@ impl Committed {
 }
 
 /// A group's newest bitmap that the superblock counts on, and whether the other slot is one that
-/// an unfinished checkpoint wrote: that must be overwritten before a superblock of its generation
-/// is written.
+/// an unfinished checkpoint wrote, whole or in part: that must be overwritten before a superblock of
+/// its generation is written. (A header alone would count together with its bitmap block, should a
+/// later checkpoint, itself unfinished, write just that one.)
 fn load_group(
     device: &dyn Device,
     superblock: &Superblock,
@@ -270,6 +271,7 @@ fn load_group(
             continue;
         }
         let Some(found) = group::decode(&bytes, &superblock.uuid, group) else {
+            unfinished |= !group::is_blank(&bytes);
             continue;
         };
         if found.generation > superblock.generation {
@@ -366,6 +368,37 @@ mod tests {
         old.write(&device, Generation(3)).unwrap();
         let again = Committed::load(&device, &of(&old, 3)).unwrap();
         assert_eq!(again.used_blocks(), 5);
+    }
+
+    #[test]
+    fn half_a_bitmap_of_an_unfinished_checkpoint_is_written_over() {
+        let device = MemoryDevice::new(200 << 20);
+        let layout = Layout::new(device.len_bytes() / 4096, 16).unwrap();
+        let mut bitmaps = Committed::load(&device, &superblock(layout, 0, 1)).unwrap();
+        let first = layout.group_start(0) + 10;
+        bitmaps.mark(&list(first, 5)).unwrap();
+        bitmaps.write(&device, Generation(2)).unwrap();
+        bitmaps.settle();
+        let now = Superblock {
+            bitmaps_digest: bitmaps.digest(),
+            ..superblock(layout, 1, 2)
+        };
+        assert!(!Committed::load(&device, &now).unwrap().is_dirty());
+        bitmaps.clear(&list(first, 1)).unwrap();
+        bitmaps.write(&device, Generation(3)).unwrap();
+        // Of the slot, the header came through.
+        let body = layout.bitmap_slot(0, 1).offset_bytes() + 4096;
+        device.write_at(&[0; 4096], body).unwrap();
+        let mut next = Committed::load(&device, &now).unwrap();
+        assert!(next.is_dirty());
+        next.write(&device, Generation(4)).unwrap();
+        next.settle();
+        let again = Superblock {
+            bitmaps_digest: next.digest(),
+            ..superblock(layout, 1, 4)
+        };
+        let again = Committed::load(&device, &again).unwrap();
+        assert_eq!((again.used_blocks(), again.is_dirty()), (5, false));
     }
 
     #[test]

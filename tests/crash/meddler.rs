@@ -1,7 +1,7 @@
 //! A device that lets something happen in the middle of an operation: between two writes of a
 //! checkpoint, say, as another thread would. What happens is the same with each run of a seed.
 
-use cowshed::base::Result;
+use cowshed::base::{Error, Result};
 use cowshed::device::{Device, MemoryDevice};
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,8 @@ type Work = Box<dyn FnOnce() + Send>;
 pub(crate) struct Meddler {
     device: Arc<MemoryDevice>,
     waiting: Mutex<Option<(u32, Work)>>,
+    /// Changes that are still let through before the process dies.
+    life: Mutex<Option<u32>>,
 }
 
 impl Meddler {
@@ -20,6 +22,34 @@ impl Meddler {
         Self {
             device,
             waiting: Mutex::default(),
+            life: Mutex::default(),
+        }
+    }
+
+    /// Has the process die once `changes` more changes are made: nothing that it asks for later
+    /// reaches the device.
+    pub(crate) fn kill_after(&self, changes: u32) {
+        *self.life.lock().expect("no panic while it is held") = Some(changes);
+    }
+
+    /// A new process has the device; answers whether the last one had made all its changes.
+    pub(crate) fn revive(&self) -> bool {
+        let life = self.life.lock().expect("no panic while it is held").take();
+        life == Some(0)
+    }
+
+    /// The dead change nothing.
+    fn live(&self) -> Result<()> {
+        match &mut *self.life.lock().expect("no panic while it is held") {
+            None => Ok(()),
+            Some(0) => Err(Error::Io {
+                action: "be alive",
+                source: std::io::Error::other("the process is dead"),
+            }),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
         }
     }
 
@@ -66,23 +96,28 @@ impl Device for Meddler {
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         self.turn();
+        self.live()?;
         self.device.write_at(buf, offset_bytes)
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()> {
         self.turn();
+        self.live()?;
         self.device.write_vectored_at(bufs, offset_bytes)
     }
 
     fn flush(&self) -> Result<()> {
+        self.live()?;
         self.device.flush()
     }
 
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.live()?;
         self.device.discard(offset_bytes, len_bytes)
     }
 
     fn grow(&self, len_bytes: u64) -> Result<()> {
+        self.live()?;
         self.device.grow(len_bytes)
     }
 
@@ -91,6 +126,7 @@ impl Device for Meddler {
     }
 
     fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        self.live()?;
         self.device.store_log(offset_bytes, bytes)
     }
 

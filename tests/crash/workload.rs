@@ -7,14 +7,15 @@ use crate::digest;
 use crate::history::{History, Moment, State};
 use crate::meddler::Meddler;
 use crate::oracle::{BLOCK, Oracle};
-use cowshed::base::{Error, Result, VolumeId};
+use cowshed::base::{Error, Generation, Result, VolumeId};
 use cowshed::device::{Device, DeviceImage, MemoryDevice};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed::pool::{CreateOptions, DurableNote, OpenOptions, Pool, Volume};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// The smallest pool that there is.
@@ -34,6 +35,14 @@ pub(crate) enum Step {
     Write(u64, Vec<u8>),
     Discard(u64, u64),
     Resize(u64),
+}
+
+/// How a process ends that has the pool open.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Closed,
+    Dead,
+    DeadInCheckpoint,
 }
 
 /// What the pool lies on.
@@ -61,6 +70,11 @@ impl Ground {
     }
 }
 
+fn note_in(durable: &Arc<AtomicU64>) -> DurableNote {
+    let durable = Arc::clone(durable);
+    Box::new(move |generation| durable.store(generation.0, Ordering::Relaxed))
+}
+
 /// An empty pool, closed.
 pub(crate) fn empty_pool() -> DeviceImage {
     let device = MemoryDevice::new(POOL_BYTES);
@@ -74,9 +88,15 @@ pub(crate) fn empty_pool() -> DeviceImage {
 
 /// Opens the pool on `device`, and recovers it.
 pub(crate) fn open(device: Arc<dyn Device>) -> Result<Pool> {
+    open_or_resume(device, None)
+}
+
+/// Opens the pool; `resumes` is what is known of the process that had it last.
+fn open_or_resume(device: Arc<dyn Device>, resumes: Option<Generation>) -> Result<Pool> {
     let options = OpenOptions {
         cache_bytes: CACHE_BYTES,
         background: false,
+        resumes,
         ..OpenOptions::default()
     };
     Pool::open(device, &options)
@@ -98,6 +118,8 @@ pub(crate) struct Run {
     stores_at_barrier: u64,
     barriers: u64,
     generation: u64,
+    /// The superblock that the pool has said to be durable.
+    durable: Arc<AtomicU64>,
 }
 
 impl Run {
@@ -119,7 +141,10 @@ impl Run {
             state.acknowledged = if index == 0 { (0, 0) } else { opened };
         }
         states.push(State::new(&oracle, opened, opened));
+        let durable = Arc::new(AtomicU64::new(0));
+        pool.on_durable(note_in(&durable));
         Self {
+            durable,
             crowded_percent: rng.random_range(4..40),
             names: rng.random_range(1 << 20..1 << 40),
             rng,
@@ -285,25 +310,41 @@ impl Run {
 
     /// Ends the process's hold of the pool, in order or not, and opens it again.
     pub(crate) fn open_again(&mut self) {
-        let close = self.rng.random();
-        self.begin(
-            if close {
-                "close and open"
-            } else {
-                "die and open"
-            }
-            .into(),
-        );
+        let end = *[End::Closed, End::Dead, End::DeadInCheckpoint]
+            .choose(&mut self.rng)
+            .expect("there are ends");
+        let resumes = self.ground.honest && self.rng.random();
+        let how = if resumes { "resume" } else { "open" };
+        self.begin(format!("{end:?}, then {how}"));
         let pool = self.pool.take().expect("the pool is open");
-        if close {
-            pool.close().expect("close the pool");
-            self.flushed.push((self.moment(), self.states.len() - 1));
+        match (end, &self.ground.meddler) {
+            (End::Closed, _) => {
+                pool.close().expect("close the pool");
+                self.flushed.push((self.moment(), self.states.len() - 1));
+            }
+            (End::DeadInCheckpoint, Some(meddler)) => {
+                meddler.kill_after(self.rng.random_range(0..24));
+                let outcome = pool.checkpoint();
+                let is_over = meddler.revive();
+                assert!(outcome.is_ok() || is_over, "{outcome:?}");
+            }
+            (End::Dead | End::DeadInCheckpoint, _) => {}
         }
         drop(pool);
-        let pool = open(Arc::clone(&self.ground.seen)).expect("open the pool again");
+        let barriers = self.ground.device.flushes();
+        let durable = Generation(self.durable.load(Ordering::Relaxed));
+        let resumes = resumes.then_some(durable);
+        let pool = open_or_resume(Arc::clone(&self.ground.seen), resumes);
+        let pool = pool.expect("open the pool again");
+        pool.on_durable(note_in(&self.durable));
         self.pool = Some(pool);
         self.oracle.unsettled = true;
-        self.all_is_durable();
+        if self.ground.honest && self.ground.device.flushes() == barriers {
+            assert!(resumes.is_some(), "a recovery without a barrier");
+            self.stores_at_barrier = UNKNOWN;
+        } else {
+            self.all_is_durable();
+        }
     }
 
     /// Carries out what may take several records, and may stop in the middle for want of space.

@@ -5,7 +5,7 @@
 //!
 //! # Layout
 //! 64-bit words: a head of 8 (magic, version, how many open files, how many attachments fit, whether
-//! the device failed), then 4 for each open file, then 8 for each attachment.
+//! the device failed, which superblock is durable), then 4 for each open file, then 8 for each attachment.
 //!
 //! # Invariants
 //! - A slot's first word is its state. It is written last when the slot is taken, and first when
@@ -13,7 +13,7 @@
 //! - A slot's generation grows each time it is given back, so a handle never means another file.
 //! - One process writes at a time.
 
-use crate::base::VolumeId;
+use crate::base::{Generation, VolumeId};
 use crate::sys::shared::SharedWords;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +27,8 @@ const HEAD: [u64; 4] = [MAGIC, VERSION, OPEN_MAX as u64, ATTACHED_MAX as u64];
 const HEAD_WORDS: usize = 8;
 /// The word of the head that is not zero once the pool's device has failed.
 const DEVICE_FAILED: usize = 4;
+/// The word of the head with the generation of the newest superblock known to be durable, or zero.
+const DURABLE: usize = 5;
 /// The most files that are open at once.
 pub(in crate::export) const OPEN_MAX: usize = 1 << 16;
 const OPEN_WORDS: usize = 4;
@@ -135,6 +137,20 @@ impl Keepsake {
     #[must_use]
     pub fn has_device_failed(&self) -> bool {
         self.records.memory.words()[DEVICE_FAILED].load(Ordering::SeqCst) != 0
+    }
+
+    /// What notes, for whoever comes after this process, which superblock is durable. It has no
+    /// descriptor.
+    pub fn durable_note(&self) -> impl Fn(Generation) + Send + Sync + 'static {
+        let records = Arc::clone(&self.records);
+        move |generation| records.memory.words()[DURABLE].store(generation.0, Ordering::SeqCst)
+    }
+
+    /// The newest superblock that was noted as durable, in this process or one before it.
+    #[must_use]
+    pub fn durable(&self) -> Option<Generation> {
+        let noted = self.records.memory.words()[DURABLE].load(Ordering::SeqCst);
+        (noted != 0).then_some(Generation(noted))
     }
 
     /// The memory's descriptor, for a process that is to adopt it.
@@ -353,6 +369,17 @@ mod tests {
         note();
         assert!(first.has_device_failed() && second.has_device_failed());
         assert!(successor(&second).has_device_failed());
+    }
+
+    #[test]
+    fn a_successor_knows_which_superblock_is_durable() {
+        let first = Keepsake::create().unwrap();
+        assert_eq!(first.durable(), None);
+        let note = first.durable_note();
+        let second = successor(&first);
+        note(Generation(7));
+        note(Generation(9));
+        assert_eq!(second.durable(), Some(Generation(9)));
     }
 
     #[test]
