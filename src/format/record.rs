@@ -12,6 +12,8 @@ use crate::base::{Generation, Sequence};
 pub const HEADER_BYTES: usize = 40;
 /// Records start at multiples of this.
 pub const ALIGN_BYTES: usize = 8;
+/// Where the salt stands in a header.
+pub const SALT_OFFSET: usize = 16;
 /// The longest record.
 pub const MAX_RECORD_BYTES: usize = 2 << 20;
 
@@ -68,7 +70,7 @@ pub fn pad(header: &Header, len_bytes: u32) -> [u8; HEADER_BYTES] {
 fn put_header(record: &mut [u8], header: &Header, len: u32, flags: u64) {
     record[4..8].copy_from_slice(&len.to_le_bytes());
     record[8..16].copy_from_slice(&header.sequence.0.to_le_bytes());
-    record[16..24].copy_from_slice(&header.salt.to_le_bytes());
+    record[SALT_OFFSET..24].copy_from_slice(&header.salt.to_le_bytes());
     record[24..32].copy_from_slice(&header.durable.0.to_le_bytes());
     record[32..40].copy_from_slice(&(header.generation.0 | flags).to_le_bytes());
 }
@@ -84,40 +86,65 @@ pub struct Record {
     pub operations: Option<Vec<Operation>>,
 }
 
-/// The record at the front of `bytes`, whatever its sequence and salt; `None` when there is none.
+/// A record whose operations have not been looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The record's header.
+    pub header: Header,
+    /// Bytes from this record's start to the next one's.
+    pub len_bytes: usize,
+    is_pad: bool,
+}
+
+/// The frame of the record at the front of `bytes`, whatever its sequence and salt, with its CRC
+/// verified; `None` when there is none.
 #[must_use]
-pub fn decode(bytes: &[u8]) -> Option<Record> {
+pub fn decode_frame(bytes: &[u8]) -> Option<Frame> {
     let mut input = Reader::new(bytes);
     let (crc, len) = (input.u32()?, usize::try_from(input.u32()?).ok()?);
     let (sequence, salt) = (Sequence(input.u64()?), input.u64()?);
     let (durable, word) = (Sequence(input.u64()?), input.u64()?);
-    let header = Header {
-        sequence,
-        salt,
-        durable,
-        generation: Generation(word & GENERATION_MASK),
+    let frame = Frame {
+        header: Header {
+            sequence,
+            salt,
+            durable,
+            generation: Generation(word & GENERATION_MASK),
+        },
+        len_bytes: len,
+        is_pad: word & PAD_FLAG != 0,
     };
     let fits = (HEADER_BYTES..=bytes.len()).contains(&len) && len % ALIGN_BYTES == 0;
     if !fits || word & !GENERATION_MASK & !PAD_FLAG != 0 {
         return None;
     }
-    if word & PAD_FLAG != 0 {
-        let sound = crc32(&bytes[4..HEADER_BYTES]) == crc;
-        return sound.then(|| Record {
-            header,
-            len_bytes: len,
-            operations: Some(Vec::new()),
-        });
-    }
-    if len > MAX_RECORD_BYTES || crc32(&bytes[4..len]) != crc {
-        return None;
-    }
-    let operations = decode_operations(&bytes[HEADER_BYTES..len]);
-    Some(Record {
-        header,
-        len_bytes: len,
+    let covered = if frame.is_pad { HEADER_BYTES } else { len };
+    let sound = covered <= MAX_RECORD_BYTES && crc32(&bytes[4..covered]) == crc;
+    sound.then_some(frame)
+}
+
+/// The record at the front of `bytes`, whatever its sequence and salt; `None` when there is none.
+#[must_use]
+pub fn decode(bytes: &[u8]) -> Option<Record> {
+    decode_frame(bytes).map(|frame| complete(&frame, bytes))
+}
+
+/// The record whose frame was found at the front of `bytes`.
+///
+/// # Panics
+/// When `bytes` are others, and shorter.
+#[must_use]
+pub fn complete(frame: &Frame, bytes: &[u8]) -> Record {
+    let operations = if frame.is_pad {
+        Some(Vec::new())
+    } else {
+        decode_operations(&bytes[HEADER_BYTES..frame.len_bytes])
+    };
+    Record {
+        header: frame.header,
+        len_bytes: frame.len_bytes,
         operations,
-    })
+    }
 }
 
 fn decode_operations(body: &[u8]) -> Option<Vec<Operation>> {

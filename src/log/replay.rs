@@ -3,13 +3,16 @@
 use crate::base::{BLOCK_BYTES, CorruptKind, Result, Sequence};
 use crate::device::Device;
 use crate::format::Layout;
-use crate::format::record::{self, ALIGN_BYTES, HEADER_BYTES, MAX_RECORD_BYTES, Record};
+use crate::format::record::{
+    self, ALIGN_BYTES, Frame, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
+};
 
 /// Bytes read at a time; a record fits.
 const WINDOW_BYTES: u64 = 8 << 20;
 /// How many places that bear the salt are looked at behind the end.
 const SEARCH_CANDIDATES: u32 = 4096;
 const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
+const _: () = assert!(SALT_OFFSET % ALIGN_BYTES == 0 && HEADER_BYTES % ALIGN_BYTES == 0);
 
 /// A place in the log: which record stands there, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Replay<'a> {
     salt: u64,
     start: Position,
     next: Position,
+    /// What the records until `next` say of themselves.
+    durable: Sequence,
     window: Vec<u8>,
     window_start: u64,
 }
@@ -52,6 +57,7 @@ impl<'a> Replay<'a> {
             salt,
             start,
             next: start,
+            durable: Sequence(start.sequence.0 - 1),
             window: Vec::new(),
             window_start: 0,
         }
@@ -68,6 +74,29 @@ impl<'a> Replay<'a> {
     /// # Errors
     /// `Io` when the ring cannot be read.
     pub fn next_record(&mut self) -> Result<Option<Record>> {
+        let Some((at, frame)) = self.take_frame()? else {
+            return Ok(None);
+        };
+        Ok(Some(record::complete(&frame, self.record_at(at)?)))
+    }
+
+    /// Goes on to the end of the valid records, and makes sure that it is the end and no damage.
+    ///
+    /// # Errors
+    /// `LogRecord` when a later record says that the one missing had been durable; `Io`.
+    pub fn find_end(&mut self) -> Result<ReplayEnd> {
+        while self.take_frame()?.is_some() {}
+        let end = ReplayEnd {
+            position: self.next,
+            durable: self.durable,
+        };
+        self.search_behind(&end)?;
+        Ok(end)
+    }
+
+    /// Goes past the next record, and answers where it starts and its frame; `None` at the end of
+    /// the log.
+    fn take_frame(&mut self) -> Result<Option<(u64, Frame)>> {
         let used = self.next.bytes - self.start.bytes;
         let mut at = self.next.bytes;
         let rest = self.ring_bytes - at % self.ring_bytes;
@@ -78,35 +107,19 @@ impl<'a> Replay<'a> {
             return Ok(None);
         };
         let (salt, expected) = (self.salt, self.next.sequence);
-        let Some(found) = self.decode_at(at)? else {
+        let Some(found) = self.frame_at(at)? else {
             return Ok(None);
         };
         let fits = found.len_bytes as u64 <= room;
         if !fits || found.header.salt != salt || found.header.sequence != expected {
             return Ok(None);
         }
+        self.durable = self.durable.max(found.header.durable);
         self.next = Position {
             sequence: expected.next(),
             bytes: at + found.len_bytes as u64,
         };
-        Ok(Some(found))
-    }
-
-    /// Goes to the end of the valid records, and makes sure that it is the end and no damage.
-    ///
-    /// # Errors
-    /// `LogRecord` when a later record says that the one missing had been durable; `Io`.
-    pub fn find_end(&mut self) -> Result<ReplayEnd> {
-        let mut durable = Sequence(self.start.sequence.0 - 1);
-        while let Some(found) = self.next_record()? {
-            durable = durable.max(found.header.durable);
-        }
-        let end = ReplayEnd {
-            position: self.next,
-            durable,
-        };
-        self.search_behind(&end)?;
-        Ok(end)
+        Ok(Some((at, found)))
     }
 
     /// A valid record behind the end that was written when the missing one was durable already
@@ -115,36 +128,62 @@ impl<'a> Replay<'a> {
         let mut at = end.position.bytes.next_multiple_of(ALIGN_BYTES as u64);
         let stop = self.start.bytes + self.ring_bytes;
         let mut budget = SEARCH_CANDIDATES;
-        while at + (HEADER_BYTES as u64) <= stop {
-            if self.ring_bytes - at % self.ring_bytes >= HEADER_BYTES as u64 && self.has_salt(at)? {
-                // Data that imitates headers must not make this last for ever.
-                budget -= 1;
-                if budget == 0 {
-                    return Ok(());
-                }
-                let found = self.decode_at(at)?;
-                let proves = found.is_some_and(|found| {
-                    found.header.salt == self.salt
-                        && found.header.sequence > end.position.sequence
-                        && found.header.durable >= end.position.sequence
-                });
-                if proves {
-                    return Err(CorruptKind::LogRecord(end.position.sequence).into());
-                }
+        while let Some(found) = self.find_salt(at, stop)? {
+            // Data that imitates headers must not make this last for ever.
+            budget -= 1;
+            if budget == 0 {
+                return Ok(());
             }
-            at += ALIGN_BYTES as u64;
+            let frame = self.frame_at(found)?;
+            let proves = frame.is_some_and(|frame| {
+                frame.header.salt == self.salt
+                    && frame.header.sequence > end.position.sequence
+                    && frame.header.durable >= end.position.sequence
+            });
+            if proves {
+                return Err(CorruptKind::LogRecord(end.position.sequence).into());
+            }
+            at = found + ALIGN_BYTES as u64;
         }
         Ok(())
     }
 
-    fn has_salt(&mut self, at: u64) -> Result<bool> {
+    /// The first place from `at` on at which a header with the salt may stand, with all of the
+    /// header before `stop`.
+    fn find_salt(&mut self, mut at: u64, stop: u64) -> Result<Option<u64>> {
         let salt = self.salt.to_le_bytes();
-        Ok(self.bytes_at(at, HEADER_BYTES as u64)?.get(16..24) == Some(&salt))
+        while at + HEADER_BYTES as u64 <= stop {
+            let lap_rest = self.ring_bytes - at % self.ring_bytes;
+            if lap_rest < HEADER_BYTES as u64 {
+                at += lap_rest;
+                continue;
+            }
+            let len = WINDOW_BYTES.min(lap_rest).min(stop - at);
+            let bytes = self.bytes_at(at, HEADER_BYTES as u64)?;
+            let bytes = &bytes[..bytes
+                .len()
+                .min(usize::try_from(len).expect("at most a window"))];
+            let words = bytes.as_chunks::<ALIGN_BYTES>().0;
+            let (first, last) = (SALT_OFFSET / ALIGN_BYTES, HEADER_BYTES / ALIGN_BYTES - 1);
+            let places = words.len() - last;
+            let candidates = &words[first..first + places];
+            if let Some(index) = candidates.iter().position(|word| *word == salt) {
+                return Ok(Some(at + (index * ALIGN_BYTES) as u64));
+            }
+            at += (places * ALIGN_BYTES) as u64;
+        }
+        Ok(None)
     }
 
-    fn decode_at(&mut self, at: u64) -> Result<Option<Record>> {
-        Ok(record::decode(self.bytes_at(at, MAX_RECORD_BYTES as u64)?)
-            .filter(|found| found.len_bytes as u64 <= self.ring_bytes - at % self.ring_bytes))
+    fn frame_at(&mut self, at: u64) -> Result<Option<Frame>> {
+        let rest = self.ring_bytes - at % self.ring_bytes;
+        let frame = record::decode_frame(self.record_at(at)?);
+        Ok(frame.filter(|frame| frame.len_bytes as u64 <= rest))
+    }
+
+    /// Bytes that hold all of a record at `at`.
+    fn record_at(&mut self, at: u64) -> Result<&[u8]> {
+        self.bytes_at(at, MAX_RECORD_BYTES as u64)
     }
 
     /// At least `len` bytes of the ring at `at`, or all up to the ring's end. A pad's body is not

@@ -22,6 +22,7 @@ use crate::map::{Inheritance, NodeStore};
 use crate::space::{Committed, Space};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// The fewest memory nodes that are allowed, whatever the cache's limit.
 const FEWEST_MEMORY_NODES: u64 = 512;
@@ -38,7 +39,9 @@ impl Pool {
         let (superblock, slot) = find_superblock(&*device)?;
         let layout = superblock.layout;
         device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
+        let started = Instant::now();
         let shared = Arc::new(load(device, superblock, slot, options)?);
+        tracing::debug!(took = ?started.elapsed(), "bitmaps and catalogue are read");
         shared.replay(options.resumes)?;
         if options.background {
             background::start(&shared);

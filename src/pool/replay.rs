@@ -31,6 +31,7 @@ use crate::map::Edit;
 use crate::space::BlockRun;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// New memory nodes that one replayed operation may be accounted for; no promise is checked.
 const UNBOUNDED: u64 = 1 << 32;
@@ -69,26 +70,34 @@ impl Shared {
             return self.begin_log(start);
         }
         let device: &dyn Device = &*self.device;
+        let started = Instant::now();
+        let mut replay = Replay::new(device, &layout, start, salt);
+        if resumes {
+            while let Some(record) = replay.next_record()? {
+                self.replay_record(&record)?;
+            }
+            let end = replay.find_end()?;
+            self.log.resume(&end);
+            let bytes = end.position.bytes - start.bytes;
+            tracing::debug!(bytes, took = ?started.elapsed(), "the log goes on");
+            self.ask(|wanted| &mut wanted.checkpoint);
+            return Ok(());
+        }
         let end = Replay::new(device, &layout, start, salt).find_end()?;
-        if end.position == start && !resumes {
+        if end.position == start {
             return self.begin_log(start);
         }
-        let mut replay = Replay::new(device, &layout, start, salt);
         let mut reached = start;
         while reached != end.position {
             let record = replay.next_record()?.ok_or(Error::NotAPool)?;
-            let is_durable = record.header.sequence <= end.durable;
-            if !resumes && !is_durable && !self.data_is_whole(&record)? {
+            if record.header.sequence > end.durable && !self.data_is_whole(&record)? {
                 break;
             }
             self.replay_record(&record)?;
             reached = replay.position();
         }
-        if resumes {
-            self.log.resume(&end);
-            self.ask(|wanted| &mut wanted.checkpoint);
-            return Ok(());
-        }
+        let bytes = reached.bytes - start.bytes;
+        tracing::debug!(bytes, took = ?started.elapsed(), "the log is replayed");
         // What lies behind is void from here on, and nothing was written yet.
         self.log.restart(reached);
         let outcome = self.checkpoint();
