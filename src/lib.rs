@@ -16,6 +16,7 @@
 //! | 5 | [`export`] | volumes as files and loop devices |
 //! | 5 | [`oci`] | images: archives, layers, digests |
 //! | 6 | [`container`] | images and containers on this host: layers, roots, diff, commit |
+//! | 7 | [`snapshotter`] | what containerd asks of a snapshotter, over gRPC |
 //! | 8 | [`daemon`] | the socket through which commands reach an open pool |
 //! | 8 | [`cli`] | the commands |
 
@@ -31,5 +32,6 @@ pub mod log;
 pub mod map;
 pub mod oci;
 pub mod pool;
+pub mod snapshotter;
 pub mod space;
 mod sys;

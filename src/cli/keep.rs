@@ -53,6 +53,7 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
             pool: place.pool.clone(),
             socket: HostPath::new(estate.listening.path())?,
             mount: HostPath::new(&mount)?,
+            containerd_socket: serve.containerd.containerd_socket.clone(),
             pid: std::process::id(),
             worker: 0,
             log: None,
@@ -86,6 +87,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         Some(socket) => Listening::take(socket).context("take the service manager's socket")?,
         None => Listening::bind(place.socket.as_path()).with_context(what)?,
     };
+    let containerd = serve.containerd.listen()?;
     let keepsake = Keepsake::create().context("make memory for what workers leave each other")?;
     let folder = state.path().to_owned();
     let folder_lock = state.lock().try_clone_to_owned();
@@ -99,6 +101,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         folder,
         folder_lock,
         listening,
+        containerd,
         keepsake,
         connection,
     };

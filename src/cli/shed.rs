@@ -198,6 +198,9 @@ impl Shed {
                 .collect(),
             _ => Vec::new(),
         };
+        if let Some(hosted) = &*self.hosted.lock() {
+            paths.extend(hosted.host.root_paths());
+        }
         paths.extend(
             self.export
                 .iter()

@@ -12,11 +12,12 @@ use super::remote::Commands;
 use super::serve::Serve;
 use super::shed::Shed;
 use super::state::StateFolder;
-use crate::daemon::Server;
 use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
+use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
 use crate::export::{Export, ExportOptions};
 use crate::pool::Pool;
+use crate::snapshotter;
 use crate::sys;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -200,6 +201,9 @@ fn wait_for(predecessors: Vec<OwnedFd>) {
 
 /// Everything that serves; the fields go in the order in which they must stop.
 struct Daemon {
+    snapshots: Option<snapshotter::Server>,
+    /// Where containerd connects; its file is the keeper's while there is one.
+    containerd: Option<Listening>,
     server: Server<Commands>,
     shed: Arc<Shed>,
     export: Arc<Export>,
@@ -225,7 +229,7 @@ impl Daemon {
             .and_then(|device| Place::open_on(device, full))
             .map_err(|error| place.explain(error))?;
         tracing::info!(took = ?started.elapsed(), "the pool is open");
-        let started = Self::start_on(pool.clone(), place, inherited, events);
+        let started = Self::start_on(pool.clone(), serve, place, inherited, events);
         if started.is_err()
             && let Err(error) = pool.close()
         {
@@ -236,6 +240,7 @@ impl Daemon {
 
     fn start_on(
         pool: Pool,
+        serve: &Serve,
         place: &Place,
         inherited: Inherited,
         events: Sender<Event>,
@@ -272,9 +277,21 @@ impl Daemon {
             is_successor,
         )?;
         let shed = Arc::new(shed);
+        let containerd = estate.containerd;
+        let snapshots = match &containerd {
+            Some(socket) => {
+                let (socket, host) = (socket.socket()?, shed.containers()?);
+                let options = serve.containerd.options();
+                let server = snapshotter::Server::start(socket, host, options);
+                Some(server.context("answer containerd")?)
+            }
+            None => None,
+        };
         let commands = Commands::new(Arc::clone(&shed), events, Arc::clone(&control));
         let server = Server::start(estate.listening, commands).context("take commands")?;
         Ok(Self {
+            snapshots,
+            containerd,
             server,
             shed,
             export,
@@ -285,6 +302,8 @@ impl Daemon {
 
     fn stop(self, events: &Receiver<Event>, console: &Console) -> anyhow::Result<()> {
         let Self {
+            snapshots,
+            mut containerd,
             mut server,
             shed,
             export,
@@ -293,6 +312,7 @@ impl Daemon {
         } = self;
         // Unmounting writes out what is in memory, which must not wait for room.
         shed.pool().stop_holding();
+        end_calls(snapshots);
         let running = server.stop(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time");
@@ -301,6 +321,9 @@ impl Daemon {
             shed.keep_folder();
             if keeps_socket_file {
                 server.keep_file();
+            }
+            if let Some(containerd) = &mut containerd {
+                containerd.keep_file(true);
             }
         }
         let deadline = Instant::now() + BUSY_TIME;
@@ -331,12 +354,14 @@ impl Daemon {
     /// `program`. What cannot be stopped in order ends with this process, as if it were killed.
     fn hand_over(self, program: &OwnedFd) -> anyhow::Result<()> {
         let Self {
+            snapshots,
             mut server,
             shed,
             export,
             control,
             ..
         } = self;
+        end_calls(snapshots);
         let mut running = server.drain(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time, and are interrupted");
@@ -360,6 +385,15 @@ impl Daemon {
         control
             .hand_over(program.as_fd())
             .context("hand over to the keeper")
+    }
+}
+
+/// Answers containerd no more.
+fn end_calls(snapshots: Option<snapshotter::Server>) {
+    if let Some(mut snapshots) = snapshots
+        && !snapshots.stop(COMMANDS_TIME)
+    {
+        tracing::warn!("calls of containerd did not end in time");
     }
 }
 

@@ -9,8 +9,10 @@
 //! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
 //! | `work/frozen-<container>` | the container's file system held still |
+//! | `roots/<volume>` | that volume attached, and mounted here |
+//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as one |
 //!
-//! A container that is mounted stays so. Everything else was interrupted, and is undone.
+//! A container or root that is mounted stays so. Everything else was interrupted, and is undone.
 
 use super::error::{Error, Result};
 use super::filesystem;
@@ -45,6 +47,7 @@ impl Host {
     /// Forgets what is mounted, for a successor to find.
     pub fn leave(&self) {
         self.mounts.lock().clear();
+        self.roots.clear();
     }
 
     fn adopt(&self) -> Result<()> {
@@ -73,6 +76,7 @@ impl Host {
             // rmdir refuses what is not empty, and that is meant.
             let _ = fs::remove_dir(own);
         }
+        self.adopt_roots(&mounts, &export);
         self.remove_work_volumes(&export);
         remove_empty_folders(&self.work_dir());
         Ok(())
@@ -119,7 +123,7 @@ impl Host {
     }
 
     /// Gives back the device of an interrupted operation, if it got one.
-    fn let_go(&self, export: &Export, id: VolumeId) {
+    pub(super) fn let_go(&self, export: &Export, id: VolumeId) {
         if device_of(export, id).is_none() {
             return;
         }
@@ -153,7 +157,7 @@ impl Host {
 }
 
 /// The volume's loop device.
-fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
+pub(super) fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
     let is_it =
         |attachment: &Attachment| attachment.volume == id && attachment.kind == AttachKind::Loop;
     let found = export.attachments().into_iter().find(is_it);
