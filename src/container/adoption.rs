@@ -9,8 +9,10 @@
 //! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
 //! | `work/frozen-<container>` | the container's file system held still |
+//! | `work/still-<volume>` | the file system of that volume held still |
+//! | `data/<volume>` | that data volume attached, and mounted here |
 //!
-//! A container that is mounted stays so. Everything else was interrupted, and is undone.
+//! A container that is mounted stays so, and a data volume that has users. Everything else was interrupted, and is undone.
 
 use super::error::{Error, Result};
 use super::filesystem;
@@ -45,13 +47,16 @@ impl Host {
     /// Forgets what is mounted, for a successor to find.
     pub fn leave(&self) {
         self.mounts.lock().clear();
+        self.data_mounts.lock().clear();
     }
 
     fn adopt(&self) -> Result<()> {
         let mounts = mount::mounts();
         let mounts = mounts.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
         let export = self.export()?;
+        self.thaw_still(&mounts, &export);
         self.undo_work(&mounts, &export);
+        self.adopt_data(&mounts, &export);
         for record in record::containers(self.pool())? {
             let Ok(volume) = record.volume(self.pool()) else {
                 continue;
@@ -65,7 +70,7 @@ impl Host {
                         self.remember(record.id, path, device);
                         continue;
                     }
-                    None if own.exists() => self.let_go(&export, volume.id()),
+                    None if own.exists() => let_go(self.pool(), &export, volume.id()),
                     // Attached by hand, and not ours to detach.
                     None => {}
                 }
@@ -97,7 +102,7 @@ impl Host {
         }
         for entry in fs::read_dir(&work).into_iter().flatten().flatten() {
             if let Some(volume) = entry.file_name().to_str().and_then(volume_of_folder) {
-                self.let_go(export, volume);
+                let_go(self.pool(), export, volume);
             }
         }
     }
@@ -107,7 +112,7 @@ impl Host {
             if !left.name.as_str().starts_with(WORK_PREFIX) {
                 continue;
             }
-            self.let_go(export, left.id);
+            let_go(self.pool(), export, left.id);
             let removed = self
                 .pool()
                 .volume_by_id(left.id)
@@ -115,21 +120,6 @@ impl Host {
             if let Err(error) = removed {
                 tracing::warn!(%error, volume = %left.name, "left behind");
             }
-        }
-    }
-
-    /// Gives back the device of an interrupted operation, if it got one.
-    fn let_go(&self, export: &Export, id: VolumeId) {
-        if device_of(export, id).is_none() {
-            return;
-        }
-        let Ok(volume) = self.pool().volume_by_id(id) else {
-            return;
-        };
-        // A device to which writes have failed says so once, and can be detached after that.
-        let detach = || export.detach_as(&volume, AttachKind::Loop);
-        if let Err(error) = detach().or_else(|_| detach()) {
-            tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
         }
     }
 
@@ -143,17 +133,37 @@ impl Host {
         if !note.exists() {
             return;
         }
-        match mount::thaw(path) {
-            Ok(()) => tracing::info!(path = %path.display(), "let go on"),
-            // It had not been held yet, or no more.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => tracing::error!(%error, path = %path.display(), "is still held"),
-        }
+        thaw_at(path);
+    }
+}
+
+/// Lets the file system at `path` go on, if it is held.
+pub(super) fn thaw_at(path: &Path) {
+    match mount::thaw(path) {
+        Ok(()) => tracing::info!(path = %path.display(), "let go on"),
+        // It had not been held yet, or no more.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        Err(error) => tracing::error!(%error, path = %path.display(), "is still held"),
+    }
+}
+
+/// Gives back the device of an interrupted operation, if it got one.
+pub(super) fn let_go(pool: &Pool, export: &Export, id: VolumeId) {
+    if device_of(export, id).is_none() {
+        return;
+    }
+    let Ok(volume) = pool.volume_by_id(id) else {
+        return;
+    };
+    // A device to which writes have failed says so once, and can be detached after that.
+    let detach = || export.detach_as(&volume, AttachKind::Loop);
+    if let Err(error) = detach().or_else(|_| detach()) {
+        tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
     }
 }
 
 /// The volume's loop device.
-fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
+pub(super) fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
     let is_it =
         |attachment: &Attachment| attachment.volume == id && attachment.kind == AttachKind::Loop;
     let found = export.attachments().into_iter().find(is_it);
@@ -162,7 +172,7 @@ fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
 
 /// Where the whole file system on `device` is mounted: at `own`, or else where it was first. Bind
 /// mounts of others look the same, but come later.
-fn place_of(mounts: &[MountEntry], device: &Path, own: &Path) -> Option<PathBuf> {
+pub(super) fn place_of(mounts: &[MountEntry], device: &Path, own: &Path) -> Option<PathBuf> {
     let on_device =
         |entry: &&MountEntry| Path::new(&entry.source) == device && entry.root == Path::new("/");
     let mut all = mounts

@@ -235,14 +235,14 @@ fn listed(path: &Path, change: TreeChange) -> Option<ContainerChange> {
 }
 
 /// A frozen file system, which goes on when this is dropped, whatever happens.
-struct FrozenMount {
+pub(super) struct FrozenMount {
     path: PathBuf,
     /// A folder that tells a successor of this process, should it die now.
     note: PathBuf,
 }
 
 impl FrozenMount {
-    fn freeze(path: PathBuf, note: PathBuf) -> Result<Self> {
+    pub(super) fn freeze(path: PathBuf, note: PathBuf) -> Result<Self> {
         fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
         if let Err(source) = mount::freeze(&path) {
             // It tells nothing now.

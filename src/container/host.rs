@@ -9,6 +9,7 @@
 //!   never while a file of a mounted volume is read or written.
 
 use super::adoption::VIEW_PREFIX;
+use super::data_mounts::DataMount;
 use super::diff::Comparing;
 use super::error::{Error, Result};
 use super::ext4;
@@ -35,6 +36,8 @@ pub struct Host {
     export: Mutex<Exported>,
     /// The containers that are mounted, by id.
     pub(super) mounts: Mutex<BTreeMap<String, ContainerMount>>,
+    /// The data volumes that are mounted.
+    pub(super) data_mounts: Mutex<BTreeMap<VolumeId, DataMount>>,
     containers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     views: Mutex<HashMap<VolumeId, Arc<View>>>,
     catalogue: Mutex<()>,
@@ -95,6 +98,7 @@ impl Host {
             state_dir,
             export: Mutex::new(exported),
             mounts: Mutex::default(),
+            data_mounts: Mutex::default(),
             containers: Mutex::default(),
             views: Mutex::default(),
             catalogue: Mutex::default(),
@@ -114,7 +118,7 @@ impl Host {
         &self.state_dir
     }
 
-    /// Unmounts all containers and, if it is ours, the export. The pool stays open.
+    /// Unmounts all containers and data volumes and, if it is ours, the export. The pool stays open.
     ///
     /// # Errors
     /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
@@ -124,6 +128,7 @@ impl Host {
         for id in mounted {
             self.unmount_container(&id)?;
         }
+        self.close_data()?;
         let mut exported = self.export.lock();
         if let Exported::Own(export) = &*exported {
             export.unmount()?;
@@ -144,13 +149,14 @@ impl Host {
                 .filter(move |path| mount::lies_in(path, &folder))
                 .collect::<Vec<_>>()
         };
-        for folder in ["mounts", "work"] {
+        for folder in ["mounts", "work", "data"] {
             for path in ours(folder) {
                 mount::unmount_lazy(&path).map_err(Error::io("unmount", &path))?;
             }
             let folder = self.state_dir.join(folder);
             remove_empty_folders(&folder);
         }
+        self.clean_data();
         let leftovers = self.pool.volumes();
         for left in leftovers
             .iter()

@@ -3,7 +3,7 @@
 //! Not a runtime: nothing is executed in a container. A [`Host`] ties a pool to a folder of this
 //! host, and every operation is one of its methods: [`Host::import_image`] and its like in
 //! `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`, `diff`,
-//! `commit` and `copy`. `filesystem` and `ext4` know what is in a volume, `record` what is in the
+//! `commit` and `copy`, [`Host::create_data_volume`] and its like in `data`. `filesystem` and `ext4` know what is in a volume, `record` what is in the
 //! catalogue, `changes` what two volumes' file systems differ in and `tree` what two mounted trees
 //! do.
 //!
@@ -19,6 +19,8 @@ mod archive;
 mod changes;
 mod commit;
 mod copy;
+mod data;
+mod data_mounts;
 mod diff;
 mod error;
 mod ext4;
@@ -28,6 +30,7 @@ mod image;
 mod import;
 mod record;
 mod root;
+mod still;
 mod time;
 mod transfer;
 mod tree;
@@ -36,6 +39,7 @@ mod words;
 
 pub use archive::{ExportedImage, ExportedLayer};
 pub use copy::{CopyReport, CopySide};
+pub use data::{CreateDataVolume, DataVolume};
 pub use diff::{ChangeKind, Comparison, ContainerChange};
 pub use error::{Error, Kind, Names, RecordFault, Result};
 pub use filesystem::{DEFAULT_SIZE_BYTES, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
