@@ -26,6 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("oci", &["base", "sys", "pool"]),
     ("container", &["base", "sys", "pool", "oci", "export"]),
     ("snapshotter", &["base", "pool", "oci", "container"]),
+    ("docker", &["base", "container"]),
     ("daemon", BELOW_THE_TOP),
     // The two top rooms are one level; of them, the command line starts the daemon.
     ("cli", TOP),
@@ -61,6 +62,7 @@ const TOP: &[&str] = &[
     "oci",
     "container",
     "snapshotter",
+    "docker",
     "daemon",
 ];
 

@@ -8,6 +8,7 @@ use super::console::Console;
 use super::failure;
 use super::import_volume::remove_unfinished;
 use super::open::Place;
+use super::plugin::Plugin;
 use super::remote::Commands;
 use super::serve::Serve;
 use super::shed::Shed;
@@ -201,6 +202,7 @@ fn wait_for(predecessors: Vec<OwnedFd>) {
 /// Everything that serves; the fields go in the order in which they must stop.
 struct Daemon {
     server: Server<Commands>,
+    plugin: Option<Plugin>,
     shed: Arc<Shed>,
     export: Arc<Export>,
     control: Arc<ToKeeper>,
@@ -225,7 +227,7 @@ impl Daemon {
             .and_then(|device| Place::open_on(device, full))
             .map_err(|error| place.explain(error))?;
         tracing::info!(took = ?started.elapsed(), "the pool is open");
-        let started = Self::start_on(pool.clone(), place, inherited, events);
+        let started = Self::start_on(pool.clone(), serve, place, inherited, events);
         if started.is_err()
             && let Err(error) = pool.close()
         {
@@ -236,6 +238,7 @@ impl Daemon {
 
     fn start_on(
         pool: Pool,
+        serve: &Serve,
         place: &Place,
         inherited: Inherited,
         events: Sender<Event>,
@@ -274,8 +277,10 @@ impl Daemon {
         let shed = Arc::new(shed);
         let commands = Commands::new(Arc::clone(&shed), events, Arc::clone(&control));
         let server = Server::start(estate.listening, commands).context("take commands")?;
+        let plugin = start_plugin(serve, &shed, is_successor)?;
         Ok(Self {
             server,
+            plugin,
             shed,
             export,
             control,
@@ -286,6 +291,7 @@ impl Daemon {
     fn stop(self, events: &Receiver<Event>, console: &Console) -> anyhow::Result<()> {
         let Self {
             mut server,
+            mut plugin,
             shed,
             export,
             control,
@@ -293,6 +299,9 @@ impl Daemon {
         } = self;
         // Unmounting writes out what is in memory, which must not wait for room.
         shed.pool().stop_holding();
+        if let Some(plugin) = &mut plugin {
+            plugin.stop();
+        }
         let running = server.stop(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time");
@@ -332,11 +341,15 @@ impl Daemon {
     fn hand_over(self, program: &OwnedFd) -> anyhow::Result<()> {
         let Self {
             mut server,
+            plugin,
             shed,
             export,
             control,
             ..
         } = self;
+        if let Some(mut plugin) = plugin {
+            plugin.stop();
+        }
         let mut running = server.drain(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time, and are interrupted");
@@ -360,6 +373,22 @@ impl Daemon {
         control
             .hand_over(program.as_fd())
             .context("hand over to the keeper")
+    }
+}
+
+/// Starts the volume plugin, if it is asked for. A successor goes on without one that cannot be
+/// started: everything else is in use already.
+fn start_plugin(serve: &Serve, shed: &Shed, is_successor: bool) -> anyhow::Result<Option<Plugin>> {
+    let Some(path) = &serve.docker_plugin_socket else {
+        return Ok(None);
+    };
+    match Plugin::start(path, shed.containers()?) {
+        Ok(plugin) => Ok(Some(plugin)),
+        Err(error) if is_successor => {
+            tracing::error!(error = format!("{error:#}"), "there is no volume plugin now");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
