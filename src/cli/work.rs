@@ -385,7 +385,10 @@ fn start_plugin(serve: &Serve, shed: &Shed, is_successor: bool) -> anyhow::Resul
     match Plugin::start(path, shed.containers()?) {
         Ok(plugin) => Ok(Some(plugin)),
         Err(error) if is_successor => {
-            tracing::error!(error = format!("{error:#}"), "there is no volume plugin now");
+            tracing::error!(
+                error = format!("{error:#}"),
+                "there is no volume plugin now"
+            );
             Ok(None)
         }
         Err(error) => Err(error),
