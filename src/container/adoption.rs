@@ -70,7 +70,7 @@ impl Host {
                         self.remember(record.id, path, device);
                         continue;
                     }
-                    None if own.exists() => let_go(self.pool(), &export, volume.id()),
+                    None if own.exists() => self.let_go(&export, volume.id()),
                     // Attached by hand, and not ours to detach.
                     None => {}
                 }
@@ -102,7 +102,7 @@ impl Host {
         }
         for entry in fs::read_dir(&work).into_iter().flatten().flatten() {
             if let Some(volume) = entry.file_name().to_str().and_then(volume_of_folder) {
-                let_go(self.pool(), export, volume);
+                self.let_go(export, volume);
             }
         }
     }
@@ -112,7 +112,7 @@ impl Host {
             if !left.name.as_str().starts_with(WORK_PREFIX) {
                 continue;
             }
-            let_go(self.pool(), export, left.id);
+            self.let_go(export, left.id);
             let removed = self
                 .pool()
                 .volume_by_id(left.id)
@@ -120,6 +120,21 @@ impl Host {
             if let Err(error) = removed {
                 tracing::warn!(%error, volume = %left.name, "left behind");
             }
+        }
+    }
+
+    /// Gives back the device of an interrupted operation, if it got one.
+    pub(super) fn let_go(&self, export: &Export, id: VolumeId) {
+        if device_of(export, id).is_none() {
+            return;
+        }
+        let Ok(volume) = self.pool().volume_by_id(id) else {
+            return;
+        };
+        // A device to which writes have failed says so once, and can be detached after that.
+        let detach = || export.detach_as(&volume, AttachKind::Loop);
+        if let Err(error) = detach().or_else(|_| detach()) {
+            tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
         }
     }
 
@@ -144,21 +159,6 @@ pub(super) fn thaw_at(path: &Path) {
         // It had not been held yet, or no more.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
         Err(error) => tracing::error!(%error, path = %path.display(), "is still held"),
-    }
-}
-
-/// Gives back the device of an interrupted operation, if it got one.
-pub(super) fn let_go(pool: &Pool, export: &Export, id: VolumeId) {
-    if device_of(export, id).is_none() {
-        return;
-    }
-    let Ok(volume) = pool.volume_by_id(id) else {
-        return;
-    };
-    // A device to which writes have failed says so once, and can be detached after that.
-    let detach = || export.detach_as(&volume, AttachKind::Loop);
-    if let Err(error) = detach().or_else(|_| detach()) {
-        tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
     }
 }
 

@@ -10,7 +10,7 @@
 //!   with the last one. So whoever is found mounted without users was being mounted or unmounted.
 //! - A user is counted once, however often he says the same.
 
-use super::adoption::{device_of, let_go};
+use super::adoption::device_of;
 use super::error::{Error, Result};
 use super::filesystem::{self, Mode};
 use super::host::Host;
@@ -256,7 +256,7 @@ impl Host {
                 self.data_mounts.lock().insert(id, known);
                 continue;
             }
-            let_go(self.pool(), export, id);
+            self.let_go(export, id);
             self.forget_place(id);
         }
     }
