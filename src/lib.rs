@@ -17,6 +17,7 @@
 //! | 5 | [`oci`] | images: archives, layers, digests |
 //! | 6 | [`container`] | images and containers on this host: layers, roots, diff, commit |
 //! | 7 | [`docker`] | the volume plugin of Docker Engine |
+//! | 7 | [`snapshotter`] | what containerd asks of a snapshotter, over gRPC |
 //! | 8 | [`daemon`] | the socket through which commands reach an open pool |
 //! | 8 | [`cli`] | the commands |
 
@@ -33,5 +34,6 @@ pub mod log;
 pub mod map;
 pub mod oci;
 pub mod pool;
+pub mod snapshotter;
 pub mod space;
 mod sys;

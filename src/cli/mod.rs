@@ -11,6 +11,7 @@ mod arguments;
 mod attach;
 mod console;
 mod container;
+mod containerd;
 mod export_volume;
 mod failure;
 mod full;

@@ -13,11 +13,12 @@ use super::remote::Commands;
 use super::serve::Serve;
 use super::shed::Shed;
 use super::state::StateFolder;
-use crate::daemon::Server;
 use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
+use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
 use crate::export::{Export, ExportOptions};
 use crate::pool::Pool;
+use crate::snapshotter;
 use crate::sys;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -201,6 +202,9 @@ fn wait_for(predecessors: Vec<OwnedFd>) {
 
 /// Everything that serves; the fields go in the order in which they must stop.
 struct Daemon {
+    snapshots: Option<snapshotter::Server>,
+    /// Where containerd connects; its file is the keeper's while there is one.
+    containerd: Option<Listening>,
     server: Server<Commands>,
     plugin: Option<Plugin>,
     shed: Arc<Shed>,
@@ -275,10 +279,25 @@ impl Daemon {
             is_successor,
         )?;
         let shed = Arc::new(shed);
+        let containerd = estate.containerd;
+        let snapshots = match &containerd {
+            Some(socket) => {
+                let (socket, host) = (socket.socket()?, shed.containers()?);
+                let options = serve.containerd.options();
+                let server = snapshotter::Server::start(socket, host, options);
+                Some(server.context("answer containerd")?)
+            }
+            None => None,
+        };
         let commands = Commands::new(Arc::clone(&shed), events, Arc::clone(&control));
         let server = Server::start(estate.listening, commands).context("take commands")?;
-        let plugin = start_plugin(serve, &shed, is_successor)?;
+        let plugin = match estate.plugin {
+            Some(socket) => Some(Plugin::start(socket, shed.containers()?)?),
+            None => None,
+        };
         Ok(Self {
+            snapshots,
+            containerd,
             server,
             plugin,
             shed,
@@ -290,6 +309,8 @@ impl Daemon {
 
     fn stop(self, events: &Receiver<Event>, console: &Console) -> anyhow::Result<()> {
         let Self {
+            snapshots,
+            mut containerd,
             mut server,
             mut plugin,
             shed,
@@ -299,9 +320,8 @@ impl Daemon {
         } = self;
         // Unmounting writes out what is in memory, which must not wait for room.
         shed.pool().stop_holding();
-        if let Some(plugin) = &mut plugin {
-            plugin.stop();
-        }
+        end_calls(snapshots);
+        end_plugin(&mut plugin);
         let running = server.stop(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time");
@@ -310,6 +330,12 @@ impl Daemon {
             shed.keep_folder();
             if keeps_socket_file {
                 server.keep_file();
+            }
+            if let Some(containerd) = &mut containerd {
+                containerd.keep_file(true);
+            }
+            if let Some(plugin) = &mut plugin {
+                plugin.keep_file();
             }
         }
         let deadline = Instant::now() + BUSY_TIME;
@@ -340,16 +366,16 @@ impl Daemon {
     /// `program`. What cannot be stopped in order ends with this process, as if it were killed.
     fn hand_over(self, program: &OwnedFd) -> anyhow::Result<()> {
         let Self {
+            snapshots,
             mut server,
-            plugin,
+            mut plugin,
             shed,
             export,
             control,
             ..
         } = self;
-        if let Some(mut plugin) = plugin {
-            plugin.stop();
-        }
+        end_calls(snapshots);
+        end_plugin(&mut plugin);
         let mut running = server.drain(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time, and are interrupted");
@@ -376,22 +402,21 @@ impl Daemon {
     }
 }
 
-/// Starts the volume plugin, if it is asked for. A successor goes on without one that cannot be
-/// started: everything else is in use already.
-fn start_plugin(serve: &Serve, shed: &Shed, is_successor: bool) -> anyhow::Result<Option<Plugin>> {
-    let Some(path) = &serve.docker_plugin_socket else {
-        return Ok(None);
-    };
-    match Plugin::start(path, shed.containers()?) {
-        Ok(plugin) => Ok(Some(plugin)),
-        Err(error) if is_successor => {
-            tracing::error!(
-                error = format!("{error:#}"),
-                "there is no volume plugin now"
-            );
-            Ok(None)
-        }
-        Err(error) => Err(error),
+/// Answers containerd no more.
+fn end_calls(snapshots: Option<snapshotter::Server>) {
+    if let Some(mut snapshots) = snapshots
+        && !snapshots.stop(COMMANDS_TIME)
+    {
+        tracing::warn!("calls of containerd did not end in time");
+    }
+}
+
+/// Answers Docker no more.
+fn end_plugin(plugin: &mut Option<Plugin>) {
+    if let Some(plugin) = plugin
+        && !plugin.stop(COMMANDS_TIME)
+    {
+        tracing::warn!("calls of the volume plugin did not end in time");
     }
 }
 
