@@ -191,6 +191,7 @@ impl Shed {
             let containers = hosted.host.containers().into_iter().flatten();
             paths.extend(containers.filter_map(|container| container.mounted));
             paths.extend(hosted.host.data_places());
+            paths.extend(hosted.host.root_paths());
         }
         paths.extend(
             self.export

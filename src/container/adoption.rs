@@ -11,8 +11,11 @@
 //! | `work/frozen-<container>` | the container's file system held still |
 //! | `work/still-<volume>` | the file system of that volume held still |
 //! | `data/<volume>` | that data volume attached, and mounted here |
+//! | `roots/<volume>` | that volume attached, and mounted here |
+//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as one |
 //!
-//! A container that is mounted stays so, and a data volume that has users. Everything else was interrupted, and is undone.
+//! A container or root that is mounted stays so, and a data volume that has users. Everything else
+//! was interrupted, and is undone.
 
 use super::error::{Error, Result};
 use super::filesystem;
@@ -48,6 +51,7 @@ impl Host {
     pub fn leave(&self) {
         self.mounts.lock().clear();
         self.data_mounts.lock().clear();
+        self.roots.clear();
     }
 
     fn adopt(&self) -> Result<()> {
@@ -78,6 +82,7 @@ impl Host {
             // rmdir refuses what is not empty, and that is meant.
             let _ = fs::remove_dir(own);
         }
+        self.adopt_roots(&mounts, &export);
         self.remove_work_volumes(&export);
         remove_empty_folders(&self.work_dir());
         Ok(())

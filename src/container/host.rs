@@ -14,6 +14,7 @@ use super::diff::Comparing;
 use super::error::{Error, Result};
 use super::ext4;
 use super::filesystem::{self, Mode};
+use super::roots::Roots;
 use crate::base::{self, Name, VolumeId};
 use crate::export::{Export, ExportOptions};
 use crate::pool::{Pool, Volume};
@@ -42,6 +43,7 @@ pub struct Host {
     views: Mutex<HashMap<VolumeId, Arc<View>>>,
     catalogue: Mutex<()>,
     pub(super) comparing: Comparing,
+    pub(super) roots: Roots,
 }
 
 /// Where a container is mounted.
@@ -103,6 +105,7 @@ impl Host {
             views: Mutex::default(),
             catalogue: Mutex::default(),
             comparing: Comparing::default(),
+            roots: Roots::default(),
         })
     }
 
@@ -118,12 +121,14 @@ impl Host {
         &self.state_dir
     }
 
-    /// Unmounts all containers and data volumes and, if it is ours, the export. The pool stays open.
+    /// Unmounts all containers, roots and data volumes and, if it is ours, the export. The pool
+    /// stays open.
     ///
     /// # Errors
     /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
     /// and closing can be tried again.
     pub fn close(&self) -> Result<()> {
+        self.close_roots()?;
         let mounted: Vec<String> = self.mounts.lock().keys().cloned().collect();
         for id in mounted {
             self.unmount_container(&id)?;
@@ -149,7 +154,7 @@ impl Host {
                 .filter(move |path| mount::lies_in(path, &folder))
                 .collect::<Vec<_>>()
         };
-        for folder in ["mounts", "work", "data"] {
+        for folder in ["mounts", "roots", "data", "work"] {
             for path in ours(folder) {
                 mount::unmount_lazy(&path).map_err(Error::io("unmount", &path))?;
             }

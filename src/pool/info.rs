@@ -223,6 +223,8 @@ impl RecordKind {
     pub const CONTAINER: Self = Self(2);
     /// A reference (tag) to an image; the key is the reference.
     pub const REFERENCE: Self = Self(3);
+    /// A snapshot that was made for containerd; the key is its key or name there.
+    pub const SNAPSHOT: Self = Self(4);
 }
 
 /// How far a scrub got.

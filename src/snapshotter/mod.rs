@@ -17,7 +17,14 @@
 //! - The calls run on threads that may wait for a mounted volume; those that serve volumes never
 //!   wait for them.
 
+mod convert;
+mod error;
+mod filter;
+mod key_locks;
+mod reaper;
+mod record;
 mod rpc;
+mod scan;
 mod server;
 mod service;
 mod store;
