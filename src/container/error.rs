@@ -234,6 +234,12 @@ impl Error {
         }
     }
 
+    /// Whether a volume cannot be shown because it is shown in another way.
+    #[must_use]
+    pub const fn is_shown_otherwise(&self) -> bool {
+        matches!(self, Self::Export(export::ExportError::Attached { .. }))
+    }
+
     /// Whether it is the pool that has no room: a file system in it only says `ENOSPC` or `EIO`.
     #[must_use]
     pub fn is_no_space(&self) -> bool {

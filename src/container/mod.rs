@@ -49,5 +49,5 @@ pub use host::{Host, clean_stale_mounts};
 pub use image::{HistoryStep, ImageDetails, ImageSummary, LayerDetails, RemovedImage};
 pub use import::{ImportOptions, ImportProgress, ImportedImage, ImportedLayer};
 pub use root::{ContainerSummary, CreateContainer, CreatedContainer, MountedContainer};
-pub use roots::{RootUse, Sealed, StillRoot};
+pub use roots::{LayerOptions, RootUse, Sealed, StillRoot};
 pub use users::VolumeUsers;

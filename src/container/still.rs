@@ -6,6 +6,7 @@
 use super::adoption::{device_of, place_of};
 use super::diff::FrozenMount;
 use super::error::{Error, Result};
+use super::ext4::{self, Superblock};
 use super::host::Host;
 use crate::base::{Name, VolumeId};
 use crate::export::Export;
@@ -27,9 +28,18 @@ impl Host {
         let lock = self.data_lock(volume.id());
         let _held = lock.lock();
         let still = match self.mounted_place(volume.id())? {
-            Some(path) => Some(FrozenMount::freeze(path, self.still_note(volume.id()))?),
+            Some(path) => {
+                // Writes that had no room in the pool are told here, and by nothing later.
+                let synced = mount::sync_file_system(&path);
+                synced.map_err(Error::io("write out", &path))?;
+                Some(FrozenMount::freeze(path, self.still_note(volume.id()))?)
+            }
             None => None,
         };
+        if still.is_some() && Superblock::read(volume)?.is_some() {
+            // The journal is empty while the file system is held, and never read.
+            ext4::release_journal(volume)?;
+        }
         let snapshot = self.pool().snapshot(volume, name);
         drop(still);
         Ok(snapshot?)
