@@ -203,7 +203,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
 [proxy_plugins.cowshed]
   type = "snapshot"
   address = "{address}"
-
+"#
+    );
+    // containerd 1.6 takes no differ from elsewhere.
+    if setting.release != Release::Bookworm {
+        text += &format!(
+            r#"
 [proxy_plugins.cowshed-diff]
   type = "diff"
   address = "{address}"
@@ -211,7 +216,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
 [plugins."io.containerd.service.v1.diff-service"]
   default = ["cowshed-diff", "walking"]
 "#
-    );
+        );
+    }
     if setting.release == Release::Sid {
         text += &format!(
             r#"
