@@ -193,6 +193,19 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
 "#,
         socket.display()
     );
+    if setting.snapshotter == Snapshotter::Blockfile {
+        let scratch = setting.snapshotter.root(&setting.folder).join("scratch");
+        text += &format!(
+            r#"
+[plugins."io.containerd.snapshotter.v1.blockfile"]
+  scratch_file = "{}"
+  fs_type = "ext4"
+  mount_options = []
+  recreate_scratch = true
+"#,
+            scratch.display()
+        );
+    }
     if setting.snapshotter != Snapshotter::Cowshed {
         return text;
     }

@@ -4,7 +4,7 @@ use crate::containerd::Containerd;
 use crate::harness::eventually;
 use crate::packages::Release;
 use crate::shed::Shed;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Whose snapshots the containers have.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -14,6 +14,10 @@ pub(crate) enum Snapshotter {
     Overlayfs,
     /// containerd's own that copies all.
     Native,
+    /// containerd's own of files with a file system each; measured on XFS with reflinks.
+    Blockfile,
+    /// containerd's own of subvolumes.
+    Btrfs,
 }
 
 impl Snapshotter {
@@ -23,7 +27,15 @@ impl Snapshotter {
             Self::Cowshed => "cowshed",
             Self::Overlayfs => "overlayfs",
             Self::Native => "native",
+            Self::Blockfile => "blockfile",
+            Self::Btrfs => "btrfs",
         }
+    }
+
+    /// Where one of containerd's own keeps all it has.
+    pub(crate) fn root(self, folder: &Path) -> PathBuf {
+        let name = format!("c-root/io.containerd.snapshotter.v1.{}", self.word());
+        folder.join(name)
     }
 }
 
