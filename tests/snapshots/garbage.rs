@@ -46,13 +46,14 @@ fn gc_says_who_needs_each_volume_and_removes_what_nobody_does() {
     daemon.stop();
 
     // What a killed command may leave, and what a lost record would.
-    let device = FileDevice::open(&bench.pool(), FileOptions::default()).unwrap();
+    let device = FileDevice::open(bench.pool(), FileOptions::default()).unwrap();
     let pool = Pool::open(Arc::new(device), &OpenOptions::default()).unwrap();
     for name in ["work/killed", "snapshot/lost", "layer/lost", "mine"] {
         pool.create_volume(&Name::new(name).unwrap(), 1 << 20)
             .unwrap();
     }
     pool.close().unwrap();
+    drop(pool);
     let told = bench.json(["gc", "--explain"]);
     let garbage: Vec<_> = told["volumes"]
         .as_array()

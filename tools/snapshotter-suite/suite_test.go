@@ -2,7 +2,7 @@
 // against `cowshed serve`, through the client that containerd's proxy plugins use.
 //
 // Each test of the suite gets a pool and a daemon of its own. COWSHED names the program and
-// COWSHED_MOUNTS what snapshots are handed out as (dir, loop or file; dir unless set).
+// COWSHED_SNAPSHOT_MOUNTS what snapshots are handed out as (dir, loop or file; dir unless set).
 package suite
 
 import (
@@ -43,7 +43,7 @@ func start(ctx context.Context, root string) (snapshots.Snapshotter, func() erro
 		return nil, nil, fmt.Errorf("%w: %s", err, made)
 	}
 	arguments := []string{"--pool", pool, "--json", "serve", "--foreground", "--containerd-socket", socket}
-	if mounts := os.Getenv("COWSHED_MOUNTS"); mounts != "" {
+	if mounts := os.Getenv("COWSHED_SNAPSHOT_MOUNTS"); mounts != "" {
 		arguments = append(arguments, "--snapshot-mounts", mounts)
 	}
 	daemon := exec.Command(program(), arguments...)
