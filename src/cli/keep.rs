@@ -5,6 +5,7 @@ use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use super::place::HostPath;
+use super::plugin;
 use super::serve::{Ready, Serve};
 use super::shed::{FILES, VOLUMES, clear_stale};
 use super::state::StateFolder;
@@ -88,6 +89,8 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         None => Listening::bind(place.socket.as_path()).with_context(what)?,
     };
     let containerd = serve.containerd.listen()?;
+    let plugin = serve.docker_plugin_socket.as_ref().map(plugin::listen);
+    let plugin = plugin.transpose()?;
     let keepsake = Keepsake::create().context("make memory for what workers leave each other")?;
     let folder = state.path().to_owned();
     let folder_lock = state.lock().try_clone_to_owned();
@@ -102,6 +105,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         folder_lock,
         listening,
         containerd,
+        plugin,
         keepsake,
         connection,
     };

@@ -25,6 +25,7 @@ mod open;
 mod output;
 mod part_file;
 mod place;
+mod plugin;
 mod pool;
 mod progress;
 mod quickstart;

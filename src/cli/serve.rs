@@ -52,8 +52,14 @@ pub(super) struct Serve {
     /// Where the log goes without --foreground [default: the pool's path with .log at its end]
     #[arg(long, value_name = "FILE", value_parser = HostPath::parser())]
     pub log: Option<HostPath>,
+    /// Serve data volumes to Docker Engine on a socket, as the volume driver of the socket's name:
+    /// /run/docker/plugins/cowshed.sock is where Docker looks for the driver cowshed
+    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
+    pub docker_plugin_socket: Option<HostPath>,
     /// Have the daemon that runs hand over to this program; the volumes stay in use meanwhile
-    #[arg(long, conflicts_with_all = ["mount", "foreground", "direct", "log", "containerd_socket"])]
+    #[arg(long, conflicts_with_all = [
+        "mount", "foreground", "direct", "log", "containerd_socket", "docker_plugin_socket",
+    ])]
     pub upgrade: bool,
     /// Set by `serve` itself for the process that it leaves behind.
     #[arg(long, hide = true, requires = "foreground")]
@@ -174,6 +180,9 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
     }
     command.args(serve.full.arguments());
     command.args(serve.containerd.arguments());
+    if let Some(socket) = &serve.docker_plugin_socket {
+        command.arg("--docker-plugin-socket").arg(socket.as_path());
+    }
     command.args((0..style.verbose).map(|_| "--verbose"));
     command
         .current_dir("/")

@@ -8,6 +8,7 @@ use super::console::Console;
 use super::failure;
 use super::import_volume::remove_unfinished;
 use super::open::Place;
+use super::plugin::Plugin;
 use super::remote::Commands;
 use super::serve::Serve;
 use super::shed::Shed;
@@ -205,6 +206,7 @@ struct Daemon {
     /// Where containerd connects; its file is the keeper's while there is one.
     containerd: Option<Listening>,
     server: Server<Commands>,
+    plugin: Option<Plugin>,
     shed: Arc<Shed>,
     export: Arc<Export>,
     control: Arc<ToKeeper>,
@@ -289,10 +291,15 @@ impl Daemon {
         };
         let commands = Commands::new(Arc::clone(&shed), events, Arc::clone(&control));
         let server = Server::start(estate.listening, commands).context("take commands")?;
+        let plugin = match estate.plugin {
+            Some(socket) => Some(Plugin::start(socket, shed.containers()?)?),
+            None => None,
+        };
         Ok(Self {
             snapshots,
             containerd,
             server,
+            plugin,
             shed,
             export,
             control,
@@ -305,6 +312,7 @@ impl Daemon {
             snapshots,
             mut containerd,
             mut server,
+            mut plugin,
             shed,
             export,
             control,
@@ -313,6 +321,7 @@ impl Daemon {
         // Unmounting writes out what is in memory, which must not wait for room.
         shed.pool().stop_holding();
         end_calls(snapshots);
+        end_plugin(&mut plugin);
         let running = server.stop(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time");
@@ -324,6 +333,9 @@ impl Daemon {
             }
             if let Some(containerd) = &mut containerd {
                 containerd.keep_file(true);
+            }
+            if let Some(plugin) = &mut plugin {
+                plugin.keep_file();
             }
         }
         let deadline = Instant::now() + BUSY_TIME;
@@ -356,12 +368,14 @@ impl Daemon {
         let Self {
             snapshots,
             mut server,
+            mut plugin,
             shed,
             export,
             control,
             ..
         } = self;
         end_calls(snapshots);
+        end_plugin(&mut plugin);
         let mut running = server.drain(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time, and are interrupted");
@@ -394,6 +408,15 @@ fn end_calls(snapshots: Option<snapshotter::Server>) {
         && !snapshots.stop(COMMANDS_TIME)
     {
         tracing::warn!("calls of containerd did not end in time");
+    }
+}
+
+/// Answers Docker no more.
+fn end_plugin(plugin: &mut Option<Plugin>) {
+    if let Some(plugin) = plugin
+        && !plugin.stop(COMMANDS_TIME)
+    {
+        tracing::warn!("calls of the volume plugin did not end in time");
     }
 }
 

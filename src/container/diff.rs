@@ -79,12 +79,12 @@ pub(super) struct Comparing {
     by_trees: AtomicBool,
 }
 
-/// A container's file system as it was at one instant, beside its image's.
+/// A container's or root's file system as it was at one instant, beside the one it came from.
 pub(super) struct Instant<'h> {
-    host: &'h Host,
+    pub host: &'h Host,
     /// The image's side.
-    base: Volume,
-    /// The container's side; has a name in work.
+    pub base: Volume,
+    /// The container's side; frozen.
     pub volume: Volume,
     /// Removes that volume, and the snapshot that it may be a clone of.
     pub work: WorkVolumes<'h>,

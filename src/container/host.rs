@@ -9,6 +9,7 @@
 //!   never while a file of a mounted volume is read or written.
 
 use super::adoption::VIEW_PREFIX;
+use super::data_mounts::DataMount;
 use super::diff::Comparing;
 use super::error::{Error, Result};
 use super::ext4;
@@ -36,6 +37,8 @@ pub struct Host {
     export: Mutex<Exported>,
     /// The containers that are mounted, by id.
     pub(super) mounts: Mutex<BTreeMap<String, ContainerMount>>,
+    /// The data volumes that are mounted.
+    pub(super) data_mounts: Mutex<BTreeMap<VolumeId, DataMount>>,
     containers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     views: Mutex<HashMap<VolumeId, Arc<View>>>,
     catalogue: Mutex<()>,
@@ -97,6 +100,7 @@ impl Host {
             state_dir,
             export: Mutex::new(exported),
             mounts: Mutex::default(),
+            data_mounts: Mutex::default(),
             containers: Mutex::default(),
             views: Mutex::default(),
             catalogue: Mutex::default(),
@@ -117,7 +121,8 @@ impl Host {
         &self.state_dir
     }
 
-    /// Unmounts all containers and roots and, if it is ours, the export. The pool stays open.
+    /// Unmounts all containers, roots and data volumes and, if it is ours, the export. The pool
+    /// stays open.
     ///
     /// # Errors
     /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
@@ -128,6 +133,7 @@ impl Host {
         for id in mounted {
             self.unmount_container(&id)?;
         }
+        self.close_data()?;
         let mut exported = self.export.lock();
         if let Exported::Own(export) = &*exported {
             export.unmount()?;
@@ -148,13 +154,14 @@ impl Host {
                 .filter(move |path| mount::lies_in(path, &folder))
                 .collect::<Vec<_>>()
         };
-        for folder in ["mounts", "roots", "work"] {
+        for folder in ["mounts", "roots", "data", "work"] {
             for path in ours(folder) {
                 mount::unmount_lazy(&path).map_err(Error::io("unmount", &path))?;
             }
             let folder = self.state_dir.join(folder);
             remove_empty_folders(&folder);
         }
+        self.clean_data();
         let leftovers = self.pool.volumes();
         for left in leftovers
             .iter()

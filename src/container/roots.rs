@@ -12,8 +12,10 @@
 //! - A root's lock is held while it is mounted, unmounted, sealed or given up; never two of them.
 
 mod adopt;
+mod layers;
 mod seal;
 
+pub use layers::LayerOptions;
 pub use seal::{Sealed, StillRoot};
 
 use super::error::{Error, Result};

@@ -6,7 +6,10 @@
 //! together with the volume that it names. `server` listens, `rpc` brings messages to functions
 //! and back, `wire` has the messages, `convert` makes values of them and `error` codes of errors;
 //! `service` is the table of the snapshots service's calls, `store` does them on the records in
-//! `record`, and `reaper` clears away behind them what nobody is to wait for.
+//! `record`, and `reaper` clears away behind them what nobody is to wait for. The diff service is
+//! `diff_service` with its messages in `diff_wire`; `differ` does its calls, with the blobs that
+//! `content` fetches from containerd and takes to it (`content_wire`), as long as somebody waits
+//! (`cancel`).
 //!
 //! # Invariants
 //! - A call that has returned is durable where containerd relies on it: one flush for a Prepare,
@@ -17,7 +20,13 @@
 //! - The calls run on threads that may wait for a mounted volume; those that serve volumes never
 //!   wait for them.
 
+mod cancel;
+mod content;
+mod content_wire;
 mod convert;
+mod diff_service;
+mod diff_wire;
+mod differ;
 mod error;
 mod filter;
 mod key_locks;

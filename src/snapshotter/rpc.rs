@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 /// The longest request: labels, a key and a parent are less.
-const REQUEST_BYTES_MAX: usize = 1 << 20;
+pub(super) const REQUEST_BYTES_MAX: usize = 1 << 20;
 
 /// What a service's future answers.
 pub(super) type Answer = BoxFuture<http::Response<Body>, Infallible>;

@@ -4,6 +4,9 @@
 //! - When `stop` has returned, no call runs that it does not count.
 
 use super::Options;
+use super::content::Containerd;
+use super::diff_service::DiffService;
+use super::differ::Differ;
 use super::service::SnapshotsService;
 use super::store::Store;
 use crate::container::Host;
@@ -42,6 +45,8 @@ impl Server {
     /// When the snapshots' records cannot be read or threads cannot be started.
     pub fn start(socket: StdListener, host: Arc<Host>, options: Options) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
+        let containerd = options.containerd_address.clone();
+        let differ = Differ::new(Arc::clone(&host));
         let store = Arc::new(Store::open(host, options).map_err(io::Error::other)?);
         let runtime = Builder::new_multi_thread()
             .worker_threads(MESSAGE_THREADS)
@@ -51,10 +56,12 @@ impl Server {
             .enable_time()
             .build()?;
         let (stop, stopped) = oneshot::channel();
-        let router = services(&store);
-        let incoming = {
+        let (router, incoming) = {
             let _inside = runtime.enter();
-            Incoming(UnixListener::from_std(socket)?)
+            let containerd = containerd.as_deref().map(Containerd::at).transpose()?;
+            let diffs = containerd.map(|containerd| DiffService::new(differ, containerd));
+            let incoming = Incoming(UnixListener::from_std(socket)?);
+            (services(&store, diffs), incoming)
         };
         let serving = runtime.spawn(async move {
             let until = async {
@@ -102,10 +109,11 @@ impl Drop for Server {
 }
 
 /// All services on this socket; another one is one more `add_service`.
-fn services(store: &Arc<Store>) -> Router {
+fn services(store: &Arc<Store>, diffs: Option<DiffService>) -> Router {
     tonic::transport::Server::builder()
         .max_concurrent_streams(CLIENT_CALLS_MAX)
         .add_service(SnapshotsService::new(Arc::clone(store)))
+        .add_optional_service(diffs)
 }
 
 /// The connections of clients that may ask.

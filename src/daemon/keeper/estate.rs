@@ -31,6 +31,8 @@ pub struct Estate {
     pub listening: Listening,
     /// Where containerd connects, if it is served.
     pub containerd: Option<Listening>,
+    /// Where Docker connects to its volume plugin, if it is served.
+    pub plugin: Option<Listening>,
     /// What workers leave to each other.
     pub keepsake: Keepsake,
     /// The mount.
@@ -47,6 +49,7 @@ pub struct EstateParts {
     listening: RawFd,
     keeps_socket_file: bool,
     containerd: Option<RawFd>,
+    plugin: Option<RawFd>,
     keepsake: RawFd,
     connection: ConnectionParts,
 }
@@ -61,7 +64,8 @@ impl Estate {
             folder_lock: self.folder_lock.as_raw_fd(),
             listening: self.listening.as_fd().as_raw_fd(),
             keeps_socket_file: self.listening.keeps_file(),
-            containerd: self.containerd.as_ref().map(|at| at.as_fd().as_raw_fd()),
+            containerd: number_of(self.containerd.as_ref()),
+            plugin: number_of(self.plugin.as_ref()),
             keepsake: self.keepsake.descriptor().as_raw_fd(),
             connection: self.connection.parts(),
         }
@@ -78,10 +82,8 @@ impl Estate {
             folder: PathBuf::from(OsString::from_vec(parts.folder)),
             folder_lock: descriptors::inherited(parts.folder_lock)?.into(),
             listening: Listening::take(descriptors::inherited(parts.listening)?)?,
-            containerd: parts
-                .containerd
-                .map(|socket| Listening::take(descriptors::inherited(socket)?))
-                .transpose()?,
+            containerd: parts.containerd.map(take_listening).transpose()?,
+            plugin: parts.plugin.map(take_listening).transpose()?,
             keepsake: Keepsake::adopt(descriptors::inherited(parts.keepsake)?)?,
             connection: Connection::adopt(parts.connection)?,
         })
@@ -96,9 +98,18 @@ impl Estate {
             self.keepsake.descriptor(),
         ];
         all.extend(self.containerd.iter().map(AsFd::as_fd));
+        all.extend(self.plugin.iter().map(AsFd::as_fd));
         all.extend(self.connection.descriptors());
         all
     }
+}
+
+fn number_of(socket: Option<&Listening>) -> Option<RawFd> {
+    socket.map(|socket| socket.as_fd().as_raw_fd())
+}
+
+fn take_listening(number: RawFd) -> io::Result<Listening> {
+    Listening::take(descriptors::inherited(number)?)
 }
 
 impl EstateParts {
