@@ -8,12 +8,13 @@
 use super::super::diff::FrozenMount;
 use super::super::error::{Error, Result};
 use super::super::ext4::{self, Superblock};
-use super::super::filesystem::Mode;
+use super::super::filesystem::{self, Mode};
 use super::super::host::{Host, WorkVolumes};
-use super::Root;
+use super::{Root, RootUse};
 use crate::export::ExportError;
 use crate::pool::Volume;
 use parking_lot::{ArcMutexGuard, RawMutex};
+use std::path::PathBuf;
 
 /// How the caller's transaction makes a frozen volume of a root.
 pub enum Sealed {
@@ -27,9 +28,38 @@ pub enum Sealed {
 
 /// Keeps a root as it is: its file system held still if it is mounted, and else not mounted.
 pub struct StillRoot {
-    // The file system goes on before others may show the root.
+    // The file system goes on before it flushes again, and that before others may show the root.
     _frozen: Option<FrozenMount>,
+    unflushed: Option<Unflushed>,
     _root: ArcMutexGuard<RawMutex, Root>,
+}
+
+/// A file system that does not flush its device meanwhile: sealing one takes many flushes, and the
+/// one of the caller makes durable what all of them would.
+struct Unflushed {
+    path: PathBuf,
+    /// What is left is nobody's, and need not flush again.
+    is_given_up: bool,
+}
+
+impl Drop for Unflushed {
+    fn drop(&mut self) {
+        if self.is_given_up {
+            return;
+        }
+        if let Err(error) = filesystem::set_barriers(&self.path, true) {
+            tracing::error!(%error, "it does not flush its device any more");
+        }
+    }
+}
+
+impl StillRoot {
+    /// What is left of the root is nobody's, whatever becomes of it.
+    pub const fn give_up_rest(&mut self) {
+        if let Some(unflushed) = &mut self.unflushed {
+            unflushed.is_given_up = true;
+        }
+    }
 }
 
 impl Host {
@@ -57,6 +87,7 @@ impl Host {
             ext4::release_journal(volume)?;
             return Ok(Sealed::Idle(StillRoot {
                 _frozen: None,
+                unflushed: None,
                 _root: root,
             }));
         }
@@ -65,14 +96,29 @@ impl Host {
     }
 
     fn hold_still(&self, volume: &Volume, root: ArcMutexGuard<RawMutex, Root>) -> Result<Sealed> {
+        let path = self.root_path(volume.id());
+        let was_to_fill = root
+            .mounted
+            .as_ref()
+            .is_some_and(|mounted| mounted.purpose == Some(RootUse::Fill));
+        let unflushed = if was_to_fill {
+            None
+        } else {
+            filesystem::set_barriers(&path, false)?;
+            Some(Unflushed {
+                path: path.clone(),
+                is_given_up: false,
+            })
+        };
         // Writes that had no room are told here, and by nothing later.
         self.sync_locked(volume.id())?;
         let note = self.frozen_note(&format!("root-{}", volume.id()));
-        let frozen = FrozenMount::freeze(self.root_path(volume.id()), note)?;
+        let frozen = FrozenMount::freeze(path, note)?;
         // The journal is empty while the file system is held, and never read.
         ext4::release_journal(volume)?;
         Ok(Sealed::Still(StillRoot {
             _frozen: Some(frozen),
+            unflushed,
             _root: root,
         }))
     }
