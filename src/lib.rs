@@ -16,6 +16,8 @@
 //! | 5 | [`export`] | volumes as files and loop devices |
 //! | 5 | [`oci`] | images: archives, layers, digests |
 //! | 6 | [`container`] | images and containers on this host: layers, roots, diff, commit |
+//! | 7 | [`docker`] | the volume plugin of Docker Engine |
+//! | 7 | [`snapshotter`] | what containerd asks of a snapshotter, over gRPC |
 //! | 8 | [`daemon`] | the socket through which commands reach an open pool |
 //! | 8 | [`cli`] | the commands |
 
@@ -25,11 +27,13 @@ pub mod cli;
 pub mod container;
 pub mod daemon;
 pub mod device;
+pub mod docker;
 pub mod export;
 pub mod format;
 pub mod log;
 pub mod map;
 pub mod oci;
 pub mod pool;
+pub mod snapshotter;
 pub mod space;
 mod sys;

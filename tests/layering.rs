@@ -25,7 +25,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Layers come from strangers: every path is resolved beneath the root by a system call.
     ("oci", &["base", "sys", "pool"]),
     ("container", &["base", "sys", "pool", "oci", "export"]),
-    ("snapshotter", &["base", "pool", "oci", "container"]),
+    (
+        "snapshotter",
+        &["base", "pool", "oci", "export", "container"],
+    ),
+    ("docker", &["base", "container"]),
     ("daemon", BELOW_THE_TOP),
     // The two top rooms are one level; of them, the command line starts the daemon.
     ("cli", TOP),
@@ -61,6 +65,7 @@ const TOP: &[&str] = &[
     "oci",
     "container",
     "snapshotter",
+    "docker",
     "daemon",
 ];
 

@@ -6,6 +6,7 @@ pub mod checksum;
 pub mod codec;
 pub mod error;
 pub mod name;
+pub mod size;
 pub mod sync;
 pub mod units;
 pub mod waiting;

@@ -5,6 +5,7 @@ use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use super::place::HostPath;
+use super::plugin;
 use super::serve::{Ready, Serve};
 use super::shed::{FILES, VOLUMES, clear_stale};
 use super::state::StateFolder;
@@ -53,6 +54,7 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
             pool: place.pool.clone(),
             socket: HostPath::new(estate.listening.path())?,
             mount: HostPath::new(&mount)?,
+            containerd_socket: serve.containerd.containerd_socket.clone(),
             pid: std::process::id(),
             worker: 0,
             log: None,
@@ -86,6 +88,9 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         Some(socket) => Listening::take(socket).context("take the service manager's socket")?,
         None => Listening::bind(place.socket.as_path()).with_context(what)?,
     };
+    let containerd = serve.containerd.listen()?;
+    let plugin = serve.docker_plugin_socket.as_ref().map(plugin::listen);
+    let plugin = plugin.transpose()?;
     let keepsake = Keepsake::create().context("make memory for what workers leave each other")?;
     let folder = state.path().to_owned();
     let folder_lock = state.lock().try_clone_to_owned();
@@ -99,6 +104,8 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         folder,
         folder_lock,
         listening,
+        containerd,
+        plugin,
         keepsake,
         connection,
     };

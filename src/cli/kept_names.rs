@@ -6,10 +6,11 @@
 use crate::base::Name;
 
 /// How such names begin, and the commands to use instead.
-const KEPT: [(&str, &str); 5] = [
+const KEPT: [(&str, &str); 6] = [
     ("layer/", "cowshed image"),
     ("container/", "cowshed container"),
     ("template/", "cowshed image"),
+    ("snapshot/", "ctr snapshots"),
     ("work/", "cowshed image"),
     ("unfinished/", "cowshed volume import"),
 ];
@@ -47,6 +48,7 @@ mod tests {
     fn names_of_layers_and_containers_are_refused_and_others_are_not() {
         let refused = |name: &str| refuse(&Name::new(name).unwrap()).is_err();
         assert!(refused("layer/sha256:00") && refused("container/00") && refused("work/x"));
+        assert!(refused("snapshot/00"));
         assert!(!refused("layers") && !refused("my/layer/x") && !refused("disk"));
     }
 }

@@ -11,9 +11,11 @@ mod arguments;
 mod attach;
 mod console;
 mod container;
+mod containerd;
 mod export_volume;
 mod failure;
 mod full;
+mod gc;
 mod image;
 mod import_volume;
 mod keep;
@@ -23,6 +25,7 @@ mod open;
 mod output;
 mod part_file;
 mod place;
+mod plugin;
 mod pool;
 mod progress;
 mod quickstart;
@@ -116,6 +119,7 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         Command::Detach(detach) => OnPool::Detach(detach),
         Command::Image(image) => OnPool::Image(image),
         Command::Container(container) => OnPool::Container(container),
+        Command::Gc(gc) => OnPool::Gc(gc),
     };
     remote::run_anywhere(on_pool, &place()?, console)
 }

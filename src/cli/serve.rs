@@ -10,6 +10,7 @@
 //! cut off, and the exit status is 1.
 
 use super::console::{Console, Style};
+use super::containerd::Containerd;
 use super::failure::{Damage, Exit};
 use super::full::Full;
 use super::open::Place;
@@ -28,6 +29,7 @@ use std::process::{Child, Command, Stdio};
 #[command(
     after_help = "Examples:\n  cowshed serve\n  cowshed serve --mount /mnt/volumes\n  \
     cowshed serve --full-policy wait=300 --max-size 500G\n  \
+    cowshed serve --containerd-socket /run/cowshed/containerd.sock\n  \
     cowshed serve --upgrade\n\n\
     SIGTERM stops it: it unmounts everything and closes the pool. What is in use is named and \
     waited for;\na second SIGTERM cuts it off.\n\nTwo processes serve: when the one that has the \
@@ -45,11 +47,19 @@ pub(super) struct Serve {
     pub direct: bool,
     #[command(flatten)]
     pub full: Full,
+    #[command(flatten)]
+    pub containerd: Containerd,
     /// Where the log goes without --foreground [default: the pool's path with .log at its end]
     #[arg(long, value_name = "FILE", value_parser = HostPath::parser())]
     pub log: Option<HostPath>,
+    /// Serve data volumes to Docker Engine on a socket, as the volume driver of the socket's name:
+    /// /run/docker/plugins/cowshed.sock is where Docker looks for the driver cowshed
+    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
+    pub docker_plugin_socket: Option<HostPath>,
     /// Have the daemon that runs hand over to this program; the volumes stay in use meanwhile
-    #[arg(long, conflicts_with_all = ["mount", "foreground", "direct", "log"])]
+    #[arg(long, conflicts_with_all = [
+        "mount", "foreground", "direct", "log", "containerd_socket", "docker_plugin_socket",
+    ])]
     pub upgrade: bool,
     /// Set by `serve` itself for the process that it leaves behind.
     #[arg(long, hide = true, requires = "foreground")]
@@ -71,6 +81,7 @@ pub(super) struct Ready {
     pub pool: HostPath,
     pub socket: HostPath,
     pub mount: HostPath,
+    pub containerd_socket: Option<HostPath>,
     /// The keeper, which signals are for.
     pub pid: u32,
     pub worker: u32,
@@ -84,6 +95,9 @@ impl Ready {
                 "serving {} as process {}\nvolumes: {}\nsocket:  {}",
                 self.pool, self.pid, self.mount, self.socket
             );
+            if let Some(socket) = &self.containerd_socket {
+                text.push_str(&format!("\ncontainerd: {socket}"));
+            }
             if let Some(log) = &self.log {
                 text.push_str(&format!("\nlog:     {log}"));
             }
@@ -165,6 +179,10 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
         command.arg("--direct");
     }
     command.args(serve.full.arguments());
+    command.args(serve.containerd.arguments());
+    if let Some(socket) = &serve.docker_plugin_socket {
+        command.arg("--docker-plugin-socket").arg(socket.as_path());
+    }
     command.args((0..style.verbose).map(|_| "--verbose"));
     command
         .current_dir("/")

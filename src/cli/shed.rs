@@ -184,20 +184,15 @@ impl Shed {
         Ok(export.unmount()?)
     }
 
-    /// Where containers are mounted, and then where the daemon's volumes are.
+    /// Where containers and data volumes are mounted, and then where the daemon's volumes are.
     pub(super) fn mounted_paths(&self) -> Vec<PathBuf> {
-        let containers = self
-            .hosted
-            .lock()
-            .as_ref()
-            .map(|hosted| hosted.host.containers());
-        let mut paths: Vec<_> = match containers {
-            Some(Ok(containers)) => containers
-                .into_iter()
-                .filter_map(|container| container.mounted)
-                .collect(),
-            _ => Vec::new(),
-        };
+        let mut paths = Vec::new();
+        if let Some(hosted) = &*self.hosted.lock() {
+            let containers = hosted.host.containers().into_iter().flatten();
+            paths.extend(containers.filter_map(|container| container.mounted));
+            paths.extend(hosted.host.data_places());
+            paths.extend(hosted.host.root_paths());
+        }
         paths.extend(
             self.export
                 .iter()

@@ -6,7 +6,7 @@ use super::place::FileOrPipe;
 use super::shed::Shed;
 use super::size::{Size, human};
 use super::{export_volume, import_volume, kept_names, removal};
-use crate::base::{self, Name};
+use crate::base::Name;
 use crate::pool::{Extent, ExtentKind, Labels, Pool, Volume, VolumeInfo, VolumeKind};
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -155,18 +155,23 @@ pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> an
             &format!("create volume {}", new.name),
             console,
             &new.name,
-            |name| pool.create_volume(name, new.size.0),
+            |name| Ok(pool.create_volume(name, new.size.0)?),
         ),
         VolumeCommand::Snapshot(new) => {
             let what = format!("snapshot volume {} as {}", new.volume, new.name);
             make(shed, &what, console, &new.name, |name| {
-                pool.snapshot(&pool.volume(&new.volume)?, name)
+                let volume = pool.volume(&new.volume)?;
+                match shed.export() {
+                    // What is written to a file system on it belongs to what it holds.
+                    Some(_) => Ok(shed.containers()?.snapshot_volume(&volume, name)?),
+                    None => Ok(pool.snapshot(&volume, name)?),
+                }
             })
         }
         VolumeCommand::Clone(new) => {
             let what = format!("clone {} as {}", new.snapshot, new.name);
             make(shed, &what, console, &new.name, |name| {
-                pool.clone_volume(&pool.volume(&new.snapshot)?, name)
+                Ok(pool.clone_volume(&pool.volume(&new.snapshot)?, name)?)
             })
         }
         VolumeCommand::Rm(volumes) => remove(volumes, pool, console),
@@ -214,7 +219,7 @@ fn make(
     what: &str,
     console: &Console,
     name: &str,
-    act: impl FnOnce(&Name) -> base::Result<Volume>,
+    act: impl FnOnce(&Name) -> anyhow::Result<Volume>,
 ) -> anyhow::Result<()> {
     let made = || -> anyhow::Result<VolumeInfo> {
         let name = Name::new(name)?;

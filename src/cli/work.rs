@@ -8,15 +8,17 @@ use super::console::Console;
 use super::failure;
 use super::import_volume::remove_unfinished;
 use super::open::Place;
+use super::plugin::Plugin;
 use super::remote::Commands;
 use super::serve::Serve;
 use super::shed::Shed;
 use super::state::StateFolder;
-use crate::daemon::Server;
 use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
+use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
 use crate::export::{Export, ExportOptions};
 use crate::pool::Pool;
+use crate::snapshotter;
 use crate::sys;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -200,7 +202,11 @@ fn wait_for(predecessors: Vec<OwnedFd>) {
 
 /// Everything that serves; the fields go in the order in which they must stop.
 struct Daemon {
+    snapshots: Option<snapshotter::Server>,
+    /// Where containerd connects; its file is the keeper's while there is one.
+    containerd: Option<Listening>,
     server: Server<Commands>,
+    plugin: Option<Plugin>,
     shed: Arc<Shed>,
     export: Arc<Export>,
     control: Arc<ToKeeper>,
@@ -227,7 +233,7 @@ impl Daemon {
             .and_then(|device| Place::open_on(device, full, resumes))
             .map_err(|error| place.explain(error))?;
         tracing::info!(took = ?started.elapsed(), "the pool is open");
-        let started = Self::start_on(pool.clone(), place, inherited, events);
+        let started = Self::start_on(pool.clone(), serve, place, inherited, events);
         if started.is_err()
             && let Err(error) = pool.close()
         {
@@ -238,6 +244,7 @@ impl Daemon {
 
     fn start_on(
         pool: Pool,
+        serve: &Serve,
         place: &Place,
         inherited: Inherited,
         events: Sender<Event>,
@@ -275,10 +282,27 @@ impl Daemon {
             is_successor,
         )?;
         let shed = Arc::new(shed);
+        let containerd = estate.containerd;
+        let snapshots = match &containerd {
+            Some(socket) => {
+                let (socket, host) = (socket.socket()?, shed.containers()?);
+                let options = serve.containerd.options();
+                let server = snapshotter::Server::start(socket, host, options);
+                Some(server.context("answer containerd")?)
+            }
+            None => None,
+        };
         let commands = Commands::new(Arc::clone(&shed), events, Arc::clone(&control));
         let server = Server::start(estate.listening, commands).context("take commands")?;
+        let plugin = match estate.plugin {
+            Some(socket) => Some(Plugin::start(socket, shed.containers()?)?),
+            None => None,
+        };
         Ok(Self {
+            snapshots,
+            containerd,
             server,
+            plugin,
             shed,
             export,
             control,
@@ -288,7 +312,10 @@ impl Daemon {
 
     fn stop(self, events: &Receiver<Event>, console: &Console) -> anyhow::Result<()> {
         let Self {
+            snapshots,
+            mut containerd,
             mut server,
+            mut plugin,
             shed,
             export,
             control,
@@ -296,6 +323,8 @@ impl Daemon {
         } = self;
         // Unmounting writes out what is in memory, which must not wait for room.
         shed.pool().stop_holding();
+        end_calls(snapshots);
+        end_plugin(&mut plugin);
         let running = server.stop(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time");
@@ -304,6 +333,12 @@ impl Daemon {
             shed.keep_folder();
             if keeps_socket_file {
                 server.keep_file();
+            }
+            if let Some(containerd) = &mut containerd {
+                containerd.keep_file(true);
+            }
+            if let Some(plugin) = &mut plugin {
+                plugin.keep_file();
             }
         }
         let deadline = Instant::now() + BUSY_TIME;
@@ -334,12 +369,16 @@ impl Daemon {
     /// `program`. What cannot be stopped in order ends with this process, as if it were killed.
     fn hand_over(self, program: &OwnedFd) -> anyhow::Result<()> {
         let Self {
+            snapshots,
             mut server,
+            mut plugin,
             shed,
             export,
             control,
             ..
         } = self;
+        end_calls(snapshots);
+        end_plugin(&mut plugin);
         let mut running = server.drain(COMMANDS_TIME);
         if running > 0 {
             tracing::warn!(running, "commands did not end in time, and are interrupted");
@@ -363,6 +402,24 @@ impl Daemon {
         control
             .hand_over(program.as_fd())
             .context("hand over to the keeper")
+    }
+}
+
+/// Answers containerd no more.
+fn end_calls(snapshots: Option<snapshotter::Server>) {
+    if let Some(mut snapshots) = snapshots
+        && !snapshots.stop(COMMANDS_TIME)
+    {
+        tracing::warn!("calls of containerd did not end in time");
+    }
+}
+
+/// Answers Docker no more.
+fn end_plugin(plugin: &mut Option<Plugin>) {
+    if let Some(plugin) = plugin
+        && !plugin.stop(COMMANDS_TIME)
+    {
+        tracing::warn!("calls of the volume plugin did not end in time");
     }
 }
 

@@ -9,8 +9,13 @@
 //! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
 //! | `work/frozen-<container>` | the container's file system held still |
+//! | `work/still-<volume>` | the file system of that volume held still |
+//! | `data/<volume>` | that data volume attached, and mounted here |
+//! | `roots/<volume>` | that volume attached, and mounted here |
+//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as one |
 //!
-//! A container that is mounted stays so. Everything else was interrupted, and is undone.
+//! A container or root that is mounted stays so, and a data volume that has users. Everything else
+//! was interrupted, and is undone.
 
 use super::error::{Error, Result};
 use super::filesystem;
@@ -45,13 +50,17 @@ impl Host {
     /// Forgets what is mounted, for a successor to find.
     pub fn leave(&self) {
         self.mounts.lock().clear();
+        self.data_mounts.lock().clear();
+        self.roots.clear();
     }
 
     fn adopt(&self) -> Result<()> {
         let mounts = mount::mounts();
         let mounts = mounts.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
         let export = self.export()?;
+        self.thaw_still(&mounts, &export);
         self.undo_work(&mounts, &export);
+        self.adopt_data(&mounts, &export);
         for record in record::containers(self.pool())? {
             let Ok(volume) = record.volume(self.pool()) else {
                 continue;
@@ -73,6 +82,7 @@ impl Host {
             // rmdir refuses what is not empty, and that is meant.
             let _ = fs::remove_dir(own);
         }
+        self.adopt_roots(&mounts, &export);
         self.remove_work_volumes(&export);
         remove_empty_folders(&self.work_dir());
         Ok(())
@@ -119,7 +129,7 @@ impl Host {
     }
 
     /// Gives back the device of an interrupted operation, if it got one.
-    fn let_go(&self, export: &Export, id: VolumeId) {
+    pub(super) fn let_go(&self, export: &Export, id: VolumeId) {
         if device_of(export, id).is_none() {
             return;
         }
@@ -143,17 +153,22 @@ impl Host {
         if !note.exists() {
             return;
         }
-        match mount::thaw(path) {
-            Ok(()) => tracing::info!(path = %path.display(), "let go on"),
-            // It had not been held yet, or no more.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => tracing::error!(%error, path = %path.display(), "is still held"),
-        }
+        thaw_at(path);
+    }
+}
+
+/// Lets the file system at `path` go on, if it is held.
+pub(super) fn thaw_at(path: &Path) {
+    match mount::thaw(path) {
+        Ok(()) => tracing::info!(path = %path.display(), "let go on"),
+        // It had not been held yet, or no more.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        Err(error) => tracing::error!(%error, path = %path.display(), "is still held"),
     }
 }
 
 /// The volume's loop device.
-fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
+pub(super) fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
     let is_it =
         |attachment: &Attachment| attachment.volume == id && attachment.kind == AttachKind::Loop;
     let found = export.attachments().into_iter().find(is_it);
@@ -162,7 +177,7 @@ fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
 
 /// Where the whole file system on `device` is mounted: at `own`, or else where it was first. Bind
 /// mounts of others look the same, but come later.
-fn place_of(mounts: &[MountEntry], device: &Path, own: &Path) -> Option<PathBuf> {
+pub(super) fn place_of(mounts: &[MountEntry], device: &Path, own: &Path) -> Option<PathBuf> {
     let on_device =
         |entry: &&MountEntry| Path::new(&entry.source) == device && entry.root == Path::new("/");
     let mut all = mounts

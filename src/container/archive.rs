@@ -10,7 +10,8 @@ use super::host::{Host, random_hex};
 use super::record::{self, FoundImage, LayerRecord};
 use super::tree;
 use crate::oci::{
-    Compression, Digest, ImageConfig, LayerBlob, LayerSummary, LayoutImage, write_layout,
+    Compression, Digest, ImageConfig, LayerBlob, LayerSummary, LayerWriter, LayoutImage,
+    write_layout,
 };
 use serde::Serialize;
 use std::fs::{self, File};
@@ -117,7 +118,8 @@ impl Host {
             }
         };
         let file = unnamed_file(self.state_dir())?;
-        let (out, summary) = write_layer(BufWriter::new(file), compression, new.path(), &changes)?;
+        let layer = LayerWriter::new(BufWriter::new(file), compression)?;
+        let (out, summary) = write_layer(layer, new.path(), &changes)?;
         let file = out
             .into_inner()
             .map_err(|error| spool_failed(error.into_error()))?;

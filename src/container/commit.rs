@@ -41,7 +41,8 @@ impl Host {
         instant.settle()?;
         let changes = instant.changes()?;
         let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;
-        let (_, summary) = write_layer(io::sink(), Compression::None, mount.path(), &changes)?;
+        let layer = LayerWriter::new(io::sink(), Compression::None)?;
+        let (_, summary) = write_layer(layer, mount.path(), &changes)?;
         mount.unmount()?;
         let mut stack = Vec::with_capacity(image.layers.len() + 1);
         for layer in image.layers {
@@ -76,15 +77,13 @@ impl Host {
     }
 }
 
-/// Writes `changes` of the tree at `root` as a layer.
+/// Writes `changes` of the tree at `root` to `layer`, and finishes it.
 pub(super) fn write_layer<W: Write>(
-    out: W,
-    compression: Compression,
+    mut layer: LayerWriter<W>,
     root: &Path,
     changes: &TreeChanges,
 ) -> Result<(W, LayerSummary)> {
     let directory = File::open(root).map_err(Error::io("open", root))?;
-    let mut layer = LayerWriter::new(out, compression)?;
     for (path, change) in changes {
         match change {
             TreeChange::Removed => layer.whiteout(path.as_bytes())?,

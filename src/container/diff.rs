@@ -79,12 +79,12 @@ pub(super) struct Comparing {
     by_trees: AtomicBool,
 }
 
-/// A container's file system as it was at one instant, beside its image's.
+/// A container's or root's file system as it was at one instant, beside the one it came from.
 pub(super) struct Instant<'h> {
-    host: &'h Host,
+    pub host: &'h Host,
     /// The image's side.
-    base: Volume,
-    /// The container's side; has a name in work.
+    pub base: Volume,
+    /// The container's side; frozen.
     pub volume: Volume,
     /// Removes that volume, and the snapshot that it may be a clone of.
     pub work: WorkVolumes<'h>,
@@ -235,14 +235,14 @@ fn listed(path: &Path, change: TreeChange) -> Option<ContainerChange> {
 }
 
 /// A frozen file system, which goes on when this is dropped, whatever happens.
-struct FrozenMount {
+pub(super) struct FrozenMount {
     path: PathBuf,
     /// A folder that tells a successor of this process, should it die now.
     note: PathBuf,
 }
 
 impl FrozenMount {
-    fn freeze(path: PathBuf, note: PathBuf) -> Result<Self> {
+    pub(super) fn freeze(path: PathBuf, note: PathBuf) -> Result<Self> {
         fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
         if let Err(source) = mount::freeze(&path) {
             // It tells nothing now.

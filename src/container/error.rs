@@ -96,7 +96,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The asked size is smaller than the image's file system.
-    #[error("the size must be at least {min_bytes} bytes, which the image's file system has")]
+    #[error("the size must be at least {min_bytes} bytes, which the file system to begin with has")]
     TooSmall {
         /// The least.
         min_bytes: u64,
@@ -117,6 +117,33 @@ pub enum Error {
         /// The file, seen from the container's root.
         path: PathBuf,
     },
+    /// The text names no data volume.
+    #[error(
+        "{0:?} is no name for a data volume: letters, digits and . _ -, the first one a letter or digit, up to 250"
+    )]
+    DataVolumeName(Box<str>),
+    /// Another data volume has this name, or this one was made with other options.
+    #[error("there is a data volume {0} already; choose another name or remove it")]
+    DataVolumeExists(Box<str>),
+    /// Somebody has the data volume mounted.
+    #[error("the data volume {name} has {users} users; stop what uses it first")]
+    DataVolumeInUse {
+        /// The data volume.
+        name: Box<str>,
+        /// How many use it.
+        users: usize,
+    },
+    /// Nobody can use a data volume so.
+    #[error("cannot mount the data volume {name}: {why}")]
+    DataVolumeUser {
+        /// The data volume.
+        name: Box<str>,
+        /// What is wrong with the user.
+        why: &'static str,
+    },
+    /// The volume cannot be mounted.
+    #[error("{0} holds no ext4 file system with blocks of 4096 bytes; make one in it first")]
+    NoFileSystem(base::Name),
     /// Copying needs exactly one container.
     #[error("exactly one side of a copy is CONTAINER:PATH")]
     CopySides,
@@ -145,6 +172,8 @@ pub enum Kind {
     Layer,
     /// A name of an image.
     Reference,
+    /// A data volume.
+    DataVolume,
 }
 
 /// What is wrong with a record.
@@ -172,6 +201,7 @@ impl fmt::Display for Kind {
             Self::Container => "container",
             Self::Layer => "layer",
             Self::Reference => "image name",
+            Self::DataVolume => "data volume",
         })
     }
 }
@@ -202,6 +232,12 @@ impl Error {
             kind,
             name: name.into(),
         }
+    }
+
+    /// Whether a volume cannot be shown because it is shown in another way.
+    #[must_use]
+    pub const fn is_shown_otherwise(&self) -> bool {
+        matches!(self, Self::Export(export::ExportError::Attached { .. }))
     }
 
     /// Whether it is the pool that has no room: a file system in it only says `ENOSPC` or `EIO`.

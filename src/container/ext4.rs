@@ -79,6 +79,11 @@ impl Superblock {
         blocks.saturating_mul(BLOCK_BYTES)
     }
 
+    /// How many inodes are in use, those that ext4 keeps for itself included.
+    pub(super) fn used_inodes(&self) -> u64 {
+        u64::from(self.u32_at(0x0).saturating_sub(self.u32_at(0x10)))
+    }
+
     /// Whether nothing waits in the journal to be replayed and no deleted file to be released.
     pub(super) fn is_clean(&self) -> bool {
         let orphan = self.u32_at(0xE8);

@@ -9,10 +9,12 @@
 //!   never while a file of a mounted volume is read or written.
 
 use super::adoption::VIEW_PREFIX;
+use super::data_mounts::DataMount;
 use super::diff::Comparing;
 use super::error::{Error, Result};
 use super::ext4;
 use super::filesystem::{self, Mode};
+use super::roots::Roots;
 use crate::base::{self, Name, VolumeId};
 use crate::export::{Export, ExportOptions};
 use crate::pool::{Pool, Volume};
@@ -35,10 +37,13 @@ pub struct Host {
     export: Mutex<Exported>,
     /// The containers that are mounted, by id.
     pub(super) mounts: Mutex<BTreeMap<String, ContainerMount>>,
+    /// The data volumes that are mounted.
+    pub(super) data_mounts: Mutex<BTreeMap<VolumeId, DataMount>>,
     containers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     views: Mutex<HashMap<VolumeId, Arc<View>>>,
     catalogue: Mutex<()>,
     pub(super) comparing: Comparing,
+    pub(super) roots: Roots,
 }
 
 /// Where a container is mounted.
@@ -95,10 +100,12 @@ impl Host {
             state_dir,
             export: Mutex::new(exported),
             mounts: Mutex::default(),
+            data_mounts: Mutex::default(),
             containers: Mutex::default(),
             views: Mutex::default(),
             catalogue: Mutex::default(),
             comparing: Comparing::default(),
+            roots: Roots::default(),
         })
     }
 
@@ -114,16 +121,19 @@ impl Host {
         &self.state_dir
     }
 
-    /// Unmounts all containers and, if it is ours, the export. The pool stays open.
+    /// Unmounts all containers, roots and data volumes and, if it is ours, the export. The pool
+    /// stays open.
     ///
     /// # Errors
     /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
     /// and closing can be tried again.
     pub fn close(&self) -> Result<()> {
+        self.close_roots()?;
         let mounted: Vec<String> = self.mounts.lock().keys().cloned().collect();
         for id in mounted {
             self.unmount_container(&id)?;
         }
+        self.close_data()?;
         let mut exported = self.export.lock();
         if let Exported::Own(export) = &*exported {
             export.unmount()?;
@@ -144,13 +154,14 @@ impl Host {
                 .filter(move |path| mount::lies_in(path, &folder))
                 .collect::<Vec<_>>()
         };
-        for folder in ["mounts", "work"] {
+        for folder in ["mounts", "roots", "data", "work"] {
             for path in ours(folder) {
                 mount::unmount_lazy(&path).map_err(Error::io("unmount", &path))?;
             }
             let folder = self.state_dir.join(folder);
             remove_empty_folders(&folder);
         }
+        self.clean_data();
         let leftovers = self.pool.volumes();
         for left in leftovers
             .iter()

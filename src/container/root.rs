@@ -117,7 +117,7 @@ impl Host {
     }
 
     /// A clone of `layer` in work, whose file system has been grown.
-    fn larger_copy(
+    pub(super) fn larger_copy(
         &self,
         layer: &Volume,
         size_bytes: u64,

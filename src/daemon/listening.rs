@@ -84,6 +84,14 @@ impl Listening {
         &self.path
     }
 
+    /// The socket, for another server.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn socket(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+
     /// Whether the file goes when this is dropped.
     #[must_use]
     pub const fn keeps_file(&self) -> bool {

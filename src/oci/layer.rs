@@ -48,6 +48,8 @@ pub struct LayerSummary {
 pub struct LayerWriter<W: Write> {
     out: HashingWriter<Encoder<HashingWriter<W>>>,
     compression: Compression,
+    /// No object is shown as changed later than this.
+    latest: Option<Time>,
     /// The first name of every file that has several, by device and inode.
     first_names: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
@@ -64,9 +66,18 @@ impl<W: Write> LayerWriter<W> {
         Ok(Self {
             out: HashingWriter::new(encoder),
             compression,
+            latest: None,
             first_names: HashMap::new(),
             buffer: vec![0; COPY_BUFFER_BYTES],
         })
+    }
+
+    /// Shows what was changed after `latest` as changed then, so that the same content gives the
+    /// same layer whenever it was made (<https://reproducible-builds.org/docs/source-date-epoch/>).
+    #[must_use]
+    pub const fn not_after(mut self, latest: Option<Time>) -> Self {
+        self.latest = latest;
+        self
     }
 
     /// Adds the object at `path` beneath `root` with all its metadata, but not what is in it if it
@@ -87,6 +98,9 @@ impl<W: Write> LayerWriter<W> {
         let Some(mut record) = Record::of(path, &stat) else {
             return Ok(false);
         };
+        if let Some(latest) = self.latest {
+            record.mtime = record.mtime.min(latest);
+        }
         if record.kind != EntryType::Directory && stat.st_nlink > 1 {
             let inode = (stat.st_dev, stat.st_ino);
             if let Some(first) = self.first_names.get(&inode) {

@@ -29,3 +29,4 @@ pub use error::{Error, Result};
 pub use layer::{LayerSummary, LayerWriter};
 pub use layout::{LayerBlob, LayoutImage, write_layout};
 pub use source::{Image, LayerDigest, LayerInfo, LayerReader, Select, SourceInput};
+pub use tarball::Time;

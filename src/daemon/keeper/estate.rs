@@ -17,7 +17,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 /// Raised when what is handed over changes its meaning, in these values or in the keepsake.
-pub const HANDOVER: u32 = 1;
+pub const HANDOVER: u32 = 2;
 
 /// What the keeper holds for its workers.
 pub struct Estate {
@@ -29,6 +29,10 @@ pub struct Estate {
     pub folder_lock: File,
     /// Where clients connect.
     pub listening: Listening,
+    /// Where containerd connects, if it is served.
+    pub containerd: Option<Listening>,
+    /// Where Docker connects to its volume plugin, if it is served.
+    pub plugin: Option<Listening>,
     /// What workers leave to each other.
     pub keepsake: Keepsake,
     /// The mount.
@@ -44,6 +48,8 @@ pub struct EstateParts {
     folder_lock: RawFd,
     listening: RawFd,
     keeps_socket_file: bool,
+    containerd: Option<RawFd>,
+    plugin: Option<RawFd>,
     keepsake: RawFd,
     connection: ConnectionParts,
 }
@@ -58,6 +64,8 @@ impl Estate {
             folder_lock: self.folder_lock.as_raw_fd(),
             listening: self.listening.as_fd().as_raw_fd(),
             keeps_socket_file: self.listening.keeps_file(),
+            containerd: number_of(self.containerd.as_ref()),
+            plugin: number_of(self.plugin.as_ref()),
             keepsake: self.keepsake.descriptor().as_raw_fd(),
             connection: self.connection.parts(),
         }
@@ -74,6 +82,8 @@ impl Estate {
             folder: PathBuf::from(OsString::from_vec(parts.folder)),
             folder_lock: descriptors::inherited(parts.folder_lock)?.into(),
             listening: Listening::take(descriptors::inherited(parts.listening)?)?,
+            containerd: parts.containerd.map(take_listening).transpose()?,
+            plugin: parts.plugin.map(take_listening).transpose()?,
             keepsake: Keepsake::adopt(descriptors::inherited(parts.keepsake)?)?,
             connection: Connection::adopt(parts.connection)?,
         })
@@ -87,9 +97,19 @@ impl Estate {
             self.listening.as_fd(),
             self.keepsake.descriptor(),
         ];
+        all.extend(self.containerd.iter().map(AsFd::as_fd));
+        all.extend(self.plugin.iter().map(AsFd::as_fd));
         all.extend(self.connection.descriptors());
         all
     }
+}
+
+fn number_of(socket: Option<&Listening>) -> Option<RawFd> {
+    socket.map(|socket| socket.as_fd().as_raw_fd())
+}
+
+fn take_listening(number: RawFd) -> io::Result<Listening> {
+    Listening::take(descriptors::inherited(number)?)
 }
 
 impl EstateParts {

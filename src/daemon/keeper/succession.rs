@@ -68,6 +68,10 @@ pub fn resume<O: Owner>(
     let keeps_socket_file = told.estate.keeps_socket_file();
     let mut estate = Estate::take(told.estate)?;
     estate.listening.keep_file(keeps_socket_file);
+    // No service manager has made these.
+    for socket in [&mut estate.containerd, &mut estate.plugin] {
+        socket.iter_mut().for_each(|socket| socket.keep_file(true));
+    }
     let worker = Worker::take(&told.worker)?;
     let owner = owner(&estate)?;
     let mut keeper = Keeper::new(owner, signals, estate)?;

@@ -71,6 +71,15 @@ impl LayerReader {
         })
     }
 
+    /// Reads the layer from `stored`, bytes from someone who may never send them: dropping the reader
+    /// does not wait for that.
+    ///
+    /// # Errors
+    /// `Io` where no thread can be started.
+    pub fn over(stored: Box<dyn Read + Send>, info: &LayerInfo) -> Result<Self> {
+        Self::new(stored, 0, info, true)
+    }
+
     /// Reads what is left and verifies everything that was stated.
     ///
     /// # Errors

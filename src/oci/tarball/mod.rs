@@ -44,10 +44,12 @@ pub(crate) enum Kind {
 }
 
 /// A point in time: seconds since 1970, possibly before it, and nanoseconds after that second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Time {
-    pub(crate) seconds: i64,
-    pub(crate) nanoseconds: u32,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Time {
+    /// Seconds, rounded down.
+    pub seconds: i64,
+    /// Nanoseconds after that second, fewer than a thousand million.
+    pub nanoseconds: u32,
 }
 
 /// A stretch of a sparse file that holds data.

@@ -1,0 +1,87 @@
+//! Layers into roots and out of them: applying one to a root, and writing what changed from one
+//! root to another as one.
+//!
+//! A layer is written from an instant: the root's file system is held still while a snapshot is
+//! taken, and goes on while that is compared and read. The comparison is of blocks, so its time
+//! grows with the change and not with the root.
+
+use super::super::commit::write_layer;
+use super::super::diff::Instant;
+use super::super::error::{Error, Result};
+use super::super::filesystem::Mode;
+use super::super::host::{Host, WorkVolumes};
+use super::RootUse;
+use crate::oci::{
+    self, ApplyOptions, Compression, LayerDigest, LayerReader, LayerSummary, LayerWriter, Time,
+};
+use crate::pool::Volume;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+
+/// How a layer is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LayerOptions {
+    /// How it is compressed.
+    pub compression: Compression,
+    /// What was changed later is shown as changed then.
+    pub latest: Option<Time>,
+}
+
+impl Host {
+    /// Unpacks `layer` into the root, which is mounted for that if it was not; answers what the
+    /// layer turned out to be. After a failure the root holds a part of it.
+    ///
+    /// # Errors
+    /// `Oci` when the layer is not what was stated of it or cannot be trusted, `Pool` with
+    /// `NoSpace`, and what the host answers.
+    pub fn fill_root(&self, volume: &Volume, mut layer: LayerReader) -> Result<LayerDigest> {
+        let path = self.mount_root(volume, RootUse::Container)?;
+        let root = File::open(&path).map_err(Error::io("open", &path))?;
+        let options = ApplyOptions::default();
+        oci::apply(root.as_fd(), &mut layer, options)
+            .and_then(|_| layer.finish())
+            .map_err(|error| self.explain(error.into()))
+    }
+
+    /// Writes what changed from `lower` to `upper` to `out` as a layer. Either may be in use.
+    ///
+    /// # Errors
+    /// What the pool and the host answer, and `Oci` with what `out` does.
+    pub fn write_root_changes<W: Write>(
+        &self,
+        lower: &Volume,
+        upper: &Volume,
+        out: W,
+        options: LayerOptions,
+    ) -> Result<(W, LayerSummary)> {
+        let mut work = WorkVolumes::new(self.pool());
+        let base = self.root_at_an_instant(lower, &mut work)?;
+        let volume = self.root_at_an_instant(upper, &mut work)?;
+        let mut instant = Instant {
+            host: self,
+            base,
+            volume,
+            work,
+        };
+        let changes = instant.changes()?;
+        let layer = LayerWriter::new(out, options.compression)?.not_after(options.latest);
+        let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;
+        let written = write_layer(layer, mount.path(), &changes)?;
+        mount.unmount()?;
+        Ok(written)
+    }
+
+    /// The volume if it is frozen, and else a snapshot with all that was written to the root.
+    fn root_at_an_instant(&self, volume: &Volume, work: &mut WorkVolumes<'_>) -> Result<Volume> {
+        if volume.is_frozen() {
+            return Ok(volume.clone());
+        }
+        let root = self.roots.of(volume.id());
+        // It is neither mounted nor sealed meanwhile.
+        let _held = root.lock();
+        let snapshot = self.snapshot_volume(volume, &self.work_name()?)?;
+        work.push(snapshot.clone());
+        Ok(snapshot)
+    }
+}

@@ -1,0 +1,158 @@
+//! The table of the calls of `containerd.services.diff.v1.Diff`.
+//!
+//! Unlike the calls of the snapshots service, these take as long as a layer is large: one whose
+//! client goes away is given up.
+
+use super::cancel;
+use super::content::{Containerd, Contents};
+use super::diff_wire::{ApplyRequest, DiffRequest};
+use super::differ::{Differ, Error};
+use super::rpc::{Answer, REQUEST_BYTES_MAX, unknown};
+use prost::Message;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+use tonic::body::Body;
+use tonic::codegen::{Body as HttpBody, BoxFuture, Service, StdError, http};
+use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::{Code, Request, Response, Status};
+use tonic_prost::ProstCodec;
+
+/// The service on top of what answers.
+#[derive(Clone)]
+pub(super) struct DiffService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    differ: Differ,
+    containerd: Containerd,
+}
+
+impl DiffService {
+    pub(super) fn new(differ: Differ, containerd: Containerd) -> Self {
+        let inner = Arc::new(Inner { differ, containerd });
+        Self { inner }
+    }
+}
+
+impl NamedService for DiffService {
+    const NAME: &'static str = "containerd.services.diff.v1.Diff";
+}
+
+impl<B> Service<http::Request<B>> for DiffService
+where
+    B: HttpBody + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Answer {
+        let to = Arc::clone(&self.inner);
+        let path = request.uri().path();
+        match path.rsplit_once('/').map_or("", |(_, call)| call) {
+            "Apply" => unary(
+                request,
+                to,
+                "Apply",
+                |differ, message: ApplyRequest, contents| differ.apply(&message, contents),
+            ),
+            "Diff" => unary(
+                request,
+                to,
+                "Diff",
+                |differ, message: DiffRequest, contents| differ.compare(message, contents),
+            ),
+            _ => unknown(),
+        }
+    }
+}
+
+/// What does a call, on a thread that may block.
+type Function<Q, A> = fn(&Differ, Q, &mut Contents) -> Result<A, Error>;
+
+struct Call<Q, A> {
+    inner: Arc<Inner>,
+    name: &'static str,
+    function: Function<Q, A>,
+}
+
+impl<Q, A> UnaryService<Q> for Call<Q, A>
+where
+    Q: Send + 'static,
+    A: Send + 'static,
+{
+    type Response = A;
+    type Future = BoxFuture<Response<A>, Status>;
+
+    fn call(&mut self, request: Request<Q>) -> Self::Future {
+        let (inner, name, function) = (Arc::clone(&self.inner), self.name, self.function);
+        Box::pin(async move {
+            // Gone with this future, which goes with its client.
+            let (_waiting, cancel) = cancel::pair();
+            let mut contents = inner.containerd.contents(request.metadata(), cancel);
+            let message = request.into_inner();
+            let done = tokio::task::spawn_blocking(move || {
+                let started = Instant::now();
+                let answered = function(&inner.differ, message, &mut contents);
+                told(name, started, answered)
+            });
+            match done.await {
+                Ok(answered) => answered.map(Response::new),
+                // The panic has been reported by the thread.
+                Err(_) => Err(Status::internal(
+                    "the call failed unexpectedly; the log says how",
+                )),
+            }
+        })
+    }
+}
+
+fn told<A>(call: &'static str, started: Instant, answer: Result<A, Error>) -> Result<A, Status> {
+    let took = started.elapsed();
+    let status = match answer {
+        Ok(answer) => {
+            tracing::debug!(call, ?took, "done");
+            return Ok(answer);
+        }
+        Err(error) => Status::from(error),
+    };
+    match status.code() {
+        Code::Unimplemented | Code::Cancelled | Code::InvalidArgument | Code::NotFound => {
+            tracing::debug!(call, ?took, error = status.message(), "refused");
+        }
+        code => tracing::error!(call, ?took, %code, error = status.message(), "a call failed"),
+    }
+    Err(status)
+}
+
+fn unary<B, Q, A>(
+    request: http::Request<B>,
+    inner: Arc<Inner>,
+    name: &'static str,
+    function: Function<Q, A>,
+) -> Answer
+where
+    B: HttpBody + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+    Q: Message + Default + 'static,
+    A: Message + 'static,
+{
+    Box::pin(async move {
+        let codec = ProstCodec::<A, Q>::default();
+        let mut grpc = Grpc::new(codec).max_decoding_message_size(REQUEST_BYTES_MAX);
+        let call = Call {
+            inner,
+            name,
+            function,
+        };
+        Ok(grpc.unary(call, request).await)
+    })
+}

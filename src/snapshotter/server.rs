@@ -1,0 +1,145 @@
+//! The server: connections accepted on a unix socket, and the services that answer on them.
+//!
+//! # Invariants
+//! - When `stop` has returned, no call runs that it does not count.
+
+use super::Options;
+use super::content::Containerd;
+use super::diff_service::DiffService;
+use super::differ::Differ;
+use super::service::SnapshotsService;
+use super::store::Store;
+use crate::container::Host;
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_stream::Stream;
+use tonic::transport::server::Router;
+
+/// Threads that only move messages.
+const MESSAGE_THREADS: usize = 2;
+/// How many calls run at once; more wait.
+const CALLS_MAX: usize = 128;
+/// How many calls of one client are taken at once.
+const CLIENT_CALLS_MAX: u32 = 256;
+
+/// Answers containerd until it is stopped.
+pub struct Server {
+    runtime: Option<Runtime>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: Option<JoinHandle<()>>,
+    store: Arc<Store>,
+}
+
+impl Server {
+    /// Answers on `socket`, which listens, with snapshots in `host`'s pool.
+    ///
+    /// # Errors
+    /// When the snapshots' records cannot be read or threads cannot be started.
+    pub fn start(socket: StdListener, host: Arc<Host>, options: Options) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let containerd = options.containerd_address.clone();
+        let differ = Differ::new(Arc::clone(&host));
+        let store = Arc::new(Store::open(host, options).map_err(io::Error::other)?);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(MESSAGE_THREADS)
+            .max_blocking_threads(CALLS_MAX)
+            .thread_name("containerd")
+            .enable_io()
+            .enable_time()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (router, incoming) = {
+            let _inside = runtime.enter();
+            let containerd = containerd.as_deref().map(Containerd::at).transpose()?;
+            let diffs = containerd.map(|containerd| DiffService::new(differ, containerd));
+            let incoming = Incoming(UnixListener::from_std(socket)?);
+            (services(&store, diffs), incoming)
+        };
+        let serving = runtime.spawn(async move {
+            let until = async {
+                // A server that was dropped is one that stops.
+                let _ = stopped.await;
+            };
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, until).await {
+                tracing::error!(%error, "containerd is not answered any more");
+            }
+        });
+        Ok(Self {
+            runtime: Some(runtime),
+            stop: Some(stop),
+            serving: Some(serving),
+            store,
+        })
+    }
+
+    /// Takes no further calls and waits for those that run, but not longer than `patience`.
+    /// Answers whether all have ended.
+    pub fn stop(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        if let Some(stop) = self.stop.take() {
+            // Nobody hears it only if serving has ended by itself.
+            let _ = stop.send(());
+        }
+        let Some(runtime) = self.runtime.take() else {
+            return true;
+        };
+        let ended = self.serving.take().is_none_or(|serving| {
+            runtime
+                .block_on(async { tokio::time::timeout(patience, serving).await })
+                .is_ok()
+        });
+        runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
+        self.store.stop();
+        ended
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+/// All services on this socket; another one is one more `add_service`.
+fn services(store: &Arc<Store>, diffs: Option<DiffService>) -> Router {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(CLIENT_CALLS_MAX)
+        .add_service(SnapshotsService::new(Arc::clone(store)))
+        .add_optional_service(diffs)
+}
+
+/// The connections of clients that may ask.
+struct Incoming(UnixListener);
+
+impl Stream for Incoming {
+    type Item = io::Result<UnixStream>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match self.0.poll_accept(context) {
+                Poll::Ready(Ok((stream, _))) if is_allowed(&stream) => {
+                    return Poll::Ready(Some(Ok(stream)));
+                }
+                Poll::Ready(Ok(_)) => tracing::warn!("a client of another user is not answered"),
+                // An error to `serve` is the end of one connection, not of all.
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}

@@ -1,0 +1,192 @@
+//! Making snapshots: an active one is a clone of its parent's volume, a view looks at it.
+
+use super::super::convert;
+use super::super::error::{Error, Result};
+use super::super::record::{Index, Kind, Labels, REF_LABEL, Record};
+use super::super::wire::{MountsResponse, PrepareRequest};
+use super::Store;
+use crate::base::VolumeId;
+use crate::pool::{Transaction, Volume};
+use std::sync::Arc;
+use std::thread;
+
+/// A snapshot that is asked for.
+struct Wanted {
+    kind: Kind,
+    key: String,
+    parent: Option<String>,
+    labels: Labels,
+    /// It is to be filled with a layer.
+    fill: bool,
+}
+
+/// Where a new snapshot's volume comes from.
+enum Source {
+    /// A clone of this one.
+    Clone(Volume),
+    /// This one, which has a name in work.
+    Ready(VolumeId),
+    /// None of its own: it looks at this one.
+    Shared(Volume),
+}
+
+impl Store {
+    pub(super) fn make(&self, kind: Kind, request: PrepareRequest) -> Result<MountsResponse> {
+        convert::check_key("the key", &request.key)?;
+        let labels = convert::labels(request.labels)?;
+        let wanted = Wanted {
+            kind,
+            key: request.key,
+            parent: convert::parent(request.parent)?,
+            fill: kind == Kind::Active && labels.contains_key(REF_LABEL),
+            labels,
+        };
+        let mounts = convert::wanted_mounts(&wanted.labels)?.unwrap_or(self.options.mounts);
+        let _held = self.keys.lock(&wanted.key);
+        self.check(&self.index.read(), &wanted)?;
+        let source = self.source(&wanted)?;
+        let begun = self.begin(&wanted, &source, |record| record.mounts = mounts);
+        if let (Err(_), Source::Ready(volume)) = (&begun, &source) {
+            self.reaper.volume(*volume);
+        }
+        let record = begun?;
+        let shown = self.show_durably(&record, wanted.fill);
+        if shown.is_err() {
+            // The first failure is the one to report.
+            let _ = self.withdraw(&wanted.key, &record);
+        }
+        shown
+    }
+
+    /// Refuses what cannot be made, in containerd's order.
+    fn check(&self, index: &Index, wanted: &Wanted) -> Result<()> {
+        if let Some(parent) = &wanted.parent {
+            let found = index.get(parent);
+            let found = found.ok_or_else(|| Error::NotFound(parent.as_str().into()))?;
+            if found.kind != Kind::Committed {
+                return Err(Error::ParentNotCommitted(parent.as_str().into()));
+            }
+        }
+        if index.get(&wanted.key).is_some() {
+            return Err(Error::Exists(wanted.key.as_str().into()));
+        }
+        if wanted.fill
+            && let Some(reference) = wanted.labels.get(REF_LABEL)
+            && let Some((name, _)) = index
+                .of_ref(reference)
+                .find(|(_, record)| record.parent == wanted.parent)
+        {
+            // The caller finds it by the label, and need not fill it again.
+            return Err(Error::Exists(name.as_str().into()));
+        }
+        Ok(())
+    }
+
+    fn source(&self, wanted: &Wanted) -> Result<Source> {
+        let size_bytes = convert::wanted_size(&wanted.labels)?;
+        let Some(parent) = &wanted.parent else {
+            let size_bytes = size_bytes.unwrap_or(self.options.size_bytes);
+            let empty = self.host.empty_root(size_bytes)?;
+            return Ok(match wanted.kind {
+                Kind::View => Source::Shared(empty),
+                Kind::Active | Kind::Committed => Source::Clone(empty),
+            });
+        };
+        let below = self.volume_of(&*self.record(parent)?)?;
+        if wanted.kind == Kind::View {
+            return Ok(Source::Shared(below));
+        }
+        let default = (!wanted.fill).then_some(self.options.size_bytes);
+        let size_bytes = size_bytes.or(default).unwrap_or(0);
+        if size_bytes > below.size_bytes() {
+            let grown = self.host.grown_root(&below, size_bytes)?;
+            return Ok(Source::Ready(grown.id()));
+        }
+        if wanted.fill
+            && let Some(leftover) = self.leftover_on(parent)
+        {
+            return Ok(Source::Ready(leftover));
+        }
+        Ok(Source::Clone(below))
+    }
+
+    /// What the commit of the parent has left, if nobody uses it any more: it is mounted, and
+    /// holds just what the parent holds.
+    fn leftover_on(&self, parent: &str) -> Option<VolumeId> {
+        let id = self.reaper.take_leftover(parent)?;
+        let volume = self.pool().volume_by_id(id).ok()?;
+        match self.host.is_root_alone(&volume) {
+            Ok(true) => Some(id),
+            Ok(false) => {
+                self.reaper.volume(id);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a mounted layer is not gone on with");
+                self.reaper.volume(id);
+                None
+            }
+        }
+    }
+
+    /// Commits the record together with its volume.
+    fn begin(
+        &self,
+        wanted: &Wanted,
+        source: &Source,
+        finish: impl FnOnce(&mut Record),
+    ) -> Result<Arc<Record>> {
+        let name = self.host.root_name()?;
+        let mut index = self.index.write();
+        // Others may have come between.
+        self.check(&index, wanted)?;
+        let mut transaction: Transaction = self.pool().transaction();
+        let volume = match source {
+            Source::Clone(below) => transaction.clone_volume(below.id(), &name),
+            Source::Ready(volume) => {
+                transaction.rename(*volume, &name);
+                *volume
+            }
+            Source::Shared(volume) => volume.id(),
+        };
+        let (parent, labels) = (wanted.parent.clone(), wanted.labels.clone());
+        let mut record = Record::new(wanted.kind, parent, labels, volume);
+        record.fill = wanted.fill;
+        finish(&mut record);
+        record.put(&mut transaction, &wanted.key)?;
+        transaction.commit()?;
+        index.put(wanted.key.clone(), record.clone());
+        Ok(Arc::new(record))
+    }
+
+    /// Shows the snapshot while it is made durable. What is only being filled need not be: if it
+    /// is lost, so is what was filled in, and it is done again.
+    fn show_durably(&self, record: &Record, fill: bool) -> Result<MountsResponse> {
+        if fill {
+            return self.show(record);
+        }
+        thread::scope(|scope| {
+            let flushing = scope.spawn(|| self.pool().flush());
+            let shown = self.show(record);
+            match flushing.join() {
+                Ok(flushed) => flushed?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+            shown
+        })
+    }
+
+    /// Undoes `begin`.
+    fn withdraw(&self, key: &str, record: &Record) -> Result<()> {
+        {
+            let mut index = self.index.write();
+            self.give_up(key, record)?;
+            index.remove(key);
+        }
+        match record.kind {
+            Kind::View => self.reaper.view(record.volume()),
+            Kind::Active | Kind::Committed => self.reaper.volume(record.volume()),
+        }
+        Ok(())
+    }
+}

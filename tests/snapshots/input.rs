@@ -1,0 +1,81 @@
+//! What comes from the socket may be anything.
+
+use crate::client::{Client, Labels, labels, refused};
+use crate::place::Snapshotter;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use tonic::Code;
+
+#[test]
+fn what_cannot_be_kept_is_refused_and_leaves_nothing() {
+    let snapshotter = Snapshotter::start("1G");
+    let mut client = snapshotter.client();
+    let long = "k".repeat(1025);
+    refused(client.prepare("", ""), Code::InvalidArgument);
+    refused(client.prepare(&long, ""), Code::InvalidArgument);
+    refused(client.prepare("k", &long), Code::InvalidArgument);
+    refused(client.view("", ""), Code::InvalidArgument);
+    client.prepare(&long[1..], "").unwrap();
+    refused(client.commit("", &long[1..]), Code::InvalidArgument);
+    refused(client.commit(&long, &long[1..]), Code::InvalidArgument);
+    let label = |len: usize| labels(&[("label", "v".repeat(len).as_str())]);
+    refused(
+        client.prepare_with("k", "", label(4092)),
+        Code::InvalidArgument,
+    );
+    client.prepare_with("k", "", label(4091)).unwrap();
+    let many: Labels = (0..100)
+        .map(|n| (format!("l{n}"), "v".repeat(4000)))
+        .collect();
+    refused(
+        client.prepare_with("m", "", many.clone()),
+        Code::InvalidArgument,
+    );
+    refused(client.update("k", many, &["labels"]), Code::InvalidArgument);
+    for (key, value) in [
+        ("containerd.io/snapshot/max-size", "much"),
+        ("containerd.io/snapshot/max-size", "1K"),
+        ("containerd.io/snapshot/max-size", "99999T"),
+        ("containerd.io/snapshot/cowshed.mounts", "overlay"),
+    ] {
+        refused(
+            client.prepare_with("m", "", labels(&[(key, value)])),
+            Code::InvalidArgument,
+        );
+    }
+    let filters = vec!["name==x"; 1025];
+    refused(client.list(&filters), Code::InvalidArgument);
+    assert_eq!(client.names(&[]).len(), 2);
+    snapshotter.end(2);
+}
+
+#[test]
+fn bytes_that_are_no_grpc_end_their_connection_alone() {
+    let snapshotter = Snapshotter::start("1G");
+    let socket = snapshotter.bench.path("containerd.sock");
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut client = Client::connect(&socket);
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF",
+        &[0; 4096],
+    ] {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        // It may have been closed by then, which is as good.
+        let _ = stream.write_all(bytes);
+        let _ = stream.read(&mut [0; 64]);
+        client.prepare("k", "").unwrap();
+        client.remove("k").unwrap();
+    }
+    // A message that says it is longer than anything that is asked.
+    let huge = labels(&[("l", "v".repeat(2 << 20).as_str())]);
+    assert!(client.prepare_with("k", "", huge).is_err());
+    assert!(client.names(&[]).is_empty());
+    snapshotter.end(0);
+}

@@ -1,0 +1,25 @@
+//! The snapshotter as containerd meets it: gRPC on the socket of a real `cowshed serve`.
+//!
+//! - `client` speaks the protocol, `place` mounts what it is handed.
+//! - `life` follows keys through all calls and their codes, `input` sends what must be refused.
+//! - `modes` has devices, files, sizes and several views of what runs.
+//! - `garbage` asks what is kept and why. `restart` stops and kills the daemon beneath snapshots, `crowd` asks from many sides at once,
+//!   `full` fills the pool, `speed` says how long the calls take.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod client;
+mod crowd;
+mod full;
+mod garbage;
+#[path = "../cli/harness.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod harness;
+mod input;
+mod life;
+mod modes;
+mod place;
+mod restart;
+mod speed;
+#[path = "../../src/snapshotter/wire.rs"]
+mod wire;
