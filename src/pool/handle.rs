@@ -1,8 +1,8 @@
 //! The handles that other rooms work with.
 
 use super::forest::KeyAndValue;
-use super::shared::{DurableNote, Shared};
 use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
+use super::shared::{DurableNote, Shared};
 use super::volume::VolumeCore;
 use crate::base::units::blocks_for;
 use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};

@@ -38,6 +38,7 @@ pub(crate) fn options(full: FullOptions) -> OpenOptions {
         cache_bytes: 16 << 20,
         background: false,
         full,
+        ..OpenOptions::default()
     }
 }
 

@@ -4,7 +4,7 @@ use crate::bench::{BLOCK, MIB};
 use crate::subject::{Ground, Subject};
 use cowshed::base::Error;
 use cowshed::device::{CreateFile, FileDevice, MemoryDevice};
-use cowshed::pool::{CreateOptions, FullOptions, OpenOptions, Pool};
+use cowshed::pool::{CreateOptions, OpenOptions, Pool};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ pub(crate) fn random_pool(seed: u64, folder: &Path) -> Subject {
     let options = OpenOptions {
         cache_bytes: rng.random_range(1..16) << 20,
         background: rng.random_bool(0.3),
-        full: FullOptions::default(),
+        ..OpenOptions::default()
     };
     Subject::new(ground, options, seed)
 }

@@ -1,7 +1,7 @@
 //! A pool under test beside a model of what it must hold: every volume's blocks in memory.
 
 use crate::bench::{BLOCK, block, expect_sound, name, write_now};
-use cowshed::base::{BLOCK_BYTES, Error};
+use cowshed::base::{BLOCK_BYTES, Error, Generation};
 use cowshed::device::{Device, FileDevice, FileOptions, MemoryDevice};
 use cowshed::pool::{OpenOptions, Pool, Volume};
 use rand::rngs::StdRng;
@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 type Blocks = BTreeMap<u64, Arc<[u8]>>;
 
@@ -44,19 +45,23 @@ pub(crate) struct Subject {
     pub(crate) models: BTreeMap<String, Model>,
     pub(crate) rng: StdRng,
     names: u64,
+    /// The newest superblock that the pool has said to be durable.
+    durable: Arc<AtomicU64>,
 }
 
 impl Subject {
     pub(crate) fn new(ground: Ground, options: OpenOptions, seed: u64) -> Self {
-        let pool = Pool::open(ground.device(), &options).unwrap();
-        Self {
+        let mut subject = Self {
             ground,
             options,
-            pool: Some(pool),
+            pool: None,
             models: BTreeMap::new(),
             rng: StdRng::seed_from_u64(seed),
             names: 0,
-        }
+            durable: Arc::default(),
+        };
+        subject.open(None);
+        subject
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -210,21 +215,32 @@ impl Subject {
         pool.close().unwrap();
         drop(pool);
         let used = self.renew();
-        self.open();
+        self.open(None);
         let status = self.pool().status().unwrap();
         let counted = status.used_bytes + status.pending_free_bytes;
         assert_eq!(counted, used * BLOCK, "the counts of used blocks agree");
     }
 
-    /// Ends as a killed process does, and opens what that leaves.
+    /// Ends as a killed process does, and opens what that leaves, as its successor or as anybody.
     pub(crate) fn die_and_open(&mut self) {
         drop(self.pool.take());
         self.renew();
-        self.open();
+        let durable = Generation(self.durable.load(Ordering::SeqCst));
+        let resumes = self.rng.random_bool(0.5).then_some(durable);
+        self.open(resumes);
     }
 
-    fn open(&mut self) {
-        self.pool = Some(Pool::open(self.ground.device(), &self.options).unwrap());
+    fn open(&mut self, resumes: Option<Generation>) {
+        let options = OpenOptions {
+            resumes,
+            ..self.options.clone()
+        };
+        let pool = Pool::open(self.ground.device(), &options).unwrap();
+        let durable = Arc::clone(&self.durable);
+        pool.on_durable(Box::new(move |generation| {
+            durable.store(generation.0, Ordering::SeqCst);
+        }));
+        self.pool = Some(pool);
     }
 
     /// Checks a pool that is not open; answers the blocks in use. In memory, goes on with what it
