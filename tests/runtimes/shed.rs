@@ -52,7 +52,9 @@ impl Shed {
             .arg(&socket)
             .arg("--containerd-address")
             .arg(crate::containerd::Containerd::socket(&self.folder))
-            .args(["--snapshot-mounts", self.mounts.word()]);
+            .args(["--snapshot-mounts", self.mounts.word()])
+            // Where Docker looks for drivers of volumes.
+            .args(["--docker-plugin-socket", "/run/docker/plugins/cowshed.sock"]);
         let ready = || UnixStream::connect(&socket).is_ok();
         let log = self.folder.join("cowshed.log");
         self.daemon = Some(Process::start("cowshed", command, log, ready));

@@ -326,6 +326,24 @@ impl Walk<'_> {
             "kept\nkept\n"
         );
         docker.ok(["volume", "rm", "data"]);
+        if self.is_ours {
+            self.a_volume_of_the_plugin_is_a_file_system_of_its_own();
+        }
+    }
+
+    fn a_volume_of_the_plugin_is_a_file_system_of_its_own(&self) {
+        let docker = self.docker;
+        let create = ["volume", "create", "--driver", "cowshed"];
+        docker.ok(create.into_iter().chain(["--opt", "size=1G", "thin"]));
+        let options = ["--volume", "thin:/data"];
+        docker.run(&options, FINAL, "echo thin > /data/file");
+        docker.run_waiting("user", &options, FINAL);
+        assert_eq!(docker.exec("user", "cat /data/file"), "thin\n");
+        let refused = docker.attempt(["volume", "rm", "thin"]);
+        assert!(!refused.status.success(), "a volume in use was removed");
+        docker.ok(["rm", "--force", "user"]);
+        assert_eq!(docker.run(&options, FINAL, "cat /data/file"), "thin\n");
+        docker.ok(["volume", "rm", "thin"]);
     }
 
     fn a_build_uses_what_it_has_built(&self) {
