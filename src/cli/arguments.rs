@@ -3,6 +3,7 @@
 use super::attach::{Attach, Detach};
 use super::console::Style;
 use super::container::ContainerCommand;
+use super::gc::Gc;
 use super::image::ImageCommand;
 use super::place::HostPath;
 use super::pool::{self, PoolCommand};
@@ -87,6 +88,8 @@ pub(super) enum Command {
     /// Writable roots of images
     #[command(subcommand)]
     Container(ContainerCommand),
+    /// Clear away what nobody needs any more, or say why it is kept
+    Gc(Gc),
     /// Keep the pool open, its volumes mounted, and answer commands
     Serve(Serve),
 }
@@ -106,6 +109,8 @@ pub(super) enum OnPool {
     Image(ImageCommand),
     /// `container …`
     Container(ContainerCommand),
+    /// `gc`
+    Gc(Gc),
     /// Who serves; for `serve --upgrade`.
     Serving,
     /// The daemon is to hand over to the program that comes as the input.

@@ -15,6 +15,7 @@ mod containerd;
 mod export_volume;
 mod failure;
 mod full;
+mod gc;
 mod image;
 mod import_volume;
 mod keep;
@@ -118,6 +119,7 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         Command::Detach(detach) => OnPool::Detach(detach),
         Command::Image(image) => OnPool::Image(image),
         Command::Container(container) => OnPool::Container(container),
+        Command::Gc(gc) => OnPool::Gc(gc),
     };
     remote::run_anywhere(on_pool, &place()?, console)
 }

@@ -8,7 +8,7 @@ use super::place::FileOrPipe;
 use super::shed::Shed;
 use super::volume::VolumeCommand;
 use super::work::Event;
-use super::{attach, container, finish, image, pool, signals, upgrade, volume};
+use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
 use crate::base::Error;
 use crate::daemon::keeper::ToKeeper;
 use crate::daemon::protocol::ProtocolError;
@@ -168,6 +168,7 @@ fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
         OnPool::Detach(command) => attach::detach(command, shed, console),
         OnPool::Image(command) => image::run(command, shed, console),
         OnPool::Container(command) => container::run(command, shed, console),
+        OnPool::Gc(command) => gc::run(command, shed, console),
         OnPool::Serving => {
             let serving = shed.serving().context("no daemon serves")?;
             let text = serde_json::to_string(serving)?;

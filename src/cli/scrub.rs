@@ -2,6 +2,7 @@
 
 use super::console::Console;
 use super::failure::Damage;
+use super::gc;
 use super::output::counted;
 use crate::base::{BLOCK_BYTES, VolumeId};
 use crate::container::VolumeUsers;
@@ -107,7 +108,7 @@ impl Owners {
             named: volumes.iter().map(|info| info.id).collect(),
             volumes,
             // An unreadable record must not hide what is bad.
-            users: VolumeUsers::of(pool).unwrap_or_default(),
+            users: gc::users_of(pool),
         }
     }
 

@@ -289,20 +289,8 @@ impl Host {
     pub fn is_root_alone(&self, volume: &Volume) -> Result<bool> {
         let root = self.roots.of(volume.id());
         let root = root.lock();
-        let Some(Mounted {
-            number,
-            purpose: Some(RootUse::Fill),
-        }) = root.mounted
-        else {
-            return Ok(false);
-        };
-        let mounts = mount::mounts();
-        let mounts = mounts.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
-        let (major, minor) = (libc::major(number), libc::minor(number));
-        let of_it = mounts
-            .iter()
-            .filter(|entry| (entry.major, entry.minor) == (major, minor));
-        Ok(root.device.is_none() && root.file.is_none() && of_it.count() == 1)
+        let purpose = root.mounted.as_ref().and_then(|mounted| mounted.purpose);
+        Ok(purpose == Some(RootUse::Fill) && is_alone(&root)?)
     }
 
     /// Writes what is in memory of the root to its volume, where it is mounted here.
@@ -412,6 +400,20 @@ impl Host {
     fn note(&self, id: VolumeId, suffix: &str) -> PathBuf {
         self.roots_dir().join(format!("{id}{suffix}"))
     }
+}
+
+/// Whether the root is mounted here, and not shown in any other way that this process can see.
+fn is_alone(root: &Root) -> Result<bool> {
+    let Some(Mounted { number, .. }) = root.mounted else {
+        return Ok(false);
+    };
+    let mounts = mount::mounts();
+    let mounts = mounts.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    let of_it = mounts
+        .iter()
+        .filter(|entry| (entry.major, entry.minor) == (major, minor));
+    Ok(root.device.is_none() && root.file.is_none() && of_it.count() == 1)
 }
 
 fn not_attached_is_fine(detached: Result<(), ExportError>) -> Result<()> {

@@ -39,7 +39,8 @@ impl VolumeUsers {
         Ok(users)
     }
 
-    fn add(&mut self, volume: &str, user: String) {
+    /// Adds somebody of whom only another room knows.
+    pub fn add(&mut self, volume: &str, user: String) {
         self.by_volume
             .entry(volume.to_owned())
             .or_default()

@@ -1,7 +1,7 @@
 //! The handles that other rooms work with.
 
 use super::forest::KeyAndValue;
-use super::info::{Extent, ExtentKind, Labels, RecordKind, VolumeInfo, VolumeKind};
+use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::base::units::blocks_for;
@@ -125,6 +125,22 @@ impl Pool {
         let forest = self.shared.forest.read();
         let infos = forest.names.values().filter_map(|id| info(&forest, *id));
         infos.collect()
+    }
+
+    /// The removed volumes of which something is still there, by id.
+    #[must_use]
+    pub fn removed_volumes(&self) -> Vec<RemovedVolume> {
+        let forest = self.shared.forest.read();
+        let unnamed = forest.volumes.iter().filter(|(_, it)| it.name.is_none());
+        let mut removed: Vec<_> = unnamed
+            .map(|(id, it)| RemovedVolume {
+                id: *id,
+                own_bytes: it.core.own_blocks() * BLOCK_BYTES as u64,
+                children: it.children.iter().copied().collect(),
+            })
+            .collect();
+        removed.sort_by_key(|volume| volume.id);
+        removed
     }
 
     /// Makes an empty volume.
@@ -412,6 +428,12 @@ impl Volume {
         Ok(Hold {
             core: Arc::clone(&self.core),
         })
+    }
+
+    /// Whether something holds the volume.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.core.holds.load(Ordering::Acquire) > 0
     }
 
     pub(super) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {

@@ -93,6 +93,18 @@ pub struct VolumeInfo {
     pub children: u32,
 }
 
+/// A volume that was removed and of which something is still there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedVolume {
+    /// The id that it had.
+    pub id: VolumeId,
+    /// Bytes that it still keeps.
+    pub own_bytes: u64,
+    /// The volumes that read from it. With two or more it keeps what any of them needs, until one
+    /// is left; with fewer it is about to go.
+    pub children: Vec<VolumeId>,
+}
+
 /// What the pool as a whole looks like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {

@@ -49,8 +49,8 @@ pub use forest::KeyAndValue;
 pub use handle::{Hold, Pool, Volume};
 pub use info::{
     CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, OpenOptions, PoolState,
-    RecordKind, ScrubFault, ScrubFaultKind, ScrubReport, Status, VolumeInfo, VolumeKind,
-    WaterLevel,
+    RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status, VolumeInfo,
+    VolumeKind, WaterLevel,
 };
 pub use open::uuid_of;
 pub use transaction::Transaction;

@@ -37,9 +37,11 @@ mod scan;
 mod server;
 mod service;
 mod store;
+mod users;
 mod wire;
 
 pub use server::Server;
+pub use users::{SnapshotUse, snapshot_uses};
 
 use std::path::PathBuf;
 

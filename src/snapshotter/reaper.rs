@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long a leftover waits for the next layer.
 const LEFTOVER_TIME: Duration = Duration::from_secs(3);
+/// How often what is in use is tried again for one who waits.
+const TELL_TRIES: u32 = 16;
 /// After what time something in use is tried again: at first, and at last.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -157,21 +159,35 @@ impl Work {
                     pause: RETRY_MIN,
                 }),
                 Ok(Order::Tell(teller)) => {
-                    self.work_off(Instant::now());
+                    self.finish();
+                    // Whoever asked may have given up.
                     let _ = teller.send(());
                 }
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    return self.work_off(None);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.work_off(Instant::now());
+            self.work_off(Some(Instant::now()));
         }
     }
 
-    /// Does what is due by now; what is in use waits longer.
-    fn work_off(&mut self, now: Instant) {
+    /// Does everything that is not in use for long.
+    fn finish(&mut self) {
+        for _ in 0..TELL_TRIES {
+            self.work_off(None);
+            if self.waiting.is_empty() {
+                return;
+            }
+            thread::sleep(RETRY_MIN);
+        }
+    }
+
+    /// Does what is due by then, or everything; what is in use waits longer.
+    fn work_off(&mut self, until: Option<Instant>) {
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
             .into_iter()
-            .partition(|waiting| waiting.due <= now);
+            .partition(|waiting| until.is_none_or(|until| waiting.due <= until));
         self.waiting = later;
         for mut waiting in due {
             let Err(error) = self.carry_out(&waiting.task) else {

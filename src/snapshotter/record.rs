@@ -13,7 +13,9 @@ use super::MountMode;
 use crate::base::VolumeId;
 use crate::pool::{Pool, RecordKind, Transaction};
 use serde::{Deserialize, Serialize};
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -225,10 +227,10 @@ fn committed_ref(record: &Record) -> Option<&String> {
     is_committed.then(|| record.labels.get(REF_LABEL)).flatten()
 }
 
-fn count_down<K: std::hash::Hash + Eq, Q: ?Sized>(counts: &mut HashMap<K, usize>, key: &Q)
+fn count_down<K, Q>(counts: &mut HashMap<K, usize>, key: &Q)
 where
-    K: std::borrow::Borrow<Q>,
-    Q: std::hash::Hash + Eq,
+    K: Hash + Eq + Borrow<Q>,
+    Q: Hash + Eq + ?Sized,
 {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;

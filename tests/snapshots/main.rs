@@ -3,7 +3,7 @@
 //! - `client` speaks the protocol, `place` mounts what it is handed.
 //! - `life` follows keys through all calls and their codes, `input` sends what must be refused.
 //! - `modes` has devices, files, sizes and several views of what runs.
-//! - `restart` stops and kills the daemon beneath snapshots, `crowd` asks from many sides at once,
+//! - `garbage` asks what is kept and why. `restart` stops and kills the daemon beneath snapshots, `crowd` asks from many sides at once,
 //!   `full` fills the pool, `speed` says how long the calls take.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -11,6 +11,7 @@
 mod client;
 mod crowd;
 mod full;
+mod garbage;
 #[path = "../cli/harness.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod harness;

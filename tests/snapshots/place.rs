@@ -1,7 +1,7 @@
 //! A daemon that is a snapshotter, and places where what it hands out is mounted.
 
 use crate::client::Client;
-use crate::harness::{Bench, Daemon, host};
+use crate::harness::{Bench, Daemon, eventually, host};
 use crate::wire::Mount;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::process::Command;
 pub(crate) struct Snapshotter {
     pub(crate) daemon: Daemon,
     pub(crate) bench: Bench,
-    options: Vec<String>,
+    pub(crate) options: Vec<String>,
 }
 
 impl Snapshotter {
@@ -54,6 +54,7 @@ impl Snapshotter {
         let mut client = self.client();
         client.cleanup().unwrap();
         self.daemon.stop();
+        assert!(!self.bench.path("containerd.sock").exists());
         self.bench.expect_sound();
         let volumes = self.bench.volumes();
         let own = volumes.iter().filter(|name| !name.starts_with("template/"));
@@ -113,8 +114,15 @@ impl Place {
         found.blocks() * found.fragment_size()
     }
 
+    /// A program that another thread is about to start holds what is open here for a moment.
     pub(crate) fn unmount(self) {
-        host("umount", [&self.0]);
+        eventually("an idle mount", || {
+            let status = Command::new("umount")
+                .arg(&self.0)
+                .stderr(std::process::Stdio::null())
+                .status();
+            status.unwrap().success()
+        });
     }
 }
 

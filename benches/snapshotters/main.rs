@@ -1,0 +1,113 @@
+//! cowshed against the snapshotters that containerd has, on one disk in one run, as a table in
+//! Markdown: unpacking, preparing, removing, what containers take, first writes, and Docker's diff
+//! and commit.
+//!
+//! `tools/runtimes && cargo bench --bench snapshotters -- [--rounds N] [--files N] [NAME...]`
+//!
+//! NAME is cowshed, overlayfs, native, blockfile (on XFS with reflinks) or btrfs; the last two lie
+//! in loop-mounted files on the same disk. Everything below `$TMPDIR`. All of them go through the
+//! same containerd 2 and Docker 28; each number is the median of the rounds.
+
+#![allow(clippy::unwrap_used, reason = "a measurement that goes wrong ends")]
+
+mod calls;
+#[path = "../../tests/runtimes/containerd.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod containerd;
+#[path = "../../tests/runtimes/docker.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod docker;
+#[path = "../../tests/fixtures/mod.rs"]
+mod fixtures;
+#[path = "../../tests/cli/harness.rs"]
+#[allow(dead_code, reason = "the command line's tests use the rest")]
+mod harness;
+#[path = "../../tests/runtimes/images.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod images;
+mod measure;
+#[path = "../../tests/runtimes/packages.rs"]
+mod packages;
+#[path = "../../tests/runtimes/process.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod process;
+#[path = "../../tests/runtimes/sandbox.rs"]
+mod sandbox;
+#[path = "../../tests/runtimes/shed.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod shed;
+mod subjects;
+mod table;
+#[path = "../../src/snapshotter/wire.rs"]
+#[allow(dead_code, reason = "the service uses the rest")]
+mod wire;
+#[path = "../../tests/runtimes/world.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod world;
+
+use clap::Parser;
+use measure::Measurement;
+use packages::Release;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use subjects::Archives;
+use table::Table;
+use world::{Mounts, Setting, Snapshotter};
+
+/// Measures snapshotters.
+#[derive(Parser)]
+#[command(name = "snapshotters")]
+struct Options {
+    /// How often everything is done; the table has medians.
+    #[arg(long, default_value_t = 3)]
+    rounds: u64,
+    /// How many small files the image of many has.
+    #[arg(long, default_value_t = 50_000)]
+    files: u64,
+    /// The size of the large file.
+    #[arg(long, default_value_t = 1024)]
+    large_mib: u64,
+    /// Which; all that this machine can have when none is named.
+    #[arg(value_enum)]
+    names: Vec<Snapshotter>,
+    /// Cargo says so; run as a test, there is nothing to do.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    let mut options = Options::parse();
+    if !options.bench {
+        return ExitCode::SUCCESS;
+    }
+    let Some(sandbox) = sandbox::enter() else {
+        return sandbox::exit_code();
+    };
+    if options.names.is_empty() {
+        options.names = Snapshotter::measured();
+    }
+    let archives = Archives::make(&sandbox.folder_for("images"), &options);
+    let mut table = Table::new(&options.names);
+    let mut status = ExitCode::SUCCESS;
+    for round in 0..options.rounds {
+        for name in &options.names {
+            let setting = Setting {
+                release: Release::Sid,
+                snapshotter: *name,
+                mounts: Mounts::Dir,
+                folder: sandbox.folder_for(name.word()),
+                rounds: options.rounds,
+                seed: round,
+            };
+            eprintln!("round {round}: {}", name.word());
+            let all = AssertUnwindSafe(|| Measurement::all(&setting, &archives, &mut table));
+            if catch_unwind(all).is_err() {
+                eprintln!("{} did not get through round {round}", name.word());
+                status = ExitCode::FAILURE;
+            }
+            drop(std::fs::remove_dir_all(&setting.folder));
+        }
+    }
+    table.print();
+    status
+}

@@ -1,0 +1,312 @@
+//! One round with one snapshotter.
+
+use crate::calls::Client;
+use crate::containerd::Containerd;
+use crate::docker::Docker;
+use crate::fixtures::{output, run};
+use crate::shed::Shed;
+use crate::subjects::{Archives, LARGE, OwnFileSystem, small_file};
+use crate::table::{Table, Value};
+use crate::world::{Setting, Snapshotter, World};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How many calls of a kind make a median.
+const CALLS: u32 = 41;
+const CONTAINERS: u32 = 50;
+
+pub(crate) struct Measurement<'a> {
+    setting: &'a Setting,
+    world: &'a World,
+    table: &'a mut Table,
+}
+
+impl Measurement<'_> {
+    pub(crate) fn all(setting: &Setting, archives: &Archives, table: &mut Table) {
+        let _own = OwnFileSystem::mount(setting);
+        let world = World::open(setting);
+        let mut measurement = Measurement {
+            setting,
+            world: &world,
+            table,
+        };
+        measurement.unpack("unpack a Debian root", &archives.debian, "debian");
+        measurement.calls("debian");
+        measurement.unpack(
+            "unpack many small files",
+            &archives.many_files,
+            "many-files",
+        );
+        measurement.unpack("unpack a large file", &archives.large_file, "large-file");
+        measurement.first_write("large-file", archives.large_bytes);
+        measurement.unpack("unpack 60 layers", &archives.many_layers, "many-layers");
+        measurement.containers(&archives.shell);
+        for name in ["debian", "many-files", "large-file", "many-layers", "shell"] {
+            world
+                .containerd
+                .ok(["images", "rm", "--sync", &reference(name)]);
+        }
+        measurement.docker(archives);
+        world.close();
+    }
+
+    fn add(&mut self, row: &'static str, value: Value) {
+        self.table.add(row, self.setting.snapshotter, value);
+    }
+
+    fn ctr(&self) -> &Containerd {
+        &self.world.containerd
+    }
+
+    /// The blobs are there; their layers become snapshots, and the uppermost is mounted.
+    fn unpack(&mut self, row: &'static str, archive: &Path, name: &str) {
+        let ctr = &self.world.containerd;
+        let archive = archive.to_str().unwrap();
+        ctr.ok(["images", "import", "--local", "--no-unpack", archive]);
+        run("sync", [""; 0]);
+        let target = self.setting.folder.join("view");
+        fs::create_dir_all(&target).unwrap();
+        let target = target.to_str().unwrap();
+        let started = Instant::now();
+        ctr.ok([
+            "images",
+            "mount",
+            "--snapshotter",
+            ctr.snapshotter,
+            &reference(name),
+            target,
+        ]);
+        let took = started.elapsed();
+        run("sync", [""; 0]);
+        let with_sync = started.elapsed();
+        ctr.ok([
+            "images",
+            "unmount",
+            "--rm",
+            "--snapshotter",
+            ctr.snapshotter,
+            target,
+        ]);
+        self.add(row, Value::Time(took));
+        self.add(synced(row), Value::Time(with_sync));
+    }
+
+    /// Calls of the service, through containerd, and without it where the snapshotter is ours.
+    fn calls(&mut self, name: &str) {
+        let ctr = self.ctr();
+        let key = "calls";
+        ctr.ok([
+            "run",
+            "--detach",
+            "--null-io",
+            "--snapshotter",
+            ctr.snapshotter,
+            &reference(name),
+            key,
+            "/bin/sleep",
+            "1000",
+        ]);
+        let info: serde_json::Value = serde_json::from_str(&ctr.snapshot(["info", key])).unwrap();
+        let parent = info["Parent"].as_str().unwrap().to_owned();
+        ctr.remove_container(key);
+        let socket = Containerd::socket(&self.setting.folder);
+        let client = Client::connect(&socket, ctr.snapshotter, &ctr.namespace);
+        self.timed(
+            client,
+            &parent,
+            [
+                "Prepare and Mounts, through containerd",
+                "Usage, through containerd",
+                "Remove, through containerd",
+            ],
+        );
+        if self.world.shed.is_some() {
+            let client = Client::connect(&Shed::socket(&self.setting.folder), "", "");
+            // What containerd calls it when it asks.
+            let below = inner_name(&self.setting.folder, &parent);
+            self.timed(
+                client,
+                &below,
+                [
+                    "Prepare and Mounts, the snapshotter's part",
+                    "Usage, the snapshotter's part",
+                    "Remove, the snapshotter's part",
+                ],
+            );
+        }
+    }
+
+    fn timed(&mut self, mut client: Client, parent: &str, rows: [&'static str; 3]) {
+        let mut times: [Vec<Duration>; 3] = Default::default();
+        for number in 0..CALLS {
+            let key = format!("timed-{number}");
+            times[0].push(client.prepare(&key, parent));
+            times[1].push(client.usage(&key));
+            times[2].push(client.remove(&key));
+        }
+        for (row, mut times) in rows.into_iter().zip(times) {
+            times.sort_unstable();
+            self.add(row, Value::Time(times[times.len() / 2]));
+        }
+    }
+
+    /// One byte in the middle of a large file of the image, in a new container's root.
+    fn first_write(&mut self, name: &str, large_bytes: u64) {
+        let ctr = self.ctr();
+        let target = self.setting.folder.join("written");
+        fs::create_dir_all(&target).unwrap();
+        let path = target.to_str().unwrap();
+        ctr.ok([
+            "images",
+            "mount",
+            "--rw",
+            "--snapshotter",
+            ctr.snapshotter,
+            &reference(name),
+            path,
+        ]);
+        let started = Instant::now();
+        let file = File::options()
+            .write(true)
+            .open(target.join(LARGE))
+            .unwrap();
+        file.write_all_at(b"x", large_bytes / 2).unwrap();
+        let took = started.elapsed();
+        drop(file);
+        ctr.ok([
+            "images",
+            "unmount",
+            "--rm",
+            "--snapshotter",
+            ctr.snapshotter,
+            path,
+        ]);
+        self.add("first write to a large file", Value::Time(took));
+    }
+
+    /// What containers take that have run once and changed nothing.
+    fn containers(&mut self, archive: &Path) {
+        let ctr = &self.world.containerd;
+        let image = reference("shell");
+        ctr.ok([
+            "images",
+            "import",
+            "--local",
+            "--snapshotter",
+            ctr.snapshotter,
+            archive.to_str().unwrap(),
+        ]);
+        let run_one = |id: &str| {
+            ctr.ok([
+                "run",
+                "--snapshotter",
+                ctr.snapshotter,
+                &image,
+                id,
+                "/bin/busybox",
+                "true",
+            ]);
+        };
+        run_one("first");
+        let before = self.space();
+        for number in 0..CONTAINERS {
+            run_one(&format!("c-{number}"));
+        }
+        let each = self.space().saturating_sub(before) / u64::from(CONTAINERS);
+        self.add("each of 50 containers", Value::Bytes(each));
+        for id in ctr.ok(["containers", "ls", "-q"]).lines() {
+            ctr.ok(["containers", "rm", id]);
+        }
+    }
+
+    /// What the snapshotter takes of the disk.
+    fn space(&self) -> u64 {
+        if let Some(shed) = &self.world.shed {
+            return shed.used_bytes();
+        }
+        run("sync", [""; 0]);
+        let root = self.setting.snapshotter.root(&self.setting.folder);
+        if matches!(
+            self.setting.snapshotter,
+            Snapshotter::Blockfile | Snapshotter::Btrfs
+        ) {
+            let answer = nix::sys::statvfs::statvfs(&root).unwrap();
+            return (answer.blocks() - answer.blocks_free()) * answer.fragment_size();
+        }
+        let said = run(
+            "du",
+            ["--summarize", "--block-size=1", root.to_str().unwrap()],
+        );
+        said.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// `docker diff` and `docker commit` after one of many files was changed.
+    fn docker(&mut self, archives: &Archives) {
+        let docker = Docker::start(self.setting);
+        docker.ok(["load", "--input", archives.many_files.to_str().unwrap()]);
+        docker.run_waiting("c", &[], "bench/many-files:1");
+        let path = small_file(archives.files / 2);
+        docker.exec("c", &format!("echo changed > /{}; sync", path.display()));
+        let started = Instant::now();
+        let changes = docker.ok(["diff", "c"]);
+        let took = started.elapsed();
+        assert!(changes.contains(path.to_str().unwrap()), "{changes}");
+        self.add("docker diff of one file among many", Value::Time(took));
+        let started = Instant::now();
+        docker.ok(["commit", "--pause=false", "c", "bench/committed:1"]);
+        self.add(
+            "docker commit of one file among many",
+            Value::Time(started.elapsed()),
+        );
+        let mut nothing = docker.command(["version"]);
+        let started = Instant::now();
+        output(&mut nothing);
+        self.add(
+            "docker version, for comparison",
+            Value::Time(started.elapsed()),
+        );
+        docker.ok(["rm", "--force", "c"]);
+        docker.ok(["system", "prune", "--all", "--force"]);
+        docker.stop();
+    }
+}
+
+impl Snapshotter {
+    /// All that can be measured here.
+    pub(crate) fn measured() -> Vec<Self> {
+        let mut all = vec![
+            Self::Cowshed,
+            Self::Overlayfs,
+            Self::Native,
+            Self::Blockfile,
+        ];
+        if Path::new("/sbin/mkfs.btrfs").exists() {
+            all.push(Self::Btrfs);
+        }
+        all
+    }
+}
+
+fn reference(name: &str) -> String {
+    format!("docker.io/bench/{name}:1")
+}
+
+fn synced(row: &'static str) -> &'static str {
+    match row {
+        "unpack a Debian root" => "the same, and sync",
+        "unpack many small files" => "the same, and sync ",
+        "unpack a large file" => "the same, and sync  ",
+        _ => "the same, and sync   ",
+    }
+}
+
+/// The name that cowshed knows a committed snapshot by: containerd puts a namespace and a number
+/// before it.
+fn inner_name(folder: &Path, name: &str) -> String {
+    let mut client = crate::calls::Client::connect(&Shed::socket(folder), "", "");
+    let names = client.names();
+    let found = names.into_iter().find(|inner| inner.ends_with(name));
+    found.expect("cowshed knows the image's uppermost layer")
+}

@@ -1,0 +1,255 @@
+//! A containerd of our own, and its client.
+
+use crate::fixtures::output;
+use crate::harness::eventually;
+use crate::packages::Release;
+use crate::process::Process;
+use crate::sandbox::control_group;
+use crate::shed::Shed;
+use crate::world::{Setting, Snapshotter};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub(crate) struct Containerd {
+    folder: PathBuf,
+    release: Release,
+    pub(crate) snapshotter: &'static str,
+    /// Of containerd's; its control groups have the name, too.
+    pub(crate) namespace: String,
+    process: Option<Process>,
+}
+
+impl Containerd {
+    pub(crate) fn start(setting: &Setting) -> Self {
+        let folder = setting.folder.clone();
+        fs::write(folder.join("containerd.toml"), configuration(setting)).unwrap();
+        let mut containerd = Self {
+            namespace: namespace(&folder),
+            folder,
+            release: setting.release,
+            snapshotter: setting.snapshotter.word(),
+            process: None,
+        };
+        containerd.restart();
+        containerd
+    }
+
+    pub(crate) fn socket(folder: &Path) -> PathBuf {
+        folder.join("c.sock")
+    }
+
+    /// Whether layers are unpacked and written by cowshed where the snapshots are its.
+    pub(crate) fn takes_differs(&self) -> bool {
+        takes_differs(self.release)
+    }
+
+    /// Starts it when it does not run.
+    pub(crate) fn restart(&mut self) {
+        if self.process.is_some() {
+            return;
+        }
+        let mut command = self.program("containerd");
+        command
+            .arg("--config")
+            .arg(self.folder.join("containerd.toml"));
+        let ready = || self.attempt(["version"]).status.success();
+        let log = self.folder.join("containerd.log");
+        self.process = Some(Process::start("containerd", command, log, ready));
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    pub(crate) fn stop(mut self) {
+        self.process.take().unwrap().stop();
+    }
+
+    /// One of the release's programs.
+    fn program(&self, name: &str) -> Command {
+        let path = self.release.path();
+        // The path of this process is where a program is looked for.
+        let found = std::env::split_paths(&path)
+            .map(|folder| folder.join(name))
+            .find(|program| program.exists());
+        let mut command = Command::new(found.unwrap_or_else(|| panic!("there is no {name}")));
+        command.env("PATH", path);
+        command
+    }
+
+    /// `ctr` with these arguments.
+    pub(crate) fn ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.program("ctr");
+        command
+            .arg("--address")
+            .arg(Self::socket(&self.folder))
+            .args(["--namespace", &self.namespace])
+            .args(arguments);
+        command
+    }
+
+    /// Runs `ctr`, which must do its work, and answers what it printed.
+    pub(crate) fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        output(&mut self.ctr(arguments))
+    }
+
+    pub(crate) fn attempt<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Output {
+        self.ctr(arguments).output().unwrap()
+    }
+
+    /// `ctr snapshots` of our snapshotter.
+    pub(crate) fn snapshot<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
+        output(&mut self.snapshot_command(arguments))
+    }
+
+    pub(crate) fn snapshot_command<'a>(
+        &self,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Command {
+        let mut command = self.ctr(["snapshots", "--snapshotter", self.snapshotter]);
+        command.args(arguments);
+        command
+    }
+
+    /// The keys of all snapshots.
+    pub(crate) fn snapshots(&self) -> Vec<String> {
+        let table = self.snapshot(["ls"]);
+        let lines = table.lines().skip(1);
+        lines
+            .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+            .collect()
+    }
+
+    /// Imports an archive and unpacks it; all its names begin with `name`.
+    pub(crate) fn import(&self, archive: &Path, name: &str) -> Command {
+        let mut command = self.ctr(["images", "import", "--snapshotter", self.snapshotter]);
+        command
+            .args(["--base-name", name, "--digests"])
+            .arg(archive);
+        command
+    }
+
+    /// Runs a container to its end, and answers what it printed.
+    pub(crate) fn run<'a>(
+        &self,
+        image: &str,
+        id: &str,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> String {
+        let mut command = self.ctr(["run", "--rm", "--snapshotter", self.snapshotter, image, id]);
+        output(command.args(arguments))
+    }
+
+    /// Starts a container that waits.
+    pub(crate) fn start_container(&self, image: &str, id: &str) {
+        let options = ["run", "--detach", "--null-io", "--snapshotter"];
+        let mut command = self.ctr(options);
+        command.args([self.snapshotter, image, id]);
+        output(command.args(["/bin/busybox", "sleep", "1000"]));
+    }
+
+    /// Runs a line of the shell in a running container.
+    pub(crate) fn exec(&self, id: &str, process: &str, script: &str) -> String {
+        let mut command = self.ctr(["tasks", "exec", "--exec-id", process, id]);
+        output(command.args(["/bin/busybox", "sh", "-euc", script]))
+    }
+
+    /// Kills a container's process and removes the container with its snapshot.
+    pub(crate) fn remove_container(&self, id: &str) {
+        self.attempt(["tasks", "kill", "--signal", "KILL", id]);
+        eventually("the task's removal", || {
+            let removed = self.attempt(["tasks", "rm", "--force", id]);
+            removed.status.success()
+                || String::from_utf8_lossy(&removed.stderr).contains("not found")
+        });
+        self.ok(["containers", "rm", id]);
+    }
+}
+
+/// A name for each test: runc keeps containers by namespace and name, wherever they are.
+fn namespace(folder: &Path) -> String {
+    let number = folder.file_name().unwrap().to_string_lossy();
+    format!("{}-{number}", control_group(folder))
+}
+
+/// containerd 1.6 knows no plugins of this type elsewhere.
+fn takes_differs(release: Release) -> bool {
+    release != Release::Bookworm
+}
+
+/// What a host's administrator would write, with paths of our own.
+fn configuration(setting: &Setting) -> String {
+    let folder = setting.folder.display();
+    let socket = Containerd::socket(&setting.folder);
+    let mut text = format!(
+        r#"version = 2
+root = "{folder}/c-root"
+state = "{folder}/c-state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
+
+[grpc]
+  address = "{}"
+
+[debug]
+  level = "warn"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/opt"
+"#,
+        socket.display()
+    );
+    if setting.snapshotter == Snapshotter::Blockfile {
+        let scratch = setting.snapshotter.root(&setting.folder).join("scratch");
+        text += &format!(
+            r#"
+[plugins."io.containerd.snapshotter.v1.blockfile"]
+  scratch_file = "{}"
+  fs_type = "ext4"
+  mount_options = []
+  recreate_scratch = true
+"#,
+            scratch.display()
+        );
+    }
+    if setting.snapshotter != Snapshotter::Cowshed {
+        return text;
+    }
+    let address = Shed::socket(&setting.folder);
+    let address = address.display();
+    text += &format!(
+        r#"
+[proxy_plugins.cowshed]
+  type = "snapshot"
+  address = "{address}"
+"#
+    );
+    if takes_differs(setting.release) {
+        text += &format!(
+            r#"
+[proxy_plugins.cowshed-diff]
+  type = "diff"
+  address = "{address}"
+
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["cowshed-diff", "walking"]
+"#
+        );
+    }
+    if setting.release == Release::Sid {
+        text += &format!(
+            r#"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{}"
+  snapshotter = "cowshed"
+  differ = "cowshed-diff"
+"#,
+            crate::images::architecture()
+        );
+    }
+    text
+}

@@ -1,0 +1,238 @@
+//! Containers of containerd and runc on snapshots: what a client does with them.
+
+use crate::fixtures::{self, listing, reference, run};
+use crate::harness::is_mounted;
+use crate::images;
+use crate::world::{Mounts, Setting, Snapshotter, World};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const NAME: &str = "test/shell";
+const IMAGE: &str = "test/shell:latest";
+
+/// Imports an image, and does with its containers all that `ctr` can do.
+pub(crate) fn live(setting: &Setting) {
+    let world = World::open(setting);
+    let before = world.used_bytes();
+    layers_become_the_tree_that_tar_makes(&world, &setting.folder);
+    let archive = images::Image::new(setting.folder.join("shell"))
+        .filled(images::shell_root)
+        .filled(|root| {
+            fs::write(root.join("one"), "one\n").unwrap();
+            let large = fs::File::create(root.join("large")).unwrap();
+            drop(large);
+            fs::write(root.join("large"), crate::harness::noise(32 << 20, 1)).unwrap();
+        })
+        .write();
+    fixtures::output(&mut world.containerd.import(&archive, NAME));
+    containers_do_not_see_each_other(&world, setting);
+    a_first_write_copies_no_file(&world, setting);
+    the_change_of_a_running_container_is_seen(&world, &setting.folder, setting.mounts);
+    what_is_committed_is_a_parent(&world, &setting.folder);
+    for id in ["one", "two"] {
+        world.containerd.remove_container(id);
+    }
+    world.clear();
+    if let (Some(before), Some(after)) = (before, world.used_bytes()) {
+        // The template of empty file systems stays.
+        assert!(
+            after < before + (8 << 20),
+            "{after} bytes are used, and were {before}"
+        );
+    }
+    world.close();
+}
+
+/// Everything that a layer can hold, unpacked by containerd with our snapshots and our differ.
+fn layers_become_the_tree_that_tar_makes(world: &World, folder: &Path) {
+    let image = fixtures::busybox::image();
+    let ctr = &world.containerd;
+    fixtures::output(&mut ctr.import(&image.oci_tar, "test/kinds"));
+    let wanted = folder.join("wanted");
+    fs::create_dir(&wanted).unwrap();
+    reference::apply(&image.layers, &wanted);
+    let view = folder.join("view");
+    fs::create_dir(&view).unwrap();
+    let target = view.to_str().unwrap();
+    ctr.ok([
+        "images",
+        "mount",
+        "--snapshotter",
+        ctr.snapshotter,
+        "test/kinds:latest",
+        target,
+    ]);
+    let found = listing::of(&view);
+    assert!(
+        fs::write(view.join("new"), "x").is_err(),
+        "a view can be written to"
+    );
+    ctr.ok([
+        "images",
+        "unmount",
+        "--rm",
+        "--snapshotter",
+        ctr.snapshotter,
+        target,
+    ]);
+    assert!(!is_mounted(&view));
+    // containerd's own differ loses holes, trusted attributes and the root's times.
+    if world.shed.is_some() && ctr.takes_differs() {
+        listing::assert_same(&found, &listing::of(&wanted), "the image's tree");
+    }
+    assert_eq!(
+        ctr.run(
+            "test/kinds:latest",
+            "kinds",
+            ["/bin/busybox", "cat", "/etc/passwd"]
+        ),
+        "root:x:0:0:root:/root:/bin/ash\n"
+    );
+    ctr.ok(["images", "rm", "--sync", "test/kinds:latest"]);
+}
+
+fn containers_do_not_see_each_other(world: &World, setting: &Setting) {
+    let ctr = &world.containerd;
+    assert_eq!(ctr.run(IMAGE, "passing", ["/bin/cat", "/one"]), "one\n");
+    ctr.start_container(IMAGE, "one");
+    ctr.start_container(IMAGE, "two");
+    ctr.exec(
+        "one",
+        "w",
+        "echo mine > /mine; rm /one; mkdir /folder; echo in > /folder/in",
+    );
+    let seen = ctr.exec("two", "r", "ls /mine 2>/dev/null || echo none; cat /one");
+    assert_eq!(seen, "none\none\n");
+    assert_eq!(ctr.exec("one", "r", "cat /mine /folder/in"), "mine\nin\n");
+    if setting.mounts == Mounts::Loop {
+        // To look the user up, the client mounts a view that can only be read; a device that is
+        // mounted to be written to refuses that.
+        return;
+    }
+    // A user of its own finds its way in the folder that cowshed mounted.
+    let mut asked = ctr.ctr(["tasks", "exec", "--exec-id", "u", "--user", "1000", "one"]);
+    asked.args(["/bin/cat", "/mine"]);
+    assert_eq!(fixtures::output(&mut asked), "mine\n");
+}
+
+/// One byte of a file of 32 MiB is written in a container.
+fn a_first_write_copies_no_file(world: &World, setting: &Setting) {
+    let ctr = &world.containerd;
+    ctr.exec(
+        "two",
+        "first",
+        "printf x | dd of=/large bs=1 seek=20000000 conv=notrunc 2>/dev/null; sync",
+    );
+    let (one, two) = (usage(world, "one"), usage(world, "two"));
+    match setting.snapshotter {
+        Snapshotter::Cowshed => {
+            assert!(one < 512 << 10, "a few small files take {one} bytes");
+            assert!(
+                two < 512 << 10,
+                "one byte of a large file takes {two} bytes"
+            );
+        }
+        // That is what cowshed is there to avoid.
+        Snapshotter::Overlayfs => assert!(two > 32 << 20),
+        _ => {}
+    }
+}
+
+/// What a snapshot takes, by `ctr snapshots usage`.
+fn usage(world: &World, key: &str) -> u64 {
+    let table = world.containerd.snapshot(["usage", "-b", key]);
+    let line = table.lines().nth(1).expect("a line for the snapshot");
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// The layer of a running container's changes, twice: compressed, and as the tar that it holds.
+fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path, mounts: Mounts) {
+    let ctr = &world.containerd;
+    if mounts == Mounts::Loop && !ctr.takes_differs() {
+        // It mounts what it compares to be read only, which a device in use refuses.
+        return;
+    }
+    let tar = folder.join("diff.tar");
+    let media = "application/vnd.oci.image.layer.v1.tar";
+    for (suffix, program) in [("", "cat"), ("+gzip", "zcat")] {
+        let media = format!("{media}{suffix}");
+        let mut command = ctr.snapshot_command(["diff", "--media-type", &media, "one"]);
+        let answer = command.output().unwrap();
+        assert!(answer.status.success(), "{answer:?}");
+        let packed = folder.join("diff");
+        fs::write(&packed, answer.stdout).unwrap();
+        let plain = Command::new(program).arg(&packed).output().unwrap();
+        assert!(plain.status.success(), "{media}: {plain:?}");
+        fs::write(&tar, plain.stdout).unwrap();
+        let mut names: Vec<String> = run("tar", ["-tf", tar.to_str().unwrap()])
+            .lines()
+            .map(|name| {
+                name.trim_start_matches('/')
+                    .trim_end_matches('/')
+                    .to_owned()
+            })
+            .filter(|name| !name.is_empty() && name != ".")
+            .collect();
+        names.sort();
+        // A runtime makes mount points, some of which the image lacks.
+        names.retain(|name| {
+            !["dev", "proc", "sys", "run", "etc"]
+                .iter()
+                .any(|top| name.starts_with(top))
+        });
+        assert_eq!(names, [".wh.one", "folder", "folder/in", "mine"], "{media}");
+    }
+}
+
+/// A snapshot is committed, cloned, looked at and removed, by keys.
+fn what_is_committed_is_a_parent(world: &World, folder: &Path) {
+    let ctr = &world.containerd;
+    let parent = ctr.snapshot(["info", "one"]);
+    let parent: serde_json::Value = serde_json::from_str(&parent).unwrap();
+    let parent = parent["Parent"].as_str().unwrap().to_owned();
+    ctr.snapshot(["prepare", "work", &parent]);
+    with_mounted(world, folder, "work", |root| {
+        assert_eq!(fs::read_to_string(root.join("one")).unwrap(), "one\n");
+        fs::write(root.join("committed"), "so\n").unwrap();
+        fs::remove_file(root.join("large")).unwrap();
+    });
+    ctr.snapshot(["commit", "done", "work"]);
+    for key in ["child", "other-child"] {
+        ctr.snapshot(["prepare", key, "done"]);
+        with_mounted(world, folder, key, |root| {
+            assert_eq!(fs::read_to_string(root.join("committed")).unwrap(), "so\n");
+            assert!(!root.join("large").exists());
+            fs::write(root.join("committed"), "otherwise\n").unwrap();
+        });
+    }
+    let refused = ctr.snapshot_command(["rm", "done"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && said.contains("child"),
+        "{said}"
+    );
+    ctr.snapshot(["rm", "other-child"]);
+    ctr.snapshot(["rm", "child"]);
+    ctr.snapshot(["rm", "done"]);
+}
+
+/// Mounts a snapshot as its mounts say; the mount goes before this returns.
+fn with_mounted(world: &World, folder: &Path, key: &str, look: impl FnOnce(&Path)) {
+    let root = folder.join(format!("mounted-{key}"));
+    fs::create_dir_all(&root).unwrap();
+    let said = world
+        .containerd
+        .snapshot(["mounts", root.to_str().unwrap(), key]);
+    run("sh", ["-euc", &said]);
+    let mounted = Mounted(root);
+    look(&mounted.0);
+}
+
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("umount", [&self.0]);
+    }
+}

@@ -1,0 +1,145 @@
+//! A Docker daemon of our own over a containerd of our own, and its client.
+
+use crate::containerd::Containerd;
+use crate::fixtures::output;
+use crate::packages::{Release, buildx};
+use crate::process::Process;
+use crate::sandbox::control_group;
+use crate::world::Setting;
+use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub(crate) struct Docker {
+    folder: PathBuf,
+    release: Release,
+    process: Option<Process>,
+}
+
+impl Docker {
+    /// Starts it over the containerd that runs for the same setting.
+    pub(crate) fn start(setting: &Setting) -> Self {
+        let folder = setting.folder.clone();
+        let configuration = json!({
+            "features": {"containerd-snapshotter": true},
+            "storage-driver": setting.snapshotter.word(),
+        });
+        fs::write(folder.join("daemon.json"), configuration.to_string()).unwrap();
+        let plugins = folder.join("docker-client/cli-plugins");
+        fs::create_dir_all(&plugins).unwrap();
+        std::os::unix::fs::symlink(buildx(), plugins.join("docker-buildx")).unwrap();
+        let mut docker = Self {
+            folder,
+            release: setting.release,
+            process: None,
+        };
+        docker.restart();
+        docker
+    }
+
+    pub(crate) fn restart(&mut self) {
+        let path = |name: &str| self.folder.join(name);
+        let mut command = Command::new(self.release.root().join("usr/sbin/dockerd"));
+        command
+            .env("PATH", self.release.path())
+            .arg("--config-file")
+            .arg(path("daemon.json"))
+            .arg("--containerd")
+            .arg(Containerd::socket(&self.folder))
+            .arg("--data-root")
+            .arg(path("d-root"))
+            .arg("--exec-root")
+            .arg(path("d-exec"))
+            .arg("--pidfile")
+            .arg(path("d.pid"))
+            .arg("--host")
+            .arg(format!("unix://{}", path("d.sock").display()))
+            .args(["--group", "root"])
+            // No network at all, and control groups whose name is ours.
+            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
+            .args([
+                "--cgroup-parent",
+                &format!("/{}", control_group(&self.folder)),
+            ]);
+        let ready = || self.attempt(["version"]).status.success();
+        let log = path("dockerd.log");
+        self.process = Some(Process::start("dockerd", command, log, ready));
+    }
+
+    pub(crate) fn stop(mut self) {
+        self.process.take().unwrap().stop();
+    }
+
+    /// The client with these arguments.
+    pub(crate) fn command<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut command = Command::new(self.release.root().join("usr/bin/docker"));
+        command
+            .env(
+                "DOCKER_HOST",
+                format!("unix://{}", self.folder.join("d.sock").display()),
+            )
+            .env("DOCKER_CONFIG", self.folder.join("docker-client"))
+            .env("BUILDX_NO_DEFAULT_ATTESTATIONS", "1")
+            .args(arguments);
+        command
+    }
+
+    /// Runs the client, which must do its work, and answers what it printed.
+    pub(crate) fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        output(&mut self.command(arguments)).trim_end().to_owned()
+    }
+
+    pub(crate) fn attempt<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// `docker inspect` of anything, of which there is one.
+    pub(crate) fn inspect(&self, name: &str) -> Value {
+        let text = self.ok(["inspect", "--size", name]);
+        let found: Value = serde_json::from_str(&text).unwrap();
+        found[0].clone()
+    }
+
+    /// Starts a container that waits; further options come before the image.
+    pub(crate) fn run_waiting(&self, name: &str, options: &[&str], image: &str) {
+        let mut command = self.command(["run", "--detach", "--network=none", "--name", name]);
+        command.args(options).args([image, "sleep", "1000"]);
+        output(&mut command);
+    }
+
+    /// Runs a line of the shell in a container of its own, and answers what it printed.
+    pub(crate) fn run(&self, options: &[&str], image: &str, script: &str) -> String {
+        let mut command = self.command(["run", "--rm", "--network=none"]);
+        command.args(options).args([image, "sh", "-euc", script]);
+        output(&mut command)
+    }
+
+    pub(crate) fn exec(&self, container: &str, script: &str) -> String {
+        output(&mut self.command(["exec", container, "sh", "-euc", script]))
+    }
+
+    /// Builds a folder with a `Dockerfile` in it.
+    pub(crate) fn build(&self, folder: &Path, tag: &str) -> String {
+        let mut command =
+            self.command(["build", "--progress=plain", "--network=none", "--tag", tag]);
+        let answer = command.arg(folder).output().unwrap();
+        let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+        assert!(answer.status.success(), "{said}");
+        said
+    }
+
+    /// What `docker ps --size` counts as a container's own.
+    pub(crate) fn own_bytes(&self, container: &str) -> u64 {
+        let size = &self.inspect(container)["SizeRw"];
+        size.as_u64().unwrap_or_else(|| panic!("a size: {size}"))
+    }
+}

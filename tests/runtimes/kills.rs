@@ -1,0 +1,369 @@
+//! SIGKILL of cowshed's worker, of all of cowshed, and of containerd, in any order, in the middle
+//! of what they do together; afterwards the pair works as if nothing had happened.
+//!
+//! What a client does after an error is what a person would do: the same again.
+
+use crate::fixtures::run;
+use crate::harness::{PATIENCE, eventually, noise};
+use crate::images::{self, VERIFY};
+use crate::world::{Setting, World};
+use std::fs::{self, File};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const NAME: &str = "test/varied";
+const IMAGE: &str = "test/varied:latest";
+
+/// Who is killed, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    /// cowshed's process that has the pool open; another takes its place by itself.
+    Worker,
+    /// All of cowshed.
+    Cowshed,
+    Containerd,
+}
+
+const ORDERS: [&[Victim]; 6] = [
+    &[Victim::Worker],
+    &[Victim::Containerd],
+    &[Victim::Cowshed],
+    &[Victim::Worker, Victim::Containerd],
+    &[Victim::Containerd, Victim::Cowshed],
+    &[Victim::Cowshed, Victim::Containerd],
+];
+
+/// The moments at which something is killed.
+struct Moments {
+    seed: u64,
+    drawn: u64,
+}
+
+impl Moments {
+    fn of(setting: &Setting) -> Self {
+        Self {
+            seed: setting.seed,
+            drawn: 0,
+        }
+    }
+
+    /// A time below `limit`.
+    fn next(&mut self, limit: Duration) -> Duration {
+        self.drawn += 1;
+        let bytes = noise(4096, self.seed << 20 | self.drawn);
+        let chosen = u32::from_le_bytes(bytes[4092..].try_into().unwrap());
+        limit.mul_f64(f64::from(chosen) / f64::from(u32::MAX))
+    }
+}
+
+impl World {
+    fn strike(&mut self, victims: &[Victim]) {
+        for victim in victims {
+            match (victim, &mut self.shed) {
+                (Victim::Containerd, _) => self.containerd.kill(),
+                (Victim::Worker, Some(shed)) => shed.kill_worker(),
+                (Victim::Cowshed, Some(shed)) => shed.kill(),
+                (Victim::Worker | Victim::Cowshed, None) => {}
+            }
+        }
+    }
+
+    /// Starts again what a service manager would.
+    fn recover(&mut self) {
+        if let Some(shed) = &mut self.shed {
+            shed.restart();
+            shed.wait();
+        }
+        self.containerd.restart();
+        // containerd takes up to three seconds to connect again.
+        eventually("an answer by containerd", || {
+            let answer = self.containerd.snapshot_command(["ls"]).output();
+            answer.unwrap().status.success()
+        });
+    }
+
+    /// Kills while `action` goes on, at a moment within `limit`; waits for the action's end.
+    fn strike_during(&mut self, action: &mut Command, after: Duration, victims: &[Victim]) {
+        let mut child = Running::start(action);
+        sleep(after);
+        self.strike(victims);
+        child.wait();
+        self.recover();
+    }
+}
+
+/// A process that ends with its test.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Waits for its end, whatever that is.
+    fn wait(&mut self) {
+        let started = Instant::now();
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(started.elapsed() < PATIENCE, "a client waits for ever");
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// A client's command, with what it says in a file of its own.
+fn logged(mut command: Command, folder: &Path) -> Command {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("client.log"))
+        .unwrap();
+    command.stdout(log.try_clone().unwrap()).stderr(log);
+    command
+}
+
+fn import(world: &World, archive: &Path) {
+    let done = world.containerd.import(archive, NAME).output().unwrap();
+    assert!(
+        done.status.success(),
+        "the import after a kill failed: {done:?}"
+    );
+}
+
+/// How long something takes when nobody is killed.
+fn time(action: impl FnOnce()) -> Duration {
+    let started = Instant::now();
+    action();
+    started.elapsed()
+}
+
+/// As a pull does when the blobs are there.
+pub(crate) fn importing(setting: &Setting) {
+    let mut world = World::open(setting);
+    let mut moments = Moments::of(setting);
+    let archive = images::varied(&setting.folder, setting.seed);
+    let usual = time(|| import(&world, &archive));
+    world.clear();
+    for round in 0..setting.rounds {
+        let victims = ORDERS[index(round)];
+        let after = moments.next(usual);
+        println!("round {round}: {victims:?} after {after:.0?} of {usual:.0?}");
+        let action = world.containerd.import(&archive, NAME);
+        world.strike_during(&mut logged(action, &setting.folder), after, victims);
+        import(&world, &archive);
+        let seen = world
+            .containerd
+            .run(IMAGE, "verify", ["/bin/sh", "-c", VERIFY]);
+        assert_eq!(seen, "whole\n");
+        world.clear();
+    }
+    world.close();
+}
+
+/// While an image's snapshots are being removed.
+pub(crate) fn removing(setting: &Setting) {
+    let mut world = World::open(setting);
+    let mut moments = Moments::of(setting);
+    let archive = images::varied(&setting.folder, setting.seed);
+    import(&world, &archive);
+    let removal = |world: &World| world.containerd.ctr(["images", "rm", "--sync", IMAGE]);
+    let mut first = logged(removal(&world), &setting.folder);
+    let usual = time(|| assert!(first.status().unwrap().success())) * 2;
+    for round in 0..setting.rounds {
+        let victims = ORDERS[index(round)];
+        let after = moments.next(usual);
+        println!("round {round}: {victims:?} after {after:.0?} of {usual:.0?}");
+        import(&world, &archive);
+        let action = removal(&world);
+        world.strike_during(&mut logged(action, &setting.folder), after, victims);
+        if round % 2 == 0 {
+            world.clear();
+        }
+        import(&world, &archive);
+        let seen = world
+            .containerd
+            .run(IMAGE, "verify", ["/bin/sh", "-c", VERIFY]);
+        assert_eq!(seen, "whole\n");
+    }
+    world.clear();
+    world.close();
+}
+
+/// A client that makes a chain of committed snapshots, each with one file more, until it fails.
+const CHAIN: &str = r#"
+    i=$START
+    while [ "$i" -lt "$END" ]; do
+        key=work-$i-$ROUND
+        parent=
+        [ "$i" -eq 0 ] || parent=done-$((i - 1))
+        "$@" prepare "$key" $parent
+        eval "$("$@" mounts "$MOUNT" "$key")"
+        echo "$i" >"$MOUNT/$i"
+        umount "$MOUNT"
+        "$@" commit "done-$i" "$key"
+        i=$((i + 1))
+    done
+"#;
+/// How many snapshots each round adds to the chain, at least.
+const STEP: u64 = 6;
+
+pub(crate) fn committing(setting: &Setting) {
+    let mut world = World::open(setting);
+    let mut moments = Moments::of(setting);
+    let mount = setting.folder.join("m");
+    fs::create_dir(&mount).unwrap();
+    let mut count = 0;
+    let mut usual = Duration::from_secs(1);
+    for round in 0..setting.rounds {
+        let victims = ORDERS[index(round)];
+        let after = moments.next(usual);
+        println!("round {round}: {victims:?} after {after:.0?} of {usual:.0?}");
+        let action = chain(&world, &mount, count..count + STEP, round * 2);
+        world.strike_during(&mut logged(action, &setting.folder), after, victims);
+        // The client died between a mount and its end.
+        drop(Command::new("umount").arg("--quiet").arg(&mount).status());
+        let known = world.containerd.snapshots();
+        while known.contains(&format!("done-{count}")) {
+            count += 1;
+        }
+        // The rest, with keys of their own: what was under way is left to be removed.
+        let end = count + STEP;
+        let mut rest = chain(&world, &mount, count..end, round * 2 + 1);
+        usual = time(|| {
+            assert!(
+                rest.status().unwrap().success(),
+                "commits after a kill fail"
+            )
+        });
+        count = end;
+        verify_chain(&world, &setting.folder, count - STEP..count);
+    }
+    verify_chain(&world, &setting.folder, 0..count);
+    remove_all(&world);
+    world.clear();
+    world.close();
+}
+
+fn chain(world: &World, mount: &Path, numbers: Range<u64>, round: u64) -> Command {
+    let client = world.containerd.snapshot_command([]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-euc", CHAIN, "chain"])
+        .arg(client.get_program())
+        .args(client.get_args())
+        .env("START", numbers.start.to_string())
+        .env("END", numbers.end.to_string())
+        .env("ROUND", round.to_string())
+        .env("MOUNT", mount);
+    command
+}
+
+/// Every committed snapshot has the data of all before it.
+fn verify_chain(world: &World, folder: &Path, numbers: Range<u64>) {
+    let root = folder.join("looked-at");
+    fs::create_dir_all(&root).unwrap();
+    for number in numbers {
+        let key = format!("look-{number}");
+        let ctr = &world.containerd;
+        ctr.snapshot(["prepare", &key, &format!("done-{number}")]);
+        run(
+            "sh",
+            [
+                "-euc",
+                &ctr.snapshot(["mounts", root.to_str().unwrap(), &key]),
+            ],
+        );
+        let files: Vec<PathBuf> = (0..=number)
+            .map(|file| root.join(file.to_string()))
+            .collect();
+        let missing: Vec<_> = (0..)
+            .zip(&files)
+            .filter(|(file, path)| {
+                fs::read_to_string(path).unwrap_or_default() != format!("{file}\n")
+            })
+            .collect();
+        let next = root.join((number + 1).to_string()).exists();
+        run("umount", [&root]);
+        assert!(missing.is_empty(), "done-{number} lacks {missing:?}");
+        assert!(!next, "done-{number} has what was written after it");
+        ctr.snapshot(["rm", &key]);
+    }
+}
+
+/// Removes what can be removed until nothing is left.
+fn remove_all(world: &World) {
+    eventually("the removal of all snapshots", || {
+        let keys = world.containerd.snapshots();
+        for key in &keys {
+            // One with children is refused; its turn comes.
+            drop(world.containerd.snapshot_command(["rm", key]).output());
+        }
+        keys.is_empty()
+    });
+}
+
+/// Daemons die beneath containers that run.
+pub(crate) fn running(setting: &Setting) {
+    let mut world = World::open(setting);
+    let archive = images::varied(&setting.folder, setting.seed);
+    import(&world, &archive);
+    world.containerd.start_container(IMAGE, "c");
+    let order: [&[Victim]; 4] = [
+        &[Victim::Worker],
+        &[Victim::Containerd],
+        &[Victim::Worker, Victim::Containerd],
+        &[Victim::Containerd, Victim::Worker],
+    ];
+    for (number, victims) in order.into_iter().enumerate() {
+        let id = number.to_string();
+        world.containerd.exec(
+            "c",
+            &format!("before-{id}"),
+            &format!("echo {id} >> /said; sync"),
+        );
+        world.strike(victims);
+        world.recover();
+        let seen = world
+            .containerd
+            .exec("c", &format!("after-{id}"), "cat /said");
+        let wanted: String = (0..=number).map(|number| format!("{number}\n")).collect();
+        assert_eq!(seen, wanted, "after {victims:?}");
+    }
+    // With all of cowshed gone the container has lost its file system; what was synced is there
+    // for the next that uses its snapshot.
+    world.strike(&[Victim::Cowshed]);
+    world.recover();
+    world
+        .containerd
+        .attempt(["tasks", "kill", "--signal", "KILL", "c"]);
+    eventually("the task's removal", || {
+        let removed = world.containerd.attempt(["tasks", "rm", "--force", "c"]);
+        removed.status.success() || String::from_utf8_lossy(&removed.stderr).contains("not found")
+    });
+    let started = world
+        .containerd
+        .attempt(["tasks", "start", "--detach", "--null-io", "c"]);
+    assert!(started.status.success(), "{started:?}");
+    assert_eq!(
+        world.containerd.exec("c", "last", "cat /said"),
+        "0\n1\n2\n3\n"
+    );
+    let seen = world.containerd.exec("c", "whole", VERIFY);
+    assert_eq!(seen, "whole\n");
+    world.containerd.remove_container("c");
+    world.clear();
+    world.close();
+}
+
+fn index(round: u64) -> usize {
+    usize::try_from(round).unwrap() % ORDERS.len()
+}

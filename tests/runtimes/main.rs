@@ -1,0 +1,220 @@
+//! The container runtimes of others on cowshed: private containerd daemons of several versions,
+//! runc, and Docker with the containerd image store, each started here, with its own state, in
+//! namespaces that end with the test.
+//!
+//! - [`sandbox`]: the namespaces, and what has to go when they end.
+//! - [`packages`]: where `tools/runtimes` has put the programs.
+//! - [`shed`]: a pool with its daemon. [`containerd`], [`docker`]: the daemons of others.
+//! - [`images`]: images made on the spot; nothing is pulled.
+//! - [`suite`]: containerd's own tests of snapshotters.
+//! - [`containers`]: containerd and runc: import, run, exec, commit, diff, remove.
+//! - [`walk`]: Docker's walk-through of storage drivers, and what else people do with it.
+//! - [`kills`]: either side is killed in the middle of import, commit and remove.
+//!
+//! `--snapshotter overlayfs` (or `native`) runs the same tests on containerd's own snapshotters:
+//! that shows whether a failure is cowshed's.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod containerd;
+mod containers;
+mod docker;
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+#[path = "../cli/harness.rs"]
+#[allow(dead_code, reason = "the command line's tests use the rest")]
+mod harness;
+mod images;
+mod kills;
+mod packages;
+mod process;
+mod sandbox;
+mod shed;
+mod suite;
+mod walk;
+mod world;
+
+use clap::Parser;
+use packages::Release;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+use world::{Mounts, Setting, Snapshotter};
+
+/// Runs containerd, runc and Docker on cowshed.
+#[derive(Parser)]
+#[command(name = "runtimes")]
+pub(crate) struct Options {
+    /// Whose snapshots the containers have.
+    #[arg(long, value_enum, default_value_t = Snapshotter::Cowshed)]
+    snapshotter: Snapshotter,
+    /// How many rounds of kills each of those tests goes through.
+    #[arg(long, default_value_t = 6)]
+    rounds: u64,
+    /// What the moments of the kills are chosen by.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only the tests whose names contain one of these.
+    filter: Vec<String>,
+    #[command(flatten)]
+    harness: Harness,
+}
+
+/// What `cargo test` and its friends pass to every test binary.
+#[derive(clap::Args)]
+struct Harness {
+    #[arg(long, hide = true)]
+    list: bool,
+    #[arg(long, hide = true)]
+    exact: bool,
+    #[arg(long, hide = true)]
+    ignored: bool,
+    #[arg(long, hide = true)]
+    include_ignored: bool,
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    #[arg(long, hide = true)]
+    no_capture: bool,
+    #[arg(long, hide = true)]
+    show_output: bool,
+    #[arg(long, short, hide = true)]
+    quiet: bool,
+    #[arg(long, hide = true)]
+    skip: Vec<String>,
+    #[arg(long, hide = true)]
+    test_threads: Option<usize>,
+    #[arg(long, hide = true)]
+    format: Option<String>,
+    #[arg(long, hide = true)]
+    color: Option<String>,
+}
+
+type Test = (&'static str, Release, Mounts, fn(&Setting));
+
+const TESTS: &[Test] = &[
+    (
+        "containerds_own_suite_passes_with_folders",
+        Release::Bookworm,
+        Mounts::Dir,
+        suite::passes,
+    ),
+    (
+        "containerds_own_suite_passes_with_devices",
+        Release::Bookworm,
+        Mounts::Loop,
+        suite::passes,
+    ),
+    (
+        "containers_of_containerd_1_6_live_in_folders",
+        Release::Bookworm,
+        Mounts::Dir,
+        containers::live,
+    ),
+    (
+        "containers_of_containerd_1_6_live_on_devices",
+        Release::Bookworm,
+        Mounts::Loop,
+        containers::live,
+    ),
+    (
+        "containers_of_containerd_2_live_in_folders",
+        Release::Sid,
+        Mounts::Dir,
+        containers::live,
+    ),
+    (
+        "containers_of_containerd_2_live_on_devices",
+        Release::Sid,
+        Mounts::Loop,
+        containers::live,
+    ),
+    (
+        "the_walk_through_of_docker_28_works",
+        Release::Sid,
+        Mounts::Dir,
+        walk::through,
+    ),
+    (
+        "the_walk_through_of_docker_26_works",
+        Release::Trixie,
+        Mounts::Dir,
+        walk::through,
+    ),
+    (
+        "a_kill_in_the_middle_of_an_import_is_got_over",
+        Release::Sid,
+        Mounts::Dir,
+        kills::importing,
+    ),
+    (
+        "a_kill_in_the_middle_of_a_commit_is_got_over",
+        Release::Sid,
+        Mounts::Dir,
+        kills::committing,
+    ),
+    (
+        "a_kill_in_the_middle_of_a_removal_is_got_over",
+        Release::Bookworm,
+        Mounts::Dir,
+        kills::removing,
+    ),
+    (
+        "running_containers_outlive_every_daemon",
+        Release::Bookworm,
+        Mounts::Dir,
+        kills::running,
+    ),
+];
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let tests: Vec<&Test> = TESTS
+        .iter()
+        .filter(|(name, ..)| is_wanted(name, &options))
+        .collect();
+    if options.harness.list {
+        tests.iter().for_each(|(name, ..)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if tests.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    let Some(sandbox) = sandbox::enter() else {
+        return sandbox::exit_code();
+    };
+    let mut status = ExitCode::SUCCESS;
+    for (name, release, mounts, test) in tests {
+        let started = Instant::now();
+        let setting = Setting {
+            release: *release,
+            snapshotter: options.snapshotter,
+            mounts: *mounts,
+            folder: sandbox.folder_for(name),
+            rounds: options.rounds,
+            seed: options.seed,
+        };
+        // What a test has started ends as its panic unwinds.
+        let outcome = catch_unwind(AssertUnwindSafe(|| test(&setting)));
+        let took = started.elapsed().as_secs_f64();
+        if outcome.is_ok() {
+            println!("test {name} ... ok ({took:.1} s)");
+        } else {
+            println!("test {name} ... FAILED (seed {})", options.seed);
+            status = ExitCode::FAILURE;
+        }
+    }
+    status
+}
+
+fn is_wanted(name: &str, options: &Options) -> bool {
+    let matches = |text: &String| {
+        if options.harness.exact {
+            name == text
+        } else {
+            name.contains(text.as_str())
+        }
+    };
+    let chosen = options.filter.is_empty() || options.filter.iter().any(matches);
+    let skipped = options.harness.skip.iter().any(matches) || options.harness.ignored;
+    chosen && !skipped
+}

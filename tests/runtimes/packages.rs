@@ -1,0 +1,56 @@
+//! The programs that `tools/runtimes` unpacked.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// A release of Debian, for the versions that it carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// containerd 1.6, runc, Go.
+    Bookworm,
+    /// containerd 1.7, Docker 26.
+    Trixie,
+    /// containerd 2, Docker 28 or later.
+    Sid,
+}
+
+impl Release {
+    /// The root below which the packages of the release were unpacked.
+    pub(crate) fn root(self) -> PathBuf {
+        let name = match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+            Self::Sid => "sid",
+        };
+        let root = folder().join(name);
+        assert!(
+            root.is_dir(),
+            "{} is not there: run tools/runtimes first, which fetches containerd and Docker",
+            root.display()
+        );
+        root
+    }
+
+    /// Where the release's programs are looked for, before the host's own.
+    pub(crate) fn path(self) -> OsString {
+        let root = self.root();
+        // One runc serves all of them.
+        let mut folders = vec![root.join("usr/bin"), root.join("usr/sbin")];
+        folders.push(Self::Bookworm.root().join("usr/sbin"));
+        folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+        env::join_paths(folders).unwrap()
+    }
+}
+
+/// Docker's build plugin.
+pub(crate) fn buildx() -> PathBuf {
+    Release::Sid
+        .root()
+        .join("usr/libexec/docker/cli-plugins/docker-buildx")
+}
+
+fn folder() -> PathBuf {
+    let given = env::var_os("COWSHED_RUNTIMES").map(PathBuf::from);
+    given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runtimes"))
+}

@@ -1,0 +1,168 @@
+//! Namespaces of our own for processes, mounts and the network, and what remains outside of them.
+//!
+//! The test binary starts itself again in them, twice: the first is process 1, which only collects
+//! what its children leave behind, the second runs the tests. When the tests end, in whatever way,
+//! the kernel kills every process in there and takes every mount with them. Two kinds of things are
+//! not in any namespace, loop devices and control groups: those that carry our folder's name are
+//! removed from outside.
+//!
+//! Daemons believe that `/run` is theirs: in there it is an empty one.
+
+use crate::fixtures::run;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Says to a process which of the three it is.
+const STAGE: &str = "COWSHED_RUNTIMES_STAGE";
+/// The folder of all that the tests make.
+const FOLDER: &str = "COWSHED_RUNTIMES_FOLDER";
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
+
+static EXIT_CODE: AtomicU8 = AtomicU8::new(1);
+
+/// The inside of the namespaces.
+pub(crate) struct Sandbox {
+    folder: PathBuf,
+}
+
+/// Goes in; answers nothing to the processes that stay outside, once the tests are over.
+pub(crate) fn enter() -> Option<Sandbox> {
+    match env::var(STAGE).as_deref() {
+        Err(_) => {
+            stay_outside();
+            None
+        }
+        Ok("first") => {
+            be_process_one();
+            None
+        }
+        Ok(_) => {
+            let folder = PathBuf::from(env::var_os(FOLDER).unwrap());
+            furnish(&folder);
+            Some(Sandbox { folder })
+        }
+    }
+}
+
+/// What the processes outside exit with.
+pub(crate) fn exit_code() -> ExitCode {
+    EXIT_CODE.load(Ordering::Relaxed).into()
+}
+
+impl Sandbox {
+    /// A folder for one test, by a short name: paths of sockets have a limit.
+    pub(crate) fn folder_for(&self, test: &str) -> PathBuf {
+        let number = fs::read_dir(&self.folder).unwrap().count();
+        let folder = self.folder.join(format!("{number:02}"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("test"), test).unwrap();
+        folder
+    }
+}
+
+/// The name that our control groups begin with.
+pub(crate) fn control_group(folder: &Path) -> String {
+    // The folder of the sandbox has a name that nobody else uses.
+    let mut above = folder.ancestors();
+    let own = above.find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("cowshed-runtimes-")
+    });
+    own.unwrap()
+        .file_name()
+        .unwrap()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn stay_outside() {
+    let folder = tempfile::Builder::new()
+        .prefix("cowshed-runtimes-")
+        .tempdir()
+        .unwrap();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--pid", "--net", "--fork", "--kill-child"])
+        .args(["--propagation", "private", "--mount-proc", "--"])
+        .arg(env::current_exe().unwrap())
+        .args(env::args_os().skip(1))
+        .env(STAGE, "first")
+        .env(FOLDER, folder.path())
+        .env("TMPDIR", folder.path())
+        .env("HOME", folder.path());
+    let status = command.status().expect("util-linux is installed");
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    EXIT_CODE.store(code.unwrap_or(1), Ordering::Relaxed);
+    remove_loop_devices(folder.path());
+    remove_control_groups(folder.path());
+}
+
+fn be_process_one() {
+    let mut tests = Command::new(env::current_exe().unwrap());
+    tests.args(env::args_os().skip(1)).env(STAGE, "tests");
+    let child = tests.spawn().unwrap();
+    let tests = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let code = loop {
+        match waitpid(None, None).unwrap() {
+            WaitStatus::Exited(process, code) if process == tests => break code,
+            WaitStatus::Signaled(process, signal, _) if process == tests => {
+                eprintln!("the tests were ended by {signal}");
+                break 1;
+            }
+            _ => {}
+        }
+    };
+    EXIT_CODE.store(u8::try_from(code).unwrap_or(1), Ordering::Relaxed);
+}
+
+/// Mounts as a host has them when a service manager has set it up.
+fn furnish(folder: &Path) {
+    run("mount", ["--make-rshared", "/"]);
+    run("mount", ["-t", "tmpfs", "-o", "mode=755", "run", "/run"]);
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut types = mounts.lines().filter(|line| line.contains(CONTROL_GROUPS));
+    if types.next().is_none() {
+        run("mount", ["-t", "cgroup2", "none", CONTROL_GROUPS]);
+    }
+    fs::create_dir_all(folder.join("dockerconfig")).unwrap();
+}
+
+fn remove_loop_devices(folder: &Path) {
+    let listed = Command::new("losetup")
+        .args(["--list", "--noheadings", "--output", "NAME,BACK-FILE"])
+        .output();
+    let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
+    let ours = folder.to_str().unwrap();
+    for line in listed.lines().filter(|line| line.contains(ours)) {
+        let device = line.split_whitespace().next().unwrap();
+        drop(Command::new("losetup").args(["--detach", device]).status());
+    }
+}
+
+/// Removes the groups from the innermost outwards; there is nobody left in them.
+fn remove_control_groups(folder: &Path) {
+    fn remove(group: &Path) {
+        for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove(&entry.path());
+            }
+        }
+        drop(fs::remove_dir(group));
+    }
+    let name = control_group(folder);
+    let mut hierarchies = vec![PathBuf::from(CONTROL_GROUPS)];
+    let below = fs::read_dir(CONTROL_GROUPS).into_iter().flatten().flatten();
+    hierarchies.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    for hierarchy in hierarchies {
+        for entry in fs::read_dir(&hierarchy).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&name) {
+                remove(&entry.path());
+            }
+        }
+    }
+}
