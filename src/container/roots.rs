@@ -330,6 +330,36 @@ impl Host {
         Ok(Superblock::read(volume)?.map_or(0, |found| found.used_inodes()))
     }
 
+    /// Bytes that only this root holds, what is still in memory included as far as the file system
+    /// has set blocks aside for it; nothing is walked.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`, and what the pool answers.
+    pub fn root_bytes(&self, volume: &Volume) -> Result<u64> {
+        let info = volume.info()?;
+        let taken = self.taken_since_clone(volume, info.parent);
+        Ok(info.own_bytes.max(taken?.unwrap_or(0)))
+    }
+
+    /// By how much a mounted root has less room than the volume that it is a clone of.
+    fn taken_since_clone(&self, volume: &Volume, below: Option<VolumeId>) -> Result<Option<u64>> {
+        let root = self.roots.table.lock().get(&volume.id()).cloned();
+        let is_mounted = root.is_some_and(|root| root.lock().mounted.is_some());
+        let below = below.and_then(|id| self.pool().volume_by_id(id).ok());
+        let Some(below) = below.filter(|below| {
+            // A larger file system has bookkeeping of its own.
+            is_mounted && below.is_frozen() && below.size_bytes() == volume.size_bytes()
+        }) else {
+            return Ok(None);
+        };
+        let Ok(now) = nix::sys::statvfs::statvfs(&self.root_path(volume.id())) else {
+            return Ok(None);
+        };
+        let before = Superblock::read(&below)?.map_or(0, |found| found.free_blocks());
+        let taken = before.saturating_sub(now.blocks_free());
+        Ok(Some(taken.saturating_mul(now.fragment_size())))
+    }
+
     /// The volume of the root that is mounted at `source`, or that has the device or file there.
     #[must_use]
     pub fn root_at(&self, source: &Path) -> Option<VolumeId> {
