@@ -175,9 +175,12 @@ impl Host {
             root.mounted = None;
         }
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        // Nobody has it yet who could be told that something is durable.
+        let paused = volume.pause_flushes();
         let mounted = self
             .attach_and_mount(volume, &path, purpose.mode())
             .and_then(|_| fs::metadata(&path).map_err(Error::io("look at", &path)));
+        drop(paused);
         match mounted {
             Ok(found) => {
                 root.mounted = Some(Mounted {
@@ -247,6 +250,15 @@ impl Host {
         }
         self.roots.tidy();
         Ok(())
+    }
+
+    /// Takes everything back that is shown of a volume that nobody is to keep.
+    ///
+    /// # Errors
+    /// As `release_root`.
+    pub fn discard_root(&self, volume: &Volume) -> Result<()> {
+        let _paused = volume.pause_flushes();
+        self.release_root(volume, &|| false)
     }
 
     fn hide(&self, volume: &Volume, root: &mut Root) -> Result<()> {
