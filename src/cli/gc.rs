@@ -159,6 +159,8 @@ fn of_volume(info: &VolumeInfo, users: &[String], held: bool, young: Duration) -
     let mut garbage = false;
     if name.starts_with("template/") {
         kept.push("new file systems are clones of it".to_owned());
+    } else if name.starts_with("data/") {
+        kept.push("it is a data volume".to_owned());
     } else if name.starts_with("unfinished/") {
         kept.push("it is being imported, or the next start removes it".to_owned());
     } else if name.starts_with("work/") || (has_place && users.is_empty()) {

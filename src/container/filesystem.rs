@@ -91,17 +91,6 @@ pub(super) fn mount(device: &Path, target: &Path, mode: Mode) -> Result<()> {
     .map_err(Error::io("mount the file system at", target))
 }
 
-/// Has the file system at `target` flush its device where it must be durable, or not; in either
-/// case it keeps the order of what it writes as far as the device keeps it.
-pub(super) fn set_barriers(target: &Path, wanted: bool) -> Result<()> {
-    let option = if wanted { "barrier" } else { "nobarrier" };
-    let flags = MountFlags::MS_REMOUNT | MountFlags::MS_NOATIME;
-    mount::mount("none".as_ref(), target, "ext4", flags, option).map_err(Error::io(
-        "change how the file system is mounted at",
-        target,
-    ))
-}
-
 /// Unmounts what is at `target`; what is in use is named.
 ///
 /// Programs that look at every new mount, and children of this process that have not started

@@ -40,6 +40,11 @@ impl Containerd {
         folder.join("c.sock")
     }
 
+    /// Whether layers are unpacked and written by cowshed where the snapshots are its.
+    pub(crate) fn takes_differs(&self) -> bool {
+        takes_differs(self.release)
+    }
+
     /// Starts it when it does not run.
     pub(crate) fn restart(&mut self) {
         if self.process.is_some() {
@@ -172,6 +177,11 @@ fn namespace(folder: &Path) -> String {
     format!("{}-{number}", control_group(folder))
 }
 
+/// containerd 1.6 knows no plugins of this type elsewhere.
+fn takes_differs(release: Release) -> bool {
+    release != Release::Bookworm
+}
+
 /// What a host's administrator would write, with paths of our own.
 fn configuration(setting: &Setting) -> String {
     let folder = setting.folder.display();
@@ -218,8 +228,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
   address = "{address}"
 "#
     );
-    // containerd 1.6 takes no differ from elsewhere.
-    if setting.release != Release::Bookworm {
+    if takes_differs(setting.release) {
         text += &format!(
             r#"
 [proxy_plugins.cowshed-diff]

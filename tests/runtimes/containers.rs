@@ -3,7 +3,7 @@
 use crate::fixtures::{self, listing, reference, run};
 use crate::harness::is_mounted;
 use crate::images;
-use crate::world::{Setting, Snapshotter, World};
+use crate::world::{Mounts, Setting, Snapshotter, World};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,9 +26,9 @@ pub(crate) fn live(setting: &Setting) {
         })
         .write();
     fixtures::output(&mut world.containerd.import(&archive, NAME));
-    containers_do_not_see_each_other(&world);
+    containers_do_not_see_each_other(&world, setting);
     a_first_write_copies_no_file(&world, setting);
-    the_change_of_a_running_container_is_seen(&world, &setting.folder);
+    the_change_of_a_running_container_is_seen(&world, &setting.folder, setting.mounts);
     what_is_committed_is_a_parent(&world, &setting.folder);
     for id in ["one", "two"] {
         world.containerd.remove_container(id);
@@ -78,7 +78,7 @@ fn layers_become_the_tree_that_tar_makes(world: &World, folder: &Path) {
     ]);
     assert!(!is_mounted(&view));
     // containerd's own differ loses holes, trusted attributes and the root's times.
-    if world.shed.is_some() {
+    if world.shed.is_some() && ctr.takes_differs() {
         listing::assert_same(&found, &listing::of(&wanted), "the image's tree");
     }
     assert_eq!(
@@ -92,7 +92,7 @@ fn layers_become_the_tree_that_tar_makes(world: &World, folder: &Path) {
     ctr.ok(["images", "rm", "--sync", "test/kinds:latest"]);
 }
 
-fn containers_do_not_see_each_other(world: &World) {
+fn containers_do_not_see_each_other(world: &World, setting: &Setting) {
     let ctr = &world.containerd;
     assert_eq!(ctr.run(IMAGE, "passing", ["/bin/cat", "/one"]), "one\n");
     ctr.start_container(IMAGE, "one");
@@ -105,6 +105,11 @@ fn containers_do_not_see_each_other(world: &World) {
     let seen = ctr.exec("two", "r", "ls /mine 2>/dev/null || echo none; cat /one");
     assert_eq!(seen, "none\none\n");
     assert_eq!(ctr.exec("one", "r", "cat /mine /folder/in"), "mine\nin\n");
+    if setting.mounts == Mounts::Loop {
+        // To look the user up, the client mounts a view that can only be read; a device that is
+        // mounted to be written to refuses that.
+        return;
+    }
     // A user of its own finds its way in the folder that cowshed mounted.
     let mut asked = ctr.ctr(["tasks", "exec", "--exec-id", "u", "--user", "1000", "one"]);
     asked.args(["/bin/cat", "/mine"]);
@@ -142,8 +147,12 @@ fn usage(world: &World, key: &str) -> u64 {
 }
 
 /// The layer of a running container's changes, twice: compressed, and as the tar that it holds.
-fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path) {
+fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path, mounts: Mounts) {
     let ctr = &world.containerd;
+    if mounts == Mounts::Loop && !ctr.takes_differs() {
+        // It mounts what it compares to be read only, which a device in use refuses.
+        return;
+    }
     let tar = folder.join("diff.tar");
     let media = "application/vnd.oci.image.layer.v1.tar";
     for (suffix, program) in [("", "cat"), ("+gzip", "zcat")] {

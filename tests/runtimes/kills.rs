@@ -8,6 +8,7 @@ use crate::harness::{PATIENCE, eventually, noise};
 use crate::images::{self, VERIFY};
 use crate::world::{Setting, World};
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -175,7 +176,8 @@ pub(crate) fn removing(setting: &Setting) {
     let archive = images::varied(&setting.folder, setting.seed);
     import(&world, &archive);
     let removal = |world: &World| world.containerd.ctr(["images", "rm", "--sync", IMAGE]);
-    let usual = time(|| assert!(removal(&world).status().unwrap().success()));
+    let mut first = logged(removal(&world), &setting.folder);
+    let usual = time(|| assert!(first.status().unwrap().success())) * 2;
     for round in 0..setting.rounds {
         let victims = ORDERS[index(round)];
         let after = moments.next(usual);
@@ -211,7 +213,7 @@ const CHAIN: &str = r#"
         i=$((i + 1))
     done
 "#;
-/// How many snapshots each round adds to the chain.
+/// How many snapshots each round adds to the chain, at least.
 const STEP: u64 = 6;
 
 pub(crate) fn committing(setting: &Setting) {
@@ -243,14 +245,15 @@ pub(crate) fn committing(setting: &Setting) {
             )
         });
         count = end;
-        verify_chain(&world, &setting.folder, count);
+        verify_chain(&world, &setting.folder, count - STEP..count);
     }
+    verify_chain(&world, &setting.folder, 0..count);
     remove_all(&world);
     world.clear();
     world.close();
 }
 
-fn chain(world: &World, mount: &Path, numbers: std::ops::Range<u64>, round: u64) -> Command {
+fn chain(world: &World, mount: &Path, numbers: Range<u64>, round: u64) -> Command {
     let client = world.containerd.snapshot_command([]);
     let mut command = Command::new("sh");
     command
@@ -265,10 +268,10 @@ fn chain(world: &World, mount: &Path, numbers: std::ops::Range<u64>, round: u64)
 }
 
 /// Every committed snapshot has the data of all before it.
-fn verify_chain(world: &World, folder: &Path, count: u64) {
+fn verify_chain(world: &World, folder: &Path, numbers: Range<u64>) {
     let root = folder.join("looked-at");
     fs::create_dir_all(&root).unwrap();
-    for number in 0..count {
+    for number in numbers {
         let key = format!("look-{number}");
         let ctr = &world.containerd;
         ctr.snapshot(["prepare", &key, &format!("done-{number}")]);

@@ -1,10 +1,11 @@
 //! What a test runs with: whose snapshots, which containerd, which mounts.
 
 use crate::containerd::Containerd;
-use crate::harness::eventually;
+use crate::harness::{PATIENCE, eventually};
 use crate::packages::Release;
 use crate::shed::Shed;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Whose snapshots the containers have.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -112,10 +113,16 @@ impl World {
         let Some(shed) = &self.shed else {
             return;
         };
-        eventually("an end of all that the snapshotter has", || {
-            let kept = shed.json(["gc", "--explain"]);
-            of_snapshots(&kept).is_empty()
-        });
+        let mut left = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            left = left_over(&shed.json(["gc", "--explain"]));
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("nobody knows of these volumes, and they stay: {left:#?}");
     }
 
     /// Stops both; the pool must be sound.
@@ -127,9 +134,12 @@ impl World {
     }
 }
 
-/// What of `gc --explain` is, or was, a snapshot of containerd's.
-fn of_snapshots(explained: &serde_json::Value) -> Vec<String> {
-    let entries = explained.as_array().expect("a list");
-    let texts = entries.iter().map(ToString::to_string);
-    texts.filter(|text| text.contains("snapshot")).collect()
+/// What `gc --explain` says of volumes that are not there for good.
+fn left_over(explained: &serde_json::Value) -> Vec<String> {
+    let volumes = explained["volumes"].as_array().expect("a list").iter();
+    let passing = volumes.filter(|volume| {
+        let name = volume["name"].as_str().unwrap_or_default();
+        !name.starts_with("template/")
+    });
+    passing.map(ToString::to_string).collect()
 }

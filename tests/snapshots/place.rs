@@ -54,6 +54,7 @@ impl Snapshotter {
         let mut client = self.client();
         client.cleanup().unwrap();
         self.daemon.stop();
+        assert!(!self.bench.path("containerd.sock").exists());
         self.bench.expect_sound();
         let volumes = self.bench.volumes();
         let own = volumes.iter().filter(|name| !name.starts_with("template/"));

@@ -80,6 +80,31 @@ fn what_is_mounted_goes_on_when_the_worker_dies() {
     snapshotter.end(3);
 }
 
+#[test]
+fn an_upgrade_leaves_mounts_and_the_socket_as_they_are() {
+    let snapshotter = Snapshotter::start("1G");
+    let mut client = snapshotter.client();
+    layer(&snapshotter, &mut client, "base", "", "a");
+    let mount = client.prepare("c", "base").unwrap();
+    let place = Place::mount(&snapshotter.bench, &mount, "c");
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    for round in 0..2 {
+        snapshotter.bench.ok(["serve", "--upgrade"]);
+        let again = client.persist(|client| client.mounts("c")).unwrap();
+        assert_eq!(again, mount);
+        place.write("round", &round.to_string());
+    }
+    drop(log);
+    place.unmount();
+    client.commit("image", "c").unwrap();
+    let view = client.view("v", "image").unwrap();
+    let place = Place::mount(&snapshotter.bench, &view, "v");
+    assert_eq!(place.read("round") + &place.read("a"), "1base");
+    place.unmount();
+    client.remove("v").unwrap();
+    snapshotter.end(2);
+}
+
 /// What a client knows of one key: what was acknowledged.
 #[derive(Clone, Debug)]
 struct Known {

@@ -1,20 +1,19 @@
 //! Making a frozen volume of a root: what a snapshotter's commit stands on.
 //!
-//! A mounted root's file system is held still for the moment in which its volume is snapshotted:
-//! everything is on the volume then and the journal is empty. One that is not mounted here is
-//! frozen as it is, if whoever had its device has unmounted it cleanly; else a copy of it is
-//! settled first.
+//! A mounted root is unmounted, and its volume frozen as it is. If others have it mounted, or the
+//! next layer is to go on with it, its file system is held still for the moment in which its volume
+//! is snapshotted: everything is on the volume then and the journal is empty. Where somebody had the
+//! device and has not unmounted it cleanly, a copy of the volume is settled first.
 
 use super::super::diff::FrozenMount;
 use super::super::error::{Error, Result};
 use super::super::ext4::{self, Superblock};
 use super::super::filesystem::{self, Mode};
 use super::super::host::{Host, WorkVolumes};
-use super::{Root, RootUse};
+use super::{Root, RootUse, is_alone};
 use crate::export::ExportError;
 use crate::pool::Volume;
 use parking_lot::{ArcMutexGuard, RawMutex};
-use std::path::PathBuf;
 
 /// How the caller's transaction makes a frozen volume of a root.
 pub enum Sealed {
@@ -28,48 +27,20 @@ pub enum Sealed {
 
 /// Keeps a root as it is: its file system held still if it is mounted, and else not mounted.
 pub struct StillRoot {
-    // The file system goes on before it flushes again, and that before others may show the root.
+    // The file system goes on before others may show the root.
     _frozen: Option<FrozenMount>,
-    unflushed: Option<Unflushed>,
     _root: ArcMutexGuard<RawMutex, Root>,
 }
 
-/// A file system that does not flush its device meanwhile: sealing one takes many flushes, and the
-/// one of the caller makes durable what all of them would.
-struct Unflushed {
-    path: PathBuf,
-    /// What is left is nobody's, and need not flush again.
-    is_given_up: bool,
-}
-
-impl Drop for Unflushed {
-    fn drop(&mut self) {
-        if self.is_given_up {
-            return;
-        }
-        if let Err(error) = filesystem::set_barriers(&self.path, true) {
-            tracing::error!(%error, "it does not flush its device any more");
-        }
-    }
-}
-
-impl StillRoot {
-    /// What is left of the root is nobody's, whatever becomes of it.
-    pub const fn give_up_rest(&mut self) {
-        if let Some(unflushed) = &mut self.unflushed {
-            unflushed.is_given_up = true;
-        }
-    }
-}
-
 impl Host {
-    /// Brings the root's file system to a clean state on its volume, for the caller to freeze.
+    /// Brings the root's file system to a clean state on its volume, for the caller to freeze, and
+    /// to flush the pool before it tells of that.
     ///
     /// # Errors
     /// `NoSpace` when what was written to it had no room in the pool, and what the host answers.
     pub fn seal_root(&self, volume: &Volume) -> Result<Sealed> {
         let mut root = self.roots.of(volume.id()).lock_arc();
-        if root.mounted.is_some() {
+        if root.mounted.is_some() && !self.unmount_alone(volume, &mut root)? {
             return self
                 .hold_still(volume, root)
                 .map_err(|error| self.explain(error));
@@ -87,7 +58,6 @@ impl Host {
             ext4::release_journal(volume)?;
             return Ok(Sealed::Idle(StillRoot {
                 _frozen: None,
-                unflushed: None,
                 _root: root,
             }));
         }
@@ -95,30 +65,46 @@ impl Host {
         self.settled_copy(volume).map(Sealed::Copy)
     }
 
+    /// Unmounts a root that nobody else has mounted, which is faster than holding it still; one
+    /// that was mounted to be filled stays, for the next layer. Answers whether it is unmounted.
+    fn unmount_alone(&self, volume: &Volume, root: &mut Root) -> Result<bool> {
+        let purpose = root.mounted.as_ref().and_then(|mounted| mounted.purpose);
+        if purpose == Some(RootUse::Fill) || !is_alone(root)? {
+            return Ok(false);
+        }
+        // The caller's flush stands for all that the file system would make now.
+        let paused = volume.pause_flushes();
+        // Writes that had no room are told here, and by nothing later.
+        let hidden = self
+            .sync_locked(volume.id())
+            .and_then(|()| self.hide(volume, root));
+        if hidden.is_err() {
+            self.pool().flush()?;
+        }
+        drop(paused);
+        match hidden {
+            Ok(()) => Ok(true),
+            // Somebody has it in another mount namespace.
+            Err(Error::Export(ExportError::Busy { .. })) => {
+                let mode = purpose.unwrap_or(RootUse::Container).mode();
+                let device = self.export()?.attach_loop(volume, false)?;
+                self.detach_loop(volume)?;
+                filesystem::mount(&device, &self.root_path(volume.id()), mode)?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn hold_still(&self, volume: &Volume, root: ArcMutexGuard<RawMutex, Root>) -> Result<Sealed> {
-        let path = self.root_path(volume.id());
-        let was_to_fill = root
-            .mounted
-            .as_ref()
-            .is_some_and(|mounted| mounted.purpose == Some(RootUse::Fill));
-        let unflushed = if was_to_fill {
-            None
-        } else {
-            filesystem::set_barriers(&path, false)?;
-            Some(Unflushed {
-                path: path.clone(),
-                is_given_up: false,
-            })
-        };
         // Writes that had no room are told here, and by nothing later.
         self.sync_locked(volume.id())?;
         let note = self.frozen_note(&format!("root-{}", volume.id()));
-        let frozen = FrozenMount::freeze(path, note)?;
+        let frozen = FrozenMount::freeze(self.root_path(volume.id()), note)?;
         // The journal is empty while the file system is held, and never read.
         ext4::release_journal(volume)?;
         Ok(Sealed::Still(StillRoot {
             _frozen: Some(frozen),
-            unflushed,
             _root: root,
         }))
     }

@@ -30,15 +30,16 @@ impl Store {
         let _held = self.keys.lock_all(&mut keys);
         let active = committing.check(&self.index.read())?;
         let volume = self.volume_of(&active)?;
-        let mut sealed = self.host.seal_root(&volume)?;
+        let sealed = self.host.seal_root(&volume)?;
         let committed = self.settle(&committing, &active, volume.id(), &sealed);
         if let (Err(_), Sealed::Copy(copy)) = (&committed, &sealed) {
             self.reaper.volume(copy.id());
         }
-        let left = committed?;
-        if let Sealed::Still(still) = &mut sealed {
-            still.give_up_rest();
+        if committed.is_err() {
+            // Its flushes were left to this one; the first failure is the one to report.
+            let _ = self.pool().flush();
         }
+        let left = committed?;
         // Whoever still has it mounted goes on.
         drop(sealed);
         let flushed = self.pool().flush();
