@@ -30,6 +30,11 @@ pub(crate) struct Sandbox {
     folder: PathBuf,
 }
 
+/// Whether this process is in there: then it has no network.
+pub(crate) fn is_inside() -> bool {
+    env::var_os(STAGE).is_some()
+}
+
 /// Goes in; answers nothing to the processes that stay outside, once the tests are over.
 pub(crate) fn enter() -> Option<Sandbox> {
     match env::var(STAGE).as_deref() {
