@@ -218,7 +218,7 @@ disabled_plugins = [{disabled}]
         text += &for_kubelets(setting);
     }
     if setting.snapshotter == Snapshotter::Blockfile {
-        let scratch = setting.snapshotter.root(&setting.folder).join("scratch");
+        let scratch = setting.snapshotter.root(&setting.folder).join("empty.ext4");
         text += &format!(
             r#"
 [plugins."io.containerd.snapshotter.v1.blockfile"]

@@ -107,6 +107,10 @@ fn stay_outside() {
     remove_control_groups(folder.path());
 }
 
+#[expect(
+    clippy::zombie_processes,
+    reason = "it waits for all there are, this one among them"
+)]
 fn be_process_one() {
     let mut tests = Command::new(env::current_exe().unwrap());
     tests.args(env::args_os().skip(1)).env(STAGE, "tests");
