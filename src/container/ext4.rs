@@ -84,6 +84,15 @@ impl Superblock {
         u64::from(self.u32_at(0x0).saturating_sub(self.u32_at(0x10)))
     }
 
+    /// How many blocks nothing has, as far as it was written down.
+    pub(super) fn free_blocks(&self) -> u64 {
+        let mut blocks = u64::from(self.u32_at(0xC));
+        if self.u32_at(0x60) & INCOMPAT_64BIT != 0 {
+            blocks |= u64::from(self.u32_at(0x158)) << 32;
+        }
+        blocks
+    }
+
     /// Whether nothing waits in the journal to be replayed and no deleted file to be released.
     pub(super) fn is_clean(&self) -> bool {
         let orphan = self.u32_at(0xE8);

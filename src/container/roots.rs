@@ -175,9 +175,12 @@ impl Host {
             root.mounted = None;
         }
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        // Nobody has it yet who could be told that something is durable.
+        let paused = volume.pause_flushes();
         let mounted = self
             .attach_and_mount(volume, &path, purpose.mode())
             .and_then(|_| fs::metadata(&path).map_err(Error::io("look at", &path)));
+        drop(paused);
         match mounted {
             Ok(found) => {
                 root.mounted = Some(Mounted {
@@ -247,6 +250,15 @@ impl Host {
         }
         self.roots.tidy();
         Ok(())
+    }
+
+    /// Takes everything back that is shown of a volume that nobody is to keep.
+    ///
+    /// # Errors
+    /// As `release_root`.
+    pub fn discard_root(&self, volume: &Volume) -> Result<()> {
+        let _paused = volume.pause_flushes();
+        self.release_root(volume, &|| false)
     }
 
     fn hide(&self, volume: &Volume, root: &mut Root) -> Result<()> {
@@ -328,6 +340,36 @@ impl Host {
             }
         }
         Ok(Superblock::read(volume)?.map_or(0, |found| found.used_inodes()))
+    }
+
+    /// Bytes that only this root holds, what is still in memory included as far as the file system
+    /// has set blocks aside for it; nothing is walked.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`, and what the pool answers.
+    pub fn root_bytes(&self, volume: &Volume) -> Result<u64> {
+        let info = volume.info()?;
+        let taken = self.taken_since_clone(volume, info.parent);
+        Ok(info.own_bytes.max(taken?.unwrap_or(0)))
+    }
+
+    /// By how much a mounted root has less room than the volume that it is a clone of.
+    fn taken_since_clone(&self, volume: &Volume, below: Option<VolumeId>) -> Result<Option<u64>> {
+        let root = self.roots.table.lock().get(&volume.id()).cloned();
+        let is_mounted = root.is_some_and(|root| root.lock().mounted.is_some());
+        let below = below.and_then(|id| self.pool().volume_by_id(id).ok());
+        let Some(below) = below.filter(|below| {
+            // A larger file system has bookkeeping of its own.
+            is_mounted && below.is_frozen() && below.size_bytes() == volume.size_bytes()
+        }) else {
+            return Ok(None);
+        };
+        let Ok(now) = nix::sys::statvfs::statvfs(&self.root_path(volume.id())) else {
+            return Ok(None);
+        };
+        let before = Superblock::read(&below)?.map_or(0, |found| found.free_blocks());
+        let taken = before.saturating_sub(now.blocks_free());
+        Ok(Some(taken.saturating_mul(now.fragment_size())))
     }
 
     /// The volume of the root that is mounted at `source`, or that has the device or file there.

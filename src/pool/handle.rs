@@ -378,15 +378,6 @@ impl Volume {
         self.core.frozen.load(Ordering::Acquire)
     }
 
-    /// Makes everything durable that was acknowledged before, in this and any other volume.
-    ///
-    /// # Errors
-    /// As `Pool::flush`.
-    pub fn flush(&self) -> Result<()> {
-        self.shared.check_open()?;
-        self.shared.log.flush()
-    }
-
     /// What the volume holds at `offset_bytes`, as far as it is the same; `None` at its end.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ mod grow;
 mod handle;
 mod info;
 mod open;
+mod pause;
 mod plan;
 mod publish;
 mod read;
@@ -53,6 +54,7 @@ pub use info::{
     VolumeKind, WaterLevel,
 };
 pub use open::uuid_of;
+pub use pause::FlushPause;
 pub use transaction::Transaction;
 
 pub use crate::format::catalogue::MAX_VOLUME_BYTES;

@@ -25,6 +25,8 @@ pub(super) struct VolumeCore {
     pub(super) settled: AtomicU64,
     /// How many holds keep it from being removed.
     pub(super) holds: AtomicU32,
+    /// How many put its flushes off.
+    pub(super) pauses: AtomicU32,
     /// It is among the changes of the next checkpoint.
     pub(super) changed: AtomicBool,
     /// Discards that may have made holes and are not logged: such a hole does not outlive the
@@ -58,6 +60,7 @@ impl VolumeCore {
             mapped: AtomicI64::new(0),
             settled: AtomicU64::new(0),
             holds: AtomicU32::new(0),
+            pauses: AtomicU32::new(0),
             changed: AtomicBool::new(false),
             unlogged: AtomicU32::new(0),
             stream: Mutex::default(),

@@ -231,7 +231,7 @@ impl Work {
         let Ok(volume) = pool.volume_by_id(id) else {
             return Ok(());
         };
-        self.host.release_root(&volume, &|| false)?;
+        self.host.discard_root(&volume)?;
         match pool.remove(&volume) {
             Ok(()) | Err(base::Error::NoSuchVolume(_)) => Ok(()),
             Err(error) => Err(error.into()),

@@ -204,7 +204,7 @@ impl Store {
             None => RESERVED_INODES,
         };
         let inodes = self.host.root_inodes(&volume)?.saturating_sub(below);
-        let size_bytes = volume.info()?.own_bytes;
+        let size_bytes = self.host.root_bytes(&volume)?;
         Ok(UsageResponse {
             size: i64::try_from(size_bytes).unwrap_or(i64::MAX),
             inodes: i64::try_from(inodes).unwrap_or(i64::MAX),

@@ -176,3 +176,23 @@ fn what_runs_is_seen_from_several_places_and_committed() {
     });
     snapshotter.end(0);
 }
+
+#[test]
+fn the_folder_of_volumes_shows_the_pools_room_and_is_never_out_of_files() {
+    let snapshotter = Snapshotter::start("1G");
+    let mut client = snapshotter.client();
+    let seen = || nix::sys::statvfs::statvfs(&snapshotter.daemon.mount).unwrap();
+    let before = seen();
+    let size_bytes = before.blocks() * before.fragment_size();
+    assert!((900 << 20..=1 << 30).contains(&size_bytes), "{size_bytes}");
+    assert!(before.files_free() * 10 > before.files());
+    let mount = client.prepare("c", "").unwrap();
+    let place = Place::mount(&snapshotter.bench, &mount, "c");
+    std::fs::write(place.path("big"), vec![7; 64 << 20]).unwrap();
+    crate::harness::host("sync", ["-f", place.path("big").to_str().unwrap()]);
+    let after = seen();
+    let taken = (before.blocks_available() - after.blocks_available()) * after.fragment_size();
+    assert!((64 << 20..80 << 20).contains(&taken), "{taken}");
+    place.unmount();
+    snapshotter.end(1);
+}

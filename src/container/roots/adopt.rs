@@ -26,7 +26,7 @@ impl Host {
             };
             self.adopt_root(&volume, mounted, export);
             if volume.name().as_str().starts_with(WORK_PREFIX)
-                && let Err(error) = self.release_root(&volume, &|| false)
+                && let Err(error) = self.discard_root(&volume)
             {
                 tracing::info!(%error, volume = %volume.name(), "is left to its users");
             }

@@ -33,7 +33,8 @@ pub struct StillRoot {
 }
 
 impl Host {
-    /// Brings the root's file system to a clean state on its volume, for the caller to freeze.
+    /// Brings the root's file system to a clean state on its volume, for the caller to freeze, and
+    /// to flush the pool before it tells of that.
     ///
     /// # Errors
     /// `NoSpace` when what was written to it had no room in the pool, and what the host answers.
@@ -71,9 +72,17 @@ impl Host {
         if purpose == Some(RootUse::Fill) || !is_alone(root)? {
             return Ok(false);
         }
+        // The caller's flush stands for all that the file system would make now.
+        let paused = volume.pause_flushes();
         // Writes that had no room are told here, and by nothing later.
-        self.sync_locked(volume.id())?;
-        match self.hide(volume, root) {
+        let hidden = self
+            .sync_locked(volume.id())
+            .and_then(|()| self.hide(volume, root));
+        if hidden.is_err() {
+            self.pool().flush()?;
+        }
+        drop(paused);
+        match hidden {
             Ok(()) => Ok(true),
             // Somebody has it in another mount namespace.
             Err(Error::Export(ExportError::Busy { .. })) => {

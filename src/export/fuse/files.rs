@@ -25,6 +25,8 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+/// What a volume with anything in it takes: a block, and the map's path to it.
+const VOLUME_BLOCKS_MIN: u64 = 4;
 /// The bits of a mode that chmod(2) sets.
 const PERMISSIONS: u32 = 0o7777;
 
@@ -175,11 +177,14 @@ impl VolumeFiles {
         let space = self.directory.space().map_err(errno)?;
         let block = u64::from(BLOCK_SIZE);
         let free = space.free_bytes / block;
+        // None left would look to those who watch it like a file system that takes no more files.
+        let more_files = free / VOLUME_BLOCKS_MIN;
         Ok(StatfsOut {
             blocks: space.size_bytes / block,
             bfree: free,
             bavail: free,
-            files: space.targets.saturating_add(1),
+            files: space.targets.saturating_add(1 + more_files),
+            ffree: more_files,
             bsize: BLOCK_SIZE,
             namelen: FILE_NAME_BYTES_MAX,
             frsize: BLOCK_SIZE,

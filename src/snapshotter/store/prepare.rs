@@ -10,6 +10,9 @@ use crate::pool::{Transaction, Volume};
 use std::sync::Arc;
 use std::thread;
 
+/// How containerd's keys begin when it unpacks a layer (`UnpackKeyPrefix`).
+const UNPACK_PREFIX: &str = "extract-";
+
 /// A snapshot that is asked for.
 struct Wanted {
     kind: Kind,
@@ -18,6 +21,13 @@ struct Wanted {
     labels: Labels,
     /// It is to be filled with a layer.
     fill: bool,
+}
+
+/// Whether it is to be filled with a layer, and committed or thrown away after that: it has the
+/// layer's label, or such a key as containerd gives when it unpacks.
+fn is_to_be_filled(key: &str, labels: &Labels) -> bool {
+    let last = key.rsplit_once('/').map_or(key, |(_, last)| last);
+    labels.contains_key(REF_LABEL) || last.starts_with(UNPACK_PREFIX)
 }
 
 /// Where a new snapshot's volume comes from.
@@ -36,9 +46,9 @@ impl Store {
         let labels = convert::labels(request.labels)?;
         let wanted = Wanted {
             kind,
-            key: request.key,
             parent: convert::parent(request.parent)?,
-            fill: kind == Kind::Active && labels.contains_key(REF_LABEL),
+            fill: kind == Kind::Active && is_to_be_filled(&request.key, &labels),
+            key: request.key,
             labels,
         };
         let mounts = convert::wanted_mounts(&wanted.labels)?.unwrap_or(self.options.mounts);
