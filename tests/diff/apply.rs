@@ -11,11 +11,14 @@ use std::fs;
 use std::process::Command;
 use tonic::Code;
 
+/// What makes a blob of a tar.
+type Form = fn(&[u8]) -> Vec<u8>;
+
 #[test]
 fn layers_are_applied_as_gnu_tar_does_and_told_by_their_content() {
     let mut stage = Stage::new();
     let image = busybox::image();
-    let forms: [(&str, fn(&[u8]) -> Vec<u8>); 3] = [
+    let forms: [(&str, Form); 3] = [
         (GZIP, gzipped),
         (ZSTD, |bytes| zstd::encode_all(bytes, 1).unwrap()),
         (TAR, <[u8]>::to_vec),

@@ -191,7 +191,7 @@ fn refs_labels_and_leases_are_kept_as_containerd_keeps_them() {
         state.leases.len()
     };
     stage.differ.metadata.push(("containerd-lease", "theirs"));
-    assert_eq!(stage.differ.compare(request.clone()).unwrap(), made);
+    assert_eq!(stage.differ.compare(request).unwrap(), made);
     let labels = stage.store.labels(&made.digest);
     assert!(
         labels.contains_key("containerd.io/uncompressed"),
@@ -257,8 +257,8 @@ fn what_is_not_ours_is_left_to_the_next_differ() {
 }
 
 /// Reads of the pool's device that comparing takes after one of `files` files was changed, once
-/// the parent is known.
-fn reads_of_one_change(files: u32) -> u64 {
+/// the parent is known; by blocks, and by looking at every object.
+fn reads_of_one_change(files: u32) -> (u64, u64) {
     let mut stage = Stage::new();
     let fill = format!(
         "for folder in $(seq {}); do mkdir $folder
@@ -277,13 +277,21 @@ fn reads_of_one_change(files: u32) -> u64 {
         stage.device.reads() - before
     };
     change(&mut stage, "first");
-    change(&mut stage, "second")
+    let by_blocks = change(&mut stage, "second");
+    stage.host().set_comparison(Comparison::Trees);
+    (by_blocks, change(&mut stage, "third"))
 }
 
 #[test]
 fn the_work_grows_with_the_change_and_not_with_what_is_below() {
-    let (few, many) = (reads_of_one_change(200), reads_of_one_change(6_000));
-    println!("reads of the pool for one changed file: {few} of 200, {many} of 6,000");
-    // Every file has two blocks and an inode; one that is looked at in vain shows.
-    assert!(many < few + few / 2 + 50, "{few} and then {many}");
+    let ((few, few_walked), (many, walked)) =
+        (reads_of_one_change(200), reads_of_one_change(6_000));
+    println!("reads for one changed file of 200: {few}, walking {few_walked}");
+    println!("reads for one changed file of 6,000: {many}, walking {walked}");
+    assert!(many < few + few / 2 + 10, "{few} and then {many}");
+    // What looks at every file shows in the count.
+    assert!(
+        walked > few_walked + 3 * many,
+        "{few_walked} and then {walked}"
+    );
 }

@@ -24,15 +24,12 @@ fn kill_worker(bench: &Bench, daemon: &Daemon) {
 }
 
 /// Makes a call while the worker is killed after `delay`, and again until it is answered.
-fn interrupted<T: std::fmt::Debug>(
+fn interrupted<T: std::fmt::Debug + Send>(
     bench: &Bench,
     daemon: &Daemon,
     delay: Duration,
     mut call: impl FnMut() -> Result<T, Status> + Send,
-) -> T
-where
-    T: Send,
-{
+) -> T {
     std::thread::scope(|scope| {
         let calling = scope.spawn(move || {
             loop {
