@@ -30,6 +30,11 @@ pub(crate) struct Sandbox {
     folder: PathBuf,
 }
 
+/// Whether this process is in there: then it has no network.
+pub(crate) fn is_inside() -> bool {
+    env::var_os(STAGE).is_some()
+}
+
 /// Goes in; answers nothing to the processes that stay outside, once the tests are over.
 pub(crate) fn enter() -> Option<Sandbox> {
     match env::var(STAGE).as_deref() {
@@ -102,6 +107,10 @@ fn stay_outside() {
     remove_control_groups(folder.path());
 }
 
+#[expect(
+    clippy::zombie_processes,
+    reason = "it waits for all there are, this one among them"
+)]
 fn be_process_one() {
     let mut tests = Command::new(env::current_exe().unwrap());
     tests.args(env::args_os().skip(1)).env(STAGE, "tests");
