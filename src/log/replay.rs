@@ -12,7 +12,8 @@ const WINDOW_BYTES: u64 = 8 << 20;
 /// How many places that bear the salt are looked at behind the end.
 const SEARCH_CANDIDATES: u32 = 4096;
 const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
-const _: () = assert!(SALT_OFFSET % ALIGN_BYTES == 0 && HEADER_BYTES % ALIGN_BYTES == 0);
+const _: () =
+    assert!(SALT_OFFSET.is_multiple_of(ALIGN_BYTES) && HEADER_BYTES.is_multiple_of(ALIGN_BYTES));
 
 /// A place in the log: which record stands there, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,8 +54,8 @@ pub use info::{
     VolumeKind, WaterLevel,
 };
 pub use open::uuid_of;
-pub use shared::DurableNote;
 pub use pause::FlushPause;
+pub use shared::DurableNote;
 pub use transaction::Transaction;
 
 pub use crate::format::catalogue::MAX_VOLUME_BYTES;

@@ -72,16 +72,10 @@ impl Host {
         if purpose == Some(RootUse::Fill) || !is_alone(root)? {
             return Ok(false);
         }
-        // The caller's flush stands for all that the file system would make now.
-        let paused = volume.pause_flushes();
         // Writes that had no room are told here, and by nothing later.
         let hidden = self
             .sync_locked(volume.id())
             .and_then(|()| self.hide(volume, root));
-        if hidden.is_err() {
-            self.pool().flush()?;
-        }
-        drop(paused);
         match hidden {
             Ok(()) => Ok(true),
             // Somebody has it in another mount namespace.

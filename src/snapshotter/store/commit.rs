@@ -35,10 +35,6 @@ impl Store {
         if let (Err(_), Sealed::Copy(copy)) = (&committed, &sealed) {
             self.reaper.volume(copy.id());
         }
-        if committed.is_err() {
-            // Its flushes were left to this one; the first failure is the one to report.
-            let _ = self.pool().flush();
-        }
         let left = committed?;
         // Whoever still has it mounted goes on.
         drop(sealed);
