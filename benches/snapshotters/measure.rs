@@ -266,11 +266,14 @@ impl Measurement<'_> {
         assert!(changes.contains(path.to_str().unwrap()), "{changes}");
         self.add("docker diff of one file among many", Value::Time(took));
         let started = Instant::now();
-        docker.ok(["commit", "--pause=false", "changed", "bench/committed:1"]);
-        self.add(
-            "docker commit of one file among many",
-            Value::Time(started.elapsed()),
-        );
+        let done = docker.attempt(["commit", "--pause=false", "changed", "bench/committed:1"]);
+        let took = started.elapsed();
+        // blockfile cannot: its second, read-only mount of what is in use is refused.
+        if done.status.success() {
+            self.add("docker commit of one file among many", Value::Time(took));
+        } else {
+            assert_ne!(self.setting.snapshotter, Snapshotter::Cowshed, "{done:?}");
+        }
         let mut nothing = docker.command(["version"]);
         let started = Instant::now();
         output(&mut nothing);
