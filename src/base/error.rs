@@ -187,6 +187,9 @@ pub enum CorruptKind {
     /// No superblock slot is valid.
     #[error("no superblock slot is readable")]
     NoSuperblock,
+    /// A newer superblock than this one, the newest that can be read, was durable.
+    #[error("the newest superblock cannot be read, only one of generation {}", .0.0)]
+    SuperblockLost(Generation),
     /// A superblock field contradicts another or the device.
     #[error("the superblock's {0} is impossible")]
     SuperblockField(&'static str),

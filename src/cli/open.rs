@@ -5,7 +5,7 @@ use super::import_volume::remove_unfinished;
 use super::place::HostPath;
 use crate::base::{self, Error, Generation};
 use crate::device::{FileDevice, FileOptions};
-use crate::pool::{FullOptions, OpenOptions, Pool};
+use crate::pool::{FullOptions, Notes, OpenOptions, Pool};
 use std::io;
 use std::sync::Arc;
 
@@ -77,12 +77,12 @@ impl Place {
     /// What the engine says; `explain` says what to do.
     pub(super) fn open(&self, options: FileOptions, full: FullOptions) -> base::Result<Pool> {
         FileDevice::open(self.pool.as_path(), options)
-            .and_then(|device| Self::open_on(device, full, None))
+            .and_then(|device| Self::open_on(device, full, None, Notes::default()))
             .and_then(|pool| remove_unfinished(&pool).map(|()| pool))
     }
 
     /// Opens the pool on its device; what killed commands left is still in it. `resumes` is what a
-    /// predecessor noted.
+    /// predecessor noted, `notes` what a successor is to know.
     ///
     /// # Errors
     /// As `open`.
@@ -90,10 +90,12 @@ impl Place {
         device: FileDevice,
         full: FullOptions,
         resumes: Option<Generation>,
+        notes: Notes,
     ) -> base::Result<Pool> {
         let options = OpenOptions {
             full,
             resumes,
+            notes,
             ..OpenOptions::default()
         };
         Pool::open(Arc::new(device), &options)

@@ -17,7 +17,7 @@ use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
 use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
 use crate::export::{Export, ExportOptions};
-use crate::pool::Pool;
+use crate::pool::{Notes, Pool};
 use crate::snapshotter;
 use crate::sys;
 use anyhow::Context;
@@ -228,9 +228,14 @@ impl Daemon {
         let locked = inherited.estate.pool.try_clone().context("open the pool")?;
         let full = serve.full.options(place)?;
         // A keeper's memory does not outlive the kernel: what it has, was noted since it started.
-        let resumes = inherited.estate.keepsake.durable();
+        let keepsake = &inherited.estate.keepsake;
+        let resumes = keepsake.durable();
+        let notes = Notes {
+            device_failed: Some(Arc::new(keepsake.failure_note())),
+            durable: Some(Arc::new(keepsake.durable_note())),
+        };
         let pool = FileDevice::on_locked(locked, options)
-            .and_then(|device| Place::open_on(device, full, resumes))
+            .and_then(|device| Place::open_on(device, full, resumes, notes))
             .map_err(|error| place.explain(error))?;
         tracing::info!(took = ?started.elapsed(), "the pool is open");
         let started = Self::start_on(pool.clone(), serve, place, inherited, events);
@@ -257,8 +262,6 @@ impl Daemon {
             predecessors,
             is_successor,
         } = inherited;
-        pool.on_device_failure(Box::new(estate.keepsake.failure_note()));
-        pool.on_durable(Box::new(estate.keepsake.durable_note()));
         let export = Export::resume(
             Arc::new(pool.clone()),
             estate.connection,

@@ -9,7 +9,7 @@ use crate::format::record::{
 
 /// Bytes read at a time; a record fits.
 const WINDOW_BYTES: u64 = 8 << 20;
-/// How many places that bear the salt are looked at behind the end.
+/// How many places that bear the salt and are no records are looked at behind the end.
 const SEARCH_CANDIDATES: u32 = 4096;
 const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
 const _: () =
@@ -31,6 +31,9 @@ pub struct ReplayEnd {
     pub position: Position,
     /// All records up to this one are known to have been durable.
     pub durable: Sequence,
+    /// Behind the end lie later records with the same salt: they must not be taken for what
+    /// follows what is appended next, so the log cannot go on without a new salt.
+    pub has_later: bool,
 }
 
 /// Goes through the valid records from a checkpoint's position on.
@@ -87,11 +90,12 @@ impl<'a> Replay<'a> {
     /// `LogRecord` when a later record says that the one missing had been durable; `Io`.
     pub fn find_end(&mut self) -> Result<ReplayEnd> {
         while self.take_frame()?.is_some() {}
-        let end = ReplayEnd {
+        let mut end = ReplayEnd {
             position: self.next,
             durable: self.durable,
+            has_later: false,
         };
-        self.search_behind(&end)?;
+        end.has_later = self.search_behind(&end)?;
         Ok(end)
     }
 
@@ -124,29 +128,32 @@ impl<'a> Replay<'a> {
     }
 
     /// A valid record behind the end that was written when the missing one was durable already
-    /// proves that the log is damaged, and did not just end.
-    fn search_behind(&mut self, end: &ReplayEnd) -> Result<()> {
+    /// proves that the log is damaged, and did not just end. Answers whether there is any later one.
+    fn search_behind(&mut self, end: &ReplayEnd) -> Result<bool> {
         let mut at = end.position.bytes.next_multiple_of(ALIGN_BYTES as u64);
         let stop = self.start.bytes + self.ring_bytes;
-        let mut budget = SEARCH_CANDIDATES;
+        let (mut budget, mut later) = (SEARCH_CANDIDATES, false);
         while let Some(found) = self.find_salt(at, stop)? {
+            let frame = self.frame_at(found)?;
+            if let Some(frame) = frame.filter(|frame| frame.header.salt == self.salt) {
+                let header = frame.header;
+                later |= header.sequence >= end.position.sequence;
+                if header.sequence > end.position.sequence
+                    && header.durable >= end.position.sequence
+                {
+                    return Err(CorruptKind::LogRecord(end.position.sequence).into());
+                }
+                at = found + frame.len_bytes as u64;
+                continue;
+            }
             // Data that imitates headers must not make this last for ever.
             budget -= 1;
             if budget == 0 {
-                return Ok(());
-            }
-            let frame = self.frame_at(found)?;
-            let proves = frame.is_some_and(|frame| {
-                frame.header.salt == self.salt
-                    && frame.header.sequence > end.position.sequence
-                    && frame.header.durable >= end.position.sequence
-            });
-            if proves {
-                return Err(CorruptKind::LogRecord(end.position.sequence).into());
+                return Ok(later);
             }
             at = found + ALIGN_BYTES as u64;
         }
-        Ok(())
+        Ok(later)
     }
 
     /// The first place from `at` on at which a header with the salt may stand, with all of the

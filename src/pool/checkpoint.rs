@@ -34,8 +34,6 @@ pub(super) struct Checkpointer {
     pub(super) superblock: Superblock,
     /// The slot that it is in.
     pub(super) slot: u8,
-    /// Whether it is known to be durable, which one that was only found may not be.
-    pub(super) is_durable: bool,
     /// A checkpoint that was put off.
     unfinished: Option<Box<Unfinished>>,
 }
@@ -52,7 +50,6 @@ impl Checkpointer {
             committed,
             superblock,
             slot,
-            is_durable: false,
             unfinished: None,
         }
     }
@@ -439,8 +436,7 @@ impl Shared {
         self.device.flush()?;
         checkpointer.slot = slot;
         checkpointer.superblock = superblock;
-        checkpointer.is_durable = true;
-        if let Some(note) = self.durable_note.get() {
+        if let Some(note) = &self.notes.durable {
             note(checkpointer.superblock.generation);
         }
         self.log.unseal();

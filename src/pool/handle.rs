@@ -2,11 +2,11 @@
 
 use super::forest::KeyAndValue;
 use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
-use super::shared::{DurableNote, Shared};
+use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::base::units::blocks_for;
 use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
-use crate::device::{Alarm, Device};
+use crate::device::Device;
 use crate::map::{Sought, diff, find};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -53,24 +53,6 @@ impl Pool {
     #[must_use]
     pub fn device_descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.shared.device.descriptors()
-    }
-
-    /// Has `alarm` called when the device fails and the pool stops, before anybody is answered with
-    /// that: what the host reported as not written may be in its page cache all the same, and must
-    /// not be taken for durable by whoever opens the pool next.
-    pub fn on_device_failure(&self, alarm: Alarm) {
-        self.shared.device.on_failure(alarm);
-    }
-
-    /// Has `note` called with the generation of each superblock that has become durable, first of
-    /// all with the present one's: what a successor of this process needs in order to go on
-    /// (`OpenOptions::resumes`). The first one given counts.
-    pub fn on_durable(&self, note: DurableNote) {
-        let checkpointer = self.shared.checkpointer.lock();
-        if checkpointer.is_durable {
-            note(checkpointer.superblock.generation);
-        }
-        let _ = self.shared.durable_note.set(note);
     }
 
     /// Makes everything durable that was acknowledged before: one barrier, shared with whoever

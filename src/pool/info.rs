@@ -3,6 +3,7 @@
 use crate::base::{Generation, Name, VolumeId};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Labels of a volume: keys and values, at most 16 KiB together.
@@ -28,11 +29,34 @@ pub struct OpenOptions {
     /// What is done when the pool is full.
     pub full: FullOptions,
     /// Go on where a process stopped that had the pool open until a moment ago, on a kernel that
-    /// has run on since: the newest superblock known to be durable then (`Pool::on_durable`). What
+    /// has run on since: the newest superblock known to be durable then (`Notes::durable`). What
     /// that process wrote is all there, flushed or not, so nothing needs to be verified or made
     /// durable before the pool serves. Without it, or if the device has a newer superblock, the pool
     /// is recovered as after a power cut.
     pub resumes: Option<Generation>,
+    /// Who is told of what a successor must know.
+    pub notes: Notes,
+}
+
+/// Who is told, from the opening on, of what a successor of this process must know.
+#[derive(Clone, Default)]
+pub struct Notes {
+    /// Called when the device fails and the pool stops, before anybody is answered with that: what
+    /// the host reported as not written may be in its page cache all the same, and must not be taken
+    /// for durable by whoever opens the pool next.
+    pub device_failed: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Called with the generation of each superblock that has become durable: what a successor
+    /// needs in order to go on (`OpenOptions::resumes`).
+    pub durable: Option<Arc<dyn Fn(Generation) + Send + Sync>>,
+}
+
+impl fmt::Debug for Notes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notes")
+            .field("device_failed", &self.device_failed.is_some())
+            .field("durable", &self.durable.is_some())
+            .finish()
+    }
 }
 
 impl Default for OpenOptions {
@@ -42,6 +66,7 @@ impl Default for OpenOptions {
             background: true,
             full: FullOptions::default(),
             resumes: None,
+            notes: Notes::default(),
         }
     }
 }

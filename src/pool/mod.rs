@@ -49,13 +49,12 @@ pub use crate::format::superblock::VERSION as FORMAT_VERSION;
 pub use forest::KeyAndValue;
 pub use handle::{Hold, Pool, Volume};
 pub use info::{
-    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, OpenOptions, PoolState,
-    RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status, VolumeInfo,
-    VolumeKind, WaterLevel,
+    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, Notes, OpenOptions,
+    PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status,
+    VolumeInfo, VolumeKind, WaterLevel,
 };
 pub use open::uuid_of;
 pub use pause::FlushPause;
-pub use shared::DurableNote;
 pub use transaction::Transaction;
 
 pub use crate::format::catalogue::MAX_VOLUME_BYTES;

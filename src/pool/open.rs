@@ -36,6 +36,9 @@ impl Pool {
     /// `NotAPool`, `Incompatible`, `Corrupt` when what must be read is damaged, `Io`.
     pub fn open(device: Arc<dyn Device>, options: &OpenOptions) -> Result<Self> {
         let device = Arc::new(LatchedDevice::new(device));
+        if let Some(alarm) = options.notes.device_failed.clone() {
+            device.on_failure(Box::new(move || alarm()));
+        }
         let (superblock, slot) = find_superblock(&*device)?;
         let layout = superblock.layout;
         device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
@@ -195,7 +198,7 @@ fn load(
         signal: Arc::new(Signal::default()),
         full: options.full,
         room: Room::default(),
-        durable_note: OnceLock::new(),
+        notes: options.notes.clone(),
         growth_refused: Mutex::new(None),
         water: Watch::default(),
         threads: Mutex::default(),

@@ -138,6 +138,10 @@ impl Shared {
             ledger: &mut writer.ledger,
         }
         .advance(from, BATCH_LEAVES);
+        // A replay promises the nodes of what was written again, as it does not know of this: until
+        // a checkpoint holds it, what is promised stays so.
+        let void = std::mem::take(&mut writer.ledger.void);
+        self.changes.lock().promised += void;
         self.space.reserve_again(ENTRY_PROMISE);
         settle_account(self, removed, &mut writer, 0);
         removed.settled.store(settled.below, Ordering::Release);

@@ -44,9 +44,12 @@ impl Shared {
     /// superblock of `resumes`.
     pub(super) fn replay(&self, resumes: Option<Generation>) -> Result<()> {
         let (start, layout, salt, clean, resumes) = {
-            let mut checkpointer = self.checkpointer.lock();
-            let resumes = resumes == Some(checkpointer.superblock.generation);
-            checkpointer.is_durable = resumes;
+            let checkpointer = self.checkpointer.lock();
+            let found = checkpointer.superblock.generation;
+            if resumes.is_some_and(|durable| durable > found) {
+                return Err(CorruptKind::SuperblockLost(found).into());
+            }
+            let resumes = resumes == Some(found);
             let superblock = &checkpointer.superblock;
             let bytes = superblock.log_offset;
             let start = Position {
@@ -77,8 +80,12 @@ impl Shared {
                 self.replay_record(&record)?;
             }
             let end = replay.find_end()?;
-            self.log.resume(&end);
             let bytes = end.position.bytes - start.bytes;
+            if end.has_later {
+                // A record was lost, of which none says that it was durable.
+                return self.begin_anew(end.position);
+            }
+            self.log.resume(&end);
             tracing::debug!(bytes, took = ?started.elapsed(), "the log goes on");
             self.ask(|wanted| &mut wanted.checkpoint);
             return Ok(());
@@ -98,8 +105,12 @@ impl Shared {
         }
         let bytes = reached.bytes - start.bytes;
         tracing::debug!(bytes, took = ?started.elapsed(), "the log is replayed");
-        // What lies behind is void from here on, and nothing was written yet.
-        self.log.restart(reached);
+        self.begin_anew(reached)
+    }
+
+    /// Has what lies behind `end` in the log void from here on; nothing was written yet.
+    fn begin_anew(&self, end: Position) -> Result<()> {
+        self.log.restart(end);
         let outcome = self.checkpoint();
         self.tolerate_no_room(outcome)
     }

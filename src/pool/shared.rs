@@ -2,7 +2,7 @@
 
 use super::checkpoint::Checkpointer;
 use super::forest::Forest;
-use super::info::FullOptions;
+use super::info::{FullOptions, Notes};
 use super::room::Room;
 use super::volume::VolumeCore;
 use super::water::Watch;
@@ -59,16 +59,13 @@ pub(super) struct Shared {
     /// What is done when the pool is full.
     pub(super) full: FullOptions,
     pub(super) room: Room,
-    /// Told of each superblock that has become durable.
-    pub(super) durable_note: OnceLock<DurableNote>,
+    /// Who is told of what a successor must know.
+    pub(super) notes: Notes,
     /// When the host last refused to let the pool grow.
     pub(super) growth_refused: Mutex<Option<Instant>>,
     pub(super) water: Watch,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
 }
-
-/// Who is to know which superblock is durable.
-pub type DurableNote = Box<dyn Fn(Generation) + Send + Sync>;
 
 /// Wakes the background threads.
 #[derive(Default)]

@@ -283,6 +283,8 @@ fn load_group(
     let blocks = usize::try_from(superblock.layout.group_blocks(group)).expect("under 2^16");
     let header = usize::try_from(GROUP_HEADER_BLOCKS).expect("four");
     let sound = |bitmap: &Bitmap| !bits(bitmap)[blocks..].any() && bits(bitmap)[..header].all();
+    // Who knows what is in a slot that could not be read.
+    unfinished |= failed;
     let loaded = match newest {
         Some((slot, found)) if sound(&found.bitmap) => CommittedGroup {
             digest: group::digest(group, &found.bitmap),

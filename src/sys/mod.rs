@@ -19,4 +19,5 @@ pub(crate) mod mapped;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod write_back;
 pub(crate) mod xattr;

@@ -9,7 +9,7 @@ use crate::meddler::Meddler;
 use crate::oracle::{BLOCK, Oracle};
 use cowshed::base::{Error, Generation, Result, VolumeId};
 use cowshed::device::{Device, DeviceImage, MemoryDevice};
-use cowshed::pool::{CreateOptions, DurableNote, OpenOptions, Pool, Volume};
+use cowshed::pool::{CreateOptions, Notes, OpenOptions, Pool, Volume};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -70,9 +70,14 @@ impl Ground {
     }
 }
 
-fn note_in(durable: &Arc<AtomicU64>) -> DurableNote {
+fn note_in(durable: &Arc<AtomicU64>) -> Notes {
     let durable = Arc::clone(durable);
-    Box::new(move |generation| durable.store(generation.0, Ordering::Relaxed))
+    Notes {
+        durable: Some(Arc::new(move |generation: Generation| {
+            durable.store(generation.0, Ordering::Relaxed);
+        })),
+        ..Notes::default()
+    }
 }
 
 /// An empty pool, closed.
@@ -88,15 +93,20 @@ pub(crate) fn empty_pool() -> DeviceImage {
 
 /// Opens the pool on `device`, and recovers it.
 pub(crate) fn open(device: Arc<dyn Device>) -> Result<Pool> {
-    open_or_resume(device, None)
+    open_or_resume(device, None, Notes::default())
 }
 
 /// Opens the pool; `resumes` is what is known of the process that had it last.
-fn open_or_resume(device: Arc<dyn Device>, resumes: Option<Generation>) -> Result<Pool> {
+fn open_or_resume(
+    device: Arc<dyn Device>,
+    resumes: Option<Generation>,
+    notes: Notes,
+) -> Result<Pool> {
     let options = OpenOptions {
         cache_bytes: CACHE_BYTES,
         background: false,
         resumes,
+        notes,
         ..OpenOptions::default()
     };
     Pool::open(device, &options)
@@ -134,15 +144,17 @@ impl Run {
         mut states: Vec<State>,
     ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let pool = pool.unwrap_or_else(|| open(Arc::clone(&ground.seen)).expect("open the pool"));
+        let durable = Arc::new(AtomicU64::new(0));
+        let pool = pool.unwrap_or_else(|| {
+            let seen = Arc::clone(&ground.seen);
+            open_or_resume(seen, None, note_in(&durable)).expect("open the pool")
+        });
         let opened = ground.device.moment().expect("the device records");
         for (index, state) in states.iter_mut().enumerate() {
             state.begun = (0, 0);
             state.acknowledged = if index == 0 { (0, 0) } else { opened };
         }
         states.push(State::new(&oracle, opened, opened));
-        let durable = Arc::new(AtomicU64::new(0));
-        pool.on_durable(note_in(&durable));
         Self {
             durable,
             crowded_percent: rng.random_range(4..40),
@@ -334,9 +346,12 @@ impl Run {
         let barriers = self.ground.device.flushes();
         let durable = Generation(self.durable.load(Ordering::Relaxed));
         let resumes = resumes.then_some(durable);
-        let pool = open_or_resume(Arc::clone(&self.ground.seen), resumes);
+        let pool = open_or_resume(
+            Arc::clone(&self.ground.seen),
+            resumes,
+            note_in(&self.durable),
+        );
         let pool = pool.expect("open the pool again");
-        pool.on_durable(note_in(&self.durable));
         self.pool = Some(pool);
         self.oracle.unsettled = true;
         if self.ground.honest && self.ground.device.flushes() == barriers {

@@ -13,23 +13,39 @@ use tonic::Code;
 fn tarball(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, kind, link, content) in entries {
-        let mut header = Header::new_ustar();
-        // As it stands: the crate would refuse to write such names.
-        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
-        header.set_entry_type(*kind);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1);
-        header.set_size(content.len() as u64);
-        header.set_cksum();
-        bytes.extend_from_slice(header.as_bytes());
-        bytes.extend_from_slice(content);
-        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        // Longer than the fields: as GNU tar says it, in an entry before.
+        for (long, kind) in [
+            (name, EntryType::GNULongName),
+            (link, EntryType::GNULongLink),
+        ] {
+            if long.len() > 100 {
+                append(&mut bytes, "././@LongLink", kind, "", long.as_bytes());
+            }
+        }
+        append(&mut bytes, name, *kind, link, content);
     }
     bytes.resize(bytes.len() + 1024, 0);
     bytes
+}
+
+/// One entry; names are cut at the length of their fields.
+fn append(bytes: &mut Vec<u8>, name: &str, kind: EntryType, link: &str, content: &[u8]) {
+    let mut header = Header::new_gnu();
+    let cut = |text: &str| text.as_bytes()[..text.len().min(100)].to_vec();
+    // As it stands: the crate would refuse to write such names.
+    let (name, link) = (cut(name), cut(link));
+    header.as_old_mut().name[..name.len()].copy_from_slice(&name);
+    header.as_old_mut().linkname[..link.len()].copy_from_slice(&link);
+    header.set_entry_type(kind);
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1);
+    header.set_size(content.len() as u64);
+    header.set_cksum();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(content);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
 }
 
 fn noise(len: usize) -> Vec<u8> {

@@ -3,7 +3,7 @@
 use crate::bench::{BLOCK, block, expect_sound, name, write_now};
 use cowshed::base::{BLOCK_BYTES, Error, Generation};
 use cowshed::device::{Device, FileDevice, FileOptions, MemoryDevice};
-use cowshed::pool::{OpenOptions, Pool, Volume};
+use cowshed::pool::{Notes, OpenOptions, Pool, Volume};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -231,16 +231,19 @@ impl Subject {
     }
 
     fn open(&mut self, resumes: Option<Generation>) {
+        let durable = Arc::clone(&self.durable);
+        let notes = Notes {
+            durable: Some(Arc::new(move |generation: Generation| {
+                durable.store(generation.0, Ordering::SeqCst);
+            })),
+            ..Notes::default()
+        };
         let options = OpenOptions {
             resumes,
+            notes,
             ..self.options.clone()
         };
-        let pool = Pool::open(self.ground.device(), &options).unwrap();
-        let durable = Arc::clone(&self.durable);
-        pool.on_durable(Box::new(move |generation| {
-            durable.store(generation.0, Ordering::SeqCst);
-        }));
-        self.pool = Some(pool);
+        self.pool = Some(Pool::open(self.ground.device(), &options).unwrap());
     }
 
     /// Checks a pool that is not open; answers the blocks in use. In memory, goes on with what it

@@ -183,7 +183,7 @@ fn target_of(call: &str) -> Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+    use std::process::Command;
 
     #[test]
     fn a_line_of_the_kernels_is_understood_whatever_the_programs_name_is() {
@@ -218,7 +218,11 @@ mod tests {
     #[test]
     fn a_live_process_may_write_and_one_that_has_ended_may_not() {
         let pool = PoolName::of(fs::File::open("/proc/self/exe").unwrap()).unwrap();
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        // Busy, as what sleeps in a read cannot write.
+        let mut child = Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
         assert!(matches!(
             look(child.id(), &pool).unwrap(),
             Left::MayWrite(_)

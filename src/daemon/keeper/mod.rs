@@ -28,7 +28,7 @@ pub use succession::resume;
 pub use worker::{KEEPER_ARGUMENT, WORKER_ARGUMENT};
 
 use super::service_manager::notify;
-use crate::sys::mount;
+use crate::sys::{mount, write_back};
 use control::Message;
 use fence::{Left, PoolName};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,8 +37,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use restarts::{Death, Next, Restarts};
 use signals::News;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 use worker::{Program, Worker, kill_group};
 
@@ -71,6 +72,9 @@ pub struct Keeper<O> {
     signals: KeeperSignals,
     estate: Estate,
     pool: PoolName,
+    /// The pool's file, opened apart from the workers': it learns of a failed write although the
+    /// worker that was told of it died of something else at that moment.
+    witness: File,
     serving: Serving,
     restarts: Restarts,
     oom_score: Option<i32>,
@@ -107,6 +111,7 @@ impl<O: Owner> Keeper<O> {
         let oom_score = shield::raise();
         Ok(Self {
             pool: PoolName::of(&estate.pool)?,
+            witness: File::open(format!("/proc/self/fd/{}", estate.pool.as_raw_fd()))?,
             owner,
             signals,
             estate,
@@ -178,6 +183,9 @@ impl<O: Owner> Keeper<O> {
     }
 
     fn start(&mut self) -> State {
+        if write_back::has_failed(self.witness.as_fd()) {
+            self.estate.keepsake.failure_note()();
+        }
         if self.estate.keepsake.has_device_failed() {
             // Another worker would find in the page cache what the host could not write, and take
             // it for durable.
