@@ -205,7 +205,7 @@ fn what_a_removed_volume_had_promised_is_promised_until_a_checkpoint_holds_its_r
     let mut written = 0;
     let bytes = pattern(2, 4096);
     let checkpoints = pool.shared.checkpoints.load(Ordering::SeqCst);
-    while pool.shared.space.writable_blocks() > 8 && written < 64 * MIB {
+    while pool.shared.space.writable_blocks() > 320 && written < 64 * MIB {
         volume.write_at(&bytes, written).unwrap();
         written += 4096;
     }
