@@ -211,6 +211,7 @@ impl Host {
         let note = self.note(volume.id(), DEVICE_SUFFIX);
         fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
         let device = self.export()?.attach_loop(volume, volume.is_frozen())?;
+        tracing::debug!(volume = %volume.name(), device = %device.display(), "handed out");
         root.device = Some(device.clone());
         Ok(device)
     }

@@ -3,7 +3,8 @@
 //! A mounted root is unmounted, and its volume frozen as it is. If others have it mounted, or the
 //! next layer is to go on with it, its file system is held still for the moment in which its volume
 //! is snapshotted: everything is on the volume then and the journal is empty. Where somebody had the
-//! device and has not unmounted it cleanly, a copy of the volume is settled first.
+//! device and has not unmounted it cleanly, all of this host is written out, and a copy of the volume is
+//! settled.
 
 use super::super::diff::FrozenMount;
 use super::super::error::{Error, Result};
@@ -48,19 +49,22 @@ impl Host {
         match self.hide(volume, &mut root) {
             Ok(()) => {}
             // Whoever has the device still uses it.
-            Err(Error::Export(ExportError::Busy { .. })) => {
+            Err(Error::Export(error @ ExportError::Busy { .. })) => {
+                tracing::debug!(%error, volume = %volume.name(), "sealing a copy");
                 drop(root);
                 return self.settled_copy(volume).map(Sealed::Copy);
             }
             Err(error) => return Err(error),
         }
         if Superblock::read(volume)?.is_some_and(|found| found.is_clean()) {
+            tracing::debug!(volume = %volume.name(), "sealing it as it is");
             ext4::release_journal(volume)?;
             return Ok(Sealed::Idle(StillRoot {
                 _frozen: None,
                 _root: root,
             }));
         }
+        tracing::debug!(volume = %volume.name(), "was not unmounted: sealing a copy");
         drop(root);
         self.settled_copy(volume).map(Sealed::Copy)
     }
@@ -103,8 +107,12 @@ impl Host {
         }))
     }
 
-    /// A frozen copy of the volume as it is now, with its journal replayed.
+    /// A frozen copy of the volume as it is now, with its journal replayed. What was written to its
+    /// file system, which somebody may still have mounted, is in it as far as this host knows.
     fn settled_copy(&self, volume: &Volume) -> Result<Volume> {
+        // The device is mounted where this process cannot see it: in another mount namespace, or
+        // over a loop device of somebody else's. Nothing less reaches every file system there is.
+        nix::unistd::sync();
         let mut work = WorkVolumes::new(self.pool());
         let snapshot = self.pool().snapshot(volume, &self.work_name()?)?;
         work.push(snapshot.clone());
