@@ -7,10 +7,10 @@ use prost::Message;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
-use tonic::Request;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
 use tonic_prost::ProstCodec;
 
 const SERVICE: &str = "/containerd.services.snapshots.v1.Snapshots/";
@@ -40,8 +40,15 @@ impl Client {
         }
     }
 
-    /// Prepares a snapshot and asks for its mounts.
-    pub(crate) fn prepare(&mut self, key: &str, parent: &str) -> Duration {
+    /// Prepares a snapshot and asks for its mounts; then its usage; then removes it. Answers how
+    /// long each took, or nothing when containerd has removed it in between, as it does with what
+    /// it does not know.
+    pub(crate) fn all(&mut self, key: &str, parent: &str) -> Option<[Duration; 3]> {
+        let prepare = self.prepare(key, parent)?;
+        Some([prepare, self.usage(key)?, self.remove(key)?])
+    }
+
+    fn prepare(&mut self, key: &str, parent: &str) -> Option<Duration> {
         let label = ("containerd.io/gc.root".to_owned(), "now".to_owned());
         let request = PrepareRequest {
             snapshotter: self.snapshotter.to_owned(),
@@ -50,24 +57,24 @@ impl Client {
             labels: [label].into(),
         };
         let started = Instant::now();
-        let _: MountsResponse = self.call("Prepare", request);
-        let mounts: MountsResponse = self.call("Mounts", self.request(key));
+        let _: MountsResponse = self.call("Prepare", request)?;
+        let mounts: MountsResponse = self.call("Mounts", self.request(key))?;
         assert!(!mounts.mounts.is_empty());
-        started.elapsed()
+        Some(started.elapsed())
     }
 
-    pub(crate) fn remove(&mut self, key: &str) -> Duration {
+    fn remove(&mut self, key: &str) -> Option<Duration> {
         let request = self.request(key);
         let started = Instant::now();
-        let _: Empty = self.call("Remove", request);
-        started.elapsed()
+        let _: Empty = self.call("Remove", request)?;
+        Some(started.elapsed())
     }
 
-    pub(crate) fn usage(&mut self, key: &str) -> Duration {
+    fn usage(&mut self, key: &str) -> Option<Duration> {
         let request = self.request(key);
         let started = Instant::now();
-        let _: UsageResponse = self.call("Usage", request);
-        started.elapsed()
+        let _: UsageResponse = self.call("Usage", request)?;
+        Some(started.elapsed())
     }
 
     /// The keys and names of all snapshots.
@@ -94,7 +101,7 @@ impl Client {
         }
     }
 
-    fn call<Q, A>(&mut self, call: &str, message: Q) -> A
+    fn call<Q, A>(&mut self, call: &str, message: Q) -> Option<A>
     where
         Q: Message + Default + 'static,
         A: Message + Default + 'static,
@@ -109,7 +116,11 @@ impl Client {
         self.runtime.block_on(async {
             grpc.ready().await.unwrap();
             let answer = grpc.unary(request, path, ProstCodec::<Q, A>::default());
-            answer.await.unwrap().into_inner()
+            match answer.await {
+                Ok(answer) => Some(answer.into_inner()),
+                Err(status) if status.code() == Code::NotFound => None,
+                Err(status) => panic!("{call}: {status}"),
+            }
         })
     }
 }

@@ -27,6 +27,7 @@ mod harness;
 mod images;
 mod measure;
 #[path = "../../tests/runtimes/packages.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
 mod packages;
 #[path = "../../tests/runtimes/process.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
@@ -79,6 +80,10 @@ fn main() -> ExitCode {
     let mut options = Options::parse();
     if !options.bench {
         return ExitCode::SUCCESS;
+    }
+    if !sandbox::is_inside() {
+        // It is downloaded, once.
+        fixtures::debian::root_tar();
     }
     let Some(sandbox) = sandbox::enter() else {
         return sandbox::exit_code();

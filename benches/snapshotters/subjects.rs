@@ -110,7 +110,7 @@ impl OwnFileSystem {
         run("mount", ["-o", "loop", name, point]);
         let mounted = Self(root);
         if setting.snapshotter == Snapshotter::Blockfile {
-            let scratch = mounted.0.join("scratch");
+            let scratch = mounted.0.join("empty.ext4");
             fs::File::create(&scratch)
                 .unwrap()
                 .set_len(SCRATCH_BYTES)

@@ -194,7 +194,7 @@ impl Host {
     /// `NotFound`, `DataVolumeName`, and the pool's.
     pub fn data_volume(&self, name: &str) -> Result<DataVolume> {
         let volume = self.known_data_volume(name)?;
-        Ok(self.describe(name.to_owned(), volume.info()?))
+        Ok(self.describe(name.to_owned(), &volume.info()?))
     }
 
     /// All data volumes, by name.
@@ -204,12 +204,12 @@ impl Host {
         let of_data = all.filter_map(|info| {
             let name = info.name.as_str().strip_prefix(PREFIX)?.to_owned();
             let is_one = info.kind == VolumeKind::Volume && is_name(&name);
-            is_one.then(|| self.describe(name, info))
+            is_one.then(|| self.describe(name, &info))
         });
         of_data.collect()
     }
 
-    fn describe(&self, name: String, info: VolumeInfo) -> DataVolume {
+    fn describe(&self, name: String, info: &VolumeInfo) -> DataVolume {
         DataVolume {
             name,
             mounted: self.data_place(info.id),

@@ -57,12 +57,9 @@ impl Host {
         let volume = self.known_data_volume(name)?;
         let lock = self.data_lock(volume.id());
         let _held = lock.lock();
-        let mut mount = match self.data_mounted(&volume)? {
-            Some(mount) if !mount.path.as_os_str().is_empty() => mount,
-            lost => DataMount {
-                users: lost.unwrap_or_default().users,
-                ..self.mount_data(&volume)?
-            },
+        let mut mount = match self.data_mount(volume.id()) {
+            Some(known) => self.mount_again(&volume, known)?,
+            None => self.mount_data(&volume)?,
         };
         if mount.users.len() >= USERS_MAX && !mount.users.contains(user) {
             return Err(refused("it has as many users as it can have"));
@@ -86,7 +83,7 @@ impl Host {
         let volume = self.known_data_volume(name)?;
         let lock = self.data_lock(volume.id());
         let _held = lock.lock();
-        let Some(mut mount) = self.data_mounted(&volume)? else {
+        let Some(mut mount) = self.data_mount(volume.id()) else {
             return Ok(());
         };
         if mount.users.remove(user) {
@@ -96,13 +93,13 @@ impl Host {
         if !mount.users.is_empty() {
             return Ok(());
         }
-        if !mount.path.as_os_str().is_empty() {
+        if is_mounted(&mount)? {
             let synced = mount::sync_file_system(&mount.path);
             synced.map_err(Error::io("write out", &mount.path))?;
         }
         if let Err(error) = self.unmount_data(&volume) {
             // Somebody else still looks at it. It goes with the next one who is done with it.
-            tracing::warn!(%error, volume = %volume.name(), "stays mounted without a user");
+            tracing::warn!(%error, volume = %volume.name(), "stays in use without a user");
         }
         Ok(self.pool().flush()?)
     }
@@ -112,7 +109,7 @@ impl Host {
     /// # Errors
     /// `DataVolumeInUse`, `MountBusy`.
     pub(super) fn release_unused_data(&self, name: &str, volume: &Volume) -> Result<()> {
-        match self.data_mounted(volume)? {
+        match self.data_mount(volume.id()) {
             Some(mount) if !mount.users.is_empty() => Err(Error::DataVolumeInUse {
                 name: name.into(),
                 users: mount.users.len(),
@@ -154,22 +151,27 @@ impl Host {
         self.forget_container_lock(&lock_key(id));
     }
 
-    /// The volume's mount. One that somebody else has taken away is tidied up: its users are left,
-    /// and no path.
-    fn data_mounted(&self, volume: &Volume) -> Result<Option<DataMount>> {
-        let Some(known) = self.data_mounts.lock().get(&volume.id()).cloned() else {
-            return Ok(None);
-        };
+    fn data_mount(&self, id: VolumeId) -> Option<DataMount> {
+        self.data_mounts.lock().get(&id).cloned()
+    }
+
+    /// Mounts what was mounted before and is not any more, though its device may be in use:
+    /// somebody else has unmounted it, or has kept a mount of his own when the last user went.
+    fn mount_again(&self, volume: &Volume, known: DataMount) -> Result<DataMount> {
         if is_mounted(&known)? {
-            return Ok(Some(known));
+            return Ok(known);
         }
-        self.export()?.detach(volume)?;
-        self.data_mounts.lock().remove(&volume.id());
-        self.forget_place(volume.id());
-        Ok(Some(DataMount {
-            users: known.users,
-            ..DataMount::default()
-        }))
+        let device = device_of(&*self.export()?, volume.id());
+        if device.is_none_or(|device| device != known.device) {
+            self.data_mounts.lock().remove(&volume.id());
+            return Ok(DataMount {
+                users: known.users,
+                ..self.mount_data(volume)?
+            });
+        }
+        fs::create_dir_all(&known.path).map_err(Error::io("make the folder", &known.path))?;
+        filesystem::mount(&known.device, &known.path, Mode::Container)?;
+        Ok(known)
     }
 
     fn mount_data(&self, volume: &Volume) -> Result<DataMount> {
@@ -257,6 +259,11 @@ impl Host {
                 continue;
             }
             self.let_go(export, id);
+            if device_of(export, id).is_some() && known.path.exists() {
+                // Somebody still uses its device; it goes with the next one who is done with it.
+                self.data_mounts.lock().insert(id, known);
+                continue;
+            }
             self.forget_place(id);
         }
     }

@@ -43,7 +43,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// How long containerd may take to accept a connection.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// What of a request's metadata is passed on.
-const PASSED_ON: [&str; 2] = ["containerd-namespace", LEASE];
+const PASSED_ON: [&str; 2] = [NAMESPACE, LEASE];
+/// In whose name a call is made.
+pub(super) const NAMESPACE: &str = "containerd-namespace";
 /// The lease that keeps what is made from being collected as garbage.
 const LEASE: &str = "containerd-lease";
 /// How long a lease of our own keeps a blob that nobody refers to yet.

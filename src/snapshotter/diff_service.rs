@@ -4,7 +4,7 @@
 //! client goes away is given up.
 
 use super::cancel;
-use super::content::{Containerd, Contents};
+use super::content::{Containerd, Contents, NAMESPACE};
 use super::diff_wire::{ApplyRequest, DiffRequest};
 use super::differ::{Differ, Error};
 use super::rpc::{Answer, REQUEST_BYTES_MAX, unknown};
@@ -95,6 +95,11 @@ where
     fn call(&mut self, request: Request<Q>) -> Self::Future {
         let (inner, name, function) = (Arc::clone(&self.inner), self.name, self.function);
         Box::pin(async move {
+            // containerd 1.7 does not pass its caller's namespace on to plugins, without which no
+            // blob can be reached: the next differ is asked.
+            if !request.metadata().contains_key(NAMESPACE) {
+                return Err(Status::unimplemented("the request has no namespace"));
+            }
             // Gone with this future, which goes with its client.
             let (_waiting, cancel) = cancel::pair();
             let mut contents = inner.containerd.contents(request.metadata(), cancel);

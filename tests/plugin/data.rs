@@ -1,7 +1,7 @@
 //! Data volumes as volumes of the pool: snapshots, clones, sizes.
 
 use crate::caller::Driver;
-use crate::harness::{host, noise};
+use crate::harness::{host, is_mounted, loops_below, noise};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -125,5 +125,38 @@ fn renaming_and_rolling_back_hold_for_docker_too() {
     let place = driver.mount("by-hand", "one");
     assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "first");
     driver.unmount("by-hand", "one");
+    driver.finish();
+}
+
+#[test]
+fn a_mount_that_somebody_else_keeps_or_takes_away_is_no_obstacle() {
+    let driver = Driver::start("1G");
+    driver.create("db", &json!({"size": "64M"}));
+    let place = driver.mount("db", "one");
+    fs::write(place.join("file"), "content").unwrap();
+    // As a mount namespace does that nobody thinks of.
+    let kept = driver.bench.path("kept");
+    fs::create_dir(&kept).unwrap();
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    host("mount", ["--bind", &path(&place), &path(&kept)]);
+    driver.unmount("db", "one");
+    assert!(!is_mounted(&place));
+    driver.refused("Remove", &json!({"Name": "db"}), "in use");
+    let place = driver.mount("db", "two");
+    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "content");
+    fs::write(kept.join("other"), "seen").unwrap();
+    assert_eq!(fs::read_to_string(place.join("other")).unwrap(), "seen");
+    driver.unmount("db", "two");
+    host("umount", [&path(&kept)]);
+    let place = driver.mount("db", "three");
+    host("umount", [&path(&place)]);
+    assert_eq!(driver.mount("db", "four"), place);
+    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "content");
+    driver.unmount("db", "three");
+    assert!(is_mounted(&place));
+    host("umount", [&path(&place)]);
+    driver.unmount("db", "four");
+    assert_eq!(loops_below(&driver.daemon().mount), [""; 0]);
+    driver.ok("Remove", &json!({"Name": "db"}));
     driver.finish();
 }

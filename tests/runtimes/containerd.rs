@@ -40,9 +40,10 @@ impl Containerd {
         folder.join("c.sock")
     }
 
-    /// Whether layers are unpacked and written by cowshed where the snapshots are its.
-    pub(crate) fn takes_differs(&self) -> bool {
-        takes_differs(self.release)
+    /// Whether layers are unpacked and written by cowshed where the snapshots are its: containerd
+    /// 1.7 takes differs, but tells them no namespace, so they cannot reach a blob.
+    pub(crate) fn asks_differs(&self) -> bool {
+        self.release == Release::Sid
     }
 
     /// Starts it when it does not run.
@@ -186,11 +187,21 @@ fn takes_differs(release: Release) -> bool {
 fn configuration(setting: &Setting) -> String {
     let folder = setting.folder.display();
     let socket = Containerd::socket(&setting.folder);
+    let version = if setting.release == Release::Sid {
+        3
+    } else {
+        2
+    };
+    let disabled = if setting.release == Release::Sid {
+        r#""io.containerd.nri.v1.nri""#
+    } else {
+        r#""io.containerd.grpc.v1.cri""#
+    };
     let mut text = format!(
-        r#"version = 2
+        r#"version = {version}
 root = "{folder}/c-root"
 state = "{folder}/c-state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
+disabled_plugins = [{disabled}]
 
 [grpc]
   address = "{}"
@@ -201,10 +212,13 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
 [plugins."io.containerd.internal.v1.opt"]
   path = "{folder}/opt"
 "#,
-        socket.display()
+        socket.display(),
     );
+    if setting.release == Release::Sid {
+        text += &for_kubelets(setting);
+    }
     if setting.snapshotter == Snapshotter::Blockfile {
-        let scratch = setting.snapshotter.root(&setting.folder).join("scratch");
+        let scratch = setting.snapshotter.root(&setting.folder).join("empty.ext4");
         text += &format!(
             r#"
 [plugins."io.containerd.snapshotter.v1.blockfile"]
@@ -226,6 +240,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
 [proxy_plugins.cowshed]
   type = "snapshot"
   address = "{address}"
+[proxy_plugins.cowshed.exports]
+  root = "{folder}/volumes"
 "#
     );
     if takes_differs(setting.release) {
@@ -252,4 +268,26 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
         );
     }
     text
+}
+
+/// The CRI plugin of containerd 2. Without the right to lower it, a score for the killer of
+/// processes stays as it is.
+fn for_kubelets(setting: &Setting) -> String {
+    let folder = setting.folder.display();
+    let snapshotter = setting.snapshotter.word();
+    format!(
+        r#"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{snapshotter}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{}"
+
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  conf_dir = "{folder}/cni"
+  bin_dirs = ["{folder}/cni-bin"]
+"#,
+        crate::images::PAUSE
+    )
 }

@@ -78,7 +78,7 @@ fn layers_become_the_tree_that_tar_makes(world: &World, folder: &Path) {
     ]);
     assert!(!is_mounted(&view));
     // containerd's own differ loses holes, trusted attributes and the root's times.
-    if world.shed.is_some() && ctr.takes_differs() {
+    if world.shed.is_some() && ctr.asks_differs() {
         listing::assert_same(&found, &listing::of(&wanted), "the image's tree");
     }
     assert_eq!(
@@ -149,7 +149,7 @@ fn usage(world: &World, key: &str) -> u64 {
 /// The layer of a running container's changes, twice: compressed, and as the tar that it holds.
 fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path, mounts: Mounts) {
     let ctr = &world.containerd;
-    if mounts == Mounts::Loop && !ctr.takes_differs() {
+    if mounts == Mounts::Loop && !ctr.asks_differs() {
         // It mounts what it compares to be read only, which a device in use refuses.
         return;
     }

@@ -7,6 +7,9 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+/// The image of a pod's own container, as containerd's configuration names it.
+pub(crate) const PAUSE: &str = "docker.io/test/pause:1";
+
 /// The machine, as images name it.
 pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
@@ -79,6 +82,7 @@ pub(crate) struct Image {
     layers: Vec<(String, u64)>,
     /// What Docker calls it.
     name: Option<String>,
+    command: Vec<String>,
 }
 
 impl Image {
@@ -88,12 +92,19 @@ impl Image {
             folder,
             layers: Vec::new(),
             name: None,
+            command: vec!["/bin/sh".to_owned()],
         }
     }
 
     /// Gives it a full name, for those who do not choose one when they load it.
     pub(crate) fn named(mut self, name: &str) -> Self {
         self.name = Some(name.to_owned());
+        self
+    }
+
+    /// Sets what its containers run.
+    pub(crate) fn running(mut self, command: &[&str]) -> Self {
+        self.command = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -131,7 +142,7 @@ impl Image {
             .collect();
         let config = json!({
             "architecture": architecture(), "os": "linux", "created": "2024-01-02T03:04:05Z",
-            "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
+            "config": {"Cmd": self.command, "Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": history,
         });
         let layers: Vec<_> = self.layers.iter().map(|(digest, size)| {

@@ -78,10 +78,17 @@ impl World {
             shed.wait();
         }
         self.containerd.restart();
-        // containerd takes up to three seconds to connect again.
-        eventually("an answer by containerd", || {
-            let answer = self.containerd.snapshot_command(["ls"]).output();
-            answer.unwrap().status.success()
+        // containerd takes up to three seconds to connect again. What it knows itself it answers
+        // meanwhile, but not this.
+        let mut number = 0;
+        eventually("an answer by the snapshotter", || {
+            number += 1;
+            let key = format!("probe-{number}");
+            let asked = |call: &str| {
+                let answer = self.containerd.snapshot_command([call, &key]).output();
+                answer.unwrap().status.success()
+            };
+            asked("prepare") && asked("rm")
         });
     }
 

@@ -9,6 +9,7 @@
 //! - [`suite`]: containerd's own tests of snapshotters.
 //! - [`containers`]: containerd and runc: import, run, exec, commit, diff, remove.
 //! - [`walk`]: Docker's walk-through of storage drivers, and what else people do with it.
+//! - [`kubelet`]: a pod through containerd's CRI plugin.
 //! - [`kills`]: either side is killed in the middle of import, commit and remove.
 //!
 //! `--snapshotter overlayfs` (or `native`) runs the same tests on containerd's own snapshotters:
@@ -26,8 +27,10 @@ mod fixtures;
 mod harness;
 mod images;
 mod kills;
+mod kubelet;
 mod packages;
 mod process;
+#[allow(dead_code, reason = "a measurement uses the rest")]
 mod sandbox;
 mod shed;
 mod suite;
@@ -117,6 +120,12 @@ const TESTS: &[Test] = &[
         containers::live,
     ),
     (
+        "containers_of_containerd_1_7_live_in_folders",
+        Release::Trixie,
+        Mounts::Dir,
+        containers::live,
+    ),
+    (
         "containers_of_containerd_2_live_in_folders",
         Release::Sid,
         Mounts::Dir,
@@ -127,6 +136,12 @@ const TESTS: &[Test] = &[
         Release::Sid,
         Mounts::Loop,
         containers::live,
+    ),
+    (
+        "a_kubelet_gets_its_pod_and_sees_the_pool",
+        Release::Sid,
+        Mounts::Dir,
+        kubelet::runs_pods,
     ),
     (
         "the_walk_through_of_docker_28_works",

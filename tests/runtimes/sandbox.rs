@@ -21,6 +21,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 const STAGE: &str = "COWSHED_RUNTIMES_STAGE";
 /// The folder of all that the tests make.
 const FOLDER: &str = "COWSHED_RUNTIMES_FOLDER";
+/// How the name of that begins; our control groups have it as well.
+const PREFIX: &str = "cowshed-rt-";
+/// What leaves room for the longest name of a socket below it.
+const PATH_BYTES_MAX: usize = 48;
 const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 
 static EXIT_CODE: AtomicU8 = AtomicU8::new(1);
@@ -28,6 +32,11 @@ static EXIT_CODE: AtomicU8 = AtomicU8::new(1);
 /// The inside of the namespaces.
 pub(crate) struct Sandbox {
     folder: PathBuf,
+}
+
+/// Whether this process is in there: then it has no network.
+pub(crate) fn is_inside() -> bool {
+    env::var_os(STAGE).is_some()
 }
 
 /// Goes in; answers nothing to the processes that stay outside, once the tests are over.
@@ -71,7 +80,7 @@ pub(crate) fn control_group(folder: &Path) -> String {
     let mut above = folder.ancestors();
     let own = above.find(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("cowshed-runtimes-")
+        name.starts_with(PREFIX)
     });
     own.unwrap()
         .file_name()
@@ -81,10 +90,13 @@ pub(crate) fn control_group(folder: &Path) -> String {
 }
 
 fn stay_outside() {
-    let folder = tempfile::Builder::new()
-        .prefix("cowshed-runtimes-")
-        .tempdir()
-        .unwrap();
+    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap();
+    let len = folder.path().as_os_str().len();
+    assert!(
+        len <= PATH_BYTES_MAX,
+        "set TMPDIR to a shorter path than {}: the names of sockets below it have a limit",
+        env::temp_dir().display()
+    );
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "--pid", "--net", "--fork", "--kill-child"])
@@ -102,6 +114,10 @@ fn stay_outside() {
     remove_control_groups(folder.path());
 }
 
+#[expect(
+    clippy::zombie_processes,
+    reason = "it waits for all there are, this one among them"
+)]
 fn be_process_one() {
     let mut tests = Command::new(env::current_exe().unwrap());
     tests.args(env::args_os().skip(1)).env(STAGE, "tests");

@@ -16,7 +16,7 @@ const MIDDLE: &str = "acme/my-base-image:1.0";
 const FINAL: &str = "acme/my-final-image:1.0";
 const CONTAINERS: [&str; 5] = ["one", "two", "three", "four", "five"];
 /// The size of a file that the base image has.
-const LARGE: u64 = 64 << 20;
+const LARGE: usize = 64 << 20;
 
 pub(crate) fn through(setting: &Setting) {
     let world = World::open(setting);
@@ -64,9 +64,7 @@ impl Walk<'_> {
         let base = Image::new(self.folder.join("base"))
             .named(&format!("docker.io/{BASE}"))
             .filled(images::shell_root)
-            .filled(|root| {
-                fs::write(root.join("large"), crate::harness::noise(LARGE as usize, 3)).unwrap()
-            })
+            .filled(|root| fs::write(root.join("large"), crate::harness::noise(LARGE, 3)).unwrap())
             .write();
         docker.ok(["load", "--input", base.to_str().unwrap()]);
         let context = self.folder.join("middle");
@@ -175,7 +173,7 @@ impl Walk<'_> {
         if self.is_ours {
             assert!(grown < 256 << 10, "one byte took {grown}");
         } else {
-            assert!(grown >= LARGE, "one byte took only {grown}");
+            assert!(grown >= LARGE as u64, "one byte took only {grown}");
         }
         // The others have what they had.
         let sum = |name| self.docker.exec(name, "sha256sum /large");

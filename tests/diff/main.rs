@@ -1,0 +1,33 @@
+//! The diff service as containerd meets it: layers unpacked into snapshots and made of them, with
+//! blobs in a content store that behaves as containerd's does, or worse.
+//!
+//! - `store` is the content store, `stage` a pool in memory with the services on it, `differ` a
+//!   client of the diff service.
+//! - `apply` and `compare` have what the two calls do, `hostile` what blobs and stores may try,
+//!   `giving_up` clients that go away, `kills` a daemon that dies.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod apply;
+#[path = "../snapshots/client.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod client;
+mod compare;
+#[path = "../../src/snapshotter/content_wire.rs"]
+mod content_wire;
+#[path = "../../src/snapshotter/diff_wire.rs"]
+mod diff_wire;
+mod differ;
+#[path = "../fixtures/mod.rs"]
+mod fixtures;
+mod giving_up;
+#[path = "../cli/harness.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod harness;
+mod hostile;
+mod kills;
+mod stage;
+mod store;
+#[path = "../../src/snapshotter/wire.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod wire;
