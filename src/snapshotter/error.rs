@@ -26,6 +26,8 @@ pub(super) enum Error {
     OtherParent(Box<str>),
     #[error("snapshot {0} was prepared without a parent, and cannot be put on one afterwards")]
     Rebase(Box<str>),
+    #[error("snapshot {0} was being filled when its host stopped: remove it and fill another")]
+    Interrupted(Box<str>),
     #[error("the field {0} of a snapshot cannot be updated")]
     Immutable(Box<str>),
     #[error("{what} must be 1 to {max_bytes} bytes long")]
@@ -60,9 +62,10 @@ impl Error {
         match self {
             Self::NotFound(_) => Code::NotFound,
             Self::Exists(_) => Code::AlreadyExists,
-            Self::NotActive(_) | Self::NoMounts(_) | Self::HasChildren(_) => {
-                Code::FailedPrecondition
-            }
+            Self::NotActive(_)
+            | Self::NoMounts(_)
+            | Self::HasChildren(_)
+            | Self::Interrupted(_) => Code::FailedPrecondition,
             Self::ParentNotCommitted(_)
             | Self::OtherParent(_)
             | Self::Immutable(_)

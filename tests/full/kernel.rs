@@ -2,7 +2,7 @@
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, verify, waiting};
 use cowshed::device::{CreateFile, FileDevice, FileOptions};
-use cowshed::export::{Export, ExportOptions};
+use cowshed::export::{Export, ExportError, ExportOptions};
 use cowshed::pool::{CreateOptions, FullOptions, OpenOptions, Pool, Volume};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{self, File};
@@ -89,7 +89,18 @@ impl Stage {
         let unmounted = Command::new("umount").arg(at).status();
         assert!(unmounted.unwrap().success());
         self.mounts.retain(|mount| mount != at);
-        self.export.detach(volume).unwrap();
+        // Writes that were refused and that nobody was told of yet are told here, once.
+        if let Err(error) = self.export.detach(volume) {
+            let told = matches!(
+                &error,
+                ExportError::Io {
+                    action: "flush",
+                    ..
+                }
+            );
+            assert!(told, "{error}");
+            self.export.detach(volume).unwrap();
+        }
     }
 
     /// Unmounts everything, closes the pool, and checks it from without.

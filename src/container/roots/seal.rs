@@ -69,6 +69,16 @@ impl Host {
         self.settled_copy(volume).map(Sealed::Copy)
     }
 
+    /// Whether the root's file system is in use by nobody, and was not unmounted: its host went down
+    /// with what was not written out.
+    ///
+    /// # Errors
+    /// What the pool answers.
+    pub fn was_interrupted(&self, volume: &Volume) -> Result<bool> {
+        let root = self.roots.of(volume.id()).lock_arc();
+        Ok(!root.is_shown() && Superblock::read(volume)?.is_some_and(|found| !found.is_clean()))
+    }
+
     /// Unmounts a root that nobody else has mounted, which is faster than holding it still; one
     /// that was mounted to be filled stays, for the next layer. Answers whether it is unmounted.
     fn unmount_alone(&self, volume: &Volume, root: &mut Root) -> Result<bool> {

@@ -30,6 +30,10 @@ impl Store {
         let _held = self.keys.lock_all(&mut keys);
         let active = committing.check(&self.index.read())?;
         let volume = self.volume_of(&active)?;
+        if active.fill && self.host.was_interrupted(&volume)? {
+            // What was being written to it when everything stopped may be gone.
+            return Err(Error::Interrupted(committing.key.as_str().into()));
+        }
         let sealed = self.host.seal_root(&volume)?;
         let committed = self.settle(&committing, &active, volume.id(), &sealed);
         if let (Err(_), Sealed::Copy(copy)) = (&committed, &sealed) {

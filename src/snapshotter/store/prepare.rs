@@ -24,10 +24,13 @@ struct Wanted {
 }
 
 /// Whether it is to be filled with a layer, and committed or thrown away after that: it has the
-/// layer's label, or such a key as containerd gives when it unpacks.
+/// layer's label, or such a key as containerd gives when it unpacks, `extract-NUMBER DIGEST`. A
+/// container's key is its id, which has no blank.
 fn is_to_be_filled(key: &str, labels: &Labels) -> bool {
     let last = key.rsplit_once('/').map_or(key, |(_, last)| last);
-    labels.contains_key(REF_LABEL) || last.starts_with(UNPACK_PREFIX)
+    let unpacks = last.strip_prefix(UNPACK_PREFIX);
+    let unpacks = unpacks.and_then(|rest| rest.split_once(' '));
+    labels.contains_key(REF_LABEL) || unpacks.is_some_and(|(_, digest)| digest.contains(':'))
 }
 
 /// Where a new snapshot's volume comes from.
