@@ -334,10 +334,15 @@ pub(crate) fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     below
 }
 
-/// Takes away what a killed daemon or command left.
+/// Takes away what a killed daemon or command left: mounts, and loop devices on files below.
 pub(crate) fn clear_mounts(folder: &Path) {
+    // Looked for first: once the mount is gone, nothing says whose they were.
+    let devices = loops_below(folder);
     for point in mounts_below(folder) {
         let _ = Command::new("umount").arg("-l").arg(point).status();
+    }
+    for device in devices {
+        let _ = Command::new("losetup").args(["--detach", &device]).status();
     }
 }
 

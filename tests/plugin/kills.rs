@@ -1,7 +1,7 @@
 //! Deaths of the worker and of the daemon, at any moment.
 
 use crate::caller::Driver;
-use crate::harness::{clear_mounts, eventually, host, is_mounted, loops_below};
+use crate::harness::{clear_mounts, eventually, is_mounted, loops_below};
 use crate::load::{check_files, goes_on, in_folder, serving};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -110,9 +110,6 @@ fn what_was_synced_is_there_after_the_host_has_gone_down() {
         let volumes = daemon.mount.clone();
         daemon.kill();
         clear_mounts(volumes.parent().unwrap());
-        for device in loops_below(&volumes) {
-            host("losetup", ["--detach", &device]);
-        }
         fs::remove_dir_all(volumes.parent().unwrap()).unwrap();
         driver.serve();
         assert_eq!(driver.names(), ["db"]);

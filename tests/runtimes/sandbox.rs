@@ -107,10 +107,11 @@ fn stay_outside() {
         .env(FOLDER, folder.path())
         .env("TMPDIR", folder.path())
         .env("HOME", folder.path());
+    let devices = loop_devices();
     let status = command.status().expect("util-linux is installed");
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     EXIT_CODE.store(code.unwrap_or(1), Ordering::Relaxed);
-    remove_loop_devices(folder.path());
+    remove_loop_devices(folder.path(), &devices);
     remove_control_groups(folder.path());
 }
 
@@ -148,15 +149,28 @@ fn furnish(folder: &Path) {
     fs::create_dir_all(folder.join("dockerconfig")).unwrap();
 }
 
-fn remove_loop_devices(folder: &Path) {
+/// The loop devices there are, each with its file.
+fn loop_devices() -> Vec<(String, String)> {
     let listed = Command::new("losetup")
         .args(["--list", "--noheadings", "--output", "NAME,BACK-FILE"])
         .output();
     let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
-    let ours = folder.to_str().unwrap();
-    for line in listed.lines().filter(|line| line.contains(ours)) {
-        let device = line.split_whitespace().next().unwrap();
-        drop(Command::new("losetup").args(["--detach", device]).status());
+    let pairs = listed.lines().filter_map(|line| line.split_once(' '));
+    pairs
+        .map(|(device, file)| (device.to_owned(), file.trim().to_owned()))
+        .collect()
+}
+
+/// Detaches what the tests left. A device whose file was on a mount that went with the sandbox shows
+/// the file's name alone; those of `before` are not ours.
+fn remove_loop_devices(folder: &Path, before: &[(String, String)]) {
+    let folder = folder.to_str().unwrap();
+    for entry in loop_devices() {
+        let (device, file) = &entry;
+        let is_dead = !before.contains(&entry) && !Path::new(file).exists();
+        if file.contains(folder) || is_dead {
+            drop(Command::new("losetup").args(["--detach", device]).status());
+        }
     }
 }
 
