@@ -38,6 +38,7 @@ impl Host {
         let _held = lock.lock();
         let image = self.image_of(&record)?;
         let mut instant = self.instant(&record)?;
+        self.check_complete(&record.volume(self.pool())?)?;
         instant.settle()?;
         let changes = instant.changes()?;
         let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;

@@ -82,6 +82,7 @@ impl From<Error> for Status {
 fn host_code(error: &container::Error) -> Code {
     match error {
         error if error.is_no_space() => Code::ResourceExhausted,
+        container::Error::Incomplete(_) => Code::FailedPrecondition,
         container::Error::Oci(error) => layer_code(error),
         container::Error::Pool(base::Error::Corrupt(_)) => Code::DataLoss,
         container::Error::Pool(base::Error::Closed) => Code::Unavailable,

@@ -2,7 +2,8 @@
 //!
 //! - `client` speaks the protocol, `place` mounts what it is handed.
 //! - `life` follows keys through all calls and their codes, `input` sends what must be refused.
-//! - `modes` has devices, files, sizes and several views of what runs.
+//! - `modes` has devices, files, sizes and several views of what runs; `elsewhere` what others keep,
+//!   hide and take away.
 //! - `garbage` asks what is kept and why. `restart` stops and kills the daemon beneath snapshots, `crowd` asks from many sides at once,
 //!   `full` fills the pool, `speed` says how long the calls take.
 
@@ -10,6 +11,7 @@
 
 mod client;
 mod crowd;
+mod elsewhere;
 mod full;
 mod garbage;
 #[path = "../cli/harness.rs"]
