@@ -121,6 +121,15 @@ impl Host {
         filesystem::template(self.pool(), size_bytes, &self.work_name()?)
     }
 
+    /// A volume with an empty file system of a size that is asked for once. Its name is one in
+    /// work: until it is renamed, the next start removes it.
+    ///
+    /// # Errors
+    /// As `empty_root`.
+    pub fn fresh_root(&self, size_bytes: u64) -> Result<Volume> {
+        filesystem::fresh(self.pool(), size_bytes, &self.work_name()?)
+    }
+
     /// A clone of `below` whose file system has been grown. Its name is one in work: until it is
     /// renamed, the next start removes it.
     ///

@@ -71,9 +71,14 @@ impl Store {
         })
     }
 
-    /// Clears nothing more away.
-    pub(super) fn stop(&self) {
-        self.reaper.stop();
+    /// Clears nothing more away; answers whether that has ended within `patience`.
+    pub(super) fn stop(&self, patience: Duration) -> bool {
+        self.reaper.stop(patience)
+    }
+
+    /// What is known of all snapshots.
+    pub(super) fn index(&self) -> &Arc<RwLock<Index>> {
+        &self.index
     }
 
     fn pool(&self) -> &Pool {

@@ -139,3 +139,47 @@ fn a_write_that_waited_for_room_and_got_it_was_not_refused() {
     client.remove("v").unwrap();
     snapshotter.end(2);
 }
+
+#[test]
+fn a_container_that_had_a_write_refused_makes_no_image() {
+    let snapshotter = Snapshotter::start("128M");
+    let bench = &snapshotter.bench;
+    let root = bench.path("root");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("a"), "1").unwrap();
+    bench.ok(["image", "import", root.to_str().unwrap(), "--name", "i"]);
+    bench.ok(["container", "create", "i", "--name", "c"]);
+    let place = bench.ok(["container", "mount", "c"]);
+    let place = Path::new(place.trim());
+    bench.ok(["container", "commit", "c", "before:1"]);
+    overfill(&place.join("big"));
+    let sync = |path: &Path| {
+        std::process::Command::new("sync")
+            .arg("-f")
+            .arg(path)
+            .output()
+    };
+    assert!(!sync(&place.join("a")).unwrap().status.success());
+    let _ = std::fs::remove_file(place.join("big"));
+    let _ = sync(&place.join("a"));
+    for _ in 0..2 {
+        bench.fails(
+            ["container", "commit", "c", "after:1"],
+            1,
+            "does not hold all",
+        );
+    }
+    let _ = bench.run(["container", "unmount", "c"]);
+    let snapshotter = snapshotter.restart();
+    let bench = &snapshotter.bench;
+    bench.fails(
+        ["container", "commit", "c", "after:1"],
+        1,
+        "does not hold all",
+    );
+    bench.ok(["container", "rm", "c"]);
+    for image in ["before:1", "i"] {
+        bench.ok(["image", "rm", image]);
+    }
+    snapshotter.end(0);
+}

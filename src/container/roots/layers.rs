@@ -103,6 +103,8 @@ impl Host {
         let root = self.roots.of(volume.id());
         // It is neither mounted nor sealed meanwhile.
         let _held = root.lock();
+        // Before, since what failed to write may not be written out any more, and after it was.
+        self.check_complete(volume)?;
         let snapshot = self.snapshot_volume(volume, &self.work_name()?)?;
         work.push(snapshot.clone());
         self.check_complete(volume)?;

@@ -105,11 +105,14 @@ impl Store {
     fn source(&self, wanted: &Wanted, mounts: MountMode) -> Result<Source> {
         let size_bytes = convert::wanted_size(&wanted.labels)?;
         let Some(parent) = &wanted.parent else {
-            let size_bytes = size_bytes.unwrap_or(self.options.size_bytes);
-            let empty = self.host.empty_root(size_bytes)?;
-            let origin = match wanted.kind {
-                Kind::View => Origin::Shared(empty),
-                Kind::Active | Kind::Committed => Origin::Clone(empty),
+            let usual_bytes = self.options.size_bytes;
+            let origin = match (wanted.kind, size_bytes) {
+                (Kind::Active, Some(size_bytes)) if size_bytes != usual_bytes => {
+                    Origin::Ready(self.host.fresh_root(size_bytes)?.id())
+                }
+                // Nothing is in it, whatever its size.
+                (Kind::View, _) => Origin::Shared(self.host.empty_root(usual_bytes)?),
+                _ => Origin::Clone(self.host.empty_root(usual_bytes)?),
             };
             return Ok(Source {
                 origin,
