@@ -44,7 +44,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// How long containerd may take to accept a connection.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// What of a request's metadata is passed on.
-const PASSED_ON: [&str; 2] = [NAMESPACE, LEASE];
+const PASSED_ON: [&str; 1] = [LEASE];
 /// In whose name a call is made.
 pub(super) const NAMESPACE: &str = "containerd-namespace";
 /// The lease that keeps what is made from being collected as garbage.
@@ -79,9 +79,15 @@ impl Containerd {
         Ok(Self { channel, store })
     }
 
-    /// The contents for a call with this metadata. To be called inside the runtime.
-    pub(super) fn contents(&self, call: &MetadataMap, cancel: Cancel) -> Contents {
+    /// The contents for a call with this metadata in that namespace. To be called inside the runtime.
+    pub(super) fn contents(
+        &self,
+        call: &MetadataMap,
+        namespace: AsciiMetadataValue,
+        cancel: Cancel,
+    ) -> Contents {
         let mut metadata = MetadataMap::new();
+        metadata.insert(NAMESPACE, namespace);
         for key in PASSED_ON {
             if let Some(value) = call.get(key) {
                 metadata.insert(key, value.clone());
