@@ -13,6 +13,7 @@ use crate::base::sync::RwLock;
 use crate::container::{self, Host, LayerOptions};
 use crate::oci::{self, Compression, Digest, LayerInfo, LayerReader, LayerSummary, Time};
 use crate::pool::Volume;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use tonic::{Code, Status};
@@ -157,14 +158,22 @@ impl Differ {
                 stated_bytes: layer.size,
             });
         }
-        let (blob, failure) = contents.read(&layer.digest);
+        let size_bytes = u64::try_from(found.size).ok();
+        let stored = size_bytes.and_then(|size_bytes| contents.file(digest, size_bytes));
+        let (blob, failure): (Box<dyn Read + Send>, _) = match stored {
+            Some(file) => (Box::new(file), Failure::default()),
+            None => {
+                let (blob, failure) = contents.read(&layer.digest);
+                (Box::new(blob), failure)
+            }
+        };
         let info = LayerInfo {
             diff_id: None,
             media_type: layer.media_type.clone(),
             compressed_digest: Some(digest),
-            size_bytes: u64::try_from(found.size).ok(),
+            size_bytes,
         };
-        let reader = LayerReader::over(Box::new(blob), &info)?;
+        let reader = LayerReader::over(blob, &info)?;
         let applied = self.host.fill_root(&volume, reader);
         let applied = applied.map_err(|error| said_better(error, &failure))?;
         if request.sync_fs {

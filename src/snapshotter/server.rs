@@ -53,7 +53,7 @@ impl Server {
         let runtime = Builder::new_multi_thread()
             .worker_threads(MESSAGE_THREADS)
             .max_blocking_threads(CALLS_MAX)
-            .thread_name("containerd")
+            .thread_name("services")
             .enable_io()
             .enable_time()
             .build()?;

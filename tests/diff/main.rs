@@ -26,8 +26,10 @@ mod giving_up;
 mod harness;
 mod hostile;
 mod kills;
+mod services;
 mod stage;
 mod store;
 #[path = "../../src/snapshotter/wire.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod wire;
+mod writing;
