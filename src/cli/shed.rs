@@ -173,6 +173,13 @@ impl Shed {
         Ok(host)
     }
 
+    /// Writes down which volumes had a write refused.
+    pub(super) fn keep_refusals(&self) {
+        if let Some(hosted) = &*self.hosted.lock() {
+            hosted.host.keep_refusals();
+        }
+    }
+
     /// Unmounts the daemon's containers and volumes; it can be tried again when that fails.
     ///
     /// # Errors

@@ -437,6 +437,7 @@ fn cut_off(server: Server<Commands>, shed: &Shed, busy: anyhow::Error) -> anyhow
             tracing::error!(%error, path = %path.display(), "it stays mounted");
         }
     }
+    shed.keep_refusals();
     let closed = shed.pool().close();
     drop(server);
     closed.context("close the pool")?;

@@ -217,6 +217,7 @@ impl Instant<'_> {
         let copy = pool.clone_volume(&self.volume, &self.host.work_name()?)?;
         self.work.push(copy.clone());
         self.host.mount_for_work(&copy, Mode::Settle)?.unmount()?;
+        self.host.check_complete(&copy)?;
         pool.freeze(&copy)?;
         self.volume = copy;
         Ok(())

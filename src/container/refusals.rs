@@ -38,7 +38,7 @@ impl Host {
     }
 
     /// Writes down what only memory knows, for the next one who opens the pool.
-    pub(super) fn keep_refusals(&self) {
+    pub fn keep_refusals(&self) {
         let Some(export) = self.present_export() else {
             return;
         };

@@ -130,7 +130,9 @@ impl Host {
         let device = export.attach_loop(&volume, false)?;
         let grown = filesystem::grow(&device);
         export.detach(&volume)?;
-        grown.map(|()| volume)
+        grown?;
+        self.check_complete(&volume)?;
+        Ok(volume)
     }
 
     /// Commits the container's record and volume: `larger`, or a clone of the layer.

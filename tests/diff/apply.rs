@@ -64,6 +64,9 @@ fn layers_are_applied_to_devices_and_files_too_or_left_to_the_next_differ() {
             continue;
         }
         applied.unwrap();
+        // Its user mounts it as he likes, so nobody else has it mounted.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&format!(" {} ", mount.source)), "{mounts}");
         stage.client.commit("layer", "key").unwrap();
         let view = stage.client.view("view", "layer").unwrap();
         let here = stage.folder("here");

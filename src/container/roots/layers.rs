@@ -44,8 +44,10 @@ impl Host {
             .and_then(|_| layer.finish())
             .map_err(|error| self.explain(error.into()));
         drop(root);
-        self.unmount_device(volume)?;
-        applied
+        let unmounted = self.unmount_device(volume);
+        // The first failure is the one to report.
+        let applied = applied?;
+        unmounted.map(|()| applied)
     }
 
     /// Unmounts a root that was handed out as a device, and mounted here only to work on it.
