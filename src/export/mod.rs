@@ -14,6 +14,7 @@
 mod attachments;
 mod detach;
 mod device;
+mod empty;
 mod entry;
 mod error;
 mod file_io;
@@ -27,6 +28,7 @@ mod target;
 mod tests;
 
 pub use attachments::{AttachKind, Attachment};
+pub use empty::{EMPTY_FILE, Empty};
 pub use error::{AttachMode, ExportError};
 pub use fuse::{Connection, ConnectionParts, Keepsake, Negotiated};
 pub use holders::{Holder, Holders};
