@@ -1,4 +1,4 @@
-//! `cowshed empty-file MOUNTPOINT --size SIZE`, left out of the help: a
+//! `cowshed empty-file MOUNTPOINT --size SIZE [--fuse threads|io-uring]`, left out of the help: a
 //! mount of one file, `MOUNTPOINT/empty`, whose reads answer whatever the buffer holds and whose
 //! writes are forgotten, served as volumes are but without a pool. It shows what the way from the
 //! kernel to a volume and back costs by itself: the limit of any measurement on that way.
@@ -8,6 +8,7 @@
 //! the file is its user's to make and to detach.
 
 use super::console::Console;
+use super::fuse::Fuse;
 use super::place::HostPath;
 use super::size::Size;
 use crate::export::{EMPTY_FILE, Empty, Export, ExportOptions};
@@ -26,6 +27,9 @@ pub(super) struct EmptyFile {
     /// The file's size
     #[arg(long)]
     pub size: Size,
+    /// How requests come
+    #[arg(long, value_enum, default_value_t = Fuse::Threads)]
+    pub fuse: Fuse,
 }
 
 /// Serves the file until a signal.
@@ -40,7 +44,10 @@ pub(super) fn serve(empty: &EmptyFile, console: &Console) -> anyhow::Result<()> 
     signals.add(Signal::SIGINT);
     signals.thread_block().with_context(what)?;
     let directory = Arc::new(Empty::new(empty.size.0).with_context(what)?);
-    let options = ExportOptions::default();
+    let options = ExportOptions {
+        transport: empty.fuse.transport(),
+        ..ExportOptions::default()
+    };
     let export = Export::over(directory, empty.mount_point.as_path(), options);
     let export = export.with_context(what)?;
     let path = export.mount_point().join(EMPTY_FILE);

@@ -16,6 +16,7 @@ mod empty_file;
 mod export_volume;
 mod failure;
 mod full;
+mod fuse;
 mod gc;
 mod image;
 mod import_volume;

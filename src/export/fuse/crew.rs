@@ -1,22 +1,27 @@
-//! The threads that serve: one for each descriptor, and others in the place of those that wait.
+//! The threads that serve: one for each descriptor, and others in the place of those that wait. With
+//! rings, also one for each ring, and others that wait in their stead.
 //!
 //! # Invariants
 //! - As many threads as there are descriptors are ready to serve, whatever waits; up to
 //!   `WAITING_MAX` may wait, and more are told not to.
+//! - A ring without its thread is a mount that hangs: if one fails, the mount is ended.
 //! - `Crew` has descriptors of the serving threads' own table, so it lives in those threads only;
 //!   what others may see of it is its `Control`.
 
 use super::files::VolumeFiles;
+use super::rings::{self, Queues, SLOW};
 use super::transport::{self, End};
 use crate::base::waiting::{self, Owner};
-use crate::sys::interrupt;
+use crate::sys::{interrupt, mount};
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// The most requests that wait at once: more than the kernel sends in the background. Each keeps a
 /// thread with its buffer.
@@ -40,6 +45,10 @@ struct State {
     alive: usize,
     /// How many of them wait.
     waiting: usize,
+    /// How many serve rings, or wait in their stead.
+    of_rings: usize,
+    /// How many wait in a ring's stead.
+    in_stead: usize,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -73,7 +82,7 @@ impl Control {
     /// Waits until all have ended.
     pub(super) fn join(&self) {
         let mut state = self.state.lock();
-        while state.alive > 0 {
+        while state.alive + state.of_rings > 0 {
             self.ended.wait(&mut state);
         }
         let threads = std::mem::take(&mut state.threads);
@@ -86,43 +95,145 @@ impl Control {
     }
 }
 
+/// Through what a mount is served.
+pub(super) struct Means {
+    pub(super) dir: PathBuf,
+    pub(super) devices: Vec<OwnedFd>,
+    #[expect(dead_code, reason = "closed with the rest")]
+    pub(super) witnesses: Vec<OwnedFd>,
+    /// Where most requests come over rings.
+    pub(super) queues: Option<Queues>,
+}
+
 /// What the threads serve and through what.
 pub(super) struct Crew {
     control: Arc<Control>,
     files: VolumeFiles,
-    devices: Vec<OwnedFd>,
-    /// Closed with the rest.
-    _witnesses: Vec<OwnedFd>,
+    /// Closed with the rest, the witnesses too.
+    means: Means,
+    /// Whether the last flush of a ring's request took long.
+    slow_flushes: AtomicBool,
 }
 
 impl Crew {
-    /// Starts a thread for each device.
+    /// Starts a thread for each device, and for the rings.
     ///
     /// # Errors
     /// When the host gives no thread; those that it gave have ended then.
     pub(super) fn start(
         control: &Arc<Control>,
         files: VolumeFiles,
-        devices: Vec<OwnedFd>,
-        witnesses: Vec<OwnedFd>,
+        means: Means,
     ) -> io::Result<Arc<Self>> {
         let crew = Arc::new(Self {
             control: control.clone(),
             files,
-            devices,
-            _witnesses: witnesses,
+            means,
+            slow_flushes: AtomicBool::new(false),
         });
         let mut state = control.state.lock();
-        state.wanted = crew.devices.len();
-        for _ in 0..crew.devices.len() {
-            if let Err(error) = crew.add_thread(&mut state) {
-                drop(state);
-                crew.give_up();
-                return Err(error);
+        state.wanted = crew.means.devices.len();
+        let started = (0..crew.means.devices.len())
+            .try_for_each(|_| crew.add_thread(&mut state))
+            .and_then(|()| crew.add_rings(&mut state));
+        drop(state);
+        if let Err(error) = started {
+            crew.give_up();
+            return Err(error);
+        }
+        Ok(crew)
+    }
+
+    fn add_rings(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let Some(queues) = self.means.queues else {
+            return Ok(());
+        };
+        for thread in 0..queues.threads {
+            self.add_ring_thread(state, move |crew| crew.work_on_ring(queues, thread))?;
+        }
+        Ok(())
+    }
+
+    fn add_ring_thread(
+        self: &Arc<Self>,
+        state: &mut State,
+        work: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> io::Result<()> {
+        state.threads.retain(|thread| !thread.is_finished());
+        let crew = self.clone();
+        let thread = thread::Builder::new()
+            .name("fuse".to_owned())
+            .spawn(move || {
+                let _place = RingPlace(&crew.control);
+                work(&crew);
+            })?;
+        state.threads.push(thread);
+        state.of_rings += 1;
+        Ok(())
+    }
+
+    fn work_on_ring(self: &Arc<Self>, queues: Queues, thread: u16) {
+        let device = self.means.devices[0].as_fd();
+        let Err(error) = rings::serve(self, device, queues, thread) else {
+            return;
+        };
+        tracing::error!(
+            %error,
+            "FUSE over io_uring failed; the mount is ended, and its users get errors"
+        );
+        if let Err(error) = mount::abort(&self.means.dir) {
+            tracing::debug!(%error, "ended, and in use");
+        }
+    }
+
+    /// Has `work` done with `value` by a thread that may wait; gives `value` back when there are too
+    /// many of them, or the host gives none.
+    pub(super) fn spawn_with<T: Send + 'static>(
+        self: &Arc<Self>,
+        value: T,
+        work: impl FnOnce(&Self, T) + Send + 'static,
+    ) -> Result<(), T> {
+        let mut state = self.control.state.lock();
+        if state.in_stead == WAITING_MAX || self.is_stopping() {
+            return Err(value);
+        }
+        // Left where it can be taken back from, if no thread comes to take it.
+        let left = Arc::new(Mutex::new(Some(value)));
+        let taken = left.clone();
+        let added = self.add_ring_thread(&mut state, move |crew| {
+            let value = taken.lock().take();
+            if let Some(value) = value {
+                work(crew, value);
+            }
+            crew.control.state.lock().in_stead -= 1;
+        });
+        match added {
+            Ok(()) => {
+                state.in_stead += 1;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no thread to wait while a ring serves");
+                left.lock().take().map_or(Ok(()), Err)
             }
         }
-        drop(state);
-        Ok(crew)
+    }
+
+    pub(super) fn files(&self) -> &VolumeFiles {
+        &self.files
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.control.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether a flush is likely to keep its thread for long.
+    pub(super) fn flushes_are_slow(&self) -> bool {
+        self.slow_flushes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_flush(&self, took: Duration) {
+        self.slow_flushes.store(took > SLOW, Ordering::Relaxed);
     }
 
     fn give_up(&self) {
@@ -130,7 +241,8 @@ impl Crew {
             tracing::warn!(%error, "threads that wait for a request cannot be stopped");
             return;
         }
-        while self.control.state.lock().alive > 0 {
+        let left = |state: &State| state.alive + state.of_rings;
+        while left(&self.control.state.lock()) > 0 {
             self.control.stop();
             thread::yield_now();
         }
@@ -142,7 +254,7 @@ impl Crew {
         state.threads.retain(|thread| !thread.is_finished());
         let crew = self.clone();
         // Several threads may share a descriptor; each answers where it has read.
-        let device = state.alive % self.devices.len();
+        let device = state.alive % self.means.devices.len();
         let thread = thread::Builder::new()
             .name("fuse".to_owned())
             .spawn(move || crew.work(device))?;
@@ -157,7 +269,7 @@ impl Crew {
             control: &self.control,
             has_left: Cell::new(false),
         };
-        let device = self.devices[device].as_fd();
+        let device = self.means.devices[device].as_fd();
         match transport::serve(device, &self.files, || place.goes_on()) {
             Ok(End::Gone | End::Told) => {}
             Err(error) => tracing::error!(%error, "a FUSE thread failed"),
@@ -192,6 +304,17 @@ impl Drop for Place<'_> {
             state.alive -= 1;
             self.control.ended.notify_all();
         }
+    }
+}
+
+/// The place of a thread of the rings, given back however it ends.
+struct RingPlace<'a>(&'a Control);
+
+impl Drop for RingPlace<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.of_rings -= 1;
+        self.0.ended.notify_all();
     }
 }
 

@@ -33,8 +33,6 @@ pub(super) const ANSWER_HEADER: usize = BODY - size_of::<OutHeader>();
 pub(super) const REQUEST: usize = BODY - size_of::<InHeader>() - size_of::<WriteIn>();
 /// The most arguments that are looked at; names are shorter, and longer requests are not served.
 const ARGUMENTS_MAX: usize = 8192;
-/// The kernel takes answers with errors below this.
-const ERRNO_END: i32 = 512;
 
 /// What a thread reads requests into and answers from.
 pub(super) struct Frame {
@@ -92,12 +90,11 @@ impl Frame {
             payload,
             data_len: beyond,
         };
-        let (error, body) = match dispatch::answer(files, request) {
-            Reply::None => return None,
-            Reply::Error(code) if (1..ERRNO_END).contains(&code) => (-code, 0),
-            Reply::Error(_) => (-libc::EIO, 0),
-            Reply::Body(len) => (0, len),
-        };
+        let reply = dispatch::answer(files, request);
+        if reply == Reply::None {
+            return None;
+        }
+        let (error, body) = reply.code_and_bytes();
         Some(self.finish(header.unique, error, body))
     }
 
