@@ -62,6 +62,7 @@ fn held_writes_block_no_queue() {
         return;
     }
     const WRITERS: u64 = 50;
+    const WHOLE: usize = 50 * 4096;
     let fixture = Fixture::with(rings());
     let volume = fixture.pool.create("v", MIB);
     let other = fixture.pool.create("other", MIB);
@@ -69,7 +70,7 @@ fn held_writes_block_no_queue() {
     *volume.patience.lock() = Duration::from_secs(600);
     let file = open(&fixture.export.file_path(&*volume), 0);
     let other_file = open(&fixture.export.file_path(&*other), 0);
-    let whole = pattern(3, WRITERS as usize * 4096);
+    let whole = pattern(3, WHOLE);
     other_file.write_all_at(&whole, 0).unwrap();
     thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
