@@ -1,5 +1,5 @@
-//! The threads that serve: one for each descriptor, and others in the place of those that wait. With
-//! rings, also one for each ring, and others that wait in their stead.
+//! The threads that serve: one for each descriptor, more while a disk is at work, and others in the
+//! place of those that wait. With rings, also one for each ring, and helpers that wait in their stead.
 //!
 //! # Invariants
 //! - As many threads as there are descriptors are ready to serve, whatever waits; up to
@@ -9,12 +9,14 @@
 //!   what others may see of it is its `Control`.
 
 use super::files::VolumeFiles;
-use super::rings::{self, Queues, SLOW};
+use super::pace::Pace;
+use super::rings::{self, Queues};
 use super::transport::{self, End};
 use crate::base::waiting::{self, Owner};
 use crate::sys::{interrupt, mount};
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -26,6 +28,13 @@ use std::time::Duration;
 /// The most requests that wait at once: more than the kernel sends in the background. Each keeps a
 /// thread with its buffer.
 const WAITING_MAX: usize = 512;
+/// How many threads serve at the least while a disk is at work: as many requests as it gets at once.
+const SLOW_THREADS: usize = 16;
+/// How long a helper waits for more to do.
+const HELPER_IDLE: Duration = Duration::from_secs(2);
+
+/// What a helper does.
+type Errand = Box<dyn FnOnce(&Crew) + Send>;
 
 /// How many threads there are, and telling them to stop.
 #[derive(Default)]
@@ -35,6 +44,7 @@ pub(super) struct Control {
     surplus: AtomicUsize,
     state: Mutex<State>,
     ended: Condvar,
+    errand_came: Condvar,
 }
 
 #[derive(Default)]
@@ -47,8 +57,11 @@ struct State {
     waiting: usize,
     /// How many serve rings, or wait in their stead.
     of_rings: usize,
-    /// How many wait in a ring's stead.
-    in_stead: usize,
+    /// How many of these are helpers, and how many helpers have nothing to do.
+    helpers: usize,
+    idle_helpers: usize,
+    /// What is to be done by helpers.
+    errands: VecDeque<Errand>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -66,6 +79,7 @@ impl Control {
         for thread in &self.state.lock().threads {
             interrupt::interrupt(thread);
         }
+        self.errand_came.notify_all();
     }
 
     /// Lets one thread end, if there are too many; it counts as ended from now on.
@@ -111,8 +125,9 @@ pub(super) struct Crew {
     files: VolumeFiles,
     /// Closed with the rest, the witnesses too.
     means: Means,
-    /// Whether the last flush of a ring's request took long.
-    slow_flushes: AtomicBool,
+    pace: Pace,
+    /// Whether more threads than descriptors are wanted now.
+    is_larger: AtomicBool,
 }
 
 impl Crew {
@@ -129,7 +144,8 @@ impl Crew {
             control: control.clone(),
             files,
             means,
-            slow_flushes: AtomicBool::new(false),
+            pace: Pace::default(),
+            is_larger: AtomicBool::new(false),
         });
         let mut state = control.state.lock();
         state.wanted = crew.means.devices.len();
@@ -186,37 +202,60 @@ impl Crew {
         }
     }
 
-    /// Has `work` done with `value` by a thread that may wait; gives `value` back when there are too
+    /// Has `work` done with `value` by a helper, which may wait; gives `value` back when there are too
     /// many of them, or the host gives none.
-    pub(super) fn spawn_with<T: Send + 'static>(
+    pub(super) fn leave_to_helper<T: Send + 'static>(
         self: &Arc<Self>,
         value: T,
         work: impl FnOnce(&Self, T) + Send + 'static,
     ) -> Result<(), T> {
         let mut state = self.control.state.lock();
-        if state.in_stead == WAITING_MAX || self.is_stopping() {
+        if self.is_stopping() {
             return Err(value);
         }
-        // Left where it can be taken back from, if no thread comes to take it.
-        let left = Arc::new(Mutex::new(Some(value)));
-        let taken = left.clone();
-        let added = self.add_ring_thread(&mut state, move |crew| {
-            let value = taken.lock().take();
-            if let Some(value) = value {
-                work(crew, value);
+        if state.idle_helpers <= state.errands.len() {
+            if state.helpers == WAITING_MAX {
+                return Err(value);
             }
-            crew.control.state.lock().in_stead -= 1;
-        });
-        match added {
-            Ok(()) => {
-                state.in_stead += 1;
-                Ok(())
-            }
-            Err(error) => {
+            if let Err(error) = self.add_ring_thread(&mut state, |crew| crew.help()) {
                 tracing::warn!(%error, "no thread to wait while a ring serves");
-                left.lock().take().map_or(Ok(()), Err)
+                return Err(value);
+            }
+            state.helpers += 1;
+            // It will look for errands before it waits for one.
+            state.idle_helpers += 1;
+        }
+        state
+            .errands
+            .push_back(Box::new(move |crew| work(crew, value)));
+        drop(state);
+        self.control.errand_came.notify_one();
+        Ok(())
+    }
+
+    /// Runs errands until there have been none for a while.
+    fn help(&self) {
+        let control = &self.control;
+        let mut state = control.state.lock();
+        loop {
+            if let Some(errand) = state.errands.pop_front() {
+                state.idle_helpers -= 1;
+                drop(state);
+                errand(self);
+                state = control.state.lock();
+                state.idle_helpers += 1;
+                continue;
+            }
+            let waited = control.errand_came.wait_for(&mut state, HELPER_IDLE);
+            // Where only helpers are left, no errand can come.
+            let is_alone = state.of_rings == state.helpers;
+            let is_over = waited.timed_out() || self.is_stopping() || is_alone;
+            if is_over && state.errands.is_empty() {
+                break;
             }
         }
+        state.helpers -= 1;
+        state.idle_helpers -= 1;
     }
 
     pub(super) fn files(&self) -> &VolumeFiles {
@@ -227,13 +266,38 @@ impl Crew {
         self.control.stopping.load(Ordering::Relaxed)
     }
 
-    /// Whether a flush is likely to keep its thread for long.
-    pub(super) fn flushes_are_slow(&self) -> bool {
-        self.slow_flushes.load(Ordering::Relaxed)
+    /// Whether requests take long because a disk is at work.
+    pub(super) fn is_slow(&self) -> bool {
+        self.pace.is_slow()
     }
 
-    pub(super) fn note_flush(&self, took: Duration) {
-        self.slow_flushes.store(took > SLOW, Ordering::Relaxed);
+    /// A request took so long for so many bytes.
+    pub(super) fn note(&self, took: Duration, bytes: usize) {
+        self.pace.note(took, bytes);
+    }
+
+    /// Has more threads serve while a disk is at work, and less when it is not.
+    fn suit_pace(self: &Arc<Self>) {
+        let larger = self.pace.is_slow() && self.means.queues.is_none();
+        if self.is_larger.load(Ordering::Relaxed) == larger || self.is_stopping() {
+            return;
+        }
+        let usual = self.means.devices.len();
+        let mut state = self.control.state.lock();
+        self.is_larger.store(larger, Ordering::Relaxed);
+        state.wanted = if larger {
+            usual.max(SLOW_THREADS)
+        } else {
+            usual
+        };
+        while state.alive - state.waiting.min(state.alive) < state.wanted {
+            if let Err(error) = self.add_thread(&mut state) {
+                tracing::debug!(%error, "no more threads to serve while a disk is at work");
+                break;
+            }
+        }
+        let surplus = state.surplus();
+        self.control.surplus.store(surplus, Ordering::Relaxed);
     }
 
     fn give_up(&self) {
@@ -270,7 +334,11 @@ impl Crew {
             has_left: Cell::new(false),
         };
         let device = self.means.devices[device].as_fd();
-        match transport::serve(device, &self.files, || place.goes_on()) {
+        let took = |took, bytes| {
+            self.note(took, bytes);
+            self.suit_pace();
+        };
+        match transport::serve(device, &self.files, || place.goes_on(), took) {
             Ok(End::Gone | End::Told) => {}
             Err(error) => tracing::error!(%error, "a FUSE thread failed"),
         }
@@ -315,6 +383,7 @@ impl Drop for RingPlace<'_> {
         let mut state = self.0.state.lock();
         state.of_rings -= 1;
         self.0.ended.notify_all();
+        self.0.errand_came.notify_all();
     }
 }
 

@@ -20,6 +20,7 @@ mod files;
 mod keepsake;
 mod listings;
 mod open_files;
+mod pace;
 mod rings;
 mod session;
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! in one call, for all the requests that have come meanwhile.
 //!
 //! Each processor has a queue in the kernel, with `DEPTH` places; a thread for each of them answers
-//! one request after another. What takes long, such as waiting for room in a full pool or for a disk
-//! to flush, is left to a thread of its own meanwhile, and another place takes its place.
+//! one request after another. What waits for room in a full pool is left to a helper, a thread of its
+//! own, and so are requests while a disk is at work; another place takes its place meanwhile.
 //!
 //! What the kernel still sends to the device (it forgets inodes there) is read there: a thread with
 //! `transport` belongs to each mount with rings.
@@ -24,7 +24,7 @@ use super::abi::{InHeader, OutHeader, opcode};
 use super::crew::Crew;
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
-use super::transport::{End, REQUEST_BYTES_MAX};
+use super::transport::{End, REQUEST_BYTES_MAX, TIMED};
 use crate::base::waiting::{self, Owner};
 use crate::sys::fuse_ring::{self, Event, FuseRing, Parts, Place, Waker};
 use nix::errno::Errno;
@@ -33,13 +33,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// The requests of one queue that are in this process at once; more wait in the kernel.
 const DEPTH: usize = 16;
-/// A flush that takes longer than this is left to a thread of its own the next time.
-pub(super) const SLOW: Duration = Duration::from_micros(200);
+/// The requests of one ring that are left to helpers at once for a disk's sake.
+const SLOW_AWAY_MAX: usize = 16;
 /// The longest name that the kernel sends, with its end.
 const NAME_BYTES_MAX: usize = 1025;
 
@@ -71,14 +71,14 @@ impl Queues {
     }
 }
 
-/// What the threads that answer in a ring's stead give back to it.
+/// What helpers give back to a ring.
 struct Returned {
     places: Mutex<Vec<Place>>,
     waker: Waker,
 }
 
-/// Has a request that is about to wait refused, and remembers that: it is then begun anew in
-/// another thread, where it may wait.
+/// Has a request that is about to wait refused, and remembers that: it is then begun anew by a
+/// helper, which may wait.
 #[derive(Default)]
 struct Postponing(AtomicBool);
 
@@ -99,8 +99,11 @@ struct Server<'a> {
     postponing: Arc<Postponing>,
     /// For each queue, how many of its places are not with another thread.
     ready: Vec<usize>,
-    /// How many places there are.
+    /// How many places there are, and how many of them are with helpers.
     places: usize,
+    away: usize,
+    /// Counts requests.
+    number: u32,
     first_queue: u16,
     threads: u16,
 }
@@ -134,6 +137,8 @@ pub(super) fn serve(
         postponing,
         ready: Vec::new(),
         places: 0,
+        away: 0,
+        number: 0,
         first_queue: thread,
         threads: queues.threads,
     };
@@ -183,58 +188,54 @@ impl Server<'_> {
 
     fn take(&mut self, mut place: Place) -> io::Result<()> {
         let header = header_of(&mut place);
-        let flushes = matches!(header.opcode, opcode::FSYNC | opcode::FSYNCDIR);
-        if flushes && self.crew.flushes_are_slow() {
-            let Err(back) = self.leave_to_another(place)? else {
+        if self.away < SLOW_AWAY_MAX && self.crew.is_slow() {
+            let Some(back) = self.leave_to_helper(place)? else {
                 return Ok(());
             };
             place = back;
         }
         self.postponing.0.store(false, Ordering::Relaxed);
-        let begun = flushes.then(Instant::now);
-        let reply = answer(self.crew.files(), header, &mut place);
-        if let Some(begun) = begun {
-            self.crew.note_flush(begun.elapsed());
-        }
+        self.number = self.number.wrapping_add(1);
+        // Few flushes come, and they are what takes longest.
+        let is_timed = self.number.is_multiple_of(TIMED) || header.opcode == opcode::FSYNC;
+        let reply = answer(self.crew, header, &mut place, is_timed);
         if self.postponing.0.load(Ordering::Relaxed) && !matches!(reply, Reply::Body(_)) {
-            match self.leave_to_another(place)? {
-                Ok(()) => return Ok(()),
-                Err(back) => place = back,
-            }
+            let Some(back) = self.leave_to_helper(place)? else {
+                return Ok(());
+            };
+            place = back;
         }
         finish(&header, &reply, &mut place);
         self.ring.commit(place)
     }
 
-    /// Has the request answered by another thread; gives the place back when there is none.
-    fn leave_to_another(&mut self, place: Place) -> io::Result<Result<(), Place>> {
+    /// Has the request answered by a helper; gives the place back when there is none.
+    fn leave_to_helper(&mut self, place: Place) -> io::Result<Option<Place>> {
         let queue = place.queue();
         let returned = Arc::clone(&self.returned);
-        let work = move |crew: &Crew, mut place: Place| {
+        let errand = move |crew: &Crew, mut place: Place| {
             let header = header_of(&mut place);
-            let begun = Instant::now();
-            let reply = answer(crew.files(), header, &mut place);
-            if matches!(header.opcode, opcode::FSYNC | opcode::FSYNCDIR) {
-                crew.note_flush(begun.elapsed());
-            }
+            let reply = answer(crew, header, &mut place, true);
             finish(&header, &reply, &mut place);
             returned.places.lock().push(place);
             returned.waker.wake();
         };
-        if let Err(place) = self.crew.spawn_with(place, work) {
-            return Ok(Err(place));
+        if let Err(place) = self.crew.leave_to_helper(place, errand) {
+            return Ok(Some(place));
         }
+        self.away += 1;
         let ready = self.ready_of(queue);
         *ready -= 1;
         if *ready < DEPTH {
             self.add_place(queue)?;
         }
-        Ok(Ok(()))
+        Ok(None)
     }
 
     fn take_back(&mut self) -> io::Result<()> {
         let places = std::mem::take(&mut *self.returned.places.lock());
         for place in places {
+            self.away -= 1;
             *self.ready_of(place.queue()) += 1;
             self.ring.commit(place)?;
         }
@@ -250,7 +251,21 @@ fn header_of(place: &mut Place) -> InHeader {
         .unwrap_or_default()
 }
 
-fn answer(files: &VolumeFiles, header: InHeader, place: &mut Place) -> Reply {
+fn answer(crew: &Crew, header: InHeader, place: &mut Place, is_timed: bool) -> Reply {
+    let begun = is_timed.then(Instant::now);
+    let reply = answer_in(crew.files(), header, place);
+    if let Some(begun) = begun {
+        let answered = match reply {
+            Reply::Body(bytes) => bytes,
+            Reply::None | Reply::Error(_) => 0,
+        };
+        // A write's answer has overwritten nothing that tells its length.
+        crew.note(begun.elapsed(), answered + place.parts().data_bytes);
+    }
+    reply
+}
+
+fn answer_in(files: &VolumeFiles, header: InHeader, place: &mut Place) -> Reply {
     let Parts {
         arguments,
         data,

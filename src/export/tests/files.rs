@@ -410,6 +410,38 @@ fn more_writes_than_there_are_threads_may_wait() {
     fixture.export.unmount().unwrap();
 }
 
+/// As a disk that is read side by side: more threads than usual, and the usual again afterwards.
+#[test]
+fn slow_requests_are_taken_side_by_side_and_fast_ones_by_few() {
+    let fixture = Fixture::with(ExportOptions {
+        threads: Some(2),
+        ..ExportOptions::default()
+    });
+    let volume = fixture.pool.create("v", MIB);
+    let file = open(&fixture.export.file_path(&*volume));
+    let read_much = || {
+        thread::scope(|scope| {
+            for reader in 0..16_u64 {
+                let file = &file;
+                scope.spawn(move || {
+                    let mut buf = [0; 4096];
+                    for _ in 0..60 {
+                        file.read_exact_at(&mut buf, reader * 4096).unwrap();
+                    }
+                });
+            }
+        });
+    };
+    volume.read_us.store(3000, SeqCst);
+    read_much();
+    assert!(volume.reading_max.load(SeqCst) >= 8);
+    // Few are needed for fast ones; how many come at once is not known here, but all go on.
+    volume.read_us.store(0, SeqCst);
+    (0..4).for_each(|_| read_much());
+    drop(file);
+    fixture.export.unmount().unwrap();
+}
+
 #[test]
 fn a_panic_answers_eio_and_the_mount_goes_on() {
     let fixture = Fixture::new();
