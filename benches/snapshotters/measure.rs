@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// How many calls of a kind make a median.
 const CALLS: u32 = 41;
 const CONTAINERS: u32 = 50;
+/// And of diffs.
+const DIFFS: usize = 3;
 
 pub(crate) struct Measurement<'a> {
     setting: &'a Setting,
@@ -39,6 +41,7 @@ impl Measurement<'_> {
             &archives.many_files,
             "many-files",
         );
+        measurement.changes("many-files", archives);
         measurement.unpack("unpack a large file", &archives.large_file, "large-file");
         measurement.first_write("large-file", archives.large_bytes);
         measurement.unpack("unpack 60 layers", &archives.many_layers, "many-layers");
@@ -192,6 +195,39 @@ impl Measurement<'_> {
             path,
         ]);
         self.add("first write to a large file", Value::Time(took));
+    }
+
+    /// What changed in a container that goes on running, as a layer from containerd's diff service.
+    fn changes(&mut self, name: &str, archives: &Archives) {
+        let ctr = self.ctr();
+        let key = "changes";
+        ctr.start_container(&reference(name), key);
+        let path = small_file(archives.files / 2);
+        ctr.exec(
+            key,
+            "change",
+            &format!("echo changed > /{}; sync", path.display()),
+        );
+        let mut times: Vec<_> = (0..DIFFS)
+            .map(|_| {
+                let mut diff = ctr.snapshot_command(["diff", key]);
+                let started = Instant::now();
+                let said = diff.output().unwrap();
+                let took = started.elapsed();
+                // blockfile cannot: its second, read-only mount of what is in use is refused.
+                let works = said.status.success() && !said.stdout.is_empty();
+                assert!(
+                    works || self.setting.snapshotter == Snapshotter::Blockfile,
+                    "{said:?}"
+                );
+                works.then_some(took)
+            })
+            .collect();
+        ctr.remove_container(key);
+        times.sort_unstable();
+        if let Some(took) = times[times.len() / 2] {
+            self.add("layer of one file among many, by ctr", Value::Time(took));
+        }
     }
 
     /// What containers take that have run once and changed nothing.

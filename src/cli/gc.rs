@@ -81,9 +81,8 @@ pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()>
     let pool = shed.pool();
     VolumeUsers::of(pool).context("see what is in use")?;
     snapshotter::snapshot_uses(pool).context("the record of a snapshot is unreadable")?;
-    // Without a daemon no other command runs.
     let alone = shed.serving().is_none();
-    let all = explain(pool, if alone { Duration::ZERO } else { YOUNG });
+    let all = explain(pool, young(alone));
     if gc.explain {
         return show(&all, console);
     }
@@ -94,8 +93,9 @@ pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()>
     let mut removed = Vec::new();
     let mut bytes = 0;
     for garbage in all.into_iter().filter(|it| it.garbage) {
-        match remove(shed, VolumeId(garbage.id)) {
-            Ok(()) => {
+        match remove(shed, VolumeId(garbage.id), alone) {
+            Ok(false) => {}
+            Ok(true) => {
                 bytes += garbage.own_bytes;
                 removed.extend(garbage.name);
             }
@@ -109,14 +109,27 @@ pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()>
     })
 }
 
-fn remove(shed: &Shed, id: VolumeId) -> anyhow::Result<()> {
+/// Removes the volume if it is still garbage: a command that runs may have found a use for it.
+fn remove(shed: &Shed, id: VolumeId, alone: bool) -> anyhow::Result<bool> {
     let pool = shed.pool();
     let volume = match pool.volume_by_id(id) {
         // Somebody else was faster.
-        Err(base::Error::NoSuchVolume(_)) => return Ok(()),
+        Err(base::Error::NoSuchVolume(_)) => return Ok(true),
         found => found?,
     };
-    Ok(pool.remove(&volume)?)
+    let info = volume.info()?;
+    let users = users_of(pool);
+    let users = users.of_volume(info.name.as_str());
+    if !of_volume(&info, users, volume.is_held(), young(alone)).garbage {
+        return Ok(false);
+    }
+    pool.remove(&volume)?;
+    Ok(true)
+}
+
+/// Without a daemon no other command runs.
+const fn young(alone: bool) -> Duration {
+    if alone { Duration::ZERO } else { YOUNG }
 }
 
 fn explain(pool: &Pool, young: Duration) -> Vec<Explained> {

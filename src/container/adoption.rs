@@ -24,8 +24,10 @@ use super::record;
 use crate::base::VolumeId;
 use crate::export::{AttachKind, Attachment, Export};
 use crate::pool::Pool;
+use crate::sys::loop_device;
 use crate::sys::mount::{self, MountEntry};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,6 +86,7 @@ impl Host {
         }
         self.adopt_roots(&mounts, &export);
         self.remove_work_volumes(&export);
+        self.tidy_refusals();
         remove_empty_folders(&self.work_dir());
         Ok(())
     }
@@ -155,6 +158,42 @@ impl Host {
         }
         thaw_at(path);
     }
+}
+
+/// Unmounts the containers that a killed process left mounted on loop devices over the volumes'
+/// files in `files_dir`, wherever they are mounted; answers where they were. To be called before
+/// the volumes are exported there again. Does nothing while a live process serves the files.
+///
+/// # Errors
+/// When the lists of mounts and loop devices cannot be read, or a mount cannot be removed.
+pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    let files_dir = match mount::resolve(files_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+        resolved => resolved.map_err(Error::io("resolve", files_dir))?,
+    };
+    if !mount::is_dead(&files_dir).map_err(Error::io("look at", &files_dir))? {
+        return Ok(removed);
+    }
+    let attached = loop_device::attached().map_err(Error::io("list", Path::new("/sys/block")))?;
+    for (device, backing) in attached {
+        if !mount::lies_in(&backing, &files_dir) {
+            continue;
+        }
+        let node = device.path();
+        let numbers = device
+            .device_numbers()
+            .map_err(Error::io("look at", &node))?;
+        let mounts = mount::mounts().map_err(Error::io("read the mounts of", &node))?;
+        let on_device = |entry: &&MountEntry| (entry.major, entry.minor) == numbers;
+        // From the top, where mounts lie on each other.
+        for entry in mounts.iter().rev().filter(on_device) {
+            let path = &entry.mount_point;
+            mount::unmount_lazy(path).map_err(Error::io("unmount", path))?;
+            removed.push(path.clone());
+        }
+    }
+    Ok(removed)
 }
 
 /// Lets the file system at `path` go on, if it is held.

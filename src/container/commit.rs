@@ -37,7 +37,11 @@ impl Host {
         let lock = self.container_lock(&record.id);
         let _held = lock.lock();
         let image = self.image_of(&record)?;
+        let volume = record.volume(self.pool())?;
+        // Before, since what failed to write may not be written out any more, and after it was.
+        self.check_complete(&volume)?;
         let mut instant = self.instant(&record)?;
+        self.check_complete(&volume)?;
         instant.settle()?;
         let changes = instant.changes()?;
         let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;

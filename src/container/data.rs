@@ -107,7 +107,13 @@ impl Host {
     ) -> Result<Volume> {
         let Some(from) = &options.from else {
             let size_bytes = options.size_bytes.unwrap_or(filesystem::DEFAULT_SIZE_BYTES);
-            return filesystem::template(self.pool(), size_bytes, &self.work_name()?);
+            let name = self.work_name()?;
+            if size_bytes == filesystem::DEFAULT_SIZE_BYTES {
+                return filesystem::template(self.pool(), size_bytes, &name);
+            }
+            let volume = filesystem::fresh(self.pool(), size_bytes, &name)?;
+            work.push(volume.clone());
+            return Ok(volume);
         };
         let source = match self.find_data_volume(from) {
             Ok(Some(found)) => found,

@@ -147,6 +147,17 @@ impl Host {
         self.container_lock(&lock_key(id))
     }
 
+    /// Does `work` with the data volume's lock.
+    pub(super) fn with_data_lock<T>(&self, id: VolumeId, work: impl FnOnce() -> T) -> T {
+        let lock = self.data_lock(id);
+        let held = lock.lock();
+        let done = work();
+        drop(held);
+        drop(lock);
+        self.forget_idle_lock(&lock_key(id));
+        done
+    }
+
     pub(super) fn forget_data_lock(&self, id: VolumeId) {
         self.forget_container_lock(&lock_key(id));
     }

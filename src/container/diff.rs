@@ -15,7 +15,7 @@ use super::host::{Host, WorkVolumes};
 use super::record::{self, ContainerRecord, ImageRecord};
 use super::tree::{self, TreeChange, TreeChanges};
 use crate::pool::Volume;
-use crate::sys::mount;
+use crate::sys::mount::FileSystem;
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::fs;
@@ -146,7 +146,11 @@ impl Host {
     fn snapshot_settled(&self, record: &ContainerRecord, volume: &Volume) -> Result<Volume> {
         let name = self.work_name()?;
         let frozen = match self.mounted_at(record)? {
-            Some(path) => Some(FrozenMount::freeze(path, self.frozen_note(&record.id))?),
+            Some(path) => {
+                let at = FileSystem::at(&path).map_err(Error::io("open", &path))?;
+                let note = self.frozen_note(&record.id);
+                Some(FrozenMount::freeze(at, path, note)?)
+            }
             None => None,
         };
         if frozen.is_some() {
@@ -236,26 +240,32 @@ fn listed(path: &Path, change: TreeChange) -> Option<ContainerChange> {
 
 /// A frozen file system, which goes on when this is dropped, whatever happens.
 pub(super) struct FrozenMount {
+    file_system: FileSystem,
     path: PathBuf,
     /// A folder that tells a successor of this process, should it die now.
     note: PathBuf,
 }
 
 impl FrozenMount {
-    pub(super) fn freeze(path: PathBuf, note: PathBuf) -> Result<Self> {
+    /// Freezes `file_system`, which was found at `path`.
+    pub(super) fn freeze(file_system: FileSystem, path: PathBuf, note: PathBuf) -> Result<Self> {
         fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
-        if let Err(source) = mount::freeze(&path) {
+        if let Err(source) = file_system.freeze() {
             // It tells nothing now.
             let _ = fs::remove_dir(&note);
             return Err(Error::io("freeze the file system at", &path)(source));
         }
-        Ok(Self { path, note })
+        Ok(Self {
+            file_system,
+            path,
+            note,
+        })
     }
 }
 
 impl Drop for FrozenMount {
     fn drop(&mut self) {
-        if let Err(error) = mount::thaw(&self.path) {
+        if let Err(error) = self.file_system.thaw() {
             tracing::error!(%error, path = %self.path.display(), "could not thaw a file system");
         }
         // An empty folder that stays does no harm.

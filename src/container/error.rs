@@ -144,6 +144,11 @@ pub enum Error {
     /// The volume cannot be mounted.
     #[error("{0} holds no ext4 file system with blocks of 4096 bytes; make one in it first")]
     NoFileSystem(base::Name),
+    /// A write to the volume was refused.
+    #[error(
+        "{0} does not hold all that was written to it, because a write found no room in the pool or failed: make room, remove it, and write it anew"
+    )]
+    Incomplete(base::Name),
     /// Copying needs exactly one container.
     #[error("exactly one side of a copy is CONTAINER:PATH")]
     CopySides,

@@ -26,6 +26,8 @@ use crate::pool::Volume;
 const SUPERBLOCK_OFFSET: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 1024;
 const MAGIC: u16 = 0xEF53;
+/// `EXT4_ERROR_FS` in `s_state`.
+const STATE_ERRORS: u16 = 0x2;
 const COMPAT_HAS_JOURNAL: u32 = 0x4;
 const INCOMPAT_RECOVER: u32 = 0x4;
 const INCOMPAT_64BIT: u32 = 0x80;
@@ -102,6 +104,11 @@ impl Superblock {
     /// Whether the journal holds what has not reached its place.
     pub(super) fn needs_replay(&self) -> bool {
         self.u32_at(0x60) & INCOMPAT_RECOVER != 0
+    }
+
+    /// Whether the kernel has found errors in it, or could not write what it had to.
+    pub(super) fn has_errors(&self) -> bool {
+        self.u16_at(0x3A) & STATE_ERRORS != 0 || self.u32_at(0x194) != 0
     }
 
     /// The journal's runs of blocks, if the superblock's copy of the journal inode makes sense.
@@ -275,6 +282,16 @@ mod tests {
             let mut bytes = superblock();
             bytes[offset] = value;
             assert!(!Superblock::parse(bytes).unwrap().is_clean());
+        }
+    }
+
+    #[test]
+    fn errors_are_seen_in_the_state_and_in_their_count() {
+        assert!(!Superblock::parse(superblock()).unwrap().has_errors());
+        for (offset, value) in [(0x3A, 0x2), (0x194, 1)] {
+            let mut bytes = superblock();
+            bytes[offset] = value;
+            assert!(Superblock::parse(bytes).unwrap().has_errors());
         }
     }
 

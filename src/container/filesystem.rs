@@ -127,10 +127,20 @@ const fn whole_blocks(size_bytes: u64) -> u64 {
     size_bytes - size_bytes % BLOCK_BYTES as u64
 }
 
-/// The frozen empty file system of `size_bytes`, made now if there is none yet.
-///
-/// `work` is a free name for the volume while it is being filled.
-pub(super) fn template(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volume> {
+/// A new volume with an empty file system of a size that is asked for once: no template stays.
+pub(super) fn fresh(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volume> {
+    let size_bytes = checked_size(size_bytes)?;
+    let file = format_memory_file(size_bytes)?;
+    let volume = pool.create_volume(work, size_bytes)?;
+    if let Err(error) = copy_data(&file, &volume) {
+        // The first failure is the one to report; a leftover goes at the next start.
+        let _ = pool.remove(&volume);
+        return Err(error);
+    }
+    Ok(volume)
+}
+
+fn checked_size(size_bytes: u64) -> Result<u64> {
     if !(MIN_SIZE_BYTES..=MAX_SIZE_BYTES).contains(&size_bytes) {
         return Err(Error::Pool(base::Error::InvalidSize {
             what: "a file system",
@@ -138,7 +148,14 @@ pub(super) fn template(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volu
             max_bytes: MAX_SIZE_BYTES,
         }));
     }
-    let size_bytes = whole_blocks(size_bytes);
+    Ok(whole_blocks(size_bytes))
+}
+
+/// The frozen empty file system of `size_bytes`, made now if there is none yet.
+///
+/// `work` is a free name for the volume while it is being filled.
+pub(super) fn template(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volume> {
+    let size_bytes = checked_size(size_bytes)?;
     let name = Name::new(&format!("{TEMPLATE_PREFIX}{size_bytes}"))?;
     if let Some(found) = existing(pool, &name)? {
         return Ok(found);

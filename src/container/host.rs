@@ -8,7 +8,7 @@
 //! - The catalogue lock is held from looking records up to the transaction that relies on them,
 //!   never while a file of a mounted volume is read or written.
 
-use super::adoption::VIEW_PREFIX;
+use super::adoption::{VIEW_PREFIX, clean_stale_mounts};
 use super::data_mounts::DataMount;
 use super::diff::Comparing;
 use super::error::{Error, Result};
@@ -18,7 +18,7 @@ use super::roots::Roots;
 use crate::base::{self, Name, VolumeId};
 use crate::export::{Export, ExportOptions};
 use crate::pool::{Pool, Volume};
-use crate::sys::{loop_device, mount};
+use crate::sys::mount;
 use parking_lot::{Mutex, MutexGuard};
 use rand::TryRngCore;
 use std::collections::{BTreeMap, HashMap};
@@ -128,18 +128,25 @@ impl Host {
     /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
     /// and closing can be tried again.
     pub fn close(&self) -> Result<()> {
-        self.close_roots()?;
-        let mounted: Vec<String> = self.mounts.lock().keys().cloned().collect();
-        for id in mounted {
-            self.unmount_container(&id)?;
-        }
-        self.close_data()?;
+        let closed = self.close_mounts();
+        // All that could be refused was by then.
+        self.keep_refusals();
+        closed?;
         let mut exported = self.export.lock();
         if let Exported::Own(export) = &*exported {
             export.unmount()?;
             *exported = Exported::NotYet;
         }
         Ok(())
+    }
+
+    fn close_mounts(&self) -> Result<()> {
+        self.close_roots()?;
+        let mounted: Vec<String> = self.mounts.lock().keys().cloned().collect();
+        for id in mounted {
+            self.unmount_container(&id)?;
+        }
+        self.close_data()
     }
 
     /// Removes what interrupted operations of an earlier process left: their mounts in the state
@@ -162,6 +169,7 @@ impl Host {
             remove_empty_folders(&folder);
         }
         self.clean_data();
+        self.tidy_refusals();
         let leftovers = self.pool.volumes();
         for left in leftovers
             .iter()
@@ -203,6 +211,14 @@ impl Host {
         Ok(export)
     }
 
+    /// The export, if there is one.
+    pub(super) fn present_export(&self) -> Option<Arc<Export>> {
+        match &*self.export.lock() {
+            Exported::NotYet => None,
+            Exported::Own(export) | Exported::Lent(export) => Some(Arc::clone(export)),
+        }
+    }
+
     /// Held while records are looked up and a transaction relies on what was found.
     pub(super) fn lock_catalogue(&self) -> MutexGuard<'_, ()> {
         self.catalogue.lock()
@@ -211,6 +227,17 @@ impl Host {
     /// The lock of one container: `let lock = …; let _held = lock.lock();`.
     pub(super) fn container_lock(&self, id: &str) -> Arc<Mutex<()>> {
         Arc::clone(self.containers.lock().entry(id.to_owned()).or_default())
+    }
+
+    /// Forgets the lock of an id unless somebody has it.
+    pub(super) fn forget_idle_lock(&self, id: &str) {
+        let mut locks = self.containers.lock();
+        if locks
+            .get(id)
+            .is_some_and(|lock| Arc::strong_count(lock) == 1)
+        {
+            locks.remove(id);
+        }
     }
 
     pub(super) fn forget_container_lock(&self, id: &str) {
@@ -331,42 +358,6 @@ struct View {
 struct ViewMount {
     users: usize,
     path: PathBuf,
-}
-
-/// Unmounts the containers that a killed process left mounted on loop devices over the volumes'
-/// files in `files_dir`, wherever they are mounted; answers where they were. To be called before
-/// the volumes are exported there again. Does nothing while a live process serves the files.
-///
-/// # Errors
-/// When the lists of mounts and loop devices cannot be read, or a mount cannot be removed.
-pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut removed = Vec::new();
-    let files_dir = match mount::resolve(files_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
-        resolved => resolved.map_err(Error::io("resolve", files_dir))?,
-    };
-    if !mount::is_dead(&files_dir).map_err(Error::io("look at", &files_dir))? {
-        return Ok(removed);
-    }
-    let attached = loop_device::attached().map_err(Error::io("list", Path::new("/sys/block")))?;
-    for (device, backing) in attached {
-        if !mount::lies_in(&backing, &files_dir) {
-            continue;
-        }
-        let node = device.path();
-        let numbers = device
-            .device_numbers()
-            .map_err(Error::io("look at", &node))?;
-        let mounts = mount::mounts().map_err(Error::io("read the mounts of", &node))?;
-        let on_device = |entry: &&mount::MountEntry| (entry.major, entry.minor) == numbers;
-        // From the top, where mounts lie on each other.
-        for entry in mounts.iter().rev().filter(on_device) {
-            let path = &entry.mount_point;
-            mount::unmount_lazy(path).map_err(Error::io("unmount", path))?;
-            removed.push(path.clone());
-        }
-    }
-    Ok(removed)
 }
 
 /// Keeps a view mounted.

@@ -2,7 +2,8 @@
 //!
 //! Not containers: there is no record here, and a root goes by its volume. Whoever keeps records
 //! of roots (the snapshotter) says when one is shown and when it is given up. `seal` makes a
-//! frozen volume of a root, and `adopt` takes over what a predecessor has left.
+//! frozen volume of a root, `usage` says what it takes, and `adopt` takes over what a predecessor
+//! has left.
 //!
 //! # Invariants
 //! - A volume is mounted once, at `roots/<volume>` in the state folder, however many look at it
@@ -14,18 +15,19 @@
 mod adopt;
 mod layers;
 mod seal;
+mod usage;
 
 pub use layers::LayerOptions;
 pub use seal::{Sealed, StillRoot};
 
 use super::error::{Error, Result};
-use super::ext4::{self, Superblock};
+use super::ext4;
 use super::filesystem::{self, Mode};
 use super::host::{Host, WORK_PREFIX, WorkVolumes, random_hex};
 use crate::base::{Name, VolumeId};
 use crate::export::{AttachKind, ExportError};
 use crate::pool::Volume;
-use crate::sys::mount;
+use crate::sys::mount::{self, FileSystem};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fs;
@@ -119,6 +121,15 @@ impl Host {
         filesystem::template(self.pool(), size_bytes, &self.work_name()?)
     }
 
+    /// A volume with an empty file system of a size that is asked for once. Its name is one in
+    /// work: until it is renamed, the next start removes it.
+    ///
+    /// # Errors
+    /// As `empty_root`.
+    pub fn fresh_root(&self, size_bytes: u64) -> Result<Volume> {
+        filesystem::fresh(self.pool(), size_bytes, &self.work_name()?)
+    }
+
     /// A clone of `below` whose file system has been grown. Its name is one in work: until it is
     /// renamed, the next start removes it.
     ///
@@ -166,13 +177,8 @@ impl Host {
         let path = self.root_path(volume.id());
         let root = self.roots.of(volume.id());
         let mut root = root.lock();
-        if let Some(mounted) = &root.mounted {
-            if fs::metadata(&path).is_ok_and(|found| found.dev() == mounted.number) {
-                return Ok(path);
-            }
-            // Somebody else has taken it away.
-            self.detach_loop(volume)?;
-            root.mounted = None;
+        if self.show_again(volume, &mut root)? {
+            return Ok(path);
         }
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
         // Nobody has it yet who could be told that something is durable.
@@ -197,6 +203,37 @@ impl Host {
         }
     }
 
+    /// Mounts what was mounted before and is not any more, though its device may be in use:
+    /// somebody else has unmounted it, or it was given up and is still mounted in another mount
+    /// namespace. Answers whether it is mounted.
+    fn show_again(&self, volume: &Volume, root: &mut Root) -> Result<bool> {
+        let path = self.root_path(volume.id());
+        let Some(mounted) = &mut root.mounted else {
+            return Ok(false);
+        };
+        if FileSystem::numbered(&path, mounted.number).is_ok() {
+            return Ok(true);
+        }
+        let Some(device) = self.export()?.loop_device(volume.id()) else {
+            // It is not ours any more.
+            self.detach_loop(volume)?;
+            root.mounted = None;
+            return Ok(false);
+        };
+        let usual = if volume.is_frozen() {
+            RootUse::View
+        } else {
+            RootUse::Container
+        };
+        let mode = mounted.purpose.unwrap_or(usual).mode();
+        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        filesystem::mount(&device, &path, mode)?;
+        let found = FileSystem::at(&path).map_err(Error::io("open", &path))?;
+        mounted.number = found.number();
+        tracing::debug!(volume = %volume.name(), "mounted again");
+        Ok(true)
+    }
+
     /// Makes the volume a block device, unless it is one, and answers its path. It is read-only if
     /// the volume is frozen.
     ///
@@ -206,7 +243,12 @@ impl Host {
         let root = self.roots.of(volume.id());
         let mut root = root.lock();
         if let Some(device) = &root.device {
-            return Ok(device.clone());
+            if self.export()?.loop_device(volume.id()).as_ref() == Some(device) {
+                return Ok(device.clone());
+            }
+            // Somebody else has detached it, and it may be another's by now.
+            self.detach_loop(volume)?;
+            root.device = None;
         }
         let note = self.note(volume.id(), DEVICE_SUFFIX);
         fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
@@ -316,61 +358,20 @@ impl Host {
         if root.mounted.is_none() {
             return Ok(());
         }
-        self.sync_locked(volume.id())
+        self.sync_locked(volume, &root).map(drop)
     }
 
-    fn sync_locked(&self, id: VolumeId) -> Result<()> {
-        let path = self.root_path(id);
-        mount::sync_file_system(&path)
+    /// Writes out a mounted root, and answers its file system.
+    fn sync_locked(&self, volume: &Volume, root: &Root) -> Result<FileSystem> {
+        let path = self.root_path(volume.id());
+        let number = root.mounted.as_ref().map_or(0, |mounted| mounted.number);
+        let at = FileSystem::numbered(&path, number).map_err(Error::io("open", &path))?;
+        // The host tells this once; a commit that is tried again must not succeed.
+        let synced = at.sync().inspect_err(|_| self.note_refusal(volume));
+        synced
             .map_err(Error::io("write out", &path))
-            .map_err(|error| self.explain(error))
-    }
-
-    /// How many files and folders the volume's file system has.
-    ///
-    /// # Errors
-    /// What the pool and the host answer.
-    pub fn root_inodes(&self, volume: &Volume) -> Result<u64> {
-        let root = self.roots.table.lock().get(&volume.id()).cloned();
-        if let Some(root) = root
-            && root.lock().mounted.is_some()
-        {
-            let path = self.root_path(volume.id());
-            if let Ok(found) = nix::sys::statvfs::statvfs(&path) {
-                return Ok(found.files().saturating_sub(found.files_free()));
-            }
-        }
-        Ok(Superblock::read(volume)?.map_or(0, |found| found.used_inodes()))
-    }
-
-    /// Bytes that only this root holds, what is still in memory included as far as the file system
-    /// has set blocks aside for it; nothing is walked.
-    ///
-    /// # Errors
-    /// `NoSuchVolume`, and what the pool answers.
-    pub fn root_bytes(&self, volume: &Volume) -> Result<u64> {
-        let info = volume.info()?;
-        let taken = self.taken_since_clone(volume, info.parent);
-        Ok(info.own_bytes.max(taken?.unwrap_or(0)))
-    }
-
-    /// By how much a mounted root has less room than the volume that it is a clone of.
-    fn taken_since_clone(&self, volume: &Volume, below: Option<VolumeId>) -> Result<Option<u64>> {
-        let root = self.roots.table.lock().get(&volume.id()).cloned();
-        let is_mounted = root.is_some_and(|root| root.lock().mounted.is_some());
-        let below = below.and_then(|id| self.pool().volume_by_id(id).ok());
-        let Some(below) = below.filter(|below| {
-            // A larger file system has bookkeeping of its own.
-            is_mounted && below.is_frozen() && below.size_bytes() == volume.size_bytes()
-        }) else {
-            return Ok(None);
-        };
-        let Ok(now) = nix::sys::statvfs::statvfs(&self.root_path(volume.id())) else {
-            return Ok(None);
-        };
-        let before = Superblock::read(&below)?.map_or(0, |found| found.free_blocks());
-        let taken = before.saturating_sub(now.blocks_free());
-        Ok(Some(taken.saturating_mul(now.fragment_size())))
+            .map_err(|error| self.explain(error))?;
+        Ok(at)
     }
 
     /// The volume of the root that is mounted at `source`, or that has the device or file there.
@@ -409,10 +410,11 @@ impl Host {
         let root = self.roots.of(volume.id());
         let mut root = root.lock();
         let was_mounted = root.mounted.is_some();
-        if was_mounted && mount::mount_at(&self.root_path(volume.id())).is_ok_and(|at| at.is_some())
+        if let Some(mounted) = &root.mounted
+            && FileSystem::numbered(&self.root_path(volume.id()), mounted.number).is_ok()
         {
             // Who has a bind mount keeps the file system; this much is safe then.
-            self.sync_locked(volume.id())?;
+            self.sync_locked(volume, &root)?;
         }
         self.hide(volume, &mut root)?;
         if was_mounted && !volume.is_frozen() {

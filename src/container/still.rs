@@ -3,7 +3,7 @@
 //!
 //! While it is held, the folder `work/still-<volume>` tells a successor of this process.
 
-use super::adoption::{device_of, place_of};
+use super::adoption::place_of;
 use super::diff::FrozenMount;
 use super::error::{Error, Result};
 use super::ext4::{self, Superblock};
@@ -11,7 +11,7 @@ use super::host::Host;
 use crate::base::{Name, VolumeId};
 use crate::export::Export;
 use crate::pool::Volume;
-use crate::sys::mount::{self, MountEntry};
+use crate::sys::mount::{self, FileSystem, MountEntry};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -25,38 +25,64 @@ impl Host {
     /// # Errors
     /// `Io` when the file system cannot be held still, and the pool's.
     pub fn snapshot_volume(&self, volume: &Volume, name: &Name) -> Result<Volume> {
-        let lock = self.data_lock(volume.id());
-        let _held = lock.lock();
-        let still = match self.mounted_place(volume.id())? {
-            Some(path) => {
-                // Writes that had no room in the pool are told here, and by nothing later.
-                let synced = mount::sync_file_system(&path);
-                synced.map_err(Error::io("write out", &path))?;
-                Some(FrozenMount::freeze(path, self.still_note(volume.id()))?)
+        self.with_data_lock(volume.id(), || {
+            let still = self.hold_in_sight(volume)?;
+            let snapshot = self.pool().snapshot(volume, name);
+            drop(still);
+            Ok(snapshot?)
+        })
+    }
+
+    /// As `snapshot_volume`, of a volume whose user may have it mounted out of this process's
+    /// sight: then all of this host is written out.
+    pub(super) fn snapshot_in_use(&self, volume: &Volume, name: &Name) -> Result<Volume> {
+        self.with_data_lock(volume.id(), || {
+            let still = self.hold_in_sight(volume)?;
+            if still.is_none() && volume.is_held() {
+                // In another mount namespace. Nothing less reaches every file system there is.
+                nix::unistd::sync();
             }
-            None => None,
+            let snapshot = self.pool().snapshot(volume, name);
+            drop(still);
+            Ok(snapshot?)
+        })
+    }
+
+    /// Writes out what is in memory of the volume's file system and holds it still, where it is
+    /// mounted in sight of this process, by whomever. The volume's lock is held.
+    fn hold_in_sight(&self, volume: &Volume) -> Result<Option<FrozenMount>> {
+        let Some((path, number)) = self.mounted_place(volume)? else {
+            return Ok(None);
         };
-        if still.is_some() && Superblock::read(volume)?.is_some() {
+        let at = FileSystem::numbered(&path, number).map_err(Error::io("open", &path))?;
+        // Writes that had no room in the pool are told here, and by nothing later.
+        let synced = at.sync().map_err(Error::io("write out", &path));
+        synced.inspect_err(|_| self.note_refusal(volume))?;
+        let still = FrozenMount::freeze(at, path, self.still_note(volume.id()))?;
+        if Superblock::read(volume)?.is_some() {
             // The journal is empty while the file system is held, and never read.
             ext4::release_journal(volume)?;
         }
-        let snapshot = self.pool().snapshot(volume, name);
-        drop(still);
-        Ok(snapshot?)
+        Ok(Some(still))
     }
 
-    /// Where the whole file system of the volume is mounted, wherever that is.
-    fn mounted_place(&self, id: VolumeId) -> Result<Option<PathBuf>> {
-        let Some(device) = device_of(&*self.export()?, id) else {
+    /// Where the whole file system of the volume is mounted, wherever that is, and the number of
+    /// its device.
+    fn mounted_place(&self, volume: &Volume) -> Result<Option<(PathBuf, u64)>> {
+        if !volume.is_held() {
             return Ok(None);
-        };
+        }
+        let devices = self.export()?.devices_over(volume);
         let mounts = mount::mounts();
         let mounts = mounts.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
-        Ok(place_of(
-            &mounts,
-            &device,
-            &self.data_dir().join(id.to_string()),
-        ))
+        let own = self.data_dir().join(volume.id().to_string());
+        let place = |device: &PathBuf| {
+            let path = place_of(&mounts, device, &own)?;
+            let at = mounts.iter().rfind(|entry| entry.mount_point == path)?;
+            let is_it = Path::new(&at.source) == device;
+            is_it.then(|| (path, libc::makedev(at.major, at.minor)))
+        };
+        Ok(devices.iter().find_map(place))
     }
 
     fn still_note(&self, id: VolumeId) -> PathBuf {
@@ -78,8 +104,12 @@ impl Host {
                 continue;
             };
             let own = self.data_dir().join(id.to_string());
-            let device = device_of(export, id);
-            if let Some(path) = device.and_then(|device| place_of(mounts, &device, &own)) {
+            let volume = self.pool().volume_by_id(id);
+            let devices = volume.map_or_else(|_| Vec::new(), |it| export.devices_over(&it));
+            for path in devices
+                .iter()
+                .filter_map(|device| place_of(mounts, device, &own))
+            {
                 super::adoption::thaw_at(&path);
             }
             // An empty folder that stays does no harm.

@@ -60,6 +60,12 @@ pub enum ExportError {
         /// The file or device.
         path: PathBuf,
     },
+    /// No further volume can be attached.
+    #[error("{attached} volumes are attached, and no more can be; detach or unmount some first")]
+    TooMany {
+        /// How many are.
+        attached: usize,
+    },
     /// The volume is not attached.
     #[error("{0} is not attached")]
     NotAttached(Name),

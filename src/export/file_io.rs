@@ -4,7 +4,7 @@
 //! No FUSE types and no replies here; an error is an errno.
 
 use super::target::{BlockTarget, TargetHold};
-use crate::base::Error;
+use crate::base::{Error, VolumeId};
 use crate::pool::ExtentKind;
 use libc::c_int;
 use std::sync::Arc;
@@ -47,6 +47,11 @@ impl OpenFile {
             Some(target.hold().map_err(errno)?)
         };
         Ok(Self { target, hold })
+    }
+
+    /// Its volume.
+    pub(super) fn id(&self) -> VolumeId {
+        self.target.id()
     }
 
     /// Whether it keeps its volume from being removed itself.

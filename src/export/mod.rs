@@ -21,6 +21,7 @@ mod file_io;
 mod fuse;
 mod holders;
 mod own_opens;
+mod refusals;
 mod stale;
 mod succession;
 mod target;
@@ -228,6 +229,7 @@ impl Export {
         let mut entries = slot.lock();
         let same = |entry: &&mut Entry| entry.kind() == kind && entry.read_only == read_only;
         let info = volume.info()?;
+        entries.retain(|entry| !self.forget_lost(entry));
         if let Some(entry) = entries.iter_mut().find(same) {
             entry.count += 1;
             self.keepsake.records().count(entry.slot, entry.count);
@@ -277,13 +279,23 @@ impl Export {
         Ok(path)
     }
 
+    /// Whether somebody else has detached the attachment's device: then there is none any more.
+    fn forget_lost(&self, entry: &Entry) -> bool {
+        let lost = entry.device.filter(|device| device.is_lost());
+        if let Some(device) = lost {
+            tracing::warn!(device = %device.path().display(), "was detached by someone else");
+            self.keepsake.records().detach(entry.slot);
+        }
+        lost.is_some()
+    }
+
     /// Lets a successor know of an attachment, before there is one.
     fn record(&self, record: &AttachedRecord) -> Result<usize, ExportError> {
         // Attachments of other volumes may be made at the same time.
         let _one = self.recording.lock();
         self.keepsake.records().attach(record).ok_or_else(|| {
-            let full = io::Error::from_raw_os_error(libc::ENOSPC);
-            ExportError::io("record one more attachment at", self.mount_point())(full)
+            let attached = self.keepsake.records().attached().len();
+            ExportError::TooMany { attached }
         })
     }
 

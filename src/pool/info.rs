@@ -269,6 +269,8 @@ impl RecordKind {
     pub const REFERENCE: Self = Self(3);
     /// A snapshot that was made for containerd; the key is its key or name there.
     pub const SNAPSHOT: Self = Self(4);
+    /// A volume to which a write was refused; the key is its id in decimal, and there is no value.
+    pub const REFUSED: Self = Self(5);
 }
 
 /// How far a scrub got.

@@ -11,6 +11,7 @@
 //! - No message is larger than `MESSAGE_BYTES_MAX`, and no more than `MESSAGES_AHEAD` wait.
 
 mod reader;
+mod stored;
 mod writer;
 
 use super::cancel::Cancel;
@@ -22,8 +23,8 @@ use crate::base::sync::Mutex;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 use tonic::client::Grpc;
@@ -43,7 +44,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// How long containerd may take to accept a connection.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// What of a request's metadata is passed on.
-const PASSED_ON: [&str; 2] = [NAMESPACE, LEASE];
+const PASSED_ON: [&str; 1] = [LEASE];
 /// In whose name a call is made.
 pub(super) const NAMESPACE: &str = "containerd-namespace";
 /// The lease that keeps what is made from being collected as garbage.
@@ -55,6 +56,8 @@ const LEASE_TIME: Duration = Duration::from_secs(60 * 60);
 #[derive(Clone, Debug)]
 pub(super) struct Containerd {
     channel: Channel,
+    /// Where its blobs lie, once it has said that it tells or does not tell.
+    store: Arc<OnceLock<Option<PathBuf>>>,
 }
 
 impl Containerd {
@@ -72,12 +75,19 @@ impl Containerd {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .connect_lazy();
-        Ok(Self { channel })
+        let store = Arc::default();
+        Ok(Self { channel, store })
     }
 
-    /// The contents for a call with this metadata. To be called inside the runtime.
-    pub(super) fn contents(&self, call: &MetadataMap, cancel: Cancel) -> Contents {
+    /// The contents for a call with this metadata in that namespace. To be called inside the runtime.
+    pub(super) fn contents(
+        &self,
+        call: &MetadataMap,
+        namespace: AsciiMetadataValue,
+        cancel: Cancel,
+    ) -> Contents {
         let mut metadata = MetadataMap::new();
+        metadata.insert(NAMESPACE, namespace);
         for key in PASSED_ON {
             if let Some(value) = call.get(key) {
                 metadata.insert(key, value.clone());
@@ -85,6 +95,7 @@ impl Containerd {
         }
         Contents {
             channel: self.channel.clone(),
+            store: Arc::clone(&self.store),
             metadata,
             cancel,
             runtime: Handle::current(),
@@ -96,6 +107,7 @@ impl Containerd {
 #[derive(Clone, Debug)]
 pub(super) struct Contents {
     channel: Channel,
+    store: Arc<OnceLock<Option<PathBuf>>>,
     metadata: MetadataMap,
     cancel: Cancel,
     runtime: Handle,
@@ -244,5 +256,6 @@ mod calls {
     pub(super) const READ: &str = "/containerd.services.content.v1.Content/Read";
     pub(super) const WRITE: &str = "/containerd.services.content.v1.Content/Write";
     pub(super) const ABORT: &str = "/containerd.services.content.v1.Content/Abort";
+    pub(super) const PLUGINS: &str = "/containerd.services.introspection.v1.Introspection/Plugins";
     pub(super) const LEASE: &str = "/containerd.services.leases.v1.Leases/Create";
 }

@@ -1,6 +1,6 @@
-//! The messages of `containerd.services.content.v1`, and the one of `containerd.services.leases.v1`
-//! that is needed beside them, written by hand after containerd's `content.proto` and
-//! `leases.proto`: field numbers and types are its, and fixed.
+//! The messages of `containerd.services.content.v1`, and those of `containerd.services.leases.v1`
+//! and `containerd.services.introspection.v1` that are needed beside them, written by hand after
+//! containerd's `.proto` files: field numbers and types are its, and fixed.
 
 use super::wire::FieldMask;
 use prost::Message;
@@ -116,4 +116,25 @@ pub(super) struct LeaseRequest {
     pub(super) id: String,
     #[prost(btree_map = "string, string", tag = "3")]
     pub(super) labels: BTreeMap<String, String>,
+}
+
+/// `PluginsRequest`
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PluginsRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) filters: Vec<String>,
+}
+
+/// `Plugin`, as far as it says where it keeps things.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Plugin {
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub(super) exports: BTreeMap<String, String>,
+}
+
+/// `PluginsResponse`
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PluginsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) plugins: Vec<Plugin>,
 }

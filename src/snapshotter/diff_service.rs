@@ -8,6 +8,7 @@ use super::content::{Containerd, Contents, NAMESPACE};
 use super::diff_wire::{ApplyRequest, DiffRequest};
 use super::differ::{Differ, Error};
 use super::rpc::{Answer, REQUEST_BYTES_MAX, unknown};
+use super::wire::Mount;
 use prost::Message;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::{Body as HttpBody, BoxFuture, Service, StdError, http};
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
@@ -84,9 +86,42 @@ struct Call<Q, A> {
     function: Function<Q, A>,
 }
 
+/// A request about mounts.
+trait OfMounts {
+    fn mounts(&self) -> impl Iterator<Item = &Mount>;
+}
+
+impl OfMounts for ApplyRequest {
+    fn mounts(&self) -> impl Iterator<Item = &Mount> {
+        self.mounts.iter()
+    }
+}
+
+impl OfMounts for DiffRequest {
+    fn mounts(&self) -> impl Iterator<Item = &Mount> {
+        self.right.iter().chain(&self.left)
+    }
+}
+
+/// In whose name the blobs are reached. containerd 1.7 does not pass its caller's namespace on to
+/// plugins: then it is that of the snapshots. Where nothing says it, the next differ is asked.
+fn namespace(
+    metadata: &MetadataMap,
+    message: &impl OfMounts,
+    differ: &Differ,
+) -> Result<AsciiMetadataValue, Status> {
+    if let Some(told) = metadata.get(NAMESPACE) {
+        return Ok(told.clone());
+    }
+    let found = differ.namespace_of(message.mounts());
+    found
+        .and_then(|name| AsciiMetadataValue::try_from(name).ok())
+        .ok_or_else(|| Status::unimplemented("nothing says which namespace the request is of"))
+}
+
 impl<Q, A> UnaryService<Q> for Call<Q, A>
 where
-    Q: Send + 'static,
+    Q: OfMounts + Send + 'static,
     A: Send + 'static,
 {
     type Response = A;
@@ -95,17 +130,14 @@ where
     fn call(&mut self, request: Request<Q>) -> Self::Future {
         let (inner, name, function) = (Arc::clone(&self.inner), self.name, self.function);
         Box::pin(async move {
-            // containerd 1.7 does not pass its caller's namespace on to plugins, without which no
-            // blob can be reached: the next differ is asked.
-            if !request.metadata().contains_key(NAMESPACE) {
-                return Err(Status::unimplemented("the request has no namespace"));
-            }
             // Gone with this future, which goes with its client.
             let (_waiting, cancel) = cancel::pair();
-            let mut contents = inner.containerd.contents(request.metadata(), cancel);
-            let message = request.into_inner();
+            let (metadata, _, message) = request.into_parts();
             let done = tokio::task::spawn_blocking(move || {
                 let started = Instant::now();
+                let namespace = namespace(&metadata, &message, &inner.differ)?;
+                let containerd = &inner.containerd;
+                let mut contents = containerd.contents(&metadata, namespace, cancel);
                 let answered = function(&inner.differ, message, &mut contents);
                 told(name, started, answered)
             });
@@ -147,7 +179,7 @@ fn unary<B, Q, A>(
 where
     B: HttpBody + Send + 'static,
     B::Error: Into<StdError> + Send + 'static,
-    Q: Message + Default + 'static,
+    Q: OfMounts + Message + Default + 'static,
     A: Message + 'static,
 {
     Box::pin(async move {

@@ -6,11 +6,14 @@
 
 use super::content::{Contents, Failure};
 use super::diff_wire::{ApplyRequest, ApplyResponse, Descriptor, DiffRequest, DiffResponse};
+use super::record::{Index, Kind};
 use super::wire::Mount;
 use crate::base;
+use crate::base::sync::RwLock;
 use crate::container::{self, Host, LayerOptions};
 use crate::oci::{self, Compression, Digest, LayerInfo, LayerReader, LayerSummary, Time};
 use crate::pool::Volume;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use tonic::{Code, Status};
@@ -82,6 +85,7 @@ impl From<Error> for Status {
 fn host_code(error: &container::Error) -> Code {
     match error {
         error if error.is_no_space() => Code::ResourceExhausted,
+        container::Error::Incomplete(_) => Code::FailedPrecondition,
         container::Error::Oci(error) => layer_code(error),
         container::Error::Pool(base::Error::Corrupt(_)) => Code::DataLoss,
         container::Error::Pool(base::Error::Closed) => Code::Unavailable,
@@ -104,11 +108,32 @@ const fn layer_code(error: &oci::Error) -> Code {
 /// Layers of one pool's roots.
 pub(super) struct Differ {
     host: Arc<Host>,
+    /// What is known of the snapshots.
+    index: Arc<RwLock<Index>>,
 }
 
 impl Differ {
-    pub(super) const fn new(host: Arc<Host>) -> Self {
-        Self { host }
+    pub(super) const fn new(host: Arc<Host>, index: Arc<RwLock<Index>>) -> Self {
+        Self { host, index }
+    }
+
+    /// The namespace of the snapshots that the mounts show, if all are of the same one: containerd
+    /// gives its snapshotters keys that begin with it, and never a parent of another namespace.
+    pub(super) fn namespace_of<'m>(
+        &self,
+        mounts: impl Iterator<Item = &'m Mount>,
+    ) -> Option<String> {
+        let volumes: Vec<_> = mounts
+            .filter_map(|mount| self.host.root_at(Path::new(&mount.source)))
+            .collect();
+        let index = self.index.read();
+        let owners = index
+            .iter()
+            .filter(|(_, record)| record.kind != Kind::View && volumes.contains(&record.volume()));
+        let mut names = owners.map(|(key, _)| namespace_of_key(key));
+        let first = names.next()??;
+        let is_one = names.all(|name| name == Some(first));
+        is_one.then(|| first.to_owned())
     }
 
     /// Unpacks a blob into the root that the mounts show.
@@ -133,14 +158,22 @@ impl Differ {
                 stated_bytes: layer.size,
             });
         }
-        let (blob, failure) = contents.read(&layer.digest);
+        let size_bytes = u64::try_from(found.size).ok();
+        let stored = size_bytes.and_then(|size_bytes| contents.file(digest, size_bytes));
+        let (blob, failure): (Box<dyn Read + Send>, _) = match stored {
+            Some(file) => (Box::new(file), Failure::default()),
+            None => {
+                let (blob, failure) = contents.read(&layer.digest);
+                (Box::new(blob), failure)
+            }
+        };
         let info = LayerInfo {
             diff_id: None,
             media_type: layer.media_type.clone(),
             compressed_digest: Some(digest),
-            size_bytes: u64::try_from(found.size).ok(),
+            size_bytes,
         };
-        let reader = LayerReader::over(Box::new(blob), &info)?;
+        let reader = LayerReader::over(blob, &info)?;
         let applied = self.host.fill_root(&volume, reader);
         let applied = applied.map_err(|error| said_better(error, &failure))?;
         if request.sync_fs {
@@ -242,6 +275,15 @@ impl Differ {
         let volume = id.and_then(|id| self.host.pool().volume_by_id(id).ok());
         volume.ok_or(Error::NotOurs)
     }
+}
+
+/// The namespace in a key of containerd's metadata store: `NAMESPACE/NUMBER/KEY`. No namespace has
+/// a slash.
+fn namespace_of_key(key: &str) -> Option<&str> {
+    let (name, rest) = key.split_once('/')?;
+    let (number, _) = rest.split_once('/')?;
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    (!name.is_empty() && is_number).then_some(name)
 }
 
 /// What the other end said, where that is why something failed; a volume that cannot be shown here

@@ -1,6 +1,7 @@
 //! Why a call is refused, and the gRPC code that containerd's own snapshotters answer for it.
 
 use super::filter::FilterError;
+use crate::export::ExportError;
 use crate::{base, container};
 use tonic::{Code, Status};
 
@@ -26,8 +27,16 @@ pub(super) enum Error {
     OtherParent(Box<str>),
     #[error("snapshot {0} was prepared without a parent, and cannot be put on one afterwards")]
     Rebase(Box<str>),
-    #[error("snapshot {0} was being filled when its host stopped: remove it and fill another")]
+    #[error(
+        "snapshot {0} was in use when its host stopped, and what was written last may be gone: mount it again to go on with it, or remove it"
+    )]
     Interrupted(Box<str>),
+    #[error("snapshot {0} was being filled when its host stopped: remove it and fill another")]
+    HalfFilled(Box<str>),
+    #[error(
+        "snapshot {0} does not hold all that was written to it, because a write found no room in the pool or failed: remove it, make room, and fill another"
+    )]
+    Incomplete(Box<str>),
     #[error("the field {0} of a snapshot cannot be updated")]
     Immutable(Box<str>),
     #[error("{what} must be 1 to {max_bytes} bytes long")]
@@ -65,7 +74,13 @@ impl Error {
             Self::NotActive(_)
             | Self::NoMounts(_)
             | Self::HasChildren(_)
-            | Self::Interrupted(_) => Code::FailedPrecondition,
+            | Self::Interrupted(_)
+            | Self::HalfFilled(_)
+            | Self::Incomplete(_)
+            | Self::Host(container::Error::Incomplete(_)) => Code::FailedPrecondition,
+            Self::Host(container::Error::Export(ExportError::TooMany { .. })) => {
+                Code::ResourceExhausted
+            }
             Self::ParentNotCommitted(_)
             | Self::OtherParent(_)
             | Self::Immutable(_)

@@ -4,8 +4,9 @@
 //! hold; of several filters one must match. `==` and `!=` compare, `~=` is a regular expression,
 //! and a field alone asks whether it is there. Source: containerd's package `filters`.
 
-use super::record::Record;
+use super::record::{Kind, Record};
 use super::scan::{ScanFault, Scanner, Token};
+use crate::base::VolumeId;
 use regex::{Regex, RegexBuilder};
 
 /// The longest filter.
@@ -13,7 +14,9 @@ const FILTER_BYTES_MAX: usize = 16 << 10;
 /// The most filters of one call.
 const FILTERS_MAX: usize = 1024;
 /// What a compiled regular expression may take.
-const REGEX_BYTES_MAX: usize = 1 << 20;
+const REGEX_BYTES_MAX: usize = 256 << 10;
+/// The most regular expressions of one call: with `REGEX_BYTES_MAX`, what they all may take.
+const REGEXES_MAX: usize = 64;
 
 /// What is wrong with a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +37,8 @@ pub(super) enum FilterError {
     TooLong,
     #[error("is one of more than {FILTERS_MAX}")]
     TooMany,
+    #[error("has more than {REGEXES_MAX} regular expressions, with those before it")]
+    TooManyRegexes,
 }
 
 /// Snapshots that a List asks for.
@@ -63,9 +68,10 @@ impl Filter {
         if texts.len() > FILTERS_MAX {
             return Err(FilterError::TooMany);
         }
+        let mut regexes = 0;
         let any = texts
             .iter()
-            .map(|text| parse_one(text))
+            .map(|text| parse_one(text, &mut regexes))
             .collect::<Result<_, _>>()?;
         Ok(Self { any })
     }
@@ -77,6 +83,21 @@ impl Filter {
                 .iter()
                 .any(|all| all.iter().all(|selector| selector.matches(name, record)))
     }
+}
+
+/// Whether a List with these filters is answered, and not refused: what they match is found out,
+/// too, for those who try hostile ones.
+#[must_use]
+pub fn understands_filters(texts: &[String]) -> bool {
+    let labels = [("containerd.io/gc.root".to_owned(), "x y".to_owned())];
+    let parent = Some("parent".to_owned());
+    let record = Record::new(Kind::Active, parent, labels.into(), VolumeId(1));
+    let parsed = Filter::parse(texts);
+    parsed.is_ok_and(|filter| {
+        // Either answer is one.
+        let _ = filter.matches("name", &record);
+        true
+    })
 }
 
 impl Selector {
@@ -105,12 +126,14 @@ fn value_of<'r>(field: &[String], name: &'r str, record: &'r Record) -> Option<&
 }
 
 /// Reads one filter.
-struct Parser<'t> {
+struct Parser<'t, 'c> {
     text: &'t str,
     scanner: Scanner<'t>,
+    /// How many regular expressions there were, in earlier filters too.
+    regexes: &'c mut usize,
 }
 
-fn parse_one(text: &str) -> Result<Vec<Selector>, FilterError> {
+fn parse_one(text: &str, regexes: &mut usize) -> Result<Vec<Selector>, FilterError> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
@@ -118,10 +141,15 @@ fn parse_one(text: &str) -> Result<Vec<Selector>, FilterError> {
         return Err(FilterError::TooLong);
     }
     let scanner = Scanner::new(text);
-    Parser { text, scanner }.selectors()
+    let parser = Parser {
+        text,
+        scanner,
+        regexes,
+    };
+    parser.selectors()
 }
 
-impl Parser<'_> {
+impl Parser<'_, '_> {
     fn next(&mut self, after_operator: bool) -> Result<Token, FilterError> {
         self.scanner
             .next(after_operator)
@@ -176,16 +204,23 @@ impl Parser<'_> {
         let test = match operator.as_str() {
             "==" => Test::Equal(value),
             "!=" => Test::NotEqual(value),
-            "~=" => Test::Matches(
-                RegexBuilder::new(&value)
-                    .size_limit(REGEX_BYTES_MAX)
-                    .build()
-                    .ok(),
-            ),
+            "~=" => Test::Matches(self.regex(&value)?),
             _ => return Err(self.expected("one of the operators ==, != and ~=")),
         };
         let after = self.next(false)?;
         Ok((Selector { field, test }, after))
+    }
+
+    fn regex(&mut self, text: &str) -> Result<Option<Regex>, FilterError> {
+        *self.regexes += 1;
+        if *self.regexes > REGEXES_MAX {
+            return Err(FilterError::TooManyRegexes);
+        }
+        let mut builder = RegexBuilder::new(text);
+        builder
+            .size_limit(REGEX_BYTES_MAX)
+            .dfa_size_limit(REGEX_BYTES_MAX);
+        Ok(builder.build().ok())
     }
 
     fn field(&mut self) -> Result<String, FilterError> {
@@ -198,9 +233,8 @@ impl Parser<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Kind, Labels};
+    use super::super::record::Labels;
     use super::*;
-    use crate::base::VolumeId;
 
     fn record(kind: Kind, parent: Option<&str>, labels: &[(&str, &str)]) -> Record {
         let labels = labels
@@ -270,6 +304,10 @@ mod tests {
             let parsed = Filter::parse(&[text.to_owned()]);
             assert!(parsed.is_err(), "{text:?} gave {parsed:?}");
         }
+        let regexes = |count: usize| vec!["name~=a,kind~=b".to_owned(); count];
+        assert!(Filter::parse(&regexes(REGEXES_MAX / 2)).is_ok());
+        let many = Filter::parse(&regexes(REGEXES_MAX / 2 + 1));
+        assert_eq!(many.unwrap_err(), FilterError::TooManyRegexes);
         assert!(Filter::parse(&["a".repeat(FILTER_BYTES_MAX + 1)]).is_err());
         assert!(Filter::parse(&vec![String::new(); FILTERS_MAX + 1]).is_err());
     }

@@ -3,7 +3,7 @@
 //!
 //! Not a place where file systems are mounted or volumes made: that is `container::roots`. Not a
 //! second database: what is known of a snapshot is a record in the pool's catalogue, which commits
-//! together with the volume that it names. `server` listens, `rpc` brings messages to functions
+//! together with the volume that it names. `server` listens, `incoming` has its connections, `rpc` brings messages to functions
 //! and back, `wire` has the messages, `convert` makes values of them and `error` codes of errors;
 //! `service` is the table of the snapshots service's calls, `store` does them on the records in
 //! `record`, and `reaper` clears away behind them what nobody is to wait for. The diff service is
@@ -29,6 +29,7 @@ mod diff_wire;
 mod differ;
 mod error;
 mod filter;
+mod incoming;
 mod key_locks;
 mod reaper;
 mod record;
@@ -40,6 +41,7 @@ mod store;
 mod users;
 mod wire;
 
+pub use filter::understands_filters;
 pub use server::Server;
 pub use users::{SnapshotUse, snapshot_uses};
 

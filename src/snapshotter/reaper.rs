@@ -47,6 +47,8 @@ pub(super) struct Reaper {
     orders: Mutex<Sender<Order>>,
     leftovers: Arc<Mutex<HashMap<String, VolumeId>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Told when the thread is done.
+    ended: Mutex<Receiver<()>>,
 }
 
 impl Reaper {
@@ -58,11 +60,13 @@ impl Reaper {
         size_bytes: u64,
     ) -> std::io::Result<Self> {
         let (orders, queue) = channel();
+        let (end, ended) = channel();
         let leftovers: Arc<Mutex<HashMap<String, VolumeId>>> = Arc::default();
         let reaper = Self {
             orders: Mutex::new(orders),
             leftovers: Arc::clone(&leftovers),
             thread: Mutex::new(None),
+            ended: Mutex::new(ended),
         };
         for id in host.passing_volumes() {
             reaper.volume(id);
@@ -75,7 +79,11 @@ impl Reaper {
         };
         let thread = thread::Builder::new()
             .name("reaper".to_owned())
-            .spawn(move || work.run(&queue, size_bytes))?;
+            .spawn(move || {
+                // Dropped, and so heard of, however this ends.
+                let _end = end;
+                work.run(&queue, size_bytes);
+            })?;
         *reaper.thread.lock() = Some(thread);
         Ok(reaper)
     }
@@ -118,14 +126,29 @@ impl Reaper {
         let _ = told.recv_timeout(patience);
     }
 
-    /// Does nothing more.
-    pub(super) fn stop(&self) {
+    /// Does nothing more; what it is at is waited for, but not longer than `patience`. Answers
+    /// whether it has ended.
+    pub(super) fn stop(&self, patience: Duration) -> bool {
         self.order(Order::Stop);
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic has been reported by the thread.
-            let _ = thread.join();
+        let Some(thread) = self.thread.lock().take() else {
+            return true;
+        };
+        if self.ended.lock().recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("what was being cleared away hangs, and is left to the next start");
+            return false;
         }
+        // A panic has been reported by the thread.
+        let _ = thread.join();
+        true
     }
+}
+
+/// Whether what is in use waits longer each time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backoff {
+    Grow,
+    /// Somebody asked for it to be tried now: that says nothing of how long it will be in use.
+    Keep,
 }
 
 struct Waiting {
@@ -164,18 +187,18 @@ impl Work {
                     let _ = teller.send(());
                 }
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    return self.work_off(None);
+                    return self.work_off(None, Backoff::Grow);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.work_off(Some(Instant::now()));
+            self.work_off(Some(Instant::now()), Backoff::Grow);
         }
     }
 
     /// Does everything that is not in use for long.
     fn finish(&mut self) {
         for _ in 0..TELL_TRIES {
-            self.work_off(None);
+            self.work_off(None, Backoff::Keep);
             if self.waiting.is_empty() {
                 return;
             }
@@ -184,7 +207,7 @@ impl Work {
     }
 
     /// Does what is due by then, or everything; what is in use waits longer.
-    fn work_off(&mut self, until: Option<Instant>) {
+    fn work_off(&mut self, until: Option<Instant>, backoff: Backoff) {
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|waiting| until.is_none_or(|until| waiting.due <= until));
@@ -193,11 +216,13 @@ impl Work {
             let Err(error) = self.carry_out(&waiting.task) else {
                 continue;
             };
-            if waiting.pause == RETRY_MAX {
-                tracing::warn!(%error, task = ?waiting.task, "is tried again");
-            }
             waiting.due = Instant::now() + waiting.pause;
-            waiting.pause = (waiting.pause * 2).min(RETRY_MAX);
+            if backoff == Backoff::Grow {
+                if waiting.pause == RETRY_MAX {
+                    tracing::warn!(%error, task = ?waiting.task, "is tried again");
+                }
+                waiting.pause = (waiting.pause * 2).min(RETRY_MAX);
+            }
             self.waiting.push(waiting);
         }
     }

@@ -7,20 +7,18 @@ use super::Options;
 use super::content::Containerd;
 use super::diff_service::DiffService;
 use super::differ::Differ;
+use super::incoming::Incoming;
 use super::service::SnapshotsService;
 use super::store::Store;
 use crate::container::Host;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_stream::Stream;
 use tonic::transport::server::Router;
 
 /// Threads that only move messages.
@@ -29,6 +27,9 @@ const MESSAGE_THREADS: usize = 2;
 const CALLS_MAX: usize = 128;
 /// How many calls of one client are taken at once.
 const CLIENT_CALLS_MAX: u32 = 256;
+
+/// How long what is being cleared away may take at least.
+const REAPER_TIME: Duration = Duration::from_secs(2);
 
 /// Answers containerd until it is stopped.
 pub struct Server {
@@ -46,12 +47,13 @@ impl Server {
     pub fn start(socket: StdListener, host: Arc<Host>, options: Options) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let containerd = options.containerd_address.clone();
-        let differ = Differ::new(Arc::clone(&host));
-        let store = Arc::new(Store::open(host, options).map_err(io::Error::other)?);
+        let store = Store::open(Arc::clone(&host), options).map_err(io::Error::other)?;
+        let store = Arc::new(store);
+        let differ = Differ::new(host, Arc::clone(store.index()));
         let runtime = Builder::new_multi_thread()
             .worker_threads(MESSAGE_THREADS)
             .max_blocking_threads(CALLS_MAX)
-            .thread_name("containerd")
+            .thread_name("services")
             .enable_io()
             .enable_time()
             .build()?;
@@ -60,7 +62,7 @@ impl Server {
             let _inside = runtime.enter();
             let containerd = containerd.as_deref().map(Containerd::at).transpose()?;
             let diffs = containerd.map(|containerd| DiffService::new(differ, containerd));
-            let incoming = Incoming(UnixListener::from_std(socket)?);
+            let incoming = Incoming::on(UnixListener::from_std(socket)?);
             (services(&store, diffs), incoming)
         };
         let serving = runtime.spawn(async move {
@@ -96,9 +98,10 @@ impl Server {
                 .block_on(async { tokio::time::timeout(patience, serving).await })
                 .is_ok()
         });
-        runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
-        self.store.stop();
-        ended
+        let left = || deadline.saturating_duration_since(Instant::now());
+        runtime.shutdown_timeout(left());
+        let cleared = self.store.stop(left().max(REAPER_TIME));
+        ended && cleared
     }
 }
 
@@ -114,32 +117,4 @@ fn services(store: &Arc<Store>, diffs: Option<DiffService>) -> Router {
         .max_concurrent_streams(CLIENT_CALLS_MAX)
         .add_service(SnapshotsService::new(Arc::clone(store)))
         .add_optional_service(diffs)
-}
-
-/// The connections of clients that may ask.
-struct Incoming(UnixListener);
-
-impl Stream for Incoming {
-    type Item = io::Result<UnixStream>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            match self.0.poll_accept(context) {
-                Poll::Ready(Ok((stream, _))) if is_allowed(&stream) => {
-                    return Poll::Ready(Some(Ok(stream)));
-                }
-                Poll::Ready(Ok(_)) => tracing::warn!("a client of another user is not answered"),
-                // An error to `serve` is the end of one connection, not of all.
-                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-}
-
-fn is_allowed(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }

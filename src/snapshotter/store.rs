@@ -71,9 +71,14 @@ impl Store {
         })
     }
 
-    /// Clears nothing more away.
-    pub(super) fn stop(&self) {
-        self.reaper.stop();
+    /// Clears nothing more away; answers whether that has ended within `patience`.
+    pub(super) fn stop(&self, patience: Duration) -> bool {
+        self.reaper.stop(patience)
+    }
+
+    /// What is known of all snapshots.
+    pub(super) fn index(&self) -> &Arc<RwLock<Index>> {
+        &self.index
     }
 
     fn pool(&self) -> &Pool {
@@ -90,6 +95,9 @@ impl Store {
     }
 
     /// Shows the snapshot, and answers what a client mounts to have it.
+    ///
+    /// # Errors
+    /// What the pool and the host answer.
     fn show(&self, record: &Record) -> Result<MountsResponse> {
         let volume = self.volume_of(record)?;
         let purpose = match (record.kind, record.fill) {
@@ -111,6 +119,10 @@ impl Store {
         let record = self.record(key)?;
         if record.kind == Kind::Committed {
             return Err(Error::NoMounts(key.into()));
+        }
+        if record.fill && self.host.was_interrupted(&self.volume_of(&record)?)? {
+            // It was mounted for speed, not to survive this.
+            return Err(Error::HalfFilled(key.into()));
         }
         self.show(&record)
     }

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// linux/prctl.h; libc has it for Android only.
@@ -175,7 +176,82 @@ pub(crate) fn is_dead(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// What open(2) and syncfs(2) answer, write-back errors included.
 pub(crate) fn sync_file_system(path: &Path) -> io::Result<()> {
-    nix::unistd::syncfs(File::open(path)?).map_err(io::Error::from)
+    FileSystem::at(path)?.sync()
+}
+
+/// A mounted file system, kept mounted while this lives.
+pub(crate) struct FileSystem {
+    directory: File,
+    number: u64,
+}
+
+impl FileSystem {
+    /// The file system that holds `path`.
+    ///
+    /// # Errors
+    /// What open(2) and fstat(2) answer.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        let directory = File::open(path)?;
+        let number = directory.metadata()?.dev();
+        Ok(Self { directory, number })
+    }
+
+    /// The file system at `path` if its device has this number.
+    ///
+    /// # Errors
+    /// ESTALE when another one is there, and what open(2) and fstat(2) answer.
+    pub(crate) fn numbered(path: &Path, number: u64) -> io::Result<Self> {
+        let found = Self::at(path)?;
+        if found.number == number {
+            Ok(found)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESTALE))
+        }
+    }
+
+    /// The number of its device.
+    pub(crate) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Writes everything of it to its device.
+    ///
+    /// # Errors
+    /// What syncfs(2) answers, write-back errors included; each of those once.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        nix::unistd::syncfs(&self.directory).map_err(io::Error::from)
+    }
+
+    /// How large it is and what is free.
+    ///
+    /// # Errors
+    /// What fstatvfs(3) answers.
+    pub(crate) fn room(&self) -> io::Result<nix::sys::statvfs::Statvfs> {
+        nix::sys::statvfs::fstatvfs(&self.directory).map_err(io::Error::from)
+    }
+
+    /// Brings it to a clean state on its device and holds all writes to it until `thaw`.
+    ///
+    /// # Errors
+    /// What the FIFREEZE ioctl answers: EBUSY when it is frozen already.
+    pub(crate) fn freeze(&self) -> io::Result<()> {
+        let mut unused = 0;
+        // SAFETY: the descriptor is open for the call, and FIFREEZE reads or writes at most the
+        // int that its number declares, which lives on this stack.
+        unsafe { ioctl::freeze(self.directory.as_raw_fd(), &raw mut unused) }?;
+        Ok(())
+    }
+
+    /// Lets the writes to it go on.
+    ///
+    /// # Errors
+    /// What the FITHAW ioctl answers: EINVAL when it is not frozen.
+    pub(crate) fn thaw(&self) -> io::Result<()> {
+        let mut unused = 0;
+        // SAFETY: as for FIFREEZE: an open descriptor and an int that outlives the call.
+        unsafe { ioctl::thaw(self.directory.as_raw_fd(), &raw mut unused) }?;
+        Ok(())
+    }
 }
 
 mod ioctl {
@@ -185,30 +261,12 @@ mod ioctl {
     nix::ioctl_readwrite!(thaw, b'X', 120, c_int);
 }
 
-/// Brings the file system at `path` to a clean state on its device and holds all writes to it
-/// until `thaw`.
-///
-/// # Errors
-/// What the FIFREEZE ioctl answers: EBUSY when it is frozen already.
-pub(crate) fn freeze(path: &Path) -> io::Result<()> {
-    let directory = File::open(path)?;
-    let mut unused = 0;
-    // SAFETY: the descriptor is open for the call, and FIFREEZE reads or writes at most the int
-    // that its number declares, which lives on this stack.
-    unsafe { ioctl::freeze(directory.as_raw_fd(), &raw mut unused) }?;
-    Ok(())
-}
-
 /// Lets the writes to a frozen file system go on.
 ///
 /// # Errors
 /// What the FITHAW ioctl answers: EINVAL when it is not frozen.
 pub(crate) fn thaw(path: &Path) -> io::Result<()> {
-    let directory = File::open(path)?;
-    let mut unused = 0;
-    // SAFETY: as for FIFREEZE: an open descriptor and an int that outlives the call.
-    unsafe { ioctl::thaw(directory.as_raw_fd(), &raw mut unused) }?;
-    Ok(())
+    FileSystem::at(path)?.thaw()
 }
 
 /// Marks this thread, and the threads and processes that it starts later, as one that serves a

@@ -8,6 +8,7 @@ use crate::wire::Mount;
 use cowshed::oci::Digest;
 use cowshed::snapshotter::MountMode;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use tonic::Code;
 
@@ -136,4 +137,47 @@ fn what_cannot_be_applied_is_refused_with_a_code_that_says_why() {
     stage.client.commit("layer", "key").unwrap();
     let view = stage.client.view("view", "layer").unwrap();
     refused(stage.differ.apply(blob, &view), Code::FailedPrecondition);
+}
+
+#[test]
+fn blobs_are_read_where_containerd_keeps_them_and_verified_there_too() {
+    let mut stage = Stage::new();
+    let root = stage.folder("content");
+    let blobs = root.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    stage.store.state().root = Some(root);
+    let bytes = fs::read(&busybox::image().layers[0]).unwrap();
+    let place_of = |digest: &str| blobs.join(digest.strip_prefix("sha256:").unwrap());
+
+    let blob = stage.blob(TAR, bytes.clone());
+    let (file, digest) = (place_of(&blob.digest), blob.digest.clone());
+    fs::write(&file, &bytes).unwrap();
+    let mount = stage.client.prepare("there", "").unwrap();
+    stage.differ.apply(blob.clone(), &mount).unwrap();
+    assert_eq!(stage.store.state().reads, [""; 0]);
+
+    let mut damaged = bytes.clone();
+    damaged[1_000_000] ^= 1;
+    fs::write(&file, &damaged).unwrap();
+    let mount = stage.client.prepare("damaged", "").unwrap();
+    let refused_blob = stage.differ.apply(blob.clone(), &mount);
+    refused(refused_blob, Code::DataLoss);
+    assert_eq!(stage.store.state().reads, [""; 0]);
+
+    // What is not that blob, or not a file, or not there: containerd has it.
+    let spoil: [fn(&Path); 3] = [
+        |file| fs::write(file, b"shorter").unwrap(),
+        |file| {
+            fs::remove_file(file).unwrap();
+            std::os::unix::fs::symlink("elsewhere", file).unwrap();
+        },
+        |file| fs::remove_file(file).unwrap(),
+    ];
+    for (number, spoil) in spoil.into_iter().enumerate() {
+        spoil(&file);
+        let mount = stage.client.prepare(&format!("key-{number}"), "").unwrap();
+        stage.differ.apply(blob.clone(), &mount).unwrap();
+        let found = std::mem::take(&mut stage.store.state().reads);
+        assert_eq!(found, [digest.clone()]);
+    }
 }

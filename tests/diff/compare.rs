@@ -227,6 +227,55 @@ fn a_ref_that_another_writer_holds_is_waited_for() {
 }
 
 #[test]
+fn a_call_without_a_namespace_is_one_of_its_snapshots_or_left_to_the_next_differ() {
+    let mut stage = Stage::new();
+    stage.differ.metadata.clear();
+    stage.commit("one/1/base", "", "echo 1 > a");
+    let left = stage.client.view("one/2/left", "one/1/base").unwrap();
+    let right = stage.client.prepare("one/3/right", "one/1/base").unwrap();
+    fs::write(place(&right).join("b"), "2").unwrap();
+    let made = stage.differ.compare(between(&left, &right)).unwrap();
+    let mount = stage.client.prepare("one/4/again", "one/1/base").unwrap();
+    stage.differ.apply(made.clone(), &mount).unwrap();
+    assert_eq!(fs::read(place(&mount).join("b")).unwrap(), b"2");
+    let state = stage.store.state();
+    assert_eq!(state.namespaces, [Some("one".to_owned())].into());
+    drop(state);
+    let other = stage.client.prepare("two/5/other", "").unwrap();
+    refused(
+        stage.differ.compare(between(&left, &other)),
+        Code::Unimplemented,
+    );
+    for key in ["plain", "one/x/y", "/6/key"] {
+        let mount = stage.client.prepare(key, "").unwrap();
+        refused(
+            stage.differ.apply(made.clone(), &mount),
+            Code::Unimplemented,
+        );
+    }
+}
+
+#[test]
+fn nothing_is_made_of_a_root_that_had_a_write_refused() {
+    let mut stage = Stage::of_size(192 << 20);
+    stage.commit("base", "", "echo 1 > a");
+    let left = stage.client.view("left", "base").unwrap();
+    let right = stage.client.prepare("right", "base").unwrap();
+    stage.differ.compare(between(&left, &right)).unwrap();
+    // Whether its file system goes on depends on which of its writes was refused.
+    let full = "head -c 300M /dev/urandom > big; sync -f a; rm -f big; sync -f a; true";
+    shell(place(&right), &format!("set +e; {full}"));
+    for _ in 0..2 {
+        refused(
+            stage.differ.compare(between(&left, &right)),
+            Code::FailedPrecondition,
+        );
+    }
+    assert_eq!(stage.in_work(), [""; 0]);
+    stage.client.remove("right").unwrap();
+}
+
+#[test]
 fn what_is_not_ours_is_left_to_the_next_differ() {
     let (mut stage, left, right) = changed();
     let foreign = Mount {

@@ -26,6 +26,7 @@ mod giving_up;
 mod harness;
 mod hostile;
 mod kills;
+mod services;
 mod stage;
 mod store;
 #[path = "../../src/snapshotter/wire.rs"]

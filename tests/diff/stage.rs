@@ -40,11 +40,19 @@ impl Stage {
     }
 
     pub(crate) fn with_mounts(mounts: MountMode) -> Self {
+        Self::start(mounts, 6 << 30)
+    }
+
+    pub(crate) fn of_size(size_bytes: u64) -> Self {
+        Self::start(MountMode::Dir, size_bytes)
+    }
+
+    fn start(mounts: MountMode, size_bytes: u64) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cowshed-diff-")
             .tempdir()
             .unwrap();
-        let device = Arc::new(MemoryDevice::new(6 << 30));
+        let device = Arc::new(MemoryDevice::new(size_bytes));
         Pool::create(device.as_ref(), &CreateOptions::default()).unwrap();
         let pool = Pool::open(Arc::clone(&device) as _, &OpenOptions::default()).unwrap();
         let files = folder.path().join("files");

@@ -1,9 +1,10 @@
 //! A content store as containerd's content service shows it, in memory, which misbehaves as asked.
 
 use crate::content_wire::{
-    AbortRequest, Info, InfoRequest, InfoResponse, LeaseRequest, ReadRequest, ReadResponse,
-    UpdateRequest, WriteAction, WriteRequest, WriteResponse,
+    AbortRequest, Info, InfoRequest, InfoResponse, ReadRequest, ReadResponse, UpdateRequest,
+    WriteAction, WriteRequest, WriteResponse,
 };
+use crate::services::{Introspection, Leases};
 use crate::wire::Empty;
 use cowshed::oci::Digest;
 use prost::Message;
@@ -72,11 +73,15 @@ pub(crate) struct State {
     pub(crate) namespaces: BTreeSet<Option<String>>,
     /// The lease of each write.
     pub(crate) write_leases: Vec<Option<String>>,
+    /// Where it says that its blobs are files.
+    pub(crate) root: Option<PathBuf>,
+    /// The blobs that were read through it.
+    pub(crate) reads: Vec<String>,
     /// The leases that were made.
     pub(crate) leases: BTreeMap<String, Labels>,
 }
 
-type Shared = Arc<Mutex<State>>;
+pub(crate) type Shared = Arc<Mutex<State>>;
 
 /// The store, served until this is dropped.
 pub(crate) struct Store {
@@ -100,7 +105,8 @@ impl Store {
         runtime.spawn(async move {
             tonic::transport::Server::builder()
                 .add_service(Content(Arc::clone(&served)))
-                .add_service(Leases(served))
+                .add_service(Leases(Arc::clone(&served)))
+                .add_service(Introspection(served))
                 .serve_with_incoming(incoming)
                 .await
         });
@@ -144,7 +150,7 @@ impl Stream for Incoming {
     }
 }
 
-type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
+pub(crate) type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
 
 /// A function as a call with one answer.
 struct Do<F>(F);
@@ -162,7 +168,7 @@ where
     }
 }
 
-fn unary<Q, A>(
+pub(crate) fn unary<Q, A>(
     request: http::Request<Body>,
     function: impl Fn(Request<Q>) -> Result<A, Status> + Send + 'static,
 ) -> Answer<http::Response<Body>>
@@ -174,33 +180,6 @@ where
         let mut grpc = Grpc::new(ProstCodec::<A, Q>::default());
         Ok(grpc.unary(Do(function), request).await)
     })
-}
-
-#[derive(Clone)]
-struct Leases(Shared);
-
-impl NamedService for Leases {
-    const NAME: &'static str = "containerd.services.leases.v1.Leases";
-}
-
-impl Service<http::Request<Body>> for Leases {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Answer<Self::Response>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        assert!(request.uri().path().ends_with("/Create"), "{request:?}");
-        let shared = Arc::clone(&self.0);
-        unary(request, move |request: Request<LeaseRequest>| {
-            let LeaseRequest { id, labels } = request.into_inner();
-            shared.lock().unwrap().leases.insert(id, labels);
-            Ok(Empty {})
-        })
-    }
 }
 
 #[derive(Clone)]
@@ -306,7 +285,8 @@ impl ServerStreamingService<ReadRequest> for Reads {
             let ReadRequest { digest, offset, .. } = request.into_inner();
             assert_eq!(offset, 0);
             let (bytes, reading) = {
-                let state = shared.lock().unwrap();
+                let mut state = shared.lock().unwrap();
+                state.reads.push(digest.clone());
                 let found = state.blobs.get(&digest);
                 let (bytes, _) = found.ok_or_else(|| Status::not_found("not found"))?;
                 (bytes.clone(), state.reading)

@@ -40,10 +40,9 @@ impl Containerd {
         folder.join("c.sock")
     }
 
-    /// Whether layers are unpacked and written by cowshed where the snapshots are its: containerd
-    /// 1.7 takes differs, but tells them no namespace, so they cannot reach a blob.
+    /// Whether layers are unpacked and written by cowshed where the snapshots are its.
     pub(crate) fn asks_differs(&self) -> bool {
-        self.release == Release::Sid
+        takes_differs(self.release)
     }
 
     /// Starts it when it does not run.

@@ -149,7 +149,7 @@ fn usage(world: &World, key: &str) -> u64 {
 /// The layer of a running container's changes, twice: compressed, and as the tar that it holds.
 fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path, mounts: Mounts) {
     let ctr = &world.containerd;
-    if mounts == Mounts::Loop && !ctr.asks_differs() {
+    if mounts != Mounts::Dir && !ctr.asks_differs() {
         // It mounts what it compares to be read only, which a device in use refuses.
         return;
     }

@@ -120,6 +120,18 @@ const TESTS: &[Test] = &[
         containers::live,
     ),
     (
+        "containers_of_containerd_1_6_live_in_files",
+        Release::Bookworm,
+        Mounts::File,
+        containers::live,
+    ),
+    (
+        "containers_of_containerd_1_7_live_on_devices",
+        Release::Trixie,
+        Mounts::Loop,
+        containers::live,
+    ),
+    (
         "containers_of_containerd_1_7_live_in_folders",
         Release::Trixie,
         Mounts::Dir,

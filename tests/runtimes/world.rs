@@ -47,6 +47,8 @@ pub(crate) enum Mounts {
     Dir,
     /// A loop device.
     Loop,
+    /// A file, for which containerd makes a loop device.
+    File,
 }
 
 impl Mounts {
@@ -54,6 +56,7 @@ impl Mounts {
         match self {
             Self::Dir => "dir",
             Self::Loop => "loop",
+            Self::File => "file",
         }
     }
 }

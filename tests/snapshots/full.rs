@@ -1,9 +1,34 @@
 //! A pool without room says so, harms nothing, and goes on once there is room.
 
-use crate::client::refused;
+use crate::client::{Client, labels, refused};
+use crate::harness::{eventually, host, noise};
 use crate::place::{Place, Snapshotter, layer};
 use std::io::Write;
+use std::path::Path;
 use tonic::Code;
+
+/// Writes more than the pool has room for: the file system has room, its device has not, and that
+/// shows when it is written out.
+fn overfill(path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
+    let mut bytes = noise(1 << 20, 7);
+    for round in 0..200_u8 {
+        bytes[0] = round;
+        if file.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+}
+
+/// Prepares a snapshot once what was removed is settled in the background.
+fn prepare_again(client: &mut Client, key: &str) -> crate::wire::Mount {
+    let mut prepared = None;
+    eventually("room for another", || {
+        prepared = client.prepare(key, "base").ok();
+        prepared.is_some()
+    });
+    prepared.unwrap()
+}
 
 #[test]
 fn a_full_pool_refuses_a_commit_of_what_it_could_not_take_and_lets_things_be_removed() {
@@ -12,34 +37,149 @@ fn a_full_pool_refuses_a_commit_of_what_it_could_not_take_and_lets_things_be_rem
     layer(&snapshotter, &mut client, "base", "", "a");
     let mount = client.prepare("c", "base").unwrap();
     let place = Place::mount(&snapshotter.bench, &mount, "c");
-    let mut file = std::fs::File::create(place.path("big")).unwrap();
-    let mut noise = crate::harness::noise(1 << 20, 7);
-    for round in 0..200_u8 {
-        noise[0] = round;
-        // The file system has room; its device has not, and that shows when it is written out.
-        if file.write_all(&noise).is_err() {
-            break;
-        }
-    }
-    drop(file);
-    refused(client.commit("image", "c"), Code::ResourceExhausted);
+    overfill(&place.path("big"));
+    refused(client.commit("image", "c"), Code::FailedPrecondition);
     refused(client.stat("image"), Code::NotFound);
+    // What is lost does not come back, and the host tells of it only once.
+    let again = client.commit("image", "c").unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition);
+    assert!(again.message().contains("does not hold all"), "{again}");
     client.stat("c").unwrap();
     place.unmount();
     client.remove("c").unwrap();
     client.cleanup().unwrap();
     snapshotter.bench.ok(["pool", "checkpoint"]);
-    // What was removed is settled in the background.
-    let mut prepared = None;
-    crate::harness::eventually("room for another", || {
-        prepared = client.prepare("d", "base").ok();
-        prepared.is_some()
-    });
-    let mount = prepared.unwrap();
+    let mount = prepare_again(&mut client, "d");
     let place = Place::mount(&snapshotter.bench, &mount, "d");
     assert_eq!(place.read("a"), "base");
     place.write("b", "2");
     place.unmount();
     client.commit("image", "d").unwrap();
     snapshotter.end(2);
+}
+
+/// A refused write of a snapshot that is handed out in this way is not forgotten when there is room
+/// again, the worker dies, or the daemon is started anew.
+fn a_refusal_stays(mode: &str) {
+    let snapshotter = Snapshotter::start_with("128M", &["--snapshot-size", "1G"]);
+    let mut client = snapshotter.client();
+    layer(&snapshotter, &mut client, "base", "", "a");
+    let mode = labels(&[("containerd.io/snapshot/cowshed.mounts", mode)]);
+    let mount = client.prepare_with("c", "base", mode).unwrap();
+    let place = Place::mount(&snapshotter.bench, &mount, "c");
+    overfill(&place.path("big"));
+    // The client hears of it, and the host tells nobody else.
+    let sync = std::process::Command::new("sync")
+        .arg("-f")
+        .arg(place.path("a"))
+        .output();
+    assert!(!sync.unwrap().status.success());
+    snapshotter.daemon.kill_worker();
+    let after = client.persist(|client| client.commit("image", "c"));
+    refused(after, Code::FailedPrecondition);
+    // Room does not bring it back.
+    let _ = std::fs::remove_file(place.path("big"));
+    host("sync", std::iter::empty::<&str>());
+    place.unmount();
+    refused(client.commit("image", "c"), Code::FailedPrecondition);
+    let snapshotter = snapshotter.restart();
+    let mut client = snapshotter.client();
+    client.mounts("c").unwrap();
+    refused(client.commit("image", "c"), Code::FailedPrecondition);
+    client.remove("c").unwrap();
+    client.cleanup().unwrap();
+    snapshotter.bench.ok(["pool", "checkpoint"]);
+    let mount = prepare_again(&mut client, "d");
+    let place = Place::mount(&snapshotter.bench, &mount, "d");
+    place.write("b", "2");
+    place.unmount();
+    client.commit("image", "d").unwrap();
+    snapshotter.end(2);
+}
+
+#[test]
+fn a_refused_write_to_a_folder_is_never_forgotten() {
+    a_refusal_stays("dir");
+}
+
+#[test]
+fn a_refused_write_to_a_device_is_never_forgotten() {
+    a_refusal_stays("loop");
+}
+
+#[test]
+fn a_refused_write_to_a_file_is_never_forgotten() {
+    a_refusal_stays("file");
+}
+
+#[test]
+fn a_write_that_waited_for_room_and_got_it_was_not_refused() {
+    let options = ["--snapshot-size", "1G", "--full-policy", "wait=60"];
+    let snapshotter = Snapshotter::start_with("128M", &options);
+    let mut client = snapshotter.client();
+    layer(&snapshotter, &mut client, "base", "", "a");
+    let mount = client.prepare("c", "base").unwrap();
+    let place = Place::mount(&snapshotter.bench, &mount, "c");
+    overfill(&place.path("big"));
+    let committing = {
+        let mut client = snapshotter.client();
+        std::thread::spawn(move || client.commit("image", "c"))
+    };
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    snapshotter.bench.ok(["pool", "grow", "--size", "512M"]);
+    committing.join().unwrap().unwrap();
+    place.unmount();
+    let view = client.view("v", "image").unwrap();
+    let place = Place::mount(&snapshotter.bench, &view, "v");
+    assert_eq!(
+        std::fs::metadata(place.path("big")).unwrap().len(),
+        200 << 20
+    );
+    place.unmount();
+    client.remove("v").unwrap();
+    snapshotter.end(2);
+}
+
+#[test]
+fn a_container_that_had_a_write_refused_makes_no_image() {
+    let snapshotter = Snapshotter::start("128M");
+    let bench = &snapshotter.bench;
+    let root = bench.path("root");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("a"), "1").unwrap();
+    bench.ok(["image", "import", root.to_str().unwrap(), "--name", "i"]);
+    bench.ok(["container", "create", "i", "--name", "c"]);
+    let place = bench.ok(["container", "mount", "c"]);
+    let place = Path::new(place.trim());
+    bench.ok(["container", "commit", "c", "before:1"]);
+    overfill(&place.join("big"));
+    let sync = |path: &Path| {
+        std::process::Command::new("sync")
+            .arg("-f")
+            .arg(path)
+            .output()
+    };
+    assert!(!sync(&place.join("a")).unwrap().status.success());
+    let _ = std::fs::remove_file(place.join("big"));
+    let _ = sync(&place.join("a"));
+    for _ in 0..2 {
+        bench.fails(
+            ["container", "commit", "c", "after:1"],
+            1,
+            "does not hold all",
+        );
+    }
+    let _ = bench.run(["container", "unmount", "c"]);
+    let snapshotter = snapshotter.restart();
+    let bench = &snapshotter.bench;
+    bench.fails(
+        ["container", "commit", "c", "after:1"],
+        1,
+        "does not hold all",
+    );
+    bench.ok(["container", "rm", "c"]);
+    for image in ["before:1", "i"] {
+        bench.ok(["image", "rm", image]);
+    }
+    snapshotter.end(0);
 }

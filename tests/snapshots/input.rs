@@ -79,3 +79,37 @@ fn bytes_that_are_no_grpc_end_their_connection_alone() {
     assert!(client.names(&[]).is_empty());
     snapshotter.end(0);
 }
+
+/// The time that a process has had a processor, in ticks of a hundredth of a second.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, rest) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_daemon_without_descriptors_waits_for_some_and_does_not_spin() {
+    let snapshotter = Snapshotter::start("1G");
+    let worker = snapshotter.daemon.worker().unwrap();
+    let limit = |files: &str| {
+        let (pid, files) = (worker.to_string(), format!("--nofile={files}:"));
+        crate::harness::host("prlimit", ["--pid", &pid, &files]);
+    };
+    let limits = std::fs::read_to_string(format!("/proc/{worker}/limits")).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let usual = files.unwrap().split_whitespace().nth(3).unwrap();
+    let before = ticks(worker);
+    limit("3");
+    let waiting = UnixStream::connect(snapshotter.bench.path("containerd.sock")).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let spent = ticks(worker) - before;
+    assert!(spent < 100, "{spent} hundredths of a second of two seconds");
+    limit(usual);
+    let mut client = snapshotter.client();
+    client.prepare("k", "").unwrap();
+    drop(waiting);
+    snapshotter.end(1);
+}

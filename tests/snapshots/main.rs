@@ -2,14 +2,16 @@
 //!
 //! - `client` speaks the protocol, `place` mounts what it is handed.
 //! - `life` follows keys through all calls and their codes, `input` sends what must be refused.
-//! - `modes` has devices, files, sizes and several views of what runs.
+//! - `modes` has devices, files, sizes and several views of what runs; `elsewhere` what others keep,
+//!   hide and take away.
 //! - `garbage` asks what is kept and why. `restart` stops and kills the daemon beneath snapshots, `crowd` asks from many sides at once,
-//!   `full` fills the pool, `speed` says how long the calls take.
+//!   `full` fills the pool.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod client;
 mod crowd;
+mod elsewhere;
 mod full;
 mod garbage;
 #[path = "../cli/harness.rs"]
@@ -20,6 +22,5 @@ mod life;
 mod modes;
 mod place;
 mod restart;
-mod speed;
 #[path = "../../src/snapshotter/wire.rs"]
 mod wire;

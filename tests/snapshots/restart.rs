@@ -308,3 +308,43 @@ fn a_worker_that_is_killed_at_any_moment_leaves_what_was_acknowledged_and_nothin
     });
     snapshotter.end(0);
 }
+
+#[test]
+fn what_was_in_use_when_all_of_the_daemon_died_is_committed_only_by_one_who_mounted_it_again() {
+    let snapshotter = Snapshotter::start("1G");
+    let mut client = snapshotter.client();
+    layer(&snapshotter, &mut client, "base", "", "a");
+    let layer = labels(&[("containerd.io/snapshot.ref", "sha256:1")]);
+    let device = labels(&[("containerd.io/snapshot/cowshed.mounts", "loop")]);
+    let mounts = [
+        ("run", client.prepare("run", "base").unwrap()),
+        ("fill", client.prepare_with("fill", "base", layer).unwrap()),
+        ("loop", client.prepare_with("loop", "base", device).unwrap()),
+    ];
+    client.prepare("idle", "base").unwrap();
+    let places = mounts.map(|(name, mount)| {
+        let place = Place::mount(&snapshotter.bench, &mount, name);
+        place.write("b", "2");
+        crate::harness::host("sync", ["-f", place.path("b").to_str().unwrap()]);
+        place.write("c", "3");
+        place
+    });
+    let snapshotter = snapshotter.crash();
+    drop(places);
+    let mut client = snapshotter.client();
+    for key in ["run", "fill", "loop"] {
+        refused(client.commit("image", key), Code::FailedPrecondition);
+    }
+    refused(client.mounts("fill"), Code::FailedPrecondition);
+    refused(client.commit("image", "fill"), Code::FailedPrecondition);
+    for (key, name) in [("run", "image"), ("loop", "image2")] {
+        let mount = client.mounts(key).unwrap();
+        let place = Place::mount(&snapshotter.bench, &mount, key);
+        assert_eq!(place.read("b"), "2");
+        place.unmount();
+        client.commit(name, key).unwrap();
+    }
+    client.remove("fill").unwrap();
+    client.remove("idle").unwrap();
+    snapshotter.end(3);
+}

@@ -10,6 +10,7 @@ use crate::pool::Volume;
 use crate::sys::mount::{self, MountEntry};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 impl Host {
@@ -61,7 +62,14 @@ impl Host {
                 let _ = mount::unmount_lazy(&entry.mount_point);
             }
             // Attached, but not mounted yet or no more.
-            None if device.is_some() && !handed_out => self.let_go(export, id),
+            None if device.is_some() && !handed_out => {
+                self.let_go(export, id);
+                // Mounted in another mount namespace: it is given up when that is gone.
+                root.mounted = number_of(export, id).map(|number| Mounted {
+                    number,
+                    purpose: None,
+                });
+            }
             None => {}
         }
         if handed_out {
@@ -107,6 +115,12 @@ impl Host {
             let _ = fs::remove_dir(folder);
         }
     }
+}
+
+/// The number of the volume's loop device.
+fn number_of(export: &Export, id: VolumeId) -> Option<u64> {
+    let device = export.loop_device(id)?;
+    fs::metadata(device).ok().map(|found| found.rdev())
 }
 
 fn volume_of_note(name: &str) -> Option<VolumeId> {

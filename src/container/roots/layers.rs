@@ -15,7 +15,8 @@ use crate::oci::{
     self, ApplyOptions, Compression, LayerDigest, LayerReader, LayerSummary, LayerWriter, Time,
 };
 use crate::pool::Volume;
-use std::fs::File;
+use crate::sys::mount;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsFd;
 
@@ -39,9 +40,31 @@ impl Host {
         let path = self.mount_root(volume, RootUse::Container)?;
         let root = File::open(&path).map_err(Error::io("open", &path))?;
         let options = ApplyOptions::default();
-        oci::apply(root.as_fd(), &mut layer, options)
+        let applied = oci::apply(root.as_fd(), &mut layer, options)
             .and_then(|_| layer.finish())
-            .map_err(|error| self.explain(error.into()))
+            .map_err(|error| self.explain(error.into()));
+        drop(root);
+        self.unmount_device(volume)?;
+        applied
+    }
+
+    /// Unmounts a root that was handed out as a device, and mounted here only to work on it.
+    fn unmount_device(&self, volume: &Volume) -> Result<()> {
+        let root = self.roots.of(volume.id());
+        let mut root = root.lock();
+        if root.device.is_none() || root.mounted.is_none() {
+            return Ok(());
+        }
+        drop(self.sync_locked(volume, &root)?);
+        let path = self.root_path(volume.id());
+        if mount::unmount(&path).is_err() {
+            // Another call works on it, and does this when it is done.
+            return Ok(());
+        }
+        self.detach_loop(volume)?;
+        root.mounted = None;
+        let _ = fs::remove_dir(&path);
+        Ok(())
     }
 
     /// Writes what changed from `lower` to `upper` to `out` as a layer. Either may be in use.
@@ -80,8 +103,11 @@ impl Host {
         let root = self.roots.of(volume.id());
         // It is neither mounted nor sealed meanwhile.
         let _held = root.lock();
+        // Before, since what failed to write may not be written out any more, and after it was.
+        self.check_complete(volume)?;
         let snapshot = self.snapshot_volume(volume, &self.work_name()?)?;
         work.push(snapshot.clone());
+        self.check_complete(volume)?;
         Ok(snapshot)
     }
 }

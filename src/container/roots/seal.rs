@@ -3,13 +3,17 @@
 //! A mounted root is unmounted, and its volume frozen as it is. If others have it mounted, or the
 //! next layer is to go on with it, its file system is held still for the moment in which its volume
 //! is snapshotted: everything is on the volume then and the journal is empty. Where somebody had the
-//! device and has not unmounted it cleanly, all of this host is written out, and a copy of the volume is
-//! settled.
+//! device and has not unmounted it, it is held still where it is mounted, and if that is out of sight,
+//! all of this host is written out, and a copy of the volume is settled.
+//!
+//! # Invariants
+//! - What was refused by the pool while it was written out makes no frozen volume, however often
+//!   that is tried.
 
 use super::super::diff::FrozenMount;
 use super::super::error::{Error, Result};
 use super::super::ext4::{self, Superblock};
-use super::super::filesystem::{self, Mode};
+use super::super::filesystem::Mode;
 use super::super::host::{Host, WorkVolumes};
 use super::{Root, RootUse, is_alone};
 use crate::export::ExportError;
@@ -30,7 +34,16 @@ pub enum Sealed {
 pub struct StillRoot {
     // The file system goes on before others may show the root.
     _frozen: Option<FrozenMount>,
+    is_alone: bool,
     _root: ArcMutexGuard<RawMutex, Root>,
+}
+
+impl StillRoot {
+    /// Whether nobody else has it mounted, who could write to it once it goes on.
+    #[must_use]
+    pub const fn is_alone(&self) -> bool {
+        self.is_alone
+    }
 }
 
 impl Host {
@@ -38,10 +51,23 @@ impl Host {
     /// to flush the pool before it tells of that.
     ///
     /// # Errors
-    /// `NoSpace` when what was written to it had no room in the pool, and what the host answers.
+    /// `Incomplete` when something that was written to it had no room in the pool, for good; and
+    /// what the host answers.
     pub fn seal_root(&self, volume: &Volume) -> Result<Sealed> {
+        self.check_complete(volume)?;
+        let sealed = self.seal(volume);
+        // All that was in memory has been written, or refused, by now.
+        let complete = self.check_complete(volume);
+        if let (Err(_), Ok(Sealed::Copy(copy))) = (&complete, &sealed) {
+            // If it stays, the next start removes it.
+            let _ = self.pool().remove(copy);
+        }
+        complete.and(sealed)
+    }
+
+    fn seal(&self, volume: &Volume) -> Result<Sealed> {
         let mut root = self.roots.of(volume.id()).lock_arc();
-        if root.mounted.is_some() && !self.unmount_alone(volume, &mut root)? {
+        if self.show_again(volume, &mut root)? && !self.unmount_alone(volume, &mut root)? {
             return self
                 .hold_still(volume, root)
                 .map_err(|error| self.explain(error));
@@ -61,6 +87,7 @@ impl Host {
             ext4::release_journal(volume)?;
             return Ok(Sealed::Idle(StillRoot {
                 _frozen: None,
+                is_alone: true,
                 _root: root,
             }));
         }
@@ -87,32 +114,25 @@ impl Host {
             return Ok(false);
         }
         // Writes that had no room are told here, and by nothing later.
-        let hidden = self
-            .sync_locked(volume.id())
-            .and_then(|()| self.hide(volume, root));
-        match hidden {
+        drop(self.sync_locked(volume, root)?);
+        match self.hide(volume, root) {
             Ok(()) => Ok(true),
             // Somebody has it in another mount namespace.
-            Err(Error::Export(ExportError::Busy { .. })) => {
-                let mode = purpose.unwrap_or(RootUse::Container).mode();
-                let device = self.export()?.attach_loop(volume, false)?;
-                self.detach_loop(volume)?;
-                filesystem::mount(&device, &self.root_path(volume.id()), mode)?;
-                Ok(false)
-            }
+            Err(Error::Export(ExportError::Busy { .. })) => Ok(!self.show_again(volume, root)?),
             Err(error) => Err(error),
         }
     }
 
     fn hold_still(&self, volume: &Volume, root: ArcMutexGuard<RawMutex, Root>) -> Result<Sealed> {
-        // Writes that had no room are told here, and by nothing later.
-        self.sync_locked(volume.id())?;
+        let at = self.sync_locked(volume, &root)?;
         let note = self.frozen_note(&format!("root-{}", volume.id()));
-        let frozen = FrozenMount::freeze(self.root_path(volume.id()), note)?;
+        let frozen = FrozenMount::freeze(at, self.root_path(volume.id()), note)?;
+        let is_alone = is_alone(&root)?;
         // The journal is empty while the file system is held, and never read.
         ext4::release_journal(volume)?;
         Ok(Sealed::Still(StillRoot {
             _frozen: Some(frozen),
+            is_alone,
             _root: root,
         }))
     }
@@ -120,16 +140,18 @@ impl Host {
     /// A frozen copy of the volume as it is now, with its journal replayed. What was written to its
     /// file system, which somebody may still have mounted, is in it as far as this host knows.
     fn settled_copy(&self, volume: &Volume) -> Result<Volume> {
-        // The device is mounted where this process cannot see it: in another mount namespace, or
-        // over a loop device of somebody else's. Nothing less reaches every file system there is.
-        nix::unistd::sync();
         let mut work = WorkVolumes::new(self.pool());
-        let snapshot = self.pool().snapshot(volume, &self.work_name()?)?;
+        let snapshot = self.snapshot_in_use(volume, &self.work_name()?)?;
         work.push(snapshot.clone());
+        if Superblock::read(&snapshot)?.is_some_and(|found| found.is_clean()) {
+            work.keep();
+            return Ok(snapshot);
+        }
         let copy = self.pool().clone_volume(&snapshot, &self.work_name()?)?;
         let mut copied = WorkVolumes::new(self.pool());
         copied.push(copy.clone());
         self.mount_for_work(&copy, Mode::Settle)?.unmount()?;
+        self.check_complete(&copy)?;
         self.pool().freeze(&copy)?;
         // The snapshot goes; the copy alone has what both had.
         copied.keep();

@@ -14,6 +14,7 @@ use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, 
 use super::keepsake::Records;
 use super::listings::{Listing, Listings};
 use super::open_files::OpenFiles;
+use crate::base::waiting;
 use crate::export::entry::{
     BLOCK_SIZE, FILE_NAME_BYTES_MAX, attributes, root_attributes, volume_id, volume_name,
 };
@@ -33,6 +34,7 @@ const PERMISSIONS: u32 = 0o7777;
 /// The file system of volumes.
 pub(in crate::export) struct VolumeFiles {
     directory: Arc<dyn Directory>,
+    records: Arc<Records>,
     open: OpenFiles,
     listings: Listings,
     own_opens: OwnOpens,
@@ -46,9 +48,10 @@ impl VolumeFiles {
         own_opens: OwnOpens,
         records: Arc<Records>,
     ) -> Self {
-        let open = OpenFiles::adopt(records, &*directory);
+        let open = OpenFiles::adopt(Arc::clone(&records), &*directory);
         Self {
             directory,
+            records,
             open,
             listings: Listings::new(),
             own_opens,
@@ -127,7 +130,20 @@ impl VolumeFiles {
         data: &[u8],
         durable: bool,
     ) -> Answer<usize> {
-        self.open.get(handle)?.file()?.write(data, offset, durable)
+        let found = self.open.get(handle)?;
+        let file = found.file()?;
+        let written = file.write(data, offset, durable);
+        written.inspect_err(|_| self.note_refusal(file))
+    }
+
+    /// Remembers that something written to the volume is lost. A file system on it hears of that
+    /// when it writes out, and tells its user at most once.
+    fn note_refusal(&self, file: &OpenFile) {
+        if waiting::begins_anew() {
+            return;
+        }
+        let is_there = |id| self.directory.by_id(id).is_ok();
+        self.records.refuse(file.id(), is_there);
     }
 
     pub(super) fn fsync(&self, handle: u64) -> Answer<()> {
@@ -136,7 +152,15 @@ impl VolumeFiles {
 
     pub(super) fn fallocate(&self, handle: u64, offset: u64, len: u64, mode: c_int) -> Answer<()> {
         let found = self.open.get(handle)?;
-        found.file()?.fallocate(offset, len, mode)
+        let file = found.file()?;
+        let done = file.fallocate(offset, len, mode);
+        // Zeros are data. A hole that could not be punched is only room that is not given back.
+        let writes = mode & libc::FALLOC_FL_ZERO_RANGE != 0;
+        done.inspect_err(|_| {
+            if writes {
+                self.note_refusal(file);
+            }
+        })
     }
 
     pub(super) fn seek(&self, handle: u64, offset: i64, whence: c_int) -> Answer<i64> {

@@ -5,7 +5,8 @@
 //!
 //! # Layout
 //! 64-bit words: a head of 8 (magic, version, how many open files, how many attachments fit, whether
-//! the device failed, which superblock is durable), then 4 for each open file, then 8 for each attachment.
+//! the device failed, which superblock is durable, whether more volumes had a write refused than fit),
+//! then 4 for each open file, then 8 for each attachment, then one for each volume that had.
 //!
 //! # Invariants
 //! - A slot's first word is its state. It is written last when the slot is taken, and first when
@@ -22,20 +23,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// "cowkeep" and a version that changes with the layout.
 const MAGIC: u64 = u64::from_le_bytes(*b"cowkeep\0");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const HEAD: [u64; 4] = [MAGIC, VERSION, OPEN_MAX as u64, ATTACHED_MAX as u64];
 const HEAD_WORDS: usize = 8;
 /// The word of the head that is not zero once the pool's device has failed.
 const DEVICE_FAILED: usize = 4;
 /// The word of the head with the generation of the newest superblock known to be durable, or zero.
 const DURABLE: usize = 5;
+/// The word of the head that is not zero once more volumes had a write refused than are told apart.
+const REFUSED_ANY: usize = 6;
 /// The most files that are open at once.
 pub(in crate::export) const OPEN_MAX: usize = 1 << 16;
 const OPEN_WORDS: usize = 4;
 /// The most attachments at once.
 const ATTACHED_MAX: usize = 1 << 13;
 const ATTACHED_WORDS: usize = 8;
-const WORDS: usize = HEAD_WORDS + OPEN_MAX * OPEN_WORDS + ATTACHED_MAX * ATTACHED_WORDS;
+/// The most volumes of which it is told apart whether they had a write refused.
+const REFUSED_MAX: usize = 1 << 12;
+const REFUSED_START: usize = HEAD_WORDS + OPEN_MAX * OPEN_WORDS + ATTACHED_MAX * ATTACHED_WORDS;
+const WORDS: usize = REFUSED_START + REFUSED_MAX;
 
 /// Flags of a slot's first word; an open file's generation is in its upper half.
 const TAKEN: u64 = 1;
@@ -172,6 +178,16 @@ pub(in crate::export) struct Records {
 }
 
 impl Records {
+    /// A word for each volume that had a write refused: its id, or zero.
+    pub(super) fn refused_words(&self) -> &[AtomicU64] {
+        &self.memory.words()[REFUSED_START..][..REFUSED_MAX]
+    }
+
+    /// Not zero once there were more of them than words.
+    pub(super) fn refused_any(&self) -> &AtomicU64 {
+        &self.memory.words()[REFUSED_ANY]
+    }
+
     fn open_slot(&self, slot: usize) -> &[AtomicU64] {
         assert!(slot < OPEN_MAX, "open file slot {slot}");
         &self.memory.words()[HEAD_WORDS + slot * OPEN_WORDS..][..OPEN_WORDS]

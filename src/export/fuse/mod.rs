@@ -2,7 +2,8 @@
 //!
 //! `connection` makes the mount, `session` and `crew` run the threads that serve it, `transport`, or
 //! `rings`, takes requests from the kernel and brings answers back, `dispatch` turns a request into its
-//! answer by what `files` knows, and `keepsake` is what a successor is left.
+//! answer by what `files` knows, and `keepsake` is what a successor is left, with the volumes that
+//! had a write `refused`.
 //!
 //! # Invariants
 //! - Any thread may serve any request, and no handler waits for another request of the same
@@ -21,6 +22,7 @@ mod keepsake;
 mod listings;
 mod open_files;
 mod pace;
+mod refused;
 mod rings;
 mod session;
 #[cfg(test)]

@@ -80,15 +80,32 @@ struct Returned {
 /// Has a request that is about to wait refused, and remembers that: it is then begun anew by a
 /// helper, which may wait.
 #[derive(Default)]
-struct Postponing(AtomicBool);
+struct Postponing {
+    is_postponed: AtomicBool,
+    /// There is no helper, so the refusal stands.
+    is_final: AtomicBool,
+}
+
+impl Postponing {
+    fn reset(&self, is_final: bool) {
+        self.is_postponed.store(false, Ordering::Relaxed);
+        self.is_final.store(is_final, Ordering::Relaxed);
+    }
+}
 
 impl Owner for Postponing {
     fn may_begin(&self) -> bool {
-        self.0.store(true, Ordering::Relaxed);
+        if !self.is_final.load(Ordering::Relaxed) {
+            self.is_postponed.store(true, Ordering::Relaxed);
+        }
         false
     }
 
     fn ended(&self) {}
+
+    fn begins_anew(&self) -> bool {
+        self.is_postponed.load(Ordering::Relaxed)
+    }
 }
 
 /// A thread's ring.
@@ -194,16 +211,19 @@ impl Server<'_> {
             };
             place = back;
         }
-        self.postponing.0.store(false, Ordering::Relaxed);
+        self.postponing.reset(false);
         self.number = self.number.wrapping_add(1);
         // Few flushes come, and they are what takes longest.
         let is_timed = self.number.is_multiple_of(TIMED) || header.opcode == opcode::FSYNC;
-        let reply = answer(self.crew, header, &mut place, is_timed);
-        if self.postponing.0.load(Ordering::Relaxed) && !matches!(reply, Reply::Body(_)) {
+        let mut reply = answer(self.crew, header, &mut place, is_timed);
+        // What was done after all has its answer where its data was.
+        if self.postponing.begins_anew() && !matches!(reply, Reply::Body(_)) {
             let Some(back) = self.leave_to_helper(place)? else {
                 return Ok(());
             };
             place = back;
+            self.postponing.reset(true);
+            reply = answer(self.crew, header, &mut place, false);
         }
         finish(&header, &reply, &mut place);
         self.ring.commit(place)

@@ -340,10 +340,12 @@ fn a_frozen_file_system_is_whole_on_its_device() {
     let place = fixture.place("root");
     let mounted = Ext4::mount(&device, place.clone());
     fs::write(place.join("file"), pattern(1, 100_000)).unwrap();
-    mount::freeze(&place).unwrap();
+    let frozen = mount::FileSystem::at(&place).unwrap();
+    frozen.freeze().unwrap();
     let copy = fixture.pool.create("copy", 64 * MIB);
     let bytes = volume.bytes(0, 64 << 20);
-    mount::thaw(&place).unwrap();
+    frozen.thaw().unwrap();
+    drop(frozen);
     copy.write_at(&bytes, 0).unwrap();
     mounted.unmount();
     let device = fixture.export.attach_loop(&*copy, true).unwrap();

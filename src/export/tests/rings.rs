@@ -2,7 +2,7 @@
 //! with rings, too, when `COWSHED_TEST_FUSE` is `io-uring`; tools/test does that.
 
 use super::*;
-use crate::export::{ExportError, Transport};
+use crate::export::{BlockTarget, ExportError, Transport};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -92,9 +92,12 @@ fn held_writes_block_no_queue() {
         }
     });
     assert_eq!(volume.bytes(0, whole.len()), vec![2; whole.len()]);
+    // What was held and then done was never refused.
+    assert!(!fixture.export.was_refused(volume.id()));
     *volume.patience.lock() = Duration::from_millis(5);
     let refused = file.write_at(&[1; 4096], MIB / 2).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    assert!(fixture.export.was_refused(volume.id()));
 }
 
 #[test]

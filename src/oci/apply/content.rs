@@ -1,13 +1,20 @@
 //! Writing a file's content with holes where it is zero.
+//!
+//! A large file goes past the page cache: it is read at most in parts soon, and another copy of it
+//! takes the host longer to find memory for than to write.
 
 use crate::oci::error::{Error, Result};
 use crate::oci::limits::HOLE_BYTES;
 use crate::oci::tarball::{Entry, TarReader};
+use crate::sys::aligned::ALIGN_BYTES;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::ftruncate;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
+/// From this size on a file is a large one.
+const LARGE_BYTES: u64 = 8 << 20;
 const ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
 
 /// Writes what follows in the archive into the new, empty `file`; answers how many bytes were
@@ -22,6 +29,7 @@ pub(super) fn write(
     if entry.size_bytes == 0 {
         return Ok(0);
     }
+    let mut target = Target::new(file, entry.size_bytes >= LARGE_BYTES);
     let (mut written, mut end) = (0, 0);
     for segment in &entry.segments {
         let mut offset = segment.offset_bytes;
@@ -33,7 +41,8 @@ pub(super) fn write(
             archive
                 .read_data_exact(&mut buffer[..len])
                 .map_err(Error::archive)?;
-            let (bytes, last) = write_around_holes(file, &buffer[..len], offset).map_err(failed)?;
+            let (bytes, last) =
+                write_around_holes(&mut target, &buffer[..len], offset).map_err(failed)?;
             written += bytes;
             end = last.unwrap_or(end);
             let len_bytes = u64::try_from(len).map_err(|error| failed(io::Error::other(error)))?;
@@ -48,9 +57,79 @@ pub(super) fn write(
     Ok(written)
 }
 
+/// A file, and how it is written.
+struct Target<'a> {
+    file: &'a File,
+    /// Whether to go past the page cache where that is possible.
+    prefers_direct: bool,
+    is_direct: bool,
+}
+
+impl<'a> Target<'a> {
+    const fn new(file: &'a File, prefers_direct: bool) -> Self {
+        Self {
+            file,
+            prefers_direct,
+            is_direct: false,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let direct = self.write_directly(bytes, offset)?;
+        let rest = &bytes[direct..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.switch(false)?;
+        let done = u64::try_from(direct).map_err(io::Error::other)?;
+        self.file.write_all_at(rest, offset + done)
+    }
+
+    /// Writes the whole blocks at the start of `bytes`, if they lie as direct I/O needs it and the
+    /// file system can do it; answers how many bytes that was.
+    fn write_directly(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let align = u64::try_from(ALIGN_BYTES).map_err(io::Error::other)?;
+        let len = bytes.len() - bytes.len() % ALIGN_BYTES;
+        let lies_well =
+            bytes.as_ptr().addr().is_multiple_of(ALIGN_BYTES) && offset.is_multiple_of(align);
+        if !self.prefers_direct || !lies_well || len == 0 {
+            return Ok(0);
+        }
+        let written = self
+            .switch(true)
+            .and_then(|()| self.file.write_all_at(&bytes[..len], offset));
+        match written {
+            Ok(()) => Ok(len),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.prefers_direct = false;
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn switch(&mut self, direct: bool) -> io::Result<()> {
+        if self.is_direct == direct {
+            return Ok(());
+        }
+        let flags = if direct {
+            OFlag::O_DIRECT
+        } else {
+            OFlag::empty()
+        };
+        fcntl(self.file, FcntlArg::F_SETFL(flags))?;
+        self.is_direct = direct;
+        Ok(())
+    }
+}
+
 /// Writes `bytes` at `offset` except for aligned blocks of zeros; answers how many bytes were
 /// written and where the last of them ended.
-fn write_around_holes(file: &File, bytes: &[u8], offset: u64) -> io::Result<(u64, Option<u64>)> {
+fn write_around_holes(
+    target: &mut Target<'_>,
+    bytes: &[u8],
+    offset: u64,
+) -> io::Result<(u64, Option<u64>)> {
     let block = u64::try_from(HOLE_BYTES).map_err(io::Error::other)?;
     let misaligned = usize::try_from(offset % block).map_err(io::Error::other)?;
     let (mut written, mut last) = (0, None);
@@ -59,7 +138,7 @@ fn write_around_holes(file: &File, bytes: &[u8], offset: u64) -> io::Result<(u64
     let mut flush = |from: usize, to: usize| -> io::Result<()> {
         if from < to {
             let start = offset + u64::try_from(from).map_err(io::Error::other)?;
-            file.write_all_at(&bytes[from..to], start)?;
+            target.write(&bytes[from..to], start)?;
             let len = u64::try_from(to - from).map_err(io::Error::other)?;
             written += len;
             last = Some(start + len);

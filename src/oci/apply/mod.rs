@@ -24,6 +24,7 @@ mod tests;
 use super::error::{Error, HeaderFault, Printable, Result};
 use super::limits::{COPY_BUFFER_BYTES, DEPTH_MAX, READ_BUFFER_BYTES};
 use super::tarball::{Entry, Kind, TarReader, Time};
+use crate::sys::aligned::AlignedBuffer;
 use parents::{Directory, Parents};
 use remove::Added;
 use std::io::{BufReader, Read};
@@ -65,7 +66,7 @@ pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> R
     let mut applier = Applier {
         parents: Parents::new(root),
         added: Added::default(),
-        buffer: vec![0; COPY_BUFFER_BYTES],
+        buffer: AlignedBuffer::zeroed(COPY_BUFFER_BYTES),
         applied: Applied::default(),
     };
     while let Some(entry) = archive.next_entry()? {
@@ -86,7 +87,7 @@ pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> R
 struct Applier<'root> {
     parents: Parents<'root>,
     added: Added,
-    buffer: Vec<u8>,
+    buffer: AlignedBuffer,
     applied: Applied,
 }
 

@@ -23,6 +23,8 @@ const PIECE_BYTES: usize = COPY_BUFFER_BYTES / 2;
 pub struct LayerReader {
     /// `None` once the reader is done with; then the thread ends at its next piece.
     pieces: Option<Receiver<Piece>>,
+    /// Back to the thread, to be filled again.
+    used: SyncSender<Vec<u8>>,
     current: Vec<u8>,
     position: usize,
     outcome: Option<LayerDigest>,
@@ -57,13 +59,15 @@ impl LayerReader {
         may_stall: bool,
     ) -> Result<Self> {
         let (hand_over, pieces) = std::sync::mpsc::sync_channel(PIECES_AHEAD);
+        let (used, to_fill) = std::sync::mpsc::sync_channel(PIECES_AHEAD);
         let info = info.clone();
         let thread = std::thread::Builder::new()
             .name("layer".to_owned())
-            .spawn(move || read_ahead(stored, index, info, &hand_over))
+            .spawn(move || read_ahead(stored, index, info, &hand_over, &to_fill))
             .map_err(|source| Error::io("start to read the layer", source))?;
         Ok(Self {
             pieces: Some(pieces),
+            used,
             current: Vec::new(),
             position: 0,
             outcome: None,
@@ -102,8 +106,10 @@ impl LayerReader {
         let failed_before = || io::Error::other("reading the layer failed before");
         match piece.unwrap_or_else(|| Err(failed_before())) {
             Ok(Content::Bytes(bytes)) => {
-                self.current = bytes;
+                let used = std::mem::replace(&mut self.current, bytes);
                 self.position = 0;
+                // Where it is not wanted, it is dropped.
+                let _ = self.used.try_send(used);
             }
             Ok(Content::End(outcome)) => self.outcome = Some(outcome),
             Err(error) => {
@@ -150,13 +156,15 @@ fn read_ahead(
     index: usize,
     info: LayerInfo,
     hand_over: &SyncSender<Piece>,
+    to_fill: &Receiver<Vec<u8>>,
 ) {
     let mut layer = match VerifyingReader::new(stored, index, info) {
         Ok(layer) => layer,
         Err(error) => return drop(hand_over.send(Err(error.into()))),
     };
     loop {
-        let mut bytes = vec![0; PIECE_BYTES];
+        let mut bytes = to_fill.try_recv().unwrap_or_default();
+        bytes.resize(PIECE_BYTES, 0);
         let piece = match fill(&mut layer, &mut bytes) {
             Ok(0) => Ok(Content::End(layer.digest())),
             Ok(len) => {

@@ -1,12 +1,13 @@
 //! Committing an active snapshot: its volume is frozen, and its record gets its name.
 
+use super::super::MountMode;
 use super::super::convert;
 use super::super::error::{Error, Result};
 use super::super::record::{Index, Kind, Labels, Record};
 use super::super::wire::CommitRequest;
 use super::Store;
 use crate::base::VolumeId;
-use crate::container::Sealed;
+use crate::container::{self, Sealed};
 
 /// What a commit makes of an active snapshot.
 struct Committing {
@@ -30,11 +31,21 @@ impl Store {
         let _held = self.keys.lock_all(&mut keys);
         let active = committing.check(&self.index.read())?;
         let volume = self.volume_of(&active)?;
-        if active.fill && self.host.was_interrupted(&volume)? {
+        let key = || committing.key.as_str().into();
+        if self.host.was_interrupted(&volume)? {
             // What was being written to it when everything stopped may be gone.
-            return Err(Error::Interrupted(committing.key.as_str().into()));
+            return Err(if active.fill {
+                Error::HalfFilled(key())
+            } else {
+                Error::Interrupted(key())
+            });
         }
-        let sealed = self.host.seal_root(&volume)?;
+        let sealed = self.host.seal_root(&volume);
+        let sealed = sealed.map_err(|error| match error {
+            container::Error::Incomplete(_) => Error::Incomplete(key()),
+            error => error.into(),
+        })?;
+        let is_alone = matches!(&sealed, Sealed::Still(still) if still.is_alone());
         let committed = self.settle(&committing, &active, volume.id(), &sealed);
         if let (Err(_), Sealed::Copy(copy)) = (&committed, &sealed) {
             self.reaper.volume(copy.id());
@@ -44,7 +55,8 @@ impl Store {
         drop(sealed);
         let flushed = self.pool().flush();
         if let Some(left) = left {
-            if active.fill {
+            // Just what the next layer needs, unless somebody else may write to it by now.
+            if active.fill && active.mounts == MountMode::Dir && is_alone {
                 self.reaper.leftover(&committing.name, left);
             } else {
                 self.reaper.volume(left);

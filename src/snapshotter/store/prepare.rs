@@ -1,5 +1,6 @@
 //! Making snapshots: an active one is a clone of its parent's volume, a view looks at it.
 
+use super::super::MountMode;
 use super::super::convert;
 use super::super::error::{Error, Result};
 use super::super::record::{Index, Kind, Labels, REF_LABEL, Record};
@@ -34,7 +35,13 @@ fn is_to_be_filled(key: &str, labels: &Labels) -> bool {
 }
 
 /// Where a new snapshot's volume comes from.
-enum Source {
+struct Source {
+    origin: Origin,
+    /// The parent's volume, if there is a parent.
+    parent: Option<VolumeId>,
+}
+
+enum Origin {
     /// A clone of this one.
     Clone(Volume),
     /// This one, which has a name in work.
@@ -57,9 +64,9 @@ impl Store {
         let mounts = convert::wanted_mounts(&wanted.labels)?.unwrap_or(self.options.mounts);
         let _held = self.keys.lock(&wanted.key);
         self.check(&self.index.read(), &wanted)?;
-        let source = self.source(&wanted)?;
+        let source = self.source(&wanted, mounts)?;
         let begun = self.begin(&wanted, &source, |record| record.mounts = mounts);
-        if let (Err(_), Source::Ready(volume)) = (&begun, &source) {
+        if let (Err(_), Origin::Ready(volume)) = (&begun, &source.origin) {
             self.reaper.volume(*volume);
         }
         let record = begun?;
@@ -95,32 +102,57 @@ impl Store {
         Ok(())
     }
 
-    fn source(&self, wanted: &Wanted) -> Result<Source> {
+    fn source(&self, wanted: &Wanted, mounts: MountMode) -> Result<Source> {
         let size_bytes = convert::wanted_size(&wanted.labels)?;
         let Some(parent) = &wanted.parent else {
-            let size_bytes = size_bytes.unwrap_or(self.options.size_bytes);
-            let empty = self.host.empty_root(size_bytes)?;
-            return Ok(match wanted.kind {
-                Kind::View => Source::Shared(empty),
-                Kind::Active | Kind::Committed => Source::Clone(empty),
+            let usual_bytes = self.options.size_bytes;
+            let origin = match (wanted.kind, size_bytes) {
+                (Kind::Active, Some(size_bytes)) if size_bytes != usual_bytes => {
+                    Origin::Ready(self.host.fresh_root(size_bytes)?.id())
+                }
+                // Nothing is in it, whatever its size.
+                (Kind::View, _) => Origin::Shared(self.host.empty_root(usual_bytes)?),
+                _ => Origin::Clone(self.host.empty_root(usual_bytes)?),
+            };
+            return Ok(Source {
+                origin,
+                parent: None,
             });
         };
         let below = self.volume_of(&*self.record(parent)?)?;
+        let parent_volume = Some(below.id());
+        let origin = self.origin(wanted, parent, below, size_bytes, mounts)?;
+        Ok(Source {
+            origin,
+            parent: parent_volume,
+        })
+    }
+
+    fn origin(
+        &self,
+        wanted: &Wanted,
+        parent: &str,
+        below: Volume,
+        size_bytes: Option<u64>,
+        mounts: MountMode,
+    ) -> Result<Origin> {
         if wanted.kind == Kind::View {
-            return Ok(Source::Shared(below));
+            return Ok(Origin::Shared(below));
         }
         let default = (!wanted.fill).then_some(self.options.size_bytes);
         let size_bytes = size_bytes.or(default).unwrap_or(0);
         if size_bytes > below.size_bytes() {
             let grown = self.host.grown_root(&below, size_bytes)?;
-            return Ok(Source::Ready(grown.id()));
+            return Ok(Origin::Ready(grown.id()));
         }
+        // A device is handed out as it is, and not mounted by us.
         if wanted.fill
+            && mounts == MountMode::Dir
             && let Some(leftover) = self.leftover_on(parent)
         {
-            return Ok(Source::Ready(leftover));
+            return Ok(Origin::Ready(leftover));
         }
-        Ok(Source::Clone(below))
+        Ok(Origin::Clone(below))
     }
 
     /// What the commit of the parent has left, if nobody uses it any more: it is mounted, and
@@ -128,7 +160,8 @@ impl Store {
     fn leftover_on(&self, parent: &str) -> Option<VolumeId> {
         let id = self.reaper.take_leftover(parent)?;
         let volume = self.pool().volume_by_id(id).ok()?;
-        match self.host.is_root_alone(&volume) {
+        let is_alone = self.host.check_complete(&volume);
+        match is_alone.and_then(|()| self.host.is_root_alone(&volume)) {
             Ok(true) => Some(id),
             Ok(false) => {
                 self.reaper.volume(id);
@@ -153,14 +186,20 @@ impl Store {
         let mut index = self.index.write();
         // Others may have come between.
         self.check(&index, wanted)?;
+        if let Some(parent) = &wanted.parent
+            && index.get(parent).map(|found| found.volume()) != source.parent
+        {
+            // Another has its name by now.
+            return Err(Error::NotFound(parent.as_str().into()));
+        }
         let mut transaction: Transaction = self.pool().transaction();
-        let volume = match source {
-            Source::Clone(below) => transaction.clone_volume(below.id(), &name),
-            Source::Ready(volume) => {
+        let volume = match &source.origin {
+            Origin::Clone(below) => transaction.clone_volume(below.id(), &name),
+            Origin::Ready(volume) => {
                 transaction.rename(*volume, &name);
                 *volume
             }
-            Source::Shared(volume) => volume.id(),
+            Origin::Shared(volume) => volume.id(),
         };
         let (parent, labels) = (wanted.parent.clone(), wanted.labels.clone());
         let mut record = Record::new(wanted.kind, parent, labels, volume);
@@ -179,8 +218,14 @@ impl Store {
             return self.show(record);
         }
         thread::scope(|scope| {
-            let flushing = scope.spawn(|| self.pool().flush());
+            let flush = || self.pool().flush();
+            let flushing = thread::Builder::new().spawn_scoped(scope, flush);
             let shown = self.show(record);
+            let Ok(flushing) = flushing else {
+                // The host has no thread to spare.
+                self.pool().flush()?;
+                return shown;
+            };
             match flushing.join() {
                 Ok(flushed) => flushed?,
                 Err(panic) => std::panic::resume_unwind(panic),

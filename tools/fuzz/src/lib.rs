@@ -11,6 +11,7 @@
 
 pub mod archives;
 pub mod decoders;
+pub mod filters;
 pub mod images;
 pub mod mutate;
 pub mod operations;
@@ -34,7 +35,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "decoders",
         run: decoders::run,
@@ -76,5 +77,11 @@ pub const TARGETS: [Target; 7] = [
         run: requests::run,
         seeds: requests::seeds,
         short_run: 100_000,
+    },
+    Target {
+        name: "filters",
+        run: filters::run,
+        seeds: filters::seeds,
+        short_run: 50_000,
     },
 ];
