@@ -414,7 +414,11 @@ impl Host {
             && FileSystem::numbered(&self.root_path(volume.id()), mounted.number).is_ok()
         {
             // Who has a bind mount keeps the file system; this much is safe then.
-            self.sync_locked(volume, &root)?;
+            if let Err(error) = self.sync_locked(volume, &root) {
+                // A file system that has given up answers so for ever. That this one is incomplete
+                // is remembered.
+                tracing::error!(%error, volume = %volume.name(), "not all of it was written out");
+            }
         }
         self.hide(volume, &mut root)?;
         if was_mounted && !volume.is_frozen() {
