@@ -132,7 +132,7 @@ impl Job {
         let outcome = parse(&host::run("fio", arguments)?.output)?;
         ensure!(
             outcome.reads.count + outcome.writes.count > 0,
-            "fio did nothing"
+            "no request was finished in the time: give it more --seconds"
         );
         Ok(outcome)
     }

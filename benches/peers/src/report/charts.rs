@@ -15,6 +15,8 @@ const GAP_PIXELS: i32 = 4;
 const TITLE_PIXELS: i32 = 30;
 const LABEL_PIXELS: i32 = 190;
 const VALUE_PIXELS: i32 = 90;
+/// So much further goes the scale than the last count, for the names of the lines.
+const LEGEND_ROOM: f64 = 12.0;
 const PANELS_ABREAST: i32 = 2;
 
 const OURS_COLOUR: RGBColor = RGBColor(0x1b, 0x7f, 0x5c);
@@ -151,7 +153,7 @@ pub(super) fn lines(rows: &[Row]) -> anyhow::Result<Option<String>> {
             .x_label_area_size(40)
             .y_label_area_size(80)
             .build_cartesian_2d(
-                (counts.0..counts.1).log_scale(),
+                (counts.0..counts.1 * LEGEND_ROOM).log_scale(),
                 (times.0..times.1).log_scale(),
             )
             .map_err(failed)?;
@@ -182,7 +184,7 @@ pub(super) fn lines(rows: &[Row]) -> anyhow::Result<Option<String>> {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::MiddleRight)
             .background_style(WHITE.mix(0.8))
             .label_font(text_style(12))
             .draw()

@@ -154,10 +154,11 @@ fn dagger(results: &Results, backing: &str, peer: &str) -> &'static str {
     }
 }
 
-fn class(times: f64) -> &'static str {
-    if times > 1.0 + EVEN {
+/// It wins or loses only where all rounds say so.
+fn class(times: Summary) -> &'static str {
+    if times.median > 1.0 + EVEN && times.min > 1.0 {
         "win"
-    } else if times < 1.0 - EVEN {
+    } else if times.median < 1.0 - EVEN && times.max < 1.0 {
         "loss"
     } else {
         "even"
@@ -166,11 +167,11 @@ fn class(times: f64) -> &'static str {
 
 /// How cowshed compares with each peer in each kind of work, in numbers of wins and losses first.
 fn verdicts(page: &mut String, results: &Results) {
-    let times: Vec<f64> = results
+    let times: Vec<Summary> = results
         .series
         .iter()
         .filter(|series| !series.peer.starts_with(OURS) && !is_limit(&series.peer))
-        .filter_map(|series| Some(ratio(results, series)?.median))
+        .filter_map(|series| ratio(results, series))
         .collect();
     if times.is_empty() {
         return;
@@ -179,8 +180,8 @@ fn verdicts(page: &mut String, results: &Results) {
     let _ = writeln!(
         page,
         "<h2>Where cowshed loses, and where it wins</h2>\n<p>Of {} comparisons with a peer, cowshed \
-        is <b class=\"loss\">behind in {}</b>, <b class=\"win\">ahead in {}</b>, and within 5 % in \
-        {}. A factor is how many times better cowshed is: below 1 it is worse. It is the median of \
+        is <b class=\"loss\">behind in {}</b>, <b class=\"win\">ahead in {}</b>, and in {} the \
+        rounds do not agree or the two are within 5 %. A factor is how many times better cowshed is: below 1 it is worse. It is the median of \
         the rounds, in each of which both were measured in turn; the range is that of the rounds. \
         The plain file and the empty server are limits and not peers; they are not counted.</p>",
         times.len(),
@@ -246,7 +247,7 @@ fn factors(page: &mut String, results: &Results, backing: &str, rows: &[(&str, R
 fn factor(times: Summary) -> String {
     format!(
         "<td class=\"number {}\">{}<small>{} to {}</small></td>",
-        class(times.median),
+        class(times),
         super::digits(times.median),
         super::digits(times.min),
         super::digits(times.max)
@@ -365,6 +366,7 @@ const HOW: &[&str] = &[
      with qemu-img on an image that nobody serves.",
     "Space is what the backing gives (blocks, as du counts them) after pending work is written out and \
      file systems are trimmed.",
+    "A plain copy has no space to pay for a changed byte: it took all of the image when it was made.",
     "Diff and commit of a container: overlayfs looks through its upper folder and packs it as a tar, \
      which is the least that it can do; copies and btrfs are compared with the image file by file \
      (type, size, mode, time) and what differs is packed; cowshed's commit makes an image, with \
@@ -446,6 +448,16 @@ mod tests {
         );
         let factors = ["class=\"number loss\">0.50<", "class=\"number win\">2.00<"];
         assert!(factors.iter().all(|factor| page.contains(factor)), "{page}");
+    }
+
+    #[test]
+    fn rounds_that_do_not_agree_are_no_win_and_no_loss() {
+        let of = |values: &[f64]| class(Summary::of(values).unwrap());
+        assert_eq!(of(&[1.2, 1.5, 1.4]), "win");
+        assert_eq!(of(&[0.9, 1.5, 1.4]), "even");
+        assert_eq!(of(&[0.9, 0.5, 0.8]), "loss");
+        assert_eq!(of(&[1.1, 0.5, 0.8]), "even");
+        assert_eq!(of(&[1.01, 1.02, 1.03]), "even");
     }
 
     #[test]

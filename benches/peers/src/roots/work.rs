@@ -282,26 +282,20 @@ impl Turn<'_> {
         file.write_all(b"changed")?;
         file.sync_all()?;
         drop(file);
-        let (found, seconds) = timed(|| self.roots.changes(TREE, "diff"))?;
+        let (found, diff) = timed(|| self.roots.changes(TREE, "diff"))?;
         let unexpected = found.iter().find(|path| !changed.starts_with(path));
         ensure!(
             found.contains(&changed) && unexpected.is_none(),
             "one file was changed, and the diff has {found:?}"
         );
+        let ((), commit) = timed(|| self.roots.commit("diff", &found))?;
         let of = format!("one change among {} files", self.scale.tree_files);
-        self.add(
-            run,
-            Work::Diff,
-            &format!("diff of {of}"),
-            Unit::Seconds,
-            seconds,
-        );
-        let ((), seconds) = timed(|| {
-            let found = self.roots.changes(TREE, "diff")?;
-            self.roots.commit("diff", &found)
-        })?;
-        let what = format!("diff and commit of {of}");
-        self.add(run, Work::Diff, &what, Unit::Seconds, seconds);
+        let mut add = |what: &str, seconds| {
+            let what = format!("{what} of {of}");
+            self.add(run, Work::Diff, &what, Unit::Seconds, seconds);
+        };
+        add("diff", diff);
+        add("diff and commit", diff + commit);
         self.roots.remove("diff")
     }
 
