@@ -15,6 +15,7 @@ const MEMORY: &str = "/dev/shm";
 pub(crate) struct Backing {
     folder: Folder,
     _mounted: Option<Mounted>,
+    _point: Option<Folder>,
     _device: Option<Formatted>,
     pub(crate) record: BackingRecord,
     pub(crate) in_memory: bool,
@@ -64,21 +65,20 @@ impl Backing {
             record: record(&file_system, &path),
             folder,
             _mounted: None,
+            _point: None,
             _device: None,
         })
     }
 
     fn on_device(path: &Path) -> anyhow::Result<Self> {
         let device = Formatted::new(path)?;
-        let point = tempfile::Builder::new()
-            .prefix("cowshed-bench-")
-            .tempdir()?
-            .keep();
-        let mounted = Mounted::new(&[], path, &point)?;
+        let point = Folder::new_in(&std::env::temp_dir())?;
+        let mounted = Mounted::new(&[], path, point.path())?;
         let folder = Folder::new_in(mounted.path())?;
         Ok(Self {
             folder,
             _mounted: Some(mounted),
+            _point: Some(point),
             _device: Some(device),
             record: record("ext4", path),
             in_memory: false,

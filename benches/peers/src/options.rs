@@ -157,7 +157,7 @@ const AGAINST_ROUNDS: u32 = 7;
 
 const FULL: Scale = Scale {
     rounds: 5,
-    long_rounds_max: 3,
+    long_rounds_max: 2,
     seconds: Duration::from_secs(4),
     subject_bytes: 512 * MIB,
     pass_bytes: 256 * MIB,
@@ -175,7 +175,7 @@ const FULL: Scale = Scale {
 
 const QUICK: Scale = Scale {
     rounds: 3,
-    long_rounds_max: 3,
+    long_rounds_max: 2,
     seconds: Duration::from_secs(1),
     subject_bytes: 256 * MIB,
     pass_bytes: 64 * MIB,

@@ -66,10 +66,13 @@ impl Work {
     }
 
     fn takes(self, peer: &dyn Peer) -> bool {
+        let is_variant = peer.name().starts_with("cowshed (");
         match self {
             Self::Io => true,
             Self::Discard => peer.has_snapshots() || peer.name().starts_with("plain"),
-            Self::Overwrite | Self::Snapshots | Self::Mapped => peer.has_snapshots(),
+            Self::Overwrite => peer.has_snapshots(),
+            // These do not depend on the way to the pool.
+            Self::Snapshots | Self::Mapped => peer.has_snapshots() && !is_variant,
             Self::Checkpoint => peer.name().starts_with("cowshed"),
         }
     }
@@ -88,7 +91,7 @@ impl Work {
             Self::Overwrite => fill + 4.0 + 90.0 * gib(scale.pass_bytes),
             Self::Snapshots => {
                 let most = scale.snapshot_counts.iter().max().copied().unwrap_or(0);
-                2.0 + 0.02 * f64::from(most)
+                2.0 + 0.01 * f64::from(most)
             }
             Self::Mapped => 2.0 + 30.0 * gib(scale.mapped_bytes),
             Self::Discard => fill + 1.0,
