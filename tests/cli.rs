@@ -20,6 +20,8 @@ mod keeper;
 mod load;
 #[path = "cli/quickstart.rs"]
 mod quickstart;
+#[path = "cli/rings.rs"]
+mod rings;
 #[path = "cli/stopping.rs"]
 mod stopping;
 #[path = "cli/takeover.rs"]

@@ -13,6 +13,12 @@ pub trait Owner: Send + Sync {
 
     /// The thread goes on.
     fn ended(&self);
+
+    /// Whether what the thread is at will be begun anew elsewhere, as it may not wait here: however
+    /// it ends here, that is not how it ends.
+    fn begins_anew(&self) -> bool {
+        false
+    }
 }
 
 thread_local! {
@@ -35,6 +41,12 @@ pub fn begin() -> Option<Waiting> {
         Some(owner) if !owner.may_begin() => None,
         owner => Some(Waiting(owner)),
     }
+}
+
+/// Whether what this thread is at will be begun anew elsewhere, so that its failure is none.
+#[must_use]
+pub fn begins_anew() -> bool {
+    OWNER.with_borrow(|owner| owner.as_ref().is_some_and(|owner| owner.begins_anew()))
 }
 
 impl Drop for Waiting {

@@ -97,7 +97,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
     let folder_lock = folder_lock
         .context("keep the lock of the state folder")?
         .into();
-    let connection = Connection::mount(dir, None)
+    let connection = Connection::mount(dir, None, serve.fuse.transport())
         .with_context(|| format!("mount the volumes at {}", dir.display()))?;
     let estate = Estate {
         pool,

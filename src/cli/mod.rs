@@ -12,9 +12,11 @@ mod attach;
 mod console;
 mod container;
 mod containerd;
+mod empty_file;
 mod export_volume;
 mod failure;
 mod full;
+mod fuse;
 mod gc;
 mod image;
 mod import_volume;
@@ -113,6 +115,9 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         }
         Command::Serve(serve) => {
             return serve::serve(&serve, &place()?, console);
+        }
+        Command::EmptyFile(empty) => {
+            return empty_file::serve(&empty, console).map(|()| Exit::Done);
         }
         Command::Volume(volume) => OnPool::Volume(volume),
         Command::Attach(attach) => OnPool::Attach(attach),

@@ -13,6 +13,7 @@ use crate::base::Error;
 use crate::daemon::keeper::ToKeeper;
 use crate::daemon::protocol::ProtocolError;
 use crate::daemon::{Client, Connection, Handler, Session};
+use crate::export::{ExportError, Transport};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -203,6 +204,11 @@ impl Commands {
     fn hand_over(&self, file: OwnedFd) -> anyhow::Result<()> {
         if self.control.is_keeper_gone() {
             anyhow::bail!("the daemon's keeper is gone; stop the daemon and start it again");
+        }
+        let export = self.shed.daemon_export()?;
+        if export.transport() == Transport::IoUring {
+            let dir = export.mount_point().to_owned();
+            return Err(ExportError::NoSuccessor { dir }.into());
         }
         let version = upgrade::ask(&file)?;
         tracing::info!(version, "asked to hand over");

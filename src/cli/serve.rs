@@ -13,6 +13,7 @@ use super::console::{Console, Style};
 use super::containerd::Containerd;
 use super::failure::{Damage, Exit};
 use super::full::Full;
+use super::fuse::Fuse;
 use super::open::Place;
 use super::place::HostPath;
 use super::{keep, upgrade, work};
@@ -45,6 +46,12 @@ pub(super) struct Serve {
     /// Read and write the pool past the host's page cache
     #[arg(long)]
     pub direct: bool,
+    /// How requests for the volumes reach this program. With io-uring, volumes are faster (Linux 6.14
+    /// and later), but when the worker is killed, their users get errors instead of a pause, and
+    /// --upgrade is refused. auto is threads
+    #[arg(long, value_enum, default_value_t = Fuse::Auto, value_name = "HOW",
+        hide_possible_values = false)]
+    pub fuse: Fuse,
     #[command(flatten)]
     pub full: Full,
     #[command(flatten)]
@@ -58,7 +65,7 @@ pub(super) struct Serve {
     pub docker_plugin_socket: Option<HostPath>,
     /// Have the daemon that runs hand over to this program; the volumes stay in use meanwhile
     #[arg(long, conflicts_with_all = [
-        "mount", "foreground", "direct", "log", "containerd_socket", "docker_plugin_socket",
+        "mount", "foreground", "direct", "fuse", "log", "containerd_socket", "docker_plugin_socket",
     ])]
     pub upgrade: bool,
     /// Set by `serve` itself for the process that it leaves behind.
@@ -178,6 +185,7 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
     if serve.direct {
         command.arg("--direct");
     }
+    command.args(["--fuse", serve.fuse.name()]);
     command.args(serve.full.arguments());
     command.args(serve.containerd.arguments());
     if let Some(socket) = &serve.docker_plugin_socket {

@@ -16,7 +16,7 @@ use super::state::StateFolder;
 use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
 use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
-use crate::export::{Export, ExportOptions};
+use crate::export::{Export, ExportOptions, Transport};
 use crate::pool::{Notes, Pool};
 use crate::snapshotter;
 use crate::sys;
@@ -262,6 +262,14 @@ impl Daemon {
             predecessors,
             is_successor,
         } = inherited;
+        match estate.connection.negotiated().transport() {
+            Transport::Threads => tracing::info!(
+                "volumes are served by threads; if this process is killed, their users see a pause"
+            ),
+            Transport::IoUring => tracing::warn!(
+                "volumes are served over io_uring; if this process is killed, their users get errors"
+            ),
+        }
         let export = Export::resume(
             Arc::new(pool.clone()),
             estate.connection,

@@ -11,6 +11,25 @@ pub enum ExportError {
     /// The kernel has no FUSE.
     #[error("the kernel offers no /dev/fuse; load the module `fuse` (modprobe fuse)")]
     NoFuse,
+    /// The kernel has no FUSE over io_uring.
+    #[error(
+        "the kernel offers no FUSE over io_uring, which came with Linux 6.14 (CONFIG_FUSE_IO_URING); use --fuse threads"
+    )]
+    NoRings,
+    /// The kernel has FUSE over io_uring, and it is turned off.
+    #[error(
+        "FUSE over io_uring is turned off in the kernel; turn it on with `echo Y >/sys/module/fuse/parameters/enable_uring`, or use --fuse threads"
+    )]
+    RingsDisabled,
+    /// A mount whose requests come over rings ends with the process that serves it.
+    #[error(
+        "the mount at {} works over io_uring, and so cannot pass from one process to another; stop the daemon and start it again",
+        dir.display()
+    )]
+    NoSuccessor {
+        /// The mount point.
+        dir: PathBuf,
+    },
     /// The kernel has no loop devices.
     #[error("the kernel offers no /dev/loop-control; load the module `loop` (modprobe loop)")]
     NoLoop,

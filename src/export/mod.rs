@@ -14,6 +14,7 @@
 mod attachments;
 mod detach;
 mod device;
+mod empty;
 mod entry;
 mod error;
 mod file_io;
@@ -28,8 +29,9 @@ mod target;
 mod tests;
 
 pub use attachments::{AttachKind, Attachment};
+pub use empty::{EMPTY_FILE, Empty};
 pub use error::{AttachMode, ExportError};
-pub use fuse::{Connection, ConnectionParts, Keepsake, Negotiated};
+pub use fuse::{Connection, ConnectionParts, Keepsake, Negotiated, Transport};
 pub use holders::{Holder, Holders};
 pub use stale::{Cleaned, StaleDevice, clean_stale};
 pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
@@ -56,6 +58,8 @@ const OPEN_ATTEMPTS_MAX: u32 = 8;
 pub struct ExportOptions {
     /// How many threads serve the files; `None` for one for each processor, at least two.
     pub threads: Option<usize>,
+    /// How requests reach the threads.
+    pub transport: Transport,
     /// The logical block of loop devices: 4096 bytes, or 512 for guests that need it. Writes of
     /// less than 4096 bytes cost a read each.
     pub loop_block_bytes: u32,
@@ -65,6 +69,7 @@ impl Default for ExportOptions {
     fn default() -> Self {
         Self {
             threads: None,
+            transport: Transport::Threads,
             loop_block_bytes: entry::BLOCK_SIZE,
         }
     }
@@ -107,6 +112,7 @@ impl Export {
         let origin = Origin::Mount {
             dir: dir.to_owned(),
             threads: options.threads,
+            transport: options.transport,
         };
         let keepsake = Keepsake::create().map_err(ExportError::io("keep a record for", dir))?;
         Self::start(directory, origin, keepsake, options)
@@ -141,6 +147,12 @@ impl Export {
     #[must_use]
     pub fn mount_point(&self) -> &Path {
         self.session.dir()
+    }
+
+    /// How requests reach the threads that serve.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.session.transport()
     }
 
     /// What a killed daemon had left and was cleared away before mounting.

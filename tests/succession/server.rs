@@ -5,7 +5,7 @@ use cowshed::base::Name;
 use cowshed::check::{CheckOptions, check};
 use cowshed::device::{CreateFile, FileDevice, FileOptions};
 use cowshed::export::{
-    Connection, ConnectionParts, Directory, Export, ExportOptions, Keepsake, clean_stale,
+    Connection, ConnectionParts, Directory, Export, ExportOptions, Keepsake, Transport, clean_stale,
 };
 use cowshed::pool::{CreateOptions, OpenOptions, Pool};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -157,7 +157,12 @@ impl Kept {
         }
         pool.close().unwrap();
         drop(pool);
-        let connection = Connection::mount(&place.path().join("volumes"), Some(threads)).unwrap();
+        let connection = Connection::mount(
+            &place.path().join("volumes"),
+            Some(threads),
+            Transport::Threads,
+        )
+        .unwrap();
         assert!(connection.negotiated().has_resend(), "Linux 6.9 is needed");
         Self {
             parts: connection.parts(),

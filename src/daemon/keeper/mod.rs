@@ -8,9 +8,11 @@
 //! - A successor opens the pool only when the dead worker cannot change it any more (`fence`).
 //! - The keeper never touches a file of the mount, nor of a file system on a volume: without a
 //!   worker it would wait for ever.
-//! - When there is to be no successor, the mount is ended, so that users get errors.
+//! - When there is to be no successor, the mount is ended, so that users get errors: so it is with
+//!   a mount whose requests come over rings, which are lost with a worker.
 //! - If the keeper dies, its worker goes on, and stops in order; nobody follows it.
 
+mod children;
 mod control;
 mod estate;
 mod fence;
@@ -28,13 +30,14 @@ pub use succession::resume;
 pub use worker::{KEEPER_ARGUMENT, WORKER_ARGUMENT};
 
 use super::service_manager::notify;
+use crate::export::Transport;
 use crate::sys::{mount, write_back};
+use children::{describe, exit_status, has_ended, reap, was_killed};
 use control::Message;
 use fence::{Left, PoolName};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::Pid;
+use nix::sys::wait::WaitStatus;
 use restarts::{Death, Next, Restarts};
 use signals::News;
 use std::fs::File;
@@ -360,6 +363,16 @@ impl<O: Owner> Keeper<O> {
         }
         // A successor is told to stop, too.
         self.stops_sent = 0;
+        if self.estate.connection.negotiated().transport() == Transport::IoUring {
+            // What it had been sent is lost, and nobody else could answer it.
+            tracing::error!(
+                "the volumes were served over io_uring, where no other worker can go on; they are \
+                 cut off, and their users get errors. Serve again: the pool has all that was \
+                 acknowledged"
+            );
+            notify("STATUS=the worker died, and no other can follow it over io_uring");
+            return self.give_up(None, exit.unwrap_or(FAILED));
+        }
         self.follow(served, was_killed(status), exit.unwrap_or(FAILED))
     }
 
@@ -450,52 +463,4 @@ fn monotonic_us() -> i64 {
 fn is_over(pipe: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
     poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any().unwrap_or(false)
-}
-
-fn id(pid: u32) -> Option<Pid> {
-    i32::try_from(pid).ok().map(Pid::from_raw)
-}
-
-/// Whether a child has ended; it can still be waited for.
-fn has_ended(pid: u32) -> bool {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    let answer = id(pid).map(|pid| waitid(Id::Pid(pid), flags));
-    !matches!(answer, Some(Ok(WaitStatus::StillAlive)))
-}
-
-/// How a child ended, once all of it has.
-fn reap(pid: u32) -> Option<WaitStatus> {
-    match waitpid(id(pid)?, Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::StillAlive) => None,
-        Ok(status) => Some(status),
-        // Somebody else has waited for it; there is nothing more to know.
-        Err(_) => Some(WaitStatus::Exited(id(pid)?, i32::from(FAILED))),
-    }
-}
-
-/// Whether somebody else ended it, and not a failure of its own.
-fn was_killed(status: Option<WaitStatus>) -> bool {
-    match status {
-        // Of what dies by itself, no thread lingers for long enough to be taken for this.
-        None => true,
-        Some(WaitStatus::Signaled(_, signal, _)) => {
-            matches!(signal, Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT)
-        }
-        Some(_) => false,
-    }
-}
-
-fn exit_status(status: &WaitStatus) -> Option<u8> {
-    match status {
-        WaitStatus::Exited(_, status) => u8::try_from(*status).ok(),
-        _ => None,
-    }
-}
-
-fn describe(status: &WaitStatus) -> String {
-    match status {
-        WaitStatus::Exited(_, status) => format!("exit status {status}"),
-        WaitStatus::Signaled(_, signal, _) => format!("ended by {signal}"),
-        _ => "killed".to_owned(),
-    }
 }

@@ -15,7 +15,7 @@ use crate::export::error::ExportError;
 use crate::export::stale::{Cleaned, clean_stale};
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::mount::{self, MountFlags};
-use crate::sys::{descriptors, fuse_device};
+use crate::sys::{descriptors, fuse_device, fuse_ring};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs;
@@ -45,6 +45,17 @@ const WISHES: u64 = init::ASYNC_READ
 /// How many mounts this process has made.
 static MOUNTS: AtomicU64 = AtomicU64::new(0);
 
+/// How requests come from the kernel, and answers go back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Each thread reads from and writes to a descriptor of its own.
+    #[default]
+    Threads,
+    /// FUSE over io_uring (Linux 6.14), a ring for each processor. Such a mount ends with the process
+    /// that serves it.
+    IoUring,
+}
+
 /// What was agreed with the kernel when the mount was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Negotiated {
@@ -64,6 +75,16 @@ impl Negotiated {
     #[must_use]
     pub fn has_resend(&self) -> bool {
         self.flags & init::HAS_RESEND != 0
+    }
+
+    /// How requests come.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        if self.flags & init::OVER_IO_URING != 0 {
+            Transport::IoUring
+        } else {
+            Transport::Threads
+        }
     }
 }
 
@@ -94,12 +115,19 @@ pub struct Connection {
 
 impl Connection {
     /// Mounts at `dir`, which is made when it is missing, with a descriptor for each of `threads`
-    /// serving threads: `None` for one for each processor, at least two. What a killed daemon left
-    /// there is cleared away first.
+    /// serving threads: `None` for one for each processor, at least two. With rings there is one
+    /// descriptor. What a killed daemon left there is cleared away first.
     ///
     /// # Errors
-    /// `NotRoot`, `NoFuse`, `Served` when a live cowshed is mounted there, `Io`.
-    pub fn mount(dir: &Path, threads: Option<usize>) -> Result<Self, ExportError> {
+    /// `NotRoot`, `NoFuse`, `NoRings`, `Served` when a live cowshed is mounted there, `Io`.
+    pub fn mount(
+        dir: &Path,
+        threads: Option<usize>,
+        transport: Transport,
+    ) -> Result<Self, ExportError> {
+        if transport == Transport::IoUring {
+            check_rings()?;
+        }
         let cleaned = clean_stale(dir)?;
         for stale in &cleaned.busy {
             tracing::warn!(
@@ -112,17 +140,25 @@ impl Connection {
         let threads = threads
             .unwrap_or_else(|| thread::available_parallelism().map_or(THREADS_MIN, usize::from))
             .max(THREADS_MIN);
+        let descriptors = match transport {
+            Transport::Threads => threads,
+            Transport::IoUring => 1,
+        };
         let number = MOUNTS.fetch_add(1, Ordering::Relaxed);
         let source = format!("cowshed-{}-{number}", std::process::id());
         let device = open_device()?;
         mount_device(device.as_fd(), &dir, &source)?;
-        let opened = shake_hands(device.as_fd())
-            .and_then(|negotiated| Ok((negotiated, with_clones(device, threads)?)));
+        let opened = shake_hands(device.as_fd(), transport)
+            .and_then(|negotiated| Ok((negotiated, with_clones(device, descriptors)?)));
         let (negotiated, descriptors) = opened.map_err(|error| {
             // Nobody serves it: leave no dead mount behind.
             let _ = mount::unmount_lazy(&dir);
             ExportError::io("serve volumes at", &dir)(error)
         })?;
+        if negotiated.transport() != transport {
+            let _ = mount::unmount_lazy(&dir);
+            return Err(ExportError::NoRings);
+        }
         Ok(Self {
             descriptors,
             witnesses: Vec::new(),
@@ -194,6 +230,15 @@ impl Connection {
     }
 }
 
+/// Says before anything is mounted what keeps the kernel from offering rings.
+fn check_rings() -> Result<(), ExportError> {
+    match fuse_ring::is_enabled() {
+        Some(true) => Ok(()),
+        Some(false) => Err(ExportError::RingsDisabled),
+        None => Err(ExportError::NoRings),
+    }
+}
+
 fn open_device() -> Result<OwnedFd, ExportError> {
     fuse_device::open().map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => ExportError::NoFuse,
@@ -225,7 +270,7 @@ fn with_clones(device: OwnedFd, threads: usize) -> io::Result<Vec<OwnedFd>> {
 }
 
 /// Answers INIT, which the kernel asks first.
-fn shake_hands(device: BorrowedFd<'_>) -> io::Result<Negotiated> {
+fn shake_hands(device: BorrowedFd<'_>, transport: Transport) -> io::Result<Negotiated> {
     let mut buffer = AlignedBuffer::zeroed(BODY + REQUEST_BYTES_MAX);
     loop {
         let len = match fuse_device::read(device, &mut buffer[REQUEST..]) {
@@ -254,7 +299,7 @@ fn shake_hands(device: BorrowedFd<'_>) -> io::Result<Negotiated> {
             );
             return Err(io::Error::new(io::ErrorKind::Unsupported, have));
         }
-        let (negotiated, answer) = agree(&offer);
+        let (negotiated, answer) = agree(&offer, transport);
         send(device, &mut buffer, header.unique, &answer)?;
         return Ok(negotiated);
     }
@@ -279,12 +324,17 @@ fn parse_init(request: &[u8]) -> io::Result<(InHeader, InitIn)> {
 }
 
 /// What both sides can, and how it is said.
-fn agree(offer: &InitIn) -> (Negotiated, InitOut) {
+fn agree(offer: &InitIn, transport: Transport) -> (Negotiated, InitOut) {
     let mut offered = u64::from(offer.flags);
     if offered & init::INIT_EXT != 0 {
         offered |= u64::from(offer.flags2) << 32;
     }
-    let flags = offered & WISHES;
+    // Once it is agreed on, the kernel waits for the rings before it sends anything.
+    let rings = match transport {
+        Transport::Threads => 0,
+        Transport::IoUring => init::OVER_IO_URING,
+    };
+    let flags = offered & (WISHES | rings);
     let halves: [u32; 2] = zerocopy::transmute!(flags.to_le_bytes());
     let [low, high] = halves.map(u32::from_le);
     let max_write = u32::try_from(REQUEST_BYTES_MAX).unwrap_or(u32::MAX);
@@ -342,12 +392,25 @@ mod tests {
             flags2: 1 << 7,
             ..InitIn::default()
         };
-        let (negotiated, answer) = agree(&offer);
+        let (negotiated, answer) = agree(&offer, Transport::Threads);
         assert_eq!(negotiated.minor, abi::MINOR);
         assert_eq!(negotiated.flags, WISHES);
         assert!(negotiated.has_resend());
         assert_eq!((answer.flags2, answer.max_write), (1 << 7, 1 << 20));
         assert_eq!((answer.max_pages, answer.max_readahead), (256, 131_072));
+        assert_eq!(negotiated.transport(), Transport::Threads);
+        // Not offered, so not agreed on; offered, and asked for.
+        let (negotiated, _) = agree(&offer, Transport::IoUring);
+        assert_eq!(negotiated.transport(), Transport::Threads);
+        let offer = InitIn {
+            flags2: 1 << 9 | 1 << 7,
+            ..offer
+        };
+        let (negotiated, answer) = agree(&offer, Transport::IoUring);
+        assert_eq!(negotiated.transport(), Transport::IoUring);
+        assert_eq!(answer.flags2, 1 << 9 | 1 << 7);
+        let (negotiated, _) = agree(&offer, Transport::Threads);
+        assert_eq!(negotiated.transport(), Transport::Threads);
     }
 
     #[test]
@@ -359,7 +422,7 @@ mod tests {
         let mut request = header.as_bytes().to_vec();
         request.extend([7_u32, 31, 4096, !(1 << 30)].as_bytes());
         let (_, offer) = parse_init(&request).unwrap();
-        let (negotiated, answer) = agree(&offer);
+        let (negotiated, answer) = agree(&offer, Transport::Threads);
         assert_eq!((negotiated.minor, answer.flags2), (31, 0));
         assert!(!negotiated.has_resend());
         assert!(parse_init(&request[..39]).is_err());

@@ -1,26 +1,40 @@
-//! The threads that serve: one for each descriptor, and others in the place of those that wait.
+//! The threads that serve: one for each descriptor, more while a disk is at work, and others in the
+//! place of those that wait. With rings, also one for each ring, and helpers that wait in their stead.
 //!
 //! # Invariants
 //! - As many threads as there are descriptors are ready to serve, whatever waits; up to
 //!   `WAITING_MAX` may wait, and more are told not to.
+//! - A ring without its thread is a mount that hangs: if one fails, the mount is ended.
 //! - `Crew` has descriptors of the serving threads' own table, so it lives in those threads only;
 //!   what others may see of it is its `Control`.
 
 use super::files::VolumeFiles;
+use super::pace::Pace;
+use super::rings::{self, Queues};
 use super::transport::{self, End};
 use crate::base::waiting::{self, Owner};
-use crate::sys::interrupt;
+use crate::sys::{interrupt, mount};
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// The most requests that wait at once: more than the kernel sends in the background. Each keeps a
 /// thread with its buffer.
 const WAITING_MAX: usize = 512;
+/// How many threads serve at the least while a disk is at work: as many requests as it gets at once.
+const SLOW_THREADS: usize = 16;
+/// How long a helper waits for more to do.
+const HELPER_IDLE: Duration = Duration::from_secs(2);
+
+/// What a helper does.
+type Errand = Box<dyn FnOnce(&Crew) + Send>;
 
 /// How many threads there are, and telling them to stop.
 #[derive(Default)]
@@ -30,6 +44,7 @@ pub(super) struct Control {
     surplus: AtomicUsize,
     state: Mutex<State>,
     ended: Condvar,
+    errand_came: Condvar,
 }
 
 #[derive(Default)]
@@ -40,6 +55,13 @@ struct State {
     alive: usize,
     /// How many of them wait.
     waiting: usize,
+    /// How many serve rings, or wait in their stead.
+    of_rings: usize,
+    /// How many of these are helpers, and how many helpers have nothing to do.
+    helpers: usize,
+    idle_helpers: usize,
+    /// What is to be done by helpers.
+    errands: VecDeque<Errand>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -57,6 +79,7 @@ impl Control {
         for thread in &self.state.lock().threads {
             interrupt::interrupt(thread);
         }
+        self.errand_came.notify_all();
     }
 
     /// Lets one thread end, if there are too many; it counts as ended from now on.
@@ -73,7 +96,7 @@ impl Control {
     /// Waits until all have ended.
     pub(super) fn join(&self) {
         let mut state = self.state.lock();
-        while state.alive > 0 {
+        while state.alive + state.of_rings > 0 {
             self.ended.wait(&mut state);
         }
         let threads = std::mem::take(&mut state.threads);
@@ -86,43 +109,195 @@ impl Control {
     }
 }
 
+/// Through what a mount is served.
+pub(super) struct Means {
+    pub(super) dir: PathBuf,
+    pub(super) devices: Vec<OwnedFd>,
+    #[expect(dead_code, reason = "closed with the rest")]
+    pub(super) witnesses: Vec<OwnedFd>,
+    /// Where most requests come over rings.
+    pub(super) queues: Option<Queues>,
+}
+
 /// What the threads serve and through what.
 pub(super) struct Crew {
     control: Arc<Control>,
     files: VolumeFiles,
-    devices: Vec<OwnedFd>,
-    /// Closed with the rest.
-    _witnesses: Vec<OwnedFd>,
+    /// Closed with the rest, the witnesses too.
+    means: Means,
+    pace: Pace,
+    /// Whether more threads than descriptors are wanted now.
+    is_larger: AtomicBool,
 }
 
 impl Crew {
-    /// Starts a thread for each device.
+    /// Starts a thread for each device, and for the rings.
     ///
     /// # Errors
     /// When the host gives no thread; those that it gave have ended then.
     pub(super) fn start(
         control: &Arc<Control>,
         files: VolumeFiles,
-        devices: Vec<OwnedFd>,
-        witnesses: Vec<OwnedFd>,
+        means: Means,
     ) -> io::Result<Arc<Self>> {
         let crew = Arc::new(Self {
             control: control.clone(),
             files,
-            devices,
-            _witnesses: witnesses,
+            means,
+            pace: Pace::default(),
+            is_larger: AtomicBool::new(false),
         });
         let mut state = control.state.lock();
-        state.wanted = crew.devices.len();
-        for _ in 0..crew.devices.len() {
-            if let Err(error) = crew.add_thread(&mut state) {
+        state.wanted = crew.means.devices.len();
+        let started = (0..crew.means.devices.len())
+            .try_for_each(|_| crew.add_thread(&mut state))
+            .and_then(|()| crew.add_rings(&mut state));
+        drop(state);
+        if let Err(error) = started {
+            crew.give_up();
+            return Err(error);
+        }
+        Ok(crew)
+    }
+
+    fn add_rings(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let Some(queues) = self.means.queues else {
+            return Ok(());
+        };
+        for thread in 0..queues.threads {
+            self.add_ring_thread(state, move |crew| crew.work_on_ring(queues, thread))?;
+        }
+        Ok(())
+    }
+
+    fn add_ring_thread(
+        self: &Arc<Self>,
+        state: &mut State,
+        work: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> io::Result<()> {
+        state.threads.retain(|thread| !thread.is_finished());
+        let crew = self.clone();
+        let thread = thread::Builder::new()
+            .name("fuse".to_owned())
+            .spawn(move || {
+                let _place = RingPlace(&crew.control);
+                work(&crew);
+            })?;
+        state.threads.push(thread);
+        state.of_rings += 1;
+        Ok(())
+    }
+
+    fn work_on_ring(self: &Arc<Self>, queues: Queues, thread: u16) {
+        let device = self.means.devices[0].as_fd();
+        let Err(error) = rings::serve(self, device, queues, thread) else {
+            return;
+        };
+        tracing::error!(
+            %error,
+            "FUSE over io_uring failed; the mount is ended, and its users get errors"
+        );
+        if let Err(error) = mount::abort(&self.means.dir) {
+            tracing::debug!(%error, "ended, and in use");
+        }
+    }
+
+    /// Has `work` done with `value` by a helper, which may wait; gives `value` back when there are too
+    /// many of them, or the host gives none.
+    pub(super) fn leave_to_helper<T: Send + 'static>(
+        self: &Arc<Self>,
+        value: T,
+        work: impl FnOnce(&Self, T) + Send + 'static,
+    ) -> Result<(), T> {
+        let mut state = self.control.state.lock();
+        if self.is_stopping() {
+            return Err(value);
+        }
+        if state.idle_helpers <= state.errands.len() {
+            if state.helpers == WAITING_MAX {
+                return Err(value);
+            }
+            if let Err(error) = self.add_ring_thread(&mut state, |crew| crew.help()) {
+                tracing::warn!(%error, "no thread to wait while a ring serves");
+                return Err(value);
+            }
+            state.helpers += 1;
+            // It will look for errands before it waits for one.
+            state.idle_helpers += 1;
+        }
+        state
+            .errands
+            .push_back(Box::new(move |crew| work(crew, value)));
+        drop(state);
+        self.control.errand_came.notify_one();
+        Ok(())
+    }
+
+    /// Runs errands until there have been none for a while.
+    fn help(&self) {
+        let control = &self.control;
+        let mut state = control.state.lock();
+        loop {
+            if let Some(errand) = state.errands.pop_front() {
+                state.idle_helpers -= 1;
                 drop(state);
-                crew.give_up();
-                return Err(error);
+                errand(self);
+                state = control.state.lock();
+                state.idle_helpers += 1;
+                continue;
+            }
+            let waited = control.errand_came.wait_for(&mut state, HELPER_IDLE);
+            // Where only helpers are left, no errand can come.
+            let is_alone = state.of_rings == state.helpers;
+            let is_over = waited.timed_out() || self.is_stopping() || is_alone;
+            if is_over && state.errands.is_empty() {
+                break;
             }
         }
-        drop(state);
-        Ok(crew)
+        state.helpers -= 1;
+        state.idle_helpers -= 1;
+    }
+
+    pub(super) fn files(&self) -> &VolumeFiles {
+        &self.files
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.control.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether requests take long because a disk is at work.
+    pub(super) fn is_slow(&self) -> bool {
+        self.pace.is_slow()
+    }
+
+    /// A request took so long for so many bytes.
+    pub(super) fn note(&self, took: Duration, bytes: usize) {
+        self.pace.note(took, bytes);
+    }
+
+    /// Has more threads serve while a disk is at work, and less when it is not.
+    fn suit_pace(self: &Arc<Self>) {
+        let larger = self.pace.is_slow() && self.means.queues.is_none();
+        if self.is_larger.load(Ordering::Relaxed) == larger || self.is_stopping() {
+            return;
+        }
+        let usual = self.means.devices.len();
+        let mut state = self.control.state.lock();
+        self.is_larger.store(larger, Ordering::Relaxed);
+        state.wanted = if larger {
+            usual.max(SLOW_THREADS)
+        } else {
+            usual
+        };
+        while state.alive - state.waiting.min(state.alive) < state.wanted {
+            if let Err(error) = self.add_thread(&mut state) {
+                tracing::debug!(%error, "no more threads to serve while a disk is at work");
+                break;
+            }
+        }
+        let surplus = state.surplus();
+        self.control.surplus.store(surplus, Ordering::Relaxed);
     }
 
     fn give_up(&self) {
@@ -130,7 +305,8 @@ impl Crew {
             tracing::warn!(%error, "threads that wait for a request cannot be stopped");
             return;
         }
-        while self.control.state.lock().alive > 0 {
+        let left = |state: &State| state.alive + state.of_rings;
+        while left(&self.control.state.lock()) > 0 {
             self.control.stop();
             thread::yield_now();
         }
@@ -142,7 +318,7 @@ impl Crew {
         state.threads.retain(|thread| !thread.is_finished());
         let crew = self.clone();
         // Several threads may share a descriptor; each answers where it has read.
-        let device = state.alive % self.devices.len();
+        let device = state.alive % self.means.devices.len();
         let thread = thread::Builder::new()
             .name("fuse".to_owned())
             .spawn(move || crew.work(device))?;
@@ -157,8 +333,12 @@ impl Crew {
             control: &self.control,
             has_left: Cell::new(false),
         };
-        let device = self.devices[device].as_fd();
-        match transport::serve(device, &self.files, || place.goes_on()) {
+        let device = self.means.devices[device].as_fd();
+        let took = |took, bytes| {
+            self.note(took, bytes);
+            self.suit_pace();
+        };
+        match transport::serve(device, &self.files, || place.goes_on(), took) {
             Ok(End::Gone | End::Told) => {}
             Err(error) => tracing::error!(%error, "a FUSE thread failed"),
         }
@@ -192,6 +372,18 @@ impl Drop for Place<'_> {
             state.alive -= 1;
             self.control.ended.notify_all();
         }
+    }
+}
+
+/// The place of a thread of the rings, given back however it ends.
+struct RingPlace<'a>(&'a Control);
+
+impl Drop for RingPlace<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.of_rings -= 1;
+        self.0.ended.notify_all();
+        self.0.errand_came.notify_all();
     }
 }
 

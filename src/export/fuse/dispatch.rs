@@ -37,6 +37,21 @@ pub(super) enum Reply {
     Body(usize),
 }
 
+/// The kernel takes answers with errors below this.
+const ERRNO_END: i32 = 512;
+
+impl Reply {
+    /// The error as the answer's header has it, and how long the body is.
+    pub(super) fn code_and_bytes(&self) -> (i32, usize) {
+        match *self {
+            Self::Body(bytes) => (0, bytes),
+            Self::Error(code) if (1..ERRNO_END).contains(&code) => (-code, 0),
+            Self::Error(_) => (-libc::EIO, 0),
+            Self::None => (-libc::ENOSYS, 0),
+        }
+    }
+}
+
 /// Answers a request.
 pub(super) fn answer(files: &VolumeFiles, request: Request<'_>) -> Reply {
     let opcode = request.header.opcode;

@@ -14,6 +14,7 @@ use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, 
 use super::keepsake::Records;
 use super::listings::{Listing, Listings};
 use super::open_files::OpenFiles;
+use crate::base::waiting;
 use crate::export::entry::{
     BLOCK_SIZE, FILE_NAME_BYTES_MAX, attributes, root_attributes, volume_id, volume_name,
 };
@@ -138,6 +139,9 @@ impl VolumeFiles {
     /// Remembers that something written to the volume is lost. A file system on it hears of that
     /// when it writes out, and tells its user at most once.
     fn note_refusal(&self, file: &OpenFile) {
+        if waiting::begins_anew() {
+            return;
+        }
         let is_there = |id| self.directory.by_id(id).is_ok();
         self.records.refuse(file.id(), is_there);
     }

@@ -1,7 +1,7 @@
 //! The volumes as files of a FUSE mount: our own side of the kernel's protocol.
 //!
-//! `connection` makes the mount, `session` and `crew` run the threads that serve it, `transport`
-//! takes requests from the kernel and brings answers back, `dispatch` turns a request into its
+//! `connection` makes the mount, `session` and `crew` run the threads that serve it, `transport`, or
+//! `rings`, takes requests from the kernel and brings answers back, `dispatch` turns a request into its
 //! answer by what `files` knows, and `keepsake` is what a successor is left, with the volumes that
 //! had a write `refused`.
 //!
@@ -21,13 +21,15 @@ mod files;
 mod keepsake;
 mod listings;
 mod open_files;
+mod pace;
 mod refused;
+mod rings;
 mod session;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-pub use connection::{Connection, ConnectionParts, Negotiated};
+pub use connection::{Connection, ConnectionParts, Negotiated, Transport};
 pub use keepsake::Keepsake;
 
 pub(super) use connection::FS_TYPE;

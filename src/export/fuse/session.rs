@@ -2,9 +2,10 @@
 //!
 //! We mount and unmount by ourselves: by path, but never what is not ours.
 
-use super::connection::{Connection, ConnectionParts};
-use super::crew::{Control, Crew};
+use super::connection::{Connection, ConnectionParts, Transport};
+use super::crew::{Control, Crew, Means};
 use super::files::VolumeFiles;
+use super::rings::Queues;
 use super::transport;
 use crate::export::error::ExportError;
 use crate::export::holders::{Holder, Holders};
@@ -32,6 +33,7 @@ pub(in crate::export) enum Origin {
     Mount {
         dir: PathBuf,
         threads: Option<usize>,
+        transport: Transport,
     },
     /// It is there, and others keep its descriptors too.
     Connection {
@@ -47,6 +49,7 @@ pub(in crate::export) struct Session {
     /// What the mount table shows as mounted. It is never used twice, unlike the numbers that the
     /// kernel gives to mounts and their devices, so it tells our mount from a later one.
     source: String,
+    transport: Transport,
     cleaned: Cleaned,
     control: Arc<Control>,
     server: Mutex<Option<JoinHandle<io::Result<()>>>>,
@@ -56,6 +59,7 @@ pub(in crate::export) struct Session {
 struct Started {
     dir: PathBuf,
     source: String,
+    transport: Transport,
     cleaned: Cleaned,
 }
 
@@ -65,18 +69,13 @@ enum Plan {
     Mount {
         dir: PathBuf,
         threads: Option<usize>,
+        transport: Transport,
     },
     Serve {
         parts: ConnectionParts,
         witnesses: Vec<RawFd>,
         is_successor: bool,
     },
-}
-
-/// What is served through, in the serving threads' table.
-struct Devices {
-    devices: Vec<OwnedFd>,
-    witnesses: Vec<OwnedFd>,
 }
 
 impl Session {
@@ -101,9 +100,8 @@ impl Session {
             .name("fuse".to_owned())
             .spawn(move || {
                 let opened = set_apart(&*directory, &plan).and_then(|()| open(plan));
-                let result = opened.and_then(|(started, devices)| {
-                    let Devices { devices, witnesses } = devices;
-                    Crew::start(&crew_control, files, devices, witnesses)
+                let result = opened.and_then(|(started, means)| {
+                    Crew::start(&crew_control, files, means)
                         .map(|crew| (started, crew))
                         .map_err(ExportError::io("start threads that serve", &dir))
                 });
@@ -138,11 +136,13 @@ impl Session {
         let Started {
             dir,
             source,
+            transport,
             cleaned,
         } = started;
         Ok(Self {
             dir,
             source,
+            transport,
             cleaned,
             control,
             server: Mutex::new(Some(server)),
@@ -154,6 +154,11 @@ impl Session {
         &self.dir
     }
 
+    /// How requests come.
+    pub(in crate::export) fn transport(&self) -> Transport {
+        self.transport
+    }
+
     /// What was cleared away before mounting.
     pub(in crate::export) fn cleaned(&self) -> &Cleaned {
         &self.cleaned
@@ -161,7 +166,14 @@ impl Session {
 
     /// Ends the threads after the requests that they are at, and leaves the mount to whoever has
     /// its descriptors.
+    ///
+    /// # Errors
+    /// `NoSuccessor` where requests come over rings, `Io`; it then goes on serving.
     pub(in crate::export) fn hand_over(&self) -> Result<(), ExportError> {
+        if self.transport == Transport::IoUring {
+            let dir = self.dir.clone();
+            return Err(ExportError::NoSuccessor { dir });
+        }
         let Some(server) = self.server.lock().take() else {
             return Ok(());
         };
@@ -273,7 +285,18 @@ fn joined(server: JoinHandle<io::Result<()>>) {
 impl Plan {
     fn new(origin: Origin) -> (Self, Option<Connection>) {
         match origin {
-            Origin::Mount { dir, threads } => (Self::Mount { dir, threads }, None),
+            Origin::Mount {
+                dir,
+                threads,
+                transport,
+            } => {
+                let plan = Self::Mount {
+                    dir,
+                    threads,
+                    transport,
+                };
+                (plan, None)
+            }
             Origin::Connection {
                 connection,
                 is_successor,
@@ -323,46 +346,80 @@ fn set_apart(directory: &dyn Directory, plan: &Plan) -> Result<(), ExportError> 
 }
 
 /// Opens what is served through, in the table of the threads that will serve.
-fn open(plan: Plan) -> Result<(Started, Devices), ExportError> {
+fn open(plan: Plan) -> Result<(Started, Means), ExportError> {
     match plan {
-        Plan::Mount { dir, threads } => {
-            let connection = Connection::mount(&dir, threads)?;
+        Plan::Mount {
+            dir,
+            threads,
+            transport,
+        } => {
+            let connection = Connection::mount(&dir, threads, transport)?;
+            let queues = queues_for(transport, threads, &connection.dir)?;
             let started = Started {
-                dir: connection.dir,
+                dir: connection.dir.clone(),
                 source: connection.source,
+                transport,
                 cleaned: connection.cleaned,
             };
-            let devices = Devices {
+            let means = Means {
+                dir: connection.dir,
                 devices: connection.descriptors,
                 witnesses: connection.witnesses,
+                queues,
             };
-            Ok((started, devices))
+            Ok((started, means))
         }
         Plan::Serve {
             parts,
             witnesses,
             is_successor,
         } => {
-            let devices = take_over(&parts, &witnesses, is_successor);
-            let devices = devices.map_err(ExportError::io("serve volumes at", &parts.dir))?;
+            let transport = parts.negotiated.transport();
+            if is_successor && transport == Transport::IoUring {
+                return Err(ExportError::NoSuccessor { dir: parts.dir });
+            }
+            let taken = take_over(&parts, &witnesses, is_successor);
+            let (devices, witnesses) =
+                taken.map_err(ExportError::io("serve volumes at", &parts.dir))?;
+            let means = Means {
+                queues: queues_for(transport, None, &parts.dir)?,
+                dir: parts.dir.clone(),
+                devices,
+                witnesses,
+            };
             let started = Started {
                 dir: parts.dir,
                 source: parts.source,
+                transport,
                 cleaned: Cleaned::default(),
             };
-            Ok((started, devices))
+            Ok((started, means))
         }
     }
 }
 
-/// Takes the devices over that others keep too. What a predecessor took and did not answer comes
-/// again, before anyone reads: asked for later, it would bring what is being served a second time,
-/// and a write could then land after one that followed it.
+/// The queues of a mount, where it has such.
+fn queues_for(
+    transport: Transport,
+    threads: Option<usize>,
+    dir: &Path,
+) -> Result<Option<Queues>, ExportError> {
+    match transport {
+        Transport::Threads => Ok(None),
+        Transport::IoUring => Queues::of_host(threads)
+            .map(Some)
+            .map_err(ExportError::io("serve volumes at", dir)),
+    }
+}
+
+/// Takes the devices over that others keep too, and the witnesses. What a predecessor took and did
+/// not answer comes again, before anyone reads: asked for later, it would bring what is being served
+/// a second time, and a write could then land after one that followed it.
 fn take_over(
     parts: &ConnectionParts,
     witnesses: &[RawFd],
     is_successor: bool,
-) -> io::Result<Devices> {
+) -> io::Result<(Vec<OwnedFd>, Vec<OwnedFd>)> {
     let mut devices = file_table::own_copies(&parts.descriptors)?;
     let witnesses = file_table::own_copies(witnesses)?;
     if !parts.negotiated.has_resend() {
@@ -370,7 +427,7 @@ fn take_over(
     } else if is_successor {
         transport::ask_again(devices[0].as_fd())?;
     }
-    Ok(Devices { devices, witnesses })
+    Ok((devices, witnesses))
 }
 
 /// As many devices that nobody else has. For kernels that send nothing again (before Linux 6.9):

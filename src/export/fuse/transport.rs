@@ -21,6 +21,7 @@ use crate::sys::fuse_device;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// The most bytes in one read or write request; the kernel's limit without tuning.
@@ -33,8 +34,6 @@ pub(super) const ANSWER_HEADER: usize = BODY - size_of::<OutHeader>();
 pub(super) const REQUEST: usize = BODY - size_of::<InHeader>() - size_of::<WriteIn>();
 /// The most arguments that are looked at; names are shorter, and longer requests are not served.
 const ARGUMENTS_MAX: usize = 8192;
-/// The kernel takes answers with errors below this.
-const ERRNO_END: i32 = 512;
 
 /// What a thread reads requests into and answers from.
 pub(super) struct Frame {
@@ -92,12 +91,11 @@ impl Frame {
             payload,
             data_len: beyond,
         };
-        let (error, body) = match dispatch::answer(files, request) {
-            Reply::None => return None,
-            Reply::Error(code) if (1..ERRNO_END).contains(&code) => (-code, 0),
-            Reply::Error(_) => (-libc::EIO, 0),
-            Reply::Body(len) => (0, len),
-        };
+        let reply = dispatch::answer(files, request);
+        if reply == Reply::None {
+            return None;
+        }
+        let (error, body) = reply.code_and_bytes();
         Some(self.finish(header.unique, error, body))
     }
 
@@ -123,8 +121,11 @@ impl Frame {
     }
 }
 
+/// One request in so many is timed.
+pub(super) const TIMED: u32 = 8;
+
 /// Serves requests of `device` until the mount is gone or `goes_on` says no, which is asked before
-/// each.
+/// each. `took` hears how long some of them took, and how many bytes came and went.
 ///
 /// # Errors
 /// What the device answers when it answers neither.
@@ -132,8 +133,10 @@ pub(super) fn serve(
     device: BorrowedFd<'_>,
     files: &VolumeFiles,
     goes_on: impl Fn() -> bool,
+    took: impl Fn(Duration, usize),
 ) -> io::Result<End> {
     let mut frame = Frame::new();
+    let mut number = 0_u32;
     while goes_on() {
         let len = match fuse_device::read(device, &mut frame.buffer[REQUEST..]) {
             Ok(len) => len,
@@ -142,9 +145,14 @@ pub(super) fn serve(
             Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
             Err(error) => return Err(error.into()),
         };
+        number = number.wrapping_add(1);
+        let begun = number.is_multiple_of(TIMED).then(Instant::now);
         let Some(answer) = frame.answer(files, len) else {
             continue;
         };
+        if let Some(begun) = begun {
+            took(begun.elapsed(), len + answer);
+        }
         match fuse_device::write(device, &frame.buffer[ANSWER_HEADER..ANSWER_HEADER + answer]) {
             // Nobody waits for it any more.
             Ok(()) | Err(Errno::ENOENT | Errno::EINTR) => {}

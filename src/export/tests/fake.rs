@@ -41,6 +41,10 @@ pub(in crate::export) struct FakeVolume {
     pub(in crate::export) waits: AtomicBool,
     /// How many writes must be under way at once before any of them goes on.
     pub(in crate::export) meeting: Meeting,
+    /// How long a read takes, in microseconds, and how many were under way at once.
+    pub(in crate::export) read_us: AtomicU64,
+    reading: AtomicU64,
+    pub(in crate::export) reading_max: AtomicU64,
     /// For how long writes wait when `blocks_max` is reached.
     pub(in crate::export) patience: Mutex<Duration>,
 }
@@ -117,6 +121,9 @@ impl FakePool {
             panics: AtomicBool::new(false),
             waits: AtomicBool::new(false),
             meeting: Meeting::default(),
+            read_us: AtomicU64::new(0),
+            reading: AtomicU64::new(0),
+            reading_max: AtomicU64::new(0),
             patience: Mutex::default(),
         });
         volumes.insert(id, volume.clone());
@@ -239,6 +246,13 @@ impl BlockTarget for FakeVolume {
         self.check(offset_bytes, buf.len())?;
         self.largest_read
             .fetch_max(buf.len() as u64, Ordering::SeqCst);
+        let reading = self.reading.fetch_add(1, Ordering::SeqCst) + 1;
+        self.reading_max.fetch_max(reading, Ordering::SeqCst);
+        let pause = self.read_us.load(Ordering::SeqCst);
+        if pause > 0 {
+            thread::sleep(Duration::from_micros(pause));
+        }
+        self.reading.fetch_sub(1, Ordering::SeqCst);
         let blocks = self.blocks.read();
         for (block, within, from, len) in pieces(offset_bytes, buf.len()) {
             match blocks.get(&block) {

@@ -363,6 +363,10 @@ fn an_open_file_holds_its_volume() {
 
 #[test]
 fn writes_to_one_file_run_side_by_side() {
+    if all_over_rings() {
+        println!("skipped: the writes of one processor come to one thread there");
+        return;
+    }
     let fixture = Fixture::with(ExportOptions {
         threads: Some(2),
         ..ExportOptions::default()
@@ -402,6 +406,38 @@ fn more_writes_than_there_are_threads_may_wait() {
         assert_eq!(volume.bytes(0, 9 * 4096), [1; 9 * 4096]);
         volume.discard(0, 9 * 4096).unwrap();
     }
+    drop(file);
+    fixture.export.unmount().unwrap();
+}
+
+/// As a disk that is read side by side: more threads than usual, and the usual again afterwards.
+#[test]
+fn slow_requests_are_taken_side_by_side_and_fast_ones_by_few() {
+    let fixture = Fixture::with(ExportOptions {
+        threads: Some(2),
+        ..ExportOptions::default()
+    });
+    let volume = fixture.pool.create("v", MIB);
+    let file = open(&fixture.export.file_path(&*volume));
+    let read_much = || {
+        thread::scope(|scope| {
+            for reader in 0..16_u64 {
+                let file = &file;
+                scope.spawn(move || {
+                    let mut buf = [0; 4096];
+                    for _ in 0..60 {
+                        file.read_exact_at(&mut buf, reader * 4096).unwrap();
+                    }
+                });
+            }
+        });
+    };
+    volume.read_us.store(3000, SeqCst);
+    read_much();
+    assert!(volume.reading_max.load(SeqCst) >= 8);
+    // Few are needed for fast ones; how many come at once is not known here, but all go on.
+    volume.read_us.store(0, SeqCst);
+    (0..4).for_each(|_| read_much());
     drop(file);
     fixture.export.unmount().unwrap();
 }

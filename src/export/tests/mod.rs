@@ -3,9 +3,10 @@
 mod devices;
 pub(in crate::export) mod fake;
 mod files;
+mod rings;
 mod stale;
 
-use super::{Export, ExportOptions};
+use super::{Export, ExportOptions, Transport};
 use crate::sys::mount::{self, MountFlags};
 use fake::FakePool;
 use std::ops::{Deref, DerefMut};
@@ -15,6 +16,23 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
+
+/// Has all tests use rings when it is `io-uring`.
+const ALL_OVER: &str = "COWSHED_TEST_FUSE";
+
+fn all_over_rings() -> bool {
+    std::env::var_os(ALL_OVER).is_some_and(|how| how == "io-uring")
+}
+
+/// Turns FUSE over io_uring on, and leaves it so: other tests may be using it. `false`, and said,
+/// where the kernel does not know of it.
+fn enable_rings() -> bool {
+    let enabled = std::fs::write("/sys/module/fuse/parameters/enable_uring", "Y").is_ok();
+    if !enabled {
+        println!("skipped: no FUSE over io_uring in this kernel");
+    }
+    enabled
+}
 
 /// An export of a fake pool. What it mounted and attached goes with it.
 struct Fixture {
@@ -29,7 +47,14 @@ impl Fixture {
         Self::with(ExportOptions::default())
     }
 
-    fn with(options: ExportOptions) -> Self {
+    fn with(mut options: ExportOptions) -> Self {
+        if all_over_rings() {
+            assert!(
+                enable_rings(),
+                "{ALL_OVER} asks for what the kernel has not"
+            );
+            options.transport = Transport::IoUring;
+        }
         let dir = TempDir::with_prefix("cowshed-export-").unwrap();
         let pool = FakePool::new();
         let export = Export::over(pool.clone(), &dir.path().join("volumes"), options).unwrap();

@@ -1,0 +1,54 @@
+//! How a child ended, as the kernel tells it.
+
+use super::FAILED;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+
+fn id(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().map(Pid::from_raw)
+}
+
+/// Whether a child has ended; it can still be waited for.
+pub(super) fn has_ended(pid: u32) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let answer = id(pid).map(|pid| waitid(Id::Pid(pid), flags));
+    !matches!(answer, Some(Ok(WaitStatus::StillAlive)))
+}
+
+/// How a child ended, once all of it has.
+pub(super) fn reap(pid: u32) -> Option<WaitStatus> {
+    match waitpid(id(pid)?, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::StillAlive) => None,
+        Ok(status) => Some(status),
+        // Somebody else has waited for it; there is nothing more to know.
+        Err(_) => Some(WaitStatus::Exited(id(pid)?, i32::from(FAILED))),
+    }
+}
+
+/// Whether somebody else ended it, and not a failure of its own.
+pub(super) fn was_killed(status: Option<WaitStatus>) -> bool {
+    match status {
+        // Of what dies by itself, no thread lingers for long enough to be taken for this.
+        None => true,
+        Some(WaitStatus::Signaled(_, signal, _)) => {
+            matches!(signal, Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT)
+        }
+        Some(_) => false,
+    }
+}
+
+pub(super) fn exit_status(status: &WaitStatus) -> Option<u8> {
+    match status {
+        WaitStatus::Exited(_, status) => u8::try_from(*status).ok(),
+        _ => None,
+    }
+}
+
+pub(super) fn describe(status: &WaitStatus) -> String {
+    match status {
+        WaitStatus::Exited(_, status) => format!("exit status {status}"),
+        WaitStatus::Signaled(_, signal, _) => format!("ended by {signal}"),
+        _ => "killed".to_owned(),
+    }
+}

@@ -1,0 +1,71 @@
+//! Whether requests take long because a disk is at work. Then more of them are better taken at
+//! once than there are processors: the disk answers several side by side.
+//!
+//! # Invariants
+//! - One slow request proves nothing: its thread may have been kept from running.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// What a request may take beside its bytes, when no disk is at work.
+const FAST: Duration = Duration::from_micros(100);
+/// What copying a byte may take.
+const PICOSECONDS_PER_BYTE: u64 = 500;
+/// What a slow request adds; each fast one takes 1 off.
+const SLOW_WEIGHT: u32 = 8;
+/// From here on requests count as slow.
+const SLOW_FROM: u32 = 16;
+/// The most, so that fast ones are believed soon.
+const WEIGHT_MAX: u32 = 64;
+
+/// What the last requests have told.
+#[derive(Default)]
+pub(super) struct Pace(AtomicU32);
+
+impl Pace {
+    /// A request that moved so many bytes took so long.
+    pub(super) fn note(&self, took: Duration, bytes: usize) {
+        let copying = Duration::from_nanos(bytes as u64 * PICOSECONDS_PER_BYTE / 1000);
+        let weight = self.0.load(Ordering::Relaxed);
+        let next = if took > FAST + copying {
+            (weight + SLOW_WEIGHT).min(WEIGHT_MAX)
+        } else {
+            weight.saturating_sub(1)
+        };
+        // What another thread notes at the same moment may be missed: it is an estimate.
+        if next != weight {
+            self.0.store(next, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a disk is at work.
+    pub(super) fn is_slow(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= SLOW_FROM
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_slow_requests_in_a_row_tell_and_many_fast_ones_take_it_back() {
+        let pace = Pace::default();
+        let note = |micros, bytes| pace.note(Duration::from_micros(micros), bytes);
+        note(900, 4096);
+        assert!(!pace.is_slow());
+        (0..20).for_each(|_| note(5, 4096));
+        note(900, 4096);
+        assert!(!pace.is_slow());
+        note(900, 4096);
+        assert!(pace.is_slow());
+        (0..100).for_each(|_| note(900, 4096));
+        (0..40).for_each(|_| note(5, 4096));
+        assert!(pace.is_slow());
+        (0..40).for_each(|_| note(5, 4096));
+        assert!(!pace.is_slow());
+        // A large one from memory is no slow one.
+        (0..10).for_each(|_| note(500, 1 << 20));
+        assert!(!pace.is_slow());
+    }
+}
