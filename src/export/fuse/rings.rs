@@ -2,7 +2,7 @@
 //! request into a place of this process, and the answer and the wish for the next request go back
 //! in one call, for all the requests that have come meanwhile.
 //!
-//! Each processor has a queue in the kernel, with `DEPTH` places; a thread for each of them answers
+//! Each processor has a queue in the kernel, with many places; a thread for each of them answers
 //! one request after another. What waits for room in a full pool is left to a helper, a thread of its
 //! own, and so are requests while a disk is at work; another place takes its place meanwhile.
 //!
@@ -14,6 +14,13 @@
 //! the device. Those that lie in a ring's places, or on the way there, belong to the dead process: of
 //! the latter nobody else knows even the number by which to answer. So a mount with rings ends
 //! with the process that serves it.
+//!
+//! # Why so many places
+//! A request that finds no place waits in its queue until an answer is given there: a place that is
+//! added later takes new ones only. Were all places held by writes that wait for room, a read behind
+//! them would wait for that, too. So a queue has more places than the kernel sends requests in the
+//! background at once (`BACKGROUND_RINGS`), and more come for those that are held. Beyond that only
+//! hundreds of threads that write at once, on one processor and to a full pool, can fill it.
 //!
 //! # Invariants
 //! - A thread of a ring never waits in a request, unless `WAITING_MAX` others do so.
@@ -36,8 +43,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// The requests of one queue that are in this process at once; more wait in the kernel.
-const DEPTH: usize = 16;
+/// The places of all queues, and of one. The kernel takes those that it got last first, so few of
+/// them ever have memory; see "Why so many places".
+const PLACES: usize = 4096;
+const DEPTH_MIN: usize = 64;
+const DEPTH_MAX: usize = 256;
 /// The requests of one ring that are left to helpers at once for a disk's sake.
 const SLOW_AWAY_MAX: usize = 16;
 /// The longest name that the kernel sends, with its end.
@@ -49,6 +59,9 @@ pub(super) struct Queues {
     pub(super) count: u16,
     pub(super) threads: u16,
 }
+
+/// How many requests the kernel sends in the background at once.
+pub(super) const BACKGROUND_RINGS: u16 = 128;
 
 impl Queues {
     /// Those of this host; `threads` says how many threads are wanted, `None` for one each.
@@ -63,6 +76,11 @@ impl Queues {
             count,
             threads: u16::try_from(threads).unwrap_or(count),
         })
+    }
+
+    /// How many places each queue has for requests that do not wait.
+    fn depth(self) -> usize {
+        (PLACES / usize::from(self.count).max(1)).clamp(DEPTH_MIN, DEPTH_MAX)
     }
 
     /// The queues of one thread.
@@ -123,6 +141,7 @@ struct Server<'a> {
     number: u32,
     first_queue: u16,
     threads: u16,
+    depth: usize,
 }
 
 /// Serves the queues of one of the threads until the mount is gone.
@@ -158,10 +177,11 @@ pub(super) fn serve(
         number: 0,
         first_queue: thread,
         threads: queues.threads,
+        depth: queues.depth(),
     };
     for queue in queues.of_thread(thread) {
         server.ready.push(0);
-        for _ in 0..DEPTH {
+        for _ in 0..queues.depth() {
             server.add_place(queue)?;
         }
     }
@@ -244,9 +264,10 @@ impl Server<'_> {
             return Ok(Some(place));
         }
         self.away += 1;
+        let depth = self.depth;
         let ready = self.ready_of(queue);
         *ready -= 1;
-        if *ready < DEPTH {
+        if *ready < depth {
             self.add_place(queue)?;
         }
         Ok(None)
