@@ -17,6 +17,7 @@ mod containerd;
 #[path = "../../tests/runtimes/docker.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod docker;
+mod engine;
 #[path = "../../tests/fixtures/mod.rs"]
 mod fixtures;
 #[path = "../../tests/cli/harness.rs"]

@@ -3,7 +3,8 @@
 use crate::calls::Client;
 use crate::containerd::Containerd;
 use crate::docker::Docker;
-use crate::fixtures::{output, run};
+use crate::engine;
+use crate::fixtures::run;
 use crate::shed::Shed;
 use crate::subjects::{Archives, LARGE, OwnFileSystem, small_file};
 use crate::table::{Table, Value};
@@ -296,27 +297,22 @@ impl Measurement<'_> {
             "changed",
             &format!("echo changed > /{}; sync", path.display()),
         );
-        let started = Instant::now();
-        let changes = docker.ok(["diff", "changed"]);
-        let took = started.elapsed();
+        let socket = Docker::socket(&self.setting.folder);
+        let (changes, took) = engine::ask(&socket, "GET", "/containers/changed/changes");
+        let changes = changes.unwrap().to_string();
         assert!(changes.contains(path.to_str().unwrap()), "{changes}");
-        self.add("docker diff of one file among many", Value::Time(took));
-        let started = Instant::now();
-        let done = docker.attempt(["commit", "--pause=false", "changed", "bench/committed:1"]);
-        let took = started.elapsed();
-        // blockfile cannot: its second, read-only mount of what is in use is refused.
-        if done.status.success() {
-            self.add("docker commit of one file among many", Value::Time(took));
-        } else {
-            assert_ne!(self.setting.snapshotter, Snapshotter::Cowshed, "{done:?}");
+        self.add("Docker's diff of one file among many", Value::Time(took));
+        for number in 0..DIFFS {
+            let target = format!("/commit?container=changed&pause=0&repo=bench/out&tag={number}");
+            let (done, took) = engine::ask(&socket, "POST", &target);
+            match done {
+                Ok(_) => self.add("Docker's commit of one file among many", Value::Time(took)),
+                // It cannot: its second, read-only mount of what is in use is refused.
+                Err(answer) => {
+                    assert_eq!(self.setting.snapshotter, Snapshotter::Blockfile, "{answer}")
+                }
+            }
         }
-        let mut nothing = docker.command(["version"]);
-        let started = Instant::now();
-        output(&mut nothing);
-        self.add(
-            "docker version, for comparison",
-            Value::Time(started.elapsed()),
-        );
         docker.ok(["rm", "--force", "changed"]);
         docker.ok(["system", "prune", "--all", "--force"]);
         docker.stop();

@@ -181,7 +181,7 @@ impl Instant<'_> {
     pub(super) fn changes(&mut self) -> Result<TreeChanges> {
         let comparing = &self.host.comparing;
         if !comparing.by_trees.load(Ordering::Relaxed) {
-            if Superblock::read(&self.volume)?.is_some_and(|found| found.needs_replay()) {
+            if !ext4::is_settled(&self.volume)? {
                 self.settle()?;
             }
             let pool = self.host.pool();

@@ -176,6 +176,26 @@ fn le32(bytes: &[u8], offset: usize) -> u32 {
     u32::from(le16(bytes, offset)) | u32::from(le16(bytes, offset + 2)) << 16
 }
 
+/// Whether all of the file system is in its place: either it says that no journal is to be
+/// replayed, or there is nothing in the journal. Of a volume that does not change meanwhile.
+pub(super) fn is_settled(volume: &Volume) -> Result<bool> {
+    let Some(superblock) = Superblock::read(volume)? else {
+        return Ok(false);
+    };
+    Ok(!superblock.needs_replay() || empty_journal(volume, &superblock)?.is_some())
+}
+
+/// The journal's runs of blocks, if nothing about it is unusual and nothing is in it.
+fn empty_journal(volume: &Volume, superblock: &Superblock) -> Result<Option<Vec<Run>>> {
+    let inside = superblock.size_bytes() <= volume.size_bytes();
+    let Some(runs) = superblock.journal_runs().filter(|_| inside) else {
+        return Ok(None);
+    };
+    let mut head = [0; 32];
+    volume.read_at(&mut head, runs[0].start * BLOCK_BYTES)?;
+    Ok(is_empty_journal(&head).then_some(runs))
+}
+
 /// Gives the blocks of an empty journal back to the pool, all but its superblock, and says how
 /// many bytes those were. Does nothing where anything about the journal is unusual.
 ///
@@ -185,15 +205,9 @@ pub(super) fn release_journal(volume: &Volume) -> Result<u64> {
     let Some(superblock) = Superblock::read(volume)?.filter(Superblock::is_clean) else {
         return Ok(0);
     };
-    let inside = superblock.size_bytes() <= volume.size_bytes();
-    let Some(runs) = superblock.journal_runs().filter(|_| inside) else {
+    let Some(runs) = empty_journal(volume, &superblock)? else {
         return Ok(0);
     };
-    let mut head = [0; 32];
-    volume.read_at(&mut head, runs[0].start * BLOCK_BYTES)?;
-    if !is_empty_journal(&head) {
-        return Ok(0);
-    }
     let mut released_bytes = 0;
     for (index, run) in runs.iter().enumerate() {
         let kept = u64::from(index == 0);

@@ -33,6 +33,40 @@ impl Host {
         })
     }
 
+    /// As `snapshot_volume`, but where the file system writes nothing just then, it is not held
+    /// still: to hold it, the kernel waits for all processors, for tens of milliseconds on a busy
+    /// host. The snapshot may say that its journal is to be replayed; there is nothing in it.
+    pub(super) fn snapshot_passing(&self, volume: &Volume, name: &Name) -> Result<Volume> {
+        let passing = self.with_data_lock(volume.id(), || self.snapshot_checkpointed(volume, name));
+        match passing? {
+            Some(snapshot) => Ok(snapshot),
+            None => self.snapshot_volume(volume, name),
+        }
+    }
+
+    /// Writes out what is in memory of the volume's file system, has the kernel bring all that is
+    /// in its journal to its place, and snapshots the volume, if nothing got into the journal
+    /// meanwhile. The volume's lock is held.
+    fn snapshot_checkpointed(&self, volume: &Volume, name: &Name) -> Result<Option<Volume>> {
+        let Some((path, number)) = self.mounted_place(volume)? else {
+            return Ok(None);
+        };
+        let at = FileSystem::numbered(&path, number).map_err(Error::io("open", &path))?;
+        // Writes that had no room in the pool are told here, and by nothing later.
+        let synced = at.sync().map_err(Error::io("write out", &path));
+        synced.inspect_err(|_| self.note_refusal(volume))?;
+        if let Err(error) = at.checkpoint() {
+            tracing::debug!(%error, path = %path.display(), "its journal cannot be emptied");
+            return Ok(None);
+        }
+        let snapshot = self.pool().snapshot(volume, name)?;
+        if ext4::is_settled(&snapshot)? {
+            return Ok(Some(snapshot));
+        }
+        self.pool().remove(&snapshot)?;
+        Ok(None)
+    }
+
     /// As `snapshot_volume`, of a volume whose user may have it mounted out of this process's
     /// sight: then all of this host is written out.
     pub(super) fn snapshot_in_use(&self, volume: &Volume, name: &Name) -> Result<Volume> {

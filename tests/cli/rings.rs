@@ -260,6 +260,8 @@ fn fio_verified(device: &str, pattern: &str, seed: usize) {
             "--verify_fatal=1",
             "--do_verify=1",
             "--group_reporting",
+            // It would leave files in the working directory.
+            "--verify_state_save=0",
             &pattern,
             size,
             &seed,

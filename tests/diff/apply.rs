@@ -156,7 +156,7 @@ fn blobs_are_read_where_containerd_keeps_them_and_verified_there_too() {
     stage.differ.apply(blob.clone(), &mount).unwrap();
     assert_eq!(stage.store.state().reads, [""; 0]);
 
-    let mut damaged = bytes.clone();
+    let mut damaged = bytes;
     damaged[1_000_000] ^= 1;
     fs::write(&file, &damaged).unwrap();
     let mount = stage.client.prepare("damaged", "").unwrap();
@@ -178,6 +178,6 @@ fn blobs_are_read_where_containerd_keeps_them_and_verified_there_too() {
         let mount = stage.client.prepare(&format!("key-{number}"), "").unwrap();
         stage.differ.apply(blob.clone(), &mount).unwrap();
         let found = std::mem::take(&mut stage.store.state().reads);
-        assert_eq!(found, [digest.clone()]);
+        assert_eq!(found, std::slice::from_ref(&digest));
     }
 }

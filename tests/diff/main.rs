@@ -32,3 +32,4 @@ mod store;
 #[path = "../../src/snapshotter/wire.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod wire;
+mod writing;

@@ -39,6 +39,10 @@ impl Docker {
         docker
     }
 
+    pub(crate) fn socket(folder: &Path) -> PathBuf {
+        folder.join("d.sock")
+    }
+
     pub(crate) fn restart(&mut self) {
         let path = |name: &str| self.folder.join(name);
         let mut command = Command::new(self.release.root().join("usr/sbin/dockerd"));
@@ -55,7 +59,7 @@ impl Docker {
             .arg("--pidfile")
             .arg(path("d.pid"))
             .arg("--host")
-            .arg(format!("unix://{}", path("d.sock").display()))
+            .arg(format!("unix://{}", Self::socket(&self.folder).display()))
             .args(["--group", "root"])
             // No network at all, and control groups whose name is ours.
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
@@ -82,7 +86,7 @@ impl Docker {
         command
             .env(
                 "DOCKER_HOST",
-                format!("unix://{}", self.folder.join("d.sock").display()),
+                format!("unix://{}", Self::socket(&self.folder).display()),
             )
             .env("DOCKER_CONFIG", self.folder.join("docker-client"))
             .env("BUILDX_NO_DEFAULT_ATTESTATIONS", "1")

@@ -13,7 +13,7 @@
 
 use super::fault::{Fault, Result};
 use super::inode::{INODE_BYTES, Inode, InodeKind};
-use super::{BLOCK_BYTES, Superblock, le16, le32};
+use super::{BLOCK_BYTES, INCOMPAT_RECOVER, Superblock, le16, le32};
 use crate::pool::Volume;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -95,6 +95,9 @@ impl<'v> FileSystem<'v> {
     /// Reads the superblock and the group descriptors.
     pub(in crate::container) fn open(volume: &'v Volume) -> Result<Self> {
         let superblock = Superblock::read(volume)?.ok_or(Fault::Unsupported("another kind"))?;
+        if !super::is_settled(volume)? {
+            return Err(Fault::Unsupported("a journal that waits to be replayed"));
+        }
         check_features(&superblock)?;
         let layout = layout(&superblock)?;
         let blocks = superblock.size_bytes() / BLOCK_BYTES;
@@ -296,10 +299,7 @@ const _: () = assert!(INODES_PER_BLOCK as usize * INODE_BYTES == BLOCK_LEN);
 fn check_features(superblock: &Superblock) -> Result<()> {
     let (compat, incompat) = (superblock.u32_at(0x5C), superblock.u32_at(0x60));
     let needed = INCOMPAT_FILETYPE | INCOMPAT_EXTENTS;
-    let known = needed | INCOMPAT_64BIT | INCOMPAT_FLEX_BG;
-    if superblock.needs_replay() {
-        return Err(Fault::Unsupported("a journal that waits to be replayed"));
-    }
+    let known = needed | INCOMPAT_64BIT | INCOMPAT_FLEX_BG | INCOMPAT_RECOVER;
     let all_known = compat & !COMPAT_KNOWN == 0
         && incompat & !known == 0
         && incompat & needed == needed

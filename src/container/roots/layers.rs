@@ -105,7 +105,7 @@ impl Host {
         let _held = root.lock();
         // Before, since what failed to write may not be written out any more, and after it was.
         self.check_complete(volume)?;
-        let snapshot = self.snapshot_volume(volume, &self.work_name()?)?;
+        let snapshot = self.snapshot_passing(volume, &self.work_name()?)?;
         work.push(snapshot.clone());
         self.check_complete(volume)?;
         Ok(snapshot)

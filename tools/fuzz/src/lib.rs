@@ -82,6 +82,6 @@ pub const TARGETS: [Target; 8] = [
         name: "filters",
         run: filters::run,
         seeds: filters::seeds,
-        short_run: 50_000,
+        short_run: 1_000_000,
     },
 ];

@@ -1,0 +1,90 @@
+//! cowshed: a volume, attached as a loop device by its daemon.
+
+use super::{Peer, Place, Subject};
+use crate::fio::Target;
+use crate::host::Ran;
+use crate::shed::{Build, Shed};
+use std::path::PathBuf;
+use std::process::Command;
+
+const VOLUME: &str = "disk";
+
+pub(crate) struct Cowshed {
+    name: String,
+    build: Build,
+}
+
+impl Cowshed {
+    pub(crate) fn new(name: &str, build: Build) -> Self {
+        Self {
+            name: name.to_owned(),
+            build,
+        }
+    }
+}
+
+impl Peer for Cowshed {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn what(&self) -> String {
+        let mut what = "a volume of a pool in a file, attached as a loop device".to_owned();
+        if !self.build.options.is_empty() {
+            what.push_str("; serve ");
+            what.push_str(&self.build.options.join(" "));
+        }
+        what
+    }
+
+    fn missing(&self) -> Option<String> {
+        self.build.missing()
+    }
+
+    fn has_snapshots(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, place: &Place) -> anyhow::Result<Box<dyn Subject>> {
+        let folder = place.folder.join(place.name);
+        let shed = Shed::open(&self.build, folder, place.size_bytes)?;
+        let size = place.size_bytes.to_string();
+        shed.run(["volume", "create", VOLUME, "--size", &size])?;
+        let device = shed.run(["attach", VOLUME, "--as", "loop"])?.output;
+        Ok(Box::new(Volume {
+            target: Target::Device(PathBuf::from(device.trim())),
+            shed,
+        }))
+    }
+}
+
+struct Volume {
+    target: Target,
+    shed: Shed,
+}
+
+impl Subject for Volume {
+    fn target(&self) -> &Target {
+        &self.target
+    }
+
+    fn snapshot(&mut self, name: &str) -> anyhow::Result<Ran> {
+        self.shed.run(["volume", "snapshot", VOLUME, name])
+    }
+
+    fn remove_snapshot(&mut self, name: &str) -> anyhow::Result<Ran> {
+        self.shed.run(["volume", "rm", name])
+    }
+
+    fn settle(&mut self) -> anyhow::Result<()> {
+        self.shed.settle()
+    }
+
+    fn host_bytes(&self) -> anyhow::Result<u64> {
+        self.shed.host_bytes()
+    }
+
+    fn checkpoint(&self) -> Option<Command> {
+        Some(self.shed.command(["pool", "checkpoint"]))
+    }
+}

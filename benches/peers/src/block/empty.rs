@@ -1,0 +1,104 @@
+//! A FUSE server that answers at once and keeps nothing, under a loop device: the limit of any
+//! server in user space that a loop device reaches through FUSE.
+
+use super::{Peer, Place, Subject};
+use crate::fio::Target;
+use crate::guards::{self, Folder, LoopDevice, Process};
+use crate::host;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const COMMAND: &str = "empty-file";
+
+pub(crate) struct Empty {
+    name: String,
+    program: PathBuf,
+    options: Vec<String>,
+}
+
+impl Empty {
+    pub(crate) fn new(name: &str, program: &Path, options: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            program: program.to_owned(),
+            options: options.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Peer for Empty {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn what(&self) -> String {
+        let mut what = "a loop device on a FUSE file of cowshed's own transport whose server \
+            answers at once and keeps nothing, so that nothing can be verified: the limit of this \
+            path"
+            .to_owned();
+        if !self.options.is_empty() {
+            what.push_str("; ");
+            what.push_str(&self.options.join(" "));
+        }
+        what
+    }
+
+    fn missing(&self) -> Option<String> {
+        let Ok(asked) = host::run(&self.program, [COMMAND, "--help"]) else {
+            return Some("this cowshed has no empty server".into());
+        };
+        crate::shed::missing_options(&self.options, &asked.output)
+    }
+
+    fn prepare(&self, place: &Place) -> anyhow::Result<Box<dyn Subject>> {
+        let folder = Folder::at(place.folder.join(place.name))?;
+        let (mount, output) = (folder.join("mount"), folder.join("output"));
+        fs::create_dir(&mount)?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg(COMMAND)
+            .arg(&mount)
+            .args(["--size", &place.size_bytes.to_string()])
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(File::create(&output)?)
+            .stderr(File::create(folder.join("log"))?);
+        let mut server = Process::start(&mut command)?;
+        let mut file = String::new();
+        // It prints the file's path, once that is there.
+        guards::eventually("the empty server's file", || {
+            server.expect_running()?;
+            file = fs::read_to_string(&output)?;
+            Ok(file.ends_with('\n'))
+        })?;
+        let device = LoopDevice::attach(Path::new(file.trim()), true)?;
+        Ok(Box::new(Answers {
+            target: Target::Device(device.path().to_owned()),
+            _device: device,
+            _server: server,
+            _folder: folder,
+        }))
+    }
+}
+
+struct Answers {
+    target: Target,
+    _device: LoopDevice,
+    _server: Process,
+    _folder: Folder,
+}
+
+impl Subject for Answers {
+    fn target(&self) -> &Target {
+        &self.target
+    }
+
+    fn host_bytes(&self) -> anyhow::Result<u64> {
+        Ok(0)
+    }
+
+    fn keeps_what_is_written(&self) -> bool {
+        false
+    }
+}

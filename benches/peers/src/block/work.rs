@@ -1,0 +1,240 @@
+//! What is measured of block devices.
+
+use super::{Peer, Place, Subject, branching, discard, io, tail};
+use crate::backing::Backing;
+use crate::fio::{self, Part};
+use crate::options::Scale;
+use crate::report::OURS;
+use crate::results::Unsound;
+use crate::run::{At, Run};
+use crate::signals::{self, Interrupted};
+use anyhow::Context;
+use std::time::Duration;
+
+/// The order of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    Io,
+    Overwrite,
+    Snapshots,
+    Mapped,
+    Discard,
+    Checkpoint,
+}
+
+pub(crate) fn works() -> [Work; 6] {
+    [
+        Work::Io,
+        Work::Overwrite,
+        Work::Snapshots,
+        Work::Mapped,
+        Work::Discard,
+        Work::Checkpoint,
+    ]
+}
+
+impl Work {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Io => "block/io",
+            Self::Overwrite => "block/overwrite",
+            Self::Snapshots => "block/snapshots",
+            Self::Mapped => "block/mapped",
+            Self::Discard => "block/discard",
+            Self::Checkpoint => "block/checkpoint",
+        }
+    }
+
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Io => "4 KiB at random and 128 KiB in sequence, at depth 1 and 32, with flushes",
+            Self::Overwrite => {
+                "a pass of 4 KiB writes before and after a snapshot, its space, the removal"
+            }
+            Self::Snapshots => "one more snapshot beside many",
+            Self::Mapped => "a snapshot of a volume that was written at random",
+            Self::Discard => "half of it discarded, and what comes back to the host",
+            Self::Checkpoint => "the slowest writes with and without checkpoints (cowshed only)",
+        }
+    }
+
+    pub(crate) fn rounds(self, scale: &Scale) -> u32 {
+        match self {
+            Self::Snapshots | Self::Mapped => scale.rounds.min(scale.long_rounds_max),
+            _ => scale.rounds,
+        }
+    }
+
+    fn takes(self, peer: &dyn Peer) -> bool {
+        let is_variant = peer.name().starts_with("cowshed (");
+        match self {
+            Self::Io => true,
+            Self::Discard => peer.has_snapshots() || peer.name().starts_with("plain"),
+            Self::Overwrite => peer.has_snapshots(),
+            // These do not depend on the way to the pool.
+            Self::Snapshots | Self::Mapped => peer.has_snapshots() && !is_variant,
+            Self::Checkpoint => peer.name().starts_with("cowshed"),
+        }
+    }
+
+    /// About how long, from runs on a small machine.
+    pub(crate) fn expected(self, scale: &Scale, peers: &[Box<dyn Peer>]) -> Duration {
+        let taking = peers
+            .iter()
+            .filter(|peer| self.takes(peer.as_ref()))
+            .count();
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let job = scale.seconds.as_secs_f64() + 0.8;
+        let fill = 1.0 + 3.0 * gib(scale.subject_bytes);
+        let seconds = match self {
+            Self::Io => fill + 12.0 * gib(scale.verify_bytes) + io::JOBS.len() as f64 * job,
+            Self::Overwrite => fill + 4.0 + 90.0 * gib(scale.pass_bytes),
+            Self::Snapshots => {
+                let most = scale.snapshot_counts.iter().max().copied().unwrap_or(0);
+                2.0 + 0.01 * f64::from(most)
+            }
+            Self::Mapped => 2.0 + 30.0 * gib(scale.mapped_bytes),
+            Self::Discard => fill + 1.0,
+            Self::Checkpoint => fill + 4.0 * 2.0 * job,
+        };
+        let rounds = f64::from(self.rounds(scale));
+        Duration::from_secs_f64(seconds * rounds * taking as f64)
+    }
+
+    /// Does all its rounds.
+    ///
+    /// # Errors
+    /// When somebody has asked to stop.
+    pub(crate) fn run(
+        self,
+        run: &mut Run,
+        backing: &Backing,
+        peers: &[Box<dyn Peer>],
+    ) -> Result<(), Interrupted> {
+        let peers: Vec<_> = peers
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|peer| self.takes(*peer))
+            .collect();
+        let rounds = self.rounds(&run.scale);
+        if peers.is_empty() {
+            return Ok(());
+        }
+        for round in 0..rounds {
+            let stage = Stage {
+                backing,
+                peers: &peers,
+                at: At {
+                    backing: backing.name(),
+                    work: self.name(),
+                    round,
+                },
+            };
+            run.begin(stage.at, rounds);
+            match self {
+                Self::Io => io::round(run, &stage)?,
+                Self::Overwrite => branching::overwrite(run, &stage)?,
+                Self::Snapshots => branching::snapshots(run, &stage)?,
+                Self::Mapped => branching::mapped(run, &stage)?,
+                Self::Discard => discard::round(run, &stage)?,
+                Self::Checkpoint => tail::round(run, &stage)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One round of some work: where, and who takes part.
+pub(super) struct Stage<'a> {
+    pub(super) backing: &'a Backing,
+    pub(super) peers: &'a [&'a dyn Peer],
+    pub(super) at: At<'a>,
+}
+
+impl Stage<'_> {
+    /// Makes a peer's subject.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(super) fn prepare(
+        &self,
+        number: usize,
+        size_bytes: u64,
+    ) -> anyhow::Result<Box<dyn Subject>> {
+        let name = format!("subject{number}");
+        self.peers[number].prepare(&Place {
+            folder: self.backing.path(),
+            name: &name,
+            size_bytes,
+        })
+    }
+
+    /// Makes a peer's subject, and writes all of it.
+    ///
+    /// # Errors
+    /// When it cannot be made or written.
+    pub(super) fn filled(
+        &self,
+        number: usize,
+        size_bytes: u64,
+    ) -> anyhow::Result<Box<dyn Subject>> {
+        let subject = self.prepare(number, size_bytes)?;
+        if subject.keeps_what_is_written() {
+            fio::fill(subject.target(), size_bytes)?;
+        }
+        Ok(subject)
+    }
+
+    /// Writes a part with checksums at depth 32, and reads it back. A peer that can do that only
+    /// while one request is in flight goes on, and the report says so beside its numbers: that is
+    /// what it is, and what others see of it. For cowshed it is a failure.
+    ///
+    /// # Errors
+    /// When something else comes back than was written.
+    pub(super) fn verify(
+        &self,
+        run: &mut Run,
+        peer: &str,
+        subject: &dyn Subject,
+        part: Part,
+    ) -> anyhow::Result<()> {
+        if !subject.keeps_what_is_written() {
+            return Ok(());
+        }
+        let Err(error) = fio::verify(subject.target(), part, 32) else {
+            return Ok(());
+        };
+        signals::go_on()?;
+        if peer.starts_with(OURS) {
+            return Err(error);
+        }
+        fio::verify(subject.target(), part, 1).context("also with one request in flight")?;
+        run.results.unsound(Unsound {
+            backing: self.at.backing.into(),
+            peer: peer.into(),
+            why:
+                "with 32 writes in flight, it gave back something else than was written; with one \
+                in flight it did not. Its numbers at a greater depth are those of a device that \
+                loses data"
+                    .into(),
+        });
+        Ok(())
+    }
+
+    /// Each peer alone, in turn.
+    ///
+    /// # Errors
+    /// When somebody has asked to stop.
+    pub(super) fn each(
+        &self,
+        run: &mut Run,
+        mut action: impl FnMut(&mut Run, usize, &str) -> anyhow::Result<()>,
+    ) -> Result<(), Interrupted> {
+        for number in crate::run::turn(self.peers.len(), self.at.round as usize) {
+            let name = self.peers[number].name();
+            run.progress.step(name);
+            run.attempt(self.at, name, |run| action(run, number, name))?;
+        }
+        Ok(())
+    }
+}

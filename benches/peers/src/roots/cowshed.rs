@@ -1,0 +1,96 @@
+//! cowshed: images and containers of a pool.
+
+use super::{Peer, Roots};
+use crate::shed::{Build, Shed};
+use anyhow::Context;
+use std::path::{Path, PathBuf};
+
+pub(crate) struct Cowshed {
+    name: String,
+    build: Build,
+}
+
+impl Cowshed {
+    pub(crate) fn new(name: &str, build: Build) -> Self {
+        Self {
+            name: name.to_owned(),
+            build,
+        }
+    }
+}
+
+impl Peer for Cowshed {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn what(&self) -> String {
+        let mut what = "containers of a pool in a file, by the command line".to_owned();
+        if !self.build.options.is_empty() {
+            what.push_str("; serve ");
+            what.push_str(&self.build.options.join(" "));
+        }
+        what
+    }
+
+    fn missing(&self) -> Option<String> {
+        self.build.missing()
+    }
+
+    fn open(&self, folder: PathBuf, bytes: u64) -> anyhow::Result<Box<dyn Roots>> {
+        let shed = Shed::open(&self.build, folder, bytes)?;
+        Ok(Box::new(Containers { shed, committed: 0 }))
+    }
+}
+
+struct Containers {
+    shed: Shed,
+    committed: u32,
+}
+
+impl Roots for Containers {
+    fn unpack(&mut self, image: &str, tar: &Path) -> anyhow::Result<()> {
+        let tar = crate::host::text(tar)?;
+        self.shed.run(["image", "import", tar, "--name", image])?;
+        Ok(())
+    }
+
+    fn create(&mut self, image: &str, root: &str) -> anyhow::Result<PathBuf> {
+        self.shed
+            .run(["container", "create", image, "--name", root])?;
+        let path = self.shed.run(["container", "mount", root])?.output;
+        Ok(PathBuf::from(path.trim()))
+    }
+
+    fn remove(&mut self, root: &str) -> anyhow::Result<()> {
+        self.shed.run(["container", "unmount", root])?;
+        self.shed.run(["container", "rm", root])?;
+        Ok(())
+    }
+
+    fn changes(&mut self, _image: &str, root: &str) -> anyhow::Result<Vec<PathBuf>> {
+        let output = self.shed.run(["container", "diff", root])?.output;
+        output
+            .lines()
+            .map(|line| {
+                let path = line.get(2..).context("read a line of the diff")?;
+                Ok(PathBuf::from(path.trim_start_matches('/')))
+            })
+            .collect()
+    }
+
+    fn commit(&mut self, root: &str, _changed: &[PathBuf]) -> anyhow::Result<()> {
+        self.committed += 1;
+        let image = format!("committed{}", self.committed);
+        self.shed.run(["container", "commit", root, &image])?;
+        Ok(())
+    }
+
+    fn settle(&mut self) -> anyhow::Result<()> {
+        self.shed.settle()
+    }
+
+    fn host_bytes(&self) -> anyhow::Result<u64> {
+        self.shed.host_bytes()
+    }
+}
