@@ -28,7 +28,7 @@
 //! - If a ring fails, the mount is ended: its queue's requests would wait for ever.
 
 use super::abi::{InHeader, OutHeader, opcode};
-use super::crew::Crew;
+use super::crew::{Crew, DISK_HELPERS_MAX, WAITING_MAX};
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
 use super::transport::{End, REQUEST_BYTES_MAX, TIMED};
@@ -48,8 +48,6 @@ use zerocopy::{FromBytes, IntoBytes};
 const PLACES: usize = 4096;
 const DEPTH_MIN: usize = 64;
 const DEPTH_MAX: usize = 256;
-/// The requests of one ring that are left to helpers at once for a disk's sake.
-const SLOW_AWAY_MAX: usize = 16;
 /// The longest name that the kernel sends, with its end.
 const NAME_BYTES_MAX: usize = 1025;
 
@@ -134,9 +132,8 @@ struct Server<'a> {
     postponing: Arc<Postponing>,
     /// For each queue, how many of its places are not with another thread.
     ready: Vec<usize>,
-    /// How many places there are, and how many of them are with helpers.
+    /// How many places there are.
     places: usize,
-    away: usize,
     /// Counts requests.
     number: u32,
     first_queue: u16,
@@ -173,7 +170,6 @@ pub(super) fn serve(
         postponing,
         ready: Vec::new(),
         places: 0,
-        away: 0,
         number: 0,
         first_queue: thread,
         threads: queues.threads,
@@ -225,8 +221,8 @@ impl Server<'_> {
 
     fn take(&mut self, mut place: Place) -> io::Result<()> {
         let header = header_of(&mut place);
-        if self.away < SLOW_AWAY_MAX && self.crew.is_slow() {
-            let Some(back) = self.leave_to_helper(place)? else {
+        if self.crew.is_slow() {
+            let Some(back) = self.leave_to_helper(place, DISK_HELPERS_MAX)? else {
                 return Ok(());
             };
             place = back;
@@ -238,7 +234,7 @@ impl Server<'_> {
         let mut reply = answer(self.crew, header, &mut place, is_timed);
         // What was done after all has its answer where its data was.
         if self.postponing.begins_anew() && !matches!(reply, Reply::Body(_)) {
-            let Some(back) = self.leave_to_helper(place)? else {
+            let Some(back) = self.leave_to_helper(place, WAITING_MAX)? else {
                 return Ok(());
             };
             place = back;
@@ -249,8 +245,8 @@ impl Server<'_> {
         self.ring.commit(place)
     }
 
-    /// Has the request answered by a helper; gives the place back when there is none.
-    fn leave_to_helper(&mut self, place: Place) -> io::Result<Option<Place>> {
+    /// Has the request answered by a helper, unless `most` are at work; then gives the place back.
+    fn leave_to_helper(&mut self, place: Place, most: usize) -> io::Result<Option<Place>> {
         let queue = place.queue();
         let returned = Arc::clone(&self.returned);
         let errand = move |crew: &Crew, mut place: Place| {
@@ -260,10 +256,9 @@ impl Server<'_> {
             returned.places.lock().push(place);
             returned.waker.wake();
         };
-        if let Err(place) = self.crew.leave_to_helper(place, errand) {
+        if let Err(place) = self.crew.leave_to_helper(place, most, errand) {
             return Ok(Some(place));
         }
-        self.away += 1;
         let depth = self.depth;
         let ready = self.ready_of(queue);
         *ready -= 1;
@@ -276,7 +271,6 @@ impl Server<'_> {
     fn take_back(&mut self) -> io::Result<()> {
         let places = std::mem::take(&mut *self.returned.places.lock());
         for place in places {
-            self.away -= 1;
             *self.ready_of(place.queue()) += 1;
             self.ring.commit(place)?;
         }
