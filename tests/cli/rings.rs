@@ -145,6 +145,42 @@ fn a_killed_worker_ends_the_mount_with_errors_and_loses_nothing_acknowledged() {
     bench.expect_sound();
 }
 
+/// With nobody left to end the mount, the kernel does.
+#[test]
+fn the_death_of_keeper_and_worker_gives_errors_too() {
+    if !enable_rings() {
+        return;
+    }
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve_with(OVER_RINGS);
+    let volumes = daemon.mount.clone();
+    bench.ok(["volume", "create", "file", "--size", "8M"]);
+    let path = bench.ok(["attach", "file", "--as", "file"]);
+    let done = Arc::new(AtomicU64::new(0));
+    let file = Arc::new(open_direct(Path::new(path.trim())));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| write_until_error(Arc::clone(&file), writer, Arc::clone(&done)))
+        .collect();
+    eventually("many writes", || done.load(Ordering::SeqCst) > 1000);
+    daemon.kill();
+    eventually("errors for all writers", || {
+        writers.iter().all(JoinHandle::is_finished)
+    });
+    drop(file);
+    let known: Vec<_> = writers
+        .into_iter()
+        .map(|writer| writer.join().unwrap())
+        .collect();
+    let daemon = bench.serve();
+    assert_eq!(daemon.mount, volumes);
+    let path = bench.ok(["attach", "file", "--as", "file"]);
+    for (writer, known) in (0..).zip(&known) {
+        check(Path::new(path.trim()), writer, known);
+    }
+    daemon.stop();
+    bench.expect_sound();
+}
+
 #[test]
 fn an_upgrade_is_refused_and_harms_nobody() {
     if !enable_rings() {
@@ -224,6 +260,8 @@ fn fio_verified(device: &str, pattern: &str, seed: usize) {
             "--verify_fatal=1",
             "--do_verify=1",
             "--group_reporting",
+            // It would leave files in the working directory.
+            "--verify_state_save=0",
             &pattern,
             size,
             &seed,

@@ -10,6 +10,7 @@
 //!   error when its last copy is closed. So whoever is to keep a mount alive holds all of them.
 
 use super::abi::{self, InHeader, InitIn, InitOut, OutHeader, init};
+use super::rings::BACKGROUND_RINGS;
 use super::transport::{ANSWER_HEADER, BODY, REQUEST, REQUEST_BYTES_MAX};
 use crate::export::error::ExportError;
 use crate::export::stale::{Cleaned, clean_stale};
@@ -32,8 +33,6 @@ pub(in crate::export) const FS_TYPE: &str = "fuse.cowshed";
 const THREADS_MIN: usize = 2;
 /// How many requests the kernel keeps in flight for readahead and asynchronous direct I/O.
 const BACKGROUND_MAX: u16 = 256;
-/// From how many on the kernel calls the mount congested.
-const CONGESTION: u16 = BACKGROUND_MAX / 4 * 3;
 /// Each is a wish: an older kernel grants less, and works.
 const WISHES: u64 = init::ASYNC_READ
     | init::BIG_WRITES
@@ -338,6 +337,10 @@ fn agree(offer: &InitIn, transport: Transport) -> (Negotiated, InitOut) {
     let halves: [u32; 2] = zerocopy::transmute!(flags.to_le_bytes());
     let [low, high] = halves.map(u32::from_le);
     let max_write = u32::try_from(REQUEST_BYTES_MAX).unwrap_or(u32::MAX);
+    let max_background = match transport {
+        Transport::Threads => BACKGROUND_MAX,
+        Transport::IoUring => BACKGROUND_RINGS,
+    };
     let minor = offer.minor.min(abi::MINOR);
     let answer = InitOut {
         major: abi::MAJOR,
@@ -345,8 +348,8 @@ fn agree(offer: &InitIn, transport: Transport) -> (Negotiated, InitOut) {
         max_readahead: offer.max_readahead.min(max_write),
         flags: low,
         flags2: high,
-        max_background: BACKGROUND_MAX,
-        congestion_threshold: CONGESTION,
+        max_background,
+        congestion_threshold: max_background / 4 * 3,
         max_write,
         time_gran: 1,
         max_pages: u16::try_from(REQUEST_BYTES_MAX / 4096).unwrap_or(u16::MAX),

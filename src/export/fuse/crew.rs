@@ -27,7 +27,10 @@ use std::time::Duration;
 
 /// The most requests that wait at once: more than the kernel sends in the background. Each keeps a
 /// thread with its buffer.
-const WAITING_MAX: usize = 512;
+pub(super) const WAITING_MAX: usize = 512;
+/// The most requests that helpers do at once for a disk's sake: those that must wait for room need
+/// helpers, too.
+pub(super) const DISK_HELPERS_MAX: usize = 32;
 /// How many threads serve at the least while a disk is at work: as many requests as it gets at once.
 const SLOW_THREADS: usize = 16;
 /// How long a helper waits for more to do.
@@ -202,21 +205,20 @@ impl Crew {
         }
     }
 
-    /// Has `work` done with `value` by a helper, which may wait; gives `value` back when there are too
-    /// many of them, or the host gives none.
+    /// Has `work` done with `value` by a helper, which may wait; gives `value` back when `most` are at
+    /// work, or the host gives none.
     pub(super) fn leave_to_helper<T: Send + 'static>(
         self: &Arc<Self>,
         value: T,
+        most: usize,
         work: impl FnOnce(&Self, T) + Send + 'static,
     ) -> Result<(), T> {
         let mut state = self.control.state.lock();
-        if self.is_stopping() {
+        let at_work = state.helpers - state.idle_helpers + state.errands.len();
+        if self.is_stopping() || at_work >= most {
             return Err(value);
         }
         if state.idle_helpers <= state.errands.len() {
-            if state.helpers == WAITING_MAX {
-                return Err(value);
-            }
             if let Err(error) = self.add_ring_thread(&mut state, |crew| crew.help()) {
                 tracing::warn!(%error, "no thread to wait while a ring serves");
                 return Err(value);

@@ -2,7 +2,7 @@
 //! request into a place of this process, and the answer and the wish for the next request go back
 //! in one call, for all the requests that have come meanwhile.
 //!
-//! Each processor has a queue in the kernel, with `DEPTH` places; a thread for each of them answers
+//! Each processor has a queue in the kernel, with many places; a thread for each of them answers
 //! one request after another. What waits for room in a full pool is left to a helper, a thread of its
 //! own, and so are requests while a disk is at work; another place takes its place meanwhile.
 //!
@@ -15,13 +15,20 @@
 //! the latter nobody else knows even the number by which to answer. So a mount with rings ends
 //! with the process that serves it.
 //!
+//! # Why so many places
+//! A request that finds no place waits in its queue until an answer is given there: a place that is
+//! added later takes new ones only. Were all places held by writes that wait for room, a read behind
+//! them would wait for that, too. So a queue has more places than the kernel sends requests in the
+//! background at once (`BACKGROUND_RINGS`), and more come for those that are held. Beyond that only
+//! hundreds of threads that write at once, on one processor and to a full pool, can fill it.
+//!
 //! # Invariants
 //! - A thread of a ring never waits in a request, unless `WAITING_MAX` others do so.
 //! - As many places of a queue as it began with are there for requests that do not wait.
 //! - If a ring fails, the mount is ended: its queue's requests would wait for ever.
 
 use super::abi::{InHeader, OutHeader, opcode};
-use super::crew::Crew;
+use super::crew::{Crew, DISK_HELPERS_MAX, WAITING_MAX};
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
 use super::transport::{End, REQUEST_BYTES_MAX, TIMED};
@@ -36,10 +43,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// The requests of one queue that are in this process at once; more wait in the kernel.
-const DEPTH: usize = 16;
-/// The requests of one ring that are left to helpers at once for a disk's sake.
-const SLOW_AWAY_MAX: usize = 16;
+/// The places of all queues, and of one. The kernel takes those that it got last first, so few of
+/// them ever have memory; see "Why so many places".
+const PLACES: usize = 4096;
+const DEPTH_MIN: usize = 64;
+const DEPTH_MAX: usize = 256;
 /// The longest name that the kernel sends, with its end.
 const NAME_BYTES_MAX: usize = 1025;
 
@@ -49,6 +57,9 @@ pub(super) struct Queues {
     pub(super) count: u16,
     pub(super) threads: u16,
 }
+
+/// How many requests the kernel sends in the background at once.
+pub(super) const BACKGROUND_RINGS: u16 = 128;
 
 impl Queues {
     /// Those of this host; `threads` says how many threads are wanted, `None` for one each.
@@ -63,6 +74,11 @@ impl Queues {
             count,
             threads: u16::try_from(threads).unwrap_or(count),
         })
+    }
+
+    /// How many places each queue has for requests that do not wait.
+    fn depth(self) -> usize {
+        (PLACES / usize::from(self.count).max(1)).clamp(DEPTH_MIN, DEPTH_MAX)
     }
 
     /// The queues of one thread.
@@ -116,13 +132,13 @@ struct Server<'a> {
     postponing: Arc<Postponing>,
     /// For each queue, how many of its places are not with another thread.
     ready: Vec<usize>,
-    /// How many places there are, and how many of them are with helpers.
+    /// How many places there are.
     places: usize,
-    away: usize,
     /// Counts requests.
     number: u32,
     first_queue: u16,
     threads: u16,
+    depth: usize,
 }
 
 /// Serves the queues of one of the threads until the mount is gone.
@@ -154,14 +170,14 @@ pub(super) fn serve(
         postponing,
         ready: Vec::new(),
         places: 0,
-        away: 0,
         number: 0,
         first_queue: thread,
         threads: queues.threads,
+        depth: queues.depth(),
     };
     for queue in queues.of_thread(thread) {
         server.ready.push(0);
-        for _ in 0..DEPTH {
+        for _ in 0..queues.depth() {
             server.add_place(queue)?;
         }
     }
@@ -205,8 +221,8 @@ impl Server<'_> {
 
     fn take(&mut self, mut place: Place) -> io::Result<()> {
         let header = header_of(&mut place);
-        if self.away < SLOW_AWAY_MAX && self.crew.is_slow() {
-            let Some(back) = self.leave_to_helper(place)? else {
+        if self.crew.is_slow() {
+            let Some(back) = self.leave_to_helper(place, DISK_HELPERS_MAX)? else {
                 return Ok(());
             };
             place = back;
@@ -218,7 +234,7 @@ impl Server<'_> {
         let mut reply = answer(self.crew, header, &mut place, is_timed);
         // What was done after all has its answer where its data was.
         if self.postponing.begins_anew() && !matches!(reply, Reply::Body(_)) {
-            let Some(back) = self.leave_to_helper(place)? else {
+            let Some(back) = self.leave_to_helper(place, WAITING_MAX)? else {
                 return Ok(());
             };
             place = back;
@@ -229,8 +245,8 @@ impl Server<'_> {
         self.ring.commit(place)
     }
 
-    /// Has the request answered by a helper; gives the place back when there is none.
-    fn leave_to_helper(&mut self, place: Place) -> io::Result<Option<Place>> {
+    /// Has the request answered by a helper, unless `most` are at work; then gives the place back.
+    fn leave_to_helper(&mut self, place: Place, most: usize) -> io::Result<Option<Place>> {
         let queue = place.queue();
         let returned = Arc::clone(&self.returned);
         let errand = move |crew: &Crew, mut place: Place| {
@@ -240,13 +256,13 @@ impl Server<'_> {
             returned.places.lock().push(place);
             returned.waker.wake();
         };
-        if let Err(place) = self.crew.leave_to_helper(place, errand) {
+        if let Err(place) = self.crew.leave_to_helper(place, most, errand) {
             return Ok(Some(place));
         }
-        self.away += 1;
+        let depth = self.depth;
         let ready = self.ready_of(queue);
         *ready -= 1;
-        if *ready < DEPTH {
+        if *ready < depth {
             self.add_place(queue)?;
         }
         Ok(None)
@@ -255,7 +271,6 @@ impl Server<'_> {
     fn take_back(&mut self) -> io::Result<()> {
         let places = std::mem::take(&mut *self.returned.places.lock());
         for place in places {
-            self.away -= 1;
             *self.ready_of(place.queue()) += 1;
             self.ring.commit(place)?;
         }

@@ -198,23 +198,41 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize, u
 }
 
 impl FakeVolume {
-    /// Waits as long as it may while there is no room.
-    fn await_room(&self, len: usize, offset_bytes: u64) {
-        let until = Instant::now() + *self.patience.lock();
+    fn put(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        let mut blocks = self.blocks.write();
+        for (block, within, from, len) in pieces(offset_bytes, buf.len()) {
+            let is_full = blocks.len() as u64 >= self.blocks_max.load(Ordering::SeqCst);
+            if is_full && !blocks.contains_key(&block) {
+                return Err(Error::NoSpace);
+            }
+            let data = blocks
+                .entry(block)
+                .or_insert_with(|| Box::new([0; BLOCK_BYTES]));
+            data[within..within + len].copy_from_slice(&buf[from..from + len]);
+        }
+        Ok(())
+    }
+
+    /// Waits as long as it may while there is no room; answers whether it may do so again.
+    fn await_room(&self, len: usize, offset_bytes: u64, until: Instant) -> bool {
         let is_full = || {
             let blocks = self.blocks.read();
             let new = pieces(offset_bytes, len).filter(|(block, ..)| !blocks.contains_key(block));
             (blocks.len() + new.count()) as u64 > self.blocks_max.load(Ordering::SeqCst)
         };
-        if !is_full() || Instant::now() >= until {
-            return;
+        if Instant::now() >= until {
+            return false;
+        }
+        if !is_full() {
+            return true;
         }
         let Some(_waiting) = waiting::begin() else {
-            return;
+            return false;
         };
         while is_full() && Instant::now() < until {
             thread::sleep(Duration::from_millis(1));
         }
+        true
     }
 }
 
@@ -280,19 +298,15 @@ impl BlockTarget for FakeVolume {
         }
         self.largest_write
             .fetch_max(buf.len() as u64, Ordering::SeqCst);
-        self.await_room(buf.len(), offset_bytes);
-        let mut blocks = self.blocks.write();
-        for (block, within, from, len) in pieces(offset_bytes, buf.len()) {
-            let is_full = blocks.len() as u64 >= self.blocks_max.load(Ordering::SeqCst);
-            if is_full && !blocks.contains_key(&block) {
-                return Err(Error::NoSpace);
+        let until = Instant::now() + *self.patience.lock();
+        // Another one may take the room that was waited for.
+        loop {
+            let may_wait_again = self.await_room(buf.len(), offset_bytes, until);
+            match self.put(buf, offset_bytes) {
+                Err(Error::NoSpace) if may_wait_again => {}
+                done => return done,
             }
-            let data = blocks
-                .entry(block)
-                .or_insert_with(|| Box::new([0; BLOCK_BYTES]));
-            data[within..within + len].copy_from_slice(&buf[from..from + len]);
         }
-        Ok(())
     }
 
     fn flush(&self) -> Result<()> {
