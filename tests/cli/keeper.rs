@@ -205,7 +205,8 @@ fn commands_that_a_kill_interrupts_say_so_work_again_and_leave_nothing() {
     let files = load.end().unwrap();
     check_files(&files);
     bench.ok(["container", "unmount", "busy"]);
-    assert!(loops_below(&volumes).is_empty(), "a loop device was left");
+    // Whoever looks at all loop devices of the host just then, such as another daemon, has it open.
+    eventually("the loop devices' end", || loops_below(&volumes).is_empty());
     check_file_systems(&bench);
     // Nothing holds what was attached for a moment.
     bench.ok(["container", "rm", "one"]);
