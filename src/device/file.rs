@@ -31,6 +31,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pieces in one `pwritev`: the kernel's limit.
 const PIECES_MAX: usize = 1024;
+/// The most that goes to the page cache in one call. For a larger one the kernel looks for larger
+/// pieces of memory than it has at hand, for each anew, which takes several times as long as the
+/// copy: 8 pages are the largest for which it has lists (`PAGE_ALLOC_COSTLY_ORDER`).
+const CACHED_WRITE_BYTES: usize = 32 << 10;
 
 /// What the host calls the thing that the device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +96,7 @@ impl Device for FileDevice {
         self.check(ACTION, offset_bytes, buf.len() as u64)?;
         let done = match &self.direct {
             Some(direct) => direct.write(buf, offset_bytes),
-            None => self.buffered.write_all_at(buf, offset_bytes),
+            None => write_to_cache(&self.buffered, buf, offset_bytes),
         };
         done.map_err(|source| Error::io(ACTION, source))
     }
@@ -241,6 +245,19 @@ fn allocate_log(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()
         }
         done => done,
     }
+}
+
+/// Writes all of it in calls that end at multiples of `CACHED_WRITE_BYTES`.
+fn write_to_cache(file: &File, mut buf: &[u8], mut offset_bytes: u64) -> io::Result<()> {
+    const LEN: u64 = CACHED_WRITE_BYTES as u64;
+    while !buf.is_empty() {
+        let left = usize::try_from(LEN - offset_bytes % LEN).unwrap_or(CACHED_WRITE_BYTES);
+        let (now, later) = buf.split_at(buf.len().min(left));
+        file.write_all_at(now, offset_bytes)?;
+        offset_bytes += now.len() as u64;
+        buf = later;
+    }
+    Ok(())
 }
 
 /// Writes all pieces, however many there are and however short the host's writes.
