@@ -280,6 +280,7 @@ impl Daemon {
         .context("serve the volumes")?;
         let export = Arc::new(export);
         wait_for(predecessors);
+        export.let_go_of_started();
         if let Err(error) = remove_unfinished(&pool) {
             tracing::warn!(%error, "what an interrupted import left stays");
         }

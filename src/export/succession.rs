@@ -90,10 +90,8 @@ impl Export {
                 };
                 Some(AttachedDevice::restore(number, backing))
             }
-            DeviceRecord::Started => {
-                self.let_go_of_unknown(record.volume);
-                return self.keepsake.records().detach(slot);
-            }
+            // The predecessor may be at it still: `let_go_of_started`.
+            DeviceRecord::Started => return,
         };
         if let Some(device) = device.filter(|device| device.is_lost()) {
             tracing::warn!(device = %device.path().display(), "was detached by someone else");
@@ -112,6 +110,17 @@ impl Export {
                 if let Some(device) = device {
                     device.leave_to_kernel();
                 }
+                self.keepsake.records().detach(slot);
+            }
+        }
+    }
+
+    /// Detaches the loop devices that predecessors were making when they died. To be called once
+    /// none of their threads is left, which might finish one, and before anything is attached here.
+    pub fn let_go_of_started(&self) {
+        for (slot, record) in self.keepsake.records().attached() {
+            if record.device == DeviceRecord::Started {
+                self.let_go_of_unknown(record.volume);
                 self.keepsake.records().detach(slot);
             }
         }
