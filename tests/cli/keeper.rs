@@ -205,7 +205,7 @@ fn commands_that_a_kill_interrupts_say_so_work_again_and_leave_nothing() {
     let files = load.end().unwrap();
     check_files(&files);
     bench.ok(["container", "unmount", "busy"]);
-    // Whoever looks at all loop devices of the host just then, such as another daemon, has it open.
+    // A mount namespace of another test may hold copies of the mounts for a moment.
     eventually("the loop devices' end", || loops_below(&volumes).is_empty());
     check_file_systems(&bench);
     // Nothing holds what was attached for a moment.
