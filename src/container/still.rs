@@ -60,11 +60,12 @@ impl Host {
             return Ok(None);
         }
         let snapshot = self.pool().snapshot(volume, name)?;
-        if ext4::is_settled(&snapshot)? {
+        let settled = ext4::is_settled(&snapshot);
+        if matches!(settled, Ok(true)) {
             return Ok(Some(snapshot));
         }
         self.pool().remove(&snapshot)?;
-        Ok(None)
+        Ok(settled.map(|_| None)?)
     }
 
     /// As `snapshot_volume`, of a volume whose user may have it mounted out of this process's
