@@ -171,7 +171,7 @@ fn attaching_and_detaching_side_by_side_does_not_mix_devices_up() {
     const ROUNDS: u64 = 40;
     let fixture = Fixture::new();
     let start = std::time::Instant::now();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for thread in 0..4_u64 {
             let fixture = &fixture;
             scope.spawn(move || {
@@ -260,7 +260,7 @@ fn concurrent_random_io_matches_a_model() {
         }
         model
     };
-    let models: Vec<_> = std::thread::scope(|scope| {
+    let models: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|id| scope.spawn(move || exercise(id)))
             .collect();

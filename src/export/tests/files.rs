@@ -279,41 +279,17 @@ fn a_full_pool_answers_enospc_and_takes_overwrites() {
 #[test]
 fn more_writes_are_held_than_there_are_threads_while_discards_make_room() {
     const WRITERS: u64 = 8;
-    const WHOLE: usize = 8 * 4096;
     let fixture = Fixture::with(ExportOptions {
         threads: Some(2),
         ..ExportOptions::default()
     });
     let volume = fixture.pool.create("v", MIB);
-    // One that the writers do not have open: the kernel lets nobody punch a file meanwhile.
     let other = fixture.pool.create("other", MIB);
     volume.blocks_max.store(0, SeqCst);
     *volume.patience.lock() = Duration::from_secs(600);
     let file = open(&fixture.export.file_path(&*volume));
     let other_file = open(&fixture.export.file_path(&*other));
-    other_file.write_all_at(&[1; WHOLE], 0).unwrap();
-    thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|index| {
-                let file = &file;
-                scope.spawn(move || file.write_all_at(&[2; 4096], index * 4096))
-            })
-            .collect();
-        // Each makes room for one more, through the mount that the writers wait for.
-        for index in 0..WRITERS {
-            let mut found = [0; 4096];
-            other_file.read_exact_at(&mut found, index * 4096).unwrap();
-            assert_eq!(found, [1; 4096]);
-            let at = i64::try_from(index * 4096).unwrap();
-            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            fallocate(&other_file, mode, at, 4096).unwrap();
-            volume.blocks_max.store(index + 1, SeqCst);
-        }
-        for writer in writers {
-            writer.join().unwrap().unwrap();
-        }
-    });
-    assert_eq!(volume.bytes(0, WHOLE), vec![2; WHOLE]);
+    write_while_others_make_room(&volume, &file, &other_file, WRITERS);
     // What is past the end is refused at once, and so is what has waited for long enough.
     assert_eq!(code(file.write_at(&[1; 10], MIB)), Some(libc::ENOSPC));
     *volume.patience.lock() = Duration::from_millis(5);

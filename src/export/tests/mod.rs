@@ -8,11 +8,16 @@ mod stale;
 
 use super::{Export, ExportOptions, Transport};
 use crate::sys::mount::{self, MountFlags};
-use fake::FakePool;
+use fake::{FakePool, FakeVolume};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::File;
 use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -150,4 +155,30 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     rand::rngs::StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
     bytes
+}
+
+/// As many writers write a block each to `file`, whose `volume` has no room; one after the other is
+/// given room while `other`, which they do not have open, is read and punched through the same
+/// mount. (The kernel lets nobody punch a file that is being written to.)
+fn write_while_others_make_room(volume: &FakeVolume, file: &File, other: &File, writers: u64) {
+    let whole = pattern(3, usize::try_from(writers).unwrap() * 4096);
+    other.write_all_at(&whole, 0).unwrap();
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..writers)
+            .map(|index| scope.spawn(move || file.write_all_at(&[2; 4096], index * 4096)))
+            .collect();
+        for (block, index) in whole.chunks(4096).zip(0..) {
+            let mut found = [0; 4096];
+            other.read_exact_at(&mut found, index * 4096).unwrap();
+            assert_eq!(found, *block);
+            let at = i64::try_from(index * 4096).unwrap();
+            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(other, mode, at, 4096).unwrap();
+            volume.blocks_max.store(index + 1, SeqCst);
+        }
+        for writer in writers {
+            writer.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(volume.bytes(0, whole.len()), vec![2; whole.len()]);
 }

@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::export::{BlockTarget, ExportError, Transport};
-use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::Ordering::SeqCst;
@@ -62,7 +61,6 @@ fn held_writes_block_no_queue() {
         return;
     }
     const WRITERS: u64 = 50;
-    const WHOLE: usize = 50 * 4096;
     let fixture = Fixture::with(rings());
     let volume = fixture.pool.create("v", MIB);
     let other = fixture.pool.create("other", MIB);
@@ -70,28 +68,7 @@ fn held_writes_block_no_queue() {
     *volume.patience.lock() = Duration::from_secs(600);
     let file = open(&fixture.export.file_path(&*volume), 0);
     let other_file = open(&fixture.export.file_path(&*other), 0);
-    let whole = pattern(3, WHOLE);
-    other_file.write_all_at(&whole, 0).unwrap();
-    thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|index| {
-                let file = &file;
-                scope.spawn(move || file.write_all_at(&[2; 4096], index * 4096))
-            })
-            .collect();
-        for index in 0..WRITERS {
-            let mut found = [0; 4096];
-            other_file.read_exact_at(&mut found, index * 4096).unwrap();
-            let at = i64::try_from(index * 4096).unwrap();
-            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            fallocate(&other_file, mode, at, 4096).unwrap();
-            volume.blocks_max.store(index + 1, SeqCst);
-        }
-        for writer in writers {
-            writer.join().unwrap().unwrap();
-        }
-    });
-    assert_eq!(volume.bytes(0, whole.len()), vec![2; whole.len()]);
+    write_while_others_make_room(&volume, &file, &other_file, WRITERS);
     // What was held and then done was never refused.
     assert!(!fixture.export.was_refused(volume.id()));
     *volume.patience.lock() = Duration::from_millis(5);

@@ -24,7 +24,7 @@ fn serve_until_killed() {
     let volume = pool.create(name.to_str().unwrap(), 64 * MIB);
     let device = export.attach_loop(&*volume, false).unwrap();
     println!("ready {}", device.display());
-    std::thread::sleep(Duration::from_secs(600));
+    thread::sleep(Duration::from_secs(600));
 }
 
 /// A daemon in a process of its own, and a guard for what it leaves.
@@ -159,7 +159,7 @@ fn a_file_system_on_a_killed_daemons_device_is_named() {
     let deadline = Instant::now() + Duration::from_secs(10);
     while daemon.is_attached() {
         assert!(Instant::now() < deadline, "the device is still attached");
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -173,7 +173,7 @@ fn what_is_not_a_dead_cowshed_mount_is_left_alone() {
 
     // Somebody's own loop device on a plain file below the directory.
     let file = place.path().join("disk");
-    std::fs::File::create(&file).unwrap().set_len(MIB).unwrap();
+    File::create(&file).unwrap().set_len(MIB).unwrap();
     let shown = run("losetup", &[Path::new("--show"), Path::new("-f"), &file]);
     let device = PathBuf::from(shown.trim());
     let cleaned = clean_stale(place.path());
