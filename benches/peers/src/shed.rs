@@ -31,6 +31,22 @@ impl Build {
         }
     }
 
+    /// What is measured, with the options of its daemon.
+    pub(crate) fn described(&self, what: &str) -> String {
+        if self.options.is_empty() {
+            return what.to_owned();
+        }
+        format!("{what}; serve {}", self.options.join(" "))
+    }
+
+    /// Two builds that are compared, by what they are called.
+    pub(crate) fn compared(before: &Path, after: &Path) -> [(&'static str, Self); 2] {
+        [
+            (crate::against::BEFORE, Self::new(before, &[])),
+            (crate::against::AFTER, Self::new(after, &[])),
+        ]
+    }
+
     /// Says that the program does not know its options, if so.
     pub(crate) fn missing(&self) -> Option<String> {
         let help = host::run(&self.program, ["serve", "--help"]);

@@ -29,12 +29,8 @@ impl Peer for Cowshed {
     }
 
     fn what(&self) -> String {
-        let mut what = "a volume of a pool in a file, attached as a loop device".to_owned();
-        if !self.build.options.is_empty() {
-            what.push_str("; serve ");
-            what.push_str(&self.build.options.join(" "));
-        }
-        what
+        self.build
+            .described("a volume of a pool in a file, attached as a loop device")
     }
 
     fn missing(&self) -> Option<String> {

@@ -135,11 +135,8 @@ pub(crate) fn peers(program: &Path, backing: &Backing) -> Vec<Box<dyn Peer>> {
 
 /// Two builds of cowshed, and nothing else.
 pub(crate) fn builds(before: &Path, after: &Path) -> Vec<Box<dyn Peer>> {
-    let peer = |name, program| -> Box<dyn Peer> {
-        Box::new(cowshed::Cowshed::new(name, Build::new(program, &[])))
-    };
-    vec![
-        peer(crate::against::BEFORE, before),
-        peer(crate::against::AFTER, after),
-    ]
+    Build::compared(before, after)
+        .into_iter()
+        .map(|(name, build)| -> Box<dyn Peer> { Box::new(cowshed::Cowshed::new(name, build)) })
+        .collect()
 }

@@ -25,12 +25,8 @@ impl Peer for Cowshed {
     }
 
     fn what(&self) -> String {
-        let mut what = "containers of a pool in a file, by the command line".to_owned();
-        if !self.build.options.is_empty() {
-            what.push_str("; serve ");
-            what.push_str(&self.build.options.join(" "));
-        }
-        what
+        self.build
+            .described("containers of a pool in a file, by the command line")
     }
 
     fn missing(&self) -> Option<String> {
