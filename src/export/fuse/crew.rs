@@ -21,9 +21,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The most requests that wait at once: more than the kernel sends in the background. Each keeps a
 /// thread with its buffer.
@@ -33,6 +33,8 @@ pub(super) const WAITING_MAX: usize = 512;
 pub(super) const DISK_HELPERS_MAX: usize = 32;
 /// How many threads serve at the least while a disk is at work: as many requests as it gets at once.
 const SLOW_THREADS: usize = 16;
+/// How long more threads stay at the least: starting one takes longer than many requests.
+const SLOW_THREADS_STAY_MS: u64 = 5000;
 /// How long a helper waits for more to do.
 const HELPER_IDLE: Duration = Duration::from_secs(2);
 
@@ -129,8 +131,10 @@ pub(super) struct Crew {
     /// Closed with the rest, the witnesses too.
     means: Means,
     pace: Pace,
-    /// Whether more threads than descriptors are wanted now.
-    is_larger: AtomicBool,
+    /// Until when more threads than descriptors are wanted, in milliseconds from `begun` on; 0 when
+    /// they are not.
+    larger_until: AtomicU64,
+    begun: Instant,
 }
 
 impl Crew {
@@ -148,7 +152,8 @@ impl Crew {
             files,
             means,
             pace: Pace::default(),
-            is_larger: AtomicBool::new(false),
+            larger_until: AtomicU64::new(0),
+            begun: Instant::now(),
         });
         let mut state = control.state.lock();
         state.wanted = crew.means.devices.len();
@@ -278,16 +283,32 @@ impl Crew {
         self.pace.note(took, bytes);
     }
 
-    /// Has more threads serve while a disk is at work, and less when it is not.
+    /// Has more threads serve while a disk is at work, and less some time after.
     fn suit_pace(self: &Arc<Self>) {
-        let larger = self.pace.is_slow() && self.means.queues.is_none();
-        if self.is_larger.load(Ordering::Relaxed) == larger || self.is_stopping() {
+        let until = self.larger_until.load(Ordering::Relaxed);
+        let is_slow = self.pace.is_slow() && self.means.queues.is_none();
+        if (!is_slow && until == 0) || self.is_stopping() {
+            return;
+        }
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX / 2);
+        let next = if is_slow {
+            now + SLOW_THREADS_STAY_MS
+        } else {
+            0
+        };
+        let is_change = is_slow == (until == 0);
+        if is_change && now < until {
+            return;
+        }
+        let mut state = self.control.state.lock();
+        let done =
+            self.larger_until
+                .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed);
+        if done.is_err() || !is_change {
             return;
         }
         let usual = self.means.devices.len();
-        let mut state = self.control.state.lock();
-        self.is_larger.store(larger, Ordering::Relaxed);
-        state.wanted = if larger {
+        state.wanted = if is_slow {
             usual.max(SLOW_THREADS)
         } else {
             usual

@@ -2,10 +2,15 @@
 //! once than there are processors: the disk answers several side by side.
 //!
 //! # Invariants
-//! - One slow request proves nothing: its thread may have been kept from running.
+//! - A request counts as slow only if its thread slept, and did I/O or flushed: one that others
+//!   kept from running, or that waited for another's lock, takes long, too, and more threads would
+//!   make that worse.
+//! - One slow request proves nothing.
 
+use super::abi::opcode;
+use nix::sys::resource::{UsageWho, getrusage};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a request may take beside its bytes, when no disk is at work.
 const FAST: Duration = Duration::from_micros(100);
@@ -17,6 +22,59 @@ const SLOW_WEIGHT: u32 = 8;
 const SLOW_FROM: u32 = 16;
 /// The most, so that fast ones are believed soon.
 const WEIGHT_MAX: u32 = 64;
+
+/// A request that is timed, from its begin on.
+pub(super) struct Timed {
+    is_flush: bool,
+    usage: Option<Usage>,
+    begun: Instant,
+}
+
+/// What a thread has done so far.
+#[derive(Clone, Copy)]
+struct Usage {
+    /// How often it has given its processor up to wait for something.
+    sleeps: i64,
+    /// How much it has had read from disks, and written or made dirty.
+    transfers: (i64, i64),
+}
+
+impl Timed {
+    /// This thread begins with a request.
+    pub(super) fn begin(opcode: u32) -> Self {
+        Self {
+            is_flush: opcode == opcode::FSYNC,
+            usage: Usage::of_thread(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// How long the request took, if that was for a disk; else nothing.
+    pub(super) fn end(self) -> Duration {
+        let took = self.begun.elapsed();
+        let is_disk = || match (self.usage, Usage::of_thread()) {
+            (Some(before), Some(now)) => {
+                now.sleeps != before.sleeps && (self.is_flush || now.transfers != before.transfers)
+            }
+            _ => true,
+        };
+        if took > FAST && is_disk() {
+            took
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
+impl Usage {
+    fn of_thread() -> Option<Self> {
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).ok()?;
+        Some(Self {
+            sleeps: usage.voluntary_context_switches(),
+            transfers: (usage.block_reads(), usage.block_writes()),
+        })
+    }
+}
 
 /// What the last requests have told.
 #[derive(Default)]
@@ -47,6 +105,22 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_a_disk_was_waited_for_took_long() {
+        let timed = Timed::begin(opcode::FSYNC);
+        let busy = Instant::now();
+        while busy.elapsed() < Duration::from_millis(2) {}
+        // Whether others kept it from running or not.
+        assert_eq!(timed.end(), Duration::ZERO);
+        let wait = |opcode| {
+            let timed = Timed::begin(opcode);
+            std::thread::sleep(Duration::from_millis(2));
+            timed.end()
+        };
+        assert!(wait(opcode::FSYNC) >= Duration::from_millis(2));
+        assert_eq!(wait(opcode::WRITE), Duration::ZERO);
+    }
 
     #[test]
     fn some_slow_requests_in_a_row_tell_and_many_fast_ones_take_it_back() {

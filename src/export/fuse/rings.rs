@@ -31,6 +31,7 @@ use super::abi::{InHeader, OutHeader, opcode};
 use super::crew::{Crew, DISK_HELPERS_MAX, WAITING_MAX};
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
+use super::pace::Timed;
 use super::transport::{End, REQUEST_BYTES_MAX, TIMED};
 use crate::base::waiting::{self, Owner};
 use crate::sys::fuse_ring::{self, Event, FuseRing, Parts, Place, Waker};
@@ -40,7 +41,6 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// The places of all queues, and of one. The kernel takes those that it got last first, so few of
@@ -287,15 +287,15 @@ fn header_of(place: &mut Place) -> InHeader {
 }
 
 fn answer(crew: &Crew, header: InHeader, place: &mut Place, is_timed: bool) -> Reply {
-    let begun = is_timed.then(Instant::now);
+    let timed = is_timed.then(|| Timed::begin(header.opcode));
     let reply = answer_in(crew.files(), header, place);
-    if let Some(begun) = begun {
+    if let Some(timed) = timed {
         let answered = match reply {
             Reply::Body(bytes) => bytes,
             Reply::None | Reply::Error(_) => 0,
         };
         // A write's answer has overwritten nothing that tells its length.
-        crew.note(begun.elapsed(), answered + place.parts().data_bytes);
+        crew.note(timed.end(), answered + place.parts().data_bytes);
     }
     reply
 }

@@ -16,12 +16,13 @@
 use super::abi::{InHeader, OutHeader, WriteIn, opcode};
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
+use super::pace::Timed;
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::fuse_device;
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// The most bytes in one read or write request; the kernel's limit without tuning.
@@ -99,6 +100,12 @@ impl Frame {
         Some(self.finish(header.unique, error, body))
     }
 
+    /// What is asked for by the request in the buffer.
+    fn opcode(&self) -> u32 {
+        let header = InHeader::read_from_prefix(&self.buffer[REQUEST..BODY]);
+        header.map_or(0, |(header, _)| header.opcode)
+    }
+
     /// The answer to `request`, as the device would take it.
     #[cfg(test)]
     pub(super) fn ask(&mut self, files: &VolumeFiles, request: &[u8]) -> Option<Vec<u8>> {
@@ -146,12 +153,14 @@ pub(super) fn serve(
             Err(error) => return Err(error.into()),
         };
         number = number.wrapping_add(1);
-        let begun = number.is_multiple_of(TIMED).then(Instant::now);
+        let timed = number
+            .is_multiple_of(TIMED)
+            .then(|| Timed::begin(frame.opcode()));
         let Some(answer) = frame.answer(files, len) else {
             continue;
         };
-        if let Some(begun) = begun {
-            took(begun.elapsed(), len + answer);
+        if let Some(timed) = timed {
+            took(timed.end(), len + answer);
         }
         match fuse_device::write(device, &frame.buffer[ANSWER_HEADER..ANSWER_HEADER + answer]) {
             // Nobody waits for it any more.
