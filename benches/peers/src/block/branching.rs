@@ -180,8 +180,17 @@ fn change(target: &Target, number: u32) -> anyhow::Result<()> {
     device
         .write_all_at(&block, offset)
         .context("change a block")?;
-    device.sync_data().context("make a changed block durable")?;
-    Ok(())
+    device.sync_data().context("make a changed block durable")
+}
+
+/// Makes all that was written durable.
+fn flush(target: &Target) -> anyhow::Result<()> {
+    let Target::Device(path) = target else {
+        return Ok(());
+    };
+    let device = File::options().write(true).open(path);
+    let device = device.context("open the device")?;
+    device.sync_data().context("make what was written durable")
 }
 
 /// A volume whose blocks were written at random, and a snapshot of it.
@@ -207,6 +216,8 @@ pub(super) fn mapped(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
                 stage.at.backing
             ));
         }
+        // What was written is on its way to the disk with the snapshot or without.
+        flush(subject.target())?;
         let took = subject.snapshot("mapped")?.took;
         let seconds = |took: Duration| (Unit::Seconds, took.as_secs_f64());
         run.add(stage.at, group, &work, peer, seconds(took));
