@@ -56,6 +56,7 @@ fn main() -> ExitCode {
 
 /// Everything; whether all went well.
 fn bench(options: Options) -> anyhow::Result<bool> {
+    options.check_works(&works().map(|(name, _)| name).collect::<Vec<_>>())?;
     if options.list {
         list(&options);
         return Ok(true);
@@ -77,7 +78,6 @@ fn bench(options: Options) -> anyhow::Result<bool> {
         Some(word) => Some(Base::find(word, &target)?),
         None => None,
     };
-    let output = output_folder(&options, &started)?;
     let backings = Backing::all(&options.backing, &target)?;
     let results = Results::new(Machine::this(&cowshed), settings(&options, &scale), started);
     let mut run = Run {
@@ -87,6 +87,7 @@ fn bench(options: Options) -> anyhow::Result<bool> {
         results,
     };
     let plans = plan(&mut run, &backings, &cowshed, base.as_ref())?;
+    let output = output_folder(&run.options, &run.results.started)?;
     announce(&mut run, &plans, &output);
     for plan in &plans {
         carry_out(&mut run, plan)?;
@@ -115,6 +116,7 @@ fn plan<'a>(
     base: Option<&Base>,
 ) -> anyhow::Result<Vec<Plan<'a>>> {
     let mut plans = Vec::new();
+    let mut names = Vec::new();
     for backing in backings {
         ensure!(
             fio::can_name(backing.path()),
@@ -136,6 +138,8 @@ fn plan<'a>(
                 roots::builds(&base.program, cowshed),
             ),
         };
+        names.extend(blocks.iter().map(|peer| peer.name().to_owned()));
+        names.extend(roots.iter().map(|peer| peer.name().to_owned()));
         let there = |run: &mut Run, name: &str, what: String, missing: Option<String>| {
             let wanted = run.options.wants_peer(name);
             let is_there = missing.is_none();
@@ -158,6 +162,9 @@ fn plan<'a>(
             roots,
         });
     }
+    names.sort_unstable();
+    names.dedup();
+    run.options.check_peers(&names)?;
     Ok(plans)
 }
 
@@ -223,16 +230,16 @@ fn carry_out(run: &mut Run, plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// All work, by name, and what it is.
+fn works() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let blocks = block::works().into_iter().map(|work| (work.name(), work.what()));
+    let roots = roots::works().into_iter().map(|work| (work.name(), work.what()));
+    blocks.chain(roots)
+}
+
 fn list(options: &Options) {
-    for work in block::works() {
-        if options.wants(work.name()) {
-            println!("{:18} {}", work.name(), work.what());
-        }
-    }
-    for work in roots::works() {
-        if options.wants(work.name()) {
-            println!("{:18} {}", work.name(), work.what());
-        }
+    for (name, what) in works().filter(|(name, _)| options.wants(name)) {
+        println!("{name:18} {what}");
     }
 }
 

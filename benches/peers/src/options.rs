@@ -1,5 +1,6 @@
 //! The command line.
 
+use anyhow::ensure;
 use clap::Parser;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -142,6 +143,19 @@ impl Options {
         matches(&self.only, work)
     }
 
+    /// # Errors
+    /// When work is asked for that is none of `works`.
+    pub(crate) fn check_works(&self, works: &[&str]) -> anyhow::Result<()> {
+        check("only", &self.only, works)
+    }
+
+    /// # Errors
+    /// When a peer is asked for that is none of `peers`.
+    pub(crate) fn check_peers(&self, peers: &[String]) -> anyhow::Result<()> {
+        let peers: Vec<_> = peers.iter().map(String::as_str).collect();
+        check("peer", &self.peer, &peers)
+    }
+
     /// Whether this peer is asked for.
     pub(crate) fn wants_peer(&self, peer: &str) -> bool {
         matches(&self.peer, peer)
@@ -150,6 +164,17 @@ impl Options {
 
 fn matches(patterns: &[String], name: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| name.contains(pattern))
+}
+
+fn check(option: &str, patterns: &[String], names: &[&str]) -> anyhow::Result<()> {
+    for pattern in patterns {
+        ensure!(
+            names.iter().any(|name| name.contains(pattern.as_str())),
+            "--{option} {pattern} names nothing; there is: {}",
+            names.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// Enough to tell a change from noise.
@@ -225,6 +250,16 @@ mod tests {
         assert!(options.wants("block/io") && options.wants("roots/space"));
         assert!(!options.wants("block/snapshots"));
         assert!(options.wants_peer("anything"));
+    }
+
+    #[test]
+    fn a_pattern_that_names_nothing_is_refused() {
+        let options = Options::parse_from(["bench", "--only", "io", "--peer", "qcow3"]);
+        assert!(options.check_works(&["block/io", "roots/space"]).is_ok());
+        assert!(options.check_works(&["roots/space"]).is_err());
+        let refused = options.check_peers(&["cowshed".into(), "qcow2".into()]);
+        let said = "--peer qcow3 names nothing; there is: cowshed, qcow2";
+        assert_eq!(refused.unwrap_err().to_string(), said);
     }
 
     #[test]
