@@ -4,6 +4,7 @@
 
 use super::shared::{Shared, Signal};
 use crate::base::Sequence;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
 
 fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
     let mut checkpointed = Instant::now();
+    let mut checkpoints = 0;
     let mut put_off = false;
     let mut punching = Punching {
         since: Instant::now(),
@@ -73,6 +75,12 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             return;
         }
         shared.watch_water();
+        // Others run checkpoints, too: when asked to, or when they find no room.
+        let finished = shared.checkpoints.load(Ordering::Acquire);
+        if std::mem::replace(&mut checkpoints, finished) != finished {
+            checkpointed = Instant::now();
+            punching.due = true;
+        }
         let idle = shared.log.used_bytes() == 0 && shared.changes.lock().volumes.is_empty();
         let wait = if put_off {
             RETRY_EVERY
@@ -90,6 +98,7 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
                 }
             }
             put_off = outcome.is_err();
+            checkpoints = shared.checkpoints.load(Ordering::Acquire);
         }
         punching.look(&shared);
     }

@@ -82,7 +82,7 @@ impl Volume {
         part: &[u8],
         demand: Demand,
     ) -> Result<()> {
-        let mut bytes = vec![0; BLOCK_BYTES];
+        let mut bytes = [0; BLOCK_BYTES];
         loop {
             let read = read_block(&self.shared, &self.core, block, &mut bytes);
             let old = read.map_err(|error| self.unless_removed(error))?;
