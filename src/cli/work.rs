@@ -407,9 +407,11 @@ impl Daemon {
                     }
                 }
                 // It ends with this process.
-                Err(error) => tracing::error!(%error, "serving did not stop in order"),
+                Err(error) => tracing::warn!(%error, "serving did not stop in order"),
             }
         }
+        // Whoever dropped it last would unmount what was not handed over.
+        std::mem::forget(export);
         tracing::info!("handing over");
         control
             .hand_over(program.as_fd())

@@ -134,6 +134,43 @@ fn a_held_write_goes_on_once_an_operator_grows_the_pool() {
 }
 
 #[test]
+fn a_held_write_goes_on_with_another_program() {
+    let bench = Bench::with_pool("32M");
+    let daemon = bench.serve_with(["--full-policy", "wait=600"]);
+    bench.ok(["volume", "create", "v", "--size", "1G"]);
+    let file = open(&daemon.mount.join("v"));
+    let worker = daemon.worker().unwrap();
+    thread::scope(|scope| {
+        let held = scope.spawn(|| {
+            for index in 0..10_000 {
+                file.write_all_at(&noise(4096, index), index * BLOCK)
+                    .unwrap();
+            }
+        });
+        eventually("a held write", || {
+            bench.json(["pool", "status"])["holds_writes"] == true
+        });
+        bench.ok(["serve", "--upgrade"]);
+        assert_ne!(daemon.worker().unwrap(), worker);
+        // Those who come later find it, too.
+        drop(open(&daemon.mount.join("v")));
+        eventually("the write to be held anew", || {
+            bench.json(["pool", "status"])["holds_writes"] == true
+        });
+        bench.ok(["pool", "grow", "--size", "64M"]);
+        held.join().unwrap();
+    });
+    let mut found = vec![0; 4096];
+    for index in 0..10_000 {
+        file.read_exact_at(&mut found, index * BLOCK).unwrap();
+        assert!(found == noise(4096, index), "block {index}");
+    }
+    drop(file);
+    daemon.stop();
+    bench.expect_sound();
+}
+
+#[test]
 fn a_stopping_daemon_lets_no_write_wait() {
     let bench = Bench::with_pool("16M");
     let daemon = bench.serve_with(["--full-policy", "wait=600"]);

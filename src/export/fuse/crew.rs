@@ -4,7 +4,8 @@
 //! # Invariants
 //! - As many threads as there are descriptors are ready to serve, whatever waits; up to
 //!   `WAITING_MAX` may wait, and more are told not to.
-//! - A ring without its thread is a mount that hangs: if one fails, the mount is ended.
+//! - A mount without its threads hangs, and a ring without its thread, too: if one cannot go on, the
+//!   mount is ended.
 //! - `Crew` has descriptors of the serving threads' own table, so it lives in those threads only;
 //!   what others may see of it is its `Control`.
 
@@ -14,6 +15,8 @@ use super::rings::{self, Queues};
 use super::transport::{self, End};
 use crate::base::waiting::{self, Owner};
 use crate::sys::{interrupt, mount};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use parking_lot::{Condvar, Mutex};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -37,6 +40,8 @@ const SLOW_THREADS: usize = 16;
 const SLOW_THREADS_STAY_MS: u64 = 5000;
 /// How long a helper waits for more to do.
 const HELPER_IDLE: Duration = Duration::from_secs(2);
+
+const THIS_THREAD: Pid = Pid::from_raw(0);
 
 /// What a helper does.
 type Errand = Box<dyn FnOnce(&Crew) + Send>;
@@ -87,6 +92,12 @@ impl Control {
         self.errand_came.notify_all();
     }
 
+    /// Whether the only threads left are those that wait for room.
+    pub(super) fn only_waits(&self) -> bool {
+        let state = self.state.lock();
+        state.waiting > 0 && state.alive == state.waiting && state.of_rings == 0
+    }
+
     /// Lets one thread end, if there are too many; it counts as ended from now on.
     fn leave(&self) -> bool {
         let mut state = self.state.lock();
@@ -135,6 +146,8 @@ pub(super) struct Crew {
     /// they are not.
     larger_until: AtomicU64,
     begun: Instant,
+    /// Where this process may run.
+    processors: Option<CpuSet>,
 }
 
 impl Crew {
@@ -154,6 +167,7 @@ impl Crew {
             pace: Pace::default(),
             larger_until: AtomicU64::new(0),
             begun: Instant::now(),
+            processors: sched_getaffinity(THIS_THREAD).ok(),
         });
         let mut state = control.state.lock();
         state.wanted = crew.means.devices.len();
@@ -198,15 +212,8 @@ impl Crew {
 
     fn work_on_ring(self: &Arc<Self>, queues: Queues, thread: u16) {
         let device = self.means.devices[0].as_fd();
-        let Err(error) = rings::serve(self, device, queues, thread) else {
-            return;
-        };
-        tracing::error!(
-            %error,
-            "FUSE over io_uring failed; the mount is ended, and its users get errors"
-        );
-        if let Err(error) = mount::abort(&self.means.dir) {
-            tracing::debug!(%error, "ended, and in use");
+        if let Err(error) = rings::serve(self, device, queues, thread) {
+            self.end_mount(&error, "FUSE over io_uring");
         }
     }
 
@@ -242,6 +249,13 @@ impl Crew {
 
     /// Runs errands until there have been none for a while.
     fn help(&self) {
+        // It was started by a ring's thread, which keeps to its processor.
+        let freed = self
+            .processors
+            .map(|all| sched_setaffinity(THIS_THREAD, &all));
+        if let Some(Err(error)) = freed {
+            tracing::debug!(%error, "a helper shares its ring's processor");
+        }
         let control = &self.control;
         let mut state = control.state.lock();
         loop {
@@ -291,20 +305,26 @@ impl Crew {
             return;
         }
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX / 2);
+        let replace = |next| {
+            self.larger_until
+                .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        };
+        if is_slow && until != 0 {
+            // Another thread may have ended that time just now: then the next request begins anew.
+            replace(now + SLOW_THREADS_STAY_MS);
+            return;
+        }
+        if now < until {
+            return;
+        }
+        let mut state = self.control.state.lock();
         let next = if is_slow {
             now + SLOW_THREADS_STAY_MS
         } else {
             0
         };
-        let is_change = is_slow == (until == 0);
-        if is_change && now < until {
-            return;
-        }
-        let mut state = self.control.state.lock();
-        let done =
-            self.larger_until
-                .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed);
-        if done.is_err() || !is_change {
+        if !replace(next) {
             return;
         }
         let usual = self.means.devices.len();
@@ -363,7 +383,15 @@ impl Crew {
         };
         match transport::serve(device, &self.files, || place.goes_on(), took) {
             Ok(End::Gone | End::Told) => {}
-            Err(error) => tracing::error!(%error, "a FUSE thread failed"),
+            Err(error) => self.end_mount(&error, "FUSE"),
+        }
+    }
+
+    /// Rather than have its users wait for ever.
+    fn end_mount(&self, error: &io::Error, what: &str) {
+        tracing::error!(%error, "{what} failed; the mount is ended, and its users get errors");
+        if let Err(error) = mount::abort(&self.means.dir) {
+            tracing::debug!(%error, "ended, and in use");
         }
     }
 }

@@ -2,9 +2,9 @@
 //! once than there are processors: the disk answers several side by side.
 //!
 //! # Invariants
-//! - A request counts as slow only if its thread slept, and did I/O or flushed: one that others
-//!   kept from running, or that waited for another's lock, takes long, too, and more threads would
-//!   make that worse.
+//! - A request counts as slow only if its thread slept, and had blocks read, wrote some or made
+//!   pages dirty, or flushed. What others kept from running takes long, too, and so does what waits
+//!   for another's lock in memory: more threads would make that worse.
 //! - One slow request proves nothing.
 
 use super::abi::opcode;

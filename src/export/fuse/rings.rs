@@ -32,7 +32,7 @@ use super::crew::{Crew, DISK_HELPERS_MAX, WAITING_MAX};
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
 use super::pace::Timed;
-use super::transport::{End, REQUEST_BYTES_MAX, TIMED};
+use super::transport::{End, REQUEST_BYTES_MAX, is_timed};
 use crate::base::waiting::{self, Owner};
 use crate::sys::fuse_ring::{self, Event, FuseRing, Parts, Place, Waker};
 use nix::errno::Errno;
@@ -229,8 +229,7 @@ impl Server<'_> {
         }
         self.postponing.reset(false);
         self.number = self.number.wrapping_add(1);
-        // Few flushes come, and they are what takes longest.
-        let is_timed = self.number.is_multiple_of(TIMED) || header.opcode == opcode::FSYNC;
+        let is_timed = is_timed(self.number, header.opcode);
         let mut reply = answer(self.crew, header, &mut place, is_timed);
         // What was done after all has its answer where its data was.
         if self.postponing.begins_anew() && !matches!(reply, Reply::Body(_)) {
@@ -262,8 +261,14 @@ impl Server<'_> {
         let depth = self.depth;
         let ready = self.ready_of(queue);
         *ready -= 1;
-        if *ready < depth {
-            self.add_place(queue)?;
+        let left = *ready;
+        if left < depth
+            && let Err(error) = self.add_place(queue)
+        {
+            if left == 0 {
+                return Err(error);
+            }
+            tracing::warn!(%error, queue, left, "a ring gets no place for one that waits");
         }
         Ok(None)
     }

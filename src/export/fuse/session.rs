@@ -99,11 +99,18 @@ impl Session {
         let server = thread::Builder::new()
             .name("fuse".to_owned())
             .spawn(move || {
+                let is_new = matches!(plan, Plan::Mount { .. });
                 let opened = set_apart(&*directory, &plan).and_then(|()| open(plan));
                 let result = opened.and_then(|(started, means)| {
-                    Crew::start(&crew_control, files, means)
-                        .map(|crew| (started, crew))
-                        .map_err(ExportError::io("start threads that serve", &dir))
+                    match Crew::start(&crew_control, files, means) {
+                        Ok(crew) => Ok((started, crew)),
+                        Err(error) => {
+                            if is_new {
+                                forsake(&started.dir);
+                            }
+                            Err(ExportError::io("start threads that serve", &dir)(error))
+                        }
+                    }
                 });
                 let crew = match result {
                     Ok((started, crew)) => {
@@ -168,7 +175,8 @@ impl Session {
     /// its descriptors.
     ///
     /// # Errors
-    /// `NoSuccessor` where requests come over rings, `Io`; it then goes on serving.
+    /// `NoSuccessor` where requests come over rings: it then goes on serving. `Io`, also while writes
+    /// wait for room: what is under way ends with this process.
     pub(in crate::export) fn hand_over(&self) -> Result<(), ExportError> {
         if self.transport == Transport::IoUring {
             let dir = self.dir.clone();
@@ -181,6 +189,11 @@ impl Session {
         while !server.is_finished() {
             self.control.stop();
             thread::sleep(POLL);
+            // They may wait for as long as the pool's policy says, and nobody serves meanwhile.
+            if self.control.only_waits() {
+                let error = io::Error::other("writes wait for room");
+                return Err(ExportError::io("stop serving", &self.dir)(error));
+            }
         }
         joined(server);
         Ok(())
@@ -345,6 +358,13 @@ fn set_apart(directory: &dyn Directory, plan: &Plan) -> Result<(), ExportError> 
     Ok(())
 }
 
+/// Takes away a mount that nobody will serve.
+fn forsake(dir: &Path) {
+    if let Err(error) = mount::unmount_lazy(dir) {
+        tracing::warn!(%error, dir = %dir.display(), "a mount that nobody serves is left");
+    }
+}
+
 /// Opens what is served through, in the table of the threads that will serve.
 fn open(plan: Plan) -> Result<(Started, Means), ExportError> {
     match plan {
@@ -354,7 +374,8 @@ fn open(plan: Plan) -> Result<(Started, Means), ExportError> {
             transport,
         } => {
             let connection = Connection::mount(&dir, threads, transport)?;
-            let queues = queues_for(transport, threads, &connection.dir)?;
+            let queues = queues_for(transport, threads, &connection.dir)
+                .inspect_err(|_| forsake(&connection.dir))?;
             let started = Started {
                 dir: connection.dir.clone(),
                 source: connection.source,

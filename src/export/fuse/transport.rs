@@ -129,13 +129,21 @@ impl Frame {
 }
 
 /// One request in so many is timed.
-pub(super) const TIMED: u32 = 8;
+const TIMED: u32 = 8;
+/// Whatever else the device may answer once, it cannot be served through after so many in a row.
+const ERRORS_MAX: u32 = 8;
+
+/// Whether a request is timed, by how many have come: few flushes come, and they are what takes
+/// longest.
+pub(super) const fn is_timed(number: u32, opcode: u32) -> bool {
+    number.is_multiple_of(TIMED) || opcode == opcode::FSYNC
+}
 
 /// Serves requests of `device` until the mount is gone or `goes_on` says no, which is asked before
 /// each. `took` hears how long some of them took, and how many bytes came and went.
 ///
 /// # Errors
-/// What the device answers when it answers neither.
+/// What the device answers time and again when it answers neither.
 pub(super) fn serve(
     device: BorrowedFd<'_>,
     files: &VolumeFiles,
@@ -143,30 +151,37 @@ pub(super) fn serve(
     took: impl Fn(Duration, usize),
 ) -> io::Result<End> {
     let mut frame = Frame::new();
-    let mut number = 0_u32;
+    let (mut number, mut errors) = (0_u32, 0);
     while goes_on() {
         let len = match fuse_device::read(device, &mut frame.buffer[REQUEST..]) {
             Ok(len) => len,
             // Taken back by the kernel, or a signal.
             Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => continue,
             Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
+            // The kernel has ended that request.
+            Err(error) if errors < ERRORS_MAX => {
+                tracing::error!(%error, "the kernel gave no FUSE request");
+                errors += 1;
+                continue;
+            }
             Err(error) => return Err(error.into()),
         };
+        errors = 0;
         number = number.wrapping_add(1);
-        let timed = number
-            .is_multiple_of(TIMED)
-            .then(|| Timed::begin(frame.opcode()));
+        let opcode = frame.opcode();
+        let timed = is_timed(number, opcode).then(|| Timed::begin(opcode));
         let Some(answer) = frame.answer(files, len) else {
             continue;
         };
-        if let Some(timed) = timed {
-            took(timed.end(), len + answer);
-        }
+        let time = timed.map(Timed::end);
         match fuse_device::write(device, &frame.buffer[ANSWER_HEADER..ANSWER_HEADER + answer]) {
             // Nobody waits for it any more.
             Ok(()) | Err(Errno::ENOENT | Errno::EINTR) => {}
             Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
             Err(error) => tracing::error!(%error, "the kernel refused a FUSE answer"),
+        }
+        if let Some(time) = time {
+            took(time, len + answer);
         }
     }
     Ok(End::Told)
