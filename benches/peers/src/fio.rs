@@ -7,6 +7,7 @@ use crate::host;
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -20,6 +21,21 @@ pub(crate) enum Target {
     Device(PathBuf),
     /// A unix socket at which an NBD server exports one image without a name.
     Nbd(PathBuf),
+}
+
+impl Target {
+    /// Makes all that was written to a device durable. What is behind a socket has no cache here.
+    ///
+    /// # Errors
+    /// When the device cannot.
+    pub(crate) fn flush(&self) -> anyhow::Result<()> {
+        let Self::Device(path) = self else {
+            return Ok(());
+        };
+        let device = File::options().write(true).open(path);
+        let device = device.context("open the device")?;
+        device.sync_data().context("make what was written durable")
+    }
 }
 
 /// What is done.
@@ -80,6 +96,8 @@ pub(crate) struct Part {
 pub(crate) struct Outcome {
     pub(crate) reads: Direction,
     pub(crate) writes: Direction,
+    /// The time within which 99.9 % of the flushes were done, if there were any.
+    pub(crate) flush_seconds_p999: Option<f64>,
 }
 
 /// Of the reads, or of the writes.
@@ -169,6 +187,14 @@ pub(crate) fn verify(target: &Target, part: Part, depth: u32) -> anyhow::Result<
     Ok(())
 }
 
+/// Whether `verify` found something else than was written, and not that the device failed.
+pub(crate) fn is_mismatch(error: &anyhow::Error) -> bool {
+    let said = format!("{error:#}");
+    ["verify: bad", "verify failed"]
+        .iter()
+        .any(|words| said.contains(words))
+}
+
 /// Writes all of it once, in sequence.
 ///
 /// # Errors
@@ -256,6 +282,14 @@ struct JobResult {
     error: i64,
     read: Side,
     write: Side,
+    #[serde(default)]
+    sync: Flushes,
+}
+
+#[derive(Default, Deserialize)]
+struct Flushes {
+    total_ios: u64,
+    lat_ns: Latency,
 }
 
 #[derive(Deserialize)]
@@ -267,10 +301,18 @@ struct Side {
     clat_ns: Latency,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Latency {
     #[serde(default)]
     percentile: BTreeMap<String, u64>,
+}
+
+impl Latency {
+    fn seconds_p999(&self) -> anyhow::Result<f64> {
+        let nanoseconds = self.percentile.get(FRACTION);
+        let nanoseconds = nanoseconds.context("fio gave no 99.9th percentile")?;
+        Ok(Duration::from_nanos(*nanoseconds).as_secs_f64())
+    }
 }
 
 impl Side {
@@ -278,14 +320,12 @@ impl Side {
         if self.total_ios == 0 {
             return Ok(Direction::default());
         }
-        let nanoseconds = self.clat_ns.percentile.get(FRACTION);
-        let nanoseconds = nanoseconds.context("fio gave no 99.9th percentile")?;
         Ok(Direction {
             count: self.total_ios,
             bytes: self.io_bytes,
             per_second: self.iops,
             bytes_per_second: self.bw_bytes,
-            seconds_p999: Duration::from_nanos(*nanoseconds).as_secs_f64(),
+            seconds_p999: self.clat_ns.seconds_p999()?,
         })
     }
 }
@@ -306,9 +346,11 @@ fn parse(text: &str) -> anyhow::Result<Outcome> {
     ensure!(document.jobs.len() == 1, "fio did not run one job");
     let job = &document.jobs[0];
     ensure!(job.error == 0, "fio's job failed with error {}", job.error);
+    let flushes = (job.sync.total_ios > 0).then(|| job.sync.lat_ns.seconds_p999());
     Ok(Outcome {
         reads: job.read.direction()?,
         writes: job.write.direction()?,
+        flush_seconds_p999: flushes.transpose()?,
     })
 }
 
@@ -318,6 +360,10 @@ mod tests {
 
     /// As fio 3.33 prints it, less what is not read.
     fn printed(error: i64, percentiles: &str) -> String {
+        printed_with_flushes(error, percentiles, 0)
+    }
+
+    fn printed_with_flushes(error: i64, percentiles: &str, flushes: u64) -> String {
         format!(
             r#"{{
   "fio version" : "fio-3.33",
@@ -331,6 +377,10 @@ mod tests {
     "write" : {{
       "io_bytes" : 0, "total_ios" : 0, "iops" : 0.0, "bw_bytes" : 0,
       "clat_ns" : {{ "min" : 0, "max" : 0, "N" : 0 }}
+    }},
+    "sync" : {{
+      "total_ios" : {flushes},
+      "lat_ns" : {{ "min" : 0, "max" : 0, "N" : {flushes}, {percentiles} }}
     }}
   }} ]
 }}"#
@@ -351,6 +401,26 @@ mod tests {
         };
         assert_eq!(outcome.reads, expected);
         assert_eq!(outcome.writes, Direction::default());
+        assert_eq!(outcome.flush_seconds_p999, None);
+        let outcome = parse(&printed_with_flushes(0, GOOD, 7)).unwrap();
+        assert_eq!(outcome.flush_seconds_p999, Some(0.0025));
+    }
+
+    #[test]
+    fn what_came_back_wrong_is_told_from_a_device_that_failed() {
+        let is_mismatch = |said: &'static str| {
+            let failed = anyhow::anyhow!("fio --verify=crc32c failed (exit status: 1): {said}");
+            is_mismatch(&failed.context("verify"))
+        };
+        assert!(is_mismatch(
+            "verify: bad magic header 584f, wanted acca at file /dev/loop0 offset 28672"
+        ));
+        assert!(is_mismatch(
+            "crc32c: verify failed at file /dev/loop0 offset 0"
+        ));
+        assert!(!is_mismatch(
+            "fio: io_u error on file /dev/loop0: Input/output error"
+        ));
     }
 
     #[test]

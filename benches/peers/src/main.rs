@@ -232,8 +232,12 @@ fn carry_out(run: &mut Run, plan: &Plan) -> anyhow::Result<()> {
 
 /// All work, by name, and what it is.
 fn works() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let blocks = block::works().into_iter().map(|work| (work.name(), work.what()));
-    let roots = roots::works().into_iter().map(|work| (work.name(), work.what()));
+    let blocks = block::works()
+        .into_iter()
+        .map(|work| (work.name(), work.what()));
+    let roots = roots::works()
+        .into_iter()
+        .map(|work| (work.name(), work.what()));
     blocks.chain(roots)
 }
 

@@ -5,6 +5,9 @@ use crate::progress::Progress;
 use crate::results::{Failure, Key, Results, Unit};
 use crate::signals::{self, Interrupted};
 use crate::statistics::Sample;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 
 pub(crate) struct Run {
     pub(crate) options: Options,
@@ -78,7 +81,34 @@ impl Run {
     }
 }
 
-/// Indexes of `count` peers for a turn: each begins with another one, so that none is always first.
-pub(crate) fn turn(count: usize, number: usize) -> impl Iterator<Item = usize> {
-    (0..count).map(move |index| (index + number) % count)
+/// Indexes of `count` peers for a turn: two by turns, so that each is first as often, and more in an
+/// order of their own each time, so that none always comes after the same one.
+pub(crate) fn turn(count: usize, number: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    if count > 2 {
+        order.shuffle(&mut StdRng::seed_from_u64(number as u64));
+    } else if number % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::turn;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn two_take_turns_and_more_follow_each_other_in_many_ways() {
+        assert_eq!((turn(2, 0), turn(2, 1)), (vec![0, 1], vec![1, 0]));
+        let before_the_last: BTreeSet<_> = (0..40)
+            .map(|number| {
+                let order = turn(5, number);
+                assert_eq!(BTreeSet::from_iter(&order).len(), 5);
+                let place = order.iter().position(|index| *index == 4).unwrap();
+                place.checked_sub(1).map(|before| order[before])
+            })
+            .collect();
+        assert_eq!(before_the_last.len(), 5);
+    }
 }

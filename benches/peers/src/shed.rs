@@ -2,6 +2,7 @@
 
 use crate::guards::{self, Folder, Process};
 use crate::host::{self, Ran, command};
+use crate::signals::{self, Registered};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -168,7 +169,13 @@ impl Daemon {
             .stderr(File::create(&log)?);
         let mut process = Process::start(&mut command)?;
         let output = process.child().stdout.take();
-        let Some(ready) = read_ready(output.context("the daemon has no output")?) else {
+        let output = output.context("the daemon has no output")?;
+        // A daemon that hangs here is ended by a signal, too.
+        let registered = Registered::new(process.child().id());
+        let ready = read_ready(output);
+        drop(registered);
+        signals::go_on()?;
+        let Some(ready) = ready else {
             let said = fs::read_to_string(&log).unwrap_or_default();
             bail!("the daemon did not start: {}", said.trim());
         };

@@ -141,10 +141,10 @@ pub(super) fn snapshots(run: &mut Run, stage: &Stage) -> Result<(), Interrupted>
                 let seconds = scale.patience.as_secs();
                 run.results.note(format!(
                     "{peer} took {taken} snapshots in {seconds} s on {} and was given up: there is \
-                    no time for {count}",
+                    no time for {count}, and for the removal of one of these",
                     stage.at.backing
                 ));
-                break;
+                return Ok(());
             }
             let time = Summary::of(&times).context("no snapshot was timed")?.median;
             let work = format!("snapshot number {count}");
@@ -183,16 +183,6 @@ fn change(target: &Target, number: u32) -> anyhow::Result<()> {
     device.sync_data().context("make a changed block durable")
 }
 
-/// Makes all that was written durable.
-fn flush(target: &Target) -> anyhow::Result<()> {
-    let Target::Device(path) = target else {
-        return Ok(());
-    };
-    let device = File::options().write(true).open(path);
-    let device = device.context("open the device")?;
-    device.sync_data().context("make what was written durable")
-}
-
 /// A volume whose blocks were written at random, and a snapshot of it.
 pub(super) fn mapped(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
     let scale = run.scale;
@@ -210,14 +200,15 @@ pub(super) fn mapped(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
         if writes.bytes < size {
             let reached = crate::report::bytes(writes.bytes as f64);
             run.results.note(format!(
-                "{peer} had written {reached} of {} at random on {} when time was up; its snapshot \
-                is of that",
+                "{peer} had written {reached} of {} at random on {} when time was up: its snapshot \
+                would not compare",
                 crate::report::bytes(size as f64),
                 stage.at.backing
             ));
+            return Ok(());
         }
         // What was written is on its way to the disk with the snapshot or without.
-        flush(subject.target())?;
+        subject.target().flush()?;
         let took = subject.snapshot("mapped")?.took;
         let seconds = |took: Duration| (Unit::Seconds, took.as_secs_f64());
         run.add(stage.at, group, &work, peer, seconds(took));

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 const VOLUME: &str = "disk";
+/// Has the daemon go past the host's page cache.
+pub(super) const DIRECT: &str = "--direct";
 
 pub(crate) struct Cowshed {
     name: String,
@@ -29,8 +31,11 @@ impl Peer for Cowshed {
     }
 
     fn what(&self) -> String {
-        self.build
-            .described("a volume of a pool in a file, attached as a loop device")
+        let is_direct = self.build.options.iter().any(|option| option == DIRECT);
+        let how = if is_direct { "past" } else { "through" };
+        self.build.described(&format!(
+            "a volume of a pool in a file, {how} the host's page cache, attached as a loop device"
+        ))
     }
 
     fn missing(&self) -> Option<String> {

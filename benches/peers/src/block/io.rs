@@ -7,6 +7,7 @@ use crate::fio::{End, Job, Outcome, Part, Pattern};
 use crate::results::Unit;
 use crate::run::{Run, turn};
 use crate::signals::Interrupted;
+use anyhow::Context;
 
 const KIB: u64 = 1 << 10;
 
@@ -107,8 +108,9 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
                     seed: (round * 100 + position) as u64,
                 }
                 .run(subject.target(), size)?;
-                add(run, stage, job, name, &outcome);
-                Ok(())
+                add(run, stage, job, name, &outcome)?;
+                // What it has begun is not to be paid for by the next one.
+                stage.rest(subject.as_ref())
             })?;
             if measured.is_none() {
                 subjects[number] = None;
@@ -125,14 +127,26 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
     Ok(())
 }
 
-fn add(run: &mut Run, stage: &Stage, job: &Named, peer: &str, outcome: &Outcome) {
+fn add(
+    run: &mut Run,
+    stage: &Stage,
+    job: &Named,
+    peer: &str,
+    outcome: &Outcome,
+) -> anyhow::Result<()> {
     run.add(stage.at, job.group(), job.name, peer, job.value(outcome));
-    if job.fsync || (!job.is_sequential() && outcome.writes.count > 0) {
-        let slowest = (Unit::Seconds, outcome.writes.seconds_p999);
-        let group = "99.9th percentile of random writes";
-        let name = format!("{}: 99.9th percentile", job.name);
-        run.add(stage.at, group, &name, peer, slowest);
-    }
+    let (of, seconds) = if job.fsync {
+        let flushes = outcome.flush_seconds_p999;
+        ("of the flush", flushes.context("fio timed no flush")?)
+    } else if !job.is_sequential() && outcome.writes.count > 0 {
+        ("of the writes", outcome.writes.seconds_p999)
+    } else {
+        return Ok(());
+    };
+    let name = format!("{}: 99.9th percentile {of}", job.name);
+    let group = "99.9th percentile of random writes and flushes";
+    run.add(stage.at, group, &name, peer, (Unit::Seconds, seconds));
+    Ok(())
 }
 
 /// Writes a part with checksums, and reads it back.

@@ -121,7 +121,7 @@ pub(crate) fn peers(program: &Path, backing: &Backing) -> Vec<Box<dyn Peer>> {
         peers.push(Box::new(cowshed::Cowshed::new(&name, build)));
     }
     if !backing.in_memory {
-        let build = Build::new(program, &["--direct"]);
+        let build = Build::new(program, &[cowshed::DIRECT]);
         peers.push(Box::new(cowshed::Cowshed::new("cowshed (direct)", build)));
     }
     peers.push(Box::new(qcow2::Qcow2::fuse()));

@@ -35,10 +35,13 @@ impl Peer for Qcow2 {
 
     fn what(&self) -> String {
         if self.nbd {
-            "a qcow2 image exported by qemu-nbd, to fio's NBD client: no block device".into()
+            "a qcow2 image exported by qemu-nbd, to fio's NBD client, through the host's \
+            page cache: no block device"
+                .into()
         } else {
             "a qcow2 image exported over FUSE by qemu-storage-daemon, with a loop device on the \
-            file; snapshots are internal ones, taken through its control socket"
+            file; snapshots are internal ones, taken through its control socket; \
+            through the host's page cache"
                 .into()
         }
     }

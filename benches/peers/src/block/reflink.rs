@@ -35,8 +35,8 @@ impl Peer for Reflink {
             Kind::Btrfs => "btrfs (every write copies, with checksums)",
         };
         format!(
-            "a loop device on a file on {kind}, itself on a loop device on a file of the backing; \
-            snapshots are reflink copies of the file"
+            "a loop device on a file on {kind}, itself on a loop device on a file of the backing, \
+            all past the host's page cache; snapshots are reflink copies of the file"
         )
     }
 

@@ -40,8 +40,8 @@ impl Peer for Thin {
 
     fn what(&self) -> String {
         match self.0 {
-            Kind::Lvm => "a thin volume of LVM (chunks of 64 KiB) on a loop device".into(),
-            Kind::Zfs => "a sparse volume of ZFS (blocks of 4 KiB) on a loop device".into(),
+            Kind::Lvm => "a thin volume of LVM (chunks of 64 KiB) on a loop device past the host's page cache".into(),
+            Kind::Zfs => "a sparse volume of ZFS (blocks of 4 KiB) on a loop device past the host's page cache".into(),
         }
     }
 
