@@ -2,8 +2,8 @@
 //! once than there are processors: the disk answers several side by side.
 //!
 //! # Invariants
-//! - A request counts as slow only if its thread slept, and had blocks read, wrote some or made
-//!   pages dirty, or flushed. What others kept from running takes long, too, and so does what waits
+//! - A request counts as slow only if its thread slept, and a write only if it also wrote blocks or
+//!   made pages dirty. What others kept from running takes long, too, and so does a write that waits
 //!   for another's lock in memory: more threads would make that worse.
 //! - One slow request proves nothing.
 
@@ -25,7 +25,7 @@ const WEIGHT_MAX: u32 = 64;
 
 /// A request that is timed, from its begin on.
 pub(super) struct Timed {
-    is_flush: bool,
+    is_write: bool,
     usage: Option<Usage>,
     begun: Instant,
 }
@@ -43,7 +43,7 @@ impl Timed {
     /// This thread begins with a request.
     pub(super) fn begin(opcode: u32) -> Self {
         Self {
-            is_flush: opcode == opcode::FSYNC,
+            is_write: opcode == opcode::WRITE,
             usage: Usage::of_thread(),
             begun: Instant::now(),
         }
@@ -54,7 +54,7 @@ impl Timed {
         let took = self.begun.elapsed();
         let is_disk = || match (self.usage, Usage::of_thread()) {
             (Some(before), Some(now)) => {
-                now.sleeps != before.sleeps && (self.is_flush || now.transfers != before.transfers)
+                now.sleeps != before.sleeps && (!self.is_write || now.transfers != before.transfers)
             }
             _ => true,
         };
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn only_what_a_disk_was_waited_for_took_long() {
-        let timed = Timed::begin(opcode::FSYNC);
+        let timed = Timed::begin(opcode::READ);
         let busy = Instant::now();
         while busy.elapsed() < Duration::from_millis(2) {}
         // Whether others kept it from running or not.
@@ -119,6 +119,7 @@ mod tests {
             timed.end()
         };
         assert!(wait(opcode::FSYNC) >= Duration::from_millis(2));
+        assert!(wait(opcode::READ) >= Duration::from_millis(2));
         assert_eq!(wait(opcode::WRITE), Duration::ZERO);
     }
 
