@@ -206,6 +206,10 @@ impl Device for FileDevice {
         direct.chain([self.buffered.as_fd()]).collect()
     }
 
+    fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
     fn host_free_bytes(&self) -> Result<Option<u64>> {
         match self.host {
             Host::BlockDevice => Ok(None),

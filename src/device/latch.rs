@@ -158,6 +158,10 @@ impl Device for LatchedDevice {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.inner.descriptors()
     }
+
+    fn is_direct(&self) -> bool {
+        self.inner.is_direct()
+    }
 }
 
 #[cfg(test)]

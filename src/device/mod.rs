@@ -104,6 +104,11 @@ pub trait Device: Send + Sync {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
+
+    /// Whether reads and writes go past the host's page cache.
+    fn is_direct(&self) -> bool {
+        false
+    }
 }
 
 /// Checks that a range of whole blocks lies inside a device of `device_bytes`.

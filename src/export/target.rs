@@ -129,6 +129,11 @@ pub trait Directory: Send + Sync {
     /// The descriptors through which all of it works: the only ones that the threads which serve
     /// the mount keep.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Whether a write goes to the disk at once, past the host's page cache.
+    fn writes_wait(&self) -> bool {
+        false
+    }
 }
 
 impl From<VolumeInfo> for TargetInfo {
@@ -193,6 +198,10 @@ impl Directory for Pool {
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.device_descriptors()
+    }
+
+    fn writes_wait(&self) -> bool {
+        self.is_direct()
     }
 
     fn by_name(&self, name: &Name) -> Result<Arc<dyn BlockTarget>> {

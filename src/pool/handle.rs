@@ -55,6 +55,12 @@ impl Pool {
         self.shared.device.descriptors()
     }
 
+    /// Whether it goes past the host's page cache.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.shared.device.is_direct()
+    }
+
     /// Makes everything durable that was acknowledged before: one barrier, shared with whoever
     /// else waits for one.
     ///

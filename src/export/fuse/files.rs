@@ -197,6 +197,11 @@ impl VolumeFiles {
         self.directory.flush().map_err(errno)
     }
 
+    /// Whether a write goes to the disk at once.
+    pub(super) fn writes_wait(&self) -> bool {
+        self.directory.writes_wait()
+    }
+
     pub(super) fn space(&self) -> Answer<StatfsOut> {
         let space = self.directory.space().map_err(errno)?;
         let block = u64::from(BLOCK_SIZE);

@@ -2,9 +2,9 @@
 //! once than there are processors: the disk answers several side by side.
 //!
 //! # Invariants
-//! - A request counts as slow only if its thread slept, and a write only if it also wrote blocks or
-//!   made pages dirty. What others kept from running takes long, too, and so does a write that waits
-//!   for another's lock in memory: more threads would make that worse.
+//! - A request counts as slow only if its thread slept: one that others kept from running takes
+//!   long, too. A write into the page cache never does: what it sleeps for is another's lock, and
+//!   more threads would make that worse.
 //! - One slow request proves nothing.
 
 use super::abi::opcode;
@@ -25,26 +25,17 @@ const WEIGHT_MAX: u32 = 64;
 
 /// A request that is timed, from its begin on.
 pub(super) struct Timed {
-    is_write: bool,
-    usage: Option<Usage>,
+    may_wait: bool,
+    sleeps: Option<i64>,
     begun: Instant,
 }
 
-/// What a thread has done so far.
-#[derive(Clone, Copy)]
-struct Usage {
-    /// How often it has given its processor up to wait for something.
-    sleeps: i64,
-    /// How much it has had read from disks, and written or made dirty.
-    transfers: (i64, i64),
-}
-
 impl Timed {
-    /// This thread begins with a request.
-    pub(super) fn begin(opcode: u32) -> Self {
+    /// This thread begins with a request; `writes_wait` says whether writes go to the disk at once.
+    pub(super) fn begin(opcode: u32, writes_wait: bool) -> Self {
         Self {
-            is_write: opcode == opcode::WRITE,
-            usage: Usage::of_thread(),
+            may_wait: writes_wait || opcode != opcode::WRITE,
+            sleeps: sleeps(),
             begun: Instant::now(),
         }
     }
@@ -52,13 +43,8 @@ impl Timed {
     /// How long the request took, if that was for a disk; else nothing.
     pub(super) fn end(self) -> Duration {
         let took = self.begun.elapsed();
-        let is_disk = || match (self.usage, Usage::of_thread()) {
-            (Some(before), Some(now)) => {
-                now.sleeps != before.sleeps && (!self.is_write || now.transfers != before.transfers)
-            }
-            _ => true,
-        };
-        if took > FAST && is_disk() {
+        let is_disk = || self.sleeps.is_none() || sleeps() != self.sleeps;
+        if self.may_wait && took > FAST && is_disk() {
             took
         } else {
             Duration::ZERO
@@ -66,14 +52,10 @@ impl Timed {
     }
 }
 
-impl Usage {
-    fn of_thread() -> Option<Self> {
-        let usage = getrusage(UsageWho::RUSAGE_THREAD).ok()?;
-        Some(Self {
-            sleeps: usage.voluntary_context_switches(),
-            transfers: (usage.block_reads(), usage.block_writes()),
-        })
-    }
+/// How often this thread has given its processor up to wait for something.
+fn sleeps() -> Option<i64> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).ok()?;
+    Some(usage.voluntary_context_switches())
 }
 
 /// What the last requests have told.
@@ -108,19 +90,20 @@ mod tests {
 
     #[test]
     fn only_what_a_disk_was_waited_for_took_long() {
-        let timed = Timed::begin(opcode::READ);
+        let timed = Timed::begin(opcode::READ, true);
         let busy = Instant::now();
         while busy.elapsed() < Duration::from_millis(2) {}
         // Whether others kept it from running or not.
         assert_eq!(timed.end(), Duration::ZERO);
-        let wait = |opcode| {
-            let timed = Timed::begin(opcode);
+        let wait = |opcode, writes_wait| {
+            let timed = Timed::begin(opcode, writes_wait);
             std::thread::sleep(Duration::from_millis(2));
-            timed.end()
+            timed.end() >= Duration::from_millis(2)
         };
-        assert!(wait(opcode::FSYNC) >= Duration::from_millis(2));
-        assert!(wait(opcode::READ) >= Duration::from_millis(2));
-        assert_eq!(wait(opcode::WRITE), Duration::ZERO);
+        assert!(wait(opcode::READ, false));
+        assert!(wait(opcode::FSYNC, false));
+        assert!(wait(opcode::WRITE, true));
+        assert!(!wait(opcode::WRITE, false));
     }
 
     #[test]

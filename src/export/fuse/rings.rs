@@ -292,7 +292,7 @@ fn header_of(place: &mut Place) -> InHeader {
 }
 
 fn answer(crew: &Crew, header: InHeader, place: &mut Place, is_timed: bool) -> Reply {
-    let timed = is_timed.then(|| Timed::begin(header.opcode));
+    let timed = is_timed.then(|| Timed::begin(header.opcode, crew.files().writes_wait()));
     let reply = answer_in(crew.files(), header, place);
     if let Some(timed) = timed {
         let answered = match reply {

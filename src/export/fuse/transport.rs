@@ -169,7 +169,7 @@ pub(super) fn serve(
         errors = 0;
         number = number.wrapping_add(1);
         let opcode = frame.opcode();
-        let timed = is_timed(number, opcode).then(|| Timed::begin(opcode));
+        let timed = is_timed(number, opcode).then(|| Timed::begin(opcode, files.writes_wait()));
         let Some(answer) = frame.answer(files, len) else {
             continue;
         };
