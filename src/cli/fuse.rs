@@ -11,7 +11,7 @@ pub(super) enum Fuse {
     Auto,
     /// A thread for each processor reads from the FUSE device
     Threads,
-    /// A ring for each processor (Linux 6.14): faster, but a killed worker ends the mount
+    /// A ring for each processor (Linux 6.14): quicker, but a killed worker ends the mount
     IoUring,
 }
 

@@ -46,9 +46,9 @@ pub(super) struct Serve {
     /// Read and write the pool past the host's page cache
     #[arg(long)]
     pub direct: bool,
-    /// How requests for the volumes reach this program. With io-uring, volumes are faster (Linux 6.14
-    /// and later), but when the worker is killed, their users get errors instead of a pause, and
-    /// --upgrade is refused. auto is threads
+    /// How requests for the volumes reach this program. With io-uring (Linux 6.14 and later), one
+    /// request after another takes about half the time, but when the worker is killed, users get
+    /// errors instead of a pause, and --upgrade is refused. auto is threads
     #[arg(long, value_enum, default_value_t = Fuse::Auto, value_name = "HOW",
         hide_possible_values = false)]
     pub fuse: Fuse,
