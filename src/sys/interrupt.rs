@@ -1,4 +1,5 @@
-//! Getting a thread out of a system call that waits.
+//! Getting a thread out of a system call that waits, and keeping signals from threads that are not
+//! to handle them.
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::io;
@@ -9,6 +10,17 @@ use std::thread::JoinHandle;
 const SIGNAL: Signal = Signal::SIGURG;
 
 extern "C" fn nothing(_signal: libc::c_int) {}
+
+/// Leaves the signals that ask a process to end to other threads than this one and those that it
+/// starts.
+///
+/// # Errors
+/// What pthread_sigmask(3) answers.
+pub(crate) fn leave_requests_to_others() -> io::Result<()> {
+    let requests = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
+    let requests: SigSet = requests.into_iter().collect();
+    Ok(requests.thread_block()?)
+}
 
 /// Makes `interrupt` end system calls: from now on SIGURG runs a handler that does nothing.
 ///

@@ -240,6 +240,35 @@ fn without_its_keeper_a_worker_goes_on_and_stops_in_order() {
     expect_nothing_left(&bench, &volumes);
 }
 
+/// They have no descriptor to which a handler could write, so a signal that met one would be lost.
+#[test]
+fn threads_that_serve_leave_signals_to_others() {
+    const REQUESTS: u64 = 1 << (1 - 1) | 1 << (2 - 1) | 1 << (15 - 1);
+    let bench = Bench::with_pool("64M");
+    let daemon = bench.serve();
+    let threads = format!("/proc/{}/task", daemon.worker().unwrap());
+    let blocked = |name: &str| -> Vec<u64> {
+        let threads = fs::read_dir(&threads)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let named = threads.filter(|path| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        });
+        named
+            .map(|path| {
+                let status = fs::read_to_string(path.join("status")).unwrap();
+                let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+                u64::from_str_radix(mask.unwrap().trim(), 16).unwrap() & REQUESTS
+            })
+            .collect()
+    };
+    let serving = blocked("fuse");
+    assert!(serving.len() > 1);
+    assert!(serving.iter().all(|mask| *mask == REQUESTS), "{serving:x?}");
+    assert_eq!(blocked("cowshed"), [0]);
+    daemon.stop();
+}
+
 #[test]
 fn a_signal_to_stop_during_a_restart_stops_in_order() {
     for pause_ms in [0, 10, 40] {

@@ -348,6 +348,9 @@ impl Plan {
 
 /// Prepares this thread, and those that it starts, for serving.
 fn set_apart(directory: &dyn Directory, plan: &Plan) -> Result<(), ExportError> {
+    // Their handlers write to descriptors that these threads will not have: they would be lost.
+    interrupt::leave_requests_to_others()
+        .map_err(ExportError::io("leave signals to others for", plan.dir()))?;
     let mut keep = plan.descriptors();
     keep.extend(directory.descriptors().iter().map(AsRawFd::as_raw_fd));
     file_table::keep_only(&keep)
