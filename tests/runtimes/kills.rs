@@ -7,6 +7,7 @@ use crate::fixtures::run;
 use crate::harness::{PATIENCE, eventually, noise};
 use crate::images::{self, VERIFY};
 use crate::world::{Setting, World};
+use std::cmp::Reverse;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -309,7 +310,9 @@ fn verify_chain(world: &World, folder: &Path, numbers: Range<u64>) {
 /// Removes what can be removed until nothing is left.
 fn remove_all(world: &World) {
     eventually("the removal of all snapshots", || {
-        let keys = world.containerd.snapshots();
+        let mut keys = world.containerd.snapshots();
+        // Numbered ones are children of the number before.
+        keys.sort_by_key(|key| Reverse((key.len(), key.clone())));
         for key in &keys {
             // One with children is refused; its turn comes.
             drop(world.containerd.snapshot_command(["rm", key]).output());
