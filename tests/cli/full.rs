@@ -1,6 +1,6 @@
 //! Full pools through the daemon: its options, what the status says, and what it logs.
 
-use crate::harness::{Bench, PATIENCE, eventually, noise};
+use crate::harness::{Bench, Daemon, PATIENCE, eventually, noise};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -94,34 +94,45 @@ fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
     bench.expect_sound();
 }
 
-#[test]
-fn a_held_write_goes_on_once_an_operator_grows_the_pool() {
-    let bench = Bench::with_pool("32M");
-    let daemon = bench.serve_with(["--full-policy", "wait=600"]);
-    for name in ["v", "w"] {
-        bench.ok(["volume", "create", name, "--size", "1G"]);
-    }
+/// Writes more than the pool has room for to the volume `v`, does `meanwhile` once a write is held,
+/// and finds all of it.
+fn write_and_be_held(bench: &Bench, daemon: &Daemon, meanwhile: impl FnOnce()) {
+    const BLOCKS: u64 = 10_000;
+    bench.ok(["volume", "create", "v", "--size", "1G"]);
     let file = open(&daemon.mount.join("v"));
     thread::scope(|scope| {
         let held = scope.spawn(|| {
-            for index in 0..10_000 {
+            for index in 0..BLOCKS {
                 file.write_all_at(&noise(4096, index), index * BLOCK)
                     .unwrap();
             }
         });
-        eventually("a held write", || {
-            bench.json(["pool", "status"])["holds_writes"] == true
-        });
-        bench.ok(["volume", "rename", "w", "x"]);
-        bench.ok(["pool", "grow", "--size", "64M"]);
+        expect_held(bench);
+        meanwhile();
         held.join().unwrap();
     });
     let mut found = vec![0; 4096];
-    for index in 0..10_000 {
+    for index in 0..BLOCKS {
         file.read_exact_at(&mut found, index * BLOCK).unwrap();
         assert!(found == noise(4096, index), "block {index}");
     }
-    drop(file);
+}
+
+fn expect_held(bench: &Bench) {
+    eventually("a held write", || {
+        bench.json(["pool", "status"])["holds_writes"] == true
+    });
+}
+
+#[test]
+fn a_held_write_goes_on_once_an_operator_grows_the_pool() {
+    let bench = Bench::with_pool("32M");
+    let daemon = bench.serve_with(["--full-policy", "wait=600"]);
+    bench.ok(["volume", "create", "w", "--size", "1G"]);
+    write_and_be_held(&bench, &daemon, || {
+        bench.ok(["volume", "rename", "w", "x"]);
+        bench.ok(["pool", "grow", "--size", "64M"]);
+    });
     daemon.signal("TERM");
     let (status, said) = daemon.wait();
     assert!(status.success(), "{said}");
@@ -137,35 +148,15 @@ fn a_held_write_goes_on_once_an_operator_grows_the_pool() {
 fn a_held_write_goes_on_with_another_program() {
     let bench = Bench::with_pool("32M");
     let daemon = bench.serve_with(["--full-policy", "wait=600"]);
-    bench.ok(["volume", "create", "v", "--size", "1G"]);
-    let file = open(&daemon.mount.join("v"));
     let worker = daemon.worker().unwrap();
-    thread::scope(|scope| {
-        let held = scope.spawn(|| {
-            for index in 0..10_000 {
-                file.write_all_at(&noise(4096, index), index * BLOCK)
-                    .unwrap();
-            }
-        });
-        eventually("a held write", || {
-            bench.json(["pool", "status"])["holds_writes"] == true
-        });
+    write_and_be_held(&bench, &daemon, || {
         bench.ok(["serve", "--upgrade"]);
         assert_ne!(daemon.worker().unwrap(), worker);
         // Those who come later find it, too.
         drop(open(&daemon.mount.join("v")));
-        eventually("the write to be held anew", || {
-            bench.json(["pool", "status"])["holds_writes"] == true
-        });
+        expect_held(&bench);
         bench.ok(["pool", "grow", "--size", "64M"]);
-        held.join().unwrap();
     });
-    let mut found = vec![0; 4096];
-    for index in 0..10_000 {
-        file.read_exact_at(&mut found, index * BLOCK).unwrap();
-        assert!(found == noise(4096, index), "block {index}");
-    }
-    drop(file);
     daemon.stop();
     bench.expect_sound();
 }
@@ -181,9 +172,7 @@ fn a_stopping_daemon_lets_no_write_wait() {
             let write = |index| file.write_all_at(&noise(4096, index), index * BLOCK);
             (0..).find_map(|index| write(index).err()).unwrap()
         });
-        eventually("a held write", || {
-            bench.json(["pool", "status"])["holds_writes"] == true
-        });
+        expect_held(&bench);
         daemon.signal("TERM");
         held.join().unwrap()
     });
