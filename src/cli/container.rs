@@ -12,6 +12,7 @@ use crate::container::{ContainerChange, CreateContainer};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// `cowshed container …`
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub(super) enum ContainerCommand {
     Cp(Copy),
     /// List all containers
     Ls,
-    /// Remove containers
+    /// Remove containers; those that are mounted are unmounted
     Rm(Remove),
 }
 
@@ -49,6 +50,13 @@ pub(super) struct Create {
     /// The size of its file system; otherwise the image's
     #[arg(long)]
     pub size: Option<Size>,
+    /// Mount it, too, and print the folder instead of the name (needs the daemon)
+    #[arg(long)]
+    #[serde(default)]
+    pub mount: bool,
+    /// An existing folder to mount it at; otherwise one is made
+    #[arg(long, requires = "mount", value_parser = HostPath::parser())]
+    pub dir: Option<HostPath>,
 }
 
 /// `cowshed container mount`
@@ -154,11 +162,28 @@ fn create(new: &Create, shed: &Shed, console: &Console) -> anyhow::Result<()> {
         name,
         size_bytes: new.size.map(|size| size.0),
     };
-    let created = shed
-        .containers()
-        .and_then(|host| Ok(host.create_container(&new.image, &options)?))
+    if new.mount {
+        shed.daemon_export().with_context(what)?;
+    }
+    let host = shed.containers().with_context(what)?;
+    let created = host
+        .create_container(&new.image, &options)
         .with_context(what)?;
-    console.result(&created, || created.name.clone())
+    if !new.mount {
+        return console.result(&created, || created.name.clone());
+    }
+    let dir = new.dir.as_ref().map(HostPath::as_path);
+    let mounted = host
+        .mount_container(&created.id, dir)
+        .inspect_err(|_| {
+            // Whoever is told that it failed has nothing to remove.
+            if let Err(error) = host.remove_container(&created.id) {
+                tracing::warn!(container = %created.name, %error, "cannot take it back");
+            }
+        })
+        .with_context(|| format!("mount the new container {}", created.name))?;
+    let answer = json!({ "id": created.id, "name": created.name, "path": mounted.path });
+    console.result(&answer, || mounted.path.display().to_string())
 }
 
 fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {

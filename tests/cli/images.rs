@@ -121,6 +121,37 @@ fn an_image_becomes_containers_that_change_alone() {
 }
 
 #[test]
+fn one_command_makes_and_mounts_a_container_or_leaves_none() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    let source = root.to_str().unwrap();
+    bench.ok(["image", "import", source, "--name", "mine:1"]);
+    let create = ["container", "create", "mine:1", "--mount"];
+    bench.fails(create, 1, "serve");
+    let daemon = bench.serve();
+    let nowhere = bench.path("nowhere");
+    let nowhere = nowhere.to_str().unwrap();
+    bench.fails(create.into_iter().chain(["--dir", nowhere]), 1, nowhere);
+    assert_eq!(
+        bench.json(["container", "ls"]),
+        Value::Array(Vec::new()),
+        "what failed left a container"
+    );
+    let one = bench.ok(create.into_iter().chain(["--name", "one"]));
+    assert!(content(Path::new(one.trim())) == content(&root));
+    let own = bench.path("own");
+    fs::create_dir(&own).unwrap();
+    let two = bench.json(create.into_iter().chain(["--dir", own.to_str().unwrap()]));
+    assert_eq!(two["path"], own.to_str().unwrap());
+    assert!(content(&own) == content(&root));
+    let name = two["name"].as_str().unwrap();
+    bench.ok(["container", "rm", "one", name]);
+    assert!(!is_mounted(&own) && !Path::new(one.trim()).exists());
+    daemon.stop();
+    bench.expect_sound();
+}
+
+#[test]
 fn without_a_daemon_the_same_works_and_leaves_no_mount() {
     let bench = Bench::with_pool("2G");
     let root = root(&bench);

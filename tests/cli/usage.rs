@@ -95,6 +95,7 @@ fn wrong_usage_is_status_2_and_touches_nothing() {
         &["attach"],
         &["attach", "x", "--ls"],
         &["attach", "x", "--as", "cheese"],
+        &["container", "create", "x", "--dir", "/tmp"],
         &["container", "cp", "a:", "/tmp"],
         &["pool", "status", "-q", "-v"],
     ] {

@@ -52,14 +52,14 @@ impl Roots for Containers {
     }
 
     fn create(&mut self, image: &str, root: &str) -> anyhow::Result<PathBuf> {
-        self.shed
-            .run(["container", "create", image, "--name", root])?;
-        let path = self.shed.run(["container", "mount", root])?.output;
+        let path = self
+            .shed
+            .run(["container", "create", image, "--name", root, "--mount"])?
+            .output;
         Ok(PathBuf::from(path.trim()))
     }
 
     fn remove(&mut self, root: &str) -> anyhow::Result<()> {
-        self.shed.run(["container", "unmount", root])?;
         self.shed.run(["container", "rm", root])?;
         Ok(())
     }
