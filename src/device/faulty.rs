@@ -264,10 +264,6 @@ impl Device for FaultyDevice {
         fail(Operation::Discard, effect)
     }
 
-    fn expect_writes(&self, offset_bytes: u64, len_bytes: u64) -> bool {
-        self.inner.expect_writes(offset_bytes, len_bytes)
-    }
-
     fn grow(&self, len_bytes: u64) -> Result<()> {
         match self.next(Operation::Grow) {
             None => self.inner.grow(len_bytes),

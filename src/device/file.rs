@@ -144,24 +144,6 @@ impl Device for FileDevice {
         }
     }
 
-    /// What goes to the page cache gets its room when it is written back, in large pieces. A direct
-    /// write gets it at once, and while it does, the host lets no other write into the file.
-    fn expect_writes(&self, offset_bytes: u64, len_bytes: u64) -> bool {
-        let usable = self.host == Host::RegularFile && self.direct.is_some() && !self.read_only;
-        let inside = check_blocks("set aside", offset_bytes, len_bytes, self.len_bytes()).is_ok();
-        if !usable || !inside || len_bytes == 0 {
-            return false;
-        }
-        // Allocating waits for the writes that are under way; looking does not.
-        match extent::is_filled(&self.buffered, offset_bytes, len_bytes) {
-            Ok(true) | Err(_) => false,
-            Ok(false) => {
-                let _ = extent::allocate(&self.buffered, offset_bytes, len_bytes);
-                true
-            }
-        }
-    }
-
     fn grow(&self, len_bytes: u64) -> Result<()> {
         const ACTION: &str = "grow the pool";
         self.check_writable()?;

@@ -130,10 +130,6 @@ impl Device for LatchedDevice {
         self.inner.discard(offset_bytes, len_bytes)
     }
 
-    fn expect_writes(&self, offset_bytes: u64, len_bytes: u64) -> bool {
-        self.inner.expect_writes(offset_bytes, len_bytes)
-    }
-
     fn grow(&self, len_bytes: u64) -> Result<()> {
         self.check()?;
         self.inner.grow(len_bytes)

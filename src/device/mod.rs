@@ -60,13 +60,6 @@ pub trait Device: Send + Sync {
     /// `Io` when the host fails; a host that cannot discard answers `Ok`.
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()>;
 
-    /// Says that a range, of which nothing is in use, will be written soon and in small pieces, so
-    /// that the host can find all the room at once. Answers whether it may have; where it could
-    /// not, the writes will tell.
-    fn expect_writes(&self, _offset_bytes: u64, _len_bytes: u64) -> bool {
-        false
-    }
-
     /// Makes the device at least `len_bytes` long, where it can grow.
     ///
     /// # Errors

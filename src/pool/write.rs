@@ -216,10 +216,7 @@ fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
 fn allocate(shared: &Shared, core: &VolumeCore, blocks: usize, demand: Demand) -> Result<BlockRun> {
     let most = u32::try_from(blocks).expect("at most 256");
     shared.with_room(|| {
-        let run = core
-            .stream
-            .lock()
-            .take(&shared.space, &*shared.device, most);
+        let run = core.stream.lock().take(&shared.space, most);
         match demand {
             Demand::Write => run,
             demand => run.or_else(|| shared.space.allocate(1, 1, demand)),

@@ -285,11 +285,6 @@ impl Space {
         self.put(run, false);
     }
 
-    /// As `give_back`, for blocks for which the host may hold room.
-    pub fn give_back_to_host(&self, run: BlockRun) {
-        self.put(run, true);
-    }
-
     /// Gives back blocks that no durable state has any more.
     pub fn free(&self, list: &BlockList) {
         list.runs().iter().for_each(|run| self.put(*run, true));

@@ -75,12 +75,6 @@ pub(crate) fn discard_device(file: &File, offset_bytes: u64, len_bytes: u64) -> 
     }
 }
 
-/// Whether a range of a regular file has no gaps. It moves the file's cursor.
-pub(crate) fn is_filled(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<bool> {
-    let gap = seek(file, offset_bytes, Whence::SeekHole)?;
-    Ok(gap.is_some_and(|gap| gap >= offset_bytes.saturating_add(len_bytes)))
-}
-
 /// Writes zeros into the gaps of a range, which must lie inside the file; what is allocated stays
 /// as it is. For hosts that cannot [`allocate`]. It moves the file's cursor.
 pub(crate) fn fill_gaps(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
@@ -172,17 +166,6 @@ mod tests {
         fill_gaps(&file, 0, MIB).unwrap();
         assert_eq!(content(&file), before);
         assert!(allocated(&file) >= MIB);
-    }
-
-    #[test]
-    fn a_range_is_filled_if_no_part_of_it_is_a_gap() {
-        let (file, _) = with_islands();
-        assert!(is_filled(&file, 64 << 10, 8192).unwrap());
-        assert!(is_filled(&file, 68 << 10, 4096).unwrap());
-        assert!(!is_filled(&file, 64 << 10, 12288).unwrap());
-        assert!(!is_filled(&file, 0, 4096).unwrap());
-        assert!(!is_filled(&file, MIB, 4096).unwrap());
-        assert!(is_filled(&file, u64::MAX, 4096).is_err());
     }
 
     #[test]
