@@ -184,6 +184,8 @@ impl Shared {
         core.mapped
             .store(of.mapped.load(Ordering::Relaxed), Ordering::Relaxed);
         core.size_bytes.store(of.size_bytes(), Ordering::Release);
+        // Whoever sees what becomes of the discarded map sees this, too.
+        core.rollbacks.fetch_add(1, Ordering::AcqRel);
         let (parent, created_ns) = (
             forest.volumes[&volume].parent,
             forest.volumes[&volume].created_ns,

@@ -25,11 +25,8 @@ impl Volume {
     /// The first block at or after `at` that a discard has to name.
     fn next_to_discard(&self, at: u64) -> Result<u64> {
         let store = &self.shared.store;
-        let found = self
-            .core
-            .tree
-            .walk(|root| find(store, root, at, Sought::Data));
-        let found = found.map_err(|error| self.unless_removed(error))?;
+        let tree = &self.core.tree;
+        let found = self.look(|| tree.walk(|root| find(store, root, at, Sought::Data)))?;
         Ok(if self.holes_are_logged() {
             found.unwrap_or(u64::MAX)
         } else {

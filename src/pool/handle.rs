@@ -261,14 +261,17 @@ impl Pool {
     /// `Corrupt` or `Io` when a map node cannot be read.
     pub fn diff(&self, a: &Volume, b: &Volume) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
-        let walked = a.core.tree.walk(|root_a| {
-            let root_b = b.core.tree.root_to_keep();
-            extents.clear();
-            diff(&self.shared.store, root_a, &root_b, &mut |block, mapped| {
-                push_block(&mut extents, block, mapped)
+        let mut walk = || {
+            a.core.tree.walk(|root_a| {
+                let root_b = b.core.tree.root_to_keep();
+                extents.clear();
+                diff(&self.shared.store, root_a, &root_b, &mut |block, mapped| {
+                    push_block(&mut extents, block, mapped)
+                })
             })
-        });
-        walked.map_err(|error| b.unless_removed(a.unless_removed(error)))?;
+        };
+        let mut look_at_a = || a.look(&mut walk);
+        b.look(&mut look_at_a)?;
         let end = a.size_bytes().max(b.size_bytes());
         for extent in &mut extents {
             extent.len_bytes = extent
@@ -387,16 +390,17 @@ impl Volume {
             return Ok(None);
         }
         let (block, store) = (offset_bytes / BLOCK_BYTES as u64, &self.shared.store);
-        let found = self.core.tree.walk(|root| {
-            let data = find(store, root, block, Sought::Data)?;
-            Ok(if data == Some(block) {
-                let hole = find(store, root, block, Sought::Hole)?;
-                (ExtentKind::Data, hole.unwrap_or(root.capacity()))
-            } else {
-                (ExtentKind::Zero, data.unwrap_or(blocks_for(size)))
+        let (kind, until) = self.look(|| {
+            self.core.tree.walk(|root| {
+                let data = find(store, root, block, Sought::Data)?;
+                Ok(if data == Some(block) {
+                    let hole = find(store, root, block, Sought::Hole)?;
+                    (ExtentKind::Data, hole.unwrap_or(root.capacity()))
+                } else {
+                    (ExtentKind::Zero, data.unwrap_or(blocks_for(size)))
+                })
             })
-        });
-        let (kind, until) = found.map_err(|error| self.unless_removed(error))?;
+        })?;
         let end = until.saturating_mul(BLOCK_BYTES as u64).min(size);
         Ok(Some(Extent {
             offset_bytes,
@@ -449,6 +453,24 @@ impl Volume {
                 Error::NoSuchVolume(self.core.id)
             }
             error => error,
+        }
+    }
+
+    /// What `look` finds in the volume without a lock. Blocks and map nodes that the volume gave up
+    /// meanwhile may be another's by then, even if they read well: so what was found in a volume
+    /// that was removed is refused, and in one that was rolled back it is looked for anew.
+    pub(super) fn look<T>(&self, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            let rollbacks = self.core.rollbacks.load(Ordering::Acquire);
+            let outcome = look();
+            if self.core.rollbacks.load(Ordering::Acquire) != rollbacks {
+                continue;
+            }
+            let found = outcome.map_err(|error| self.unless_removed(error))?;
+            if self.core.removed.load(Ordering::Acquire) {
+                return Err(Error::NoSuchVolume(self.core.id));
+            }
+            return Ok(found);
         }
     }
 

@@ -33,14 +33,13 @@ impl Volume {
             let len = if within != 0 || rest.len() < BLOCK_BYTES {
                 let len = rest.len().min(BLOCK_BYTES - within);
                 let mut bytes = [0; BLOCK_BYTES];
-                let read = read_block(&self.shared, &self.core, at / block, &mut bytes);
-                read.map_err(|error| self.unless_removed(error))?;
+                self.look(|| read_block(&self.shared, &self.core, at / block, &mut bytes))?;
                 rest[..len].copy_from_slice(&bytes[within..within + len]);
                 len
             } else {
                 let len = (rest.len() & !(BLOCK_BYTES - 1)).min(BATCH_BLOCKS * BLOCK_BYTES);
-                let read = read_blocks(&self.shared, &self.core, at / block, &mut rest[..len]);
-                read.map_err(|error| self.unless_removed(error))?;
+                let part = &mut rest[..len];
+                self.look(|| read_blocks(&self.shared, &self.core, at / block, part))?;
                 len
             };
             rest = &mut rest[len..];

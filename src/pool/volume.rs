@@ -17,6 +17,8 @@ pub(super) struct VolumeCore {
     pub(super) frozen: AtomicBool,
     /// It has lost its name and waits to be reclaimed.
     pub(super) removed: AtomicBool,
+    /// How often it was rolled back.
+    pub(super) rollbacks: AtomicU64,
     /// Blocks of data and map that it owns.
     pub(super) own: AtomicI64,
     /// Blocks of data that it maps.
@@ -56,6 +58,7 @@ impl VolumeCore {
             size_bytes: AtomicU64::new(size_bytes),
             frozen: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            rollbacks: AtomicU64::new(0),
             own: AtomicI64::new(0),
             mapped: AtomicI64::new(0),
             settled: AtomicU64::new(0),

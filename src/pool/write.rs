@@ -84,8 +84,7 @@ impl Volume {
     ) -> Result<()> {
         let mut bytes = [0; BLOCK_BYTES];
         loop {
-            let read = read_block(&self.shared, &self.core, block, &mut bytes);
-            let old = read.map_err(|error| self.unless_removed(error))?;
+            let old = self.look(|| read_block(&self.shared, &self.core, block, &mut bytes))?;
             bytes[within..within + part.len()].copy_from_slice(part);
             match self.write_blocks(block, &bytes, Some(old), demand) {
                 Err(Refusal::Overtaken) => {}
@@ -134,8 +133,8 @@ impl Volume {
     pub(super) fn is_hole(&self, first: u64, blocks: usize) -> Result<bool> {
         let mut pointers = [Pointer::HOLE; MAX_WRITE_BLOCKS];
         let pointers = &mut pointers[..blocks];
-        let read = self.core.tree.read(&self.shared.store, first, pointers);
-        read.map_err(|error| self.unless_removed(error))?;
+        let store = &self.shared.store;
+        self.look(|| self.core.tree.read(store, first, pointers))?;
         Ok(pointers.iter().all(|pointer| pointer.is_hole()) && self.holes_are_logged())
     }
 

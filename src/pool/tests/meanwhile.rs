@@ -242,3 +242,43 @@ fn a_removed_volume_answers_that_it_is_gone_and_not_that_it_is_frozen() {
     let found = doomed.check_unfrozen();
     assert!(matches!(found, Err(Error::NoSuchVolume(_))), "{found:?}");
 }
+
+#[test]
+fn a_read_that_a_removal_overtakes_never_gives_what_others_wrote_since() {
+    let (stage, pool) = staged(64 * MIB);
+    let volume = pool.create_volume(&name("v"), 8 * MIB).unwrap();
+    volume.write_at(&pattern(1, 4096), 0).unwrap();
+    volume.write_at(&pattern(1, 4096), MIB).unwrap();
+    let snapshot = pool.snapshot(&volume, &name("s")).unwrap();
+    let (inside, doomed, heir) = (pool.clone(), snapshot.clone(), volume.clone());
+    // Between the lookups of the two blocks. The snapshot's map becomes the volume's, which may
+    // change it in place.
+    stage.before(Call::Read, move || {
+        inside.remove(&doomed).unwrap();
+        inside.shared.reclaim_all().unwrap();
+        heir.write_at(&pattern(2, 4096), MIB).unwrap();
+    });
+    let found = snapshot.read_at(&mut vec![0; 2 << 20], 0);
+    assert!(matches!(found, Err(Error::NoSuchVolume(_))), "{found:?}");
+    let mut held = vec![0; 4096];
+    volume.read_at(&mut held, MIB).unwrap();
+    assert_eq!(held, pattern(2, 4096));
+}
+
+#[test]
+fn what_is_looked_for_while_a_volume_is_removed_or_rolled_back_is_not_taken_from_its_old_map() {
+    let (_stage, pool) = staged(16 * MIB);
+    let volume = pool.create_volume(&name("v"), MIB).unwrap();
+    let snapshot = pool.snapshot(&volume, &name("s")).unwrap();
+    let mut looks = 0;
+    let found = volume.look(|| {
+        looks += 1;
+        if looks == 1 {
+            pool.rollback(&volume, &snapshot)?;
+        }
+        Ok(looks)
+    });
+    assert_eq!(found.unwrap(), 2);
+    let found = volume.look(|| pool.remove(&volume));
+    assert!(matches!(found, Err(Error::NoSuchVolume(_))), "{found:?}");
+}
