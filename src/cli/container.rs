@@ -8,17 +8,21 @@ use super::removal;
 use super::shed::Shed;
 use super::size::{Size, human};
 use crate::base::Name;
-use crate::container::{ContainerChange, CreateContainer};
+use crate::container::{self, ContainerChange, CreateContainer, CreatedContainer};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use std::path::Path;
 
 /// `cowshed container …`
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
 pub(super) enum ContainerCommand {
     /// Make a container: a writable root that begins as its image
     Create(Create),
+    /// `create --mount` on its way to the daemon: an older one refuses it, where it would make a
+    /// container and not mount it.
+    #[command(skip)]
+    CreateMounted(Create),
     /// Mount a container's root (needs the daemon)
     Mount(Mount),
     /// Unmount a container's root (needs the daemon)
@@ -52,7 +56,7 @@ pub(super) struct Create {
     pub size: Option<Size>,
     /// Mount it, too, and print the folder instead of the name (needs the daemon)
     #[arg(long)]
-    #[serde(default)]
+    #[serde(skip)]
     pub mount: bool,
     /// An existing folder to mount it at; otherwise one is made
     #[arg(long, requires = "mount", value_parser = HostPath::parser())]
@@ -105,6 +109,24 @@ pub(super) struct Remove {
     pub containers: Vec<String>,
 }
 
+/// A container that was made and mounted.
+#[derive(Serialize)]
+struct CreatedMounted<'a> {
+    id: String,
+    name: String,
+    path: &'a Path,
+}
+
+impl ContainerCommand {
+    /// The command as it goes to where it is carried out, here or in the daemon.
+    pub(super) fn into_request(self) -> Self {
+        match self {
+            Self::Create(new) if new.mount => Self::CreateMounted(new),
+            command => command,
+        }
+    }
+}
+
 /// Runs a command on the open pool of `shed`.
 ///
 /// # Errors
@@ -115,7 +137,11 @@ pub(super) fn run(
     console: &Console,
 ) -> anyhow::Result<()> {
     match command {
-        ContainerCommand::Create(new) => create(new, shed, console),
+        ContainerCommand::Create(new) => {
+            let created = create(new, shed)?;
+            console.result(&created, || created.name.clone())
+        }
+        ContainerCommand::CreateMounted(new) => create_mounted(new, shed, console),
         ContainerCommand::Mount(mount) => {
             let what = || format!("mount container {}", mount.container);
             shed.daemon_export().with_context(what)?;
@@ -150,7 +176,7 @@ pub(super) fn run(
     }
 }
 
-fn create(new: &Create, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn create(new: &Create, shed: &Shed) -> anyhow::Result<CreatedContainer> {
     let what = || format!("create a container of {}", new.image);
     let name = new
         .name
@@ -162,28 +188,33 @@ fn create(new: &Create, shed: &Shed, console: &Console) -> anyhow::Result<()> {
         name,
         size_bytes: new.size.map(|size| size.0),
     };
-    if new.mount {
-        shed.daemon_export().with_context(what)?;
-    }
+    shed.containers()
+        .and_then(|host| Ok(host.create_container(&new.image, &options)?))
+        .with_context(what)
+}
+
+fn create_mounted(new: &Create, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("create a container of {} and mount it", new.image);
+    shed.daemon_export().with_context(what)?;
     let host = shed.containers().with_context(what)?;
-    let created = host
-        .create_container(&new.image, &options)
-        .with_context(what)?;
-    if !new.mount {
-        return console.result(&created, || created.name.clone());
-    }
+    let CreatedContainer { id, name } = create(new, shed)?;
     let dir = new.dir.as_ref().map(HostPath::as_path);
-    let mounted = host
-        .mount_container(&created.id, dir)
-        .inspect_err(|_| {
-            // Whoever is told that it failed has nothing to remove.
-            if let Err(error) = host.remove_container(&created.id) {
-                tracing::warn!(container = %created.name, %error, "cannot take it back");
-            }
-        })
-        .with_context(|| format!("mount the new container {}", created.name))?;
-    let answer = json!({ "id": created.id, "name": created.name, "path": mounted.path });
-    console.result(&answer, || mounted.path.display().to_string())
+    let path = match host.mount_container(&id, dir) {
+        Ok(mounted) => mounted.path,
+        // Somebody else was quicker, and has it now.
+        Err(error @ container::Error::MountedElsewhere { .. }) => return Err(error.into()),
+        // Whoever is told that it failed has nothing to remove.
+        Err(error) => {
+            let failure = anyhow::Error::from(error).context(format!("mount container {name}"));
+            return Err(match host.remove_container(&id) {
+                Ok(_) => failure,
+                Err(left) => failure.context(format!("container {name} is left: {left}")),
+            });
+        }
+    };
+    let path = path.as_path();
+    let mounted = CreatedMounted { id, name, path };
+    console.result(&mounted, || path.display().to_string())
 }
 
 fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {

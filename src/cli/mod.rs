@@ -123,7 +123,7 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         Command::Attach(attach) => OnPool::Attach(attach),
         Command::Detach(detach) => OnPool::Detach(detach),
         Command::Image(image) => OnPool::Image(image),
-        Command::Container(container) => OnPool::Container(container),
+        Command::Container(container) => OnPool::Container(container.into_request()),
         Command::Gc(gc) => OnPool::Gc(gc),
     };
     remote::run_anywhere(on_pool, &place()?, console)

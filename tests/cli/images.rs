@@ -2,8 +2,10 @@
 
 use crate::harness::{Bench, expect_failure, host, is_mounted, loops_below, noise};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
@@ -145,7 +147,21 @@ fn one_command_makes_and_mounts_a_container_or_leaves_none() {
     assert_eq!(two["path"], own.to_str().unwrap());
     assert!(content(&own) == content(&root));
     let name = two["name"].as_str().unwrap();
+    bench.fails(["container", "mount", "one", source], 1, "mounted at");
     bench.ok(["container", "rm", "one", name]);
+    // A folder that JSON and the daemon's requests cannot write as text.
+    let odd = bench.path("").join(OsStr::from_bytes(b"odd-\xff"));
+    fs::create_dir(&odd).unwrap();
+    let arguments = create.map(OsStr::new).into_iter();
+    let arguments = arguments.chain([
+        OsStr::new("--name=odd"),
+        OsStr::new("--dir"),
+        odd.as_os_str(),
+    ]);
+    let output = bench.run(arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read(odd.join("etc/motd")).unwrap(), b"hello\n");
+    bench.ok(["container", "rm", "odd"]);
     assert!(!is_mounted(&own) && !Path::new(one.trim()).exists());
     daemon.stop();
     bench.expect_sound();

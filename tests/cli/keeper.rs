@@ -265,7 +265,8 @@ fn threads_that_serve_leave_signals_to_others() {
     let serving = blocked("fuse");
     assert!(serving.len() > 1);
     assert!(serving.iter().all(|mask| *mask == REQUESTS), "{serving:x?}");
-    assert_eq!(blocked("cowshed"), [0]);
+    // The main thread; one of those that serve may just have started another, without a name yet.
+    assert!(blocked("cowshed").contains(&0));
     daemon.stop();
 }
 

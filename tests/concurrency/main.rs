@@ -14,12 +14,14 @@ mod history;
 mod stamps;
 mod subject;
 
+use cowshed::base::Error;
 use cowshed::check::{CheckOptions, check};
 use cowshed::device::{Device, FileDevice, MemoryDevice};
 use cowshed::pool::{CreateOptions, OpenOptions, Pool};
 use crew::World;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -29,6 +31,8 @@ use std::time::{Duration, Instant};
 const SECONDS: u64 = 8;
 /// How long a round lasts.
 const ROUND: Duration = Duration::from_secs(4);
+/// How long the pool's own threads may take to let go of it.
+const PATIENCE: Duration = Duration::from_secs(60);
 const POOL_BYTES: u64 = 48 << 20;
 const LOG_BYTES: u64 = 512 << 10;
 const CACHE_BYTES: u64 = 64 << 10;
@@ -69,11 +73,20 @@ fn threads_on_a_file_see_only_what_they_may() {
         let path = folder.path().join("pool");
         let _ = std::fs::remove_file(&path);
         let device = FileDevice::create(&path, POOL_BYTES, Default::default()).unwrap();
-        let again = move || {
-            Arc::new(FileDevice::open(&path, Default::default()).unwrap()) as Arc<dyn Device>
-        };
+        let again = move || Arc::new(open_once_let_go(&path)) as Arc<dyn Device>;
         (Arc::new(device), Box::new(again))
     });
+}
+
+/// A thread of the pool's own may yet be in the middle of a checkpoint.
+fn open_once_let_go(path: &Path) -> FileDevice {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match FileDevice::open(path, Default::default()) {
+            Err(Error::InUse) if Instant::now() < deadline => {}
+            device => return device.unwrap(),
+        }
+    }
 }
 
 fn rounds(make: impl Fn() -> (Arc<dyn Device>, Again)) {

@@ -217,6 +217,7 @@ const CHAIN: &str = r#"
         eval "$("$@" mounts "$MOUNT" "$key")"
         echo "$i" >"$MOUNT/$i"
         umount "$MOUNT"
+        echo "$key" >"$COMMITTING"
         "$@" commit "done-$i" "$key"
         i=$((i + 1))
     done
@@ -244,7 +245,9 @@ pub(crate) fn committing(setting: &Setting) {
         while known.contains(&format!("done-{count}")) {
             count += 1;
         }
-        interrupted.push((format!("work-{count}-{}", round * 2), victims));
+        let key = format!("work-{count}-{}", round * 2);
+        let committing = fs::read_to_string(committing_note(&mount)).unwrap_or_default();
+        interrupted.push((committing.trim() == key, key));
         // The rest, with keys of their own: what was under way is left to be removed.
         let end = count + STEP;
         let mut rest = chain(&world, &mount, count..end, round * 2 + 1);
@@ -258,15 +261,14 @@ pub(crate) fn committing(setting: &Setting) {
         verify_chain(&world, &setting.folder, count - STEP..count);
     }
     verify_chain(&world, &setting.folder, 0..count);
-    // A containerd that dies between a commit of ours and its own record of it keeps the old key,
-    // which no list shows as nothing is behind it any more, and refuses to remove its parent.
+    // Where ours has committed and containerd has not heard of it or not yet noted it when one of
+    // them dies, containerd keeps the old key, which no list shows as nothing is behind it any
+    // more, and refuses to remove its parent.
     let shown = world.containerd.snapshots();
-    for (key, victims) in &interrupted {
+    for (committing, key) in &interrupted {
         let removal = world.containerd.snapshot_command(["rm", key]).output();
         assert!(
-            shown.contains(key)
-                || victims.contains(&Victim::Containerd)
-                || !removal.unwrap().status.success(),
+            *committing || shown.contains(key) || !removal.unwrap().status.success(),
             "{key} was prepared, and nothing is behind it"
         );
     }
@@ -285,8 +287,14 @@ fn chain(world: &World, mount: &Path, numbers: Range<u64>, round: u64) -> Comman
         .env("START", numbers.start.to_string())
         .env("END", numbers.end.to_string())
         .env("ROUND", round.to_string())
-        .env("MOUNT", mount);
+        .env("MOUNT", mount)
+        .env("COMMITTING", committing_note(mount));
     command
+}
+
+/// The file in which a client says what it is about to commit.
+fn committing_note(mount: &Path) -> PathBuf {
+    mount.with_extension("committing")
 }
 
 /// Every committed snapshot has the data of all before it.

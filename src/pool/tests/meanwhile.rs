@@ -250,12 +250,12 @@ fn a_read_that_a_removal_overtakes_never_gives_what_others_wrote_since() {
     volume.write_at(&pattern(1, 4096), 0).unwrap();
     volume.write_at(&pattern(1, 4096), MIB).unwrap();
     let snapshot = pool.snapshot(&volume, &name("s")).unwrap();
-    let (inside, doomed, heir) = (pool.clone(), snapshot.clone(), volume.clone());
+    let (doomed, heir) = (snapshot.clone(), volume.clone());
     // Between the lookups of the two blocks. The snapshot's map becomes the volume's, which may
     // change it in place.
     stage.before(Call::Read, move || {
-        inside.remove(&doomed).unwrap();
-        inside.shared.reclaim_all().unwrap();
+        pool.remove(&doomed).unwrap();
+        pool.shared.reclaim_all().unwrap();
         heir.write_at(&pattern(2, 4096), MIB).unwrap();
     });
     let found = snapshot.read_at(&mut vec![0; 2 << 20], 0);
