@@ -258,7 +258,7 @@ impl Pool {
     /// proportional to what differs.
     ///
     /// # Errors
-    /// `Corrupt` or `Io` when a map node cannot be read.
+    /// `NoSuchVolume` when one of them was removed; `Corrupt` or `Io` when a map node cannot be read.
     pub fn diff(&self, a: &Volume, b: &Volume) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut walk = || {
@@ -270,8 +270,7 @@ impl Pool {
                 })
             })
         };
-        let mut look_at_a = || a.look(&mut walk);
-        b.look(&mut look_at_a)?;
+        b.look(|| a.look(&mut walk))?;
         let end = a.size_bytes().max(b.size_bytes());
         for extent in &mut extents {
             extent.len_bytes = extent
@@ -383,7 +382,7 @@ impl Volume {
     /// What the volume holds at `offset_bytes`, as far as it is the same; `None` at its end.
     ///
     /// # Errors
-    /// `Corrupt` or `Io` when a map node cannot be read.
+    /// `NoSuchVolume` when it was removed; `Corrupt` or `Io` when a map node cannot be read.
     pub fn extent_at(&self, offset_bytes: u64) -> Result<Option<Extent>> {
         let size = self.size_bytes();
         if offset_bytes >= size {

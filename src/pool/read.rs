@@ -16,7 +16,8 @@ impl Volume {
     /// never written or was discarded reads as zeros.
     ///
     /// # Errors
-    /// `OutOfRange`; `Corrupt` when a block or a map node does not have its checksum; `Io`.
+    /// `OutOfRange`; `NoSuchVolume` when it was removed, even during the call; `Corrupt` when a
+    /// block or a map node does not have its checksum; `Io`.
     pub fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
         if self
             .shared
