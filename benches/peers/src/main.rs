@@ -38,6 +38,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const INTERRUPTED: u8 = 130;
+const CUT_SHORT: &str = "the run was cut short: only what was measured before that is here";
 /// Where everything is built, and where subjects on disk and results go.
 const TARGET: &str = "target";
 
@@ -89,17 +90,22 @@ fn bench(options: Options) -> anyhow::Result<bool> {
     let plans = plan(&mut run, &backings, &cowshed, base.as_ref())?;
     let output = output_folder(&run.options, &run.results.started)?;
     announce(&mut run, &plans, &output);
-    for plan in &plans {
-        carry_out(&mut run, plan)?;
-    }
+    let outcome = plans.iter().try_for_each(|plan| carry_out(&mut run, plan));
     drop(plans);
     drop(backings);
     run.results.seconds = run.progress.elapsed().as_secs_f64();
+    if outcome.is_err() {
+        if run.results.series.is_empty() {
+            return outcome.map(|()| false);
+        }
+        // Hours of measuring are not to be lost.
+        run.results.note(CUT_SHORT.into());
+    }
     if let Some(base) = &base {
         run.results.comparison = Some(against::compare(&run.results, &base.what, "this build"));
     }
     write(&run, &output)?;
-    Ok(run.results.failures.is_empty())
+    outcome.map(|()| run.results.failures.is_empty())
 }
 
 /// What is done on a backing, with whom.
