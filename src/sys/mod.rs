@@ -20,5 +20,6 @@ pub(crate) mod mapped;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod shared;
+pub(crate) mod time_slice;
 pub(crate) mod write_back;
 pub(crate) mod xattr;

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long something busy is tried again.
@@ -202,7 +203,7 @@ impl Process {
             if Instant::now() > deadline {
                 return false;
             }
-            std::thread::sleep(PAUSE);
+            thread::sleep(PAUSE);
         }
     }
 }
@@ -224,7 +225,7 @@ fn again<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T>
     let deadline = Instant::now() + PATIENCE;
     loop {
         match attempt() {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(_) if Instant::now() < deadline => thread::sleep(PAUSE),
             other => return other,
         }
     }
@@ -244,7 +245,7 @@ pub(crate) fn eventually(
         if Instant::now() > deadline {
             anyhow::bail!("{what} did not come about");
         }
-        std::thread::sleep(PAUSE);
+        thread::sleep(PAUSE);
     }
     Ok(())
 }

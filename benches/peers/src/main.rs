@@ -12,6 +12,7 @@ mod fio;
 mod guards;
 mod host;
 mod machine;
+mod neighbours;
 mod options;
 mod progress;
 mod report;
@@ -57,6 +58,9 @@ fn main() -> ExitCode {
 
 /// Everything; whether all went well.
 fn bench(options: Options) -> anyhow::Result<bool> {
+    if options.be_busy {
+        return neighbours::be_busy().map(|()| true);
+    }
     options.check_works(&works().map(|(name, _)| name).collect::<Vec<_>>())?;
     if options.list {
         list(&options);

@@ -4,6 +4,7 @@
 use super::Subject;
 use super::work::Stage;
 use crate::fio::{End, Job, Outcome, Part, Pattern};
+use crate::neighbours::Neighbours;
 use crate::results::Unit;
 use crate::run::{Run, turn};
 use crate::signals::Interrupted;
@@ -18,6 +19,8 @@ pub(super) struct Named {
     block_bytes: u64,
     depth: u32,
     fsync: bool,
+    /// While every processor has something else to do, too.
+    busy: bool,
 }
 
 const fn random(name: &'static str, pattern: Pattern, depth: u32) -> Named {
@@ -27,6 +30,7 @@ const fn random(name: &'static str, pattern: Pattern, depth: u32) -> Named {
         block_bytes: 4 * KIB,
         depth,
         fsync: false,
+        busy: false,
     }
 }
 
@@ -34,6 +38,13 @@ const fn sequential(name: &'static str, pattern: Pattern, depth: u32) -> Named {
     Named {
         block_bytes: 128 * KIB,
         ..random(name, pattern, depth)
+    }
+}
+
+const fn busy(name: &'static str, pattern: Pattern) -> Named {
+    Named {
+        busy: true,
+        ..random(name, pattern, 1)
     }
 }
 
@@ -51,6 +62,15 @@ pub(super) const JOBS: &[Named] = &[
         fsync: true,
         ..random("4 KiB write + fsync", Pattern::RandomWrite, 1)
     },
+];
+
+/// While every processor has something else to do, too.
+pub(super) const BUSY_JOBS: &[Named] = &[
+    busy("4 KiB random read, depth 1, busy host", Pattern::RandomRead),
+    busy(
+        "4 KiB random write, depth 1, busy host",
+        Pattern::RandomWrite,
+    ),
 ];
 
 impl Named {
@@ -78,7 +98,7 @@ impl Named {
     }
 }
 
-pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
+pub(super) fn round(run: &mut Run, stage: &Stage, jobs: &[Named]) -> Result<(), Interrupted> {
     let size = run.scale.subject_bytes;
     let mut subjects: Vec<Option<Box<dyn Subject>>> = Vec::new();
     for (number, peer) in stage.peers.iter().enumerate() {
@@ -90,7 +110,7 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
         })?);
     }
     let round = stage.at.round as usize;
-    for (position, job) in JOBS.iter().enumerate() {
+    for (position, job) in jobs.iter().enumerate() {
         for number in turn(subjects.len(), round + position) {
             let name = stage.peers[number].name();
             let Some(subject) = &subjects[number] else {
@@ -98,6 +118,7 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
             };
             run.progress.step(&format!("{}: {name}", job.name));
             let measured = run.attempt(stage.at, name, |run| {
+                let others = job.busy.then(Neighbours::begin).transpose()?;
                 let outcome = Job {
                     pattern: job.pattern,
                     block_bytes: job.block_bytes,
@@ -108,6 +129,7 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
                     seed: (round * 100 + position) as u64,
                 }
                 .run(subject.target(), size)?;
+                drop(others);
                 add(run, stage, job, name, &outcome)?;
                 // What it has begun is not to be paid for by the next one.
                 stage.rest(subject.as_ref())

@@ -16,6 +16,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     Io,
+    Busy,
     Overwrite,
     Snapshots,
     Mapped,
@@ -23,9 +24,10 @@ pub(crate) enum Work {
     Checkpoint,
 }
 
-pub(crate) fn works() -> [Work; 6] {
+pub(crate) fn works() -> [Work; 7] {
     [
         Work::Io,
+        Work::Busy,
         Work::Overwrite,
         Work::Snapshots,
         Work::Mapped,
@@ -38,6 +40,7 @@ impl Work {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Io => "block/io",
+            Self::Busy => "block/busy",
             Self::Overwrite => "block/overwrite",
             Self::Snapshots => "block/snapshots",
             Self::Mapped => "block/mapped",
@@ -49,6 +52,7 @@ impl Work {
     pub(crate) fn what(self) -> &'static str {
         match self {
             Self::Io => "4 KiB at random and 128 KiB in sequence, at depth 1 and 32, with flushes",
+            Self::Busy => "4 KiB at random and depth 1, while every processor is busy",
             Self::Overwrite => {
                 "a pass of 4 KiB writes before and after a snapshot, its space, the removal"
             }
@@ -66,10 +70,19 @@ impl Work {
         }
     }
 
+    /// What fio does in it.
+    fn jobs(self) -> &'static [io::Named] {
+        match self {
+            Self::Io => io::JOBS,
+            Self::Busy => io::BUSY_JOBS,
+            _ => &[],
+        }
+    }
+
     fn takes(self, peer: &dyn Peer) -> bool {
         let is_variant = peer.name().starts_with("cowshed (");
         match self {
-            Self::Io => true,
+            Self::Io | Self::Busy => true,
             Self::Discard => peer.has_snapshots() || peer.name().starts_with("plain"),
             Self::Overwrite => peer.has_snapshots(),
             // These do not depend on the way to the pool.
@@ -88,7 +101,10 @@ impl Work {
         let job = scale.seconds.as_secs_f64() + 0.8;
         let fill = 1.0 + 3.0 * gib(scale.subject_bytes);
         let seconds = match self {
-            Self::Io => fill + 12.0 * gib(scale.verify_bytes) + io::JOBS.len() as f64 * job,
+            Self::Io | Self::Busy => {
+                let jobs = self.jobs().len() as f64;
+                fill + 12.0 * gib(scale.verify_bytes) + jobs * job
+            }
             Self::Overwrite => fill + 4.0 + 90.0 * gib(scale.pass_bytes),
             Self::Snapshots => {
                 let most = scale.snapshot_counts.iter().max().copied().unwrap_or(0);
@@ -133,7 +149,7 @@ impl Work {
             };
             run.begin(stage.at, rounds);
             match self {
-                Self::Io => io::round(run, &stage)?,
+                Self::Io | Self::Busy => io::round(run, &stage, self.jobs())?,
                 Self::Overwrite => branching::overwrite(run, &stage)?,
                 Self::Snapshots => branching::snapshots(run, &stage)?,
                 Self::Mapped => branching::mapped(run, &stage)?,

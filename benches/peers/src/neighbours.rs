@@ -1,0 +1,58 @@
+//! Others that keep a host busy, as containers do that compute: one process for each processor, which
+//! never waits. Each is in a session of its own, for which the kernel has a group of the scheduler
+//! (sched(7), autogroups), as it has for each container.
+
+use anyhow::Context;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{getppid, setsid};
+use std::process::{Child, Command};
+
+/// The option with which this program is one of them.
+pub(crate) const OPTION: &str = "--be-busy";
+
+/// All of them, until it is dropped.
+pub(crate) struct Neighbours(Vec<Child>);
+
+impl Neighbours {
+    /// Lets them begin.
+    ///
+    /// # Errors
+    /// When the host gives no process.
+    pub(crate) fn begin() -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("find this program")?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut neighbours = Self(Vec::new());
+        for _ in 0..processors {
+            let child = Command::new(&program).arg(OPTION).spawn();
+            neighbours.0.push(child.context("keep a processor busy")?);
+        }
+        Ok(neighbours)
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // It may have ended with what began it.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What one of them does: nothing, for as long as the process lives that began it.
+///
+/// # Errors
+/// When the kernel would not end it with that.
+pub(crate) fn be_busy() -> anyhow::Result<()> {
+    let beginner = getppid();
+    prctl::set_pdeathsig(Signal::SIGKILL).context("end with what began this")?;
+    setsid().context("begin a session")?;
+    while getppid() == beginner {
+        for _ in 0..1_000_000 {
+            std::hint::black_box(0);
+        }
+    }
+    Ok(())
+}
