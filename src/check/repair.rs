@@ -92,6 +92,8 @@ pub enum Refusal {
     /// Something is unreadable or used twice, so that the owner of some blocks is not known:
     /// blocks were only marked, never freed, and counts were left alone.
     OwnershipUnknown,
+    /// What is to be written anew finds no block that is known to be free.
+    NoFreeBlock,
 }
 
 impl fmt::Display for Refusal {
@@ -103,6 +105,10 @@ impl fmt::Display for Refusal {
             Self::LogUnreadable => "the log cannot be read; a repair would lose what it holds",
             Self::OwnershipUnknown => {
                 "some blocks have no certain owner, so nothing was freed and no count was changed"
+            }
+            Self::NoFreeBlock => {
+                "what is to be written anew needs a free block, and none is known to be; make the \
+                 pool larger, then repair it again"
             }
         })
     }
@@ -144,17 +150,34 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     }
     let mut draft = Draft::new(device, survey);
     draft.load_wrong_groups();
-    if survey.ownership_known {
-        rewrite::rewrite_entries(&mut draft, &survey.entries, &mut outcome.repaired)?;
-    } else if survey.catalogue_known {
-        let mended = give_up(&mut draft, &survey.volumes)?;
-        outcome.gave_up = !mended.is_empty();
-        rewrite::rewrite_entries(&mut draft, &mended, &mut outcome.repaired)?;
+    match rewrite(&mut draft, &mut outcome) {
+        Err(Error::NoSpace) => {
+            outcome.refused = Some(Refusal::NoFreeBlock);
+            // What was written lies in blocks that are free in the state that stays. What needs no
+            // block is mended all the same.
+            draft = Draft::new(device, survey);
+            draft.load_wrong_groups();
+        }
+        done => done?,
     }
     if draft.has_changes() || survey.slots.damaged {
         draft.commit(&mut outcome.repaired)?;
     }
     Ok(outcome)
+}
+
+/// Writes anew what cannot stay as it is of maps and entries.
+fn rewrite(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> {
+    let survey = draft.survey;
+    if survey.ownership_known {
+        return rewrite::rewrite_entries(draft, &survey.entries, &mut outcome.repaired);
+    }
+    if survey.catalogue_known {
+        let mended = give_up(draft, &survey.volumes)?;
+        rewrite::rewrite_entries(draft, &mended, &mut outcome.repaired)?;
+        outcome.gave_up = !mended.is_empty();
+    }
+    Ok(())
 }
 
 /// Writes bitmaps and superblocks again that are lost, as the last checkpoint wrote them: nothing

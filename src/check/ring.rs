@@ -8,11 +8,16 @@ use crate::base::{BLOCK_BYTES, BlockAddr, Result, Sequence};
 use crate::device::Device;
 use crate::format::Superblock;
 use crate::format::operation::Operation;
-use crate::format::record::{self, ALIGN_BYTES, HEADER_BYTES, MAX_RECORD_BYTES, Record};
+use crate::format::record::{
+    self, ALIGN_BYTES, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
+};
 
 /// Bytes read at a time; two records fit.
 const WINDOW_BYTES: u64 = 8 << 20;
 const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
+/// How many places that bear the salt and are no records are looked at behind the end: data that
+/// imitates headers must not make this last for ever.
+const SEARCH_CANDIDATES: u32 = 4096;
 
 /// What the ring holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,30 +190,27 @@ impl Ring<'_> {
     /// Whether a record behind the end was written when the missing one was flushed already.
     fn is_damaged(&mut self, end: Cursor) -> Result<bool> {
         let ring = self.superblock.layout.log_bytes();
-        let salt = self.superblock.log_salt.to_le_bytes();
-        // Data that imitates headers must not make this quadratic.
-        let mut budget = ring.saturating_mul(4);
-        let mut passed = 0;
+        let salt = self.superblock.log_salt;
+        let (mut budget, mut passed) = (SEARCH_CANDIDATES, 0);
         while passed + HEADER_BYTES as u64 <= end.room && budget > 0 {
             let offset = (end.offset + passed) % ring;
             passed += ALIGN_BYTES as u64;
             if ring - offset < HEADER_BYTES as u64 {
                 continue;
             }
-            let bytes = self.bytes_at(offset, HEADER_BYTES as u64)?;
-            let (head, len) = (&bytes[16..24] == salt.as_slice(), &bytes[4..8]);
-            if !head {
+            let header = self.bytes_at(offset, HEADER_BYTES as u64)?;
+            if header[SALT_OFFSET..][..ALIGN_BYTES] != salt.to_le_bytes() {
                 continue;
             }
-            let len = u32::from_le_bytes(len.try_into().expect("four bytes"));
-            budget = budget.saturating_sub(u64::from(len).min(MAX_RECORD_BYTES as u64));
-            let proof = self.decode(offset)?.is_some_and(|found| {
-                found.header.salt == self.superblock.log_salt
-                    && found.header.sequence > end.sequence
-                    && found.header.durable >= end.sequence
-            });
-            if proof {
-                return Ok(true);
+            match self.decode(offset)? {
+                Some(found) if found.header.salt == salt => {
+                    let header = found.header;
+                    if header.sequence > end.sequence && header.durable >= end.sequence {
+                        return Ok(true);
+                    }
+                    passed += (found.len_bytes - ALIGN_BYTES) as u64;
+                }
+                _ => budget -= 1,
             }
         }
         Ok(false)

@@ -2,8 +2,8 @@
 
 use cowshed::base::{BlockAddr, Name};
 use cowshed::device::{Device, DeviceImage, MemoryDevice};
+use cowshed::format::Superblock;
 use cowshed::format::layout::GROUP_HEADER_BLOCKS;
-use cowshed::format::{Layout, Superblock};
 use cowshed::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -135,18 +135,18 @@ pub(crate) fn golden(seed: u64, pool_bytes: u64, closed: bool) -> Golden {
 }
 
 /// The newest of the primary superblocks.
-fn layout_of(image: &DeviceImage) -> Layout {
+pub(crate) fn superblock_of(image: &DeviceImage) -> Superblock {
     let of = |slot: u64| {
         let mut bytes = vec![0; 4096];
         image.read(&mut bytes, slot * BLOCK);
         Superblock::decode(&bytes).ok()
     };
     let found = [of(0), of(1)].into_iter().flatten();
-    found.max_by_key(|found| found.generation).unwrap().layout
+    found.max_by_key(|found| found.generation).unwrap()
 }
 
 fn blocks(image: &DeviceImage) -> Vec<(u64, Part)> {
-    let layout = layout_of(image);
+    let layout = superblock_of(image).layout;
     let count = image.len_bytes() / BLOCK;
     let part = |block: u64| {
         if block < 2 || block >= count - 2 {

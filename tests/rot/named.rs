@@ -3,8 +3,9 @@
 use crate::golden::{BLOCK, open};
 use crate::put;
 use cowshed::base::{CorruptKind, Error, Name};
-use cowshed::check::{CheckOptions, Note, Repair, check};
+use cowshed::check::{CheckOptions, Note, Refusal, Repair, check};
 use cowshed::device::{DeviceImage, MemoryDevice};
+use cowshed::format::record::SALT_OFFSET;
 use cowshed::pool::{CreateOptions, Pool, ScrubFaultKind};
 use std::sync::Arc;
 
@@ -54,6 +55,12 @@ fn leaf_of(image: &DeviceImage, blocks: [u64; 2]) -> u64 {
             holds(&bytes, one) && holds(&bytes, two)
         })
         .expect("the leaf is there")
+}
+
+/// Where the headers of the first group's two bitmaps lie.
+fn group_slots(image: &DeviceImage) -> [u64; 2] {
+    let layout = crate::golden::superblock_of(image).layout;
+    [0, 1].map(|slot| layout.bitmap_slot(0, slot).0)
 }
 
 fn read(pool: &Pool, volume: &str, block: u64) -> Result<Vec<u8>, Error> {
@@ -125,8 +132,70 @@ fn a_damaged_node_in_the_way_of_replay_costs_its_own_range_and_nothing_else() {
     assert!(report.clean(), "{:?}", report.findings);
 }
 
+/// A pool of one group, whose bitmap is lost together with a map node: no block is known to be free,
+/// and giving the node's range up takes some.
+#[test]
+fn a_repair_that_finds_no_free_block_says_so_and_goes_on_once_the_pool_is_larger() {
+    let device = Arc::new(MemoryDevice::from_image(pool_with_a_log()));
+    let pool = open(&device).unwrap();
+    pool.close().unwrap();
+    drop(pool);
+    let mut image = device.snapshot_image();
+    // As closing has written it.
+    let leaf = leaf_of(&image, [257, 258]);
+    put(&mut image, leaf, &[0xa5; 4096]);
+    let slots = group_slots(&image);
+    for header in slots {
+        put(&mut image, header, &[0x5a; 4096]);
+    }
+    let device = Arc::new(MemoryDevice::from_image(image));
+    let repair = || {
+        let options = CheckOptions {
+            deep: true,
+            repair: true,
+        };
+        check(&*device, options, &mut |_| {}).expect("it is no error of the device")
+    };
+    let report = repair();
+    assert_eq!(report.refused, Some(Refusal::NoFreeBlock));
+    assert!(!report.clean());
+    let pool = open(&device).expect("it opens, to be read and to be made larger");
+    assert!(read(&pool, "a", 512).unwrap() == fill(512));
+    pool.grow(16 << 20).unwrap();
+    pool.close().unwrap();
+    drop(pool);
+    let report = repair();
+    assert!(report.clean(), "{:?}", report.remaining);
+    let pool = open(&device).unwrap();
+    for block in [0, 1, 512, 513, 768] {
+        assert!(
+            read(&pool, "a", block).unwrap() == fill(block),
+            "block {block}"
+        );
+    }
+    read(&pool, "a", 256).unwrap_err();
+    pool.volume("a").unwrap().write_at(&fill(9), 0).unwrap();
+}
+
 #[test]
 fn a_damaged_record_that_was_flushed_is_refused_and_cut_off_by_a_repair() {
+    refused_and_cut_off(|_, crc| crc);
+}
+
+#[test]
+fn a_record_that_was_flushed_and_has_a_wrong_length_is_refused_and_cut_off_by_a_repair() {
+    // The highest byte of its length, before the salt and the sequence.
+    let length = |bytes: &[u8], salt: [u8; 8], crc: usize| {
+        let mut before = bytes[..crc].windows(8);
+        let salt = before.rposition(|each| each == salt).unwrap();
+        salt + 7 - SALT_OFFSET
+    };
+    refused_and_cut_off(|(bytes, salt), crc| length(bytes, salt, crc));
+}
+
+/// Damages the byte of a flushed record that `place` answers, given the block of the log that it
+/// stands in, the log's salt, and where in it the checksum of the record's data is.
+fn refused_and_cut_off(place: impl Fn((&[u8], [u8; 8]), usize) -> usize) {
     let mut image = pool_with_a_log();
     let crc = cowshed::base::checksum::crc32(&fill(258)).to_le_bytes();
     let log = (16..32).find(|block| {
@@ -136,6 +205,8 @@ fn a_damaged_record_that_was_flushed_is_refused_and_cut_off_by_a_repair() {
     let log = log.expect("the record is in the log");
     let mut bytes = crate::block_of(&image, log);
     let at = bytes.windows(4).position(|each| each == crc).unwrap();
+    let salt = crate::golden::superblock_of(&image).log_salt.to_le_bytes();
+    let at = place((&bytes, salt), at);
     bytes[at] ^= 4;
     put(&mut image, log, &bytes);
     let mut device = Arc::new(MemoryDevice::from_image(image));
