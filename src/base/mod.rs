@@ -8,6 +8,7 @@ pub mod error;
 pub mod name;
 pub mod size;
 pub mod sync;
+pub mod turns;
 pub mod units;
 pub mod waiting;
 

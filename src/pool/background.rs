@@ -1,9 +1,10 @@
 //! The background threads: checkpoints by time and by need, reclaim, giving space back to the
-//! host, growing ahead of need, and saying that space runs out. They hold no strong reference to the pool while they wait, so that dropping its last
-//! handle ends them.
+//! host, growing ahead of need, and saying that space runs out. They hold no strong reference to the
+//! pool while they wait, so that dropping its last handle ends them.
 
 use super::shared::{Shared, Signal};
 use crate::base::Sequence;
+use crate::sys::time_slice;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -33,9 +34,13 @@ pub(super) fn start(shared: &Arc<Shared>) {
     let mut threads = shared.threads.lock();
     let mut spawn = |name: &str, work: fn(&Weak<Shared>, &Signal)| {
         let (weak, signal) = (Arc::downgrade(shared), Arc::clone(&shared.signal));
-        let thread = thread::Builder::new()
-            .name(name.into())
-            .spawn(move || work(&weak, &signal));
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            // Else those who serve would wait for a processor on which one of these is at work.
+            if let Err(error) = time_slice::shorten() {
+                tracing::debug!(%error, "background work has time slices as long as others'");
+            }
+            work(&weak, &signal);
+        });
         match thread {
             Ok(thread) => threads.push(thread),
             // Everything still happens when it must, in the threads of those who need it.

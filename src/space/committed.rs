@@ -1,7 +1,8 @@
 //! The bitmaps of the state that the next checkpoint writes.
 
 use super::bitmap::{bits, bits_mut, fresh};
-use super::{BlockList, BlockRun};
+use super::{BlockList, BlockRun, RUNS_AT_ONCE};
+use crate::base::turns::Turns;
 use crate::base::{BlockAddr, CorruptKind, Error, Generation, Result};
 use crate::device::Device;
 use crate::format::group::{self, Bitmap, SLOT_BYTES};
@@ -157,9 +158,7 @@ impl Committed {
     /// # Errors
     /// `UsedTwice` when one was part of it already; `PointerRange` outside the groups.
     pub fn mark(&mut self, list: &BlockList) -> Result<()> {
-        list.runs()
-            .iter()
-            .try_for_each(|run| self.set(*run, true, CorruptKind::UsedTwice))
+        self.set_all(list, true, CorruptKind::UsedTwice)
     }
 
     /// Clears blocks that have left the state.
@@ -167,9 +166,22 @@ impl Committed {
     /// # Errors
     /// `FreedTwice` when one was not part of it; `PointerRange` outside the groups.
     pub fn clear(&mut self, list: &BlockList) -> Result<()> {
-        list.runs()
-            .iter()
-            .try_for_each(|run| self.set(*run, false, CorruptKind::FreedTwice))
+        self.set_all(list, false, CorruptKind::FreedTwice)
+    }
+
+    fn set_all(
+        &mut self,
+        list: &BlockList,
+        used: bool,
+        wrong: fn(BlockAddr) -> CorruptKind,
+    ) -> Result<()> {
+        let mut turns = Turns::default();
+        for runs in list.runs().chunks(RUNS_AT_ONCE) {
+            runs.iter()
+                .try_for_each(|run| self.set(*run, used, wrong))?;
+            turns.offer();
+        }
+        Ok(())
     }
 
     fn set(

@@ -1,10 +1,11 @@
 //! The blocks that are taken, and handing out free ones.
 
 use super::bitmap::{Bits, bits, bits_mut, first_clear_run, fresh};
-use super::{BlockList, BlockRun};
+use super::{BlockList, BlockRun, RUNS_AT_ONCE};
 use crate::base::BlockAddr;
 use crate::base::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use crate::base::sync::{Mutex, RwLock};
+use crate::base::turns::Turns;
 use crate::format::Layout;
 use crate::format::group::Bitmap;
 use crate::format::layout::GROUP_HEADER_BLOCKS;
@@ -287,7 +288,11 @@ impl Space {
 
     /// Gives back blocks that no durable state has any more.
     pub fn free(&self, list: &BlockList) {
-        list.runs().iter().for_each(|run| self.put(*run, true));
+        let mut turns = Turns::default();
+        for runs in list.runs().chunks(RUNS_AT_ONCE) {
+            runs.iter().for_each(|run| self.put(*run, true));
+            turns.offer();
+        }
     }
 
     fn put(&self, run: BlockRun, stale: bool) {

@@ -27,6 +27,9 @@ pub use stream::Stream;
 
 use crate::base::BlockAddr;
 
+/// Runs that are marked or freed before another thread may take its turn.
+const RUNS_AT_ONCE: usize = 64;
+
 /// Blocks that lie one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRun {

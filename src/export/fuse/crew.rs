@@ -41,11 +41,6 @@ const SLOW_THREADS_STAY_MS: u64 = 5000;
 /// How long a helper waits for more to do.
 const HELPER_IDLE: Duration = Duration::from_secs(2);
 
-/// How long a thread that serves runs at a time: the least that the kernel takes. On a host whose
-/// processors are all busy, a request would otherwise wait until another's slice is over, which
-/// is 3 ms.
-const TIME_SLICE: Duration = Duration::from_micros(100);
-
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
 /// What a helper does.
@@ -405,7 +400,7 @@ impl Crew {
 
 /// Has this thread run soon after a request has come, however busy the host is.
 fn be_prompt() {
-    if let Err(error) = time_slice::set(TIME_SLICE) {
+    if let Err(error) = time_slice::shorten() {
         tracing::debug!(%error, "on a busy host, requests wait for others' time slices");
     }
 }

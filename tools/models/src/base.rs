@@ -10,6 +10,8 @@ pub mod error;
 pub mod name;
 #[path = "sync.rs"]
 pub mod sync;
+#[path = "../../../src/base/turns.rs"]
+pub mod turns;
 #[path = "../../../src/base/units.rs"]
 pub mod units;
 #[path = "../../../src/base/waiting.rs"]
