@@ -84,6 +84,10 @@ impl CheckReport {
     }
 }
 
+/// How often a repair goes on with what the last one made possible: bitmaps first, then maps, and
+/// then what depends on who owns what.
+const PASSES_MAX: u32 = 3;
+
 /// Checks the pool on `device`, which nobody else may have open, and mends it if asked.
 ///
 /// # Errors
@@ -102,11 +106,14 @@ pub fn check(
     }
     let mut outcome = repair::repair(device, &survey)?;
     drop(survey);
-    if outcome.gave_up {
+    for _ in 1..PASSES_MAX {
+        if !outcome.more || outcome.repaired.is_empty() {
+            break;
+        }
         let survey = self::survey(device, options.deep, progress)?;
-        let mut second = repair::repair(device, &survey)?;
-        outcome.repaired.append(&mut second.repaired);
-        outcome.refused = second.refused;
+        let mut next = repair::repair(device, &survey)?;
+        outcome.repaired.append(&mut next.repaired);
+        (outcome.refused, outcome.more) = (next.refused, next.more);
     }
     (report.repaired, report.refused) = (outcome.repaired, outcome.refused);
     if !report.repaired.is_empty() {

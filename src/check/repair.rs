@@ -119,8 +119,9 @@ impl fmt::Display for Refusal {
 pub(super) struct Outcome {
     pub(super) repaired: Vec<Repair>,
     pub(super) refused: Option<Refusal>,
-    /// Whether maps were changed, so that who owns what may be known now.
-    pub(super) gave_up: bool,
+    /// Whether another repair may do more: who owns what may be known now that maps were changed,
+    /// and which blocks are free now that bitmaps were written.
+    pub(super) more: bool,
 }
 
 /// Mends what `survey` found wrong.
@@ -150,9 +151,10 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     }
     let mut draft = Draft::new(device, survey);
     draft.load_wrong_groups();
-    match rewrite(&mut draft, &mut outcome) {
+    match rewrite_contents(&mut draft, &mut outcome) {
         Err(Error::NoSpace) => {
             outcome.refused = Some(Refusal::NoFreeBlock);
+            outcome.more = true;
             // What was written lies in blocks that are free in the state that stays. What needs no
             // block is mended all the same.
             draft = Draft::new(device, survey);
@@ -167,7 +169,7 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
 }
 
 /// Writes anew what cannot stay as it is of maps and entries.
-fn rewrite(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> {
+fn rewrite_contents(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> {
     let survey = draft.survey;
     if survey.ownership_known {
         return rewrite::rewrite_entries(draft, &survey.entries, &mut outcome.repaired);
@@ -175,7 +177,7 @@ fn rewrite(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> {
     if survey.catalogue_known {
         let mended = give_up(draft, &survey.volumes)?;
         rewrite::rewrite_entries(draft, &mended, &mut outcome.repaired)?;
-        outcome.gave_up = !mended.is_empty();
+        outcome.more = !mended.is_empty();
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::format::Superblock;
 use crate::format::operation::Operation;
 use crate::format::record::{
-    self, ALIGN_BYTES, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
+    self, ALIGN_BYTES, Frame, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
 };
 
 /// Bytes read at a time; two records fit.
@@ -190,7 +190,7 @@ impl Ring<'_> {
     /// Whether a record behind the end was written when the missing one was flushed already.
     fn is_damaged(&mut self, end: Cursor) -> Result<bool> {
         let ring = self.superblock.layout.log_bytes();
-        let salt = self.superblock.log_salt;
+        let salt = self.superblock.log_salt.to_le_bytes();
         let (mut budget, mut passed) = (SEARCH_CANDIDATES, 0);
         while passed + HEADER_BYTES as u64 <= end.room && budget > 0 {
             let offset = (end.offset + passed) % ring;
@@ -199,21 +199,26 @@ impl Ring<'_> {
                 continue;
             }
             let header = self.bytes_at(offset, HEADER_BYTES as u64)?;
-            if header[SALT_OFFSET..][..ALIGN_BYTES] != salt.to_le_bytes() {
+            if header[SALT_OFFSET..][..size_of_val(&salt)] != salt {
                 continue;
             }
-            match self.decode(offset)? {
-                Some(found) if found.header.salt == salt => {
-                    let header = found.header;
-                    if header.sequence > end.sequence && header.durable >= end.sequence {
-                        return Ok(true);
-                    }
-                    passed += (found.len_bytes - ALIGN_BYTES) as u64;
-                }
-                _ => budget -= 1,
+            let Some(frame) = self.frame_at(offset)? else {
+                budget -= 1;
+                continue;
+            };
+            let header = frame.header;
+            if header.sequence > end.sequence && header.durable >= end.sequence {
+                return Ok(true);
             }
+            passed += (frame.own_bytes() - ALIGN_BYTES) as u64;
         }
         Ok(false)
+    }
+
+    fn frame_at(&mut self, offset: u64) -> Result<Option<Frame>> {
+        Ok(record::decode_frame(
+            self.bytes_at(offset, MAX_RECORD_BYTES as u64)?,
+        ))
     }
 
     fn decode(&mut self, offset: u64) -> Result<Option<Record>> {

@@ -96,6 +96,19 @@ pub struct Frame {
     is_pad: bool,
 }
 
+impl Frame {
+    /// How many of its bytes are known to be its own: of a pad, which may be an earlier lap's, the
+    /// header; what it spans may have been written since.
+    #[must_use]
+    pub const fn own_bytes(&self) -> usize {
+        if self.is_pad {
+            HEADER_BYTES
+        } else {
+            self.len_bytes
+        }
+    }
+}
+
 /// The frame of the record at the front of `bytes`, whatever its sequence and salt, with its CRC
 /// verified; `None` when there is none.
 #[must_use]
@@ -118,7 +131,7 @@ pub fn decode_frame(bytes: &[u8]) -> Option<Frame> {
     if !fits || word & !GENERATION_MASK & !PAD_FLAG != 0 {
         return None;
     }
-    let covered = if frame.is_pad { HEADER_BYTES } else { len };
+    let covered = frame.own_bytes();
     let sound = covered <= MAX_RECORD_BYTES && crc32(&bytes[4..covered]) == crc;
     sound.then_some(frame)
 }

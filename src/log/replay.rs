@@ -143,7 +143,7 @@ impl<'a> Replay<'a> {
                 {
                     return Err(CorruptKind::LogRecord(end.position.sequence).into());
                 }
-                at = found + frame.len_bytes as u64;
+                at = found + frame.own_bytes() as u64;
                 continue;
             }
             // Data that imitates headers must not make this last for ever.

@@ -242,8 +242,8 @@ impl Log {
 mod tests {
     use super::super::Replay;
     use super::*;
-    use crate::base::VolumeId;
     use crate::base::codec::Writer;
+    use crate::base::{CorruptKind, Error, VolumeId};
     use crate::device::MemoryDevice;
     use crate::format::operation::Operation;
 
@@ -314,5 +314,39 @@ mod tests {
         log.flush().unwrap();
         log.flush().unwrap();
         assert_eq!(device.flushes(), 1);
+    }
+
+    /// The first record was lost, and where it stood shows what an earlier lap ended with: a pad to
+    /// the ring's end. What stands behind its header was written since.
+    #[test]
+    fn a_pad_of_an_earlier_lap_does_not_hide_that_a_flushed_record_is_missing() {
+        let device = Arc::new(MemoryDevice::new(16 << 20));
+        let (_, layout, _) = log(&device);
+        let header = |sequence, durable| Header {
+            sequence: Sequence(sequence),
+            salt: 42,
+            durable: Sequence(durable),
+            generation: Generation(1),
+        };
+        let len = u32::try_from(layout.log_bytes() - 8).unwrap();
+        device
+            .store_log(8, &record::pad(&header(4, 3), len))
+            .unwrap();
+        let start = Position {
+            sequence: Sequence(5),
+            bytes: 0,
+        };
+        let mut replay = Replay::new(&*device, &layout, start, 42);
+        assert_eq!(replay.find_end().unwrap().position, start);
+        let mut next = record(1, 0);
+        record::seal(&mut next, &header(6, 5));
+        device.store_log(64, &next).unwrap();
+        let found = Replay::new(&*device, &layout, start, 42).find_end();
+        let error = found.expect_err("the record behind says that it had been flushed");
+        let missing = CorruptKind::LogRecord(Sequence(5));
+        assert!(
+            matches!(error, Error::Corrupt(kind) if kind == missing),
+            "{error}"
+        );
     }
 }

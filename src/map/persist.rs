@@ -6,7 +6,7 @@ use super::node::is_unwritten;
 use super::store::NodeStore;
 use super::tree::{Link, Root, Tree, child_in_memory, entry_base};
 use crate::base::checksum::crc32;
-use crate::base::turns::Turns;
+use crate::base::turns;
 use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 use crate::device::Device;
 use crate::format::Pointer;
@@ -44,7 +44,6 @@ pub struct Persist {
     batches: VecDeque<Batch>,
     /// Parents whose entries wait for their children's bytes.
     waiting: Vec<(Arc<Node>, usize, Pointer)>,
-    turns: Turns,
 }
 
 /// Blocks that lie one after the other.
@@ -116,7 +115,7 @@ impl Persist {
         self.waiting
             .extend(waiting.map(|(index, child)| (Arc::clone(node), index, child)));
         self.write_whole(to)?;
-        self.turns.offer();
+        turns::offer();
         Ok(pointer)
     }
 
@@ -159,7 +158,7 @@ impl Persist {
     pub fn finish(&mut self, to: Outlet<'_>) -> Result<()> {
         self.write_but(to, 0)?;
         for (parent, index, pointer) in self.waiting.drain(..) {
-            self.turns.offer();
+            turns::offer();
             // The entry first: a reader that finds the child gone looks at the entry again.
             put_link(&parent, index, &Link::Stored(pointer));
             parent.set_child(index, None);

@@ -4,7 +4,7 @@
 
 use super::shared::{Shared, Signal};
 use crate::base::Sequence;
-use crate::sys::time_slice;
+use crate::base::turns::Background;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -35,10 +35,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
     let mut spawn = |name: &str, work: fn(&Weak<Shared>, &Signal)| {
         let (weak, signal) = (Arc::downgrade(shared), Arc::clone(&shared.signal));
         let thread = thread::Builder::new().name(name.into()).spawn(move || {
-            // Else those who serve would wait for a processor on which one of these is at work.
-            if let Err(error) = time_slice::shorten() {
-                tracing::debug!(%error, "background work has time slices as long as others'");
-            }
+            let _background = Background::begin();
             work(&weak, &signal);
         });
         match thread {

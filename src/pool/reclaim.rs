@@ -12,7 +12,7 @@ use super::handle::Pool;
 use super::publish::settle_account;
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::VolumeCore;
-use crate::base::turns::Turns;
+use crate::base::turns;
 use crate::base::{Result, VolumeId};
 use crate::map::{Inheritance, Root, Settling};
 use std::sync::Arc;
@@ -85,7 +85,6 @@ impl Shared {
     }
 
     fn settle(&self, id: VolumeId) -> Result<()> {
-        let mut turns = Turns::default();
         loop {
             self.check_running()?;
             self.throttle()?;
@@ -97,7 +96,7 @@ impl Shared {
             if self.settle_batch(id)? {
                 return Ok(());
             }
-            turns.offer();
+            turns::offer();
         }
     }
 

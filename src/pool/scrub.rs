@@ -10,7 +10,7 @@ use super::read::read_block;
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::base::codec::{Reader, Writer};
-use crate::base::turns::Turns;
+use crate::base::turns::{self, Background};
 use crate::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Result, VolumeId};
 use crate::device::Device;
 use crate::map::{NodeStore, Own, Tree, next_own};
@@ -226,9 +226,9 @@ impl Scrub<'_> {
     fn volume(&mut self, core: &VolumeCore, branch: Generation, from: u64) -> Result<bool> {
         let mut next = from;
         let mut buf = [0; BLOCK_BYTES];
-        let mut turns = Turns::default();
+        let _background = Background::begin();
         while let Some(own) = self.next(&core.tree, next, branch) {
-            turns.offer();
+            turns::offer();
             let (kind, range, error) = match own {
                 Own::Data(block) => {
                     let read = read_block(self.shared, core, block, &mut buf);

@@ -2,7 +2,7 @@
 
 use super::bitmap::{bits, bits_mut, fresh};
 use super::{BlockList, BlockRun, RUNS_AT_ONCE};
-use crate::base::turns::Turns;
+use crate::base::turns;
 use crate::base::{BlockAddr, CorruptKind, Error, Generation, Result};
 use crate::device::Device;
 use crate::format::group::{self, Bitmap, SLOT_BYTES};
@@ -175,11 +175,10 @@ impl Committed {
         used: bool,
         wrong: fn(BlockAddr) -> CorruptKind,
     ) -> Result<()> {
-        let mut turns = Turns::default();
         for runs in list.runs().chunks(RUNS_AT_ONCE) {
             runs.iter()
                 .try_for_each(|run| self.set(*run, used, wrong))?;
-            turns.offer();
+            turns::offer();
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use super::{BlockList, BlockRun, RUNS_AT_ONCE};
 use crate::base::BlockAddr;
 use crate::base::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use crate::base::sync::{Mutex, RwLock};
-use crate::base::turns::Turns;
+use crate::base::turns;
 use crate::format::Layout;
 use crate::format::group::Bitmap;
 use crate::format::layout::GROUP_HEADER_BLOCKS;
@@ -288,10 +288,9 @@ impl Space {
 
     /// Gives back blocks that no durable state has any more.
     pub fn free(&self, list: &BlockList) {
-        let mut turns = Turns::default();
         for runs in list.runs().chunks(RUNS_AT_ONCE) {
             runs.iter().for_each(|run| self.put(*run, true));
-            turns.offer();
+            turns::offer();
         }
     }
 

@@ -1,6 +1,7 @@
 //! The only room with `unsafe` and with calls that the standard library does not offer: mappings,
 //! aligned memory, what a host is asked about a file's extents, mounts, loop devices, the
-//! FUSE device and its rings, memory that outlives a process, attributes and paths beneath a root.
+//! FUSE device and its rings, memory that outlives a process, time slices, attributes and paths
+//! beneath a root.
 //!
 //! What it offers is safe to call: each file keeps its own invariants and says, at each `unsafe`
 //! block, why they hold. It decides nothing about pools, volumes or durability.

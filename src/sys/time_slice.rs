@@ -6,11 +6,12 @@
 
 use nix::errno::Errno;
 use std::io;
-use std::time::Duration;
 
 const THIS_THREAD: libc::pid_t = 0;
 /// The least that the kernel takes; others have about 3 ms.
-const SHORT: Duration = Duration::from_micros(100);
+const SHORT_NS: u64 = 100_000;
+#[expect(clippy::cast_possible_truncation, reason = "48 bytes")]
+const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
 
 /// Has this thread, and those that it starts from now on, run for 0.1 ms at a time, so that it
 /// neither waits long for others that keep every processor busy, nor lets them wait. What else is
@@ -24,7 +25,7 @@ pub(crate) fn shorten() -> io::Result<()> {
     if !matches!(policy, Ok(libc::SCHED_OTHER | libc::SCHED_BATCH)) {
         return Ok(());
     }
-    attributes.sched_runtime = u64::try_from(SHORT.as_nanos()).unwrap_or(u64::MAX);
+    attributes.sched_runtime = SHORT_NS;
     // SAFETY: the pointer is to a whole structure whose `size` says how long it is; the kernel
     // reads that much of it during the call and keeps nothing.
     let outcome = unsafe {
@@ -42,15 +43,14 @@ pub(crate) fn shorten() -> io::Result<()> {
 fn read() -> io::Result<libc::sched_attr> {
     // SAFETY: the structure is made of integers, for which zero is a value.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    let size = u32::try_from(size_of::<libc::sched_attr>()).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes at most `size` bytes, which is the structure's length, and what it
+    // SAFETY: the kernel writes at most `SIZE` bytes, which is the structure's length, and what it
     // writes are integers; the pointer is to the whole structure and not kept.
     let outcome = unsafe {
         libc::syscall(
             libc::SYS_sched_getattr,
             THIS_THREAD,
             &raw mut attributes,
-            size,
+            SIZE,
             0,
         )
     };
@@ -80,6 +80,6 @@ mod tests {
             println!("skipped: this kernel has no slices of single threads");
             return;
         }
-        assert_eq!((after.sched_runtime, inherited), (100_000, 100_000));
+        assert_eq!((after.sched_runtime, inherited), (SHORT_NS, SHORT_NS));
     }
 }

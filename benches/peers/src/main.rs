@@ -58,8 +58,8 @@ fn main() -> ExitCode {
 
 /// Everything; whether all went well.
 fn bench(options: Options) -> anyhow::Result<bool> {
-    if options.be_busy {
-        return neighbours::be_busy().map(|()| true);
+    if let Some(beginner) = options.be_busy {
+        return neighbours::be_busy(beginner).map(|()| true);
     }
     options.check_works(&works().map(|(name, _)| name).collect::<Vec<_>>())?;
     if options.list {
@@ -99,17 +99,16 @@ fn bench(options: Options) -> anyhow::Result<bool> {
     drop(backings);
     run.results.seconds = run.progress.elapsed().as_secs_f64();
     if outcome.is_err() {
-        if run.results.series.is_empty() {
-            return outcome.map(|()| false);
-        }
         // Hours of measuring are not to be lost.
         run.results.note(CUT_SHORT.into());
     }
     if let Some(base) = &base {
         run.results.comparison = Some(against::compare(&run.results, &base.what, "this build"));
     }
-    write(&run, &output)?;
-    outcome.map(|()| run.results.failures.is_empty())
+    let written = write(&run, &output);
+    outcome?;
+    written?;
+    Ok(run.results.failures.is_empty())
 }
 
 /// What is done on a backing, with whom.

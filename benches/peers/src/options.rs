@@ -52,9 +52,9 @@ pub(crate) struct Options {
     /// Say what would be run, and nothing else
     #[arg(long)]
     pub(crate) list: bool,
-    /// Be one of the neighbours that keep the host busy
-    #[arg(long, hide = true)]
-    pub(crate) be_busy: bool,
+    /// Be one of the neighbours of a run, by its process id, that keep the host busy
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) be_busy: Option<i32>,
     /// The program that is measured
     #[arg(
         long,
