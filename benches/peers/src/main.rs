@@ -28,7 +28,7 @@ use anyhow::{Context, bail, ensure};
 use backing::Backing;
 use clap::Parser;
 use machine::Machine;
-use options::{Options, Scale};
+use options::{Options, Scale, WrongUsage};
 use progress::{Progress, clock};
 use results::{PeerRecord, Results, Settings};
 use run::Run;
@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+const WRONG_USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
 const CUT_SHORT: &str = "the run was cut short: only what was measured before that is here";
 /// Where everything is built, and where subjects on disk and results go.
@@ -51,6 +52,9 @@ fn main() -> ExitCode {
         Err(error) if error.is::<Interrupted>() => ExitCode::from(INTERRUPTED),
         Err(error) => {
             eprintln!("tools/bench: {error:#}");
+            if error.is::<WrongUsage>() {
+                return ExitCode::from(WRONG_USAGE);
+            }
             ExitCode::FAILURE
         }
     }

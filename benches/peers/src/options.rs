@@ -1,7 +1,7 @@
 //! The command line.
 
-use anyhow::ensure;
 use clap::Parser;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +64,18 @@ pub(crate) struct Options {
     )]
     pub(crate) cowshed: PathBuf,
 }
+
+/// What was asked for makes no sense.
+#[derive(Debug)]
+pub(crate) struct WrongUsage(String);
+
+impl fmt::Display for WrongUsage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUsage {}
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| "not a number of seconds")?;
@@ -171,11 +183,11 @@ fn matches(patterns: &[String], name: &str) -> bool {
 
 fn check(option: &str, patterns: &[String], names: &[&str]) -> anyhow::Result<()> {
     for pattern in patterns {
-        ensure!(
-            names.iter().any(|name| name.contains(pattern.as_str())),
-            "--{option} {pattern} names nothing; there is: {}",
-            names.join(", ")
-        );
+        if !names.iter().any(|name| name.contains(pattern.as_str())) {
+            let there = names.join(", ");
+            let said = format!("--{option} {pattern} names nothing; there is: {there}");
+            return Err(WrongUsage(said).into());
+        }
     }
     Ok(())
 }
