@@ -76,6 +76,23 @@ fn a_lost_bitmap_is_mended_from_the_trees() {
     assert_mended(&pool.finish_with(|superblock, _| superblock.groups_initialized = 0));
 }
 
+/// The bitmaps come first: until they are known, there is no block to which the counts could go.
+#[test]
+fn counts_are_mended_where_every_bitmap_is_lost() {
+    let (mut pool, [snapshot, ..]) = forest();
+    pool.volume(snapshot).own_blocks += 5;
+    let slot = pool.layout.bitmap_slot(0, 0).offset_bytes();
+    // The second group's was never written.
+    let device = pool.finish_with(|superblock, _| superblock.groups_initialized = 2);
+    device.write_at(&[9; BLOCK_BYTES], slot).unwrap();
+    let report = assert_mended(&device);
+    assert!(
+        report
+            .repaired
+            .contains(&Repair::Counts(VolumeId(snapshot)))
+    );
+}
+
 #[test]
 fn what_an_unfinished_checkpoint_left_never_counts_after_a_repair() {
     let (mut pool, _) = forest();
