@@ -8,12 +8,16 @@
 mod daemon;
 #[path = "cli/damage.rs"]
 mod damage;
+#[path = "cli/devices.rs"]
+mod devices;
 #[path = "cli/full.rs"]
 mod full;
 #[path = "cli/harness.rs"]
 mod harness;
 #[path = "cli/images.rs"]
 mod images;
+#[path = "cli/in_use.rs"]
+mod in_use;
 #[path = "cli/keeper.rs"]
 mod keeper;
 #[path = "cli/load.rs"]

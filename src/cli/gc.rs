@@ -7,8 +7,9 @@
 
 use super::console::Console;
 use super::output::{Column, counted, table};
-use super::shed::Shed;
+use super::shed::{Shed, clear_folder};
 use super::size::human;
+use super::state::StateFolder;
 use crate::base::{self, VolumeId};
 use crate::container::VolumeUsers;
 use crate::pool::{Pool, RemovedVolume, VolumeInfo};
@@ -90,6 +91,9 @@ pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()>
         // Opening the pool for containers clears away what killed commands had mounted.
         shed.containers()?;
     }
+    if nix::unistd::geteuid().is_root() {
+        clear_abandoned(console);
+    }
     let mut removed = Vec::new();
     let mut bytes = 0;
     for garbage in all.into_iter().filter(|it| it.garbage) {
@@ -107,6 +111,17 @@ pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()>
         let what = counted(removed.len(), "volume", "volumes");
         format!("{what} removed, {} freed", human(bytes))
     })
+}
+
+/// Clears away the mounts and loop devices of all pools whose processes were killed, also of those
+/// that are gone.
+fn clear_abandoned(console: &Console) {
+    for folder in StateFolder::abandoned() {
+        if let Err(error) = clear_folder(folder.path()) {
+            let path = folder.path().display();
+            console.message(&format!("what is left in {path} stays: {error:#}"));
+        }
+    }
 }
 
 /// Removes the volume if it is still garbage: a command that runs may have found a use for it.

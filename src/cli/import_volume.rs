@@ -7,8 +7,10 @@
 //!   so `remove_unfinished` removes what a killed import left.
 
 use super::console::{Console, Input};
-use super::kept_names;
+use super::disk_image::{HEAD_BYTES, TAIL_BYTES, recognise};
 use super::place::{FileOrPipe, HostPath};
+use super::volume::Import as Wanted;
+use super::{kept_names, sectors};
 use crate::base::{BLOCK_BYTES, Error, Name};
 use crate::pool::{Labels, Pool, Volume};
 use anyhow::Context;
@@ -26,16 +28,13 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// The first size of a volume whose final size is not known; it is doubled when it is reached.
 const FIRST_SIZE_BYTES: u64 = 64 << 20;
 
-/// Imports `source` as the volume `name`.
+/// Imports a file or pipe as a volume.
 ///
 /// # Errors
-/// What the engine or the host says; then there is no such volume.
-pub(super) fn import(
-    name: &str,
-    source: &FileOrPipe,
-    pool: &Pool,
-    console: &Console,
-) -> anyhow::Result<Volume> {
+/// When it holds no disk's bytes, and what the engine or the host says; then there is no such
+/// volume.
+pub(super) fn import(wanted: &Wanted, pool: &Pool, console: &Console) -> anyhow::Result<Volume> {
+    let (name, source) = (&wanted.name, &wanted.file);
     let what = || format!("import volume {name} from {source}");
     let name = Name::new(name).with_context(what)?;
     kept_names::refuse(&name).with_context(what)?;
@@ -45,6 +44,7 @@ pub(super) fn import(
         pool,
         volume: &unfinished.volume,
         console,
+        wanted,
     };
     let copied = match source {
         FileOrPipe::Pipe => console
@@ -101,9 +101,13 @@ impl<'a> Unfinished<'a> {
     }
 
     fn finish(mut self, name: &Name) -> crate::base::Result<Volume> {
+        let mut labels = Labels::new();
+        if let Some(size) = sectors::guess_of(&self.volume)? {
+            sectors::keep(&mut labels, size);
+        }
         let mut transaction = self.pool.transaction();
         transaction.rename(self.volume.id(), name);
-        transaction.set_labels(self.volume.id(), Labels::new());
+        transaction.set_labels(self.volume.id(), labels);
         transaction.commit()?;
         self.finished = true;
         self.pool.flush()?;
@@ -125,6 +129,7 @@ struct Import<'a> {
     pool: &'a Pool,
     volume: &'a Volume,
     console: &'a Console,
+    wanted: &'a Wanted,
 }
 
 impl Import<'_> {
@@ -147,6 +152,7 @@ impl Import<'_> {
     /// Copies the bytes of `range` of a file whose length is known, skipping its holes.
     fn copy_file(&self, file: &File, range: Range<u64>) -> anyhow::Result<()> {
         let size_bytes = range.end.saturating_sub(range.start);
+        self.refuse_foreign_file(file, &range)?;
         self.set_size(size_bytes)?;
         let progress = self.console.progress("import", Some(size_bytes));
         let mut buf = vec![0; CHUNK_BYTES];
@@ -177,12 +183,45 @@ impl Import<'_> {
             if end > self.volume.size_bytes() {
                 self.set_size(end.max(self.volume.size_bytes().saturating_mul(2)))?;
             }
+            if offset_bytes == 0 {
+                self.refuse_foreign(&buf[..len.min(HEAD_BYTES)], &[])?;
+            }
             self.write(&buf[..len], offset_bytes)?;
             progress.advance(len as u64);
             offset_bytes = end;
             if len < buf.len() {
-                return self.set_size(offset_bytes);
+                self.set_size(offset_bytes)?;
+                return self.refuse_foreign_end();
             }
+        }
+    }
+
+    fn refuse_foreign_file(&self, file: &File, range: &Range<u64>) -> anyhow::Result<()> {
+        let mut head = [0; HEAD_BYTES];
+        let mut tail = [0; TAIL_BYTES];
+        let len = range.end.saturating_sub(range.start);
+        let head = &mut head[..chunk_len(len).min(HEAD_BYTES)];
+        file.read_exact_at(head, range.start)?;
+        let tail_len = chunk_len(len).min(TAIL_BYTES);
+        file.read_exact_at(&mut tail[..tail_len], range.end - tail_len as u64)?;
+        self.refuse_foreign(head, &tail[..tail_len])
+    }
+
+    /// Looks at the end of what came through a pipe: some formats have their mark there.
+    fn refuse_foreign_end(&self) -> anyhow::Result<()> {
+        let mut tail = [0; TAIL_BYTES];
+        let size_bytes = self.volume.size_bytes();
+        let tail = &mut tail[..chunk_len(size_bytes).min(TAIL_BYTES)];
+        self.volume.read_at(tail, size_bytes - tail.len() as u64)?;
+        self.refuse_foreign(&[], tail)
+    }
+
+    fn refuse_foreign(&self, head: &[u8], tail: &[u8]) -> anyhow::Result<()> {
+        match recognise(head, tail) {
+            Some(found) if !self.wanted.raw => {
+                anyhow::bail!(found.refusal(&self.wanted.file, &self.wanted.name))
+            }
+            _ => Ok(()),
         }
     }
 

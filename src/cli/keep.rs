@@ -7,7 +7,7 @@ use super::open::Place;
 use super::place::HostPath;
 use super::plugin;
 use super::serve::{Ready, Serve};
-use super::shed::{FILES, VOLUMES, clear_stale};
+use super::shed::{FILES, VOLUMES, clear_devices, clear_stale};
 use super::state::StateFolder;
 use crate::daemon::keeper::{self, Estate, Keeper, KeeperSignals};
 use crate::daemon::{Listening, service_manager};
@@ -83,6 +83,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
     for dir in [dir, &state.path().join(FILES)] {
         clear_stale(dir)?;
     }
+    clear_devices(state.path())?;
     let what = || format!("listen on {}", place.socket);
     let listening = match service_manager::listening_socket().with_context(what)? {
         Some(socket) => Listening::take(socket).context("take the service manager's socket")?,
@@ -165,6 +166,9 @@ impl keeper::Owner for Owner<'_> {
             if let Err(error) = clear_stale(dir) {
                 tracing::error!(%error, dir = %dir.display(), "something is left there");
             }
+        }
+        if let Err(error) = clear_devices(self.state.path()) {
+            tracing::error!(%error, "a loop device is left");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Names of volumes that images and containers keep for themselves.
 //!
-//! A volume command that removed or renamed such a volume would leave a record without what it
-//! tells of. Reading, comparing and cloning them is free to all.
+//! A volume command that removed, renamed or changed such a volume would leave a record without what
+//! it tells of, or take a file system's blocks away under it. Reading, comparing and cloning them is
+//! free to all, and so is attaching them read-only.
 
 use crate::base::Name;
 

@@ -9,7 +9,7 @@ use crate::base;
 use crate::container::{self, Host};
 use crate::daemon::keeper::Serving;
 use crate::device::FileOptions;
-use crate::export::{self, Export};
+use crate::export::{self, Cleaned, Export};
 use crate::pool::{FullOptions, Pool};
 use anyhow::Context;
 use parking_lot::Mutex;
@@ -31,7 +31,34 @@ pub(super) fn clear_stale(dir: &Path) -> anyhow::Result<()> {
         tracing::info!(mount = %mount.display(), "unmounted what a killed process left");
     }
     let cleaned = export::clean_stale(dir)?;
-    if cleaned.mounts > 0 {
+    tell_cleaned(&cleaned, dir);
+    Ok(())
+}
+
+/// Clears away all that killed processes left that served the pool with this state folder. Whoever
+/// calls this has its lock: none of them lives.
+///
+/// # Errors
+/// As `clear_stale`.
+pub(super) fn clear_folder(folder: &Path) -> anyhow::Result<()> {
+    for dir in [FILES, VOLUMES] {
+        clear_stale(&folder.join(dir))?;
+    }
+    clear_devices(folder)
+}
+
+/// Detaches the loop devices that killed processes left, wherever their mount has gone.
+///
+/// # Errors
+/// When one cannot be detached.
+pub(super) fn clear_devices(folder: &Path) -> anyhow::Result<()> {
+    let cleaned = export::clean_recorded(&folder.join(export::DEVICES))?;
+    tell_cleaned(&cleaned, folder);
+    Ok(())
+}
+
+fn tell_cleaned(cleaned: &Cleaned, dir: &Path) {
+    if cleaned.mounts > 0 || !cleaned.detached.is_empty() {
         let (dir, devices) = (dir.display(), cleaned.detached.len());
         tracing::info!(%dir, devices, "cleared away what a killed process left");
     }
@@ -39,7 +66,6 @@ pub(super) fn clear_stale(dir: &Path) -> anyhow::Result<()> {
         let (device, by) = (stale.device.display(), &stale.by);
         tracing::warn!(%device, %by, "a killed process's device is in use; let go of it there");
     }
-    Ok(())
 }
 
 /// An open pool on this host.
@@ -162,9 +188,7 @@ impl Shed {
             anyhow::bail!("images and containers need mounts; run it as root");
         }
         let state = StateFolder::take(self.pool.uuid())?;
-        for dir in [FILES, VOLUMES] {
-            clear_stale(&state.path().join(dir))?;
-        }
+        clear_folder(state.path())?;
         let host = Arc::new(Host::new(self.pool.clone(), state.path())?);
         *hosted = Some(Hosted {
             host: Arc::clone(&host),

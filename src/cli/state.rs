@@ -62,6 +62,29 @@ impl StateFolder {
         anyhow::bail!("{COPIES_MAX} copies of this pool are open already; close one of them")
     }
 
+    /// The folders of pools that nobody serves, left by processes that were killed.
+    pub(super) fn abandoned() -> Vec<Self> {
+        Self::abandoned_in(Path::new(RUN_FOLDER))
+    }
+
+    fn abandoned_in(run_folder: &Path) -> Vec<Self> {
+        let folders = fs::read_dir(run_folder).into_iter().flatten().flatten();
+        let take = |path: PathBuf| {
+            let file = path.join(LOCK);
+            // What has no lock is not a pool's, or being made.
+            if !file.is_file() {
+                return None;
+            }
+            let lock = lock(&file).ok()??;
+            Some(Self {
+                path,
+                lock,
+                keeps: true,
+            })
+        };
+        folders.filter_map(|folder| take(folder.path())).collect()
+    }
+
     /// The folder that another process has taken, with its lock, which goes with the open file:
     /// it is held as long as either has it. The folder stays when this is dropped.
     pub(super) const fn of_another(path: PathBuf, lock: File) -> Self {

@@ -3,9 +3,10 @@
 use super::console::Console;
 use super::output::{Column, exact, facts, table, time};
 use super::place::FileOrPipe;
+use super::resize::{self, Resize};
 use super::shed::Shed;
 use super::size::{Size, human};
-use super::{export_volume, import_volume, kept_names, removal};
+use super::{export_volume, import_volume, kept_names, removal, sectors};
 use crate::base::Name;
 use crate::pool::{Extent, ExtentKind, Labels, Pool, Volume, VolumeInfo, VolumeKind};
 use anyhow::Context;
@@ -21,12 +22,20 @@ pub(super) enum VolumeCommand {
     /// Remove volumes or snapshots; what was cloned from them stays
     Rm(Remove),
     /// Change the virtual size of a volume
-    Resize(NameAndSize),
+    #[command(after_help = "Examples:\n  cowshed volume resize disk --size 20G\n  \
+        cowshed volume resize disk --size 5G --shrink")]
+    Resize(Resize),
     /// Give a volume another name
     Rename(Rename),
     /// Freeze what a volume holds now under a name of its own
     Snapshot(SnapshotOf),
     /// Make a writable volume that begins with what a snapshot holds
+    #[command(
+        after_help = "A clone has the identifiers of what is in it. To mount a cloned XFS \
+        beside its source, use `mount -o nouuid`, or give it a UUID of its own first with \
+        `xfs_admin -U generate DEVICE`. A cloned btrfs needs `btrfstune -u DEVICE`, a cloned \
+        volume group `vgimportclone DEVICE`."
+    )]
     Clone(CloneOf),
     /// Make a volume hold again what a snapshot of it holds
     Rollback(Rollback),
@@ -38,7 +47,8 @@ pub(super) enum VolumeCommand {
     Diff(Pair),
     /// Make a volume of a file's bytes
     #[command(after_help = "Examples:\n  cowshed volume import disk ./disk.raw\n  \
-        zstdcat disk.raw.zst | cowshed volume import disk -")]
+        zstdcat disk.raw.zst | cowshed volume import disk -\n  \
+        qemu-img convert -O raw disk.qcow2 disk.raw && cowshed volume import disk disk.raw")]
     Import(Import),
     /// Write a volume's bytes to a file
     #[command(after_help = "Examples:\n  cowshed volume export disk ./disk.raw\n  \
@@ -130,6 +140,10 @@ pub(super) struct Import {
     /// The file, or - for the standard input
     #[arg(value_parser = FileOrPipe::parser())]
     pub file: FileOrPipe,
+    /// Take the bytes as they are, also those of a qcow2 or compressed file
+    #[arg(long)]
+    #[serde(default)]
+    pub raw: bool,
 }
 
 /// `cowshed volume export`
@@ -161,28 +175,29 @@ pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> an
             let what = format!("snapshot volume {} as {}", new.volume, new.name);
             make(shed, &what, console, &new.name, |name| {
                 let volume = pool.volume(&new.volume)?;
-                match shed.export() {
+                kept_names::refuse(&volume.name())?;
+                let snapshot = match shed.export() {
                     // What is written to a file system on it belongs to what it holds.
-                    Some(_) => Ok(shed.containers()?.snapshot_volume(&volume, name)?),
-                    None => Ok(pool.snapshot(&volume, name)?),
-                }
+                    Some(_) => shed.containers()?.snapshot_volume(&volume, name)?,
+                    None => pool.snapshot(&volume, name)?,
+                };
+                inherit_sectors(&volume, &snapshot, pool)?;
+                Ok(snapshot)
             })
         }
         VolumeCommand::Clone(new) => {
             let what = format!("clone {} as {}", new.snapshot, new.name);
             make(shed, &what, console, &new.name, |name| {
-                Ok(pool.clone_volume(&pool.volume(&new.snapshot)?, name)?)
+                let snapshot = pool.volume(&new.snapshot)?;
+                let clone = pool.clone_volume(&snapshot, name)?;
+                inherit_sectors(&snapshot, &clone, pool)?;
+                Ok(clone)
             })
         }
         VolumeCommand::Rm(volumes) => remove(volumes, pool, console),
-        VolumeCommand::Resize(resize) => {
-            change(pool, &resize.name, "resize", console, |volume| {
-                pool.resize(volume, resize.size.0)?;
-                // Whoever has it as a block device should see the new size too.
-                shed.export()
-                    .map_or(Ok(()), |export| Ok(export.resized(volume)?))
-            })
-        }
+        VolumeCommand::Resize(resize) => change(pool, &resize.name, "resize", console, |volume| {
+            resize::resize(resize, volume, shed)
+        }),
         VolumeCommand::Rename(rename) => {
             change(pool, &rename.volume, "rename", console, |volume| {
                 kept_names::refuse(&volume.name())?;
@@ -193,6 +208,7 @@ pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> an
         }
         VolumeCommand::Rollback(back) => {
             change(pool, &back.volume, "roll back", console, |volume| {
+                kept_names::refuse(&volume.name())?;
                 Ok(pool.rollback(volume, &pool.volume(&back.snapshot)?)?)
             })
         }
@@ -204,13 +220,21 @@ pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> an
         }
         VolumeCommand::Diff(pair) => diff(pair, pool, console),
         VolumeCommand::Import(import) => {
-            let volume = import_volume::import(&import.name, &import.file, pool, console)?;
+            let volume = import_volume::import(import, pool, console)?;
             show_changed(pool, &volume.info()?, console)
         }
         VolumeCommand::Export(export) => {
             export_volume::export(&export.volume, &export.file, pool, console)
         }
     }
+}
+
+/// Has a snapshot or clone keep the sector size of its source.
+fn inherit_sectors(source: &Volume, new: &Volume, pool: &Pool) -> anyhow::Result<()> {
+    if let Some(size) = sectors::kept(&source.info()?.labels) {
+        sectors::keep_with(new, pool, size)?;
+    }
+    Ok(())
 }
 
 /// Makes a volume called `name`, makes that durable, and shows it.

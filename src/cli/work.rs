@@ -16,7 +16,7 @@ use super::state::StateFolder;
 use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
 use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
-use crate::export::{Export, ExportOptions, Transport};
+use crate::export::{DEVICES, Export, ExportOptions, Transport};
 use crate::pool::{Notes, Pool};
 use crate::snapshotter;
 use crate::sys;
@@ -285,6 +285,7 @@ impl Daemon {
             tracing::warn!(%error, "what an interrupted import left stays");
         }
         let state = StateFolder::of_another(estate.folder, estate.folder_lock);
+        export.note_devices_in(state.path().join(DEVICES));
         let shed = Shed::of_daemon(
             pool,
             place.clone(),

@@ -16,7 +16,7 @@ use super::ext4;
 use super::filesystem::{self, Mode};
 use super::roots::Roots;
 use crate::base::{self, Name, VolumeId};
-use crate::export::{Export, ExportOptions};
+use crate::export::{AttachKind, AttachOptions, DEVICES, Export, ExportError, ExportOptions};
 use crate::pool::{Pool, Volume};
 use crate::sys::mount;
 use parking_lot::{Mutex, MutexGuard};
@@ -60,6 +60,25 @@ enum Exported {
     Own(Arc<Export>),
     /// The caller's.
     Lent(Arc<Export>),
+}
+
+/// Direct I/O of container roots may be as small as a disk's sectors. (The kernel has no way to say
+/// that a loop device would rather be given more.)
+const ROOT_SECTOR_BYTES: u32 = 512;
+
+/// Attaches a volume with a file system for programs in containers.
+pub(super) fn attach_device(export: &Export, volume: &Volume, read_only: bool) -> Result<PathBuf> {
+    let options = AttachOptions {
+        read_only,
+        sector_bytes: Some(ROOT_SECTOR_BYTES),
+        ..AttachOptions::default()
+    };
+    match export.attach(volume, AttachKind::Loop, options) {
+        Ok(attached) => Ok(attached.path),
+        // Its user, or an earlier cowshed, has it with larger ones.
+        Err(ExportError::OtherSectors { .. }) => Ok(export.attach_loop(volume, read_only)?),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Host {
@@ -207,6 +226,7 @@ impl Host {
             &dir,
             ExportOptions::default(),
         )?);
+        export.note_devices_in(self.state_dir.join(DEVICES));
         *exported = Exported::Own(Arc::clone(&export));
         Ok(export)
     }
@@ -252,7 +272,7 @@ impl Host {
         mode: Mode,
     ) -> Result<PathBuf> {
         let export = self.export()?;
-        let device = export.attach_loop(volume, mode.is_device_read_only())?;
+        let device = attach_device(&export, volume, mode.is_device_read_only())?;
         if let Err(error) = filesystem::mount(&device, target, mode) {
             // The first failure is the one to report.
             let _ = export.detach(volume);

@@ -23,7 +23,7 @@ pub use seal::{Sealed, StillRoot};
 use super::error::{Error, Result};
 use super::ext4;
 use super::filesystem::{self, Mode};
-use super::host::{Host, WORK_PREFIX, WorkVolumes, random_hex};
+use super::host::{Host, WORK_PREFIX, WorkVolumes, attach_device, random_hex};
 use crate::base::{Name, VolumeId};
 use crate::export::{AttachKind, ExportError};
 use crate::pool::Volume;
@@ -252,7 +252,8 @@ impl Host {
         }
         let note = self.note(volume.id(), DEVICE_SUFFIX);
         fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
-        let device = self.export()?.attach_loop(volume, volume.is_frozen())?;
+        let export = self.export()?;
+        let device = attach_device(&export, volume, volume.is_frozen())?;
         tracing::debug!(volume = %volume.name(), device = %device.display(), "handed out");
         root.device = Some(device.clone());
         Ok(device)

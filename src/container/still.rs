@@ -27,6 +27,10 @@ impl Host {
     pub fn snapshot_volume(&self, volume: &Volume, name: &Name) -> Result<Volume> {
         self.with_data_lock(volume.id(), || {
             let still = self.hold_in_sight(volume)?;
+            if volume.is_held() {
+                // What programs have written to shared mappings of its file.
+                self.export()?.write_back(volume)?;
+            }
             let snapshot = self.pool().snapshot(volume, name);
             drop(still);
             Ok(snapshot?)

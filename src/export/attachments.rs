@@ -5,7 +5,7 @@
 //!   table's lock is held for a look-up only.
 //! - None of these locks is ever taken by a thread that serves the mount: attaching and
 //!   detaching loop devices waits for those threads.
-//! - Either all attachments of a volume are read-only, or there is exactly one.
+//! - Either all attachments of a volume are read-only, or all are shared, or there is exactly one.
 
 use super::device::AttachedDevice;
 use super::error::AttachMode;
@@ -48,6 +48,34 @@ pub struct Attachment {
     pub kind: AttachKind,
     /// Whether it was asked for to be read only.
     pub read_only: bool,
+    /// The number of times that it was asked for and not yet given back.
+    pub count: u64,
+}
+
+/// The wishes of whoever attaches a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttachOptions {
+    /// Nothing is written through it.
+    pub read_only: bool,
+    /// There may be other writers beside it.
+    pub shared: bool,
+    /// A user asks for it, who gives it back with `detach_by_hand`.
+    pub by_hand: bool,
+    /// The logical block of a loop device, 512 or 4096 bytes; the export's unless given.
+    pub sector_bytes: Option<u32>,
+    /// Partitions on a loop device are shown.
+    pub scan_partitions: bool,
+}
+
+/// The outcome of attaching a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The file or device.
+    pub path: PathBuf,
+    /// The number of times that it is attached so.
+    pub count: u64,
+    /// The logical block of a loop device.
+    pub sector_bytes: Option<u32>,
 }
 
 /// An attachment as the table keeps it.
@@ -55,6 +83,10 @@ pub(super) struct Entry {
     pub(super) read_only: bool,
     /// How many times it was asked for and not yet given back.
     pub(super) count: u64,
+    /// The number of these that a user asked for.
+    pub(super) by_hand: u64,
+    /// There may be other writers beside it.
+    pub(super) shared: bool,
     /// The loop device; `None` for a file.
     pub(super) device: Option<AttachedDevice>,
     /// Where the keepsake has it.

@@ -10,15 +10,70 @@ use super::error::ExportError;
 use super::holders::{Holder, Holders};
 use super::target::BlockTarget;
 use super::{AttachKind, Export};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The time for which a file that was just closed may still count as open.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+const CLOSE_POLL: Duration = Duration::from_millis(5);
 
 impl Export {
     /// Gives one attachment back; the last one of a loop device flushes and detaches it. When the
     /// volume is attached as both, the loop device goes first; `detach_as` says which.
     ///
     /// # Errors
-    /// `NotAttached`; `Busy` with who uses the device, which then stays attached; `Io`.
+    /// `NotAttached`; `Busy` with who uses the device or has the file open, and it stays attached;
+    /// `Io`.
     pub fn detach(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
         self.detach_where(volume, None)
+    }
+
+    /// Gives back one attachment that a user has asked for; returns how many are left. With
+    /// `only_by_hand`, what others have attached stays.
+    ///
+    /// # Errors
+    /// As `detach`; also `NotByHand`.
+    pub fn detach_by_hand(
+        &self,
+        volume: &dyn BlockTarget,
+        only_by_hand: bool,
+    ) -> Result<u64, ExportError> {
+        let _mounted = self.mounted.read();
+        let slot = self.attached.slot(volume.id());
+        let result = self.detach_one_by_hand(&slot, volume, only_by_hand);
+        drop(slot);
+        self.attached.tidy();
+        result
+    }
+
+    fn detach_one_by_hand(
+        &self,
+        slot: &Slot,
+        volume: &dyn BlockTarget,
+        only_by_hand: bool,
+    ) -> Result<u64, ExportError> {
+        let mut entries = slot.lock();
+        let is_by_hand = |entry: &Entry| !only_by_hand || entry.by_hand > 0;
+        let is_loop = |entry: &Entry| entry.kind() == AttachKind::Loop;
+        let found = entries
+            .iter()
+            .position(|entry| is_by_hand(entry) && is_loop(entry))
+            .or_else(|| entries.iter().position(is_by_hand));
+        let Some(index) = found else {
+            let name = volume.name();
+            return Err(if entries.is_empty() {
+                ExportError::NotAttached(name)
+            } else {
+                ExportError::NotByHand(name)
+            });
+        };
+        let left = self.give_back(&mut entries, index, volume)?;
+        if let Some(entry) = entries.get_mut(index).filter(|_| left > 0) {
+            entry.by_hand = entry.by_hand.saturating_sub(1);
+            let records = self.keepsake.records();
+            records.count(entry.slot, entry.count, entry.by_hand);
+        }
+        Ok(left)
     }
 
     /// Gives one attachment of a kind back.
@@ -36,7 +91,7 @@ impl Export {
     ) -> Result<(), ExportError> {
         let _mounted = self.mounted.read();
         let slot = self.attached.slot(volume.id());
-        let result = self.detach_in(&slot, kind).and_then(|found| {
+        let result = self.detach_in(&slot, volume, kind).and_then(|found| {
             if found {
                 Ok(())
             } else {
@@ -49,7 +104,12 @@ impl Export {
     }
 
     /// Gives back one attachment of the kind, or of any; `false` when there is none.
-    fn detach_in(&self, slot: &Slot, kind: Option<AttachKind>) -> Result<bool, ExportError> {
+    fn detach_in(
+        &self,
+        slot: &Slot,
+        volume: &dyn BlockTarget,
+        kind: Option<AttachKind>,
+    ) -> Result<bool, ExportError> {
         let mut entries = slot.lock();
         let matching = |entry: &Entry| kind.is_none_or(|kind| entry.kind() == kind);
         let is_loop = |entry: &Entry| entry.kind() == AttachKind::Loop;
@@ -58,18 +118,44 @@ impl Export {
             .position(|entry| matching(entry) && is_loop(entry))
             .or_else(|| entries.iter().position(matching));
         let Some(index) = found else { return Ok(false) };
+        self.give_back(&mut entries, index, volume).map(|_| true)
+    }
+
+    /// Gives back one of the times that an attachment was asked for; returns how many are left.
+    fn give_back(
+        &self,
+        entries: &mut Vec<Entry>,
+        index: usize,
+        volume: &dyn BlockTarget,
+    ) -> Result<u64, ExportError> {
         let entry = &mut entries[index];
         if entry.count > 1 {
             entry.count -= 1;
-            self.keepsake.records().count(entry.slot, entry.count);
-            return Ok(true);
+            self.keepsake
+                .records()
+                .count(entry.slot, entry.count, entry.by_hand);
+            return Ok(entry.count);
         }
-        if let Some(attached) = entry.device {
-            attached.detach()?;
+        match entry.device {
+            Some(attached) => attached.detach()?,
+            None => self.await_unused_file(volume)?,
         }
         let entry = entries.remove(index);
-        self.keepsake.records().detach(entry.slot);
-        Ok(true)
+        self.forget(&entry);
+        Ok(0)
+    }
+
+    /// Waits until nobody has the volume's file open: the kernel tells of the last close without
+    /// waiting for this process to hear of it.
+    fn await_unused_file(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
+        let deadline = Instant::now() + CLOSE_WAIT;
+        while self.keepsake.records().users_of(volume.id()).any {
+            if Instant::now() >= deadline {
+                return Err(self.file_busy(volume));
+            }
+            thread::sleep(CLOSE_POLL);
+        }
+        Ok(())
     }
 
     /// Detaches the loop devices, flushes everything and unmounts. When something is busy, that
@@ -89,7 +175,7 @@ impl Export {
         *mounted = false;
         for (_, slot) in self.attached.all() {
             for entry in slot.lock().drain(..) {
-                self.keepsake.records().detach(entry.slot);
+                self.forget(&entry);
             }
         }
         self.attached.tidy();
@@ -108,7 +194,7 @@ impl Export {
                     continue;
                 };
                 match attached.detach() {
-                    Ok(()) => self.keepsake.records().detach(entry.slot),
+                    Ok(()) => self.forget(&entry),
                     Err(ExportError::Busy { what, by: holders }) => {
                         by.0.extend(holders.0);
                         if by.0.is_empty() {

@@ -61,6 +61,16 @@ impl AttachedDevice {
         }
     }
 
+    /// Its number.
+    pub(super) fn number(self) -> u32 {
+        self.device.number()
+    }
+
+    /// Its logical block.
+    pub(super) fn sector_bytes(self) -> Option<u32> {
+        self.device.block_bytes()
+    }
+
     /// The device's node.
     pub(super) fn path(self) -> PathBuf {
         self.device.path()

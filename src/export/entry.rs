@@ -20,6 +20,9 @@ const _: () = assert!(FILE_NAME_BYTES_MAX as usize == 1 + 3 * (Name::MAX_BYTES -
 /// A block, as stat(2) and statfs(2) have it.
 pub(super) const BLOCK_SIZE: u32 = 1 << BLOCK_SHIFT;
 
+/// The size in which programs are told to read and write (`st_blksize`): each call comes here.
+const FILE_BLKSIZE: u32 = 256 << 10;
+
 /// The file name of a volume.
 pub(super) fn file_name(name: &Name) -> String {
     name.as_str().replace('/', "%2F")
@@ -47,6 +50,7 @@ pub(super) fn attributes(info: &TargetInfo) -> Attr {
         blocks: info.allocated_bytes.div_ceil(STAT_BLOCK_BYTES),
         mode: libc::S_IFREG | if info.is_read_only { 0o400 } else { 0o600 },
         nlink: 1,
+        blksize: FILE_BLKSIZE,
         ..plain(inode(info.id), info.created)
     }
 }

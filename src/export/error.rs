@@ -51,13 +51,29 @@ pub enum ExportError {
         dir: PathBuf,
     },
     /// The volume is attached in a way that does not go with the one asked for.
-    #[error("{volume} is already attached {how} as {}; detach it first", path.display())]
+    #[error(
+        "{volume} is already attached {how} as {}; detach it first, or attach each with --shared if its users share it knowingly",
+        path.display()
+    )]
     Attached {
         /// The volume.
         volume: Name,
         /// How it is attached.
         how: AttachMode,
         /// The file or device.
+        path: PathBuf,
+    },
+    /// The volume's device has other sectors than those asked for.
+    #[error(
+        "{volume} is already attached with sectors of {present} bytes as {}; detach it first",
+        path.display()
+    )]
+    OtherSectors {
+        /// The volume.
+        volume: Name,
+        /// The device's sectors.
+        present: u32,
+        /// The device.
         path: PathBuf,
     },
     /// No further volume can be attached.
@@ -69,6 +85,9 @@ pub enum ExportError {
     /// The volume is not attached.
     #[error("{0} is not attached")]
     NotAttached(Name),
+    /// The volume is attached by what mounts volumes, and not by a user.
+    #[error("{0} is attached for a mount of cowshed's own; unmount it there")]
+    NotByHand(Name),
     /// The export was unmounted.
     #[error("the volumes are no longer mounted at {}", dir.display())]
     Unmounted {

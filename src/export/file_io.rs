@@ -23,6 +23,8 @@ pub(super) struct OpenFile {
     target: Arc<dyn BlockTarget>,
     /// Keeps the volume from being removed under the file; `None` when its opener does that.
     hold: Option<TargetHold>,
+    /// True if it was opened to be written.
+    writes: bool,
 }
 
 /// The errno of an engine's error.
@@ -41,12 +43,25 @@ impl OpenFile {
         if for_writing && target.info().map_err(errno)?.is_read_only {
             return Err(libc::EROFS);
         }
+        Self::reopen(target, for_writing, is_held)
+    }
+
+    /// As `open`, of a file that was opened before.
+    pub(super) fn reopen(
+        target: Arc<dyn BlockTarget>,
+        for_writing: bool,
+        is_held: bool,
+    ) -> Answer<Self> {
         let hold = if is_held {
             None
         } else {
             Some(target.hold().map_err(errno)?)
         };
-        Ok(Self { target, hold })
+        Ok(Self {
+            target,
+            hold,
+            writes: for_writing,
+        })
     }
 
     /// Its volume.
@@ -57,6 +72,11 @@ impl OpenFile {
     /// Whether it keeps its volume from being removed itself.
     pub(super) fn holds(&self) -> bool {
         self.hold.is_some()
+    }
+
+    /// True if it was opened to be written.
+    pub(super) fn writes(&self) -> bool {
+        self.writes
     }
 
     /// Fills the start of `buf` from `offset`; answers how much, less than all only at the end.

@@ -62,10 +62,9 @@ impl Holders {
     /// Where the device is mounted.
     pub(super) fn mounts_of(device: LoopDevice) -> Self {
         let numbers = device.device_numbers().ok();
-        let node = device.path();
         // Some file systems show numbers of their own instead of their device's.
         let uses = |entry: &MountEntry| {
-            numbers == Some((entry.major, entry.minor)) || *entry.source == *node
+            numbers == Some((entry.major, entry.minor)) || device.has_node(Path::new(&entry.source))
         };
         let mounts = mount::mounts().unwrap_or_default().into_iter().filter(uses);
         Self(
@@ -82,8 +81,19 @@ impl Holders {
         found
             .0
             .extend(devices.map(|name| Holder::Device(Path::new("/dev").join(name))));
-        let node = device.path();
-        found.add_processes(|path| path == node);
+        found.add_processes(|path| device.has_node(path));
+        found
+    }
+
+    /// Everyone who has the file at `file` open, whose number is `inode` in the file system there.
+    pub(super) fn of_file(file: &Path, inode: u64) -> Self {
+        let mut found = Self::default();
+        for (device, backing) in loop_device::attached().unwrap_or_default() {
+            if backing == file && device.backing_id().is_ok_and(|id| id.inode == inode) {
+                found.0.push(Holder::Device(device.path()));
+            }
+        }
+        found.add_processes(|path| path == file);
         found
     }
 

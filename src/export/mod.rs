@@ -11,9 +11,11 @@
 //!   across such a wait.
 //! - A volume that is attached or open is held: the pool does not remove it.
 
+mod attach;
 mod attachments;
 mod detach;
 mod device;
+mod device_records;
 mod empty;
 mod entry;
 mod error;
@@ -28,7 +30,8 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use attachments::{AttachKind, Attachment};
+pub use attachments::{AttachKind, AttachOptions, Attached, Attachment};
+pub use device_records::{DEVICES, clean_recorded};
 pub use empty::{EMPTY_FILE, Empty};
 pub use error::{AttachMode, ExportError};
 pub use fuse::{Connection, ConnectionParts, Keepsake, Negotiated, Transport};
@@ -36,22 +39,15 @@ pub use holders::{Holder, Holders};
 pub use stale::{Cleaned, StaleDevice, clean_stale};
 pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
 
-use crate::base::{Error, Name, VolumeId};
+use crate::base::{Name, VolumeId};
 use crate::pool::Pool;
-use crate::sys::loop_device::LoopOptions;
-use attachments::{Entry, Slot, Table};
-use device::AttachedDevice;
-use fuse::{AttachedRecord, DeviceRecord, Origin, Session, VolumeFiles};
+use attachments::{Slot, Table};
+use fuse::{Origin, Session, VolumeFiles};
 use own_opens::OwnOpens;
 use parking_lot::{Mutex, RwLock};
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// How often a volume's file is looked for while its name changes.
-const OPEN_ATTEMPTS_MAX: u32 = 8;
+use std::sync::{Arc, OnceLock};
 
 /// How volumes are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +80,8 @@ pub struct Export {
     attached: Table,
     own_opens: OwnOpens,
     options: ExportOptions,
+    /// Where loop devices are noted for whoever clears up after a kill.
+    device_records: OnceLock<PathBuf>,
     /// Held while a record of an attachment is made.
     recording: Mutex<()>,
     /// Read while attaching or detaching, written while unmounting.
@@ -138,9 +136,17 @@ impl Export {
             attached: Table::default(),
             own_opens,
             options,
+            device_records: OnceLock::new(),
             recording: Mutex::new(()),
             mounted: RwLock::new(true),
         })
+    }
+
+    /// Has the loop devices of this export noted in `folder`, for `clean_recorded` when all
+    /// processes that serve it were killed. To be called before anything is attached.
+    pub fn note_devices_in(&self, folder: PathBuf) {
+        // The first folder stays.
+        let _ = self.device_records.set(folder);
     }
 
     /// Where the files are.
@@ -170,187 +176,6 @@ impl Export {
 
     fn path_of(&self, name: &Name) -> PathBuf {
         self.mount_point().join(entry::file_name(name))
-    }
-
-    /// Keeps the volume for a user of its file, and gives the file's path. Again for the same
-    /// mode: the same path, counted. A writable volume's file stays writable for root; the mode
-    /// is a statement of intent that other attachments are checked against.
-    ///
-    /// # Errors
-    /// `Attached` when it is attached in a mode that does not go with this one, `Pool` with
-    /// `Frozen` for a writable attachment of a snapshot.
-    pub fn attach_file(
-        &self,
-        volume: &dyn BlockTarget,
-        read_only: bool,
-    ) -> Result<PathBuf, ExportError> {
-        self.attach(volume, AttachKind::File, read_only)
-    }
-
-    /// Makes the volume a block device, `/dev/loopN`, with direct I/O and discard. Again for the
-    /// same mode: the same device, counted.
-    ///
-    /// # Errors
-    /// As `attach_file`; also `NoLoop`, and `Io` when the kernel refuses.
-    pub fn attach_loop(
-        &self,
-        volume: &dyn BlockTarget,
-        read_only: bool,
-    ) -> Result<PathBuf, ExportError> {
-        self.attach(volume, AttachKind::Loop, read_only)
-    }
-
-    fn attach(
-        &self,
-        volume: &dyn BlockTarget,
-        kind: AttachKind,
-        read_only: bool,
-    ) -> Result<PathBuf, ExportError> {
-        let mounted = self.mounted.read();
-        if !*mounted {
-            return Err(ExportError::Unmounted {
-                dir: self.mount_point().to_owned(),
-            });
-        }
-        let slot = self.attached.slot(volume.id());
-        let result = self.attach_in(&slot, volume, kind, read_only);
-        drop(slot);
-        self.attached.tidy();
-        result
-    }
-
-    fn attach_in(
-        &self,
-        slot: &Slot,
-        volume: &dyn BlockTarget,
-        kind: AttachKind,
-        read_only: bool,
-    ) -> Result<PathBuf, ExportError> {
-        let mut entries = slot.lock();
-        let same = |entry: &&mut Entry| entry.kind() == kind && entry.read_only == read_only;
-        let info = volume.info()?;
-        entries.retain(|entry| !self.forget_lost(entry));
-        if let Some(entry) = entries.iter_mut().find(same) {
-            entry.count += 1;
-            self.keepsake.records().count(entry.slot, entry.count);
-            return Ok(self.entry_path(entry, &info.name));
-        }
-        if let Some(entry) = entries.iter().find(|entry| !(read_only && entry.read_only)) {
-            let path = self.entry_path(entry, &info.name);
-            return Err(ExportError::Attached {
-                volume: info.name,
-                how: entry.mode(),
-                path,
-            });
-        }
-        if info.is_read_only && !read_only {
-            return Err(Error::Frozen(info.name).into());
-        }
-        let hold = volume.hold()?;
-        let mut record = AttachedRecord {
-            volume: volume.id(),
-            read_only,
-            count: 1,
-            device: match kind {
-                AttachKind::File => DeviceRecord::None,
-                AttachKind::Loop => DeviceRecord::Started,
-            },
-        };
-        let slot = self.record(&record)?;
-        let device = match kind {
-            AttachKind::File => None,
-            AttachKind::Loop => {
-                let made = self.make_device(volume, read_only);
-                let made = made.inspect_err(|_| self.keepsake.records().detach(slot))?;
-                record.device = made.record();
-                self.keepsake.records().made(slot, &record);
-                Some(made)
-            }
-        };
-        let entry = Entry {
-            read_only,
-            count: 1,
-            device,
-            slot,
-            _hold: hold,
-        };
-        let path = self.entry_path(&entry, &info.name);
-        entries.push(entry);
-        Ok(path)
-    }
-
-    /// Whether somebody else has detached the attachment's device: then there is none any more.
-    fn forget_lost(&self, entry: &Entry) -> bool {
-        let lost = entry.device.filter(|device| device.is_lost());
-        if let Some(device) = lost {
-            tracing::warn!(device = %device.path().display(), "was detached by someone else");
-            self.keepsake.records().detach(entry.slot);
-        }
-        lost.is_some()
-    }
-
-    /// Lets a successor know of an attachment, before there is one.
-    fn record(&self, record: &AttachedRecord) -> Result<usize, ExportError> {
-        // Attachments of other volumes may be made at the same time.
-        let _one = self.recording.lock();
-        self.keepsake.records().attach(record).ok_or_else(|| {
-            let attached = self.keepsake.records().attached().len();
-            ExportError::TooMany { attached }
-        })
-    }
-
-    fn entry_path(&self, entry: &Entry, name: &Name) -> PathBuf {
-        entry
-            .device
-            .map_or_else(|| self.path_of(name), |attached| attached.path())
-    }
-
-    fn make_device(
-        &self,
-        volume: &dyn BlockTarget,
-        read_only: bool,
-    ) -> Result<AttachedDevice, ExportError> {
-        let (path, file) = self.open_file(volume, read_only)?;
-        // A device of larger blocks would lose the end of a volume of odd size.
-        let fits = volume
-            .size_bytes()
-            .is_multiple_of(self.options.loop_block_bytes.into());
-        let block_bytes = if fits {
-            self.options.loop_block_bytes
-        } else {
-            512
-        };
-        let options = LoopOptions {
-            read_only,
-            direct_io: true,
-            block_bytes,
-        };
-        AttachedDevice::attach(&file, &path, options)
-    }
-
-    /// Opens the volume's file through the mount, and makes sure that it is the volume's: between
-    /// asking for the name and opening it, the name may have gone to another volume.
-    fn open_file(
-        &self,
-        volume: &dyn BlockTarget,
-        read_only: bool,
-    ) -> Result<(PathBuf, File), ExportError> {
-        let mut failure = io::Error::from(io::ErrorKind::NotFound);
-        for _ in 0..OPEN_ATTEMPTS_MAX {
-            let path = self.file_path(volume);
-            let open = || OpenOptions::new().read(true).write(!read_only).open(&path);
-            match self.own_opens.during(volume.id(), open) {
-                Ok(file) => {
-                    let metadata = file.metadata().map_err(ExportError::io("look at", &path))?;
-                    if metadata.ino() == entry::inode(volume.id()) {
-                        return Ok((path, file));
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => failure = error,
-                Err(error) => return Err(ExportError::io("open", &path)(error)),
-            }
-        }
-        Err(ExportError::io("open", &self.file_path(volume))(failure))
     }
 
     /// Tells the kernel of a new size of the volume, where it is attached as a loop device.
@@ -387,6 +212,7 @@ impl Export {
                 path: self.entry_path(entry, &name),
                 kind: entry.kind(),
                 read_only: entry.read_only,
+                count: entry.count,
             });
             Some(list.collect::<Vec<_>>())
         };

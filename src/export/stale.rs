@@ -71,15 +71,30 @@ fn detach_devices(dir: &Path, cleaned: &mut Cleaned) -> Result<(), ExportError> 
     let attached = attached.map_err(ExportError::io("list", Path::new("/sys/block")))?;
     for (device, backing) in attached {
         if mount::lies_in(&backing, dir) {
-            match detach_dead(device, dir) {
-                Ok(true) => cleaned.detached.push(device.path()),
-                Ok(false) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    cleaned.busy.extend(leave_to_kernel(device, dir)?);
-                }
-                Err(error) => return Err(ExportError::io("detach", &device.path())(error)),
-            }
+            detach_or_leave(device, &|| is_in(device, dir), cleaned)?;
         }
+    }
+    Ok(())
+}
+
+/// Detaches a device whose file is dead, or has the kernel do so when its last user is gone.
+/// `is_it` says whether the number still means that device.
+pub(super) fn detach_or_leave(
+    device: LoopDevice,
+    is_it: &dyn Fn() -> io::Result<bool>,
+    cleaned: &mut Cleaned,
+) -> Result<(), ExportError> {
+    let failed = |error| ExportError::io("detach", &device.path())(error);
+    if !is_it().map_err(failed)? {
+        return Ok(());
+    }
+    match detach_dead(device, is_it) {
+        Ok(true) => cleaned.detached.push(device.path()),
+        Ok(false) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            cleaned.busy.extend(leave_to_kernel(device, is_it)?);
+        }
+        Err(error) => return Err(failed(error)),
     }
     Ok(())
 }
@@ -92,9 +107,9 @@ fn is_in(device: LoopDevice, dir: &Path) -> io::Result<bool> {
 }
 
 /// Detaches without writing anything: the file behind the device is dead.
-fn detach_dead(device: LoopDevice, dir: &Path) -> io::Result<bool> {
+fn detach_dead(device: LoopDevice, is_it: &dyn Fn() -> io::Result<bool>) -> io::Result<bool> {
     let claim = device.claim()?;
-    if !is_in(device, dir)? {
+    if !is_it()? {
         return Ok(false);
     }
     claim.detach()?;
@@ -102,13 +117,16 @@ fn detach_dead(device: LoopDevice, dir: &Path) -> io::Result<bool> {
 }
 
 /// Names the users of a busy device, and has it detached when they are gone.
-fn leave_to_kernel(device: LoopDevice, dir: &Path) -> Result<Option<StaleDevice>, ExportError> {
+fn leave_to_kernel(
+    device: LoopDevice,
+    is_it: &dyn Fn() -> io::Result<bool>,
+) -> Result<Option<StaleDevice>, ExportError> {
     let by = Holders::of_device(device);
-    let detached = is_in(device, dir).and_then(|is_in| {
-        if is_in {
+    let detached = is_it().and_then(|is_it| {
+        if is_it {
             device.detach_when_unused()?;
         }
-        Ok(is_in)
+        Ok(is_it)
     });
     match detached {
         Ok(true) => Ok(Some(StaleDevice {

@@ -100,7 +100,9 @@ impl Export {
         match self.hold(record.volume) {
             Ok(hold) => self.attached.slot(record.volume).lock().push(Entry {
                 read_only: record.read_only,
+                shared: record.shared,
                 count: record.count,
+                by_hand: record.by_hand,
                 device,
                 slot,
                 _hold: hold,

@@ -223,6 +223,31 @@ impl Pool {
         commit(size_bytes)
     }
 
+    /// Makes a volume smaller that nobody holds, and gives up what lies beyond its new end. A larger
+    /// size is refused.
+    ///
+    /// # Errors
+    /// `Busy` while the volume is held, `InvalidSize`, `Frozen`, `NoSuchVolume`, `NoSpace`, `Io`.
+    pub fn shrink(&self, volume: &Volume, size_bytes: u64) -> Result<()> {
+        let old = volume.size_bytes();
+        if size_bytes > old {
+            return Err(Error::InvalidSize {
+                what: "a volume that is to shrink",
+                min_bytes: 1,
+                max_bytes: old,
+            });
+        }
+        let mut transaction = self.transaction();
+        transaction
+            .require_idle(volume.id())
+            .resize(volume.id(), size_bytes);
+        transaction.commit()?;
+        // If this is cut short, growing the volume does it.
+        let whole = blocks_for(size_bytes);
+        volume.discard_blocks(whole, u64::MAX)?;
+        volume.zero_part(size_bytes, whole * BLOCK_BYTES as u64)
+    }
+
     /// Changes a volume's name.
     ///
     /// # Errors
@@ -406,6 +431,24 @@ impl Volume {
             len_bytes: end - offset_bytes,
             kind,
         }))
+    }
+
+    /// The number of bytes from `offset_bytes` on that hold data.
+    ///
+    /// # Errors
+    /// As `extent_at`.
+    pub fn data_bytes_from(&self, offset_bytes: u64) -> Result<u64> {
+        let (mut at, mut data_bytes) = (offset_bytes, 0);
+        while let Some(extent) = self.extent_at(at)? {
+            if extent.kind == ExtentKind::Data {
+                data_bytes += extent.len_bytes;
+            }
+            if extent.len_bytes == 0 {
+                break;
+            }
+            at += extent.len_bytes;
+        }
+        Ok(data_bytes)
     }
 
     /// Holds the volume: until the hold is dropped, it can be neither removed nor rolled back.

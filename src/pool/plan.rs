@@ -211,7 +211,7 @@ impl<'a> Plan<'a> {
     }
 
     /// A named volume that nobody holds.
-    fn idle(&mut self, id: VolumeId) -> Result<Name> {
+    pub(super) fn idle(&mut self, id: VolumeId) -> Result<Name> {
         let name = self.named(id)?;
         let held = self.forest.volumes.get(&id);
         if held.is_some_and(|volume| volume.core.holds.load(Ordering::Acquire) > 0) {

@@ -247,3 +247,53 @@ fn closing_a_pool_while_a_checkpoint_begins_succeeds() {
         image = device.snapshot_image();
     }
 }
+
+#[test]
+fn a_volume_that_is_held_does_not_shrink_and_one_that_does_keeps_nothing_beyond_its_end() {
+    let (device, pool) = fresh(64 * MIB);
+    let volume = pool.create_volume(&name("v"), 2 * MIB).unwrap();
+    let bytes = pattern(9, 2 * MIB as usize);
+    volume.write_at(&bytes, 0).unwrap();
+    let cut = MIB + 17;
+    assert_eq!(volume.data_bytes_from(cut).unwrap(), MIB - 17);
+    let hold = volume.hold().unwrap();
+    let refused = pool.shrink(&volume, cut).unwrap_err();
+    assert!(matches!(refused, Error::Busy(_)), "{refused}");
+    assert!(content(&volume) == bytes, "it was changed all the same");
+    drop(hold);
+    assert!(pool.shrink(&volume, 3 * MIB).is_err(), "it grew");
+    pool.shrink(&volume, cut).unwrap();
+    assert_eq!(volume.info().unwrap().own_bytes, MIB + 4096);
+    pool.resize(&volume, 2 * MIB).unwrap();
+    let mut wanted = bytes[..cut as usize].to_vec();
+    wanted.resize(2 * MIB as usize, 0);
+    assert!(content(&volume) == wanted);
+    pool.close().unwrap();
+    let pool = reopen(&device);
+    assert!(content(&pool.volume("v").unwrap()) == wanted);
+}
+
+#[test]
+fn writers_of_parts_of_one_block_lose_nothing_of_each_other() {
+    let (_device, pool) = fresh(64 * MIB);
+    let volume = pool.create_volume(&name("v"), 64 << 10).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..8_u8 {
+            let volume = volume.clone();
+            scope.spawn(move || {
+                for round in 1..=50_u8 {
+                    for block in 0..4_u64 {
+                        let at = block * 4096 + u64::from(writer) * 512;
+                        volume
+                            .write_at(&[writer * 16 + round % 15 + 1; 512], at)
+                            .unwrap();
+                    }
+                }
+            });
+        }
+    });
+    for (index, part) in content(&volume)[..4 * 4096].chunks(512).enumerate() {
+        let wanted = (index % 8) as u8 * 16 + 50 % 15 + 1;
+        assert!(part.iter().all(|byte| *byte == wanted), "sector {index}");
+    }
+}

@@ -21,6 +21,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Transaction {
     shared: Arc<Shared>,
     operations: Vec<Operation>,
+    /// The volumes that nobody may hold when it commits.
+    idle: Vec<VolumeId>,
 }
 
 impl Transaction {
@@ -28,6 +30,7 @@ impl Transaction {
         Self {
             shared,
             operations: Vec::new(),
+            idle: Vec::new(),
         }
     }
 
@@ -124,6 +127,12 @@ impl Transaction {
         self.add(Operation::Resize { volume, size_bytes })
     }
 
+    /// Has the commit refuse with `Busy` while somebody holds the volume.
+    pub(super) fn require_idle(&mut self, volume: VolumeId) -> &mut Self {
+        self.idle.push(volume);
+        self
+    }
+
     pub(super) fn rollback(&mut self, volume: VolumeId, snapshot: VolumeId) -> &mut Self {
         let discarded = self.new_id();
         self.add(Operation::Rollback {
@@ -173,6 +182,9 @@ impl Transaction {
         let shared = &*self.shared;
         let mut forest = shared.forest.write();
         let mut plan = Plan::new(&forest);
+        self.idle
+            .iter()
+            .try_for_each(|volume| plan.idle(*volume).map(drop))?;
         self.operations
             .iter()
             .try_for_each(|operation| plan.add(operation))?;

@@ -23,6 +23,7 @@ const DETACH_POLL: Duration = Duration::from_millis(5);
 
 const FLAG_READ_ONLY: u32 = 1;
 const FLAG_AUTOCLEAR: u32 = 4;
+const FLAG_SCAN_PARTITIONS: u32 = 8;
 const FLAG_DIRECT_IO: u32 = 16;
 
 /// `struct loop_info64` of linux/loop.h.
@@ -91,6 +92,8 @@ pub(crate) struct LoopOptions {
     pub read_only: bool,
     /// The file's page cache is bypassed; only where the file can do that.
     pub direct_io: bool,
+    /// The kernel looks for a partition table, and shows its partitions.
+    pub scan_partitions: bool,
     /// The logical block: 512 or 4096 bytes. A kernel that refuses the latter gives 512.
     pub block_bytes: u32,
 }
@@ -227,6 +230,31 @@ impl LoopDevice {
             }
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The number that tells this use of the device from all others since the host was started; `None`
+    /// before Linux 5.15.
+    pub(crate) fn sequence(self) -> Option<u64> {
+        let text = fs::read_to_string(self.sys_path("diskseq")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// The device's logical block.
+    pub(crate) fn block_bytes(self) -> Option<u32> {
+        let text = fs::read_to_string(self.sys_path("queue/logical_block_size")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// True if `path` is the device's node or that of one of its partitions.
+    pub(crate) fn has_node(self, path: &Path) -> bool {
+        let (node, path) = (self.path(), path.as_os_str().as_encoded_bytes());
+        let Some(rest) = path.strip_prefix(node.as_os_str().as_encoded_bytes()) else {
+            return false;
+        };
+        match rest.strip_prefix(b"p") {
+            Some(number) => !number.is_empty() && number.iter().all(u8::is_ascii_digit),
+            None => rest.is_empty(),
         }
     }
 
@@ -403,6 +431,9 @@ fn configure_once(
     }
     if options.direct_io {
         info.flags |= FLAG_DIRECT_IO;
+    }
+    if options.scan_partitions {
+        info.flags |= FLAG_SCAN_PARTITIONS;
     }
     let config = LoopConfig {
         fd: u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?,

@@ -263,7 +263,7 @@ fn differences_and_rollback_are_exact() {
     assert_eq!(bench.json(["volume", "diff", "empty", "base"]), whole);
     let gone = json!([{ "offset": 0, "length": 1 << 20, "kind": "zero" }]);
     assert_eq!(bench.json(["volume", "diff", "base", "empty"]), gone);
-    bench.ok(["volume", "resize", "base", "--size", "512K"]);
+    bench.ok(["volume", "resize", "base", "--size", "512K", "--shrink"]);
     bench.ok(["volume", "rollback", "base", "base@1"]);
     let back = bench.run(["volume", "export", "base", "-"]).stdout;
     assert!(

@@ -25,6 +25,7 @@ pub(in crate::export) mod init {
     pub(in crate::export) const PARALLEL_DIROPS: u64 = 1 << 18;
     pub(in crate::export) const MAX_PAGES: u64 = 1 << 22;
     pub(in crate::export) const INIT_EXT: u64 = 1 << 30;
+    pub(in crate::export) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
     pub(in crate::export) const HAS_RESEND: u64 = 1 << 39;
     pub(in crate::export) const OVER_IO_URING: u64 = 1 << 41;
 }

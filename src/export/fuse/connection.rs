@@ -40,6 +40,7 @@ const WISHES: u64 = init::ASYNC_READ
     | init::PARALLEL_DIROPS
     | init::MAX_PAGES
     | init::INIT_EXT
+    | init::DIRECT_IO_ALLOW_MMAP
     | init::HAS_RESEND;
 /// How many mounts this process has made.
 static MOUNTS: AtomicU64 = AtomicU64::new(0);
@@ -392,14 +393,15 @@ mod tests {
             minor: 99,
             max_readahead: 131_072,
             flags: u32::MAX,
-            flags2: 1 << 7,
+            flags2: 1 << 7 | 1 << 4,
             ..InitIn::default()
         };
         let (negotiated, answer) = agree(&offer, Transport::Threads);
         assert_eq!(negotiated.minor, abi::MINOR);
         assert_eq!(negotiated.flags, WISHES);
         assert!(negotiated.has_resend());
-        assert_eq!((answer.flags2, answer.max_write), (1 << 7, 1 << 20));
+        let flags2 = 1 << 7 | 1 << 4;
+        assert_eq!((answer.flags2, answer.max_write), (flags2, 1 << 20));
         assert_eq!((answer.max_pages, answer.max_readahead), (256, 131_072));
         assert_eq!(negotiated.transport(), Transport::Threads);
         // Not offered, so not agreed on; offered, and asked for.

@@ -5,7 +5,7 @@
 
 use super::abi::{
     self, FallocateIn, FsyncIn, InHeader, LseekIn, LseekOut, OpenIn, OpenOut, ReadIn, ReleaseIn,
-    SetattrIn, WriteIn, WriteOut, fopen, opcode,
+    SetattrIn, WriteIn, WriteOut, opcode,
 };
 use super::files::VolumeFiles;
 use crate::export::file_io::Answer;
@@ -108,10 +108,7 @@ fn route(files: &VolumeFiles, request: Request<'_>) -> Answer<usize> {
         }
         opcode::OPEN => {
             let wanted: OpenIn = parse(arguments)?;
-            let fh = files.open(&header, wanted.flags.cast_signed())?;
-            // Without the second flag the kernel sends the writes of a file one after another; a
-            // flush at each close would have nothing to do.
-            let open_flags = fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES | fopen::NOFLUSH;
+            let (fh, open_flags) = files.open(&header, wanted.flags.cast_signed())?;
             put_handle(payload, fh, open_flags)
         }
         opcode::RELEASE => {

@@ -7,10 +7,13 @@
 //! - Names and attributes are never cached by the kernel (time to live zero), so renames,
 //!   removals and resizes are seen at once. `readdirplus` would only fill that cache, so it is
 //!   left out.
-//! - Data is never cached by the kernel either (direct I/O): when a write has returned, the pool
-//!   has it.
+//! - Data that can change is not cached by the kernel either (direct I/O): when a write has
+//!   returned, the pool has it. Only a shared mapping has pages in the kernel, which writes them out
+//!   and drops them around direct reads and writes of the same file.
+//! - A snapshot's data never changes, so the kernel caches it and reads ahead while it is open.
+//! - While a volume is attached as a device that is not shared, nobody else opens its file to write.
 
-use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, fattr};
+use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, fattr, fopen};
 use super::keepsake::Records;
 use super::listings::{Listing, Listings};
 use super::open_files::OpenFiles;
@@ -106,13 +109,28 @@ impl VolumeFiles {
         }
     }
 
-    pub(super) fn open(&self, header: &InHeader, flags: c_int) -> Answer<u64> {
+    /// The handle, and the flags of the answer.
+    pub(super) fn open(&self, header: &InHeader, flags: c_int) -> Answer<(u64, u32)> {
         let target = self.target(header.nodeid)?;
         let for_writing = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let id = target.id();
         let is_held = self.own_opens.contains(header.pid, id);
+        // What never changes may be cached. A device over it has a cache of its own.
+        let is_cached = !is_held && target.info().map_err(errno)?.is_read_only;
         let file = OpenFile::open(target, for_writing, is_held)?;
-        self.open.insert(header, id, file)
+        let handle = self.open.insert(header, id, file)?;
+        if for_writing && !is_held && self.records.is_exclusive(id) {
+            self.open.remove(handle);
+            return Err(libc::EBUSY);
+        }
+        let flags = if is_cached {
+            fopen::NOFLUSH
+        } else {
+            // Without the second flag the kernel sends the writes of a file one after another; a
+            // flush at each close would have nothing to do.
+            fopen::DIRECT_IO | fopen::PARALLEL_DIRECT_WRITES | fopen::NOFLUSH
+        };
+        Ok((handle, flags))
     }
 
     pub(super) fn release(&self, handle: u64) {

@@ -19,7 +19,7 @@ use crate::sys::shared::SharedWords;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 /// "cowkeep" and a version that changes with the layout.
 const MAGIC: u64 = u64::from_le_bytes(*b"cowkeep\0");
@@ -50,6 +50,10 @@ const READ_ONLY: u64 = 4;
 const LOOP: u64 = 8;
 /// The loop device is being made: its number is not known yet.
 const STARTED: u64 = 16;
+/// An open file that may be written through.
+const WRITES: u64 = 32;
+/// An attachment beside which there may be other writers.
+const SHARED: u64 = 64;
 const GENERATION_SHIFT: u32 = 32;
 
 /// An open file, as a successor must know it.
@@ -62,6 +66,8 @@ pub(in crate::export) struct OpenRecord {
     pub(in crate::export) unique: u64,
     /// Whether the file itself keeps its volume from being removed.
     pub(in crate::export) holds: bool,
+    /// True if it was opened to be written.
+    pub(in crate::export) writes: bool,
 }
 
 /// How a volume is attached, as a successor must know it.
@@ -69,8 +75,12 @@ pub(in crate::export) struct OpenRecord {
 pub(in crate::export) struct AttachedRecord {
     pub(in crate::export) volume: VolumeId,
     pub(in crate::export) read_only: bool,
+    /// True if there may be other writers beside it.
+    pub(in crate::export) shared: bool,
     /// How many times it was asked for.
     pub(in crate::export) count: u64,
+    /// The number of these that a user asked for, and not what mounts volumes.
+    pub(in crate::export) by_hand: u64,
     pub(in crate::export) device: DeviceRecord,
 }
 
@@ -105,7 +115,7 @@ impl Keepsake {
         for (word, value) in memory.words().iter().zip(HEAD) {
             word.store(value, Ordering::Release);
         }
-        let records = Arc::new(Records { memory });
+        let records = Arc::new(Records::over(memory));
         Ok(Self {
             records,
             descriptor,
@@ -125,7 +135,9 @@ impl Keepsake {
         if !found.take(HEAD.len()).eq(HEAD) {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let records = Arc::new(Records { memory });
+        let records = Arc::new(Records::over(memory));
+        // Notes how many there are.
+        records.attached();
         Ok(Self {
             records,
             descriptor,
@@ -175,9 +187,54 @@ impl Keepsake {
 /// What is open and attached.
 pub(in crate::export) struct Records {
     memory: SharedWords,
+    /// No open file is in a slot from here on, as far as this process has seen.
+    open_end: AtomicUsize,
+    /// No attachment is in a slot from here on, as far as this process has seen.
+    attached_end: AtomicUsize,
+}
+
+/// The opens of a volume's file by others than this process's own devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::export) struct Users {
+    /// Somebody has it open.
+    pub(in crate::export) any: bool,
+    /// Somebody has it open to write.
+    pub(in crate::export) writers: bool,
 }
 
 impl Records {
+    fn over(memory: SharedWords) -> Self {
+        Self {
+            memory,
+            open_end: AtomicUsize::new(0),
+            attached_end: AtomicUsize::new(0),
+        }
+    }
+
+    /// Who has the volume's file open. Whoever notes an attachment, then asks this, and is told of
+    /// no writer, is seen by `is_exclusive` of every writer that opens the file later; and so the
+    /// other way round.
+    pub(in crate::export) fn users_of(&self, volume: VolumeId) -> Users {
+        fence(Ordering::SeqCst);
+        let end = self.open_end.load(Ordering::SeqCst);
+        let opened = (0..end).filter_map(|slot| self.opened(slot));
+        let of_others = opened.filter(|record| record.volume == volume && record.holds);
+        of_others.fold(Users::default(), |users, record| Users {
+            any: true,
+            writers: users.writers || record.writes,
+        })
+    }
+
+    /// True if the volume is attached as a device beside which nobody else may write.
+    pub(in crate::export) fn is_exclusive(&self, volume: VolumeId) -> bool {
+        fence(Ordering::SeqCst);
+        let end = self.attached_end.load(Ordering::SeqCst);
+        let mut attached = (0..end).filter_map(|slot| self.attached_in(slot));
+        attached.any(|record| {
+            record.volume == volume && record.device != DeviceRecord::None && !record.shared
+        })
+    }
+
     /// A word for each volume that had a write refused: its id, or zero.
     pub(super) fn refused_words(&self) -> &[AtomicU64] {
         &self.memory.words()[REFUSED_START..][..REFUSED_MAX]
@@ -206,12 +263,14 @@ impl Records {
         volume: VolumeId,
         unique: u64,
         holds: bool,
+        writes: bool,
     ) -> u64 {
+        self.open_end.fetch_max(slot + 1, Ordering::SeqCst);
         let words = self.open_slot(slot);
         let generation = words[0].load(Ordering::Acquire) >> GENERATION_SHIFT;
         words[1].store(volume.0, Ordering::Relaxed);
         words[2].store(unique, Ordering::Relaxed);
-        let flags = TAKEN | if holds { HOLDS } else { 0 };
+        let flags = TAKEN | if holds { HOLDS } else { 0 } | if writes { WRITES } else { 0 };
         words[0].store(generation << GENERATION_SHIFT | flags, Ordering::Release);
         generation << GENERATION_SHIFT | slot as u64
     }
@@ -233,11 +292,15 @@ impl Records {
     pub(in crate::export) fn opened(&self, slot: usize) -> Option<OpenRecord> {
         let words = self.open_slot(slot);
         let state = words[0].load(Ordering::Acquire);
+        if state & TAKEN != 0 {
+            self.open_end.fetch_max(slot + 1, Ordering::SeqCst);
+        }
         (state & TAKEN != 0).then(|| OpenRecord {
             handle: state >> GENERATION_SHIFT << GENERATION_SHIFT | slot as u64,
             volume: VolumeId(words[1].load(Ordering::Relaxed)),
             unique: words[2].load(Ordering::Relaxed),
             holds: state & HOLDS != 0,
+            writes: state & WRITES != 0,
         })
     }
 
@@ -246,6 +309,7 @@ impl Records {
     pub(in crate::export) fn attach(&self, record: &AttachedRecord) -> Option<usize> {
         let is_free = |slot: &usize| self.attached_slot(*slot)[0].load(Ordering::Acquire) == 0;
         let slot = (0..ATTACHED_MAX).find(is_free)?;
+        self.attached_end.fetch_max(slot + 1, Ordering::SeqCst);
         self.write_attached(slot, record);
         Some(slot)
     }
@@ -258,8 +322,10 @@ impl Records {
     fn write_attached(&self, slot: usize, record: &AttachedRecord) {
         let words = self.attached_slot(slot);
         let mut state = TAKEN | if record.read_only { READ_ONLY } else { 0 };
+        state |= if record.shared { SHARED } else { 0 };
         words[1].store(record.volume.0, Ordering::Relaxed);
         words[2].store(record.count, Ordering::Relaxed);
+        words[6].store(record.by_hand, Ordering::Relaxed);
         match record.device {
             DeviceRecord::None => {}
             DeviceRecord::Started => state |= LOOP | STARTED,
@@ -278,7 +344,8 @@ impl Records {
     }
 
     /// Changes how many times an attachment was asked for.
-    pub(in crate::export) fn count(&self, slot: usize, count: u64) {
+    pub(in crate::export) fn count(&self, slot: usize, count: u64, by_hand: u64) {
+        self.attached_slot(slot)[6].store(by_hand, Ordering::Release);
         self.attached_slot(slot)[2].store(count, Ordering::Release);
     }
 
@@ -289,30 +356,38 @@ impl Records {
 
     /// All attachments with their slots.
     pub(in crate::export) fn attached(&self) -> Vec<(usize, AttachedRecord)> {
-        let read = |slot: usize| {
-            let words = self.attached_slot(slot);
-            let state = words[0].load(Ordering::Acquire);
-            let word = |index: usize| words[index].load(Ordering::Relaxed);
-            let device = if state & STARTED != 0 {
-                DeviceRecord::Started
-            } else if state & LOOP != 0 {
-                DeviceRecord::Made {
-                    number: u32::try_from(word(3)).ok()?,
-                    backing_device: word(4),
-                    backing_inode: word(5),
-                }
-            } else {
-                DeviceRecord::None
-            };
-            let record = AttachedRecord {
-                volume: VolumeId(word(1)),
-                read_only: state & READ_ONLY != 0,
-                count: word(2),
-                device,
-            };
-            (state & TAKEN != 0).then_some((slot, record))
+        let read = |slot| {
+            let record = self.attached_in(slot)?;
+            self.attached_end.fetch_max(slot + 1, Ordering::SeqCst);
+            Some((slot, record))
         };
         (0..ATTACHED_MAX).filter_map(read).collect()
+    }
+
+    fn attached_in(&self, slot: usize) -> Option<AttachedRecord> {
+        let words = self.attached_slot(slot);
+        let state = words[0].load(Ordering::Acquire);
+        let word = |index: usize| words[index].load(Ordering::Relaxed);
+        let device = if state & STARTED != 0 {
+            DeviceRecord::Started
+        } else if state & LOOP != 0 {
+            DeviceRecord::Made {
+                number: u32::try_from(word(3)).ok()?,
+                backing_device: word(4),
+                backing_inode: word(5),
+            }
+        } else {
+            DeviceRecord::None
+        };
+        let record = AttachedRecord {
+            volume: VolumeId(word(1)),
+            read_only: state & READ_ONLY != 0,
+            shared: state & SHARED != 0,
+            count: word(2),
+            by_hand: word(6),
+            device,
+        };
+        (state & TAKEN != 0).then_some(record)
     }
 }
 
@@ -328,7 +403,7 @@ mod tests {
     fn a_successor_finds_what_is_open_and_no_handle_is_used_twice() {
         let kept = Keepsake::create().unwrap();
         let keepsake = kept.records();
-        let first = keepsake.open(5, VolumeId(77), 1234, true);
+        let first = keepsake.open(5, VolumeId(77), 1234, true, true);
         assert_eq!(Records::slot_of(first), Some(5));
         let found = successor(&kept).records().opened(5).unwrap();
         let wanted = OpenRecord {
@@ -336,11 +411,12 @@ mod tests {
             volume: VolumeId(77),
             unique: 1234,
             holds: true,
+            writes: true,
         };
         assert_eq!(found, wanted);
         keepsake.close(5);
         assert_eq!(successor(&kept).records().opened(5), None);
-        let second = keepsake.open(5, VolumeId(77), 1236, false);
+        let second = keepsake.open(5, VolumeId(77), 1236, false, false);
         assert_ne!(first, second);
         assert_eq!(Records::slot_of(u64::MAX), None);
     }
@@ -352,7 +428,9 @@ mod tests {
         let mut record = AttachedRecord {
             volume: VolumeId(3),
             read_only: true,
+            shared: true,
             count: 1,
+            by_hand: 1,
             device: DeviceRecord::Started,
         };
         let slot = keepsake.attach(&record).unwrap();
@@ -363,8 +441,8 @@ mod tests {
             backing_inode: 19,
         };
         keepsake.made(slot, &record);
-        record.count = 9;
-        keepsake.count(slot, 9);
+        (record.count, record.by_hand) = (9, 4);
+        keepsake.count(slot, 9, 4);
         assert_eq!(successor(&kept).records().attached(), [(slot, record)]);
         let file = AttachedRecord {
             device: DeviceRecord::None,

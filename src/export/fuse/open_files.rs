@@ -89,7 +89,9 @@ impl OpenFiles {
             return Ok(earlier);
         }
         let slot = self.free.lock().take().ok_or(libc::ENFILE)?;
-        let handle = self.records.open(slot, id, unique, file.holds());
+        let handle = self
+            .records
+            .open(slot, id, unique, file.holds(), file.writes());
         self.store(slot, handle, file);
         Ok(handle)
     }
@@ -162,5 +164,5 @@ fn reopen(directory: &dyn Directory, record: &OpenRecord) -> Answer<OpenFile> {
     let target = directory
         .by_id(record.volume)
         .map_err(|error| error.errno())?;
-    OpenFile::open(target, false, !record.holds)
+    OpenFile::reopen(target, record.writes, !record.holds)
 }

@@ -1,5 +1,6 @@
 //! The export against the real kernel: FUSE, loop devices, ext4. Needs root.
 
+mod caching;
 mod devices;
 pub(in crate::export) mod fake;
 mod files;
