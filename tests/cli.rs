@@ -10,6 +10,8 @@ mod daemon;
 mod damage;
 #[path = "cli/devices.rs"]
 mod devices;
+#[path = "cli/fence.rs"]
+mod fence;
 #[path = "cli/full.rs"]
 mod full;
 #[path = "cli/harness.rs"]
@@ -26,6 +28,8 @@ mod load;
 mod quickstart;
 #[path = "cli/rings.rs"]
 mod rings;
+#[path = "fixtures/small_host.rs"]
+mod small_host;
 #[path = "cli/stopping.rs"]
 mod stopping;
 #[path = "cli/takeover.rs"]

@@ -52,18 +52,46 @@ pub(super) enum Left {
     MayWrite(u32),
 }
 
-/// How the kernel names the pool's file in `/proc/…/fd`.
-#[derive(Clone, Debug)]
-pub(super) struct PoolName(PathBuf);
+/// The file that a descriptor is open on, as `/proc/…/fdinfo` tells it: by its mount and its inode,
+/// which stay the same when the file, a folder above it, or the mount itself loses its name.
+/// Nothing of the file system is asked for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PoolFile {
+    mount: u64,
+    /// `None` before Linux 5.14: then every file of the mount counts as the pool.
+    inode: Option<u64>,
+}
 
-impl PoolName {
-    /// The name of the pool that `pool` has open.
+impl PoolFile {
+    /// The file that `pool` is open on.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
     pub(super) fn of(pool: impl AsFd) -> io::Result<Self> {
         let number = pool.as_fd().as_raw_fd();
-        fs::read_link(format!("/proc/self/fd/{number}")).map(Self)
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+        Self::parse(&info).ok_or_else(|| io::Error::other("/proc/self/fdinfo names no mount"))
+    }
+
+    fn parse(info: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+            let (_, value) = lines.find(|(key, _)| *key == name)?;
+            value.trim().parse().ok()
+        };
+        Some(Self {
+            mount: field("mnt_id")?,
+            inode: field("ino"),
+        })
+    }
+
+    /// Returns whether `other` may be the same file.
+    fn may_be(&self, other: &Self) -> bool {
+        self.mount == other.mount
+            && self
+                .inode
+                .zip(other.inode)
+                .is_none_or(|(own, other)| own == other)
     }
 }
 
@@ -71,7 +99,7 @@ impl PoolName {
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub(super) fn look(pid: u32, pool: &PoolName) -> io::Result<Left> {
+pub(super) fn look(pid: u32, pool: &PoolFile) -> io::Result<Left> {
     let tasks = PathBuf::from(format!("/proc/{pid}/task"));
     let entries = match fs::read_dir(&tasks) {
         Ok(entries) => entries,
@@ -108,7 +136,7 @@ enum Thread {
     MayWrite,
 }
 
-fn look_at_thread(task: &Path, pool: &PoolName) -> io::Result<Thread> {
+fn look_at_thread(task: &Path, pool: &PoolFile) -> io::Result<Thread> {
     let Some((state, flags)) = state_of(&fs::read_to_string(task.join("stat"))?) else {
         return Ok(Thread::MayWrite);
     };
@@ -125,7 +153,10 @@ fn look_at_thread(task: &Path, pool: &PoolName) -> io::Result<Thread> {
         Target::Any => true,
         Target::Descriptor(number) => {
             // What cannot be told apart from the pool counts as the pool.
-            fs::read_link(task.join(format!("fd/{number}"))).map_or(true, |name| name == pool.0)
+            fs::read_to_string(task.join(format!("fdinfo/{number}")))
+                .ok()
+                .and_then(|info| PoolFile::parse(&info))
+                .is_none_or(|file| file.may_be(pool))
         }
     };
     Ok(if writes {
@@ -216,8 +247,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_the_same_under_another_name_and_another_file_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| folder.path().join(name));
+        let file = fs::File::create(&old).unwrap();
+        let pool = PoolFile::of(&file).unwrap();
+        fs::rename(&old, &new).unwrap();
+        let renamed = fs::File::open(&new).unwrap();
+        assert!(pool.may_be(&PoolFile::of(&renamed).unwrap()));
+        let other = fs::File::create(&old).unwrap();
+        assert!(!pool.may_be(&PoolFile::of(&other).unwrap()));
+        fs::remove_file(&new).unwrap();
+        assert!(pool.may_be(&PoolFile::of(&file).unwrap()), "removed");
+    }
+
+    #[test]
+    fn where_the_kernel_does_not_tell_the_inode_the_mount_decides() {
+        let parse = |info| PoolFile::parse(info).unwrap();
+        let pool = parse("pos:\t0\nflags:\t02\nmnt_id:\t29\n");
+        assert!(pool.may_be(&parse("mnt_id:\t29\nino:\t7\n")));
+        assert!(!pool.may_be(&parse("mnt_id:\t30\nino:\t7\n")));
+        assert_eq!(PoolFile::parse("pos:\t0\n"), None);
+    }
+
+    #[test]
     fn a_live_process_may_write_and_one_that_has_ended_may_not() {
-        let pool = PoolName::of(fs::File::open("/proc/self/exe").unwrap()).unwrap();
+        let pool = PoolFile::of(fs::File::open("/proc/self/exe").unwrap()).unwrap();
         // Busy, as what sleeps in a read cannot write.
         let mut child = Command::new("sh")
             .args(["-c", "while :; do :; done"])

@@ -34,7 +34,7 @@ use crate::export::Transport;
 use crate::sys::{mount, write_back};
 use children::{describe, exit_status, has_ended, reap, was_killed};
 use control::Message;
-use fence::{Left, PoolName};
+use fence::{Left, PoolFile};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -74,7 +74,7 @@ pub struct Keeper<O> {
     owner: O,
     signals: KeeperSignals,
     estate: Estate,
-    pool: PoolName,
+    pool: PoolFile,
     /// The pool's file, opened apart from the workers': it learns of a failed write although the
     /// worker that was told of it died of something else at that moment.
     witness: File,
@@ -113,7 +113,7 @@ impl<O: Owner> Keeper<O> {
     pub fn new(owner: O, signals: KeeperSignals, estate: Estate) -> io::Result<Self> {
         let oom_score = shield::raise();
         Ok(Self {
-            pool: PoolName::of(&estate.pool)?,
+            pool: PoolFile::of(&estate.pool)?,
             witness: File::open(format!("/proc/self/fd/{}", estate.pool.as_raw_fd()))?,
             owner,
             signals,
