@@ -14,8 +14,10 @@ use super::target::BlockTarget;
 use super::{Export, device_records};
 use crate::base::{Error, Name};
 use crate::sys::loop_device::LoopOptions;
+use crate::sys::write_back::write_out;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -277,8 +279,7 @@ impl Export {
             return Ok(());
         }
         let (path, file) = self.open_file(volume, true)?;
-        file.sync_data()
-            .map_err(ExportError::io("write out", &path))
+        write_out(file.as_fd()).map_err(ExportError::io("write out", &path))
     }
 
     /// Opens the volume's file through the mount, and makes sure that it is the volume's: between

@@ -1,10 +1,11 @@
-//! Whether the host failed to write back what was written to a file.
+//! Writing back what is in memory of a file, and whether the host failed to.
 //!
 //! The kernel tells each open file description once, and forgets what was not written. A process
 //! that is killed while it is told takes the news with it; another description, opened before, gets
 //! to know it all the same.
 
 use nix::errno::Errno;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Beyond all data, so that nothing is waited for.
@@ -28,6 +29,27 @@ pub(crate) fn has_failed(witness: BorrowedFd<'_>) -> bool {
         Err(Errno::EINVAL | Errno::ESPIPE | Errno::ENOSYS) => false,
         Err(_) => true,
     }
+}
+
+/// Writes out the pages of a file that are in memory and waits for that, without the file's lock:
+/// writes that go past them may be under way for long. It is no barrier on the disk.
+///
+/// # Errors
+/// What the host answers, and what an earlier write-back failed with.
+pub(crate) fn write_out(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no memory is passed, and the descriptor is open for as long as it is borrowed.
+    let outcome = unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            0,
+            0,
+            libc::SYNC_FILE_RANGE_WAIT_BEFORE
+                | libc::SYNC_FILE_RANGE_WRITE
+                | libc::SYNC_FILE_RANGE_WAIT_AFTER,
+        )
+    };
+    Errno::result(outcome)?;
+    Ok(())
 }
 
 #[cfg(test)]
