@@ -24,6 +24,8 @@ mod in_use;
 mod keeper;
 #[path = "cli/load.rs"]
 mod load;
+#[path = "cli/mounted.rs"]
+mod mounted;
 #[path = "cli/quickstart.rs"]
 mod quickstart;
 #[path = "cli/rings.rs"]

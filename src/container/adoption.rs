@@ -9,7 +9,7 @@
 //! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
 //! | `work/frozen-<container>` | the container's file system held still |
-//! | `work/still-<volume>` | the file system of that volume held still |
+//! | `work/still-<volume>-<device>` | a file system on that volume held still |
 //! | `data/<volume>` | that data volume attached, and mounted here |
 //! | `roots/<volume>` | that volume attached, and mounted here |
 //! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as one |

@@ -11,6 +11,7 @@ use super::changes::{self, Indexes};
 use super::error::{Error, Result};
 use super::ext4::{self, Fault, Superblock};
 use super::filesystem::Mode;
+use super::frozen::FrozenMount;
 use super::host::{Host, WorkVolumes};
 use super::record::{self, ContainerRecord, ImageRecord};
 use super::tree::{self, TreeChange, TreeChanges};
@@ -18,7 +19,6 @@ use crate::pool::Volume;
 use crate::sys::mount::FileSystem;
 use serde::{Serialize, Serializer};
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -153,7 +153,7 @@ impl Host {
             }
             None => None,
         };
-        if frozen.is_some() {
+        if frozen.as_ref().is_some_and(FrozenMount::is_ours) {
             // The journal is empty while the file system is frozen, and never read.
             ext4::release_journal(volume)?;
         }
@@ -237,39 +237,4 @@ fn listed(path: &Path, change: TreeChange) -> Option<ContainerChange> {
         kind,
         path: Path::new("/").join(path),
     })
-}
-
-/// A frozen file system, which goes on when this is dropped, whatever happens.
-pub(super) struct FrozenMount {
-    file_system: FileSystem,
-    path: PathBuf,
-    /// A folder that tells a successor of this process, should it die now.
-    note: PathBuf,
-}
-
-impl FrozenMount {
-    /// Freezes `file_system`, which was found at `path`.
-    pub(super) fn freeze(file_system: FileSystem, path: PathBuf, note: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
-        if let Err(source) = file_system.freeze() {
-            // It tells nothing now.
-            let _ = fs::remove_dir(&note);
-            return Err(Error::io("freeze the file system at", &path)(source));
-        }
-        Ok(Self {
-            file_system,
-            path,
-            note,
-        })
-    }
-}
-
-impl Drop for FrozenMount {
-    fn drop(&mut self) {
-        if let Err(error) = self.file_system.thaw() {
-            tracing::error!(%error, path = %self.path.display(), "could not thaw a file system");
-        }
-        // An empty folder that stays does no harm.
-        let _ = fs::remove_dir(&self.note);
-    }
 }

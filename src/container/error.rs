@@ -89,6 +89,29 @@ pub enum Error {
     /// The container is not mounted.
     #[error("the container {0} is not mounted")]
     NotMounted(Box<str>),
+    /// The kind of file system cannot be held still.
+    #[error(
+        "the file system at {path} cannot be held still while it is mounted; unmount it, then take the snapshot", path = path.display()
+    )]
+    CannotHold {
+        /// Where it is mounted.
+        path: PathBuf,
+    },
+    /// The file system lies on other devices as well.
+    #[error(
+        "the file system at {path} lies on {others} as well as on this volume, and a snapshot of one alone holds parts that do not fit; freeze it (fsfreeze --freeze {path}), take a snapshot of each, and thaw it, or unmount it first", path = path.display()
+    )]
+    OnOthersToo {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// The other devices.
+        others: Names,
+    },
+    /// Somebody thaws the file system whenever it is held still.
+    #[error(
+        "somebody else thawed the file system on the volume {0} during each of several attempts at a snapshot; end what does so, then try again"
+    )]
+    ThawedMeanwhile(base::Name),
     /// Something in the mounted file system is open.
     #[error("{path} is in use by a process; end it, then try again", path = path.display())]
     MountBusy {

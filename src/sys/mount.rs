@@ -209,6 +209,23 @@ impl FileSystem {
         }
     }
 
+    /// The file system of the mount numbered `id`, which is to be what is found at `path`: also of
+    /// those that show other numbers than their device's.
+    ///
+    /// # Errors
+    /// ESTALE when another mount is there, and what open(2) and fstat(2) answer.
+    pub(crate) fn on_mount(path: &Path, id: u64) -> io::Result<Self> {
+        let found = Self::at(path)?;
+        let info = format!("/proc/self/fdinfo/{}", found.directory.as_raw_fd());
+        let info = fs::read_to_string(info)?;
+        let number = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+        if number.and_then(|number| number.trim().parse().ok()) == Some(id) {
+            Ok(found)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESTALE))
+        }
+    }
+
     /// The number of its device.
     pub(crate) const fn number(&self) -> u64 {
         self.number

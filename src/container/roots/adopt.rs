@@ -44,13 +44,9 @@ impl Host {
         match mounted {
             Some(entry) if device.as_deref() == Some(Path::new(&entry.source)) => {
                 let path = &entry.mount_point;
-                match mount::thaw(path) {
-                    Ok(()) => tracing::info!(path = %path.display(), "let go on"),
-                    // It was not held.
-                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-                    Err(error) => {
-                        tracing::error!(%error, path = %path.display(), "is still held");
-                    }
+                // Without the note, a freeze is somebody else's.
+                if self.frozen_note(&format!("root-{id}")).exists() {
+                    super::super::adoption::thaw_at(path);
                 }
                 root.mounted = Some(Mounted {
                     number: libc::makedev(entry.major, entry.minor),

@@ -10,10 +10,10 @@
 //! - What was refused by the pool while it was written out makes no frozen volume, however often
 //!   that is tried.
 
-use super::super::diff::FrozenMount;
 use super::super::error::{Error, Result};
 use super::super::ext4::{self, Superblock};
 use super::super::filesystem::Mode;
+use super::super::frozen::FrozenMount;
 use super::super::host::{Host, WorkVolumes};
 use super::{Root, RootUse, is_alone};
 use crate::export::ExportError;
@@ -128,8 +128,10 @@ impl Host {
         let note = self.frozen_note(&format!("root-{}", volume.id()));
         let frozen = FrozenMount::freeze(at, self.root_path(volume.id()), note)?;
         let is_alone = is_alone(&root)?;
-        // The journal is empty while the file system is held, and never read.
-        ext4::release_journal(volume)?;
+        if frozen.is_ours() {
+            // The journal is empty while the file system is held, and never read.
+            ext4::release_journal(volume)?;
+        }
         Ok(Sealed::Still(StillRoot {
             _frozen: Some(frozen),
             is_alone,
