@@ -324,7 +324,12 @@ mod tests {
         let names = BTreeMap::from([(VolumeId(1), "a"), (VolumeId(2), "b")]);
         let volume = |children: &[u64]| RemovedVolume {
             id: VolumeId(9),
+            parent: None,
+            size_bytes: 1,
             own_bytes: 1,
+            referenced_bytes: 1,
+            created: SystemTime::UNIX_EPOCH,
+            is_needed: !children.is_empty(),
             children: children.iter().copied().map(VolumeId).collect(),
         };
         let shared = of_removed(&volume(&[1, 2]), &names);

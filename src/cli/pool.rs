@@ -96,6 +96,8 @@ struct StatusDocument {
     used_bytes: u64,
     free_bytes: u64,
     pending_free_bytes: u64,
+    reserved_bytes: u64,
+    removed_shared_bytes: u64,
     metadata_bytes: u64,
     host_bytes: u64,
     host_free_bytes: Option<u64>,
@@ -120,6 +122,8 @@ impl From<&Status> for StatusDocument {
             used_bytes: status.used_bytes,
             free_bytes: status.free_bytes,
             pending_free_bytes: status.pending_free_bytes,
+            reserved_bytes: status.reserved_bytes,
+            removed_shared_bytes: status.removed_shared_bytes,
             metadata_bytes: status.metadata_bytes,
             host_bytes: status.host_bytes,
             host_free_bytes: status.host_free_bytes,
@@ -181,9 +185,14 @@ fn show_status(pool: &Pool, serving: Option<&Serving>, console: &Console) -> any
             ("used", exact(status.used_bytes)),
             ("free", exact(status.free_bytes)),
             ("freed soon", exact(status.pending_free_bytes)),
+            ("kept back", exact(status.reserved_bytes)),
             ("metadata", exact(status.metadata_bytes)),
             ("on the host", exact(status.host_bytes)),
         ];
+        if status.removed_shared_bytes > 0 {
+            let shared = exact(status.removed_shared_bytes);
+            rows.insert(2, ("of it removed, but shared", shared));
+        }
         if status.limit_bytes > status.size_bytes {
             rows.push(("grows up to", exact(status.limit_bytes)));
         }

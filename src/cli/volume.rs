@@ -7,8 +7,10 @@ use super::resize::{self, Resize};
 use super::shed::Shed;
 use super::size::{Size, human};
 use super::{export_volume, import_volume, kept_names, removal, sectors};
-use crate::base::Name;
-use crate::pool::{Extent, ExtentKind, Labels, Pool, Volume, VolumeInfo, VolumeKind};
+use crate::base::{Name, VolumeId};
+use crate::pool::{
+    Extent, ExtentKind, Labels, Pool, RemovedVolume, Volume, VolumeInfo, VolumeKind,
+};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
@@ -307,7 +309,7 @@ impl<'a> VolumeDocument<'a> {
             id: info.id.0,
             name: info.name.as_str(),
             parent: info.parent.map(|id| id.0),
-            parent_name: parent_name(pool, info),
+            parent_name: parent_name(pool, info.parent),
             kind: match info.kind {
                 VolumeKind::Volume => "volume",
                 VolumeKind::Snapshot => "snapshot",
@@ -320,10 +322,28 @@ impl<'a> VolumeDocument<'a> {
             children: info.children,
         }
     }
+
+    /// A volume that was removed and on which others still stand. Its `name` is none that a volume
+    /// could have.
+    fn of_removed(pool: &Pool, name: &'a str, it: &RemovedVolume, labels: &'a Labels) -> Self {
+        Self {
+            id: it.id.0,
+            name,
+            parent: it.parent.map(|id| id.0),
+            parent_name: parent_name(pool, it.parent),
+            kind: "removed",
+            size_bytes: it.size_bytes,
+            own_bytes: it.own_bytes,
+            referenced_bytes: it.referenced_bytes,
+            created: time(it.created),
+            labels,
+            children: u32::try_from(it.children.len()).unwrap_or(u32::MAX),
+        }
+    }
 }
 
-fn parent_name(pool: &Pool, info: &VolumeInfo) -> Option<String> {
-    let parent = pool.volume_by_id(info.parent?).ok()?;
+fn parent_name(pool: &Pool, parent: Option<VolumeId>) -> Option<String> {
+    let parent = pool.volume_by_id(parent?).ok()?;
     Some(parent.name().to_string())
 }
 
@@ -362,10 +382,18 @@ fn show(pool: &Pool, info: &VolumeInfo, console: &Console) -> anyhow::Result<()>
 
 fn list(pool: &Pool, console: &Console) -> anyhow::Result<()> {
     let volumes = pool.volumes();
-    let documents: Vec<_> = volumes
+    let removed = pool.removed_volumes();
+    let removed: Vec<_> = removed
         .iter()
-        .map(|info| VolumeDocument::new(pool, info))
+        .filter(|it| it.is_needed)
+        .map(|it| (format!("(removed {})", it.id), it))
         .collect();
+    let no_labels = Labels::new();
+    let named = volumes.iter().map(|info| VolumeDocument::new(pool, info));
+    let removed = removed
+        .iter()
+        .map(|(name, it)| VolumeDocument::of_removed(pool, name, it, &no_labels));
+    let documents: Vec<_> = named.chain(removed).collect();
     console.result(&documents, || {
         let columns = [
             Column::Text("NAME"),

@@ -63,6 +63,8 @@ pub struct Ledger {
     pub inherited: i64,
     /// Change of the data blocks that the volume maps.
     pub mapped: i64,
+    /// Blocks and nodes of ancestors that left it.
+    pub let_go: u64,
     /// New memory nodes: each was promised a block.
     pub promised: u64,
     /// Memory nodes that left before any checkpoint: their promises are void.
@@ -78,6 +80,7 @@ impl Ledger {
         self.own += other.own;
         self.inherited += other.inherited;
         self.mapped += other.mapped;
+        self.let_go += other.let_go;
         self.promised += other.promised;
         self.void += other.void;
     }
@@ -111,7 +114,10 @@ impl Ledger {
         match owner {
             Owner::Own => self.own -= 1,
             Owner::Inherited => self.inherited -= 1,
-            Owner::Foreign => return,
+            Owner::Foreign => {
+                self.let_go += 1;
+                return;
+            }
         }
         free(self);
     }

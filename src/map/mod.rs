@@ -34,6 +34,7 @@ mod read;
 mod settle;
 mod store;
 mod tree;
+mod unreached;
 
 pub use diff::diff;
 pub use edit::Edit;
@@ -45,3 +46,4 @@ pub use persist::{Outlet, Persist};
 pub use settle::{Settled, Settling};
 pub use store::NodeStore;
 pub use tree::{Link, Root, Tree};
+pub use unreached::{Found, Unreached};

@@ -2,6 +2,7 @@
 //! host, growing ahead of need, and saying that space runs out. They hold no strong reference to the
 //! pool while they wait, so that dropping its last handle ends them.
 
+use super::prune::Pace;
 use super::shared::{Shared, Signal};
 use crate::base::Sequence;
 use crate::base::turns::Background;
@@ -145,7 +146,7 @@ fn reclaim(weak: &Weak<Shared>, signal: &Signal) {
             return;
         }
         if (asked || shared.has_backlog())
-            && let Err(error) = shared.reclaim_all()
+            && let Err(error) = shared.reclaim_all(Pace::Seldom)
         {
             if shared.check_open().is_err() {
                 return;

@@ -59,6 +59,15 @@ impl Tended {
     }
 }
 
+/// The blocks that removed volumes own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RemovedBlocks {
+    /// Of volumes on which no named one stands: they are about to be freed.
+    pub(super) unneeded: u64,
+    /// Of volumes on which named ones still stand.
+    pub(super) shared: u64,
+}
+
 /// A volume's numbers at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
@@ -116,6 +125,50 @@ impl Forest {
             above = self.volumes.get(&parent).and_then(|volume| volume.parent);
         }
         false
+    }
+
+    /// The removed volumes on which no named one stands, not even through others.
+    pub(super) fn unneeded(&self) -> Vec<VolumeId> {
+        let mut found = Vec::new();
+        // From the leaves up: how many of a removed volume's children are unneeded.
+        let mut unneeded: HashMap<VolumeId, usize> = HashMap::new();
+        let is_leaf = |id: &&VolumeId| self.volumes[*id].children.is_empty();
+        let mut next: Vec<VolumeId> = self.removed.iter().filter(is_leaf).copied().collect();
+        while let Some(id) = next.pop() {
+            found.push(id);
+            let parent = self.volumes[&id].parent;
+            let Some(parent) = parent.filter(|id| self.removed.contains(id)) else {
+                continue;
+            };
+            let count = unneeded.entry(parent).or_default();
+            *count += 1;
+            if *count == self.volumes[&parent].children.len() {
+                next.push(parent);
+            }
+        }
+        found
+    }
+
+    /// The blocks that removed volumes own.
+    pub(super) fn removed_blocks(&self) -> RemovedBlocks {
+        let own = |id: &VolumeId| self.volumes[id].core.own_blocks();
+        let all = self.removed.iter().map(own).sum::<u64>();
+        let unneeded = self.unneeded().iter().map(own).sum::<u64>();
+        // A reclaim changes the counts meanwhile.
+        let shared = all.saturating_sub(unneeded);
+        RemovedBlocks { unneeded, shared }
+    }
+
+    /// Whether the settling of its parent or of one of its children has begun and not ended. What is
+    /// settled of that one is no longer told by its map, and belongs to its child: nothing is given
+    /// back of its neighbours before.
+    pub(super) fn is_beside_begun(&self, id: VolumeId) -> bool {
+        let begun = |id: &VolumeId| {
+            let core = &self.volumes[id].core;
+            core.removed.load(Ordering::Acquire) && core.settled.load(Ordering::Acquire) > 0
+        };
+        let volume = &self.volumes[&id];
+        volume.parent.as_ref().is_some_and(begun) || volume.children.iter().any(begun)
     }
 
     /// The value of a record.

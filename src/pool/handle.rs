@@ -8,6 +8,7 @@ use crate::base::units::blocks_for;
 use crate::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
 use crate::device::Device;
 use crate::map::{Sought, diff, find};
+use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -130,16 +131,22 @@ impl Pool {
     #[must_use]
     pub fn removed_volumes(&self) -> Vec<RemovedVolume> {
         let forest = self.shared.forest.read();
-        let unnamed = forest.volumes.iter().filter(|(_, it)| it.name.is_none());
-        let mut removed: Vec<_> = unnamed
-            .map(|(id, it)| RemovedVolume {
+        let unneeded: HashSet<_> = forest.unneeded().into_iter().collect();
+        let block = BLOCK_BYTES as u64;
+        let describe = |id: &VolumeId| {
+            let it = &forest.volumes[id];
+            RemovedVolume {
                 id: *id,
-                own_bytes: it.core.own_blocks() * BLOCK_BYTES as u64,
+                parent: it.parent,
+                size_bytes: it.core.size_bytes(),
+                own_bytes: it.core.own_blocks() * block,
+                referenced_bytes: it.core.mapped_blocks() * block,
+                created: UNIX_EPOCH + Duration::from_nanos(it.created_ns),
                 children: it.children.iter().copied().collect(),
-            })
-            .collect();
-        removed.sort_by_key(|volume| volume.id);
-        removed
+                is_needed: !unneeded.contains(id),
+            }
+        };
+        forest.removed.iter().map(describe).collect()
     }
 
     /// Makes an empty volume.

@@ -130,11 +130,22 @@ pub struct VolumeInfo {
 pub struct RemovedVolume {
     /// The id that it had.
     pub id: VolumeId,
-    /// Bytes that it still keeps.
+    /// The volume that it was cloned from or that was snapshotted from it.
+    pub parent: Option<VolumeId>,
+    /// The virtual size in bytes.
+    pub size_bytes: u64,
+    /// Bytes (data and map) that it still keeps.
     pub own_bytes: u64,
+    /// Bytes of data that it maps, whoever owns them.
+    pub referenced_bytes: u64,
+    /// When it was made.
+    pub created: SystemTime,
     /// The volumes that read from it. With two or more it keeps what any of them needs, until one
     /// is left; with fewer it is about to go.
     pub children: Vec<VolumeId>,
+    /// Whether a volume with a name stands on it, itself or through others: then its bytes are in
+    /// use, and otherwise about to be freed.
+    pub is_needed: bool,
 }
 
 /// What the pool as a whole looks like.
@@ -142,12 +153,18 @@ pub struct RemovedVolume {
 pub struct Status {
     /// Size of the pool.
     pub size_bytes: u64,
-    /// In use by data and map.
+    /// In use by data and map. With `free_bytes`, `pending_free_bytes`, `reserved_bytes` and
+    /// `metadata_bytes` it makes up the size.
     pub used_bytes: u64,
     /// Can be allocated now.
     pub free_bytes: u64,
     /// Freed, waiting for a checkpoint or for background reclaim.
     pub pending_free_bytes: u64,
+    /// Free, but promised to changes that only the log has yet, or kept back so that removing and
+    /// checkpoints go through in a full pool.
+    pub reserved_bytes: u64,
+    /// Of `used_bytes`: what removed volumes own because others still stand on them.
+    pub removed_shared_bytes: u64,
     /// Superblocks, log and bitmaps, and a rest at the end that is too short for a group.
     pub metadata_bytes: u64,
     /// What the pool takes on its host.

@@ -27,6 +27,7 @@ mod info;
 mod open;
 mod pause;
 mod plan;
+mod prune;
 mod publish;
 mod read;
 mod reclaim;

@@ -223,6 +223,8 @@ pub(super) fn settle_account(
         .fetch_add(std::mem::take(&mut ledger.own), Ordering::Relaxed);
     core.mapped
         .fetch_add(std::mem::take(&mut ledger.mapped), Ordering::Relaxed);
+    core.let_go
+        .fetch_add(std::mem::take(&mut ledger.let_go), Ordering::Relaxed);
     let inherited = std::mem::take(&mut ledger.inherited);
     let freed = ledger.freed.blocks();
     shared

@@ -2,13 +2,14 @@
 //!
 //! One removed volume at a time: one without children gives everything back that it owned; one
 //! with a single child gives back what the child has not, and the rest becomes the child's. One
-//! with several children waits, as what a block map does not say cannot be settled with more than
-//! one: which of them still needs a block.
+//! with several children stays, as what they share has no other owner; what none of them needs any
+//! more is freed by `prune`.
 //!
 //! Nothing of it is logged. How far it got is part of each checkpoint, with the bitmaps that
 //! fit; after a crash it goes on from there.
 
 use super::handle::Pool;
+use super::prune::Pace;
 use super::publish::settle_account;
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::VolumeCore;
@@ -29,14 +30,15 @@ impl Pool {
     /// `Corrupt` or `Io` when a removed volume's map cannot be read.
     pub fn reclaim(&self) -> Result<()> {
         self.shared.check_open()?;
-        self.shared.reclaim_all()?;
+        self.shared.reclaim_all(Pace::Now)?;
         self.shared.checkpoint()
     }
 }
 
 impl Shared {
-    /// Settles removed volumes until none is left that can be.
-    pub(super) fn reclaim_all(&self) -> Result<()> {
+    /// Settles removed volumes until none is left that can be, and frees what is left in the others
+    /// for nobody.
+    pub(super) fn reclaim_all(&self, pace: Pace) -> Result<()> {
         let _one = self.reclaiming.lock();
         let mut failed: Vec<VolumeId> = Vec::new();
         let mut first_error = None;
@@ -46,12 +48,13 @@ impl Shared {
                 first_error.get_or_insert(error);
             }
         }
+        self.prune_all(pace)?;
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Whether a removed volume could be settled.
+    /// Whether a removed volume could be settled, or may hold something for nobody.
     pub(super) fn has_backlog(&self) -> bool {
-        self.next_removed(&[]).is_some()
+        self.next_removed(&[]).is_some() || !self.to_prune(Pace::Seldom).is_empty()
     }
 
     /// The removed volume that is settled next: one that was begun, else one without children,
@@ -63,18 +66,10 @@ impl Shared {
             let begun = volume.core.settled.load(Ordering::Acquire) > 0;
             (!begun, volume.children.len())
         };
-        let begun = |id: &VolumeId| {
-            let core = &forest.volumes[id].core;
-            core.removed.load(Ordering::Acquire) && core.settled.load(Ordering::Acquire) > 0
-        };
         let able = |id: &&VolumeId| {
-            let volume = &forest.volumes[*id];
-            // What is settled of one that could not be finished is no longer told by its map, and
-            // belongs to its child: neither is settled before it.
             !failed.contains(id)
-                && volume.children.len() < 2
-                && !volume.parent.as_ref().is_some_and(begun)
-                && !volume.children.iter().any(begun)
+                && forest.volumes[*id].children.len() < 2
+                && !forest.is_beside_begun(**id)
         };
         forest
             .removed
@@ -178,6 +173,9 @@ impl Shared {
             self.note_changed(&heir);
             drop(writer);
             forest.adopt(child, parent);
+        }
+        if let Some(parent) = parent.and_then(|parent| forest.volumes.get(&parent)) {
+            parent.core.pruned.lock().forget();
         }
         forest.adopt(id, None);
         forest.volumes.remove(&id);

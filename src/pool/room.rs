@@ -9,6 +9,7 @@
 
 use super::handle::Pool;
 use super::info::FullPolicy;
+use super::prune::Pace;
 use super::shared::Shared;
 use crate::base::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::base::sync::{Condvar, Mutex};

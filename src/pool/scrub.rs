@@ -72,16 +72,23 @@ impl Pool {
         Ok(scrub.report)
     }
 
-    /// The named volumes from `first` on, each with the generation after which its blocks were
-    /// born: what nameless parents own is read for each of their children.
+    /// The volumes from `first` on, each with the generation after which its blocks were born:
+    /// those with a name, and removed ones that several others share. What a removed volume with
+    /// one child owns is read for that child.
     fn to_scrub(&self, first: VolumeId) -> Vec<(Arc<VolumeCore>, Generation)> {
         let forest = self.shared.forest.read();
-        let named = forest.names.values().filter(|id| **id >= first);
-        let mut volumes: Vec<_> = named
+        let shared = forest
+            .removed
+            .iter()
+            .filter(|id| forest.volumes[*id].children.len() > 1);
+        let all = forest.names.values().chain(shared);
+        let mut volumes: Vec<_> = all
+            .filter(|id| **id >= first)
             .map(|id| {
                 let mut top = &forest.volumes[id];
                 while let Some(parent) = top.parent.and_then(|id| forest.volumes.get(&id))
                     && parent.name.is_none()
+                    && parent.children.len() == 1
                 {
                     top = parent;
                 }
@@ -94,6 +101,15 @@ impl Pool {
             .collect();
         volumes.sort_by_key(|(core, _)| core.id);
         volumes
+    }
+
+    /// Whether several volumes stand on this one.
+    fn is_shared(&self, id: VolumeId) -> bool {
+        let forest = self.shared.forest.read();
+        forest
+            .volumes
+            .get(&id)
+            .is_some_and(|volume| volume.children.len() > 1)
     }
 
     fn scrub_position(&self) -> ScrubPosition {
@@ -224,6 +240,15 @@ impl Scrub<'_> {
 
     /// Reads what a volume owns from block `from` on; `false` when the caller wants to stop.
     fn volume(&mut self, core: &VolumeCore, branch: Generation, from: u64) -> Result<bool> {
+        let was_removed = core.removed.load(Ordering::Acquire);
+        // A removed volume that is given back meanwhile belongs to its last child.
+        let is_left_out = |pool: &Pool| {
+            if was_removed {
+                !pool.is_shared(core.id)
+            } else {
+                core.removed.load(Ordering::Acquire)
+            }
+        };
         let mut next = from;
         let mut buf = [0; BLOCK_BYTES];
         let _background = Background::begin();
@@ -241,7 +266,7 @@ impl Scrub<'_> {
                     (ScrubFaultKind::Lost, range, Some(lost))
                 }
             };
-            if core.removed.load(Ordering::Acquire) {
+            if is_left_out(self.pool) {
                 return Ok(true);
             }
             next = range.end;

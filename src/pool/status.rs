@@ -37,16 +37,12 @@ impl Shared {
         };
         let free = self.space.free_blocks() + self.space.hidden_blocks();
         let forest = self.forest.read();
-        let removed = forest
-            .removed
-            .iter()
-            .map(|id| forest.volumes[id].core.own_blocks());
-        let pending = removed.sum::<u64>() + self.freed_lately();
+        let removed = forest.removed_blocks();
         let volumes = forest.names.len() as u64;
         drop(forest);
         let taken = total.saturating_sub(free);
-        let pending = pending.min(taken);
-        let writable = self.space.writable_blocks() + self.space.hidden_blocks();
+        let pending = (removed.unneeded + self.freed_lately()).min(taken);
+        let writable = free.min(self.space.writable_blocks() + self.space.hidden_blocks());
         let size_bytes = layout.block_count() * block;
         let limit_bytes = self.limit_bytes();
         let growth = (limit_bytes - size_bytes) / block;
@@ -68,6 +64,8 @@ impl Shared {
             used_bytes: (taken - pending) * block,
             free_bytes: writable * block,
             pending_free_bytes: pending * block,
+            reserved_bytes: (free - writable) * block,
+            removed_shared_bytes: removed.shared.min(taken - pending) * block,
             metadata_bytes: size_bytes - total * block,
             host_bytes: self.device.host_bytes()?,
             host_free_bytes: self.host_free_bytes(),

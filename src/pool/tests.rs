@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 mod damage;
 mod meanwhile;
+mod pruning;
 mod resuming;
 
 const MIB: u64 = 1 << 20;

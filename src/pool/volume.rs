@@ -1,5 +1,6 @@
 //! A volume in memory: its map, its counts, and what its writers share.
 
+use super::prune::Pruned;
 use crate::base::sync::Mutex;
 use crate::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use crate::base::{Generation, VolumeId};
@@ -25,6 +26,10 @@ pub(super) struct VolumeCore {
     pub(super) mapped: AtomicI64,
     /// Once removed: all of its map below this block is settled.
     pub(super) settled: AtomicU64,
+    /// Blocks and nodes of ancestors that it no longer leads to, counted since the pool was opened.
+    pub(super) let_go: AtomicU64,
+    /// Once removed: when its children were last asked what they still need of it.
+    pub(super) pruned: Mutex<Pruned>,
     /// How many holds keep it from being removed.
     pub(super) holds: AtomicU32,
     /// How many put its flushes off.
@@ -62,6 +67,8 @@ impl VolumeCore {
             own: AtomicI64::new(0),
             mapped: AtomicI64::new(0),
             settled: AtomicU64::new(0),
+            let_go: AtomicU64::new(0),
+            pruned: Mutex::default(),
             holds: AtomicU32::new(0),
             pauses: AtomicU32::new(0),
             changed: AtomicBool::new(false),

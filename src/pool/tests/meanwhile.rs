@@ -255,7 +255,7 @@ fn a_read_that_a_removal_overtakes_never_gives_what_others_wrote_since() {
     // change it in place.
     stage.before(Call::Read, move || {
         pool.remove(&doomed).unwrap();
-        pool.shared.reclaim_all().unwrap();
+        pool.shared.reclaim_all(prune::Pace::Now).unwrap();
         heir.write_at(&pattern(2, 4096), MIB).unwrap();
     });
     let found = snapshot.read_at(&mut vec![0; 2 << 20], 0);

@@ -199,7 +199,7 @@ fn what_a_removed_volume_had_promised_is_promised_until_a_checkpoint_holds_its_r
     }
     pool.remove(&sparse).unwrap();
     drop(sparse);
-    pool.shared.reclaim_all().unwrap();
+    pool.shared.reclaim_all(prune::Pace::Now).unwrap();
     // All that can be written is, without a checkpoint.
     let volume = pool.create_volume(&name("v"), 64 * MIB).unwrap();
     let mut written = 0;
