@@ -30,6 +30,30 @@ pub fn own_thread(owner: Arc<dyn Owner>) {
     OWNER.set(Some(owner));
 }
 
+/// Makes this thread one whose owner lets it wait, unless it has an owner.
+pub fn own_freely() {
+    OWNER.with_borrow_mut(|owner| {
+        owner.get_or_insert_with(|| Arc::new(Free));
+    });
+}
+
+/// Whether this thread has an owner: it serves what is mounted or attached.
+#[must_use]
+pub fn is_owned() -> bool {
+    OWNER.with_borrow(Option::is_some)
+}
+
+/// The owner of a thread that has nothing else to do.
+struct Free;
+
+impl Owner for Free {
+    fn may_begin(&self) -> bool {
+        true
+    }
+
+    fn ended(&self) {}
+}
+
 /// The time of a wait: it ends when this is dropped, in the same thread.
 #[must_use]
 pub struct Waiting(Option<Arc<dyn Owner>>);
@@ -80,6 +104,7 @@ mod tests {
     fn an_owner_is_asked_and_told_and_a_free_thread_waits_as_it_likes() {
         std::thread::spawn(|| {
             assert!(begin().is_some());
+            assert!(!is_owned());
             let room = Arc::new(Room(AtomicI32::new(1)));
             own_thread(room.clone());
             let waiting = begin();
@@ -88,6 +113,10 @@ mod tests {
             drop(waiting);
             assert!(begin().is_some());
             assert_eq!(room.0.load(SeqCst), 1);
+            // The owner stays.
+            own_freely();
+            let _waiting = begin();
+            assert_eq!(room.0.load(SeqCst), 0);
         })
         .join()
         .unwrap();

@@ -17,6 +17,8 @@ pub(super) enum Exit {
     Usage,
     /// The pool is damaged.
     Damaged,
+    /// All is well yet, but something should be done before it is too late.
+    Warned,
 }
 
 impl Exit {
@@ -28,6 +30,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage => 2,
             Self::Damaged => 3,
+            Self::Warned => 4,
         }
     }
 
@@ -38,6 +41,7 @@ impl Exit {
             0 => Self::Done,
             2 => Self::Usage,
             3 => Self::Damaged,
+            4 => Self::Warned,
             _ => Self::Failed,
         }
     }
@@ -49,6 +53,8 @@ impl Exit {
             Self::Damaged
         } else if error.chain().any(|cause| cause.is::<Usage>()) {
             Self::Usage
+        } else if error.chain().any(|cause| cause.is::<Warning>()) {
+            Self::Warned
         } else {
             Self::Failed
         }
@@ -59,6 +65,11 @@ impl Exit {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Usage(pub String);
+
+/// Nothing has failed yet, and something should be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Warning(pub String);
 
 /// A check or a scrub found damage.
 #[derive(Debug, thiserror::Error)]
@@ -155,5 +166,7 @@ mod tests {
         );
         assert_eq!(Exit::of(&Error::NotAPool.into()).status(), 1);
         assert_eq!(Exit::of(&Usage("x".to_owned()).into()).status(), 2);
+        assert_eq!(Exit::of(&Warning("x".to_owned()).into()).status(), 4);
+        assert_eq!(Exit::from_status(4), Exit::Warned);
     }
 }

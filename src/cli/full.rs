@@ -12,12 +12,17 @@ use std::time::Duration;
 /// The longest time that a write is held (a day): the kernel and its callers wait that long.
 const WAIT_SECONDS_MAX: u64 = 24 * 60 * 60;
 
+/// As long as dm-thin holds writes: time enough to make room, and an end that the kernel's own
+/// limits for a task that hangs do not come before.
+const DEFAULT_POLICY: &str = "attached=60";
+
 /// Options about a full pool.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Full {
     /// What becomes of a write that finds no room: `error` refuses it, `wait=SECONDS` holds it so
-    /// long while someone grows the pool, removes or trims something
-    #[arg(long, value_name = "POLICY", default_value = "error", value_parser = parse_policy)]
+    /// long while someone grows the pool, removes or trims something, `attached=SECONDS` does so
+    /// with what is written to a mounted or attached volume, and refuses what a command writes
+    #[arg(long, value_name = "POLICY", default_value = DEFAULT_POLICY, value_parser = parse_policy)]
     pub full_policy: FullPolicy,
     /// Let the pool's file grow by itself as it fills up, to this size at most
     #[arg(long, value_name = "SIZE")]
@@ -48,9 +53,11 @@ impl Full {
     /// The same options for another process.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
-        if let FullPolicy::Wait(time) = self.full_policy {
-            arguments.push(format!("--full-policy=wait={}", time.as_secs()));
-        }
+        arguments.push(match self.full_policy {
+            FullPolicy::Error => "--full-policy=error".to_owned(),
+            FullPolicy::Wait(time) => format!("--full-policy=wait={}", time.as_secs()),
+            FullPolicy::WaitAttached(time) => format!("--full-policy=attached={}", time.as_secs()),
+        });
         if let Some(size) = self.max_size {
             arguments.push(format!("--max-size={}", size.0));
         }
@@ -62,14 +69,21 @@ fn parse_policy(text: &str) -> anyhow::Result<FullPolicy> {
     if text == "error" {
         return Ok(FullPolicy::Error);
     }
-    let seconds = text
-        .strip_prefix("wait=")
-        .and_then(|text| text.parse().ok());
-    let seconds = seconds.filter(|seconds| (1..=WAIT_SECONDS_MAX).contains(seconds));
+    let parts = text.split_once('=');
+    let make = match parts {
+        Some(("wait", _)) => FullPolicy::Wait,
+        _ => FullPolicy::WaitAttached,
+    };
+    let seconds = parts
+        .filter(|(word, _)| matches!(*word, "wait" | "attached"))
+        .and_then(|(_, seconds)| seconds.parse().ok())
+        .filter(|seconds| (1..=WAIT_SECONDS_MAX).contains(seconds));
     let seconds = seconds.with_context(|| {
-        format!("write error, or wait=SECONDS with 1 to {WAIT_SECONDS_MAX} seconds")
+        format!(
+            "write error, wait=SECONDS or attached=SECONDS with 1 to {WAIT_SECONDS_MAX} seconds"
+        )
     })?;
-    Ok(FullPolicy::Wait(Duration::from_secs(seconds)))
+    Ok(make(Duration::from_secs(seconds)))
 }
 
 #[cfg(test)]
@@ -78,7 +92,7 @@ mod tests {
 
     #[test]
     fn policies_are_read_as_they_are_written_for_another_process() {
-        for text in ["wait=1", "wait=86400"] {
+        for text in ["error", "wait=1", "wait=86400", DEFAULT_POLICY] {
             let full = Full {
                 full_policy: parse_policy(text).unwrap(),
                 max_size: Some(Size(1 << 30)),
@@ -98,6 +112,9 @@ mod tests {
             "wait=86401",
             "wait=-1",
             "wait=1s",
+            "attached",
+            "attached=0",
+            "error=1",
             "Error",
         ] {
             assert!(parse_policy(text).is_err(), "{text}");

@@ -1,6 +1,7 @@
 //! `cowshed pool …` on an open pool; `pool create` and `pool check` are in `offline`.
 
 use super::console::Console;
+use super::failure::Warning;
 use super::offline::{Check, Create};
 use super::output::{exact, facts};
 use super::scrub;
@@ -36,7 +37,7 @@ pub(super) enum Offline {
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
 pub(super) enum Online {
     /// Show how full the pool is
-    Status,
+    Status(StatusOptions),
     /// Make the pool larger
     Grow(Grow),
     /// Reclaim what was removed, and give all free space back to the host
@@ -45,6 +46,19 @@ pub(super) enum Online {
     Checkpoint,
     /// Read and verify every block in use
     Scrub,
+}
+
+/// `cowshed pool status`
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[command(
+    after_help = "Exit status with --check: 0 all is well; 4 there are warnings; 1 writes are \
+    held or refused, the pool has stopped, or nobody could say; 3 the pool is damaged."
+)]
+pub(super) struct StatusOptions {
+    /// End with an exit status for monitoring: 4 for warnings, 1 where writes fail
+    #[arg(long)]
+    #[serde(default)]
+    pub check: bool,
 }
 
 /// `cowshed pool grow`
@@ -66,12 +80,18 @@ pub(super) fn run(
     console: &Console,
 ) -> anyhow::Result<()> {
     match command {
-        Online::Status => show_status(pool, serving, console),
+        Online::Status(options) => {
+            let document = show_status(pool, serving, console)?;
+            if options.check {
+                judge(&document)?;
+            }
+            Ok(())
+        }
         Online::Grow(grow) => {
             let size = grow.size;
             pool.grow(size.0)
                 .with_context(|| format!("grow the pool to {size}"))?;
-            show_status(pool, serving, console)
+            show_status(pool, serving, console).map(drop)
         }
         Online::Trim => {
             // What removed volumes held counts as free only once it is reclaimed.
@@ -83,7 +103,7 @@ pub(super) fn run(
         }
         Online::Checkpoint => {
             pool.checkpoint().context("checkpoint")?;
-            show_status(pool, serving, console)
+            show_status(pool, serving, console).map(drop)
         }
         Online::Scrub => scrub::scrub(pool, console),
     }
@@ -172,7 +192,26 @@ fn warnings(status: &Status) -> Vec<String> {
     warnings
 }
 
-fn show_status(pool: &Pool, serving: Option<&Serving>, console: &Console) -> anyhow::Result<()> {
+/// Ends with a failure where writes fail or wait, and with a warning where that is to come.
+fn judge(document: &StatusDocument) -> anyhow::Result<()> {
+    let mut said = document.warnings.join("; ");
+    if document.state == "stopped" {
+        said = "the pool has stopped, as its device failed; the daemon's log says why".to_owned();
+    }
+    if document.state != "open" || document.holds_writes {
+        anyhow::bail!("{said}");
+    }
+    if !said.is_empty() {
+        return Err(Warning(said).into());
+    }
+    Ok(())
+}
+
+fn show_status(
+    pool: &Pool,
+    serving: Option<&Serving>,
+    console: &Console,
+) -> anyhow::Result<StatusDocument> {
     let status = pool.status().context("pool status")?;
     let document = StatusDocument {
         daemon: serving.cloned(),
@@ -206,7 +245,8 @@ fn show_status(pool: &Pool, serving: Option<&Serving>, console: &Console) -> any
         let warnings = document.warnings.iter();
         rows.extend(warnings.map(|warning| ("warning", warning.clone())));
         facts(rows.into_iter().chain(daemon))
-    })
+    })?;
+    Ok(document)
 }
 
 fn shown(serving: &Serving) -> String {

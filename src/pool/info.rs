@@ -89,6 +89,9 @@ pub enum FullPolicy {
     Error,
     /// It is held for so long while someone makes room, and then answers `NoSpace`.
     Wait(Duration),
+    /// A write to what is mounted or attached is held for so long; any other answers `NoSpace` at
+    /// once, as its caller can tell its user.
+    WaitAttached(Duration),
 }
 
 /// Whether a volume can be written.

@@ -33,6 +33,8 @@ pub(super) struct Room {
     changed: Condvar,
     /// It has been logged that writes are held.
     told: AtomicBool,
+    /// It has been logged that a held write was refused.
+    given_up: AtomicBool,
     /// Writers that found no room and have not ended yet.
     held: AtomicUsize,
     /// Nobody waits any longer, whatever the policy.
@@ -86,8 +88,10 @@ impl<'a> Patience<'a> {
 
     /// When it ends; `None` when nothing is waited for.
     fn deadline(&mut self) -> Option<Instant> {
-        let FullPolicy::Wait(time) = self.shared.full.policy else {
-            return None;
+        let time = match self.shared.full.policy {
+            FullPolicy::Wait(time) => time,
+            FullPolicy::WaitAttached(time) if waiting::is_owned() => time,
+            FullPolicy::WaitAttached(_) | FullPolicy::Error => return None,
         };
         let now = Instant::now();
         // A time that no clock reaches is as good as a year.
@@ -131,7 +135,7 @@ impl Shared {
         let seen = self.checkpoints.load(Ordering::Acquire);
         let blocks = self.space.layout().block_count();
         if self.has_backlog()
-            && let Err(error) = self.reclaim_all()
+            && let Err(error) = self.reclaim_all(Pace::Seldom)
         {
             // What else was freed is usable all the same.
             tracing::warn!("a removed volume could not be reclaimed: {error}");
@@ -157,7 +161,11 @@ impl Shared {
         let Some(deadline) = patience.deadline() else {
             return Ok(false);
         };
-        if Instant::now() >= deadline || self.room.refusing.load(Ordering::Acquire) {
+        if self.room.refusing.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        if Instant::now() >= deadline {
+            self.tell_given_up();
             return Ok(false);
         }
         if patience.waiting.is_none() {
@@ -194,7 +202,9 @@ impl Shared {
     fn tell_held(&self) {
         if !self.room.told.swap(true, Ordering::AcqRel) {
             let most = match self.full.policy {
-                FullPolicy::Wait(time) => format!(" for up to {} s", time.as_secs()),
+                FullPolicy::Wait(time) | FullPolicy::WaitAttached(time) => {
+                    format!(" for up to {} s", time.as_secs())
+                }
                 FullPolicy::Error => String::new(),
             };
             tracing::warn!(
@@ -204,8 +214,19 @@ impl Shared {
         }
     }
 
+    /// Says, once until there is room, that a write that was held is refused now.
+    fn tell_given_up(&self) {
+        if !self.room.given_up.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "nobody made room in the full pool in time, and writes that were held are refused \
+                 now: what writes to the volumes gets \"no space left\""
+            );
+        }
+    }
+
     /// Says that held writes go on, once there is room.
     pub(super) fn tell_released(&self) {
+        self.room.given_up.store(false, Ordering::Release);
         if self.room.told.load(Ordering::Relaxed) && self.room.told.swap(false, Ordering::AcqRel) {
             tracing::info!("the pool has room again, and writes are no longer held");
         }

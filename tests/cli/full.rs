@@ -34,7 +34,7 @@ struct Detached<'a> {
 
 impl<'a> Detached<'a> {
     fn start(bench: &'a Bench) -> Self {
-        let ready = bench.json(["serve"]);
+        let ready = bench.json(["serve", "--full-policy", "error"]);
         Self {
             bench,
             pid: ready["pid"].to_string(),
@@ -65,6 +65,7 @@ fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
     let daemon = Detached::start(&bench);
     let status = bench.json(["pool", "status"]);
     assert_eq!(status["low_water"], "ample", "{status}");
+    bench.ok(["pool", "status", "--check"]);
     assert_eq!(status["limit_bytes"], 64 << 20, "{status}");
     assert!(status["host_free_bytes"].as_u64().unwrap() > 0, "{status}");
     bench.ok(["volume", "create", "v", "--size", "1G"]);
@@ -75,6 +76,7 @@ fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
     assert_eq!(status["state"], "full", "{status}");
     let text = bench.ok(["pool", "status"]);
     assert!(text.contains("the pool is full: grow it"), "{text}");
+    bench.fails(["pool", "status", "--check"], 1, "the pool is full");
     eventually("a warning", || daemon.said("the pool is full") > 0);
     // Everything else goes on.
     bench.ok(["volume", "snapshot", "v", "s"]);
@@ -145,6 +147,43 @@ fn a_held_write_goes_on_once_an_operator_grows_the_pool() {
 }
 
 #[test]
+fn a_write_to_a_volumes_file_is_held_by_default_and_a_commands_is_not() {
+    let bench = Bench::with_pool("32M");
+    let daemon = bench.serve();
+    write_and_be_held(&bench, &daemon, || {
+        bench.fails(["pool", "status", "--check"], 1, "writes are held");
+        let source = bench.path("source");
+        fs::write(&source, noise(8 << 20, 1)).unwrap();
+        let import = ["volume", "import", "w", source.to_str().unwrap()];
+        bench.fails(import, 1, "no space left");
+        assert_eq!(bench.json(["pool", "status"])["holds_writes"], true);
+        bench.ok(["pool", "grow", "--size", "64M"]);
+    });
+    daemon.signal("TERM");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    assert_eq!(
+        said.matches("writes are held for up to 60 s").count(),
+        1,
+        "{said}"
+    );
+    bench.expect_sound();
+}
+
+#[test]
+fn a_pool_with_little_room_ends_its_check_with_a_status_of_its_own() {
+    let bench = Bench::with_pool("64M");
+    bench.ok(["pool", "status", "--check"]);
+    let source = bench.path("source");
+    fs::write(&source, noise(53 << 20, 1)).unwrap();
+    bench.ok(["volume", "import", "v", source.to_str().unwrap()]);
+    let status = bench.json(["pool", "status"]);
+    assert_eq!(status["state"], "open", "{status}");
+    bench.fails(["pool", "status", "--check"], 4, "of the pool is left");
+    bench.ok(["pool", "status"]);
+}
+
+#[test]
 fn a_held_write_goes_on_with_another_program() {
     let bench = Bench::with_pool("32M");
     let daemon = bench.serve_with(["--full-policy", "wait=600"]);
@@ -188,7 +227,7 @@ fn a_daemon_lets_its_pool_grow_up_to_the_limit() {
     let bench = Bench::with_pool("32M");
     let refused = bench.run(["serve", "--full-policy", "maybe"]);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
-    let daemon = bench.serve_with(["--max-size", "64M"]);
+    let daemon = bench.serve_with(["--max-size", "64M", "--full-policy", "error"]);
     let limit = &bench.json(["pool", "status"])["limit_bytes"];
     assert_eq!(*limit, 64 << 20);
     bench.ok(["volume", "create", "v", "--size", "1G"]);

@@ -7,6 +7,8 @@ use std::io::Write;
 use std::path::Path;
 use tonic::Code;
 
+const REFUSING: [&str; 4] = ["--snapshot-size", "1G", "--full-policy", "error"];
+
 /// Writes more than the pool has room for: the file system has room, its device has not, and that
 /// shows when it is written out.
 fn overfill(path: &Path) {
@@ -32,7 +34,7 @@ fn prepare_again(client: &mut Client, key: &str) -> crate::wire::Mount {
 
 #[test]
 fn a_full_pool_refuses_a_commit_of_what_it_could_not_take_and_lets_things_be_removed() {
-    let snapshotter = Snapshotter::start_with("128M", &["--snapshot-size", "1G"]);
+    let snapshotter = Snapshotter::start_with("128M", &REFUSING);
     let mut client = snapshotter.client();
     layer(&snapshotter, &mut client, "base", "", "a");
     let mount = client.prepare("c", "base").unwrap();
@@ -61,7 +63,7 @@ fn a_full_pool_refuses_a_commit_of_what_it_could_not_take_and_lets_things_be_rem
 /// A refused write of a snapshot that is handed out in this way is not forgotten when there is room
 /// again, the worker dies, or the daemon is started anew.
 fn a_refusal_stays(mode: &str) {
-    let snapshotter = Snapshotter::start_with("128M", &["--snapshot-size", "1G"]);
+    let snapshotter = Snapshotter::start_with("128M", &REFUSING);
     let mut client = snapshotter.client();
     layer(&snapshotter, &mut client, "base", "", "a");
     let mode = labels(&[("containerd.io/snapshot/cowshed.mounts", mode)]);

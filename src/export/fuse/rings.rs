@@ -249,6 +249,7 @@ impl Server<'_> {
         let queue = place.queue();
         let returned = Arc::clone(&self.returned);
         let errand = move |crew: &Crew, mut place: Place| {
+            waiting::own_freely();
             let header = header_of(&mut place);
             let reply = answer(crew, header, &mut place, true);
             finish(&header, &reply, &mut place);
