@@ -26,6 +26,8 @@ mod keeper;
 mod load;
 #[path = "cli/mounted.rs"]
 mod mounted;
+#[path = "cli/logging.rs"]
+mod logging;
 #[path = "cli/quickstart.rs"]
 mod quickstart;
 #[path = "cli/rings.rs"]

@@ -44,9 +44,13 @@ pub(super) struct Global {
     /// The daemon's socket [default: the pool's path with .sock at its end]
     #[arg(long, global = true, value_name = "PATH", value_parser = HostPath::parser())]
     pub socket: Option<HostPath>,
-    /// Print results as one JSON document: sizes in bytes, times in RFC 3339
+    /// Print results as one JSON document: sizes in bytes, times in RFC 3339. A failure is a JSON
+    /// document too, on the standard error: {"error": "…", "status": 1}
     #[arg(long, global = true)]
     pub json: bool,
+    /// Show ids, long names and paths whole in tables, which are else kept to 80 columns
+    #[arg(long, global = true)]
+    pub no_trunc: bool,
     /// No progress and no messages
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -62,6 +66,7 @@ impl Global {
         Style {
             json: self.json,
             quiet: self.quiet,
+            no_trunc: self.no_trunc,
             verbose: self.verbose,
             terminal_columns: None,
         }

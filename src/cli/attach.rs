@@ -3,7 +3,7 @@
 use super::console::Console;
 use super::failure::Usage;
 use super::kept_names;
-use super::output::{Column, counted, table};
+use super::output::{Column, counted};
 use super::sectors::{self, SectorSize};
 use super::shed::Shed;
 use crate::export::{AttachKind, AttachOptions, Attachment};
@@ -172,7 +172,7 @@ fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
                 attachment.path.display().to_string(),
             ]
         };
-        table(&columns, attachments.iter().map(row))
+        console.table(&columns, attachments.iter().map(row))
     })
 }
 

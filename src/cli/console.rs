@@ -4,6 +4,8 @@
 //! daemon: a command cannot tell, and need not. Results go to the output, everything else to the
 //! error stream. Nothing here knows what the results mean.
 
+use super::logging;
+use super::output::{self, Column};
 use super::progress::Progress;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -23,9 +25,12 @@ pub(super) struct Style {
     pub json: bool,
     /// No messages and no progress.
     pub quiet: bool,
+    /// Tables show everything whole, however wide that is.
+    #[serde(default)]
+    pub no_trunc: bool,
     /// More messages.
     pub verbose: u8,
-    /// The width of the terminal that the error stream is, if it is one.
+    /// The width of the terminal that the error stream is, if it is one that takes escapes.
     pub terminal_columns: Option<u16>,
 }
 
@@ -33,7 +38,7 @@ impl Style {
     /// Adds what this process's own error stream is.
     #[must_use]
     pub(super) fn on_this_terminal(mut self) -> Self {
-        if io::stderr().is_terminal() {
+        if io::stderr().is_terminal() && logging::may_use_escapes() {
             const USUAL_COLUMNS: u16 = 80;
             let columns = comfy_table::Table::new().use_stderr().width();
             self.terminal_columns = Some(columns.unwrap_or(USUAL_COLUMNS));
@@ -172,6 +177,20 @@ impl Console {
             text.push('\n');
         }
         self.print(&text)
+    }
+
+    /// A table of results for people.
+    #[must_use]
+    pub(super) fn table(
+        &self,
+        columns: &[Column],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> String {
+        if self.style.no_trunc {
+            output::table(columns, rows)
+        } else {
+            output::short_table(columns, rows)
+        }
     }
 
     /// Writes `text` to the output.

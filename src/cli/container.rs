@@ -2,7 +2,7 @@
 
 use super::console::Console;
 use super::image;
-use super::output::{Column, table, time};
+use super::output::{Column, time};
 use super::place::{CopySide, HostPath};
 use super::removal;
 use super::shed::Shed;
@@ -248,7 +248,7 @@ fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
                 mounted.unwrap_or_default(),
             ]
         });
-        table(&columns, rows)
+        console.table(&columns, rows)
     })
 }
 

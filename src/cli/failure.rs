@@ -107,6 +107,22 @@ pub(super) fn line(error: &anyhow::Error) -> Option<String> {
     Some(OneLine(&line).to_string())
 }
 
+/// A failure as it is shown: the line, or a JSON document on one line.
+#[must_use]
+pub(super) fn shown(line: &str, exit: Exit, json: bool) -> String {
+    if json {
+        document(line.strip_prefix("cowshed: ").unwrap_or(line), exit)
+    } else {
+        line.to_owned()
+    }
+}
+
+/// A failure as JSON.
+#[must_use]
+pub(super) fn document(why: &str, exit: Exit) -> String {
+    serde_json::json!({ "error": why, "status": exit.status() }).to_string()
+}
+
 /// Text on one line, without what could move a terminal's cursor.
 struct OneLine<'a>(&'a str);
 

@@ -6,7 +6,7 @@
 //! command that runs.
 
 use super::console::Console;
-use super::output::{Column, counted, table};
+use super::output::{Column, counted};
 use super::shed::{Shed, clear_folder};
 use super::size::human;
 use super::state::StateFolder;
@@ -253,7 +253,7 @@ fn show(all: &[Explained], console: &Console) -> anyhow::Result<()> {
             Column::Number("OWN"),
             Column::Text("WHY IT IS KEPT"),
         ];
-        table(&columns, all.iter().map(row))
+        console.table(&columns, all.iter().map(row))
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::console::{Cancel, Console, output_error};
 use super::failure::Usage;
-use super::output::{Column, counted, exact, facts, table, time};
+use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
 use super::place::FileOrPipe;
 use super::removal;
@@ -272,7 +272,7 @@ fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
                 time(image.created),
             ]
         });
-        table(&columns, rows)
+        console.table(&columns, rows)
     })
 }
 
@@ -303,7 +303,7 @@ fn inspect(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
             ]
         });
         text.push_str("\n\n");
-        text.push_str(&table(&columns, rows));
+        text.push_str(&console.table(&columns, rows));
         text
     })
 }
@@ -329,7 +329,7 @@ fn history(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
                 one_line(step.created_by.as_deref().unwrap_or_default()),
             ]
         });
-        table(&columns, rows)
+        console.table(&columns, rows)
     })
 }
 

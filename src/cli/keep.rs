@@ -5,10 +5,10 @@ use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use super::place::HostPath;
-use super::plugin;
-use super::serve::{Ready, Serve};
+use super::serve::{Ready, Serve, tell_failure, tell_ready};
 use super::shed::{FILES, VOLUMES, clear_devices, clear_stale};
 use super::state::StateFolder;
+use super::{logging, plugin};
 use crate::daemon::keeper::{self, Estate, Keeper, KeeperSignals};
 use crate::daemon::{Listening, service_manager};
 use crate::device::{FileDevice, FileOptions, lock_pool};
@@ -16,7 +16,12 @@ use crate::export::{Connection, Keepsake};
 use crate::pool;
 use crate::sys;
 use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+
+/// How long the reader of the output is waited for.
+const READER_TIME_MS: u16 = 1000;
 
 /// Keeps a worker serving the pool until a signal; answers how it ended. Whoever failed has told
 /// why by then.
@@ -120,6 +125,13 @@ struct Tell<'a> {
     ready: Ready,
 }
 
+/// Returns whether the output takes a line without keeping the keeper waiting: a pipe may be full,
+/// and nobody read it.
+fn takes_a_line(console: &Console) -> bool {
+    let mut fds = [PollFd::new(console.output().as_fd(), PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::from(READER_TIME_MS)).is_ok_and(|ready| ready > 0)
+}
+
 /// What the keeper's end needs.
 struct Owner<'a> {
     mount: PathBuf,
@@ -148,16 +160,37 @@ impl keeper::Owner for Owner<'_> {
         tracing::info!(
             pool = %ready.pool, mount = %ready.mount, socket = %ready.socket, worker, "ready"
         );
+        if !takes_a_line(console) {
+            tracing::warn!("nobody reads that it is ready");
+            return;
+        }
         let told = if detached {
-            serde_json::to_string(&ready)
-                .map_err(Into::into)
-                .and_then(|text| console.print(&format!("{text}\n")))
+            tell_ready(ready, console)
         } else {
             ready.show(console)
         };
         if let Err(error) = told {
             tracing::warn!(%error, "cannot say that it is ready");
         }
+    }
+
+    fn does_not_serve(&mut self, why: &str) {
+        if let Some(Tell {
+            console,
+            detached: true,
+            ..
+        }) = self.tell.take()
+        {
+            tell_failure(why, console);
+        }
+    }
+
+    fn reopen_log(&mut self) {
+        logging::reopen();
+    }
+
+    fn flush_log(&mut self) {
+        logging::flush();
     }
 
     fn clear_away(&mut self) {

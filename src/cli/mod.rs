@@ -5,7 +5,8 @@
 //!
 //! # Invariants
 //! - Results go to the standard output, everything else to the standard error.
-//! - A failure is one line there; `failure::Exit` says what each exit status means.
+//! - A failure is one line there, with `--json` one JSON document; `failure::Exit` says what each
+//!   exit status means.
 
 mod arguments;
 mod attach;
@@ -23,9 +24,11 @@ mod image;
 mod import_volume;
 mod keep;
 mod kept_names;
+mod logging;
 mod offline;
 mod open;
 mod output;
+mod panics;
 mod part_file;
 mod place;
 mod plugin;
@@ -45,45 +48,60 @@ mod state;
 mod upgrade;
 mod volume;
 mod work;
+mod wrong_usage;
 
+use crate::daemon::keeper::own_arguments;
+use anyhow::Context;
 use arguments::{Arguments, Command, OnPool};
 use clap::Parser;
 use console::{Cancel, Console};
 use failure::Exit;
 use open::Place;
 use pool::{Offline, PoolCommand};
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Runs the command that this process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            // Help and version come this way too, on the standard output and with status 0.
-            let status = if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Done
-            };
-            let _ = error.print();
-            return ExitCode::from(status.status());
-        }
+    let arguments = match own_arguments() {
+        Ok(arguments) => Arguments::try_parse_from(arguments),
+        Err(error) => Err(clap::Error::raw(
+            clap::error::ErrorKind::InvalidValue,
+            format!("--arguments: {error}\n"),
+        )),
     };
-    start_log(&arguments);
+    let arguments = match arguments {
+        Ok(arguments) => arguments,
+        Err(error) => return ExitCode::from(wrong_usage::tell(error)),
+    };
+    let daemon = match &arguments.command {
+        Command::Serve(serve) if serve.is_daemon() => Some(serve.is_awaited()),
+        _ => None,
+    };
     let style = arguments.global.style().on_this_terminal();
     let console = match Console::of_this_process(style, Cancel::default()) {
         Ok(console) => console,
         // Without the three streams there is nobody to tell.
         Err(_) => return ExitCode::from(Exit::Failed.status()),
     };
-    ExitCode::from(finish(run(arguments, &console), &console))
+    if let Err(error) = start_log(&arguments) {
+        if let (Some(true), Some(line)) = (daemon, failure::line(&error)) {
+            serve::tell_failure(&line, &console);
+        }
+        return ExitCode::from(finish(Err(error), &console));
+    }
+    let ran = run(arguments, &console);
+    let status = match daemon {
+        Some(is_awaited) => finish_daemon(ran, &console, is_awaited),
+        None => finish(ran, &console),
+    };
+    logging::flush();
+    ExitCode::from(status)
 }
 
-/// Logs to the standard error: what `COWSHED_LOG` asks for, else by `-v`. A command tells its own
-/// failure in one line, so only the daemon logs without being asked.
-fn start_log(arguments: &Arguments) {
+/// Logs what `COWSHED_LOG` asks for, else by `-v`. A command tells its own failure in one line, so
+/// only the daemon logs without being asked.
+fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
     let usual = match (&arguments.command, arguments.global.verbose) {
         (Command::Serve(_), 0) if arguments.global.quiet => "error",
         (Command::Serve(_), 0) => "info",
@@ -94,12 +112,16 @@ fn start_log(arguments: &Arguments) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("COWSHED_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    match &arguments.command {
+        Command::Serve(serve) if serve.is_daemon() => {
+            let log = serve.log.as_ref();
+            logging::of_daemon(filter, log.map(place::HostPath::as_path))
+                .with_context(|| log.map_or("start the log".into(), |log| format!("log {log}")))?;
+            panics::end_the_process();
+        }
+        _ => logging::of_command(filter),
+    }
+    Ok(())
 }
 
 fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
@@ -132,15 +154,33 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
     remote::run_anywhere(on_pool, &place()?, console)
 }
 
-/// Tells a failure on the console and answers the exit status.
+/// Tells a failure on the console and returns the exit status.
 fn finish(ended: anyhow::Result<Exit>, console: &Console) -> u8 {
     match ended {
         Ok(exit) => exit.status(),
         Err(error) => {
             if let Some(line) = failure::line(&error) {
-                console.complain(&line);
+                let exit = Exit::of(&error);
+                console.complain(&failure::shown(&line, exit, console.style().json));
             }
             Exit::of(&error).status()
         }
     }
+}
+
+/// Tells how the daemon failed in its log, and whoever waits for it; returns the exit status.
+fn finish_daemon(ended: anyhow::Result<Exit>, console: &Console, is_awaited: bool) -> u8 {
+    if let Err(error) = &ended
+        && let Some(line) = failure::line(error)
+    {
+        logging::complain(&failure::shown(
+            &line,
+            Exit::of(error),
+            console.style().json,
+        ));
+        if is_awaited {
+            serve::tell_failure(&line, console);
+        }
+    }
+    ended.map_or_else(|error| Exit::of(&error).status(), Exit::status)
 }

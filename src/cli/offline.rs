@@ -2,7 +2,7 @@
 
 use super::console::Console;
 use super::failure::Damage;
-use super::open::Place;
+use super::open::{DEFAULT_POOL, Place};
 use super::output::counted;
 use super::size::Size;
 use crate::base::Error;
@@ -14,6 +14,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::Path;
 
@@ -159,7 +160,7 @@ fn show_check(report: &CheckReport, console: &Console) -> anyhow::Result<()> {
 /// Makes the pool and answers its size.
 pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64> {
     let path = place.pool.as_path();
-    make_parent(path).with_context(|| format!("pool {}", place.pool))?;
+    see_to_folder(path).with_context(|| format!("pool {}", place.pool))?;
     let existed = path.exists();
     refuse_foreign(path, create.force).map_err(|error| place.explain(error))?;
     let file = CreateFile {
@@ -183,14 +184,23 @@ pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64>
     Ok(device.len_bytes())
 }
 
-fn make_parent(path: &Path) -> std::io::Result<()> {
-    match path.parent() {
-        Some(parent) => fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent),
-        None => Ok(()),
+/// Makes the folder of the superuser's default pool; every other one is there already, or its name
+/// is wrong.
+fn see_to_folder(path: &Path) -> anyhow::Result<()> {
+    let Some(folder) = path.parent() else {
+        return Ok(());
+    };
+    if path == Path::new(DEFAULT_POOL) {
+        let mut make = fs::DirBuilder::new();
+        return Ok(make.recursive(true).mode(0o700).create(folder)?);
     }
+    if let Err(error) = fs::metadata(folder)
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        let folder = folder.display();
+        anyhow::bail!("the folder {folder} does not exist; make it first, or correct the path");
+    }
+    Ok(())
 }
 
 /// Refuses to take a file's length away before anything of it is looked at.
@@ -200,7 +210,7 @@ fn refuse_foreign(path: &Path, force: bool) -> Result<(), Error> {
             Err(Error::DeviceNotEmpty { found: "data" })
         }
         Ok(found) if !found.is_file() && !found.file_type().is_block_device() => {
-            let source = std::io::Error::other("it is neither a file nor a block device");
+            let source = io::Error::other("it is neither a file nor a block device");
             Err(Error::io("create the pool", source))
         }
         _ => Ok(()),

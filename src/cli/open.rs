@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 /// Where the superuser's pool lies unless another is named.
-const DEFAULT_POOL: &str = "/var/lib/cowshed/pool";
+pub(super) const DEFAULT_POOL: &str = "/var/lib/cowshed/pool";
 
 /// A pool's path and its daemon's socket.
 #[derive(Clone, Debug)]

@@ -244,7 +244,9 @@ fn show_status(
         ]);
         let warnings = document.warnings.iter();
         rows.extend(warnings.map(|warning| ("warning", warning.clone())));
-        facts(rows.into_iter().chain(daemon))
+        let failure = serving.and_then(|serving| serving.last_failure.as_ref());
+        let failure = failure.map(|why| ("last failure", why.clone()));
+        facts(rows.into_iter().chain(daemon).chain(failure))
     })?;
     Ok(document)
 }

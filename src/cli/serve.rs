@@ -16,13 +16,11 @@ use super::full::Full;
 use super::fuse::Fuse;
 use super::open::Place;
 use super::place::HostPath;
-use super::{keep, upgrade, work};
+use super::{keep, logging, upgrade, work};
 use anyhow::Context;
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 /// `cowshed serve`
@@ -56,7 +54,9 @@ pub(super) struct Serve {
     pub full: Full,
     #[command(flatten)]
     pub containerd: Containerd,
-    /// Where the log goes without --foreground [default: the pool's path with .log at its end]
+    /// The log's file, rotated by size; SIGHUP opens it again [default: the error stream with
+    /// --foreground; else POOL.log beside a pool file in a folder of root's own, and a file in
+    /// /var/log/cowshed for every other pool]
     #[arg(long, value_name = "FILE", value_parser = HostPath::parser())]
     pub log: Option<HostPath>,
     /// Serve data volumes to Docker Engine on a socket, as the volume driver of the socket's name:
@@ -95,6 +95,44 @@ pub(super) struct Ready {
     pub log: Option<HostPath>,
 }
 
+/// What a daemon in the background tells whoever started it, as one line.
+#[derive(Debug, Serialize, Deserialize)]
+enum Start {
+    Ready(Ready),
+    /// Why it does not serve.
+    Failed(String),
+}
+
+impl Serve {
+    /// Returns whether this process is a keeper or a worker.
+    pub(super) const fn is_daemon(&self) -> bool {
+        self.foreground && self.can_take_over.is_none() && !self.upgrade
+    }
+
+    /// Returns whether this process is a keeper that another one started and waits for.
+    pub(super) const fn is_awaited(&self) -> bool {
+        self.detached && self.worker.is_none() && self.keeper.is_none()
+    }
+}
+
+/// Tells whoever started this keeper that it serves.
+///
+/// # Errors
+/// When the output fails.
+pub(super) fn tell_ready(ready: Ready, console: &Console) -> anyhow::Result<()> {
+    let text = serde_json::to_string(&Start::Ready(ready))?;
+    console.print(&format!("{text}\n"))
+}
+
+/// Tells whoever started this keeper why it does not serve.
+pub(super) fn tell_failure(line: &str, console: &Console) {
+    let reason = line.strip_prefix("cowshed: ").unwrap_or(line).to_owned();
+    if let Ok(text) = serde_json::to_string(&Start::Failed(reason)) {
+        // Who does not wait for it has no need of it.
+        let _ = console.print(&format!("{text}\n"));
+    }
+}
+
 impl Ready {
     pub(super) fn show(&self, console: &Console) -> anyhow::Result<()> {
         console.result(self, || {
@@ -128,7 +166,7 @@ pub(super) fn serve(serve: &Serve, place: &Place, console: &Console) -> anyhow::
         anyhow::bail!("serve: it mounts and attaches volumes, which needs root; run it as root");
     }
     if let Some(told) = &serve.worker {
-        work::work(serve, told, place, console).map(|()| Exit::Done)
+        work::work(serve, told, place).map(|()| Exit::Done)
     } else if serve.foreground {
         keep::keep(serve, place, console)
     } else {
@@ -138,38 +176,36 @@ pub(super) fn serve(serve: &Serve, place: &Place, console: &Console) -> anyhow::
 
 /// Starts this program again in the background and waits until it is ready.
 fn start_detached(serve: &Serve, place: &Place, console: &Console) -> anyhow::Result<()> {
-    let log = serve
-        .log
-        .clone()
-        .unwrap_or_else(|| place.pool.with_suffix(".log"));
-    let what = || format!("write the log {log}");
-    let mut log_file = File::options()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(log.as_path())
-        .with_context(what)?;
-    let log_start = log_file.seek(SeekFrom::End(0)).with_context(what)?;
-    let errors = log_file.try_clone().with_context(what)?;
-    let mut child = detached_command(serve, place, console.style())?
-        .stderr(errors)
-        .spawn()
-        .context("serve")?;
-    match read_ready(&mut child) {
-        Some(ready) => Ready {
+    let named = serve.log.as_ref().map(|log| log.as_path().to_owned());
+    let named = named.unwrap_or_else(|| logging::default_log(place.pool.as_path()));
+    let log = HostPath::new(logging::resolve(&named))?;
+    let what = || format!("log {log}");
+    logging::make_folder(log.as_path()).with_context(what)?;
+    let mut command = detached_command(serve, place, console.style())?;
+    match logging::open_stream(log.as_path()).with_context(what)? {
+        Some(stream) => command.stderr(stream),
+        None => command
+            .arg("--log")
+            .arg(log.as_path())
+            .stderr(Stdio::null()),
+    };
+    let mut child = command.spawn().context("serve")?;
+    match read_start(&mut child) {
+        Some(Start::Ready(ready)) => Ready {
             log: Some(log),
             ..ready
         }
         .show(console),
-        None => {
+        Some(Start::Failed(reason)) => {
             let status = child.wait().context("serve")?;
-            let reason = last_complaint(&mut log_file, log_start);
-            let reason = reason.unwrap_or_else(|| format!("it ended with {status}; see {log}"));
             if status.code() == Some(Exit::Damaged.status().into()) {
                 return Err(Damage(reason).into());
             }
             anyhow::bail!(reason)
+        }
+        None => {
+            let status = child.wait().context("serve")?;
+            anyhow::bail!("it ended with {status}; see {log}")
         }
     }
 }
@@ -199,8 +235,8 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
     Ok(command)
 }
 
-/// What the child says when it is ready; nothing if it ends before.
-fn read_ready(child: &mut Child) -> Option<Ready> {
+/// Reads what the child tells; nothing if it ends before.
+fn read_start(child: &mut Child) -> Option<Start> {
     const LINE_BYTES_MAX: u64 = 64 << 10;
     let output = child.stdout.take()?;
     let mut line = String::new();
@@ -208,17 +244,4 @@ fn read_ready(child: &mut Child) -> Option<Ready> {
         .read_line(&mut line)
         .ok()?;
     serde_json::from_str(&line).ok()
-}
-
-/// The last line that a failed child wrote to the log as its failure.
-fn last_complaint(log: &mut File, start: u64) -> Option<String> {
-    const TAIL_BYTES_MAX: u64 = 64 << 10;
-    log.seek(SeekFrom::Start(start)).ok()?;
-    let mut tail = Vec::new();
-    log.take(TAIL_BYTES_MAX).read_to_end(&mut tail).ok()?;
-    let tail = String::from_utf8_lossy(&tail);
-    tail.lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("cowshed: "))
-        .map(str::to_owned)
 }

@@ -11,7 +11,7 @@ use super::failure::Exit;
 use super::open::Place;
 use super::output::facts;
 use super::remote::Request;
-use crate::daemon::keeper::{HANDOVER, Serving};
+use crate::daemon::keeper::{HANDOVER, Serving, is_understood};
 use crate::daemon::{Answer, Client, Connection};
 use crate::pool;
 use anyhow::Context;
@@ -53,7 +53,7 @@ struct CanTakeOver {
 pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
     let question: Question = serde_json::from_str(question).context("what the daemon asks")?;
     let Question { handover, format } = question;
-    if handover != HANDOVER {
+    if !is_understood(handover) {
         anyhow::bail!("the running daemon's hand-over has version {handover}, not {HANDOVER}");
     }
     if format != pool::FORMAT_VERSION {

@@ -1,7 +1,7 @@
 //! `cowshed volume …`: thin volumes, snapshots and clones.
 
 use super::console::Console;
-use super::output::{Column, exact, facts, table, time};
+use super::output::{Column, exact, facts, time};
 use super::place::FileOrPipe;
 use super::resize::{self, Resize};
 use super::shed::Shed;
@@ -415,7 +415,7 @@ fn list(pool: &Pool, console: &Console) -> anyhow::Result<()> {
                 volume.created.clone(),
             ]
         };
-        table(&columns, documents.iter().map(row))
+        console.table(&columns, documents.iter().map(row))
     })
 }
 
@@ -454,6 +454,6 @@ fn diff(pair: &Pair, pool: &Pool, console: &Console) -> anyhow::Result<()> {
         if ranges.is_empty() {
             return "no difference".to_owned();
         }
-        table(&columns, ranges.iter().map(row))
+        console.table(&columns, ranges.iter().map(row))
     })
 }

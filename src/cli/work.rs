@@ -4,7 +4,6 @@
 //! predecessor had begun in the kernel (a mount, say) ends only then. It takes over what is
 //! mounted and clears away what was interrupted when nothing of the predecessor is left.
 
-use super::console::Console;
 use super::failure;
 use super::import_volume::remove_unfinished;
 use super::open::Place;
@@ -13,6 +12,7 @@ use super::remote::Commands;
 use super::serve::Serve;
 use super::shed::Shed;
 use super::state::StateFolder;
+use super::{logging, panics};
 use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
 use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
@@ -53,17 +53,12 @@ pub(super) enum Event {
 ///
 /// # Errors
 /// Whatever keeps it from serving or from stopping cleanly.
-pub(super) fn work(
-    serve: &Serve,
-    told: &str,
-    place: &Place,
-    console: &Console,
-) -> anyhow::Result<()> {
+pub(super) fn work(serve: &Serve, told: &str, place: &Place) -> anyhow::Result<()> {
     // From here on a signal waits until everything is ready to be undone.
     let (events, queue) = events().context("catch signals")?;
     sys::process::set_name(c"cowshed");
     let told: Told = serde_json::from_str(told).context("what the keeper tells")?;
-    if told.handover != HANDOVER {
+    if !keeper::is_understood(told.handover) {
         let theirs = told.handover;
         anyhow::bail!("the keeper's hand-over has version {theirs}, not {HANDOVER}");
     }
@@ -74,13 +69,18 @@ pub(super) fn work(
     }
     let inherited = Inherited::take(told).context("take what the keeper holds")?;
     let control = Arc::clone(&inherited.control);
-    let daemon = Daemon::start(serve, place, inherited, events)?;
+    panics::tell(&control);
+    let daemon = Daemon::start(serve, place, inherited, events).inspect_err(|error| {
+        if let Some(line) = failure::line(error) {
+            control.failed(&line);
+        }
+    })?;
     if control.ready().is_err() {
         tracing::warn!("the keeper is gone");
     }
     let first = queue.recv().context("wait for a signal")?;
     let ended = match first {
-        Event::Stop => daemon.stop(&queue, console),
+        Event::Stop => daemon.stop(&queue),
         Event::HandOver(program) => daemon.hand_over(&program),
     };
     // Without a keeper nobody needs to know.
@@ -99,8 +99,8 @@ fn events() -> std::io::Result<(Sender<Event>, Receiver<Event>)> {
         .name("signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
-                // A terminal that is closed is nothing to a worker.
                 if signal == SIGHUP {
+                    logging::reopen();
                     continue;
                 }
                 tracing::info!(signal, "stopping");
@@ -323,7 +323,7 @@ impl Daemon {
         })
     }
 
-    fn stop(self, events: &Receiver<Event>, console: &Console) -> anyhow::Result<()> {
+    fn stop(self, events: &Receiver<Event>) -> anyhow::Result<()> {
         let Self {
             snapshots,
             mut containerd,
@@ -362,7 +362,7 @@ impl Daemon {
             };
             let line = failure::line(&busy).unwrap_or_default();
             if line != told {
-                console.complain(&line);
+                logging::complain(&line);
                 told = line;
             }
             let forced = events.try_iter().any(|event| matches!(event, Event::Stop));

@@ -11,6 +11,7 @@ use super::error::{Error, Result};
 use crate::base::{self, BLOCK_BYTES, Name};
 use crate::pool::{Labels, Pool, Volume};
 use crate::sys::mount::{self, MountFlags};
+use crate::sys::program;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rand::TryRngCore;
 use std::fs::File;
@@ -120,7 +121,10 @@ pub(super) fn unmount(target: &Path) -> Result<()> {
 /// The kernel could do this while it is mounted, but only for a process with CAP_SYS_RESOURCE.
 pub(super) fn grow(device: &Path) -> Result<()> {
     // Without -f it wants a full check first, which a clean unmount makes unnecessary.
-    run("resize2fs", Command::new("resize2fs").arg("-f").arg(device))
+    run(
+        "resize2fs",
+        program::command("resize2fs").arg("-f").arg(device),
+    )
 }
 
 const fn whole_blocks(size_bytes: u64) -> u64 {
@@ -209,7 +213,7 @@ fn format_memory_file(size_bytes: u64) -> Result<File> {
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     run(
         "mkfs.ext4",
-        Command::new("mkfs.ext4")
+        program::command("mkfs.ext4")
             .args([
                 "-q", "-F", "-b", "4096", "-I", "256", "-i", "8192", "-m", "0",
             ])
@@ -219,7 +223,7 @@ fn format_memory_file(size_bytes: u64) -> Result<File> {
     )?;
     run(
         "debugfs",
-        Command::new("debugfs").args(["-w", "-R", "rmdir lost+found", &path]),
+        program::command("debugfs").args(["-w", "-R", "rmdir lost+found", &path]),
     )?;
     Ok(file)
 }

@@ -5,11 +5,14 @@
 //! - Clients that connect while nobody accepts wait in the kernel, as long as any process has the
 //!   socket open.
 
-use nix::sys::socket::{getsockopt, sockopt};
-use std::fs::{self, Permissions};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, socket, sockopt,
+};
+use nix::sys::stat::{Mode, fchmod};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -40,9 +43,7 @@ impl Listening {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let listener = UnixListener::bind(path)?;
-        // Between the two calls others might connect; they are refused by who they are.
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        let listener = listen(path)?;
         listener.set_nonblocking(true)?;
         let kept = Some(identity(path)?);
         let path = path.to_owned();
@@ -122,6 +123,17 @@ impl Drop for Listening {
     }
 }
 
+/// A socket that listens at `path`. The file has its mode from the beginning: the kernel gives it
+/// that of the socket. A change by name could meet what somebody else has put there meanwhile.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
+}
+
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let found = fs::symlink_metadata(path)?;
     Ok((found.dev(), found.ino()))
@@ -137,6 +149,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pool.sock");
         let mut first = Listening::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         first.keep_file(false);
         let descriptor = first.as_fd().try_clone_to_owned().unwrap();
         drop(first);

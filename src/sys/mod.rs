@@ -20,6 +20,7 @@ pub(crate) mod loop_device;
 pub(crate) mod mapped;
 pub(crate) mod mount;
 pub(crate) mod process;
+pub(crate) mod program;
 pub(crate) mod shared;
 pub(crate) mod time_slice;
 pub(crate) mod write_back;

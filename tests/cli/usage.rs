@@ -109,6 +109,108 @@ fn wrong_usage_is_status_2_and_touches_nothing() {
     assert_eq!(fs::read_dir(bench.path("")).unwrap().count(), 0);
 }
 
+#[test]
+fn with_json_each_failure_is_one_json_document_on_the_error_stream() {
+    let bench = Bench::with_pool("64M");
+    let pool = bench.pool();
+    let pool = pool.to_str().unwrap();
+    for (status, arguments) in [
+        (2, &["--pool", pool, "--json"][..]),
+        (2, &["--pool", pool, "--json", "no-such-command"]),
+        (2, &["--pool", pool, "volume", "create", "x", "--json"]),
+        (2, &["--pool", pool, "volume", "export", "x", "-", "--json"]),
+        (1, &["--pool", pool, "volume", "show", "x", "--json"]),
+        (1, &["--pool", "/no/such/pool", "--json", "pool", "status"]),
+        (1, &["--pool", "/no/such/pool", "--json", "serve"]),
+        (
+            1,
+            &["--pool", "/no/such/pool", "--json", "serve", "--foreground"],
+        ),
+        (
+            1,
+            &[
+                "--pool",
+                "/no/such/pool",
+                "--json",
+                "pool",
+                "create",
+                "--size",
+                "1G",
+            ],
+        ),
+    ] {
+        let output = run(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "{arguments:?}: {output:?}"
+        );
+        assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
+        let failure: serde_json::Value = serde_json::from_slice(&output.stderr)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"));
+        assert_eq!(failure["status"], status, "{arguments:?}: {failure}");
+        let why = failure["error"].as_str().unwrap();
+        assert!(!why.is_empty() && !why.starts_with("cowshed:"), "{failure}");
+    }
+    // In the daemon, too.
+    let daemon = bench.serve();
+    let output = bench.run(["volume", "show", "x", "--json"]);
+    let failure: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(failure["status"], 1, "{failure}");
+    daemon.stop();
+}
+
+#[test]
+fn usage_errors_name_no_hidden_command_or_option() {
+    for arguments in [&["-v"][..], &["empty-fil"], &["serve", "--worke", "x"]] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        for hidden in ["'empty-file'", " empty-file", "--worker"] {
+            assert!(!said.contains(hidden), "{arguments:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_pool_is_not_made_in_a_folder_that_does_not_exist() {
+    let bench = Bench::empty();
+    let pool = bench.path("a/b/pool");
+    let output = run(&[
+        "--pool",
+        pool.to_str().unwrap(),
+        "pool",
+        "create",
+        "--size",
+        "64M",
+    ]);
+    expect_failure(&output, 1, "does not exist");
+    assert!(!bench.path("a").exists());
+}
+
+#[test]
+fn programs_of_the_current_folder_are_never_run() {
+    let bench = Bench::with_pool("256M");
+    let folder = bench.path("user");
+    fs::create_dir_all(folder.join("img/a")).unwrap();
+    fs::write(folder.join("img/a/x"), "x").unwrap();
+    let trap = "#!/bin/sh\necho > \"${0%/*}/ran\"\nexit 1\n";
+    for name in ["mkfs.ext4", "debugfs", "resize2fs", "e2fsck", "sh"] {
+        fs::write(folder.join(name), trap).unwrap();
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    for (image, search_path) in [("a:1", None), ("b:1", Some("")), ("c:1", Some(".:user"))] {
+        let mut command = bench.command(["image", "import", "./img", "--name", image]);
+        command.env_clear().current_dir(&folder);
+        if let Some(search_path) = search_path {
+            command.env("PATH", search_path);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{search_path:?}: {output:?}");
+        assert!(!folder.join("ran").exists(), "{search_path:?}");
+    }
+}
+
 /// Runs the command as a user without rights.
 fn run_as_nobody(bench: &Bench, arguments: &[&str]) -> Output {
     let copy = bench.path("cowshed");

@@ -1,12 +1,13 @@
 //! What the quickstart does inside a container, and how it finds out that nobody else saw it.
 
+use crate::sys::program;
 use anyhow::{Context, ensure};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// The file that is added.
 const ADDED: &str = "quickstart.txt";
@@ -128,7 +129,7 @@ pub(super) fn run_shell(root: &Path) -> anyhow::Result<Option<String>> {
     if fs::symlink_metadata(root.join("bin/sh")).is_err() {
         return Ok(None);
     }
-    let output = Command::new("chroot")
+    let output = program::command("chroot")
         .arg(root)
         .args([
             "/bin/sh",

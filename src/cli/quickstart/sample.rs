@@ -3,6 +3,7 @@
 //!
 //! It is an OCI layout of two plain tar layers; nothing is downloaded and nothing is installed.
 
+use crate::sys::program;
 use anyhow::Context;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -11,7 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// What the image is called.
 pub(super) const NAME: &str = "quickstart";
@@ -149,7 +150,7 @@ fn place_in_image(path: &Path) -> PathBuf {
 
 /// The libraries and the loader that `program` needs; none for a static program.
 fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let output = Command::new("ldd")
+    let output = program::command("ldd")
         .arg(program)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
@@ -328,6 +329,7 @@ fn write_blob(blobs: &Path, document: &Value) -> anyhow::Result<Blob> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
     fn libraries_are_read_from_what_ldd_prints() {

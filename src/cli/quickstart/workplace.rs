@@ -6,15 +6,12 @@ use super::super::size::human;
 use crate::container::Host;
 use crate::device::{CreateFile, FileDevice, FileOptions};
 use crate::pool::{CreateOptions, FullOptions, Pool};
-use crate::sys::mount;
+use crate::sys::{mount, program};
 use anyhow::Context;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Where mkfs.ext4 usually is, besides in the search path.
-const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
 /// Checks that this host has what mounting needs.
 ///
@@ -31,19 +28,11 @@ pub(super) fn check_needs() -> anyhow::Result<()> {
     if !Path::new("/dev/loop-control").exists() {
         missing.push("loop devices (modprobe loop)");
     }
-    if !has_program("mkfs.ext4") {
+    if program::find("mkfs.ext4").is_none() {
         missing.push("mkfs.ext4 (install the package e2fsprogs)");
     }
     anyhow::ensure!(missing.is_empty(), "it needs {}", missing.join(", "));
     Ok(())
-}
-
-fn has_program(name: &str) -> bool {
-    let search_path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&search_path).chain(SYSTEM_FOLDERS.map(PathBuf::from));
-    folders
-        .map(|folder| folder.join(name))
-        .any(|program| program.is_file())
 }
 
 /// A folder of its own, with a pool and, while it is open, its mounts.

@@ -2,14 +2,17 @@
 
 use crate::sys::descriptors;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// The longest line.
 const LINE_BYTES_MAX: usize = 4096;
+/// The longest reason of a failure, which JSON may write six times as long.
+const REASON_CHARS_MAX: usize = 500;
 
 /// What a worker says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +23,8 @@ pub(super) enum Message {
     HandOver,
     /// It ends on purpose.
     Ended,
+    /// It cannot go on, because of that.
+    Failed(String),
 }
 
 /// The worker's end.
@@ -59,6 +64,17 @@ impl ToKeeper {
     /// When the keeper is gone.
     pub fn ended(&self) -> io::Result<()> {
         self.say(&Message::Ended, None)
+    }
+
+    /// This worker cannot go on, because of that. It neither waits nor fails: a thread that panics
+    /// calls it, and the keeper may be gone.
+    pub fn failed(&self, why: &str) {
+        let why = why.chars().take(REASON_CHARS_MAX).collect();
+        if let Ok(mut line) = serde_json::to_vec(&Message::Failed(why)) {
+            line.push(b'\n');
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let _ = send(self.socket.as_raw_fd(), &line, flags);
+        }
     }
 
     fn say(&self, message: &Message, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -182,6 +198,21 @@ mod tests {
         drop(keeper);
         worker.wait_for_keepers_end();
         assert!(worker.is_keeper_gone() && worker.ready().is_err());
+    }
+
+    #[test]
+    fn a_failure_arrives_however_long_it_is_and_keeps_nobody_waiting() {
+        let (mut keeper, worker) = FromWorker::pair().unwrap();
+        let worker = ToKeeper::new(worker.into());
+        worker.failed(&"\u{1}".repeat(10_000));
+        let said = keeper.read();
+        assert!(matches!(&said[..], [(Message::Failed(why), None)] if why.len() == 500));
+        // More than a socket holds, and nobody reads.
+        for _ in 0..1000 {
+            worker.failed(&"x".repeat(500));
+        }
+        drop(keeper);
+        worker.failed("nobody hears it");
     }
 
     #[test]

@@ -17,7 +17,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 /// Raised when what is handed over changes its meaning, in these values or in the keepsake.
-pub const HANDOVER: u32 = 2;
+pub const HANDOVER: u32 = 3;
+/// The oldest hand-over that this program can be the receiver of: it differs in where the arguments
+/// are, which does not concern the receiver.
+const HANDOVER_OLDEST: u32 = 2;
+
+/// Returns whether this program can take what another one hands over.
+#[must_use]
+pub const fn is_understood(handover: u32) -> bool {
+    HANDOVER_OLDEST <= handover && handover <= HANDOVER
+}
 
 /// What the keeper holds for its workers.
 pub struct Estate {
@@ -135,6 +144,9 @@ pub struct Serving {
     pub upgrades: u64,
     /// Why the last one that was asked does not serve.
     pub upgrade_failure: Option<String>,
+    /// When and of what the last worker died that did not end on purpose.
+    #[serde(default)]
+    pub last_failure: Option<String>,
 }
 
 /// What a worker is told.

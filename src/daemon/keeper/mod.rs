@@ -1,6 +1,6 @@
 //! The keeper: the daemon's main process, which outlives the one that serves.
 //!
-//! It has no pool and no thread but one. It holds every descriptor that must not be closed while
+//! It has no pool, and one thread beside the log's, which starts nothing. It holds every descriptor that must not be closed while
 //! somebody uses a volume (`estate`), starts a *worker* that serves with them, and when that dies,
 //! starts another one, which goes on where the first one was: users see a pause.
 //!
@@ -12,6 +12,7 @@
 //!   a mount whose requests come over rings, which are lost with a worker.
 //! - If the keeper dies, its worker goes on, and stops in order; nobody follows it.
 
+mod arguments;
 mod children;
 mod control;
 mod estate;
@@ -22,8 +23,9 @@ mod signals;
 mod succession;
 mod worker;
 
+pub use arguments::own as own_arguments;
 pub use control::ToKeeper;
-pub use estate::{Estate, EstateParts, HANDOVER, Serving, Told, take_descriptor};
+pub use estate::{Estate, EstateParts, HANDOVER, Serving, Told, is_understood, take_descriptor};
 pub use shield::restore_oom_score;
 pub use signals::KeeperSignals;
 pub use succession::resume;
@@ -43,7 +45,7 @@ use signals::News;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use worker::{Program, Worker, kill_group};
 
 /// How long a dead worker may go on in a call that could change the pool; a disk that answers
@@ -65,6 +67,12 @@ const FAILED: u8 = 1;
 pub trait Owner {
     /// The first worker serves, as this process.
     fn serves(&mut self, worker: u32);
+    /// It ends without having served, because of that.
+    fn does_not_serve(&mut self, why: &str);
+    /// Opens the log again.
+    fn reopen_log(&mut self);
+    /// Waits a while until the log is written.
+    fn flush_log(&mut self);
     /// Nobody serves any more: clears away what is left of the mounts.
     fn clear_away(&mut self);
 }
@@ -125,6 +133,7 @@ impl<O: Owner> Keeper<O> {
                 restarts: 0,
                 upgrades: 0,
                 upgrade_failure: None,
+                last_failure: None,
             },
             restarts: Restarts::default(),
             oom_score,
@@ -179,7 +188,13 @@ impl<O: Owner> Keeper<O> {
                     notify("STOPPING=1\nSTATUS=stopping");
                 }
                 News::Child => child_ended = true,
-                News::Nothing => tracing::info!("a terminal was closed; serving goes on"),
+                News::ReopenLog => {
+                    self.owner.reopen_log();
+                    tracing::info!("the log is opened again");
+                    if let Some(worker) = worker {
+                        worker.signal(Signal::SIGHUP);
+                    }
+                }
             }
         }
         child_ended
@@ -274,6 +289,7 @@ impl<O: Owner> Keeper<O> {
                 }
                 (Message::HandOver, None) => tracing::error!("a hand-over without a program"),
                 (Message::Ended, _) => worker.ended = true,
+                (Message::Failed(why), _) => worker.failure = Some(why),
             }
         }
     }
@@ -332,6 +348,7 @@ impl<O: Owner> Keeper<O> {
         };
         let hands_over = self.next.is_some();
         let (pid, ended) = (worker.pid, worker.ended);
+        let how = worker.failure.unwrap_or(how);
         let served = worker.ready.map(|ready| ready.elapsed());
         self.predecessors.push(worker.life);
         if status.is_none() {
@@ -348,9 +365,11 @@ impl<O: Owner> Keeper<O> {
             return State::Waits(Instant::now());
         }
         if !self.has_served {
+            self.owner.does_not_serve(&how);
             return State::Over(exit.unwrap_or(FAILED));
         }
         tracing::error!(pid, %how, "the worker died");
+        self.serving.last_failure = Some(format!("{} process {pid}: {how}", now()));
         if hands_over && served.is_none() {
             self.next = None;
             let failure = format!("the new program could not serve ({how})");
@@ -451,6 +470,11 @@ impl<O: Owner> Keeper<O> {
         drop(listening);
         status
     }
+}
+
+/// The time as people and JSON get it.
+fn now() -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(SystemTime::now())
 }
 
 /// The clock by which a service manager tells old news from new.

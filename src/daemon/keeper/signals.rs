@@ -15,8 +15,8 @@ pub(super) enum News {
     Stop,
     /// A process that it started has ended.
     Child,
-    /// Nothing that concerns it: a terminal that was closed.
-    Nothing,
+    /// To open the log again. A terminal that is closed sends the same.
+    ReopenLog,
 }
 
 /// The signals that have come.
@@ -53,7 +53,7 @@ impl KeeperSignals {
         Some(match Signal::try_from(number) {
             Ok(Signal::SIGTERM | Signal::SIGINT) => News::Stop,
             Ok(Signal::SIGCHLD) => News::Child,
-            _ => News::Nothing,
+            _ => News::ReopenLog,
         })
     }
 }

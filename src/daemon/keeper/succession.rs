@@ -1,14 +1,15 @@
 //! The keeper becomes another program, the one that its worker already runs, and that program
 //! takes over as the keeper of that worker: the same process, with the same descriptors.
 
-use super::estate::{Estate, HANDOVER, LeftOpen, Succession};
+use super::arguments::{Handed, Role};
+use super::estate::{Estate, HANDOVER, LeftOpen, Succession, is_understood};
 use super::worker::{KEEPER_ARGUMENT, Program, Worker, plain_arguments};
 use super::{Keeper, KeeperSignals, Owner, State};
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::OsStrExt;
 
 impl<O: Owner> Keeper<O> {
     /// Becomes the next program, now that a worker of it serves. When that fails, this one stays.
@@ -16,6 +17,7 @@ impl<O: Owner> Keeper<O> {
         let Some(program) = self.next.take() else {
             return;
         };
+        self.owner.flush_log();
         let Err(error) = self.exec(&program, worker);
         tracing::error!(%error, "the keeper stays what it is; its worker is the new program");
     }
@@ -30,18 +32,20 @@ impl<O: Owner> Keeper<O> {
             oom_score: self.oom_score,
             stops: self.stops,
         };
-        let told = format!("{KEEPER_ARGUMENT}{}", serde_json::to_string(&succession)?);
+        let mut all = plain_arguments();
+        all.push(format!("{KEEPER_ARGUMENT}{}", serde_json::to_string(&succession)?).into());
+        let handed = Handed::new(Role::Keeper, &self.estate.pool, &all)?;
         let mut arguments = vec![CString::new("cowshed")?];
-        for argument in plain_arguments() {
-            arguments.push(CString::new(argument.into_vec())?);
+        for argument in handed.shown() {
+            arguments.push(CString::new(argument.as_bytes())?);
         }
-        arguments.push(CString::new(told)?);
         let path = CString::new(program.path())?;
         let mut left = self.estate.descriptors();
         left.extend([
             worker.control.as_fd(),
             worker.pulse.as_fd(),
             worker.life.as_fd(),
+            handed.as_fd(),
         ]);
         let _left = LeftOpen::new(left)?;
         // Signals stay blocked, and those that wait go on waiting for the new program.
@@ -60,7 +64,7 @@ pub fn resume<O: Owner>(
     owner: impl FnOnce(&Estate) -> io::Result<O>,
 ) -> io::Result<u8> {
     let told: Succession = serde_json::from_str(told)?;
-    if told.handover != HANDOVER {
+    if !is_understood(told.handover) {
         let theirs = told.handover;
         let what = format!("the hand-over has version {theirs}, not {HANDOVER}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));

@@ -1,5 +1,6 @@
 //! A worker as its keeper sees it: started, heard, and known to be dead.
 
+use super::arguments::{self, Handed, Role};
 use super::control::FromWorker;
 use super::estate::{Estate, HANDOVER, LeftOpen, Serving, Told, WorkerParts};
 use crate::daemon::service_manager;
@@ -45,10 +46,9 @@ pub(super) fn plain_arguments() -> Vec<OsString> {
             .iter()
             .any(|start| bytes.starts_with(start.as_bytes()))
     };
-    std::env::args_os()
-        .skip(1)
-        .filter(|argument| !is_told(argument))
-        .collect()
+    // They were read when this process began.
+    let own = arguments::own().unwrap_or_default().iter().skip(1);
+    own.filter(|argument| !is_told(argument)).cloned().collect()
 }
 
 /// A worker that was started.
@@ -63,10 +63,12 @@ pub(super) struct Worker {
     pub(super) ready: Option<Instant>,
     /// Whether it has said that it ends on purpose.
     pub(super) ended: bool,
+    /// What it said of a failure that it cannot go on after.
+    pub(super) failure: Option<String>,
 }
 
 impl Worker {
-    /// Starts one. The caller has one thread, so nothing else inherits what is left open for it.
+    /// Starts one. No other thread starts programs, so nothing else inherits what is left open for it.
     pub(super) fn start(
         program: &Program,
         estate: &Estate,
@@ -88,12 +90,13 @@ impl Worker {
             is_successor: serving.worker != 0,
             oom_score,
         };
-        let argument = format!("{WORKER_ARGUMENT}{}", serde_json::to_string(&told)?);
+        let mut arguments = plain_arguments();
+        arguments.push(format!("{WORKER_ARGUMENT}{}", serde_json::to_string(&told)?).into());
+        let handed = Handed::new(Role::Worker, &estate.pool, &arguments)?;
         let mut command = Command::new(program.path());
         command
             .arg0("cowshed")
-            .args(plain_arguments())
-            .arg(argument)
+            .args(handed.shown())
             // What a terminal sends to its foreground is the keeper's to pass on.
             .process_group(0)
             .stdin(Stdio::null())
@@ -106,6 +109,7 @@ impl Worker {
             their_control.as_fd(),
             their_pulse.as_fd(),
             their_life.as_fd(),
+            handed.as_fd(),
         ]);
         left.extend(predecessors.iter().map(AsFd::as_fd));
         let left = LeftOpen::new(left)?;
@@ -118,6 +122,7 @@ impl Worker {
             life: life.into(),
             ready: None,
             ended: false,
+            failure: None,
         })
     }
 
@@ -131,6 +136,7 @@ impl Worker {
             life: descriptors::inherited(parts.life)?,
             ready: Some(Instant::now()),
             ended: false,
+            failure: None,
         })
     }
 

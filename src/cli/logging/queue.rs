@@ -1,0 +1,119 @@
+//! Lines on their way to the log: threads that log put them here and never wait for the disk.
+//!
+//! # Invariants
+//! - `push` neither waits for the disk nor fails. What there is no room for is counted.
+//! - The lock is never held while a line is written out.
+
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// As many bytes may wait to be written; further lines are lost until there is room again.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+/// How long a thread that panics waits for the lock, which the panic may have left held.
+const LOCK_TIME: Duration = Duration::from_millis(100);
+
+/// The lines that wait. Clones are the same queue.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Queue(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+    lost: u64,
+    reopen: bool,
+    /// Lines were taken out and are not yet written.
+    is_writing: bool,
+}
+
+/// What the log's thread is to do next.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// The lines, the oldest first.
+    pub lines: VecDeque<Vec<u8>>,
+    /// How many lines before these there was no room for.
+    pub lost: u64,
+    /// Whether the file is to be opened again first.
+    pub reopen: bool,
+}
+
+impl Queue {
+    /// Puts a line in, or counts it as lost.
+    pub(super) fn push(&self, line: Vec<u8>) {
+        let Some(mut state) = self.0.state.try_lock_for(LOCK_TIME) else {
+            return;
+        };
+        if state.waiting_bytes + line.len() > WAITING_BYTES_MAX {
+            state.lost += 1;
+            return;
+        }
+        state.waiting_bytes += line.len();
+        state.lines.push_back(line);
+        self.0.changed.notify_all();
+    }
+
+    /// Has the file opened again before the next line.
+    pub(super) fn reopen(&self) {
+        self.0.state.lock().reopen = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Waits for something to do.
+    pub(super) fn take(&self) -> Batch {
+        let mut state = self.0.state.lock();
+        state.is_writing = false;
+        self.0.changed.notify_all();
+        while state.lines.is_empty() && !state.reopen {
+            self.0.changed.wait(&mut state);
+        }
+        state.is_writing = true;
+        state.waiting_bytes = 0;
+        Batch {
+            lines: std::mem::take(&mut state.lines),
+            lost: std::mem::take(&mut state.lost),
+            reopen: std::mem::take(&mut state.reopen),
+        }
+    }
+
+    /// Waits until everything is written out, but not longer than `patience`.
+    pub(super) fn flush(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let Some(mut state) = self.0.state.try_lock_for(LOCK_TIME) else {
+            return;
+        };
+        while state.is_writing || !state.lines.is_empty() || state.reopen {
+            if self.0.changed.wait_until(&mut state, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_nobody_writes_out_are_counted_and_nobody_waits() {
+        let queue = Queue::default();
+        let line = vec![b'x'; 1000];
+        let room = WAITING_BYTES_MAX / line.len();
+        for _ in 0..room + 7 {
+            queue.push(line.clone());
+        }
+        queue.flush(Duration::from_millis(1));
+        let batch = queue.take();
+        assert_eq!((batch.lines.len(), batch.lost), (room, 7));
+        queue.push(b"again".to_vec());
+        let batch = queue.take();
+        assert_eq!((batch.lines.len(), batch.lost), (1, 0));
+    }
+}
