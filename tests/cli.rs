@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "cli/corpus.rs"]
+mod corpus;
 #[path = "cli/daemon.rs"]
 mod daemon;
 #[path = "cli/damage.rs"]

@@ -10,10 +10,12 @@ use super::shed::Shed;
 use super::size::human;
 use crate::base::{self, Name};
 use crate::container::{self, ExportedImage, Host, ImportOptions, ImportedImage};
-use crate::oci::{self, Compression, Image, SourceInput};
+use crate::oci::{self, Compression, Image, Platform, Reference, Select, SourceInput};
 use anyhow::Context;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
@@ -25,9 +27,11 @@ const SHORT_ID: usize = 12;
 pub(super) enum ImageCommand {
     /// Bring an image into the pool; layers that are there already are not stored again
     #[command(
-        after_help = "SRC is an OCI layout (folder or tar), a docker-archive tar, or the \
-        tar or folder of a root file system;\ntars may be gzip, zstd or plain.\n\nExamples:\n  \
+        after_help = "SRC is an OCI layout, a docker-archive or what skopeo's dir: writes, as a \
+        folder or tar, or a root file system;\ntars may be gzip, zstd or plain. All images of an \
+        archive are imported, with --name the one of that name.\n\nExamples:\n  \
         docker save debian:12 | cowshed image import - --name debian:12\n  \
+        docker save app db | cowshed image import -\n  \
         cowshed image import ./rootfs --name mine"
     )]
     Import(Import),
@@ -37,9 +41,10 @@ pub(super) enum ImageCommand {
     Inspect(One),
     /// Show how an image was made, layer by layer
     History(One),
-    /// Write an image as an OCI layout in a tar archive, which `docker load` reads too
+    /// Write images as an OCI layout in a tar archive, which `docker load` reads too
     #[command(after_help = "Examples:\n  cowshed image export mine ./mine.tar\n  \
-        cowshed image export mine - | docker load")]
+        cowshed image export mine - | docker load\n  \
+        cowshed image export app db --output both.tar")]
     Export(Export),
     /// Remove images, and the layers that nothing else uses
     Rm(Remove),
@@ -54,22 +59,98 @@ pub(super) struct Import {
     /// The image's name; otherwise the one that it brings
     #[arg(long, value_name = "REF")]
     pub name: Option<String>,
+    /// Take the image for this platform [default: what suits this host best]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    #[serde(default)]
+    pub platform: Option<Platform>,
+    /// SRC is a root file system, whatever it looks like
+    #[arg(long, conflicts_with = "platform")]
+    #[serde(default)]
+    pub rootfs: bool,
+}
+
+/// `cowshed image export`, as it is written.
+#[derive(Debug, Args)]
+pub(super) struct ExportArguments {
+    /// The images, by name or id; then the file, or - for the standard output
+    #[arg(required = true, value_name = "IMAGE... FILE")]
+    images: Vec<OsString>,
+    /// The file, or - for the standard output; then no file stands after the images
+    #[arg(short, long, value_name = "FILE", value_parser = FileOrPipe::parser())]
+    output: Option<FileOrPipe>,
+    /// How the layers are compressed
+    #[arg(long, value_enum, default_value_t = Compressed::None)]
+    compression: Compressed,
 }
 
 /// `cowshed image export`
-#[derive(Debug, Args, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Export {
-    /// The image, by name or id
-    pub image: String,
-    /// The file, or - for the standard output
-    #[arg(value_parser = FileOrPipe::parser())]
+    /// The images, by name or id
+    pub images: Vec<String>,
+    /// The file, or the standard output
     pub file: FileOrPipe,
-    /// How its layers are compressed
-    #[arg(long, value_enum, default_value_t = Compressed::None)]
+    /// How the layers are compressed
     pub compression: Compressed,
 }
 
-/// How the layers of an exported image are compressed.
+impl Export {
+    /// Tells the images from the file.
+    fn new(arguments: ExportArguments) -> Result<Self, String> {
+        let mut images = arguments.images;
+        let file = match arguments.output {
+            Some(file) => Some(file),
+            None if images.len() > 1 => images
+                .pop()
+                .map(|file| FileOrPipe::parse(&file))
+                .transpose()?,
+            None => None,
+        };
+        let file = file.ok_or("the file is missing; write it after the images, or - for a pipe")?;
+        let images = images.into_iter().map(OsString::into_string);
+        let images: Result<Vec<String>, OsString> = images.collect();
+        Ok(Self {
+            images: images.map_err(|name| format!("there is no image {}", name.display()))?,
+            file,
+            compression: arguments.compression,
+        })
+    }
+
+    /// The images as messages name them.
+    fn described(&self) -> String {
+        let noun = if self.images.len() == 1 {
+            "image"
+        } else {
+            "images"
+        };
+        format!("{noun} {}", self.images.join(", "))
+    }
+}
+
+impl FromArgMatches for Export {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let arguments = ExportArguments::from_arg_matches(matches)?;
+        Self::new(arguments)
+            .map_err(|fault| clap::Error::raw(ErrorKind::MissingRequiredArgument, fault))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Export {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        ExportArguments::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        ExportArguments::augment_args_for_update(command)
+    }
+}
+
+/// How the layers of exported images are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(super) enum Compressed {
     /// Not at all.
@@ -115,9 +196,10 @@ pub(super) fn run(command: &ImageCommand, shed: &Shed, console: &Console) -> any
         ImageCommand::Import(new) => {
             let what = || format!("import image {}", new.source);
             let imported = import(new, shed, console).with_context(what)?;
-            show_imported(&imported, console)
+            let text = || shown_lines(&imported);
+            console.result(&Several::new(&imported), text)
         }
-        ImageCommand::Export(export) => export_image(export, shed, console),
+        ImageCommand::Export(export) => export_images(export, shed, console),
         ImageCommand::Ls => list(shed, console),
         ImageCommand::Inspect(one) => inspect(one, shed, console),
         ImageCommand::History(one) => history(one, shed, console),
@@ -132,17 +214,62 @@ pub(super) fn run(command: &ImageCommand, shed: &Shed, console: &Console) -> any
     }
 }
 
-fn import(new: &Import, shed: &Shed, console: &Console) -> anyhow::Result<ImportedImage> {
+/// Several images as one document: the fields of the first one, and all of them in a list.
+#[derive(Serialize)]
+struct Several<'a, T> {
+    #[serde(flatten)]
+    first: Option<&'a T>,
+    images: &'a [T],
+}
+
+impl<'a, T> Several<'a, T> {
+    fn new(images: &'a [T]) -> Self {
+        Self {
+            first: images.first(),
+            images,
+        }
+    }
+}
+
+/// Imports all images of the source, or the one that is named.
+fn import(new: &Import, shed: &Shed, console: &Console) -> anyhow::Result<Vec<ImportedImage>> {
     let host = shed.containers()?;
     let name = new.name.as_deref().map(Name::new).transpose()?;
-    let image = open(new, &host, console)?;
-    let options = ImportOptions {
-        name,
-        file_system_bytes: None,
-    };
+    // A name that cannot be given is refused before anything is read.
+    new.name
+        .as_deref()
+        .map(Reference::parse_given)
+        .transpose()?;
+    let images = open(new, &host, console)?;
+    let mut imported: Vec<ImportedImage> = Vec::with_capacity(images.len());
+    for image in &images {
+        tell_oddities(image, name.is_none(), console);
+        let options = ImportOptions {
+            name: name.clone(),
+            file_system_bytes: None,
+        };
+        let one = import_one(&host, image, &options, console);
+        imported.push(one.with_context(|| {
+            let names = imported.iter().map(shown_name);
+            let names: Vec<String> = names.collect();
+            match &*names {
+                [] => "nothing is imported".to_owned(),
+                names => format!("only {} of it imported", names.join(", ")),
+            }
+        })?);
+    }
+    Ok(imported)
+}
+
+fn import_one(
+    host: &Host,
+    image: &Image,
+    options: &ImportOptions,
+    console: &Console,
+) -> anyhow::Result<ImportedImage> {
     let progress = console.progress("layers", Some(0));
     let cancel = console.cancel();
-    let imported = host.import_image(&image, &options, &mut |done| {
+    let imported = host.import_image(image, options, &mut |done| {
         progress.set(done.done_layers as u64, done.layers as u64);
         !cancel.is_cancelled()
     });
@@ -151,6 +278,23 @@ fn import(new: &Import, shed: &Shed, console: &Console) -> anyhow::Result<Import
         Ok(()) => explain(error),
         Err(interrupted) => interrupted.into(),
     })
+}
+
+/// Tells what is taken from an image in another way than it may be expected.
+fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
+    if let Some(platform) = image.other_platform() {
+        console.message(&format!(
+            "warning: the image is for {platform} and this host is {}; its programs do not run \
+             here without an emulator",
+            Platform::host()
+        ));
+    }
+    let names = image.reference_names().iter().filter(|_| takes_names);
+    for fault in names.filter_map(|name| Reference::parse(name).err()) {
+        console.message(&format!(
+            "warning: a name of the image is left out: {fault}"
+        ));
+    }
 }
 
 /// Says what it means that a file system in the pool has no room.
@@ -165,41 +309,53 @@ pub(super) fn explain(error: container::Error) -> anyhow::Error {
     }
 }
 
-/// Opens the image; where there are several, the wanted name chooses.
-fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Image> {
-    let input = || -> anyhow::Result<SourceInput> {
-        Ok(match &new.source {
-            FileOrPipe::Pipe => SourceInput::Stream(Box::new(console.input()?)),
-            FileOrPipe::File(path) => SourceInput::Path(path.as_path().to_owned()),
-        })
+/// Opens the images; where there are several, a wanted name chooses one.
+fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Vec<Image>> {
+    let input = match &new.source {
+        FileOrPipe::Pipe => SourceInput::Stream(Box::new(console.input()?)),
+        FileOrPipe::File(path) => SourceInput::Path(path.as_path().to_owned()),
     };
-    match (host.open_image(input()?, None), &new.source) {
-        (Err(container::Error::Oci(oci::Error::SeveralImages { .. })), FileOrPipe::File(_))
-            if new.name.is_some() =>
-        {
-            Ok(host.open_image(input()?, new.name.as_deref())?)
+    let select = Select {
+        platform: new.platform.clone(),
+        root_only: new.rootfs,
+        ..Select::named(new.name.as_deref())
+    };
+    let opened = host.open_images(input, &select);
+    opened.map_err(|error| match &error {
+        container::Error::Oci(oci::Error::NotWhole { .. }) => {
+            anyhow::anyhow!("{error} (--rootfs)")
         }
-        (opened, _) => Ok(opened?),
-    }
+        container::Error::Oci(oci::Error::OtherSystem { .. }) => {
+            anyhow::anyhow!("{error} (--platform)")
+        }
+        _ => error.into(),
+    })
 }
 
-fn export_image(export: &Export, shed: &Shed, console: &Console) -> anyhow::Result<()> {
-    let what = || format!("export image {} to {}", export.image, export.file);
+fn export_images(export: &Export, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("export {} to {}", export.described(), export.file);
     let host = shed.containers().with_context(what)?;
     let compression = match export.compression {
         Compressed::None => Compression::None,
         Compressed::Gzip => Compression::Gzip,
         Compressed::Zstd => Compression::Zstd,
     };
-    let write = |file: &File| -> anyhow::Result<ExportedImage> {
+    let images: Vec<&str> = export.images.iter().map(String::as_str).collect();
+    let write = |file: &File| -> anyhow::Result<Vec<ExportedImage>> {
         let output = BufWriter::new(Cancelled {
             file,
             cancel: console.cancel(),
         });
-        let (output, exported) = host.export_image(&export.image, compression, output)?;
+        let (output, exported) = host.export_images(&images, compression, output)?;
         output
             .into_inner()
             .map_err(|error| output_error(error.into_error()))?;
+        for name in exported.iter().flat_map(|image| &image.left_out) {
+            console.message(&format!(
+                "warning: the name {name} is left out: an archive holds names with a tag and \
+                 without a digest"
+            ));
+        }
         Ok(exported)
     };
     match &export.file {
@@ -209,7 +365,7 @@ fn export_image(export: &Export, shed: &Shed, console: &Console) -> anyhow::Resu
         FileOrPipe::Pipe => write(console.output()).map(drop).with_context(what),
         FileOrPipe::File(path) => {
             let exported = write_file(path.as_path(), |file, _| write(file)).with_context(what)?;
-            console.result(&exported, String::new)
+            console.result(&Several::new(&exported), String::new)
         }
     }
 }
@@ -231,20 +387,34 @@ impl Write for Cancelled<'_> {
     }
 }
 
-/// Shows an image that an import or a commit made.
+/// Shows an image that a commit made.
 pub(super) fn show_imported(image: &ImportedImage, console: &Console) -> anyhow::Result<()> {
-    console.result(image, || {
+    console.result(image, || shown_lines(std::slice::from_ref(image)))
+}
+
+/// A line for each image.
+fn shown_lines(images: &[ImportedImage]) -> String {
+    let line = |image: &ImportedImage| {
         let reused = image.layers.iter().filter(|layer| layer.reused).count();
         let own_bytes = image.layers.iter().map(|layer| layer.own_bytes).sum();
         let id = image.id.to_string();
-        let name = image.name.as_deref().unwrap_or("(no name)");
+        let name = shown_name(image);
         let layers = counted(image.layers.len(), "layer", "layers");
         format!(
             "{name} {}: {layers}, {reused} reused, {}",
             short(&id),
             human(own_bytes)
         )
-    })
+    };
+    images.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn shown_name(image: &ImportedImage) -> String {
+    if image.names.is_empty() {
+        "(no name)".to_owned()
+    } else {
+        image.names.join(", ")
+    }
 }
 
 fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! Writing an image as an OCI layout archive.
+//! Writing images as one OCI layout archive.
 //!
 //! The pool does not keep the tar files that layers came from. A layer is made again from its
 //! volume and the one below: the same tree, but seldom the same bytes, so its diff id may be new.
@@ -7,15 +7,18 @@
 use super::commit::write_layer;
 use super::error::{Error, Result};
 use super::host::{Host, random_hex};
-use super::record::{self, FoundImage, LayerRecord};
+use super::record::{self, FoundImage, ImageRecord, LayerRecord};
 use super::tree;
 use crate::oci::{
-    Compression, Digest, ImageConfig, LayerBlob, LayerSummary, LayerWriter, LayoutImage,
-    write_layout,
+    Compression, Digest, ImageConfig, LayerBlob, LayerSummary, LayerWriter, LayoutImage, Reference,
+    write_layouts,
 };
 use serde::Serialize;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// An image that was written to an archive.
@@ -30,6 +33,9 @@ pub struct ExportedImage {
     pub manifest: Digest,
     /// The names in the archive.
     pub names: Vec<String>,
+    /// Names that an archive cannot state: those with a digest, and those of older versions that
+    /// are not valid.
+    pub left_out: Vec<String>,
     /// Its layers, lowest first.
     pub layers: Vec<ExportedLayer>,
 }
@@ -43,6 +49,22 @@ pub struct ExportedLayer {
     pub original_diff_id: Digest,
     /// Bytes of the layer as it is stored in the archive.
     pub size_bytes: u64,
+}
+
+/// An image that is to be exported.
+struct Found {
+    id: Digest,
+    record: ImageRecord,
+    names: Vec<String>,
+}
+
+/// An image as it goes into the archive.
+struct Outgoing {
+    config: ImageConfig,
+    names: Vec<Reference>,
+    left_out: Vec<String>,
+    /// The chain ids of its layers, lowest first.
+    chain: Vec<Digest>,
 }
 
 /// A layer, compressed in a file without a name.
@@ -62,42 +84,103 @@ impl Host {
         compression: Compression,
         out: W,
     ) -> Result<(W, ExportedImage)> {
-        let FoundImage {
-            id,
-            record,
-            reference,
-        } = record::find_image(self.pool(), image)?;
-        let names = match reference {
-            Some(reference) => vec![reference],
-            None => self.names()?.remove(&id).unwrap_or_default(),
-        };
-        let mut spooled = Vec::with_capacity(record.layers.len());
+        let (out, mut exported) = self.export_images(&[image], compression, out)?;
+        let exported = exported.pop().ok_or(Error::Config("it is missing"))?;
+        Ok((out, exported))
+    }
+
+    /// Writes `images` as one archive, in which each layer is stored once. An image that is meant
+    /// by several names is written once, with these names.
+    ///
+    /// # Errors
+    /// As `export_image`.
+    pub fn export_images<W: Write>(
+        &self,
+        images: &[&str],
+        compression: Compression,
+        out: W,
+    ) -> Result<(W, Vec<ExportedImage>)> {
+        let found = self.find_for_export(images)?;
+        let mut spooled = HashMap::new();
+        let mut outgoing = Vec::with_capacity(found.len());
+        for image in &found {
+            outgoing.push(self.spool_image(image, compression, &mut spooled)?);
+        }
+        let layouts = outgoing.iter().map(|image| LayoutImage {
+            config: &image.config,
+            names: &image.names,
+            layers: image.chain.iter().map(|id| spooled[id].blob()).collect(),
+        });
+        let (out, manifests) = write_layouts(out, layouts.collect())?;
+        let done = found.iter().zip(&outgoing).zip(manifests);
+        let report = done.map(|((found, image), manifest)| {
+            let layers = found.record.layers.iter();
+            ExportedImage {
+                id: image.config.digest(),
+                image: found.id,
+                manifest,
+                names: image.names.iter().map(Reference::short).collect(),
+                left_out: image.left_out.clone(),
+                layers: layers
+                    .map(|layer| report(layer, &spooled[&layer.chain_id]))
+                    .collect(),
+            }
+        });
+        Ok((out, report.collect()))
+    }
+
+    /// The images with the names that they get in the archive: the name that was asked for, all of
+    /// them for one that was asked for by id.
+    fn find_for_export(&self, images: &[&str]) -> Result<Vec<Found>> {
+        let mut all: Vec<Found> = Vec::new();
+        for image in images {
+            let FoundImage { id, record, name } = record::find_image(self.pool(), image)?;
+            let names = match name {
+                Some(name) => vec![name.shown],
+                None => self.names()?.remove(&id).unwrap_or_default(),
+            };
+            match all.iter_mut().find(|known| known.id == id) {
+                Some(known) => {
+                    let new = names.into_iter().filter(|name| !known.names.contains(name));
+                    let new: Vec<String> = new.collect();
+                    known.names.extend(new);
+                }
+                None => all.push(Found { id, record, names }),
+            }
+        }
+        Ok(all)
+    }
+
+    fn spool_image(
+        &self,
+        image: &Found,
+        compression: Compression,
+        spooled: &mut HashMap<Digest, Spooled>,
+    ) -> Result<Outgoing> {
         let mut below = None;
-        for layer in &record.layers {
-            spooled.push(self.spool_layer(below, layer, compression)?);
+        for layer in &image.record.layers {
+            // Another image of the archive may have it too.
+            if let Entry::Vacant(place) = spooled.entry(layer.chain_id) {
+                place.insert(self.spool_layer(below, layer, compression)?);
+            }
             below = Some(layer);
         }
-        let config = ImageConfig::parse(record.config.into_bytes())?;
-        let config = with_diff_ids(config, &spooled)?;
-        let layers: Vec<ExportedLayer> = record.layers.iter().zip(&spooled).map(report).collect();
-        let blobs = spooled
-            .iter_mut()
-            .map(Spooled::blob)
-            .collect::<Result<_>>()?;
-        let layout = LayoutImage {
-            config: &config,
-            names: &names,
-            layers: blobs,
-        };
-        let (out, manifest) = write_layout(out, layout)?;
-        let exported = ExportedImage {
-            id: config.digest(),
-            image: id,
-            manifest,
+        let chain: Vec<Digest> = image.record.layers.iter().map(|l| l.chain_id).collect();
+        let diff_ids: Vec<Digest> = chain.iter().map(|id| spooled[id].summary.diff_id).collect();
+        let config = ImageConfig::parse(image.record.config.clone().into_bytes())?;
+        let (mut names, mut left_out) = (Vec::new(), Vec::new());
+        for name in &image.names {
+            match Reference::parse_given(name) {
+                Ok(reference) => names.push(reference),
+                Err(_) => left_out.push(name.clone()),
+            }
+        }
+        Ok(Outgoing {
+            config: with_diff_ids(config, &diff_ids)?,
             names,
-            layers,
-        };
-        Ok((out, exported))
+            left_out,
+            chain,
+        })
     }
 
     fn spool_layer(
@@ -128,18 +211,35 @@ impl Host {
 }
 
 impl Spooled {
-    fn blob(&mut self) -> Result<LayerBlob<'_>> {
-        self.file.rewind().map_err(spool_failed)?;
-        Ok(LayerBlob {
+    /// The layer for one image; several may have it.
+    fn blob(&self) -> LayerBlob<'_> {
+        LayerBlob {
             media_type: self.summary.compression.layer_media_type(),
             digest: self.summary.blob_digest,
             size_bytes: self.summary.blob_size_bytes,
-            content: Box::new(Read::by_ref(&mut self.file)),
-        })
+            content: Box::new(FromStart {
+                file: &self.file,
+                offset_bytes: 0,
+            }),
+        }
     }
 }
 
-fn report((record, spooled): (&LayerRecord, &Spooled)) -> ExportedLayer {
+/// A file from its start, without a position that is shared with others.
+struct FromStart<'a> {
+    file: &'a File,
+    offset_bytes: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read_at(buffer, self.offset_bytes)?;
+        self.offset_bytes += u64::try_from(len).map_err(io::Error::other)?;
+        Ok(len)
+    }
+}
+
+fn report(record: &LayerRecord, spooled: &Spooled) -> ExportedLayer {
     ExportedLayer {
         diff_id: spooled.summary.diff_id,
         original_diff_id: record.diff_id,
@@ -148,8 +248,7 @@ fn report((record, spooled): (&LayerRecord, &Spooled)) -> ExportedLayer {
 }
 
 /// The configuration with the diff ids that the layers have now; as it is if they are the same.
-fn with_diff_ids(config: ImageConfig, spooled: &[Spooled]) -> Result<ImageConfig> {
-    let found: Vec<Digest> = spooled.iter().map(|layer| layer.summary.diff_id).collect();
+fn with_diff_ids(config: ImageConfig, found: &[Digest]) -> Result<ImageConfig> {
     if config.diff_ids() == found {
         return Ok(config);
     }

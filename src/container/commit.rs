@@ -11,7 +11,9 @@ use super::record::{self, LayerRecord};
 use super::time;
 use super::tree::{TreeChange, TreeChanges};
 use crate::base::Name;
-use crate::oci::{Compression, ImageConfig, LayerOrigin, LayerSummary, LayerWriter, chain_above};
+use crate::oci::{
+    Compression, ImageConfig, LayerOrigin, LayerSummary, LayerWriter, Reference, chain_above,
+};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -25,7 +27,7 @@ impl Host {
     /// goes into the image's history. Durable when it returns.
     ///
     /// # Errors
-    /// `NotFound` or `Ambiguous`, a name that no layer can hold, and what the pool and the host
+    /// `Name`, `NotFound` or `Ambiguous`, a name that no layer can hold, and what the pool and the host
     /// answer.
     pub fn commit_container(
         &self,
@@ -33,6 +35,7 @@ impl Host {
         name: &Name,
         created_by: Option<&str>,
     ) -> Result<ImportedImage> {
+        let reference = Reference::parse_given(name.as_str())?;
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
         let _held = lock.lock();
@@ -74,7 +77,7 @@ impl Host {
         };
         let config =
             ImageConfig::parse(image.config.into_bytes())?.with_layer(summary.diff_id, origin)?;
-        let committed = self.settle_image(&config, std::slice::from_ref(name), stack)?;
+        let committed = self.settle_image(&config, std::slice::from_ref(&reference), stack)?;
         // The volume has its place now; what is left in work (a snapshot below it) goes.
         instant.work.keep_named();
         Ok(committed)

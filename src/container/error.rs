@@ -17,6 +17,9 @@ pub enum Error {
     /// The image input is wrong, or a layer could not be applied or written.
     #[error(transparent)]
     Oci(#[from] oci::Error),
+    /// A text cannot be the name of an image.
+    #[error(transparent)]
+    Name(#[from] oci::InvalidReference),
     /// A volume could not be shown as a file or a loop device.
     #[error(transparent)]
     Export(#[from] export::ExportError),

@@ -2,8 +2,8 @@
 
 use super::error::{Error, Result};
 use super::host::Host;
-use super::record::{self, FoundImage, ImageRecord};
-use crate::oci::{Digest, ImageConfig};
+use super::record::{self, FoundImage, ImageRecord, StoredName};
+use crate::oci::{Digest, ImageConfig, same_reference};
 use crate::pool::RecordKind;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -193,25 +193,27 @@ impl Host {
     }
 
     fn remove_image_locked(&self, image: &str) -> Result<RemovedImage> {
-        let FoundImage {
-            id,
-            record,
-            reference,
-        } = record::find_image(self.pool(), image)?;
-        let names = self.names()?.remove(&id).unwrap_or_default();
-        let untagged = match reference {
-            Some(reference) => vec![reference],
-            None => names.clone(),
+        let FoundImage { id, record, name } = record::find_image(self.pool(), image)?;
+        let mut names = record::names(self.pool())?;
+        names.retain(|name| name.image == id);
+        let all = names.len();
+        // All records of the name that is meant: older versions may have stored it in two forms.
+        let is_meant = |one: &StoredName| {
+            let meant = name.as_ref();
+            meant.is_none_or(|name| same_reference(&one.key, &name.key))
         };
-        let is_last = untagged.len() >= names.len();
+        names.retain(is_meant);
+        let is_last = names.len() == all;
+        let mut untagged: Vec<String> = names.iter().map(|name| name.shown.clone()).collect();
+        untagged.dedup();
         let mut removed = RemovedImage {
             untagged,
             removed: None,
             layers: Vec::new(),
         };
         let mut transaction = self.pool().transaction();
-        for reference in &removed.untagged {
-            transaction.remove_record(RecordKind::REFERENCE, reference.as_bytes());
+        for name in &names {
+            transaction.remove_record(RecordKind::REFERENCE, name.key.as_bytes());
         }
         if is_last {
             let containers = self.users_of(id)?;
@@ -236,11 +238,14 @@ impl Host {
         Ok(removed)
     }
 
-    /// The references by image.
+    /// The names of each image, as people read them.
     pub(super) fn names(&self) -> Result<HashMap<Digest, Vec<String>>> {
         let mut names: HashMap<Digest, Vec<String>> = HashMap::new();
-        for (reference, id) in record::references(self.pool())? {
-            names.entry(id).or_default().push(reference);
+        for name in record::names(self.pool())? {
+            let names = names.entry(name.image).or_default();
+            if !names.contains(&name.shown) {
+                names.push(name.shown);
+            }
         }
         Ok(names)
     }

@@ -16,7 +16,8 @@ use super::record::{self, ImageRecord, LayerRecord};
 use super::time;
 use crate::base::{self, Name};
 use crate::oci::{
-    self, ApplyOptions, Digest, Image, ImageConfig, LayerOrigin, Select, SourceInput, chain_above,
+    self, ApplyOptions, Digest, Image, ImageConfig, LayerOrigin, Reference, Select, SourceInput,
+    chain_above,
 };
 use crate::pool::{Labels, PoolState, Transaction, Volume};
 use serde::Serialize;
@@ -42,6 +43,8 @@ pub struct ImportedImage {
     pub id: Digest,
     /// The first of its names, if it has one.
     pub name: Option<String>,
+    /// All names that it was given.
+    pub names: Vec<String>,
     /// Its layers, lowest first.
     pub layers: Vec<ImportedLayer>,
 }
@@ -76,7 +79,15 @@ pub(super) struct StackedLayer {
 }
 
 impl Host {
-    /// Opens the image in `input`; `reference` chooses one of several.
+    /// Opens all images in `input` that `select` means.
+    ///
+    /// # Errors
+    /// Those of [`Image::open_all`].
+    pub fn open_images(&self, input: SourceInput, select: &Select) -> Result<Vec<Image>> {
+        Ok(Image::open_all(input, self.state_dir(), select)?)
+    }
+
+    /// Opens the only image in `input`; `reference` chooses one of several.
     ///
     /// # Errors
     /// Those of [`Image::open`].
@@ -88,7 +99,8 @@ impl Host {
         )?)
     }
 
-    /// Imports `image`. Durable when it returns; on an error nothing of it stays.
+    /// Imports `image`; of the names that it brings, those that are valid become its names. Durable
+    /// when it returns; on an error nothing of it stays.
     ///
     /// `progress` is called between layers and stops the import by answering false.
     ///
@@ -101,6 +113,14 @@ impl Host {
         options: &ImportOptions,
         progress: &mut dyn FnMut(ImportProgress) -> bool,
     ) -> Result<ImportedImage> {
+        let names = match &options.name {
+            Some(name) => vec![Reference::parse_given(name.as_str())?],
+            None => image
+                .reference_names()
+                .iter()
+                .filter_map(|name| Reference::parse(name).ok())
+                .collect(),
+        };
         let mut work = WorkVolumes::new(self.pool());
         let stack = self
             .import_layers(image, options, progress, &mut work)
@@ -108,14 +128,6 @@ impl Host {
         let config = match image.config() {
             Some(config) => config.clone(),
             None => config_of_root(&stack)?,
-        };
-        let names = match &options.name {
-            Some(name) => vec![name.clone()],
-            None => image
-                .reference_names()
-                .iter()
-                .filter_map(|name| Name::new(name).ok())
-                .collect(),
         };
         let imported = self.settle_image(&config, &names, stack)?;
         work.keep();
@@ -228,7 +240,7 @@ impl Host {
     pub(super) fn settle_image(
         &self,
         config: &ImageConfig,
-        names: &[Name],
+        names: &[Reference],
         mut stack: Vec<StackedLayer>,
     ) -> Result<ImportedImage> {
         let id = config.digest();
@@ -244,8 +256,9 @@ impl Host {
                 let layers = stack.iter().map(|layer| layer.record.clone()).collect();
                 record::put_image(&mut transaction, id, &ImageRecord::new(text, layers))?;
             }
+            let stored = record::names(self.pool())?;
             for name in names {
-                record::put_reference(&mut transaction, name, id);
+                record::put_reference(&mut transaction, &stored, name, id);
             }
             transaction.commit()?;
         }
@@ -254,8 +267,13 @@ impl Host {
             .iter()
             .map(StackedLayer::report)
             .collect::<Result<_>>()?;
-        let name = names.first().map(|name| name.as_str().to_owned());
-        Ok(ImportedImage { id, name, layers })
+        let names: Vec<String> = names.iter().map(Reference::short).collect();
+        Ok(ImportedImage {
+            id,
+            name: names.first().cloned(),
+            names,
+            layers,
+        })
     }
 
     fn settle_layer(&self, transaction: &mut Transaction, layer: &mut StackedLayer) -> Result<()> {

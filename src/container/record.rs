@@ -4,12 +4,15 @@
 //! the references that lead to it, a container's use of an image is in the container's record.
 //!
 //! # Invariants
+//! - A name is stored in its short form, one record for each [`Reference`]. Older versions stored
+//!   names as they were given: those are found by every form as well, and the record goes when the
+//!   name is given again.
 //! - A reference leads to an image that is there; a container's image is there; each layer of an
 //!   image has its volume `layer/<chain id>`. All changes keep this in single transactions.
 
 use super::error::{Error, Kind, RecordFault, Result};
 use crate::base::{self, Name};
-use crate::oci::Digest;
+use crate::oci::{Digest, Reference, same_reference};
 use crate::pool::{Pool, RecordKind, Transaction, Volume};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -66,8 +69,19 @@ pub(super) struct ContainerRecord {
 pub(super) struct FoundImage {
     pub id: Digest,
     pub record: ImageRecord,
-    /// The reference that led here, if it was one.
-    pub reference: Option<String>,
+    /// The name that led here, if it was one.
+    pub name: Option<StoredName>,
+}
+
+/// A name of an image as the pool has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StoredName {
+    /// The key of its record.
+    pub key: String,
+    /// The name as people read it.
+    pub shown: String,
+    /// The image that it leads to.
+    pub image: Digest,
 }
 
 impl ImageRecord {
@@ -152,13 +166,20 @@ pub(super) fn put_image(
     )
 }
 
-pub(super) fn put_reference(transaction: &mut Transaction, reference: &Name, id: Digest) {
+/// Gives the name to the image `id`; `names` are all that there are.
+pub(super) fn put_reference(
+    transaction: &mut Transaction,
+    names: &[StoredName],
+    reference: &Reference,
+    id: Digest,
+) {
+    let short = reference.short();
+    let others = names.iter().filter(|name| name.key != short);
+    for other in others.filter(|name| same_reference(&name.key, &short)) {
+        transaction.remove_record(RecordKind::REFERENCE, other.key.as_bytes());
+    }
     let id = id.to_string();
-    transaction.put_record(
-        RecordKind::REFERENCE,
-        reference.as_str().as_bytes(),
-        id.as_bytes(),
-    );
+    transaction.put_record(RecordKind::REFERENCE, short.as_bytes(), id.as_bytes());
 }
 
 pub(super) fn put_container(transaction: &mut Transaction, record: &ContainerRecord) -> Result<()> {
@@ -215,13 +236,51 @@ pub(super) fn image(pool: &Pool, id: Digest) -> Result<Option<ImageRecord>> {
         .transpose()
 }
 
-/// All references with the images that they lead to.
-pub(super) fn references(pool: &Pool) -> Result<Vec<(String, Digest)>> {
-    let records = pool.records(RecordKind::REFERENCE);
-    records
-        .iter()
-        .map(|(key, value)| Ok((text(Kind::Reference, key)?, digest(Kind::Reference, value)?)))
-        .collect()
+/// All names of images.
+pub(super) fn names(pool: &Pool) -> Result<Vec<StoredName>> {
+    let mut names = Vec::new();
+    for (key, value) in pool.records(RecordKind::REFERENCE).iter() {
+        let key = text(Kind::Reference, key)?;
+        let image = digest(Kind::Reference, value)?;
+        names.push(StoredName {
+            shown: shown_name(pool, &key),
+            key,
+            image,
+        });
+    }
+    Ok(names)
+}
+
+/// The short form of a stored name, unless that leads to another record.
+fn shown_name(pool: &Pool, key: &str) -> String {
+    let short = short_name(key);
+    let is_taken = short != key
+        && pool
+            .record(RecordKind::REFERENCE, short.as_bytes())
+            .is_some();
+    if is_taken { key.to_owned() } else { short }
+}
+
+/// The short form of a name; what is no valid name stays as it is.
+pub(super) fn short_name(name: &str) -> String {
+    Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.short())
+}
+
+/// Finds the record of a name: as it was given, in its short form, or in another form in which an
+/// older version stored it.
+fn find_name(pool: &Pool, wanted: &str) -> Result<Option<StoredName>> {
+    let with_tag = format!("{wanted}:latest");
+    for key in [wanted, &*short_name(wanted), &*with_tag] {
+        if let Some(value) = pool.record(RecordKind::REFERENCE, key.as_bytes()) {
+            return Ok(Some(StoredName {
+                key: key.to_owned(),
+                shown: shown_name(pool, key),
+                image: digest(Kind::Reference, &value)?,
+            }));
+        }
+    }
+    let mut names = names(pool)?.into_iter();
+    Ok(names.find(|name| same_reference(&name.key, wanted)))
 }
 
 /// All containers, sorted by id.
@@ -239,22 +298,20 @@ pub(super) fn is_container_name_taken(pool: &Pool, name: &Name) -> bool {
         .is_some()
 }
 
-/// Finds an image by reference (with or without `:latest`), by id, or by the start of an id.
+/// Finds an image by any form of its name, by id, or by the start of an id.
 pub(super) fn find_image(pool: &Pool, wanted: &str) -> Result<FoundImage> {
-    for reference in [wanted.to_owned(), format!("{wanted}:latest")] {
-        if let Some(value) = pool.record(RecordKind::REFERENCE, reference.as_bytes()) {
-            let id = digest(Kind::Reference, &value)?;
-            let record = image(pool, id)?.ok_or_else(|| Error::Record {
-                kind: Kind::Reference,
-                key: reference.as_str().into(),
-                fault: RecordFault::Contradiction("it leads to an image that is missing"),
-            })?;
-            return Ok(FoundImage {
-                id,
-                record,
-                reference: Some(reference),
-            });
-        }
+    if let Some(name) = find_name(pool, wanted)? {
+        let id = name.image;
+        let record = image(pool, id)?.ok_or_else(|| Error::Record {
+            kind: Kind::Reference,
+            key: name.key.as_str().into(),
+            fault: RecordFault::Contradiction("it leads to an image that is missing"),
+        })?;
+        return Ok(FoundImage {
+            id,
+            record,
+            name: Some(name),
+        });
     }
     let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
     let keys = pool.records(RecordKind::IMAGE);
@@ -264,7 +321,7 @@ pub(super) fn find_image(pool: &Pool, wanted: &str) -> Result<FoundImage> {
     Ok(FoundImage {
         id: digest(Kind::Image, key)?,
         record,
-        reference: None,
+        name: None,
     })
 }
 

@@ -102,16 +102,12 @@ impl Host {
     }
 
     fn origin(&self, image: &str) -> Result<Origin> {
-        let FoundImage {
-            id,
-            record,
-            reference,
-        } = record::find_image(self.pool(), image)?;
+        let FoundImage { id, record, name } = record::find_image(self.pool(), image)?;
         let top = record.layers.last();
         let top = top.ok_or_else(|| Error::EmptyImage(image.into()))?;
         Ok(Origin {
             image: id,
-            image_name: reference.unwrap_or_else(|| id.to_string()),
+            image_name: name.map_or_else(|| id.to_string(), |name| name.shown),
             layer: self.layer(top.chain_id)?,
         })
     }
@@ -292,7 +288,7 @@ impl Host {
                     .map(|mount| mount.path.clone()),
                 id: record.id,
                 name: record.name,
-                image: record.image_name,
+                image: record::short_name(&record.image_name),
                 own_bytes: info.own_bytes,
                 virtual_bytes: info.referenced_bytes,
                 created,

@@ -22,10 +22,10 @@ impl VolumeUsers {
             let volume = record::container_volume_name(&container.id)?;
             users.add(volume.as_str(), format!("container {}", container.name));
         }
-        let references = record::references(pool)?;
+        let stored = record::names(pool)?;
         for (id, image) in record::images(pool)? {
-            let names = references.iter().filter(|(_, of)| *of == id);
-            let mut names: Vec<String> = names.map(|(name, _)| name.clone()).collect();
+            let names = stored.iter().filter(|name| name.image == id);
+            let mut names: Vec<String> = names.map(|name| name.shown.clone()).collect();
             if names.is_empty() {
                 names.push(id.to_string());
             }

@@ -6,6 +6,7 @@
 use super::digest::{Digest, chain_above};
 use super::error::{Error, Part, Result};
 use super::limits::LAYERS_MAX;
+use super::platform::Platform;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -52,6 +53,8 @@ struct View {
     architecture: String,
     #[serde(default)]
     os: String,
+    #[serde(default)]
+    variant: Option<String>,
     #[serde(default)]
     created: Option<String>,
     rootfs: RootFs,
@@ -183,6 +186,22 @@ impl ImageConfig {
     #[must_use]
     pub fn os(&self) -> &str {
         &self.view.os
+    }
+
+    /// The architecture's variant; empty where it is not stated.
+    #[must_use]
+    pub fn variant(&self) -> &str {
+        self.view.variant.as_deref().unwrap_or_default()
+    }
+
+    /// The platform that it is for, where it is stated.
+    #[must_use]
+    pub fn platform(&self) -> Option<Platform> {
+        let View {
+            os, architecture, ..
+        } = &self.view;
+        let is_stated = !os.is_empty() && !architecture.is_empty();
+        is_stated.then(|| Platform::new(os, architecture, self.variant()))
     }
 
     /// When the image was made, in RFC 3339 as far as its maker kept to it.

@@ -123,6 +123,30 @@ pub enum Error {
         "this is not an image (an OCI layout, a docker-archive, or a root file system as a folder or tar): {0}"
     )]
     NotAnImage(&'static str),
+    /// It looks like an image, but a part of it is not there.
+    #[error(
+        "this looks like {form}, but {fault}; export the image again, or say that it is a root file system"
+    )]
+    NotWhole {
+        /// The form that it looks like.
+        form: &'static str,
+        /// What is missing or wrong.
+        fault: &'static str,
+    },
+    /// It holds a root file system in one of its folders.
+    #[error(
+        "this is {form}, which has its root file system in its folder rootfs; import that folder"
+    )]
+    RootInside {
+        /// What it is.
+        form: &'static str,
+    },
+    /// Several folders hold an image each.
+    #[error("it holds images in several folders, import one of them: {available}")]
+    SeveralFolders {
+        /// The folders.
+        available: PrintableList,
+    },
     /// No image in the input has this name.
     #[error("there is no image {wanted} in it; it holds {available}")]
     NoSuchReference {
@@ -144,6 +168,16 @@ pub enum Error {
         wanted: Printable,
         /// What there is.
         available: PrintableList,
+    },
+    /// The image is for another operating system.
+    #[error(
+        "the image is for {platform} and this host is {host}; to import it nevertheless, ask for that platform"
+    )]
+    OtherSystem {
+        /// The image's platform.
+        platform: Printable,
+        /// The host's platform.
+        host: Printable,
     },
     /// A layer of a stream was opened a second time.
     #[error("the layer comes from a pipe and has been read already; import from a file instead")]
@@ -199,6 +233,10 @@ pub enum Part {
     Manifest,
     /// The docker-archive's `manifest.json`.
     DockerManifest,
+    /// The names and images of a docker-archive before Docker 1.10.
+    Repositories,
+    /// The description of a layer in such an archive.
+    LayerDescription,
     /// The image's configuration.
     Config,
     /// A layer as it is stored, counted from 1 at the bottom.
@@ -228,6 +266,8 @@ impl fmt::Display for Part {
             Self::Index => out.write_str("the image index"),
             Self::Manifest => out.write_str("the image manifest"),
             Self::DockerManifest => out.write_str("the file manifest.json"),
+            Self::Repositories => out.write_str("the file repositories"),
+            Self::LayerDescription => out.write_str("the description of a layer"),
             Self::Config => out.write_str("the image configuration"),
             Self::Layer(number) => write!(out, "layer {number}"),
             Self::LayerContent(number) => write!(out, "the uncompressed layer {number}"),

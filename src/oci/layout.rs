@@ -1,13 +1,18 @@
-//! Writing an image as an archive that everyone reads: an OCI layout, which is a docker-archive as
+//! Writing images as an archive that everyone reads: an OCI layout, which is a docker-archive as
 //! well.
 //!
 //! The documents come first and the layers after them, so that a reader of a pipe knows what is
-//! coming. The same image gives the same bytes. Every layer is verified while it is copied.
+//! coming. The same images give the same bytes. Every layer is verified while it is copied; what
+//! several images share is stored once.
+//!
+//! Names are written as `docker save` writes them: the full name for containerd, which takes it as
+//! it is, the tag alone for readers of the OCI layout, and the short name in Docker's own manifest.
 
 use super::config::ImageConfig;
 use super::digest::{Digest, HashingReader};
 use super::error::{Error, Part, Result};
 use super::limits::COPY_BUFFER_BYTES;
+use super::reference::Reference;
 use super::tarball::RECORD_BYTES;
 use oci_spec::image::ANNOTATION_REF_NAME;
 use serde_json::{Value, json};
@@ -18,7 +23,7 @@ use tar::{EntryType, Header};
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-/// Where containerd and docker look for the full name; the reference name may be a tag only.
+/// Where containerd and docker look for the full name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const BLOBS: &str = "blobs/sha256/";
 
@@ -34,47 +39,76 @@ pub struct LayerBlob<'a> {
     pub content: Box<dyn Read + 'a>,
 }
 
-/// What goes into the archive.
+/// One image of the archive.
 pub struct LayoutImage<'a> {
     /// The image's configuration.
     pub config: &'a ImageConfig,
-    /// Its names; none is fine.
-    pub names: &'a [String],
+    /// Its names, of which those without a tag are not written; none is fine.
+    pub names: &'a [Reference],
     /// Its layers, lowest first, as many as the configuration has diff ids.
     pub layers: Vec<LayerBlob<'a>>,
 }
 
-/// Writes `image` as a tar archive; answers the writer and the manifest's digest.
+/// Writes `image` as a tar archive; returns the writer and the manifest's digest.
+///
+/// # Errors
+/// As [`write_layouts`].
+pub fn write_layout<W: Write>(out: W, image: LayoutImage<'_>) -> Result<(W, Digest)> {
+    let config = image.config.digest();
+    let (out, manifests) = write_layouts(out, vec![image])?;
+    // One image has one manifest.
+    Ok((out, manifests.first().copied().unwrap_or(config)))
+}
+
+/// Writes `images` as one tar archive; returns the writer and the manifests' digests.
 ///
 /// # Errors
 /// `LayerCount`, `DigestMismatch` or `SizeMismatch` where the layers are not what was said of them,
 /// `Io` where reading or writing fails.
-pub fn write_layout<W: Write>(out: W, image: LayoutImage<'_>) -> Result<(W, Digest)> {
-    let (layers, diff_ids) = (image.layers.len(), image.config.diff_ids().len());
-    if layers != diff_ids {
-        return Err(Error::LayerCount { layers, diff_ids });
+pub fn write_layouts<W: Write>(out: W, images: Vec<LayoutImage<'_>>) -> Result<(W, Vec<Digest>)> {
+    let mut manifests = Vec::with_capacity(images.len());
+    for image in &images {
+        let (layers, diff_ids) = (image.layers.len(), image.config.diff_ids().len());
+        if layers != diff_ids {
+            return Err(Error::LayerCount { layers, diff_ids });
+        }
+        manifests.push(to_bytes(Part::Manifest, &manifest_of(image))?);
     }
-    let manifest = to_bytes(Part::Manifest, &manifest_of(&image))?;
-    let manifest_digest = Digest::of(&manifest);
-    let index = to_bytes(Part::Index, &index_of(&image, &manifest))?;
-    let docker = to_bytes(Part::DockerManifest, &docker_manifest_of(&image))?;
+    let all = images.iter().zip(&manifests);
+    let entries: Vec<Value> = all
+        .flat_map(|(image, bytes)| descriptors(image, bytes))
+        .collect();
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries});
+    let docker: Vec<Value> = images.iter().map(docker_manifest_of).collect();
     let mut archive = Archive {
         out: BufWriter::with_capacity(COPY_BUFFER_BYTES, out),
     };
     archive.document("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    archive.document("index.json", &index)?;
+    archive.document("index.json", &to_bytes(Part::Index, &index)?)?;
+    let docker = to_bytes(Part::DockerManifest, &Value::Array(docker))?;
     archive.document("manifest.json", &docker)?;
     archive.header("blobs/", EntryType::Directory, 0)?;
     archive.header(BLOBS, EntryType::Directory, 0)?;
-    archive.document(&blob_path(manifest_digest), &manifest)?;
-    archive.document(&blob_path(image.config.digest()), image.config.raw())?;
     let mut stored = HashSet::new();
-    for (index, layer) in image.layers.into_iter().enumerate() {
-        if stored.insert(layer.digest) {
-            archive.layer(index, layer)?;
+    let digests: Vec<Digest> = manifests.iter().map(|bytes| Digest::of(bytes)).collect();
+    for ((image, manifest), digest) in images.iter().zip(&manifests).zip(&digests) {
+        for (digest, bytes) in [
+            (*digest, &**manifest),
+            (image.config.digest(), image.config.raw()),
+        ] {
+            if stored.insert(digest) {
+                archive.document(&blob_path(digest), bytes)?;
+            }
         }
     }
-    Ok((archive.finish()?, manifest_digest))
+    for image in images {
+        for (index, layer) in image.layers.into_iter().enumerate() {
+            if stored.insert(layer.digest) {
+                archive.layer(index, layer)?;
+            }
+        }
+    }
+    Ok((archive.finish()?, digests))
 }
 
 fn manifest_of(image: &LayoutImage<'_>) -> Value {
@@ -96,26 +130,31 @@ fn manifest_of(image: &LayoutImage<'_>) -> Value {
     })
 }
 
-/// The index: the manifest once for each name, as the layout's specification has it.
-fn index_of(image: &LayoutImage<'_>, manifest: &[u8]) -> Value {
+/// The image's entries in the index: the manifest once for each name, as the layout's specification
+/// has it.
+fn descriptors(image: &LayoutImage<'_>, manifest: &[u8]) -> Vec<Value> {
     let mut descriptor = json!({
         "mediaType": MANIFEST_TYPE, "digest": Digest::of(manifest), "size": manifest.len(),
     });
     let config = image.config;
     if !config.os().is_empty() && !config.architecture().is_empty() {
         descriptor["platform"] = json!({"architecture": config.architecture(), "os": config.os()});
+        if !config.variant().is_empty() {
+            descriptor["platform"]["variant"] = json!(config.variant());
+        }
     }
-    let named = |name: &String| {
+    let named = |name: &Reference| {
         let mut named = descriptor.clone();
-        named["annotations"] = json!({ANNOTATION_REF_NAME: name, CONTAINERD_NAME: name});
+        named["annotations"] =
+            json!({ANNOTATION_REF_NAME: name.tag(), CONTAINERD_NAME: name.full()});
         named
     };
-    let manifests: Vec<Value> = if image.names.is_empty() {
+    let named: Vec<Value> = tagged(image).map(named).collect();
+    if named.is_empty() {
         vec![descriptor]
     } else {
-        image.names.iter().map(named).collect()
-    };
-    json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests})
+        named
+    }
 }
 
 fn docker_manifest_of(image: &LayoutImage<'_>) -> Value {
@@ -124,14 +163,13 @@ fn docker_manifest_of(image: &LayoutImage<'_>) -> Value {
         .iter()
         .map(|layer| blob_path(layer.digest))
         .collect();
-    // Docker refuses a name without a tag.
-    let tags: Vec<&String> = image.names.iter().filter(|name| has_tag(name)).collect();
-    json!([{"Config": blob_path(image.config.digest()), "RepoTags": tags, "Layers": layers}])
+    let tags: Vec<String> = tagged(image).map(Reference::short).collect();
+    json!({"Config": blob_path(image.config.digest()), "RepoTags": tags, "Layers": layers})
 }
 
-fn has_tag(name: &str) -> bool {
-    let last = name.rsplit('/').next().unwrap_or(name);
-    last.contains(':') && !last.contains('@')
+/// The names that are written. One with a digest would state the digest of another manifest.
+fn tagged<'a>(image: &LayoutImage<'a>) -> impl Iterator<Item = &'a Reference> + use<'a> {
+    image.names.iter().filter(|name| !name.has_digest())
 }
 
 fn blob_path(digest: Digest) -> String {

@@ -10,6 +10,10 @@ pub const INDEX_DEPTH_MAX: u32 = 4;
 pub const LAYERS_MAX: usize = 1024;
 /// The most members of an archive that holds an image.
 pub const MEMBERS_MAX: usize = 65_536;
+/// How deep below folders, each the only one of its parent, an image is looked for.
+pub const WRAPPING_MAX: usize = 4;
+/// How many names at the top of an input are looked at to tell what it is.
+pub const TOP_NAMES_MAX: usize = 4096;
 /// How often a link inside an archive may lead to another link.
 pub const MEMBER_LINKS_MAX: u32 = 8;
 

@@ -3,7 +3,8 @@
 //! - [`source`] opens an image, whatever its form, and streams its layers, verified.
 //! - [`apply`](mod@apply) makes a layer's entries beneath a directory.
 //! - [`layer`] writes a layer, [`layout`] a whole image as an archive.
-//! - [`config`] is the image's configuration, [`digest`] what everything is known by.
+//! - [`config`] is the image's configuration, [`digest`] what everything is known by;
+//!   [`reference`] is an image's name, [`platform`] what it is for.
 //!
 //! Nothing here knows pools or volumes: a root is any directory. Everything that is read is hostile
 //! until its digest says otherwise, and bounded by [`limits`] even then.
@@ -16,6 +17,8 @@ pub mod error;
 pub mod layer;
 pub mod layout;
 pub mod limits;
+pub mod platform;
+pub mod reference;
 pub mod source;
 mod tarball;
 #[cfg(test)]
@@ -27,6 +30,8 @@ pub use config::{ImageConfig, LayerOrigin};
 pub use digest::{Digest, chain_above, chain_id};
 pub use error::{Error, Result};
 pub use layer::{LayerSummary, LayerWriter};
-pub use layout::{LayerBlob, LayoutImage, write_layout};
+pub use layout::{LayerBlob, LayoutImage, write_layout, write_layouts};
+pub use platform::{InvalidPlatform, Platform};
+pub use reference::{InvalidReference, Reference, ReferenceFault, same_reference};
 pub use source::{Image, LayerDigest, LayerInfo, LayerReader, Select, SourceInput};
 pub use tarball::Time;

@@ -316,3 +316,137 @@ fn containers_that_a_killed_daemon_left_mounted_are_cleared_away_and_mounted_aga
     );
     bench.expect_sound();
 }
+
+#[test]
+fn an_image_is_found_by_every_form_of_its_name_and_shown_short() {
+    let bench = Bench::with_pool("2G");
+    let root = bench.path("small");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("f"), b"x").unwrap();
+    let root = root.to_str().unwrap();
+    for (given, shown, forms) in [
+        (
+            "app",
+            "app:latest",
+            &["app", "library/app", "docker.io/library/app:latest"][..],
+        ),
+        (
+            "docker.io/library/debian:12",
+            "debian:12",
+            &["debian:12", "index.docker.io/debian:12"],
+        ),
+        (
+            "localhost:5000/me/app",
+            "localhost:5000/me/app:latest",
+            &["localhost:5000/me/app"],
+        ),
+    ] {
+        let imported = bench.json(["image", "import", root, "--name", given]);
+        assert_eq!(imported["name"], shown);
+        for form in forms {
+            let inspected = bench.json(["image", "inspect", form]);
+            assert_eq!(inspected["names"][0], shown, "{form}");
+        }
+        let container = bench.json(["container", "create", forms[0]]);
+        let list = bench.json(["container", "ls"]);
+        assert_eq!(list[0]["image"], shown);
+        bench.ok(["container", "rm", container["name"].as_str().unwrap()]);
+        let last = forms.last().unwrap();
+        bench.ok(["container", "create", last, "--name", "c"]);
+        bench.ok(["container", "commit", "c", &format!("{shown}-more")]);
+        bench.ok(["container", "rm", "c"]);
+        bench.ok(["image", "rm", last]);
+        bench.fails(["image", "inspect", given], 1, "there is no image");
+    }
+    let names = bench.ok(["image", "ls"]);
+    assert!(
+        names.contains("debian:12-more") && !names.contains("docker.io"),
+        "{names}"
+    );
+}
+
+#[test]
+fn a_name_that_docker_refuses_is_refused_before_anything_is_read() {
+    let bench = Bench::with_pool("2G");
+    let digits = "0123456789abcdef".repeat(4);
+    let by_digest = format!("app@sha256:{digits}");
+    for (name, why) in [
+        ("App", "lower case"),
+        ("quay.io/Me/app:1", "lower case"),
+        ("app:", "tag"),
+        ("a..b", "each part"),
+        (&*digits, "id"),
+        (&*by_digest, "digest"),
+    ] {
+        bench.fails(
+            ["image", "import", "/no/such/image", "--name", name],
+            1,
+            why,
+        );
+    }
+    let root = root(&bench);
+    bench.ok(["image", "import", root.to_str().unwrap(), "--name", "app"]);
+    bench.ok(["container", "create", "app", "--name", "c"]);
+    bench.fails(["container", "commit", "c", "App:1"], 1, "lower case");
+}
+
+/// A docker-archive of one image with an empty tree.
+fn docker_archive(bench: &Bench, platform: (&str, &str), tag: &str) -> String {
+    let folder = bench.path("archive");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder).unwrap();
+    let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    host("tar", ["-cf", &at("layer.tar"), "-T", "/dev/null"]);
+    let sum = host("sha256sum", [at("layer.tar")]);
+    let config = serde_json::json!({
+        "os": platform.0, "architecture": platform.1,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", &sum[..64])]},
+    });
+    fs::write(at("config.json"), config.to_string()).unwrap();
+    let manifest =
+        serde_json::json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]);
+    fs::write(at("manifest.json"), manifest.to_string()).unwrap();
+    folder.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_image_for_another_platform_is_told_or_refused_unless_it_is_asked_for() {
+    let bench = Bench::with_pool("2G");
+    let source = docker_archive(&bench, ("linux", "s390x"), "app:1");
+    let import = bench.run(["image", "import", &*source]);
+    let said = String::from_utf8_lossy(&import.stderr).into_owned();
+    assert!(import.status.success(), "{said}");
+    assert!(
+        said.starts_with("warning: ") && said.contains("linux/s390x"),
+        "{said}"
+    );
+    bench.ok(["image", "import", &*source, "--platform", "linux/s390x"]);
+    let wrong = ["image", "import", &*source, "--platform", "linux/arm64"];
+    bench.fails(
+        wrong,
+        1,
+        "there is no image for linux/arm64 in it; it has linux/s390x",
+    );
+    let output = bench.run(["image", "import", &*source, "--platform", "pdp11"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let source = docker_archive(&bench, ("windows", "amd64"), "win:1");
+    bench.fails(["image", "import", &*source], 1, "windows/amd64");
+    bench.ok(["image", "import", &*source, "--platform", "windows/amd64"]);
+}
+
+#[test]
+fn a_name_that_cannot_be_taken_from_an_image_is_told() {
+    let bench = Bench::with_pool("2G");
+    let source = docker_archive(&bench, ("linux", "amd64"), "App\u{1b}[31m:1");
+    let import = bench.run(["image", "import", &*source]);
+    let said = String::from_utf8_lossy(&import.stderr).into_owned();
+    assert!(import.status.success(), "{said}");
+    assert!(
+        said.contains("left out") && !said.contains('\u{1b}'),
+        "{said:?}"
+    );
+    assert_eq!(
+        bench.json(["image", "ls"])[0]["names"],
+        serde_json::json!([])
+    );
+}

@@ -5,6 +5,7 @@ use crate::trees;
 use cowshed::base::Name;
 use cowshed::container::{CreateContainer, Error, ImportOptions};
 use cowshed::oci::{Compression, SourceInput};
+use cowshed::pool::RecordKind;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
@@ -198,4 +199,49 @@ fn imports_of_one_image_at_once_agree_on_its_layers() {
     assert!(root.join("etc/second").exists() && !root.join("etc/two").exists());
     stage.host.unmount_container("c1").unwrap();
     stage.check_file_systems();
+}
+
+#[test]
+fn names_that_an_older_version_stored_are_found_and_shown_short() {
+    let stage = Stage::new();
+    let image = stage.import(&small_image(stage.folder("small")), "new:1");
+    let folder = stage.folder("other");
+    fs::write(folder.join("f"), b"x").unwrap();
+    let other = stage.import(&folder, "other:1");
+    let store = |name: &str, image: &cowshed::container::ImportedImage| {
+        let mut transaction = stage.pool.transaction();
+        let id = image.id.to_string();
+        transaction.put_record(RecordKind::REFERENCE, name.as_bytes(), id.as_bytes());
+        transaction.commit().unwrap();
+    };
+    // As they were given, in several forms, and some that are not valid today.
+    for name in ["app", "docker.io/library/debian:12", "Mine", "two"] {
+        store(name, &image);
+    }
+    store("two:latest", &other);
+    let find = |name: &str| stage.host.inspect_image(name).map(|found| found.id);
+    for name in [
+        "app",
+        "app:latest",
+        "docker.io/library/app",
+        "debian:12",
+        "Mine",
+        "two",
+    ] {
+        assert_eq!(find(name).unwrap(), image.id, "{name}");
+    }
+    assert_eq!(find("two:latest").unwrap(), other.id);
+    let mut names = stage.host.inspect_image("new:1").unwrap().names;
+    names.sort();
+    // A short form that would lead to another image is not shown.
+    assert_eq!(names, ["Mine", "app:latest", "debian:12", "new:1", "two"]);
+    // Given again, the name moves, whatever form it had.
+    stage.import(&folder, "app");
+    assert_eq!(find("app").unwrap(), other.id);
+    assert_eq!(find("docker.io/library/app:latest").unwrap(), other.id);
+    let removed = stage.host.remove_image("debian:12").unwrap();
+    assert_eq!(removed.untagged, ["debian:12"]);
+    assert!(find("docker.io/library/debian:12").is_err());
+    let removed = stage.host.remove_image("Mine").unwrap();
+    assert_eq!(removed.untagged, ["Mine"]);
 }

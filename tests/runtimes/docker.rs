@@ -21,11 +21,16 @@ pub(crate) struct Docker {
 impl Docker {
     /// Starts it over the containerd that runs for the same setting.
     pub(crate) fn start(setting: &Setting) -> Self {
-        let folder = setting.folder.clone();
         let configuration = json!({
             "features": {"containerd-snapshotter": true},
             "storage-driver": setting.snapshotter.word(),
         });
+        Self::start_with(setting, &configuration)
+    }
+
+    /// As `start`, with a configuration of the caller's.
+    pub(crate) fn start_with(setting: &Setting, configuration: &Value) -> Self {
+        let folder = setting.folder.clone();
         fs::write(folder.join("daemon.json"), configuration.to_string()).unwrap();
         let plugins = folder.join("docker-client/cli-plugins");
         fs::create_dir_all(&plugins).unwrap();

@@ -9,6 +9,7 @@
 //! - [`suite`]: containerd's own tests of snapshotters.
 //! - [`containers`]: containerd and runc: import, run, exec, commit, diff, remove.
 //! - [`walk`]: Docker's walk-through of storage drivers, and what else people do with it.
+//! - [`exchange`]: images to and from Docker and `ctr`, with their names.
 //! - [`kubelet`]: a pod through containerd's CRI plugin.
 //! - [`kills`]: either side is killed in the middle of import, commit and remove.
 //!
@@ -20,6 +21,7 @@
 mod containerd;
 mod containers;
 mod docker;
+mod exchange;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
 #[path = "../cli/harness.rs"]
@@ -166,6 +168,36 @@ const TESTS: &[Test] = &[
         Release::Trixie,
         Mounts::Dir,
         walk::through,
+    ),
+    (
+        "images_go_to_docker_28_with_containerds_store_and_back",
+        Release::Sid,
+        Mounts::Dir,
+        exchange::with_containerds_store,
+    ),
+    (
+        "images_go_to_docker_28_with_its_own_store_and_back",
+        Release::Sid,
+        Mounts::Dir,
+        exchange::with_dockers_own_store,
+    ),
+    (
+        "images_go_to_docker_26_with_containerds_store_and_back",
+        Release::Trixie,
+        Mounts::Dir,
+        exchange::with_containerds_store,
+    ),
+    (
+        "images_go_to_docker_26_with_its_own_store_and_back",
+        Release::Trixie,
+        Mounts::Dir,
+        exchange::with_dockers_own_store,
+    ),
+    (
+        "images_go_to_ctr_of_containerd_1_6_and_back",
+        Release::Bookworm,
+        Mounts::Dir,
+        exchange::with_ctr,
     ),
     (
         "a_kill_in_the_middle_of_an_import_is_got_over",

@@ -1,9 +1,10 @@
 //! The files of a layout or archive, by path: in a folder, or in a tar file that can be seeked in.
 
 use crate::oci::error::{Error, Part, Printable, Result};
-use crate::oci::limits::{MEMBER_LINKS_MAX, MEMBERS_MAX, READ_BUFFER_BYTES};
+use crate::oci::limits::{MEMBER_LINKS_MAX, MEMBERS_MAX, READ_BUFFER_BYTES, TOP_NAMES_MAX};
 use crate::oci::tarball::{Kind, TarReader};
 use crate::sys::beneath;
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::collections::HashMap;
@@ -16,10 +17,23 @@ use std::sync::Arc;
 /// The longest path that a document or blob has; longer ones are of a root file system.
 const MEMBER_PATH_BYTES_MAX: usize = 512;
 
-/// Files by path.
-pub(super) enum Blobs {
+/// Files by path, below one folder of the input.
+pub(super) struct Blobs {
+    files: Files,
+    /// The folder, with a slash at its end; empty for the top.
+    prefix: Vec<u8>,
+}
+
+enum Files {
     Folder(OwnedFd),
     Archive(Archive),
+}
+
+/// A name at the top of the files.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TopName {
+    pub(super) name: Vec<u8>,
+    pub(super) is_folder: bool,
 }
 
 /// A tar file's members.
@@ -45,7 +59,10 @@ pub(super) struct Blob {
 
 impl Blobs {
     pub(super) const fn folder(folder: OwnedFd) -> Self {
-        Self::Folder(folder)
+        Self {
+            files: Files::Folder(folder),
+            prefix: Vec::new(),
+        }
     }
 
     /// Reads the headers of all members. More than an image can have are not taken in: then it is
@@ -88,14 +105,49 @@ impl Blobs {
                 break;
             }
         }
-        Ok(Self::Archive(Archive { file, members }))
+        Ok(Self {
+            files: Files::Archive(Archive { file, members }),
+            prefix: Vec::new(),
+        })
+    }
+
+    /// The same files, seen from the folder `name` at their top.
+    pub(super) fn below(mut self, name: &[u8]) -> Self {
+        self.prefix.extend_from_slice(name);
+        self.prefix.push(b'/');
+        self
+    }
+
+    /// The names at the top, sorted: a bounded number of them, which tells what the files are.
+    pub(super) fn top_names(&self) -> Result<Vec<TopName>> {
+        let mut names = match &self.files {
+            Files::Folder(folder) => top_of_folder(folder, &self.prefix)?,
+            Files::Archive(archive) => archive.top_names(&self.prefix),
+        };
+        names.sort();
+        Ok(names)
+    }
+
+    /// Returns true if the folder `path`, with a slash at its end, has a name that `fits`.
+    pub(super) fn has_name_below(&self, path: &[u8], fits: impl Fn(&[u8]) -> bool) -> Result<bool> {
+        let path = [&self.prefix, path].concat();
+        let names = match &self.files {
+            Files::Folder(folder) => match top_of_folder(folder, &path) {
+                Ok(names) => names,
+                Err(Error::Entry { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            },
+            Files::Archive(archive) => archive.top_names(&path),
+        };
+        Ok(names.iter().any(|name| fits(&name.name)))
     }
 
     /// The file at `path`; `None` where there is none.
     pub(super) fn find(&self, path: &[u8]) -> Result<Option<Blob>> {
-        match self {
-            Self::Folder(folder) => find_in_folder(folder, path),
-            Self::Archive(archive) => archive.find(path),
+        let path = [&self.prefix, path].concat();
+        match &self.files {
+            Files::Folder(folder) => find_in_folder(folder, &path),
+            Files::Archive(archive) => archive.find(&path),
         }
     }
 
@@ -128,6 +180,27 @@ impl Blobs {
 }
 
 impl Archive {
+    fn top_names(&self, prefix: &[u8]) -> Vec<TopName> {
+        let mut found: HashMap<&[u8], bool> = HashMap::new();
+        for path in self.members.keys() {
+            let Some(rest) = path.strip_prefix(prefix) else {
+                continue;
+            };
+            let slash = rest.iter().position(|byte| *byte == b'/');
+            let name = &rest[..slash.unwrap_or(rest.len())];
+            if found.len() < TOP_NAMES_MAX || found.contains_key(name) {
+                *found.entry(name).or_default() |= slash.is_some();
+            }
+        }
+        let names = found.into_iter();
+        names
+            .map(|(name, is_folder)| TopName {
+                name: name.to_vec(),
+                is_folder,
+            })
+            .collect()
+    }
+
     fn find(&self, path: &[u8]) -> Result<Option<Blob>> {
         let mut path = path;
         for _ in 0..MEMBER_LINKS_MAX {
@@ -152,6 +225,31 @@ impl Archive {
         }
         Ok(None)
     }
+}
+
+/// The names in the folder `path` beneath `folder`.
+fn top_of_folder(folder: &OwnedFd, path: &[u8]) -> Result<Vec<TopName>> {
+    let failed = |errno| Error::entry("read the folder", path, errno);
+    let path = if path.is_empty() {
+        b".".as_slice()
+    } else {
+        path
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    let here = beneath::open_in_root(folder.as_fd(), path, flags).map_err(failed)?;
+    let mut listing = Dir::from_fd(here).map_err(failed)?;
+    let mut names = Vec::new();
+    for entry in listing.iter().take(TOP_NAMES_MAX) {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(TopName {
+                name: name.to_vec(),
+                is_folder: entry.file_type() == Some(nix::dir::Type::Directory),
+            });
+        }
+    }
+    Ok(names)
 }
 
 /// Opens a regular file beneath the folder; its symbolic links may lead about inside of it.

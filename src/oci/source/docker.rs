@@ -1,11 +1,12 @@
 //! The docker-archive: `manifest.json`, configurations and layers, as `docker save` writes them.
 
 use super::blobs::{Blobs, lexical};
-use super::{Content, Image, LayerInfo, PLAIN_LAYER, Select, same_reference};
+use super::{Content, Image, LayerInfo, PLAIN_LAYER, Select};
 use crate::oci::config::ImageConfig;
 use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Part, Printable, Result};
 use crate::oci::limits::{CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX};
+use crate::oci::reference::same_reference;
 use serde::Deserialize;
 use std::sync::Arc;
 
@@ -39,9 +40,14 @@ pub(super) fn read_manifest(blobs: &Blobs) -> Result<Option<Vec<Entry>>> {
     Ok(serde_json::from_slice(&bytes).ok())
 }
 
-/// Opens the image that is meant.
-pub(super) fn open(blobs: &Arc<Blobs>, entries: Vec<Entry>, select: &Select) -> Result<Image> {
-    let entry = choose(entries, select)?;
+/// Opens the images that are meant.
+pub(super) fn open(blobs: &Arc<Blobs>, entries: Vec<Entry>, select: &Select) -> Result<Vec<Image>> {
+    let entries = choose(entries, select)?;
+    let images = entries.iter().map(|entry| open_entry(blobs, entry));
+    images.collect()
+}
+
+fn open_entry(blobs: &Arc<Blobs>, entry: &Entry) -> Result<Image> {
     let what = Part::Config;
     let missing = || Error::Missing {
         what,
@@ -92,36 +98,29 @@ pub(super) fn open(blobs: &Arc<Blobs>, entries: Vec<Entry>, select: &Select) -> 
         config: Some(config),
         names,
         manifest_digest: None,
+        stated_platform: None,
+        other_platform: None,
         layers,
         contents,
     })
 }
 
-fn choose(mut entries: Vec<Entry>, select: &Select) -> Result<Entry> {
-    let available = || {
-        entries
-            .iter()
-            .flat_map(|entry| entry.tags().iter().cloned())
-            .collect()
+fn choose(mut entries: Vec<Entry>, select: &Select) -> Result<Vec<Entry>> {
+    if entries.is_empty() {
+        return Err(Error::NotAnImage("its manifest.json lists no image"));
+    }
+    // The name of the only image is for its importer to choose.
+    let Some(wanted) = select.reference.as_deref().filter(|_| entries.len() > 1) else {
+        return Ok(entries);
     };
-    let chosen = match (&select.reference, entries.len()) {
-        (_, 0) => return Err(Error::NotAnImage("its manifest.json lists no image")),
-        // The name of the only image is for its importer to choose.
-        (_, 1) => 0,
-        (None, _) => {
-            return Err(Error::SeveralImages {
-                available: available(),
-            });
-        }
-        (Some(wanted), _) => entries
-            .iter()
-            .position(|entry| entry.tags().iter().any(|tag| same_reference(tag, wanted)))
-            .ok_or_else(|| Error::NoSuchReference {
-                wanted: Printable::from(wanted.as_str()),
-                available: available(),
-            })?,
+    let is_wanted = |entry: &Entry| entry.tags().iter().any(|tag| same_reference(tag, wanted));
+    let Some(chosen) = entries.iter().position(is_wanted) else {
+        return Err(Error::NoSuchReference {
+            wanted: Printable::from(wanted),
+            available: entries.iter().flat_map(Entry::tags).collect(),
+        });
     };
-    Ok(entries.swap_remove(chosen))
+    Ok(vec![entries.swap_remove(chosen)])
 }
 
 /// The digest that the name of a configuration states: `HEX.json`, `blobs/sha256/HEX` or

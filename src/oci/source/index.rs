@@ -1,12 +1,14 @@
-//! The OCI image layout: from `index.json` to the manifest of the image that is meant, and to its
-//! configuration and layers.
+//! The OCI image layout: from `index.json` to the manifests of the images that are meant, and to
+//! their configurations and layers. Skopeo's folder has the same documents under other names.
 
-use super::blobs::Blobs;
-use super::{Content, Image, LayerInfo, Select, docker, same_reference};
+use super::blobs::{Blob, Blobs};
+use super::{Content, Image, LayerInfo, Select, docker};
 use crate::oci::config::ImageConfig;
 use crate::oci::digest::Digest;
-use crate::oci::error::{Error, Part, Printable, PrintableList, Result};
+use crate::oci::error::{Error, Part, Printable, Result};
 use crate::oci::limits::{CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX};
+use crate::oci::platform::Platform;
+use crate::oci::reference::same_reference;
 use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -42,57 +44,186 @@ struct LayoutFile {
     image_layout_version: String,
 }
 
-/// Whether the layout's two documents are there.
-pub(super) fn is_layout(blobs: &Blobs) -> Result<bool> {
-    Ok(blobs.find(b"oci-layout")?.is_some() && blobs.find(b"index.json")?.is_some())
+/// The blobs of a layout, by digest.
+struct Store {
+    blobs: Arc<Blobs>,
+    /// They lie as skopeo's `dir:` stores them.
+    is_directory: bool,
 }
 
-/// Opens the image that is meant; a docker `manifest.json` beside the index adds its names.
+impl Store {
+    /// Where the blob may lie, the usual place first.
+    fn places(&self, digest: Digest) -> Vec<Vec<u8>> {
+        let hex = digest.hex();
+        let places = if self.is_directory {
+            // Before version 1.1 layers had a suffix; manifests of an index still have one.
+            vec![
+                hex.clone(),
+                format!("{hex}.manifest.json"),
+                format!("{hex}.tar"),
+            ]
+        } else {
+            vec![format!("blobs/sha256/{hex}")]
+        };
+        places.into_iter().map(String::into_bytes).collect()
+    }
+
+    /// The blob that `descriptor` refers to, with its digest and place; `None` where it is missing.
+    fn find(&self, descriptor: &Descriptor) -> Result<Option<(Digest, Vec<u8>, Blob)>> {
+        let digest: Digest = descriptor.digest().to_string().parse()?;
+        for place in self.places(digest) {
+            if let Some(blob) = self.blobs.find(&place)? {
+                return Ok(Some((digest, place, blob)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As `find`, for the blob that is `what` and has to be there.
+    fn open(&self, descriptor: &Descriptor, what: Part) -> Result<(Digest, Vec<u8>, Blob)> {
+        self.find(descriptor)?.ok_or_else(|| Error::Missing {
+            what,
+            name: Printable::from(&*descriptor.digest().to_string()),
+        })
+    }
+
+    fn has(&self, descriptor: &Descriptor) -> bool {
+        self.find(descriptor).is_ok_and(|found| found.is_some())
+    }
+}
+
+/// Opens the images that are meant; a docker `manifest.json` beside the index adds its names.
 pub(super) fn open(
     blobs: &Arc<Blobs>,
     docker: Option<&[docker::Entry]>,
     select: &Select,
-) -> Result<Image> {
+) -> Result<Vec<Image>> {
     let what = Part::LayoutFile;
-    let bytes = blobs
-        .document(b"oci-layout", what, MANIFEST_BYTES_MAX)?
-        .unwrap_or_default();
-    let layout: LayoutFile = parse(what, &bytes)?;
-    if !layout.image_layout_version.starts_with("1.") {
-        return Err(Error::Document {
-            what,
-            fault: "its version is not 1",
-        });
+    if let Some(bytes) = blobs.document(b"oci-layout", what, MANIFEST_BYTES_MAX)? {
+        let layout: LayoutFile = parse(what, &bytes)?;
+        if !layout.image_layout_version.starts_with("1.") {
+            return Err(Error::Document {
+                what,
+                fault: "its version is not 1",
+            });
+        }
     }
     let bytes = blobs
         .document(b"index.json", Part::Index, MANIFEST_BYTES_MAX)?
         .unwrap_or_default();
     let index: ImageIndex = parse(Part::Index, &bytes)?;
-    let (descriptor, mut names) = choose(&candidates(&index), select)?;
-    let descriptor = descend(blobs, descriptor, select)?;
-    let mut image = open_manifest(blobs, &descriptor)?;
-    add_docker_names(&mut names, docker, image.config().map(ImageConfig::digest));
-    image.names = names;
-    Ok(image)
+    let store = Store {
+        blobs: Arc::clone(blobs),
+        is_directory: false,
+    };
+    let chosen = choose(candidates(&index), select)?;
+    let images = chosen.into_iter().map(|candidate| {
+        let mut image = open_platform(&store, &candidate.platforms, select)?;
+        image.names = candidate.names;
+        let id = image.config().map(ImageConfig::digest);
+        add_docker_names(&mut image.names, docker, id);
+        Ok(image)
+    });
+    images.collect()
 }
 
-/// An image, or an index of it for several platforms, with the names that the index gives it.
+/// Opens the image of skopeo's folder, whose `manifest.json` is `bytes`.
+pub(super) fn open_directory(
+    blobs: &Arc<Blobs>,
+    bytes: &[u8],
+    select: &Select,
+) -> Result<Vec<Image>> {
+    let store = Store {
+        blobs: Arc::clone(blobs),
+        is_directory: true,
+    };
+    let kind: ManifestKind = parse(Part::Manifest, bytes)?;
+    if kind.schema_version == 1 {
+        let old = "application/vnd.docker.distribution.manifest.v1+json";
+        return Err(unsupported(Part::Manifest, old));
+    }
+    if kind.manifests.is_none() {
+        return Ok(vec![open_manifest(&store, bytes)?]);
+    }
+    let index: ImageIndex = parse(Part::Index, bytes)?;
+    let images: Vec<&Descriptor> = images_of(&index).collect();
+    Ok(vec![open_platform(&store, &images, select)?])
+}
+
+/// What tells a manifest from an index where nothing states the media type.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ManifestKind {
+    schema_version: u32,
+    manifests: Option<Vec<serde_json::Value>>,
+}
+
+/// An image with the names that the index gives it.
 struct Candidate<'a> {
-    descriptor: &'a Descriptor,
     names: Vec<String>,
+    /// The same image for one or several platforms.
+    platforms: Vec<&'a Descriptor>,
 }
 
-fn candidates(index: &ImageIndex) -> Vec<Candidate<'_>> {
-    let images = index
+fn images_of(index: &ImageIndex) -> impl Iterator<Item = &Descriptor> {
+    index
         .manifests()
         .iter()
-        .filter(|descriptor| !is_attestation(descriptor));
-    images
-        .map(|descriptor| Candidate {
-            descriptor,
-            names: names_of(descriptor),
-        })
-        .collect()
+        .filter(|descriptor| !is_attestation(descriptor))
+}
+
+/// The images of an index: what has the same digest is one image with several names, and what has
+/// the same names is one image for several platforms.
+fn candidates(index: &ImageIndex) -> Vec<Candidate<'_>> {
+    let mut by_digest: Vec<(&Descriptor, BTreeSet<String>)> = Vec::new();
+    for descriptor in images_of(index) {
+        let names = names_of(descriptor);
+        let same = |(other, _): &&mut (&Descriptor, _)| other.digest() == descriptor.digest();
+        match by_digest.iter_mut().find(same) {
+            Some((_, known)) => known.extend(names),
+            None => by_digest.push((descriptor, names.into_iter().collect())),
+        }
+    }
+    let unnamed = by_digest.iter().filter(|(_, names)| names.is_empty());
+    let are_platforms = have_different_platforms(unnamed.map(|(descriptor, _)| *descriptor));
+    let mut candidates: Vec<Candidate<'_>> = Vec::new();
+    for (descriptor, names) in by_digest {
+        let names: Vec<String> = names.into_iter().collect();
+        let is_known = !names.is_empty() || are_platforms;
+        match candidates
+            .iter_mut()
+            .find(|known| is_known && known.names == names)
+        {
+            Some(known) => known.platforms.push(descriptor),
+            None => candidates.push(Candidate {
+                names,
+                platforms: vec![descriptor],
+            }),
+        }
+    }
+    candidates
+}
+
+/// Returns true if each is for a platform that no other is for.
+fn have_different_platforms<'a>(descriptors: impl Iterator<Item = &'a Descriptor>) -> bool {
+    let mut seen = Vec::new();
+    for descriptor in descriptors {
+        let Some(platform) = stated_platform(descriptor).filter(|one| !seen.contains(one)) else {
+            return false;
+        };
+        seen.push(platform);
+    }
+    true
+}
+
+fn stated_platform(descriptor: &Descriptor) -> Option<Platform> {
+    let platform = descriptor.platform().as_ref()?;
+    let variant = platform.variant().as_deref().unwrap_or_default();
+    let (os, architecture) = (
+        platform.os().to_string(),
+        platform.architecture().to_string(),
+    );
+    Some(Platform::new(&os, &architecture, variant))
 }
 
 fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
@@ -118,114 +249,48 @@ fn names_of(descriptor: &Descriptor) -> Vec<String> {
         .collect()
 }
 
-/// The image that is meant among those of `index.json`, with all the names that it has there.
-fn choose(all: &[Candidate<'_>], select: &Select) -> Result<(Descriptor, Vec<String>)> {
-    let available = || {
-        all.iter()
-            .flat_map(|c| c.names.clone())
-            .collect::<BTreeSet<_>>()
-    };
-    let wanted = select.reference.as_deref();
-    let is_wanted = |candidate: &&Candidate<'_>| {
-        wanted.is_some_and(|wanted| {
-            candidate
-                .names
-                .iter()
-                .any(|name| same_reference(name, wanted))
-        })
-    };
-    let mut left: Vec<&Candidate<'_>> = all.iter().filter(is_wanted).collect();
-    let found = !left.is_empty();
-    if !found {
-        left = all.iter().collect();
-    }
-    if left
-        .iter()
-        .any(|candidate| fits(candidate.descriptor, select))
-    {
-        left.retain(|candidate| fits(candidate.descriptor, select));
-    }
-    let Some(first) = left.first() else {
+/// The images that are meant among those of `index.json`.
+fn choose<'a>(mut all: Vec<Candidate<'a>>, select: &Select) -> Result<Vec<Candidate<'a>>> {
+    if all.is_empty() {
         return Err(Error::NotAnImage("its index lists no image"));
-    };
-    let same_names = left.iter().all(|candidate| candidate.names == first.names);
-    let one = left
-        .iter()
-        .all(|other| other.descriptor.digest() == first.descriptor.digest());
-    match wanted {
-        // The name of the only image is for its importer to choose.
-        _ if one => {}
-        _ if same_names && !fits(first.descriptor, select) => {
-            return Err(no_platform(
-                left.iter().map(|candidate| candidate.descriptor),
-                select,
-            ));
-        }
-        Some(_) if found => {}
-        Some(wanted) => {
-            return Err(Error::NoSuchReference {
-                wanted: Printable::from(wanted),
-                available: available().into_iter().collect(),
-            });
-        }
-        // Platforms of one image that stand in the index side by side.
-        None if same_names && first.descriptor.platform().is_some() => {}
-        None => {
-            return Err(Error::SeveralImages {
-                available: describe(&left),
-            });
-        }
     }
-    let same = |other: &&&Candidate<'_>| other.descriptor.digest() == first.descriptor.digest();
-    let names: BTreeSet<String> = left
-        .iter()
-        .filter(same)
-        .flat_map(|c| c.names.clone())
-        .collect();
-    Ok((first.descriptor.clone(), names.into_iter().collect()))
+    // The name of the only image is for its importer to choose.
+    let Some(wanted) = select.reference.as_deref().filter(|_| all.len() > 1) else {
+        return Ok(all);
+    };
+    let is_wanted = |one: &Candidate<'_>| one.names.iter().any(|name| same_reference(name, wanted));
+    let Some(chosen) = all.iter().position(is_wanted) else {
+        let available: BTreeSet<&String> = all.iter().flat_map(|one| &one.names).collect();
+        return Err(Error::NoSuchReference {
+            wanted: Printable::from(wanted),
+            available: available.into_iter().collect(),
+        });
+    };
+    Ok(vec![all.swap_remove(chosen)])
 }
 
-/// The names of what can be chosen; for what has none, its digest.
-fn describe(candidates: &[&Candidate<'_>]) -> PrintableList {
-    let texts = candidates.iter().map(|candidate| {
-        let digest = || candidate.descriptor.digest().to_string();
-        candidate.names.first().cloned().unwrap_or_else(digest)
-    });
-    texts.collect()
-}
-
-/// Whether it is for the wanted platform, or does not say.
-fn fits(descriptor: &Descriptor, select: &Select) -> bool {
-    descriptor.platform().as_ref().is_none_or(|platform| {
-        platform.os().to_string() == "linux"
-            && platform.architecture().to_string() == select.architecture
-    })
-}
-
-/// From an index of platforms, possibly of further indexes, to a manifest.
-fn descend(blobs: &Blobs, mut descriptor: Descriptor, select: &Select) -> Result<Descriptor> {
+/// Opens the image for the platform that suits best among `images`, which may be indexes of further
+/// platforms.
+fn open_platform(store: &Store, images: &[&Descriptor], select: &Select) -> Result<Image> {
+    let mut descriptor = choose_platform(store, images, select)?.clone();
+    let mut platform = stated_platform(&descriptor);
     for _ in 0..INDEX_DEPTH_MAX {
         let media_type = descriptor.media_type().to_string();
         if MANIFEST_TYPES.contains(&&*media_type) {
-            return Ok(descriptor);
+            let bytes = read_verified(store, &descriptor, Part::Manifest, MANIFEST_BYTES_MAX)?;
+            let mut image = open_manifest(store, &bytes)?;
+            image.stated_platform = platform;
+            return Ok(image);
         }
         if !INDEX_TYPES.contains(&&*media_type) {
             return Err(unsupported(Part::Manifest, &media_type));
         }
-        let bytes = read_verified(blobs, &descriptor, Part::Index, MANIFEST_BYTES_MAX)?;
+        let bytes = read_verified(store, &descriptor, Part::Index, MANIFEST_BYTES_MAX)?;
         let index: ImageIndex = parse(Part::Index, &bytes)?;
-        let images: Vec<&Descriptor> = index
-            .manifests()
-            .iter()
-            .filter(|inner| !is_attestation(inner))
-            .collect();
-        let fitting = images.iter().find(|inner| fits(inner, select));
-        let next = match (fitting, images.as_slice()) {
-            (Some(fitting), _) => *fitting,
-            (None, [only]) => only,
-            (None, _) => return Err(no_platform(images.into_iter(), select)),
-        };
-        descriptor = next.clone();
+        let images: Vec<&Descriptor> = images_of(&index).collect();
+        let next = choose_platform(store, &images, select)?.clone();
+        platform = stated_platform(&next).or(platform);
+        descriptor = next;
     }
     Err(Error::Document {
         what: Part::Index,
@@ -233,19 +298,72 @@ fn descend(blobs: &Blobs, mut descriptor: Descriptor, select: &Select) -> Result
     })
 }
 
-fn no_platform<'a>(images: impl Iterator<Item = &'a Descriptor>, select: &Select) -> Error {
-    let platforms = images.filter_map(|image| image.platform().as_ref());
-    let texts = platforms.map(|platform| format!("{}/{}", platform.os(), platform.architecture()));
-    Error::NoPlatform {
-        wanted: Printable::from(format!("linux/{}", select.architecture).as_str()),
-        available: texts.collect(),
+/// The one that suits best. Those that the input lists and does not hold count only where it holds
+/// none.
+fn choose_platform<'a>(
+    store: &Store,
+    images: &[&'a Descriptor],
+    select: &Select,
+) -> Result<&'a Descriptor> {
+    if let [only] = images {
+        return Ok(only);
+    }
+    let held: Vec<&Descriptor> = images
+        .iter()
+        .copied()
+        .filter(|one| store.has(one))
+        .collect();
+    let images = if held.is_empty() { images } else { &held };
+    let platforms: Vec<Option<Platform>> =
+        images.iter().map(|one| platform_of(store, one)).collect();
+    let rank = |platform: &Option<Platform>| match platform {
+        Some(platform) => select.rank(platform),
+        // It does not say; others come first.
+        None => Some(usize::MAX),
+    };
+    let ranked = images.iter().zip(&platforms);
+    let fitting = ranked.filter_map(|(one, platform)| Some((rank(platform)?, *one)));
+    if let Some((_, best)) = fitting.min_by_key(|(rank, _)| *rank) {
+        return Ok(best);
+    }
+    match images {
+        [] => Err(Error::NotAnImage("its index lists no image")),
+        // It is refused or told about once it is read.
+        [only] => Ok(only),
+        _ => {
+            let available: BTreeSet<String> = platforms
+                .iter()
+                .flatten()
+                .map(Platform::to_string)
+                .collect();
+            Err(Error::NoPlatform {
+                wanted: Printable::from(&*select.wanted().to_string()),
+                available: available.into_iter().collect(),
+            })
+        }
     }
 }
 
-fn open_manifest(blobs: &Arc<Blobs>, descriptor: &Descriptor) -> Result<Image> {
+/// The platform of an image: as the index states it, else its configuration.
+fn platform_of(store: &Store, descriptor: &Descriptor) -> Option<Platform> {
+    let of_config = || {
+        let media_type = descriptor.media_type().to_string();
+        if !MANIFEST_TYPES.contains(&&*media_type) {
+            return None;
+        }
+        // What is not sound is told once it is chosen.
+        let what = Part::Manifest;
+        let bytes = read_verified(store, descriptor, what, MANIFEST_BYTES_MAX).ok()?;
+        let manifest: ImageManifest = parse(what, &bytes).ok()?;
+        let raw = read_verified(store, manifest.config(), Part::Config, CONFIG_BYTES_MAX).ok()?;
+        ImageConfig::parse(raw).ok()?.platform()
+    };
+    stated_platform(descriptor).or_else(of_config)
+}
+
+fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
     let what = Part::Manifest;
-    let bytes = read_verified(blobs, descriptor, what, MANIFEST_BYTES_MAX)?;
-    let manifest: ImageManifest = parse(what, &bytes)?;
+    let manifest: ImageManifest = parse(what, bytes)?;
     if manifest.schema_version() != 2 {
         return Err(Error::Document {
             what,
@@ -256,7 +374,7 @@ fn open_manifest(blobs: &Arc<Blobs>, descriptor: &Descriptor) -> Result<Image> {
     if !CONFIG_TYPES.contains(&&*media_type) {
         return Err(unsupported(Part::Config, &media_type));
     }
-    let raw = read_verified(blobs, manifest.config(), Part::Config, CONFIG_BYTES_MAX)?;
+    let raw = read_verified(store, manifest.config(), Part::Config, CONFIG_BYTES_MAX)?;
     let config = ImageConfig::parse(raw)?;
     let (stated, diff_ids) = (manifest.layers(), config.diff_ids());
     if stated.len() != diff_ids.len() {
@@ -267,15 +385,17 @@ fn open_manifest(blobs: &Arc<Blobs>, descriptor: &Descriptor) -> Result<Image> {
     }
     let (mut layers, mut contents) = (Vec::new(), Vec::new());
     for (index, (layer, diff_id)) in stated.iter().zip(diff_ids).enumerate() {
-        let (info, path) = check_layer(blobs, layer, index, *diff_id)?;
+        let (info, path) = check_layer(store, layer, index, *diff_id)?;
         layers.push(info);
-        contents.push(Content::Blob(Arc::clone(blobs), path));
+        contents.push(Content::Blob(Arc::clone(&store.blobs), path));
     }
-    let manifest_digest = Some(Digest::of(&bytes));
+    let manifest_digest = Some(Digest::of(bytes));
     Ok(Image {
         config: Some(config),
         names: Vec::new(),
         manifest_digest,
+        stated_platform: None,
+        other_platform: None,
         layers,
         contents,
     })
@@ -283,7 +403,7 @@ fn open_manifest(blobs: &Arc<Blobs>, descriptor: &Descriptor) -> Result<Image> {
 
 /// Whether the layer can be read, as far as that shows before reading it.
 fn check_layer(
-    blobs: &Blobs,
+    store: &Store,
     layer: &Descriptor,
     index: usize,
     diff_id: Digest,
@@ -293,8 +413,8 @@ fn check_layer(
     if !LAYER_TYPES.contains(&&*media_type) {
         return Err(unsupported(what, &media_type));
     }
-    let (digest, path) = place_of(layer)?;
-    let found_bytes = blobs.open(&path, what)?.size_bytes;
+    let (digest, path, blob) = store.open(layer, what)?;
+    let found_bytes = blob.size_bytes;
     if found_bytes != layer.size() {
         return Err(Error::SizeMismatch {
             what,
@@ -311,21 +431,10 @@ fn check_layer(
     Ok((info, path))
 }
 
-fn place_of(descriptor: &Descriptor) -> Result<(Digest, Vec<u8>)> {
-    let digest: Digest = descriptor.digest().to_string().parse()?;
-    Ok((
-        digest,
-        format!("blobs/sha256/{}", digest.hex()).into_bytes(),
-    ))
-}
-
 /// The document that `descriptor` refers to, if it is what the descriptor says.
-fn read_verified(blobs: &Blobs, descriptor: &Descriptor, what: Part, max: u64) -> Result<Vec<u8>> {
-    let (expected, path) = place_of(descriptor)?;
-    let name = || Printable::from(&*path);
-    let bytes = blobs
-        .document(&path, what, max)?
-        .ok_or_else(|| Error::Missing { what, name: name() })?;
+fn read_verified(store: &Store, descriptor: &Descriptor, what: Part, max: u64) -> Result<Vec<u8>> {
+    let (expected, path, _) = store.open(descriptor, what)?;
+    let bytes = store.blobs.document(&path, what, max)?.unwrap_or_default();
     let found_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if found_bytes != descriptor.size() {
         return Err(Error::SizeMismatch {

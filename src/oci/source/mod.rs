@@ -1,5 +1,6 @@
-//! Opening an image, whatever its form: OCI layout, docker-archive, root file system; a folder, an
-//! archive or a pipe; plain or compressed. What it is, is decided by its content, never by its name.
+//! Opening images, whatever their form: OCI layout, docker-archive of any age, skopeo's folder, root
+//! file system; a folder, an archive or a pipe; plain or compressed. What it is, is decided by its
+//! content (see `form`), never by its name.
 //!
 //! Invariants: every digest and size that the input states is verified, documents before they are
 //! believed and layers while they are read ([`LayerReader`]); memory is bounded whatever the input
@@ -9,14 +10,18 @@
 mod blobs;
 mod docker;
 mod folder;
+mod form;
 mod index;
 mod layer;
+mod legacy;
 mod stream;
 
-use super::config::{ImageConfig, host_architecture};
+use super::config::ImageConfig;
 use super::digest::Digest;
-use super::error::{Error, Part, Result};
+use super::error::{Error, Part, Printable, Result};
+use super::platform::Platform;
 use blobs::Blobs;
+use form::Form;
 pub use layer::{LayerDigest, LayerReader};
 use std::fs::File;
 use std::io::Read;
@@ -33,20 +38,26 @@ pub enum SourceInput {
     Stream(Box<dyn Read + Send>),
 }
 
-/// Which image of several is meant.
+/// Which images of an input are meant.
 #[derive(Clone, Debug)]
 pub struct Select {
-    /// Its name; needed only where there are several.
+    /// The name of the only one that is meant, where there are several.
     pub reference: Option<String>,
-    /// Its processor architecture, in Go's words.
-    pub architecture: String,
+    /// The platform that is asked for; else the one that suits the host best is taken.
+    pub platform: Option<Platform>,
+    /// The platform that the image is to run on.
+    pub host: Platform,
+    /// The input is a root file system, whatever it looks like.
+    pub root_only: bool,
 }
 
 impl Default for Select {
     fn default() -> Self {
         Self {
             reference: None,
-            architecture: host_architecture().to_owned(),
+            platform: None,
+            host: Platform::host(),
+            root_only: false,
         }
     }
 }
@@ -59,6 +70,16 @@ impl Select {
             reference: reference.map(str::to_owned),
             ..Self::default()
         }
+    }
+
+    /// The platform that images are ranked by.
+    fn wanted(&self) -> &Platform {
+        self.platform.as_ref().unwrap_or(&self.host)
+    }
+
+    /// How well an image for `platform` suits, 0 best; `None` where it does not.
+    fn rank(&self, platform: &Platform) -> Option<usize> {
+        self.wanted().rank(platform, self.platform.is_some())
     }
 }
 
@@ -80,6 +101,10 @@ pub struct Image {
     config: Option<ImageConfig>,
     names: Vec<String>,
     manifest_digest: Option<Digest>,
+    /// The platform that an index states for it.
+    stated_platform: Option<Platform>,
+    /// Its platform, where that is none that the host runs.
+    other_platform: Option<Platform>,
     layers: Vec<LayerInfo>,
     contents: Vec<Content>,
 }
@@ -100,21 +125,38 @@ enum Content {
 const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 impl Image {
-    /// Opens the image in `input` that `select` means; `spool_folder` takes an unnamed temporary
-    /// file if the input is an archive that cannot be seeked in.
+    /// Opens the only image in `input` that `select` means; `spool_folder` takes an unnamed
+    /// temporary file if the input is an archive that cannot be seeked in.
     ///
     /// # Errors
-    /// `NotAnImage`, `NoSuchReference`, `SeveralImages` or `NoPlatform` where no image can be
-    /// chosen; `DigestMismatch`, `SizeMismatch`, `Missing`, `UnsupportedMediaType` and others where
-    /// the chosen one is not sound; `Io` where the host fails.
+    /// As [`Image::open_all`], and `SeveralImages` where there is more than one.
     pub fn open(input: SourceInput, spool_folder: &Path, select: &Select) -> Result<Self> {
+        let mut images = Self::open_all(input, spool_folder, select)?;
+        match images.pop() {
+            Some(image) if images.is_empty() => Ok(image),
+            last => {
+                let all = images.iter().chain(&last);
+                let available = all.map(Self::described).collect();
+                Err(Error::SeveralImages { available })
+            }
+        }
+    }
+
+    /// Opens all images in `input`, or the one that `select` names; there is at least one.
+    ///
+    /// # Errors
+    /// `NotAnImage`, `NotWhole`, `NoSuchReference` or `NoPlatform` where none can be chosen,
+    /// `OtherSystem` where one is for another operating system and that was not asked for;
+    /// `DigestMismatch`, `SizeMismatch`, `Missing`, `UnsupportedMediaType` and others where a
+    /// chosen one is not sound; `Io` where the host fails.
+    pub fn open_all(input: SourceInput, spool_folder: &Path, select: &Select) -> Result<Vec<Self>> {
         match input {
             SourceInput::Path(path) => Self::open_path(&path, spool_folder, select),
             SourceInput::Stream(stream) => stream::open(stream, spool_folder, select),
         }
     }
 
-    fn open_path(path: &Path, spool_folder: &Path, select: &Select) -> Result<Self> {
+    fn open_path(path: &Path, spool_folder: &Path, select: &Select) -> Result<Vec<Self>> {
         let failed = |source| Error::io("open the image", source);
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
@@ -132,33 +174,84 @@ impl Image {
         }
     }
 
-    fn open_folder(folder: OwnedFd, select: &Select) -> Result<Self> {
+    fn open_folder(folder: OwnedFd, select: &Select) -> Result<Vec<Self>> {
         let again = folder
             .try_clone()
             .map_err(|source| Error::io("open the image", source))?;
+        let root = || Self::root_file_system(Content::Folder(again), None);
+        if select.root_only {
+            return Ok(vec![root()]);
+        }
         let found = Self::find(Blobs::folder(folder), select)?;
-        Ok(found.unwrap_or_else(|| Self::root_file_system(Content::Folder(again), None)))
+        Ok(found.unwrap_or_else(|| vec![root()]))
     }
 
     /// Opens an uncompressed archive that can be seeked in.
-    fn open_archive(file: File, select: &Select) -> Result<Self> {
+    fn open_archive(file: File, select: &Select) -> Result<Vec<Self>> {
         let failed = |source| Error::io("open the image", source);
         let again = file.try_clone().map_err(failed)?;
         let size_bytes = file.metadata().map_err(failed)?.len();
+        let root = || Self::root_file_system(Content::File(again), Some(size_bytes));
+        if select.root_only {
+            return Ok(vec![root()]);
+        }
         let found = Self::find(Blobs::archive(file)?, select)?;
-        Ok(found.unwrap_or_else(|| Self::root_file_system(Content::File(again), Some(size_bytes))))
+        Ok(found.unwrap_or_else(|| vec![root()]))
     }
 
-    /// The image that the documents among `blobs` describe; `None` where there are none.
-    fn find(blobs: Blobs, select: &Select) -> Result<Option<Self>> {
+    /// The images that the documents among `blobs` describe; `None` where there are none.
+    fn find(blobs: Blobs, select: &Select) -> Result<Option<Vec<Self>>> {
+        let (blobs, form) = form::tell(blobs)?;
         let blobs = Arc::new(blobs);
-        let docker = docker::read_manifest(&blobs)?;
-        if index::is_layout(&blobs)? {
-            return index::open(&blobs, docker.as_deref(), select).map(Some);
+        let mut images = match form {
+            Form::Root => return Ok(None),
+            Form::Layout(docker) => index::open(&blobs, docker.as_deref(), select)?,
+            Form::Directory(manifest) => index::open_directory(&blobs, &manifest, select)?,
+            Form::Docker(entries) => docker::open(&blobs, entries, select)?,
+            Form::Legacy => legacy::open(&blobs, select)?,
+        };
+        for image in &mut images {
+            image.check_platform(select)?;
         }
-        docker
-            .map(|entries| docker::open(&blobs, entries, select))
-            .transpose()
+        Ok(Some(images))
+    }
+
+    /// Refuses the image if it is for a platform that was not asked for, or for another operating
+    /// system; else notes that the host does not run it.
+    fn check_platform(&mut self, select: &Select) -> Result<()> {
+        let of_config = || self.config.as_ref().and_then(ImageConfig::platform);
+        let Some(platform) = self.stated_platform.clone().or_else(of_config) else {
+            return Ok(());
+        };
+        if select.rank(&platform).is_some() {
+            return Ok(());
+        }
+        let shown = |platform: &Platform| Printable::from(&*platform.to_string());
+        if let Some(wanted) = &select.platform {
+            return Err(Error::NoPlatform {
+                wanted: shown(wanted),
+                available: [platform.to_string()].iter().collect(),
+            });
+        }
+        if platform.os() != select.host.os() {
+            return Err(Error::OtherSystem {
+                platform: shown(&platform),
+                host: shown(&select.host),
+            });
+        }
+        self.other_platform = Some(platform);
+        Ok(())
+    }
+
+    /// A name of the image for messages, or its id.
+    fn described(&self) -> String {
+        let id = || {
+            self.config
+                .as_ref()
+                .map(|config| config.digest().to_string())
+        };
+        let name = self.names.first().cloned();
+        name.or_else(id).unwrap_or_default()
     }
 
     fn root_file_system(content: Content, size_bytes: Option<u64>) -> Self {
@@ -172,6 +265,8 @@ impl Image {
             config: None,
             names: Vec::new(),
             manifest_digest: None,
+            stated_platform: None,
+            other_platform: None,
             layers: vec![layer],
             contents: vec![content],
         }
@@ -194,6 +289,12 @@ impl Image {
     #[must_use]
     pub const fn manifest_digest(&self) -> Option<Digest> {
         self.manifest_digest
+    }
+
+    /// Its platform, where the host's processor does not run that.
+    #[must_use]
+    pub const fn other_platform(&self) -> Option<&Platform> {
+        self.other_platform.as_ref()
     }
 
     /// Its layers, lowest first.
@@ -228,22 +329,6 @@ impl Image {
         };
         let may_stall = matches!(self.contents[index], Content::Stream(_));
         LayerReader::new(stored, index, &self.layers[index], may_stall)
-    }
-}
-
-/// Whether two references mean the same: docker's short forms are filled in.
-fn same_reference(one: &str, other: &str) -> bool {
-    one == other || canonical(one) == canonical(other)
-}
-
-fn canonical(reference: &str) -> String {
-    let short = reference.strip_prefix("docker.io/").unwrap_or(reference);
-    let short = short.strip_prefix("library/").unwrap_or(short);
-    let last = short.rsplit('/').next().unwrap_or(short);
-    if last.contains([':', '@']) {
-        short.to_owned()
-    } else {
-        format!("{short}:latest")
     }
 }
 

@@ -1,10 +1,10 @@
 //! Images in streams that cannot be seeked in: pipes and compressed archives.
 
-use super::{Content, Image, Select};
+use super::{Content, Image, Select, form};
 use crate::oci::compression::Decoder;
 use crate::oci::error::{Error, Result};
 use crate::oci::limits::PROBE_BYTES;
-use crate::oci::tarball::{TarReader, looks_like_header};
+use crate::oci::tarball::looks_like_header;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use std::fs::{File, OpenOptions};
@@ -13,20 +13,12 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Names at the top of an archive that tell an image.
-const DOCUMENTS: [&[u8]; 4] = [
-    b"oci-layout",
-    b"index.json",
-    b"manifest.json",
-    b"repositories",
-];
-
-/// Opens the image in `stream`: an archive is spooled, a root file system streamed.
+/// Opens the images in `stream`: an archive is spooled, a root file system streamed.
 pub(super) fn open(
     stream: Box<dyn Read + Send>,
     spool_folder: &Path,
     select: &Select,
-) -> Result<Image> {
+) -> Result<Vec<Image>> {
     let mut content = Decoder::new(stream).map_err(Error::archive)?;
     let limit = u64::try_from(PROBE_BYTES).unwrap_or(u64::MAX);
     let mut head = Vec::new();
@@ -40,11 +32,11 @@ pub(super) fn open(
     if !looks_like_header(&head) {
         return Err(Error::NotAnImage("it does not begin like a tar archive"));
     }
-    let may_be_image = may_be_image(&head);
+    let may_be_image = !select.root_only && form::may_be_image(&head);
     let mut whole = Cursor::new(head).chain(content);
     if !may_be_image {
         let content = Content::Stream(Mutex::new(Some(Box::new(whole))));
-        return Ok(Image::root_file_system(content, None));
+        return Ok(vec![Image::root_file_system(content, None)]);
     }
     let mut file = unnamed_file(spool_folder)
         .map_err(|source| Error::io("make a temporary file for the archive", source))?;
@@ -56,33 +48,6 @@ pub(super) fn open(
         }
     })?;
     Image::open_archive(file, select)
-}
-
-/// Whether the entries in the archive's first part look like those of an image. If they only look
-/// so, the archive is spooled in vain, but still understood.
-fn may_be_image(head: &[u8]) -> bool {
-    let mut reader = TarReader::new(head);
-    let mut first = true;
-    // An error is the end of what was looked at, or will be met again by whoever reads it all.
-    while let Ok(Some(entry)) = reader.next_entry() {
-        let path = super::blobs::lexical(&[], &entry.path).unwrap_or_default();
-        if path.is_empty() {
-            continue;
-        }
-        if DOCUMENTS.contains(&&*path) || path.starts_with(b"blobs/sha256/") {
-            return true;
-        }
-        if std::mem::take(&mut first) && is_named_by_digest(&path) {
-            return true;
-        }
-    }
-    false
-}
-
-/// Whether the first component begins with a digest, as docker names layers and configurations.
-fn is_named_by_digest(path: &[u8]) -> bool {
-    let path = path.strip_prefix(b"sha256:").unwrap_or(path);
-    path.len() >= 64 && path[..64].iter().all(u8::is_ascii_hexdigit)
 }
 
 /// A file without a name, which goes when it is closed, however the process ends.

@@ -1,6 +1,7 @@
 //! Images in every form, and images that are not what they say.
 
 mod choosing;
+mod forms;
 mod tampered;
 
 use super::*;
@@ -12,7 +13,7 @@ use crate::oci::layout::{LayerBlob, LayoutImage, write_layout};
 use crate::oci::testing::{
     Tarball, Tree, assert_same, gnu_extract, make_every_kind, open_folder, tree,
 };
-use crate::oci::{ApplyOptions, apply};
+use crate::oci::{ApplyOptions, Reference, apply};
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use std::fs;
@@ -109,7 +110,8 @@ fn two_layers() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
 fn select(reference: Option<&str>) -> Select {
     Select {
         reference: reference.map(str::to_owned),
-        architecture: "amd64".to_owned(),
+        host: Platform::new("linux", "amd64", "v3"),
+        ..Select::default()
     }
 }
 
@@ -281,7 +283,7 @@ fn a_written_layout_is_read_back_by_both_of_its_manifests() {
         let (blob, summary) = writer.finish().unwrap();
         assert_eq!(summary.blob_digest, Digest::of(&blob));
         let config = ImageConfig::of_single_layer(summary.diff_id, ORIGIN).unwrap();
-        let write = |names: &[String]| {
+        let write = |names: &[Reference]| {
             let layer = LayerBlob {
                 media_type: compression.layer_media_type(),
                 digest: summary.blob_digest,
@@ -295,7 +297,8 @@ fn a_written_layout_is_read_back_by_both_of_its_manifests() {
             };
             write_layout(Vec::new(), image).unwrap()
         };
-        let names = ["example.org/a:1".to_owned(), "other:2".to_owned()];
+        let texts = ["example.org/a:1", "other:2"];
+        let names = texts.map(|text| Reference::parse(text).unwrap());
         let (archive, manifest_digest) = write(&names);
         assert_eq!(
             write(&names).0,
@@ -303,7 +306,9 @@ fn a_written_layout_is_read_back_by_both_of_its_manifests() {
             "the same image gives the same bytes"
         );
         let image = open_bytes(&archive, None).unwrap();
-        assert_eq!(image.reference_names(), names);
+        // The index has the full names, as containerd wants them.
+        let full = ["docker.io/library/other:2", "example.org/a:1"];
+        assert_eq!(image.reference_names(), full);
         assert_eq!(image.manifest_digest(), Some(manifest_digest));
         assert_eq!(image.config().unwrap().digest(), config.digest());
         assert_same(&unpack(&image).unwrap().1, &tree(source.path()));
@@ -314,10 +319,11 @@ fn a_written_layout_is_read_back_by_both_of_its_manifests() {
         fs::create_dir(&unpacked).unwrap();
         gnu_extract(&folder.path().join("tar"), &unpacked);
         fs::remove_file(unpacked.join("oci-layout")).unwrap();
+        fs::remove_file(unpacked.join("index.json")).unwrap();
         let image = open_path(&unpacked).unwrap();
         assert_eq!(
             (image.reference_names(), image.manifest_digest()),
-            (&names[..], None)
+            (&texts.map(str::to_owned)[..], None)
         );
         assert_same(&unpack(&image).unwrap().1, &tree(source.path()));
     }
