@@ -42,6 +42,36 @@ pub enum Error {
         /// What is wrong.
         fault: HeaderFault,
     },
+    /// An entry is of a kind that makes no file here.
+    #[error("{entry} cannot be imported: {why}")]
+    Unsupported {
+        /// The entry.
+        entry: Printable,
+        /// What it is, and what to do.
+        why: &'static str,
+    },
+    /// The extended attributes of an entry do not fit the file system.
+    #[error(
+        "the extended attributes of {entry} do not fit: {name} has {len_bytes} bytes, and ext4 takes about 4000 for all attributes of a file; make them smaller"
+    )]
+    Attributes {
+        /// The entry.
+        entry: Printable,
+        /// The attribute that found no room.
+        name: Printable,
+        /// The bytes of its value.
+        len_bytes: usize,
+    },
+    /// The compressed stream asks for more memory than is given.
+    #[error(
+        "it takes more than 128 MiB of memory to decompress; compress it again with a smaller window (zstd without --long or --ultra, xz -9 or less)"
+    )]
+    Window,
+    /// A compressed stream is followed by something else.
+    #[error(
+        "the compressed stream is followed by something that is neither padding nor a further stream; fetch or export it again"
+    )]
+    Trailing,
     /// An entry's path or link would leave the root.
     #[error("the entry {entry} would leave the image's root; do not trust this image")]
     Escapes {
@@ -217,6 +247,9 @@ pub enum HeaderFault {
     /// The end marker is missing.
     #[error("the archive ends without its end marker")]
     NoEnd,
+    /// An access control list is ill-formed.
+    #[error("its access control list is ill-formed")]
+    Acl,
     /// A parent of the entry is no directory.
     #[error("one of its parents is not a directory")]
     Parent,

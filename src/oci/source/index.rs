@@ -25,18 +25,34 @@ const MANIFEST_TYPES: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-const CONFIG_TYPES: [&str; 2] = [
+/// The last four are what registries made of Docker's type, and what Docker takes for it since
+/// (distribution/issues/1621).
+const CONFIG_TYPES: [&str; 6] = [
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "application/json",
+    "text/html",
+    "",
 ];
-const LAYER_TYPES: [&str; 6] = [
+/// What a layer's type begins with; how it is compressed follows, and its first bytes tell. Those
+/// that are not to be distributed are layers like others where they are there.
+const LAYER_TYPES: [&str; 4] = [
     "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
 ];
+const LAYER_COMPRESSIONS: [&str; 9] = [
+    "", "+gzip", ".gzip", "+zstd", ".zstd", "+xz", ".xz", "+bzip2", ".bzip2",
+];
+
+fn is_layer_type(media_type: &str) -> bool {
+    LAYER_TYPES
+        .iter()
+        .filter_map(|base| media_type.strip_prefix(base))
+        .any(|compression| LAYER_COMPRESSIONS.contains(&compression))
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -410,7 +426,7 @@ fn check_layer(
 ) -> Result<(LayerInfo, Vec<u8>)> {
     let what = Part::layer(index);
     let media_type = layer.media_type().to_string();
-    if !LAYER_TYPES.contains(&&*media_type) {
+    if !is_layer_type(&media_type) {
         return Err(unsupported(what, &media_type));
     }
     let (digest, path, blob) = store.open(layer, what)?;
