@@ -17,15 +17,18 @@ pub const TOP_NAMES_MAX: usize = 4096;
 /// How often a link inside an archive may lead to another link.
 pub const MEMBER_LINKS_MAX: u32 = 8;
 
-/// The longest path of an entry, in bytes: the kernel's `PATH_MAX`.
-pub const PATH_BYTES_MAX: usize = 4096;
-/// The most components of an entry's path, and the deepest tree that is removed or walked: each
-/// level of such a walk holds a descriptor open.
-pub const DEPTH_MAX: usize = 256;
+/// The longest path of an entry, in bytes: the kernel's `PATH_MAX`, and what marks a removal.
+pub const PATH_BYTES_MAX: usize = 4096 + 4;
+/// The most components of an entry's path: as many as such a path can have.
+pub const DEPTH_MAX: usize = PATH_BYTES_MAX / 2;
 /// The most bytes of one extended (PAX) header: names, times and all extended attributes.
 pub const PAX_BYTES_MAX: u64 = 1 << 20;
 /// The most data segments of a sparse file.
 pub const SEGMENTS_MAX: usize = 1 << 19;
+/// The most entries of an access control list in its text form: what fits an ext4 block.
+pub const ACL_ENTRIES_MAX: usize = 512;
+/// How much of an image's list of users or groups is looked at, in bytes.
+pub const ACCOUNTS_BYTES_MAX: u64 = 1 << 20;
 /// How many symbolic links are followed to make a missing parent directory.
 pub const SYMLINKS_MAX: u32 = 40;
 

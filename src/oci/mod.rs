@@ -13,6 +13,7 @@ pub mod apply;
 pub mod compression;
 pub mod config;
 pub mod digest;
+pub mod dropped;
 pub mod error;
 pub mod layer;
 pub mod layout;
@@ -24,10 +25,11 @@ mod tarball;
 #[cfg(test)]
 mod testing;
 
-pub use apply::{Applied, ApplyOptions, apply};
+pub use apply::{Applied, ApplyOptions, Room, apply, apply_with};
 pub use compression::Compression;
 pub use config::{ImageConfig, LayerOrigin};
 pub use digest::{Digest, chain_above, chain_id};
+pub use dropped::{Dropped, Loss};
 pub use error::{Error, Result};
 pub use layer::{LayerSummary, LayerWriter};
 pub use layout::{LayerBlob, LayoutImage, write_layout, write_layouts};

@@ -15,13 +15,13 @@ use nix::sys::stat::{
     mkdirat, mknodat, utimensat,
 };
 use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-impl Applier<'_> {
+impl Applier {
     pub(super) fn file(
         &mut self,
         place: &Place<'_>,
@@ -174,7 +174,7 @@ impl Applier<'_> {
             Err(Errno::EEXIST) => {
                 // What goes may be a directory or a link on the way to a remembered directory.
                 self.parents.forget();
-                remove::remove_all(place.parent.fd.as_fd(), place.name, 0).map_err(failed)?;
+                remove::remove_all(place.parent.fd.as_fd(), place.name).map_err(failed)?;
                 make(place).map_err(failed)
             }
             answer => answer.map_err(failed),
@@ -210,7 +210,7 @@ impl Applier<'_> {
         .map_err(|errno| Error::entry("set the owner of", &entry.path, errno))?;
         fchmod(&fd, Mode::from_bits_truncate(entry.mode))
             .map_err(|errno| Error::entry("set the mode of", &entry.path, errno))?;
-        self.xattrs(fd, entry)
+        self.attributes(fd, entry)
     }
 
     /// Owner, mode, attributes and times of a symbolic link or node, which cannot be opened.
@@ -231,12 +231,12 @@ impl Applier<'_> {
             fchmodat(&place.parent.fd, name, mode, FchmodatFlags::FollowSymlink)
                 .map_err(|errno| Error::entry("set the mode of", place.path, errno))?;
         }
-        if !entry.xattrs.is_empty() || place.parent.has_default_acl {
+        if entry.has_attributes() || place.parent.has_default_acl {
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let fd = openat(&place.parent.fd, name, flags, Mode::empty())
                 .map_err(|errno| Error::entry("open", place.path, errno))?;
             Self::inherited(&fd, place)?;
-            self.xattrs(&fd, entry)?;
+            self.attributes(&fd, entry)?;
         }
         let (atime, mtime) = (entry.atime.unwrap_or(entry.mtime), entry.mtime);
         let nofollow = UtimensatFlags::NoFollowSymlink;
@@ -249,27 +249,11 @@ impl Applier<'_> {
         )
         .map_err(|errno| Error::entry("set the times of", place.path, errno))
     }
-
-    fn xattrs(&mut self, fd: impl AsFd, entry: &Entry) -> Result<()> {
-        for (name, value) in &entry.xattrs {
-            let failed =
-                |source: std::io::Error| Error::entry("set an attribute of", &entry.path, source);
-            let name = CString::new(name.as_slice()).map_err(|error| failed(error.into()))?;
-            match xattr::set(&fd, &name, value) {
-                Ok(()) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    self.applied.unsupported_xattrs += 1;
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Removes all attributes: an entry describes a directory completely, so what a lower layer set on
 /// it goes.
-fn clear(fd: impl AsFd, path: &[u8]) -> Result<()> {
+pub(super) fn clear(fd: impl AsFd, path: &[u8]) -> Result<()> {
     let failed = |source| Error::entry("clear the attributes of", path, source);
     for name in xattr::list(&fd).map_err(failed)? {
         if !HOST_XATTRS.contains(&name.as_bytes()) {

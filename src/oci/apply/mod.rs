@@ -11,9 +11,12 @@
 //! - The same layer on the same tree gives the same tree, times included: a directory that an entry
 //!   describes gets that entry's times, and one that only had children changed keeps its own.
 //!
+//! - What cannot be made is an error, or is left out and counted in [`Applied::dropped`].
+//!
 //! An error leaves the root half-changed; the caller discards the volume. Nothing is synced here.
-//! ACLs come as the `system.posix_acl_*` attributes of layers; GNU tar's text form is passed over.
 
+mod acl;
+mod attributes;
 mod content;
 mod create;
 mod parents;
@@ -21,6 +24,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
+use super::dropped::{Dropped, Loss};
 use super::error::{Error, HeaderFault, Printable, Result};
 use super::limits::{COPY_BUFFER_BYTES, DEPTH_MAX, READ_BUFFER_BYTES};
 use super::tarball::{Entry, Kind, TarReader, Time};
@@ -28,7 +32,7 @@ use crate::sys::aligned::AlignedBuffer;
 use parents::{Directory, Parents};
 use remove::Added;
 use std::io::{BufReader, Read};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -45,23 +49,68 @@ pub struct ApplyOptions {
 }
 
 /// What a layer brought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Entries, whiteouts included.
     pub entries: u64,
     /// Bytes of file content that were written; holes are not counted.
     pub written_bytes: u64,
-    /// Extended attributes that the file system does not support and that were left out.
-    pub unsupported_xattrs: u64,
+    /// What was left out.
+    pub dropped: Dropped,
+}
+
+/// Who sees to the room of the file system below the root.
+pub trait Room {
+    /// Returns whether an entry fits whose content takes so many bytes at most. Where it does not,
+    /// all that is open in the file system is closed, and `make` is called.
+    fn fits(&mut self, content_bytes: u64) -> bool;
+
+    /// Makes room, if it can, and opens the root again.
+    ///
+    /// # Errors
+    /// When there is no root any more.
+    fn make(&mut self) -> Result<OwnedFd>;
+}
+
+/// The room that there is.
+struct PresentRoom;
+
+impl Room for PresentRoom {
+    fn fits(&mut self, _: u64) -> bool {
+        true
+    }
+
+    fn make(&mut self) -> Result<OwnedFd> {
+        let error = std::io::ErrorKind::Unsupported.into();
+        Err(Error::io("make room", error))
+    }
 }
 
 /// Applies the uncompressed tar stream `layer` onto the directory `root`.
 ///
 /// # Errors
-/// `Escapes` for an entry that would leave the root, `Header` and `Archive` for a bad stream,
-/// `Entry` with the host's errno (`ENOSPC` for a full volume) where an entry could not be made, and
-/// whatever error of this room `layer` itself carries, such as `DigestMismatch`.
+/// As [`apply_with`].
 pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> Result<Applied> {
+    let root = root
+        .try_clone_to_owned()
+        .map_err(|source| Error::io("open the root", source))?;
+    apply_with(root, layer, options, &mut PresentRoom)
+}
+
+/// Applies the uncompressed tar stream `layer` onto the directory `root`, in whose file system
+/// `room` makes room.
+///
+/// # Errors
+/// `Escapes` for an entry that would leave the root, `Header` and `Archive` for a bad stream,
+/// `Unsupported` for an entry that makes no file here, `Attributes` for attributes that are too
+/// large, `Entry` with the host's errno (`ENOSPC` for a full volume) where an entry could not be
+/// made, and whatever error of this room `layer` itself carries, such as `DigestMismatch`.
+pub fn apply_with(
+    root: OwnedFd,
+    layer: impl Read,
+    options: ApplyOptions,
+    room: &mut dyn Room,
+) -> Result<Applied> {
     let mut archive = TarReader::new(BufReader::with_capacity(READ_BUFFER_BYTES, layer));
     let mut applier = Applier {
         parents: Parents::new(root),
@@ -70,9 +119,14 @@ pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> R
         applied: Applied::default(),
     };
     while let Some(entry) = archive.next_entry()? {
+        if !room.fits(entry.segments.iter().map(|part| part.len_bytes).sum()) {
+            applier.parents.close();
+            applier.parents.reopen(room.make()?);
+        }
         applier.entry(&entry, &mut archive)?;
         applier.applied.entries += 1;
     }
+    archive.read_rest()?;
     if options.require_end_marker && !archive.saw_end_marker() {
         let entry = Printable::from("its end");
         return Err(Error::Header {
@@ -81,11 +135,19 @@ pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> R
         });
     }
     applier.parents.set_directory_times()?;
-    Ok(applier.applied)
+    let mut applied = applier.applied;
+    applied.dropped.add(archive.into_dropped());
+    if options.require_end_marker && applied.entries == 0 {
+        if applied.dropped.count(Loss::AfterEnd) > 0 {
+            return Err(Error::NotAnImage("it begins with zeros"));
+        }
+        applied.dropped.note(Loss::Nothing, b"");
+    }
+    Ok(applied)
 }
 
-struct Applier<'root> {
-    parents: Parents<'root>,
+struct Applier {
+    parents: Parents,
     added: Added,
     buffer: AlignedBuffer,
     applied: Applied,
@@ -98,7 +160,7 @@ struct Place<'a> {
     path: &'a [u8],
 }
 
-impl Applier<'_> {
+impl Applier {
     fn entry(&mut self, entry: &Entry, archive: &mut TarReader<impl Read>) -> Result<()> {
         let path = normalize(&entry.path)?;
         let Some((parent, name)) = split(&path) else {
@@ -130,7 +192,7 @@ impl Applier<'_> {
         };
         if name == OPAQUE {
             self.parents.forget();
-            return remove::clear_lower(&parent, &self.added, 0)
+            return remove::clear_lower(&parent, &self.added)
                 .map_err(|source| Error::entry("clear the folder of", entry, source));
         }
         if name.starts_with(AUFS_BOOKS) {
@@ -146,7 +208,7 @@ impl Applier<'_> {
             }),
             _ => {
                 self.parents.forget();
-                remove::remove_lower(&parent, hidden, &self.added, 0)
+                remove::remove_lower(&parent, hidden, &self.added)
                     .map_err(|source| Error::entry("remove what is hidden by", entry, source))
             }
         }

@@ -36,25 +36,39 @@ struct Times {
 }
 
 /// The directories of the tree that entries go into.
-pub(super) struct Parents<'root> {
-    root: BorrowedFd<'root>,
+pub(super) struct Parents {
+    /// `None` only while the file system grows.
+    root: Option<OwnedFd>,
     /// The most recent one last.
     recent: Vec<(Vec<u8>, Rc<Directory>)>,
     /// By inode, because symbolic links give one directory several paths.
     times: HashMap<u64, Times>,
 }
 
-impl<'root> Parents<'root> {
-    pub(super) fn new(root: BorrowedFd<'root>) -> Self {
+impl Parents {
+    pub(super) fn new(root: OwnedFd) -> Self {
         Self {
-            root,
+            root: Some(root),
             recent: Vec::with_capacity(RECENT_MAX),
             times: HashMap::new(),
         }
     }
 
-    pub(super) const fn root(&self) -> BorrowedFd<'root> {
-        self.root
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        let root = self.root.as_ref();
+        root.expect("entries are made while the root is open")
+            .as_fd()
+    }
+
+    /// Closes everything; nothing can be made until the root is opened again.
+    pub(super) fn close(&mut self) {
+        self.recent.clear();
+        self.root = None;
+    }
+
+    /// Goes on in the same tree, whose inodes have kept their numbers.
+    pub(super) fn reopen(&mut self, root: OwnedFd) {
+        self.root = Some(root);
     }
 
     /// The directory at `path`, or `None` where nothing is there.
@@ -67,7 +81,7 @@ impl<'root> Parents<'root> {
                 .last()
                 .map(|(_, directory)| Rc::clone(directory)));
         }
-        match beneath::open_in_root(self.root, path, OPEN_FLAGS) {
+        match beneath::open_in_root(self.root(), path, OPEN_FLAGS) {
             Ok(fd) => {
                 let stat = beneath::stat_itself(&fd)
                     .map_err(|errno| Error::entry("look at", path, errno))?;
@@ -132,7 +146,7 @@ impl<'root> Parents<'root> {
                 }
                 Ok(())
             };
-            match beneath::open_in_root(self.root, &times.path, OPEN_FLAGS).and_then(set) {
+            match beneath::open_in_root(self.root(), &times.path, OPEN_FLAGS).and_then(set) {
                 Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
                 Err(errno) => return Err(Error::entry("set the times of", &times.path, errno)),
             }
@@ -170,7 +184,7 @@ impl<'root> Parents<'root> {
             if next.len() > PATH_BYTES_MAX {
                 return Err(Error::entry("make the folder", path, Errno::ENAMETOOLONG));
             }
-            match beneath::open_plain(self.root, &next, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            match beneath::open_plain(self.root(), &next, OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Ok(_) => done = next,
                 Err(Errno::ENOENT) => {
                     self.make_one(&done, &name, &next, time)?;
@@ -202,7 +216,7 @@ impl<'root> Parents<'root> {
             .ok_or_else(|| Error::entry("open the folder", parent, Errno::ENOENT))?;
         let made = || -> Result<(OwnedFd, u64), Errno> {
             mkdirat(&parent.fd, OsStr::from_bytes(name), Mode::S_IRWXU)?;
-            let fd = beneath::open_plain(self.root, path, OPEN_FLAGS)?;
+            let fd = beneath::open_plain(self.root(), path, OPEN_FLAGS)?;
             // The process's umask must not show in the image.
             fchmod(&fd, Mode::from_bits_truncate(0o755))?;
             let inode = beneath::stat_itself(&fd)?.st_ino;
@@ -215,7 +229,7 @@ impl<'root> Parents<'root> {
 
     fn link_target(&self, path: &[u8]) -> Option<Vec<u8>> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-        let link = beneath::open_in_root(self.root, path, flags).ok()?;
+        let link = beneath::open_in_root(self.root(), path, flags).ok()?;
         let target = readlinkat(link.as_fd(), "").ok()?;
         Some(target.as_bytes().to_vec())
     }

@@ -1,7 +1,6 @@
 //! Removing: whole trees, and only what lower layers left.
 
 use super::parents::Directory;
-use crate::oci::limits::DEPTH_MAX;
 use crate::sys::beneath;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -43,48 +42,34 @@ impl Added {
     }
 }
 
+/// A directory that is being emptied, and the one that is open below it.
+struct Level {
+    name: Vec<u8>,
+    inode: u64,
+    /// The names in it that are still to be looked at.
+    left: Vec<Vec<u8>>,
+    /// This layer has added it.
+    is_ours: bool,
+}
+
 /// Removes `name` from `parent`, with everything in it; it is fine if nothing is there.
-pub(super) fn remove_all(parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> Result<(), Errno> {
-    let file = OsStr::from_bytes(name);
-    match unlinkat(parent, file, UnlinkatFlags::NoRemoveDir) {
-        Err(Errno::EISDIR) => {}
-        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-        Err(errno) => return Err(errno),
+pub(super) fn remove_all(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    match unlinkat(parent, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::EISDIR) => clear(parent, name, None),
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno),
     }
-    let directory = open_directory(parent, name)?;
-    check_depth(depth)?;
-    for child in names(&directory)? {
-        remove_all(directory.fd.as_fd(), &child, depth + 1)?;
-    }
-    drop(directory);
-    unlinkat(parent, file, UnlinkatFlags::RemoveDir)
 }
 
 /// Removes of `name` in `parent` what this layer has not added.
-pub(super) fn remove_lower(
-    parent: &Directory,
-    name: &[u8],
-    added: &Added,
-    depth: usize,
-) -> Result<(), Errno> {
-    let ours = added.contains(parent.inode, name);
-    let file = OsStr::from_bytes(name);
-    match open_directory(parent.fd.as_fd(), name) {
-        Ok(directory) => {
-            clear_lower(&directory, added, depth + 1)?;
-            drop(directory);
-            if ours {
-                return Ok(());
-            }
-            match unlinkat(&parent.fd, file, UnlinkatFlags::RemoveDir) {
-                // Something that this layer added in it keeps it.
-                Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(()),
-                answer => answer,
-            }
-        }
-        Err(Errno::ENOTDIR | Errno::ELOOP) if ours => Ok(()),
+pub(super) fn remove_lower(parent: &Directory, name: &[u8], added: &Added) -> Result<(), Errno> {
+    let is_ours = added.contains(parent.inode, name);
+    let fd = parent.fd.as_fd();
+    match open_directory(fd, name) {
+        Ok(_) => clear(fd, name, Some((added, is_ours))),
+        Err(Errno::ENOTDIR | Errno::ELOOP) if is_ours => Ok(()),
         Err(Errno::ENOTDIR | Errno::ELOOP) => {
-            unlinkat(&parent.fd, file, UnlinkatFlags::NoRemoveDir)
+            unlinkat(fd, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir)
         }
         Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(errno),
@@ -92,18 +77,70 @@ pub(super) fn remove_lower(
 }
 
 /// Empties `directory` of everything that this layer has not added.
-pub(super) fn clear_lower(directory: &Directory, added: &Added, depth: usize) -> Result<(), Errno> {
-    check_depth(depth)?;
+pub(super) fn clear_lower(directory: &Directory, added: &Added) -> Result<(), Errno> {
     names(directory)?
         .iter()
-        .try_for_each(|name| remove_lower(directory, name, added, depth))
+        .try_for_each(|name| remove_lower(directory, name, added))
 }
 
-fn check_depth(depth: usize) -> Result<(), Errno> {
-    if depth > DEPTH_MAX {
-        Err(Errno::ENAMETOOLONG)
-    } else {
-        Ok(())
+/// Removes the directory `name` from `parent`, with everything in it that `added` does not keep.
+///
+/// One descriptor is open however deep the tree is: the way up goes over `..`, since nobody else
+/// moves anything here.
+fn clear(parent: BorrowedFd<'_>, name: &[u8], keep: Option<(&Added, bool)>) -> Result<(), Errno> {
+    let mut here = open_directory(parent, name)?;
+    let is_ours = keep.is_some_and(|(_, is_ours)| is_ours);
+    let mut levels = vec![level(&here, name, is_ours)?];
+    while let Some(top) = levels.last_mut() {
+        let Some(child) = top.left.pop() else {
+            let above = if levels.len() > 1 {
+                Some(open_directory(here.fd.as_fd(), b"..")?)
+            } else {
+                None
+            };
+            let fd = above.as_ref().map_or(parent, |above| above.fd.as_fd());
+            if let Some(done) = levels.pop()
+                && !done.is_ours
+            {
+                remove_emptied(fd, &done.name, keep.is_some())?;
+            }
+            if let Some(above) = above {
+                here = above;
+            }
+            continue;
+        };
+        let is_ours = keep.is_some_and(|(added, _)| added.contains(top.inode, &child));
+        match open_directory(here.fd.as_fd(), &child) {
+            Ok(below) => {
+                levels.push(level(&below, &child, is_ours)?);
+                here = below;
+            }
+            Err(Errno::ENOTDIR | Errno::ELOOP) if is_ours => {}
+            Err(Errno::ENOTDIR | Errno::ELOOP) => unlinkat(
+                here.fd.as_fd(),
+                OsStr::from_bytes(&child),
+                UnlinkatFlags::NoRemoveDir,
+            )?,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn level(directory: &Directory, name: &[u8], is_ours: bool) -> Result<Level, Errno> {
+    Ok(Level {
+        name: name.to_vec(),
+        inode: directory.inode,
+        left: names(directory)?,
+        is_ours,
+    })
+}
+
+fn remove_emptied(parent: BorrowedFd<'_>, name: &[u8], may_stay: bool) -> Result<(), Errno> {
+    match unlinkat(parent, OsStr::from_bytes(name), UnlinkatFlags::RemoveDir) {
+        // Something that this layer added in it keeps it.
+        Err(Errno::ENOTEMPTY | Errno::EEXIST) if may_stay => Ok(()),
+        answer => answer,
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Content, Image, Select, form};
 use crate::oci::compression::Decoder;
 use crate::oci::error::{Error, Result};
 use crate::oci::limits::PROBE_BYTES;
-use crate::oci::tarball::looks_like_header;
+use crate::oci::tarball::{RECORD_BYTES, looks_like_header};
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use std::fs::{File, OpenOptions};
@@ -29,7 +29,9 @@ pub(super) fn open(
     if head.is_empty() {
         return Err(Error::NotAnImage("it is empty"));
     }
-    if !looks_like_header(&head) {
+    // An archive without entries is nothing but its end marker.
+    let has_no_entries = head.len() >= RECORD_BYTES && head.iter().all(|byte| *byte == 0);
+    if !looks_like_header(&head) && !has_no_entries {
         return Err(Error::NotAnImage("it does not begin like a tar archive"));
     }
     let may_be_image = !select.root_only && form::may_be_image(&head);

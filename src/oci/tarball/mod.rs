@@ -1,7 +1,8 @@
 //! The tar format: entries as values, read from a stream without trust.
 //!
-//! Understood are v7, ustar, GNU (long names, sparse, base-256 numbers) and PAX (all records that
-//! matter for a root file system, sparse 0.0, 0.1 and 1.0). The layout of the headers comes from
+//! Understood are v7, ustar, star's, GNU (long names, sparse, incremental, base-256 numbers) and PAX
+//! (all records that matter for a root file system, sparse 0.0, 0.1 and 1.0). What has a meaning that
+//! a root file system cannot have is counted ([`Loss`](super::dropped::Loss)) or refused. The layout of the headers comes from
 //! the `tar` crate; the iteration is ours, because memory must stay bounded, sizes may be stated in
 //! PAX records only, and holes must be known to whoever writes the file.
 //!
@@ -9,6 +10,7 @@
 //! of [`super::limits`]; the segments of an entry ascend, do not overlap, end within its size and
 //! together have exactly the bytes that follow in the archive.
 
+mod header;
 mod number;
 mod pax;
 mod reader;
@@ -17,6 +19,10 @@ mod sparse;
 pub(crate) use number::format_time;
 pub(crate) use pax::put_record;
 pub(crate) use reader::{TarReader, looks_like_header};
+
+/// Why what is not the first volume cannot be read.
+const MULTI_VOLUME: &str = "it goes on from another volume of a multi-volume archive; \
+                            extract all volumes together and import the folder";
 
 /// The unit of a tar archive, in bytes.
 pub(crate) const RECORD_BYTES: usize = 512;
@@ -82,4 +88,14 @@ pub(crate) struct Entry {
     pub(crate) device_major: u32,
     pub(crate) device_minor: u32,
     pub(crate) xattrs: Vec<Xattr>,
+    /// Access control lists in their text form.
+    pub(crate) acl_access: Option<Vec<u8>>,
+    pub(crate) acl_default: Option<Vec<u8>>,
+}
+
+impl Entry {
+    /// Whether it has attributes or access control lists.
+    pub(crate) const fn has_attributes(&self) -> bool {
+        !self.xattrs.is_empty() || self.acl_access.is_some() || self.acl_default.is_some()
+    }
 }

@@ -3,8 +3,19 @@
 use super::number;
 use super::sparse;
 use super::{Segment, Time, Xattr};
+use crate::oci::dropped::Loss;
 use crate::oci::error::HeaderFault;
 use crate::oci::limits::PAX_BYTES_MAX;
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+/// libarchive leaves the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+const SOLARIS_SPARSE: &str = "its holes are described in the way of Solaris, which is not supported; write the archive without";
 
 /// What extended headers override. Records without meaning for a root file system are passed over.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +28,14 @@ pub(super) struct Overrides {
     pub(super) mtime: Option<Time>,
     pub(super) atime: Option<Time>,
     pub(super) xattrs: Vec<Xattr>,
+    /// As libarchive writes them, beside or in place of the others.
+    coded_xattrs: Vec<Xattr>,
+    pub(super) acl_access: Option<Vec<u8>>,
+    pub(super) acl_default: Option<Vec<u8>>,
+    /// What is said and has no meaning here.
+    pub(super) lost: Vec<Loss>,
+    /// The file's content is stored in a way that is not understood; why.
+    pub(super) unsupported: Option<&'static str>,
     pub(super) sparse: Option<SparseRecords>,
 }
 
@@ -53,9 +72,24 @@ impl Overrides {
             b"gid" => self.gid = number_or_none(value, "group")?,
             b"mtime" => self.mtime = time_or_none(value)?,
             b"atime" => self.atime = time_or_none(value)?,
+            b"SCHILY.acl.access" => self.acl_access = text(),
+            b"SCHILY.acl.default" => self.acl_default = text(),
+            b"SCHILY.acl.ace" => self.lose(Loss::OtherAcl, value),
+            b"SCHILY.fflags" => self.lose(Loss::FileFlags, value),
+            b"RHT.security.selinux" => self.lose(Loss::SecurityLabel, value),
+            b"GNU.dumpdir" => self.lose(Loss::DirectoryList, value),
+            b"SUN.holesdata" => self.unsupported = text().map(|_| SOLARIS_SPARSE),
+            b"GNU.volume.offset" => {
+                let is_later = number_or_none(value, "offset")?.is_some_and(|offset| offset > 0);
+                self.unsupported = is_later.then_some(super::MULTI_VOLUME);
+            }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattr(name, value)?;
+                    add_xattr(&mut self.xattrs, name, value.to_vec())?;
+                } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
+                    let name = percent_decoded(name).ok_or(HeaderFault::Pax)?;
+                    let value = BASE64.decode(value).map_err(|_| HeaderFault::Pax)?;
+                    add_xattr(&mut self.coded_xattrs, &name, value)?;
                 } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.get_or_insert_default().record(name, value)?;
                 }
@@ -64,23 +98,58 @@ impl Overrides {
         Ok(())
     }
 
-    fn xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), HeaderFault> {
-        if name.is_empty() || name.contains(&0) {
-            return Err(HeaderFault::Pax);
+    fn lose(&mut self, kind: Loss, value: &[u8]) {
+        self.lost.retain(|known| *known != kind);
+        // An empty value takes a global record back.
+        if !value.is_empty() {
+            self.lost.push(kind);
         }
-        self.xattrs.retain(|(known, _)| known != name);
-        let held: usize = self
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
-        // Global headers could otherwise pile attributes up without end.
-        if u64::try_from(held + name.len() + value.len()).map_or(true, |all| all > PAX_BYTES_MAX) {
-            return Err(HeaderFault::PaxSize);
-        }
-        self.xattrs.push((name.to_vec(), value.to_vec()));
-        Ok(())
     }
+
+    /// All extended attributes; of two forms of one, the plain one counts.
+    pub(super) fn take_xattrs(&mut self) -> Vec<Xattr> {
+        let mut all = std::mem::take(&mut self.xattrs);
+        for (name, value) in std::mem::take(&mut self.coded_xattrs) {
+            if !all.iter().any(|(known, _)| *known == name) {
+                all.push((name, value));
+            }
+        }
+        all
+    }
+}
+
+fn add_xattr(xattrs: &mut Vec<Xattr>, name: &[u8], value: Vec<u8>) -> Result<(), HeaderFault> {
+    if name.is_empty() || name.contains(&0) {
+        return Err(HeaderFault::Pax);
+    }
+    xattrs.retain(|(known, _)| known != name);
+    let held: usize = xattrs
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    // Global headers could otherwise pile attributes up without end.
+    if u64::try_from(held + name.len() + value.len()).map_or(true, |all| all > PAX_BYTES_MAX) {
+        return Err(HeaderFault::PaxSize);
+    }
+    xattrs.push((name.to_vec(), value));
+    Ok(())
+}
+
+/// A name in which `%` and two hexadecimal digits stand for a byte.
+fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        if *first != b'%' {
+            bytes.push(*first);
+            rest = after;
+            continue;
+        }
+        let digits = str::from_utf8(after.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &after[2..];
+    }
+    Some(bytes)
 }
 
 impl SparseRecords {
@@ -161,6 +230,24 @@ mod tests {
             overrides.xattrs,
             [(b"user.x".to_vec(), b"a=\n\0b 9 =\n".to_vec())]
         );
+    }
+
+    #[test]
+    fn attributes_of_libarchive_are_decoded_and_yield_to_plain_ones() {
+        let mut overrides = Overrides::default();
+        let mut records = Vec::new();
+        put_record(&mut records, b"LIBARCHIVE.xattr.user.a%3db", b"AAECAw");
+        put_record(&mut records, b"LIBARCHIVE.xattr.user.x", b"b2xk");
+        put_record(&mut records, b"SCHILY.xattr.user.x", b"new");
+        overrides.add(&records).unwrap();
+        let wanted = [
+            (b"user.x".to_vec(), b"new".to_vec()),
+            (b"user.a=b".to_vec(), vec![0, 1, 2, 3]),
+        ];
+        assert_eq!(overrides.take_xattrs(), wanted);
+        let mut wrong = Vec::new();
+        put_record(&mut wrong, b"LIBARCHIVE.xattr.user.a%zz", b"AA");
+        assert_eq!(Overrides::default().add(&wrong), Err(HeaderFault::Pax));
     }
 
     #[test]

@@ -1,21 +1,22 @@
 //! Reading an archive entry by entry from a stream that is neither trusted nor seekable.
 
+pub(crate) use super::header::looks_like_header;
+use super::header::{
+    DUMP_DIRECTORY, SOLARIS_PAX, bytes_after, checksum_holds, fault, header_number, kind_of,
+    lost_kind, own_fields, path_bytes, refused_kind, stored_bytes,
+};
 use super::number;
 use super::pax::{Overrides, SparseRecords};
 use super::sparse::{self, LeadingMap};
-use super::{Entry, Kind, RECORD_BYTES, Segment, Time};
+use super::{Entry, Kind, RECORD_BYTES, Segment};
+use crate::oci::dropped::{Dropped, Loss};
 use crate::oci::error::{Error, HeaderFault, Printable, Result};
-use crate::oci::limits::{PATH_BYTES_MAX, PAX_BYTES_MAX};
+use crate::oci::limits::{COPY_BUFFER_BYTES, PATH_BYTES_MAX, PAX_BYTES_MAX};
 use std::io::{self, Read, Seek};
 use tar::{EntryType, Header};
 
 const RECORD: u64 = 512;
-const ZERO_RECORD: [u8; RECORD_BYTES] = [0; RECORD_BYTES];
-/// GNU tar's volume label, which makes nothing.
-const VOLUME_LABEL: u8 = b'V';
-/// The PAX header of Solaris, the same as `x`.
-const SOLARIS_PAX: u8 = b'X';
-
+pub(super) const ZERO_RECORD: [u8; RECORD_BYTES] = [0; RECORD_BYTES];
 /// The entries of an archive, and the data of the current one.
 pub(crate) struct TarReader<R> {
     inner: R,
@@ -25,6 +26,9 @@ pub(crate) struct TarReader<R> {
     padding_left: u64,
     state: State,
     position_bytes: u64,
+    /// A record that was looked at already.
+    ahead: Option<[u8; RECORD_BYTES]>,
+    dropped: Dropped,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,34 @@ impl<R: Read> TarReader<R> {
             padding_left: 0,
             state: State::Entries,
             position_bytes: 0,
+            ahead: None,
+            dropped: Dropped::default(),
+        }
+    }
+
+    /// What was left out so far.
+    pub(crate) fn into_dropped(self) -> Dropped {
+        self.dropped
+    }
+
+    /// Reads to the end of the stream, and notes what comes after the end of the archive.
+    ///
+    /// # Errors
+    /// As [`TarReader::next_entry`].
+    pub(crate) fn read_rest(&mut self) -> Result<()> {
+        let mut buffer = vec![0; COPY_BUFFER_BYTES];
+        let mut is_noted = false;
+        loop {
+            match self.inner.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(len) if !is_noted && buffer[..len].iter().any(|byte| *byte != 0) => {
+                    is_noted = true;
+                    self.dropped.note(Loss::AfterEnd, b"");
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::archive(error)),
+            }
         }
     }
 
@@ -86,9 +118,18 @@ impl<R: Read> TarReader<R> {
                 kind if kind.as_byte() == SOLARIS_PAX => {
                     announced.pax = Some(self.pax(header, size)?);
                 }
-                kind if kind.as_byte() == VOLUME_LABEL => {
-                    self.begin_data(size)?;
+                kind if lost_kind(kind).is_some() => {
+                    if let Some(loss) = lost_kind(kind) {
+                        self.dropped.note(loss, &path_bytes(header));
+                    }
+                    self.begin_data(bytes_after(kind, size))?;
                     self.skip_data()?;
+                }
+                kind if refused_kind(kind).is_some() => {
+                    return Err(Error::Unsupported {
+                        entry: Printable::from(&*path_bytes(header)),
+                        why: refused_kind(kind).unwrap_or_default(),
+                    });
                 }
                 _ => return self.entry(header, size, announced).map(Some),
             }
@@ -190,6 +231,9 @@ impl<R: Read> TarReader<R> {
 
     /// The next record, or `None` where the stream ends before it.
     fn record(&mut self) -> Result<Option<[u8; RECORD_BYTES]>> {
+        if let Some(block) = self.ahead.take() {
+            return Ok(Some(block));
+        }
         let mut block = ZERO_RECORD;
         let mut filled = 0;
         while filled < RECORD_BYTES {
@@ -251,7 +295,7 @@ impl<R: Read> TarReader<R> {
         let path = sparse_name
             .or(pax.path.take())
             .or(announced.long_path)
-            .unwrap_or_else(|| header.path_bytes().into_owned());
+            .unwrap_or_else(|| path_bytes(header));
         let link = pax.link.take().or(announced.long_link).unwrap_or_else(|| {
             header
                 .link_name_bytes()
@@ -270,11 +314,62 @@ impl<R: Read> TarReader<R> {
             entry.mtime = mtime;
         }
         entry.atime = pax.atime;
-        entry.xattrs = pax.xattrs;
+        if let Some(why) = pax.unsupported {
+            let entry = Printable::from(&*entry.path);
+            return Err(Error::Unsupported { entry, why });
+        }
+        for loss in &pax.lost {
+            self.dropped.note(*loss, &entry.path);
+        }
+        entry.xattrs = pax.take_xattrs();
+        (entry.acl_access, entry.acl_default) = (pax.acl_access.take(), pax.acl_default.take());
+        if self.has_body(header, kind, pax.size_bytes.unwrap_or(size))? {
+            self.pass_over(header, &entry, pax.size_bytes.unwrap_or(size))?;
+        }
         let stored = stored_bytes(kind, pax.size_bytes.unwrap_or(size));
         self.begin_data(stored)?;
         self.content(header, &mut entry, stored, pax.sparse)?;
         Ok(entry)
+    }
+
+    /// Returns whether data follows an entry that is no file. Of hard links POSIX says that it may,
+    /// and many writers state a size without it: then a header or the end comes next.
+    fn has_body(&mut self, header: &Header, kind: Kind, size: u64) -> Result<bool> {
+        if size == 0 {
+            return Ok(false);
+        }
+        match kind {
+            Kind::Directory => Ok(header.entry_type().as_byte() == DUMP_DIRECTORY),
+            Kind::HardLink => {
+                let Some(next) = self.record()? else {
+                    return Ok(false);
+                };
+                self.ahead = Some(next);
+                Ok(next != ZERO_RECORD && !checksum_holds(&next))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Passes over data that has no meaning here.
+    fn pass_over(&mut self, header: &Header, entry: &Entry, size: u64) -> Result<()> {
+        let is_list = header.entry_type().as_byte() == DUMP_DIRECTORY;
+        let loss = if is_list {
+            Loss::DirectoryList
+        } else {
+            Loss::LinkContent
+        };
+        self.dropped.note(loss, &entry.path);
+        // What was looked at is the first record of it.
+        let seen = if self.ahead.take().is_some() {
+            RECORD
+        } else {
+            0
+        };
+        self.begin_data(size)?;
+        self.padding_left = size.saturating_add(self.padding_left).saturating_sub(seen);
+        self.data_left = 0;
+        self.skip_data()
     }
 
     /// Finds out where the stored data belongs; reads the map where it stands before the data.
@@ -340,122 +435,6 @@ impl<R: Read> TarReader<R> {
             }
         }
     }
-}
-
-/// The fields that stand in the entry's own header, checked.
-fn own_fields(
-    header: &Header,
-    path: Vec<u8>,
-    kind: Kind,
-    uid: Option<u64>,
-    gid: Option<u64>,
-) -> Result<Entry> {
-    if path.is_empty() || path.len() > PATH_BYTES_MAX || path.contains(&0) {
-        return Err(fault(&path, HeaderFault::Path));
-    }
-    let old = header.as_old();
-    let number =
-        |value: Option<u64>, what| value.ok_or_else(|| fault(&path, HeaderFault::Number(what)));
-    let owner = |stated: Option<u64>, field: &[u8], what| {
-        let id = number(stated.or_else(|| number::unsigned(field)), what)?;
-        // The highest id means "leave it" to chown(2).
-        u32::try_from(id)
-            .ok()
-            .filter(|id| *id != u32::MAX)
-            .ok_or_else(|| fault(&path, HeaderFault::Number(what)))
-    };
-    let seconds = number::field(&old.mtime);
-    let mode = number(number::unsigned(&old.mode), "mode")? & 0o7777;
-    let (device_major, device_minor) = device(header, kind, &path)?;
-    Ok(Entry {
-        kind,
-        mode: u32::try_from(mode).unwrap_or_default(),
-        uid: owner(uid, &old.uid, "owner")?,
-        gid: owner(gid, &old.gid, "group")?,
-        mtime: Time {
-            seconds: seconds.ok_or_else(|| fault(&path, HeaderFault::Number("time")))?,
-            nanoseconds: 0,
-        },
-        atime: None,
-        link: Vec::new(),
-        size_bytes: 0,
-        segments: Vec::new(),
-        device_major,
-        device_minor,
-        xattrs: Vec::new(),
-        path,
-    })
-}
-
-fn device(header: &Header, kind: Kind, path: &[u8]) -> Result<(u32, u32)> {
-    if !matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
-        return Ok((0, 0));
-    }
-    // The fields lie at the same place in ustar and GNU headers; v7 has no devices.
-    let bytes = header.as_bytes();
-    let number = |field: &[u8]| {
-        number::unsigned(field)
-            .and_then(|value| u32::try_from(value).ok())
-            .ok_or_else(|| fault(path, HeaderFault::Number("device number")))
-    };
-    Ok((number(&bytes[329..337])?, number(&bytes[337..345])?))
-}
-
-fn kind_of(header: &Header, path: &[u8]) -> Result<Kind> {
-    Ok(match header.entry_type() {
-        // Before ustar, a directory was a file whose name ends in a slash.
-        EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => Kind::Directory,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
-        EntryType::Link => Kind::HardLink,
-        EntryType::Symlink => Kind::Symlink,
-        EntryType::Char => Kind::CharDevice,
-        EntryType::Block => Kind::BlockDevice,
-        EntryType::Directory => Kind::Directory,
-        EntryType::Fifo => Kind::Fifo,
-        _ => return Err(fault(path, HeaderFault::Kind)),
-    })
-}
-
-/// How many bytes follow: some writers state a size for entries that have no content.
-const fn stored_bytes(kind: Kind, size: u64) -> u64 {
-    match kind {
-        Kind::File => size,
-        _ => 0,
-    }
-}
-
-fn header_number(header: &Header, field: &[u8], what: &'static str) -> Result<u64> {
-    number::unsigned(field).ok_or_else(|| fault(&header.path_bytes(), HeaderFault::Number(what)))
-}
-
-fn fault(entry: &[u8], fault: HeaderFault) -> Error {
-    Error::Header {
-        entry: Printable::from(entry),
-        fault,
-    }
-}
-
-/// Whether `block` begins like a tar header: its checksum holds.
-pub(crate) fn looks_like_header(block: &[u8]) -> bool {
-    block
-        .first_chunk::<RECORD_BYTES>()
-        .is_some_and(|block| *block != ZERO_RECORD && checksum_holds(block))
-}
-
-/// The sum of all bytes with the checksum's own field as spaces; some old writers took the bytes
-/// as signed.
-fn checksum_holds(block: &[u8; RECORD_BYTES]) -> bool {
-    const FIELD: std::ops::Range<usize> = 148..156;
-    let Some(stated) = number::field(&block[FIELD]) else {
-        return false;
-    };
-    let (mut unsigned, mut signed) = (0_i64, 0_i64);
-    for (place, byte) in block.iter().enumerate() {
-        let byte = if FIELD.contains(&place) { b' ' } else { *byte };
-        unsigned += i64::from(byte);
-        signed += i64::from(byte.cast_signed());
-    }
-    stated == unsigned || stated == signed
 }
 
 impl<R: Read + Seek> TarReader<R> {

@@ -174,7 +174,7 @@ fn claimed_sizes_cost_neither_memory_nor_space() {
     let deep = "d/".repeat(40);
     let mut layer = Tarball::new();
     let mut through = String::new();
-    for number in 0..12 {
+    for number in 0..39 {
         // Each link shortens the way to where the next one goes deeper.
         layer = layer.file(&format!("{through}{deep}x"), b"");
         let target = format!("{through}{deep}");
@@ -182,8 +182,10 @@ fn claimed_sizes_cost_neither_memory_nor_space() {
         through = format!("l{number}/");
     }
     layer = layer.file("d", b"");
-    // Deeper than is walked: refused, not followed without end.
-    assert_eq!(refuse(&layer).raw_os_error(), Some(libc::ENAMETOOLONG));
+    // Deeper than a process may have descriptors, if each level held one.
+    let root = tempfile::tempdir().unwrap();
+    apply_to(root.path(), &layer.bytes()).unwrap();
+    assert!(root.path().join("d").is_file());
 }
 
 proptest! {

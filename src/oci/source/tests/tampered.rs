@@ -243,12 +243,16 @@ fn what_is_no_image_says_what_it_is_not() {
     for bytes in [
         &b""[..],
         b"hello",
-        &[0; 10_240],
-        b"\xfd7zXZ\0 and more",
-        b"BZh9 and more",
+        &[0; 511],
+        b"LZIP and more",
+        b"\x04\x22\x4d\x18 and more",
     ] {
         let error = open_bytes(bytes, None).map(drop).unwrap_err();
         assert!(matches!(error, Error::NotAnImage(_)), "{error}");
+    }
+    for bytes in [&b"\xfd7zXZ\0 and more"[..], b"BZh9 and more"] {
+        let error = open_bytes(bytes, None).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Archive(_)), "{error}");
     }
     let missing = open_path(Path::new("/nonexistent/image"))
         .map(drop)
