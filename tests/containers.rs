@@ -19,6 +19,8 @@ mod images;
 mod kills;
 #[path = "containers/roots.rs"]
 mod roots;
+#[path = "containers/sizes.rs"]
+mod sizes;
 #[path = "containers/stage.rs"]
 mod stage;
 #[path = "containers/trees.rs"]

@@ -270,7 +270,7 @@ fn commit(new: &Commit, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     let created_by = format!("cowshed container commit {}", new.container);
     let image = host
         .commit_container(&new.container, &name, Some(&created_by))
-        .map_err(image::explain)
+        .map_err(|error| host.explain(error))
         .with_context(what)?;
     image::show_imported(&image, console)
 }
@@ -281,7 +281,7 @@ fn copy(copied: &Copy, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     let host = shed.containers().with_context(what)?;
     let report = host
         .copy(&source, &target)
-        .map_err(image::explain)
+        .map_err(|error| host.explain(error))
         .with_context(what)?;
     console.result(&report, String::new)
 }

@@ -7,8 +7,8 @@ use super::part_file::write_file;
 use super::place::FileOrPipe;
 use super::removal;
 use super::shed::Shed;
-use super::size::human;
-use crate::base::{self, Name};
+use super::size::{Size, human};
+use crate::base::Name;
 use crate::container::{self, ExportedImage, Host, ImportOptions, ImportedImage};
 use crate::oci::{self, Compression, Image, Platform, Reference, Select, SourceInput};
 use anyhow::Context;
@@ -28,7 +28,7 @@ pub(super) enum ImageCommand {
     /// Bring an image into the pool; layers that are there already are not stored again
     #[command(
         after_help = "SRC is an OCI layout, a docker-archive or what skopeo's dir: writes, as a \
-        folder or tar, or a root file system;\ntars may be gzip, zstd or plain. All images of an \
+        folder or tar, or a root file system;\ntars may be gzip, zstd, xz, bzip2 or plain. All images of an \
         archive are imported, with --name the one of that name.\n\nExamples:\n  \
         docker save debian:12 | cowshed image import - --name debian:12\n  \
         docker save app db | cowshed image import -\n  \
@@ -67,6 +67,11 @@ pub(super) struct Import {
     #[arg(long, conflicts_with = "platform")]
     #[serde(default)]
     pub rootfs: bool,
+    /// The size of its file system: 64M, 40G. Unless given, it follows the image and leaves 10 GiB
+    /// or more
+    #[arg(long, value_name = "SIZE")]
+    #[serde(default)]
+    pub size: Option<Size>,
 }
 
 /// `cowshed image export`, as it is written.
@@ -196,6 +201,9 @@ pub(super) fn run(command: &ImageCommand, shed: &Shed, console: &Console) -> any
         ImageCommand::Import(new) => {
             let what = || format!("import image {}", new.source);
             let imported = import(new, shed, console).with_context(what)?;
+            for image in &imported {
+                tell_notes(image, console);
+            }
             let text = || shown_lines(&imported);
             console.result(&Several::new(&imported), text)
         }
@@ -246,7 +254,8 @@ fn import(new: &Import, shed: &Shed, console: &Console) -> anyhow::Result<Vec<Im
         tell_oddities(image, name.is_none(), console);
         let options = ImportOptions {
             name: name.clone(),
-            file_system_bytes: None,
+            file_system_bytes: new.size.map(|size| size.0),
+            usual_bytes: None,
         };
         let one = import_one(&host, image, &options, console);
         imported.push(one.with_context(|| {
@@ -275,7 +284,7 @@ fn import_one(
     });
     // What the input says of being cancelled is told as such.
     imported.map_err(|error| match cancel.check() {
-        Ok(()) => explain(error),
+        Ok(()) => error.into(),
         Err(interrupted) => interrupted.into(),
     })
 }
@@ -294,18 +303,6 @@ fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
         console.message(&format!(
             "warning: a name of the image is left out: {fault}"
         ));
-    }
-}
-
-/// Says what it means that a file system in the pool has no room.
-pub(super) fn explain(error: container::Error) -> anyhow::Error {
-    let is_said = matches!(error, container::Error::Pool(base::Error::NoSpace));
-    let is_full = error.is_no_space();
-    let error = anyhow::Error::new(error);
-    if is_full && !is_said {
-        error.context(base::Error::NoSpace)
-    } else {
-        error
     }
 }
 
@@ -389,7 +386,15 @@ impl Write for Cancelled<'_> {
 
 /// Shows an image that a commit made.
 pub(super) fn show_imported(image: &ImportedImage, console: &Console) -> anyhow::Result<()> {
+    tell_notes(image, console);
     console.result(image, || shown_lines(std::slice::from_ref(image)))
+}
+
+/// Tells what was left out of an image.
+fn tell_notes(image: &ImportedImage, console: &Console) {
+    for note in &image.notes {
+        console.message(&format!("warning: {note}"));
+    }
 }
 
 /// A line for each image.

@@ -175,6 +175,19 @@ pub enum Error {
         "{0} does not hold all that was written to it, because a write found no room in the pool or failed: make room, remove it, and write it anew"
     )]
     Incomplete(base::Name),
+    /// The file system in a volume has no room, though the pool has.
+    #[error("the volume's file system of {size_bytes} bytes has no {what} left; {why}")]
+    FileSystemFull {
+        /// What it lacks.
+        what: Shortage,
+        /// How large it is.
+        size_bytes: u64,
+        /// Why it stays so, and what to do.
+        why: Box<str>,
+    },
+    /// The pool could take more, but its host cannot.
+    #[error("the host's file system that holds the pool is full; make room there")]
+    HostFull,
     /// Copying needs exactly one container.
     #[error("exactly one side of a copy is CONTAINER:PATH")]
     CopySides,
@@ -190,6 +203,17 @@ pub enum Error {
     /// Everything of an operation was undone because the caller asked to stop.
     #[error("stopped as asked")]
     Cancelled,
+}
+
+/// What a file system lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// Room for content.
+    #[error("free blocks")]
+    Blocks,
+    /// Room for further files, however small.
+    #[error("free inodes (it holds too many files)")]
+    Inodes,
 }
 
 /// What a name or id stands for.
@@ -271,14 +295,22 @@ impl Error {
         matches!(self, Self::Export(export::ExportError::Attached { .. }))
     }
 
-    /// Whether it is the pool that has no room: a file system in it only says `ENOSPC` or `EIO`.
+    /// Whether something has no room: the pool, its host, or a file system in a volume.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Pool(base::Error::NoSpace) => true,
-            Self::Io { source, .. } => source.raw_os_error() == Some(libc::ENOSPC),
-            Self::Oci(error) => error.raw_os_error() == Some(libc::ENOSPC),
-            _ => false,
+            Self::Pool(base::Error::NoSpace) | Self::HostFull | Self::FileSystemFull { .. } => true,
+            _ => self.raw_os_error() == Some(libc::ENOSPC),
+        }
+    }
+
+    /// The host's errno behind this error, if there is one.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Io { source, .. } => source.raw_os_error(),
+            Self::Oci(error) => error.raw_os_error(),
+            _ => None,
         }
     }
 }

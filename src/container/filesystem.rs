@@ -71,8 +71,8 @@ impl Mode {
 
     const fn options(self) -> &'static str {
         match self {
-            Self::Fill => "data=writeback,nobarrier,noauto_da_alloc,commit=600",
-            // Inode tables that were never written are holes, so nothing has to zero them.
+            // Inode tables that were never written are holes, so nothing has to zero them later.
+            Self::Fill => "data=writeback,nobarrier,noauto_da_alloc,commit=600,noinit_itable",
             Self::Container => "discard,noinit_itable",
             Self::Settle => "",
             Self::Frozen => "noload",
@@ -144,7 +144,7 @@ pub(super) fn fresh(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volume>
     Ok(volume)
 }
 
-fn checked_size(size_bytes: u64) -> Result<u64> {
+pub(super) fn checked_size(size_bytes: u64) -> Result<u64> {
     if !(MIN_SIZE_BYTES..=MAX_SIZE_BYTES).contains(&size_bytes) {
         return Err(Error::Pool(base::Error::InvalidSize {
             what: "a file system",

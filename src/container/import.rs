@@ -13,27 +13,28 @@ use super::error::{Error, Kind, Result};
 use super::filesystem::{self, Mode};
 use super::host::{Host, WorkVolumes};
 use super::record::{self, ImageRecord, LayerRecord};
+use super::room::{LayerRoom, Mounted, Sizing};
 use super::time;
-use crate::base::{self, Name};
+use crate::base::Name;
 use crate::oci::{
-    self, ApplyOptions, Digest, Image, ImageConfig, LayerOrigin, Reference, Select, SourceInput,
+    self, ApplyOptions, Digest, Dropped, Image, ImageConfig, LayerOrigin, Reference, Select,
+    SourceInput,
     chain_above,
 };
-use crate::pool::{Labels, PoolState, Transaction, Volume};
+use crate::pool::{Labels, Transaction, Volume};
 use serde::Serialize;
 use std::fs::File;
-use std::os::fd::AsFd;
-
-/// A pool with less room than this counts as full once a write has failed.
-const FULL_BYTES: u64 = 8 << 20;
 
 /// How an image is imported.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
     /// The name that it gets; the names that it brings along unless given.
     pub name: Option<Name>,
-    /// The size of the file system, if the lowest layer is new.
+    /// The size of the file systems of new layers. Unless given, it follows the image and leaves
+    /// the usual room.
     pub file_system_bytes: Option<u64>,
+    /// The usual room; 10 GiB unless given.
+    pub usual_bytes: Option<u64>,
 }
 
 /// An image that is in the pool now.
@@ -47,6 +48,9 @@ pub struct ImportedImage {
     pub names: Vec<String>,
     /// Its layers, lowest first.
     pub layers: Vec<ImportedLayer>,
+    /// What was left out of it, a line for each kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One layer of an imported image.
@@ -122,14 +126,17 @@ impl Host {
                 .collect(),
         };
         let mut work = WorkVolumes::new(self.pool());
+        let mut dropped = Dropped::default();
         let stack = self
-            .import_layers(image, options, progress, &mut work)
+            .import_layers(image, options, progress, &mut work, &mut dropped)
             .map_err(|error| self.explain(error))?;
         let config = match image.config() {
             Some(config) => config.clone(),
             None => config_of_root(&stack)?,
         };
-        let imported = self.settle_image(&config, &names, stack)?;
+        let too_late = size_without_effect(options, &stack);
+        let mut imported = self.settle_image(&config, &names, stack)?;
+        imported.notes = dropped.lines().chain(too_late).collect();
         work.keep();
         Ok(imported)
     }
@@ -140,6 +147,7 @@ impl Host {
         options: &ImportOptions,
         progress: &mut dyn FnMut(ImportProgress) -> bool,
         work: &mut WorkVolumes<'_>,
+        dropped: &mut Dropped,
     ) -> Result<Vec<StackedLayer>> {
         let layers = image.layers().len();
         let mut stack: Vec<StackedLayer> = Vec::new();
@@ -153,7 +161,10 @@ impl Host {
             let below = stack.last();
             let layer = match self.present_layer(image, index, below)? {
                 Some(present) => present,
-                None => self.apply_layer(image, index, below, options, work)?,
+                None => {
+                    let volume = self.layer_to_fill(below, options, work)?;
+                    self.apply_layer(image, index, below, volume, options, dropped)?
+                }
             };
             stack.push(layer);
         }
@@ -191,35 +202,62 @@ impl Host {
         }))
     }
 
+    /// A volume in work that holds what is below the next layer.
+    fn layer_to_fill(
+        &self,
+        below: Option<&StackedLayer>,
+        options: &ImportOptions,
+        work: &mut WorkVolumes<'_>,
+    ) -> Result<Volume> {
+        let wanted_bytes = options.file_system_bytes;
+        let parent = match below {
+            Some(below) => below.volume.clone(),
+            None => {
+                let size_bytes = wanted_bytes.unwrap_or_else(|| options.usual_bytes());
+                filesystem::template(self.pool(), size_bytes, &self.work_name()?)?
+            }
+        };
+        let min_bytes = parent.size_bytes();
+        match wanted_bytes.map(filesystem::checked_size).transpose()? {
+            Some(size_bytes) if size_bytes < min_bytes => Err(Error::TooSmall { min_bytes }),
+            Some(size_bytes) if size_bytes > min_bytes => {
+                self.larger_copy(&parent, size_bytes, work)
+            }
+            _ => {
+                let volume = self.pool().clone_volume(&parent, &self.work_name()?)?;
+                work.push(volume.clone());
+                Ok(volume)
+            }
+        }
+    }
+
     fn apply_layer(
         &self,
         image: &Image,
         index: usize,
         below: Option<&StackedLayer>,
+        volume: Volume,
         options: &ImportOptions,
-        work: &mut WorkVolumes<'_>,
+        dropped: &mut Dropped,
     ) -> Result<StackedLayer> {
-        let parent = match below {
-            Some(below) => below.volume.clone(),
-            None => {
-                let size_bytes = options.file_system_bytes;
-                let size_bytes = size_bytes.unwrap_or(filesystem::DEFAULT_SIZE_BYTES);
-                filesystem::template(self.pool(), size_bytes, &self.work_name()?)?
-            }
-        };
-        let volume = self.pool().clone_volume(&parent, &self.work_name()?)?;
-        work.push(volume.clone());
         let mut reader = image.open_layer(index)?;
         let mounted = self.mount_for_work(&volume, Mode::Fill)?;
         let root = File::open(mounted.path()).map_err(Error::io("open", mounted.path()))?;
+        let sizing = match options.file_system_bytes {
+            Some(_) => Sizing::Fixed,
+            None => Sizing::Following {
+                usual_bytes: options.usual_bytes(),
+            },
+        };
+        let mut room = LayerRoom::new(self, &volume, mounted.path(), Mounted::ForWork, sizing)?;
         let strict = image.layers()[index].diff_id.is_none();
         let options = ApplyOptions {
             require_end_marker: strict,
         };
-        oci::apply(root.as_fd(), &mut reader, options)?;
+        let applied = oci::apply_with(root.into(), &mut reader, options, &mut room);
+        dropped.add(applied.map_err(|error| room.explain(error))?.dropped);
         let found = reader.finish()?;
-        // An open directory would keep the mount busy.
-        drop(root);
+        room.settle()?;
         mounted.unmount()?;
         self.pool().freeze(&volume)?;
         let chain_id = chain_above(below.map(|layer| layer.record.chain_id), found.diff_id);
@@ -273,6 +311,7 @@ impl Host {
             name: names.first().cloned(),
             names,
             layers,
+            notes: Vec::new(),
         })
     }
 
@@ -295,24 +334,25 @@ impl Host {
         }
         Ok(())
     }
+}
 
-    /// A full pool looks like a failing disk to the file system in it; says what it is.
-    pub(super) fn explain(&self, error: Error) -> Error {
-        match error {
-            Error::Io { .. } | Error::Oci(_) | Error::Export(_) if self.is_full() => {
-                Error::Pool(base::Error::NoSpace)
-            }
-            other => other,
-        }
+impl ImportOptions {
+    fn usual_bytes(&self) -> u64 {
+        self.usual_bytes.unwrap_or(filesystem::DEFAULT_SIZE_BYTES)
     }
+}
 
-    /// Whether the pool may have refused a write just now: the largest request and what its
-    /// bookkeeping takes do not fit any more.
-    fn is_full(&self) -> bool {
-        self.pool()
-            .status()
-            .is_ok_and(|now| now.state == PoolState::Full || now.free_bytes < FULL_BYTES)
-    }
+/// A line about a size that was asked for, where the top layer was in the pool with another.
+fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Option<String> {
+    let wanted_bytes = options.file_system_bytes?;
+    let top = stack.last().filter(|layer| layer.reused)?;
+    let size_bytes = top.volume.size_bytes();
+    (size_bytes != wanted_bytes).then(|| {
+        format!(
+            "the layers are in the pool already, in file systems of {size_bytes} bytes: the size \
+             has no effect; make containers with a size of their own"
+        )
+    })
 }
 
 impl StackedLayer {

@@ -25,7 +25,8 @@ const NAME_TRIES: u32 = 8;
 pub struct CreateContainer {
     /// Its name; two random words unless given.
     pub name: Option<Name>,
-    /// The size of its file system; the image's unless given, and never less.
+    /// The size of its file system; the image's unless given, or more where the image leaves little
+    /// of the usual room; and never less.
     pub size_bytes: Option<u64>,
 }
 
@@ -85,7 +86,12 @@ impl Host {
     ) -> Result<CreatedContainer> {
         let origin = self.origin(image)?;
         let layer_bytes = origin.layer.size_bytes();
-        let size_bytes = options.size_bytes.unwrap_or(layer_bytes);
+        let size_bytes = match options.size_bytes {
+            Some(size_bytes) => size_bytes,
+            None => self
+                .size_with_room(&origin.layer, filesystem::DEFAULT_SIZE_BYTES)?
+                .unwrap_or(layer_bytes),
+        };
         check_size(size_bytes, layer_bytes)?;
         let mut work = WorkVolumes::new(self.pool());
         let mut larger = None;

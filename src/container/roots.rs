@@ -54,7 +54,7 @@ pub enum RootUse {
 }
 
 impl RootUse {
-    const fn mode(self) -> Mode {
+    pub(super) const fn mode(self) -> Mode {
         match self {
             Self::Fill => Mode::Fill,
             Self::Container => Mode::Container,
@@ -257,6 +257,18 @@ impl Host {
         tracing::debug!(volume = %volume.name(), device = %device.display(), "handed out");
         root.device = Some(device.clone());
         Ok(device)
+    }
+
+    /// Does `work` while nobody shows, seals or hides the root; it is given what the root was mounted
+    /// for, where that is known.
+    pub(super) fn with_root_held<T>(
+        &self,
+        volume: &Volume,
+        work: impl FnOnce(Option<RootUse>) -> T,
+    ) -> T {
+        let root = self.roots.of(volume.id());
+        let root = root.lock();
+        work(root.mounted.as_ref().and_then(|mounted| mounted.purpose))
     }
 
     /// Keeps the volume's file for somebody else to use, and answers its path.

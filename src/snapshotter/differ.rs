@@ -10,7 +10,7 @@ use super::record::{Index, Kind};
 use super::wire::Mount;
 use crate::base;
 use crate::base::sync::RwLock;
-use crate::container::{self, Host, LayerOptions};
+use crate::container::{self, Host, LayerOptions, Sizing};
 use crate::oci::{self, Compression, Digest, LayerInfo, LayerReader, LayerSummary, Time};
 use crate::pool::Volume;
 use std::io::Read;
@@ -21,12 +21,13 @@ use tonic::{Code, Status};
 /// The label of a compressed blob that holds the digest of what is in it.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 /// Names that Docker has for layers; OCI's own are `Compression`'s.
-const DOCKER_LAYERS: [&str; 5] = [
+const DOCKER_LAYERS: [&str; 6] = [
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
 ];
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const OCI_FOREIGN_LAYER: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
@@ -100,6 +101,9 @@ const fn layer_code(error: &oci::Error) -> Code {
         | oci::Error::Header { .. }
         | oci::Error::Escapes { .. }
         | oci::Error::ReservedName(_)
+        | oci::Error::Unsupported { .. }
+        | oci::Error::Attributes { .. }
+        | oci::Error::Window
         | oci::Error::NotAnImage(_) => Code::InvalidArgument,
         _ => Code::Unknown,
     }
@@ -110,11 +114,33 @@ pub(super) struct Differ {
     host: Arc<Host>,
     /// What is known of the snapshots.
     index: Arc<RwLock<Index>>,
+    /// The room that a snapshot usually has.
+    usual_bytes: u64,
 }
 
 impl Differ {
-    pub(super) const fn new(host: Arc<Host>, index: Arc<RwLock<Index>>) -> Self {
-        Self { host, index }
+    pub(super) const fn new(host: Arc<Host>, index: Arc<RwLock<Index>>, usual_bytes: u64) -> Self {
+        Self {
+            host,
+            index,
+            usual_bytes,
+        }
+    }
+
+    /// A snapshot that is to be filled grows with the layer; any other keeps the size that was
+    /// asked for.
+    fn sizing_of(&self, volume: &Volume) -> Sizing {
+        let index = self.index.read();
+        let mut of_it = index
+            .iter()
+            .filter(|(_, record)| record.volume() == volume.id());
+        if of_it.any(|(_, record)| record.fill) {
+            Sizing::Following {
+                usual_bytes: self.usual_bytes,
+            }
+        } else {
+            Sizing::Fixed
+        }
     }
 
     /// The namespace of the snapshots that the mounts show, if all are of the same one: containerd
@@ -174,8 +200,12 @@ impl Differ {
             size_bytes,
         };
         let reader = LayerReader::over(blob, &info)?;
-        let applied = self.host.fill_root(&volume, reader);
-        let applied = applied.map_err(|error| said_better(error, &failure))?;
+        let sizing = self.sizing_of(&volume);
+        let applied = self.host.fill_root(&volume, reader, sizing);
+        let (applied, dropped) = applied.map_err(|error| said_better(error, &failure))?;
+        for line in dropped.lines() {
+            tracing::warn!(layer = %digest, "{line}");
+        }
         if request.sync_fs {
             self.host.sync_root(&volume)?;
         }

@@ -47,9 +47,10 @@ impl Server {
     pub fn start(socket: StdListener, host: Arc<Host>, options: Options) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let containerd = options.containerd_address.clone();
+        let usual_bytes = options.size_bytes;
         let store = Store::open(Arc::clone(&host), options).map_err(io::Error::other)?;
         let store = Arc::new(store);
-        let differ = Differ::new(host, Arc::clone(store.index()));
+        let differ = Differ::new(host, Arc::clone(store.index()), usual_bytes);
         let runtime = Builder::new_multi_thread()
             .worker_threads(MESSAGE_THREADS)
             .max_blocking_threads(CALLS_MAX)

@@ -231,6 +231,11 @@ impl FileSystem {
         self.number
     }
 
+    /// Its directory that was opened.
+    pub(crate) fn into_directory(self) -> File {
+        self.directory
+    }
+
     /// Writes everything of it to its device.
     ///
     /// # Errors

@@ -121,6 +121,7 @@ fn a_root_file_system_is_an_image_of_one_layer_even_from_a_pipe() {
     let options = ImportOptions {
         name,
         file_system_bytes: Some(256 << 20),
+        ..ImportOptions::default()
     };
     let piped = stage
         .host

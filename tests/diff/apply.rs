@@ -3,7 +3,7 @@
 use crate::client::refused;
 use crate::differ::{GZIP, TAR, ZSTD, descriptor};
 use crate::fixtures::{busybox, listing, reference};
-use crate::stage::{Stage, gzipped, place};
+use crate::stage::{Stage, gzipped, place, shell};
 use crate::wire::Mount;
 use cowshed::oci::Digest;
 use cowshed::snapshotter::MountMode;
@@ -47,6 +47,33 @@ fn layers_are_applied_as_gnu_tar_does_and_told_by_their_content() {
     stage.client.remove("view").unwrap();
     let state = stage.store.state();
     assert_eq!(state.namespaces, [Some("test".to_owned())].into());
+}
+
+#[test]
+fn a_snapshot_that_is_unpacked_grows_with_its_layer_and_leaves_the_usual_room() {
+    const USUAL: u64 = 64 << 20;
+    let mut stage = Stage::with_snapshots_of(USUAL);
+    let folder = stage.folder("content");
+    let script = "head -c 200M /dev/urandom > large; tar -cf ../layer.tar large";
+    shell(&folder, script);
+    let bytes = fs::read(folder.parent().unwrap().join("layer.tar")).unwrap();
+    let blob = stage.blob(TAR, bytes);
+    let key = format!("extract-1 {}", blob.digest);
+    let mount = stage.client.prepare(&key, "").unwrap();
+    stage.differ.apply(blob.clone(), &mount).unwrap();
+    stage.client.commit("layer", &key).unwrap();
+    let mount = stage.client.prepare("container", "layer").unwrap();
+    let found = nix::sys::statvfs::statvfs(place(&mount)).unwrap();
+    let left = found.blocks_available() * found.fragment_size();
+    assert!(left >= USUAL, "a container has {left} bytes");
+    // A container's own root keeps the size that was asked for, whatever is applied to it.
+    let mount = stage.client.prepare("other", "").unwrap();
+    let refused = stage.differ.apply(blob, &mount).unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("free blocks"), "{refused}");
+    for key in ["container", "other"] {
+        stage.client.remove(key).unwrap();
+    }
 }
 
 #[test]

@@ -40,14 +40,19 @@ impl Stage {
     }
 
     pub(crate) fn with_mounts(mounts: MountMode) -> Self {
-        Self::start(mounts, 6 << 30)
+        Self::start(mounts, 6 << 30, 1 << 30)
     }
 
     pub(crate) fn of_size(size_bytes: u64) -> Self {
-        Self::start(MountMode::Dir, size_bytes)
+        Self::start(MountMode::Dir, size_bytes, 1 << 30)
     }
 
-    fn start(mounts: MountMode, size_bytes: u64) -> Self {
+    /// With snapshots of this size.
+    pub(crate) fn with_snapshots_of(size_bytes: u64) -> Self {
+        Self::start(MountMode::Dir, 6 << 30, size_bytes)
+    }
+
+    fn start(mounts: MountMode, size_bytes: u64, snapshot_bytes: u64) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cowshed-diff-")
             .tempdir()
@@ -65,7 +70,7 @@ impl Stage {
         let socket = folder.path().join("snapshots.sock");
         let options = Options {
             mounts,
-            size_bytes: 1 << 30,
+            size_bytes: snapshot_bytes,
             containerd_address: Some(store.socket.clone()),
         };
         let listener = UnixListener::bind(&socket).unwrap();

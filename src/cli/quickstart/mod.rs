@@ -131,7 +131,7 @@ impl Show<'_> {
         let image = host.open_image(source, None).context("open the image")?;
         let options = ImportOptions {
             name: Some(Name::new(sample::NAME)?),
-            file_system_bytes: None,
+            ..ImportOptions::default()
         };
         let cancel = self.console.cancel();
         let imported = host.import_image(&image, &options, &mut |_| !cancel.is_cancelled());

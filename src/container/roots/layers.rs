@@ -10,15 +10,17 @@ use super::super::diff::Instant;
 use super::super::error::{Error, Result};
 use super::super::filesystem::Mode;
 use super::super::host::{Host, WorkVolumes};
+use super::super::room::{LayerRoom, Mounted, Sizing};
 use super::RootUse;
 use crate::oci::{
-    self, ApplyOptions, Compression, LayerDigest, LayerReader, LayerSummary, LayerWriter, Time,
+    self, ApplyOptions, Compression, Dropped, LayerDigest, LayerReader, LayerSummary, LayerWriter,
+    Time,
 };
 use crate::pool::Volume;
 use crate::sys::mount;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::path::Path;
 
 /// How a layer is written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,24 +32,41 @@ pub struct LayerOptions {
 }
 
 impl Host {
-    /// Unpacks `layer` into the root, which is mounted for that if it was not; answers what the
-    /// layer turned out to be. After a failure the root holds a part of it.
+    /// Unpacks `layer` into the root, which is mounted for that if it was not; returns what the
+    /// layer turned out to be and what was left out. After a failure the root holds a part of it.
     ///
     /// # Errors
     /// `Oci` when the layer is not what was stated of it or cannot be trusted, `Pool` with
-    /// `NoSpace`, and what the host answers.
-    pub fn fill_root(&self, volume: &Volume, mut layer: LayerReader) -> Result<LayerDigest> {
+    /// `NoSpace`, `FileSystemFull`, and what the host answers.
+    pub fn fill_root(
+        &self,
+        volume: &Volume,
+        layer: LayerReader,
+        sizing: Sizing,
+    ) -> Result<(LayerDigest, Dropped)> {
         let path = self.mount_root(volume, RootUse::Container)?;
-        let root = File::open(&path).map_err(Error::io("open", &path))?;
-        let options = ApplyOptions::default();
-        let applied = oci::apply(root.as_fd(), &mut layer, options)
-            .and_then(|_| layer.finish())
-            .map_err(|error| self.explain(error.into()));
-        drop(root);
+        let applied = self.fill_mounted(volume, &path, layer, sizing);
         let unmounted = self.unmount_device(volume);
         // The first failure is the one to report.
         let applied = applied?;
         unmounted.map(|()| applied)
+    }
+
+    fn fill_mounted(
+        &self,
+        volume: &Volume,
+        path: &Path,
+        mut layer: LayerReader,
+        sizing: Sizing,
+    ) -> Result<(LayerDigest, Dropped)> {
+        let root = File::open(path).map_err(Error::io("open", path))?;
+        let mut room = LayerRoom::new(self, volume, path, Mounted::AsRoot, sizing)?;
+        let options = ApplyOptions::default();
+        let applied = oci::apply_with(root.into(), &mut layer, options, &mut room)
+            .and_then(|applied| Ok((layer.finish()?, applied.dropped)));
+        let applied = applied.map_err(|error| room.explain(error))?;
+        room.settle().map_err(|error| self.explain(error))?;
+        Ok(applied)
     }
 
     /// Unmounts a root that was handed out as a device, and mounted here only to work on it.

@@ -139,8 +139,16 @@ impl Store {
         if wanted.kind == Kind::View {
             return Ok(Origin::Shared(below));
         }
-        let default = (!wanted.fill).then_some(self.options.size_bytes);
-        let size_bytes = size_bytes.or(default).unwrap_or(0);
+        let size_bytes = match size_bytes {
+            Some(size_bytes) => size_bytes,
+            // Whoever writes into it need not be a differ of ours, which would make room.
+            None => {
+                let usual_bytes = self.options.size_bytes;
+                let roomy = self.host.size_with_room(&below, usual_bytes)?;
+                let default = if wanted.fill { 0 } else { usual_bytes };
+                roomy.unwrap_or(default)
+            }
+        };
         if size_bytes > below.size_bytes() {
             let grown = self.host.grown_root(&below, size_bytes)?;
             return Ok(Origin::Ready(grown.id()));

@@ -39,6 +39,7 @@ impl Stage {
         let options = ImportOptions {
             name: Some(Name::new(name).unwrap()),
             file_system_bytes: Some(1 << 30),
+            ..ImportOptions::default()
         };
         self.host
             .import_image(&image, &options, &mut |_| true)
