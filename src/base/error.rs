@@ -1,5 +1,6 @@
 //! What can go wrong in the engine, kept distinct up to the command line.
 
+use super::cancel::Cancelled;
 use super::name::Name;
 use super::units::{BlockAddr, BlockIndex, Generation, Sequence, VolumeId};
 use std::io;
@@ -119,6 +120,9 @@ pub enum Error {
     /// The pool was closed while the call ran.
     #[error("the pool is closed")]
     Closed,
+    /// The work was cancelled; nothing half-made is left.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
 }
 
 impl Error {
@@ -159,6 +163,7 @@ impl Error {
             Self::InUse | Self::Busy(_) => libc::EBUSY,
             Self::NotFrozen(_) | Self::NotAncestor { .. } => libc::EINVAL,
             Self::DeviceNotEmpty { .. } => libc::EEXIST,
+            Self::Cancelled(_) => libc::ECANCELED,
             Self::Corrupt(_) | Self::NotAPool | Self::Incompatible { .. } | Self::Closed => {
                 libc::EIO
             }

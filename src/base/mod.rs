@@ -2,6 +2,7 @@
 //!
 //! Nothing here does input or output, and nothing here knows the pool.
 
+pub mod cancel;
 pub mod checksum;
 pub mod codec;
 pub mod error;
@@ -12,6 +13,7 @@ pub mod turns;
 pub mod units;
 pub mod waiting;
 
+pub use cancel::{Cancel, Cancelled};
 pub use error::{CorruptKind, Error, Result};
 pub use name::Name;
 pub use units::{BLOCK_BYTES, BLOCK_SHIFT, BlockAddr, BlockIndex, Generation, Sequence, VolumeId};

@@ -7,16 +7,16 @@
 use super::logging;
 use super::output::{self, Column};
 use super::progress::Progress;
+use super::streams::{Input, Output};
+use crate::base::Cancel;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How often a command that waits for input looks whether it was cancelled.
-const CANCEL_POLL_MS: u16 = 100;
+/// How long a message may wait for its reader, in milliseconds; then it is lost.
+const MESSAGE_TIME_MS: u16 = 1000;
 
 /// How results and messages are shown.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -44,46 +44,6 @@ impl Style {
             self.terminal_columns = Some(columns.unwrap_or(USUAL_COLUMNS));
         }
         self
-    }
-}
-
-/// Says to a command that nobody waits for it any longer. Clones are the same token.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Cancel(Arc<AtomicBool>);
-
-/// The command was cancelled by a signal, or its client went away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("interrupted")]
-pub(super) struct Interrupted;
-
-impl Cancel {
-    /// Cancels.
-    pub(super) fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it was cancelled.
-    #[must_use]
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Stops a loop that was cancelled.
-    ///
-    /// # Errors
-    /// `Interrupted` after `cancel`.
-    pub(super) fn check(&self) -> Result<(), Interrupted> {
-        if self.is_cancelled() {
-            Err(Interrupted)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// The flag itself, for signal handlers.
-    #[must_use]
-    pub(super) fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
     }
 }
 
@@ -141,10 +101,7 @@ impl Console {
     /// # Errors
     /// When there are no file descriptors left.
     pub(super) fn input(&self) -> io::Result<Input> {
-        Ok(Input {
-            file: self.input.try_clone()?,
-            cancel: self.cancel.clone(),
-        })
+        Ok(Input::new(self.input.try_clone()?, self.cancel.clone()))
     }
 
     /// The standard output, for results that are bytes.
@@ -198,8 +155,8 @@ impl Console {
     /// # Errors
     /// As `result`.
     pub(super) fn print(&self, text: &str) -> anyhow::Result<()> {
-        (&self.output)
-            .write_all(text.as_bytes())
+        Output::new(&self.output, &self.cancel)
+            .and_then(|mut output| output.write_all(text.as_bytes()))
             .map_err(output_error)
     }
 
@@ -212,6 +169,10 @@ impl Console {
 
     /// Tells something that `-q` does not silence.
     pub(super) fn complain(&self, text: &str) {
+        let mut fds = [PollFd::new(self.error.as_fd(), PollFlags::POLLOUT)];
+        if let Ok(0) = poll(&mut fds, PollTimeout::from(MESSAGE_TIME_MS)) {
+            return;
+        }
         // A message that nobody can read is lost, and nothing else is wrong.
         let _ = (&self.error).write_all(format!("{text}\n").as_bytes());
     }
@@ -253,45 +214,10 @@ pub(super) fn own_streams() -> io::Result<[OwnedFd; 3]> {
     ])
 }
 
-/// An input of a command, read until its end or until the command is cancelled.
-#[derive(Debug)]
-pub(super) struct Input {
-    file: File,
-    cancel: Cancel,
-}
-
-impl Input {
-    /// `file` as an input of the command that `cancel` cancels.
-    #[must_use]
-    pub(super) const fn new(file: File, cancel: Cancel) -> Self {
-        Self { file, cancel }
-    }
-
-    /// The file behind it.
-    #[must_use]
-    pub(super) const fn file(&self) -> &File {
-        &self.file
-    }
-}
-
-impl Read for Input {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            self.cancel.check().map_err(io::Error::other)?;
-            let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::from(CANCEL_POLL_MS)) {
-                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
-                Ok(_) => return self.file.read(buf),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
+    use std::io::Read;
 
     fn console(input: impl Into<OwnedFd>, output: impl Into<OwnedFd>, style: Style) -> Console {
         let error = File::options().write(true).open("/dev/null").unwrap();
@@ -300,28 +226,6 @@ mod tests {
             style,
             Cancel::default(),
         )
-    }
-
-    #[test]
-    fn waiting_for_input_ends_when_the_command_is_cancelled() {
-        let (reader, _writer) = io::pipe().unwrap();
-        let (_reader, output) = io::pipe().unwrap();
-        let console = console(reader, output, Style::default());
-        let cancel = console.cancel().clone();
-        let canceller = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(50));
-            cancel.cancel();
-        });
-        let start = Instant::now();
-        let error = console.input().unwrap().read(&mut [0; 16]).unwrap_err();
-        assert!(
-            error
-                .get_ref()
-                .is_some_and(|inner| inner.is::<Interrupted>()),
-            "{error}"
-        );
-        assert!(start.elapsed() < Duration::from_secs(5));
-        canceller.join().unwrap();
     }
 
     #[test]

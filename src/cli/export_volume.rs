@@ -8,6 +8,7 @@ use super::failure::Usage;
 use super::part_file::write_file;
 use super::place::FileOrPipe;
 use super::progress::Progress;
+use super::streams::Output;
 use crate::pool::{ExtentKind, Pool, Volume};
 use anyhow::Context;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -47,7 +48,7 @@ pub(super) fn export(
         }
         FileOrPipe::File(path) => path,
     };
-    let copied = write_file(path.as_path(), |file, seekable| {
+    let copied = write_file(path.as_path(), console.cancel(), |file, seekable| {
         copy(&volume, file, seekable, console)
     });
     copied.with_context(what)?;
@@ -66,15 +67,16 @@ fn is_seekable(file: &File) -> bool {
 
 fn copy(volume: &Volume, output: &File, seekable: bool, console: &Console) -> anyhow::Result<()> {
     let size_bytes = volume.size_bytes();
-    let copy = Copy {
+    let mut copy = Copy {
         volume,
-        output,
-        console,
+        output: Output::new(output, console.cancel()).map_err(output_error)?,
+        seekable: output,
         progress: console.progress("export", Some(size_bytes)),
     };
     let mut buf = vec![0; CHUNK_BYTES];
     let mut at = 0;
     while let Some(extent) = volume.extent_at(at)? {
+        console.cancel().check()?;
         let len_bytes = extent.len_bytes.min(size_bytes.saturating_sub(at));
         if len_bytes == 0 {
             break;
@@ -98,13 +100,14 @@ fn copy(volume: &Volume, output: &File, seekable: bool, console: &Console) -> an
 
 struct Copy<'a> {
     volume: &'a Volume,
-    output: &'a File,
-    console: &'a Console,
+    output: Output,
+    /// The same file, where holes are left by moving on.
+    seekable: &'a File,
     progress: Progress,
 }
 
 impl Copy<'_> {
-    fn data(&self, start: u64, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
+    fn data(&mut self, start: u64, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
         let mut done = 0;
         while done < len_bytes {
             let len = chunk_len(len_bytes - done);
@@ -115,7 +118,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    fn zeros(&self, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
+    fn zeros(&mut self, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
         buf.fill(0);
         let mut done = 0;
         while done < len_bytes {
@@ -128,18 +131,15 @@ impl Copy<'_> {
 
     fn skip(&self, len_bytes: u64) -> anyhow::Result<()> {
         let len = i64::try_from(len_bytes).context("a hole is too long for this host")?;
-        (&mut &*self.output)
+        (&mut &*self.seekable)
             .seek(SeekFrom::Current(len))
             .map_err(output_error)?;
         self.progress.advance(len_bytes);
         Ok(())
     }
 
-    fn write(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        self.console.cancel().check()?;
-        (&mut &*self.output)
-            .write_all(bytes)
-            .map_err(output_error)?;
+    fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.output.write_all(bytes).map_err(output_error)?;
         self.progress.advance(bytes.len() as u64);
         Ok(())
     }

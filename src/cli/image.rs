@@ -1,6 +1,6 @@
 //! `cowshed image …`: images and their layers.
 
-use super::console::{Cancel, Console, output_error};
+use super::console::{Console, output_error};
 use super::failure::Usage;
 use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
@@ -8,6 +8,7 @@ use super::place::FileOrPipe;
 use super::removal;
 use super::shed::Shed;
 use super::size::{Size, human};
+use super::streams::{Input, Output};
 use crate::base::Name;
 use crate::container::{self, ExportedImage, Host, ImportOptions, ImportedImage};
 use crate::oci::{self, Compression, Image, Platform, Reference, Select, SourceInput};
@@ -17,7 +18,9 @@ use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::BufWriter;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 /// Letters of an id that lists show.
 const SHORT_ID: usize = 12;
@@ -310,6 +313,9 @@ fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
 fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Vec<Image>> {
     let input = match &new.source {
         FileOrPipe::Pipe => SourceInput::Stream(Box::new(console.input()?)),
+        FileOrPipe::File(path) if is_stream(path.as_path()) => {
+            SourceInput::Stream(Box::new(Input::open(path.as_path(), console.cancel())?))
+        }
         FileOrPipe::File(path) => SourceInput::Path(path.as_path().to_owned()),
     };
     let select = Select {
@@ -329,6 +335,12 @@ fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Vec<Imag
     })
 }
 
+/// Whether there is a named pipe or a device, on which one may wait.
+fn is_stream(path: &Path) -> bool {
+    let found = path.metadata().map(|found| found.file_type());
+    found.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device())
+}
+
 fn export_images(export: &Export, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     let what = || format!("export {} to {}", export.described(), export.file);
     let host = shed.containers().with_context(what)?;
@@ -339,10 +351,8 @@ fn export_images(export: &Export, shed: &Shed, console: &Console) -> anyhow::Res
     };
     let images: Vec<&str> = export.images.iter().map(String::as_str).collect();
     let write = |file: &File| -> anyhow::Result<Vec<ExportedImage>> {
-        let output = BufWriter::new(Cancelled {
-            file,
-            cancel: console.cancel(),
-        });
+        let output = Output::new(file, console.cancel()).map_err(output_error)?;
+        let output = BufWriter::new(output);
         let (output, exported) = host.export_images(&images, compression, output)?;
         output
             .into_inner()
@@ -361,26 +371,10 @@ fn export_images(export: &Export, shed: &Shed, console: &Console) -> anyhow::Res
         }
         FileOrPipe::Pipe => write(console.output()).map(drop).with_context(what),
         FileOrPipe::File(path) => {
-            let exported = write_file(path.as_path(), |file, _| write(file)).with_context(what)?;
+            let exported = write_file(path.as_path(), console.cancel(), |file, _| write(file))
+                .with_context(what)?;
             console.result(&Several::new(&exported), String::new)
         }
-    }
-}
-
-/// A file that takes no more once the command is cancelled.
-struct Cancelled<'a> {
-    file: &'a File,
-    cancel: &'a Cancel,
-}
-
-impl Write for Cancelled<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.cancel.check().map_err(io::Error::other)?;
-        self.file.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
     }
 }
 

@@ -6,15 +6,16 @@
 //! - A volume with that label belongs to a running import. When the pool is opened there is none,
 //!   so `remove_unfinished` removes what a killed import left.
 
-use super::console::{Console, Input};
+use super::console::Console;
 use super::disk_image::{HEAD_BYTES, TAIL_BYTES, recognise};
 use super::place::{FileOrPipe, HostPath};
+use super::streams::Input;
 use super::volume::Import as Wanted;
 use super::{kept_names, sectors};
 use crate::base::{BLOCK_BYTES, Error, Name};
 use crate::pool::{Labels, Pool, Volume};
+use crate::sys::extent;
 use anyhow::Context;
-use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::io::{self, Read};
@@ -134,12 +135,12 @@ struct Import<'a> {
 
 impl Import<'_> {
     fn copy_path(&self, path: &HostPath) -> anyhow::Result<()> {
-        let file = File::open(path.as_path())?;
-        let kind = file.metadata()?.file_type();
+        let input = Input::open(path.as_path(), self.console.cancel())?;
+        let kind = input.file().metadata()?.file_type();
         if kind.is_dir() {
             anyhow::bail!("it is a folder; `cowshed image import` takes folders");
         }
-        self.copy(Input::new(file, self.console.cancel().clone()))
+        self.copy(input)
     }
 
     fn copy(&self, mut input: Input) -> anyhow::Result<()> {
@@ -157,7 +158,7 @@ impl Import<'_> {
         let progress = self.console.progress("import", Some(size_bytes));
         let mut buf = vec![0; CHUNK_BYTES];
         let mut at = range.start;
-        while let Some(data) = next_data(file, at, range.end)? {
+        while let Some(data) = extent::next_data(file, at, range.end)? {
             progress.advance(data.start - at);
             at = data.start;
             while at < data.end {
@@ -271,48 +272,11 @@ fn seekable_range(file: &File) -> Option<Range<u64>> {
     Some(u64::try_from(start).ok()?..u64::try_from(end).ok()?)
 }
 
-/// The next range from `at` that may hold data; `None` when only a hole is left.
-fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
-    if at >= end {
-        return Ok(None);
-    }
-    let seek = |from: u64, whence| {
-        let from = i64::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
-        lseek(file, from, whence).map(|found| u64::try_from(found).unwrap_or(end))
-    };
-    let start = match seek(at, Whence::SeekData) {
-        Ok(start) => start.min(end),
-        Err(Errno::ENXIO) => return Ok(None),
-        // A block device or file system that cannot tell holes holds data everywhere.
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some(at..end)),
-        Err(errno) => return Err(errno.into()),
-    };
-    if start >= end {
-        return Ok(None);
-    }
-    Ok(Some(start..seek(start, Whence::SeekHole)?.min(end)))
-}
-
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_data_is_found_in_a_sparse_file() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(16 << 20).unwrap();
-        file.write_all_at(&[1; 4096], 8 << 20).unwrap();
-        let data = next_data(&file, 0, 16 << 20).unwrap().unwrap();
-        assert!(
-            data.start <= 8 << 20 && data.end >= (8 << 20) + 4096,
-            "{data:?}"
-        );
-        assert!(data.start > 0, "the hole before was not skipped");
-        assert_eq!(next_data(&file, data.end, 16 << 20).unwrap(), None);
-        assert_eq!(next_data(&file, 16 << 20, 16 << 20).unwrap(), None);
-    }
 
     #[test]
     fn a_pipe_that_comes_in_pieces_fills_the_buffer() {

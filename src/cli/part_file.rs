@@ -1,5 +1,7 @@
 //! A file that appears under its name only once it is whole.
 
+use super::streams::Output;
+use crate::base::Cancel;
 use anyhow::Context;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -7,18 +9,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Lets `fill` write the file at `path`; it is told whether holes can be left in the file. A
-/// regular file is replaced as a whole, a device or FIFO written as it is.
+/// regular file is replaced as a whole, a device or FIFO written as it is, from when somebody reads
+/// the FIFO.
 ///
 /// # Errors
 /// What `fill` or the host says; then no new file is left.
 pub(super) fn write_file<T>(
     path: &Path,
+    cancel: &Cancel,
     fill: impl FnOnce(&File, bool) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => anyhow::bail!("it is a folder; name a file in it"),
         Ok(found) if !found.is_file() => {
-            let file = File::options().write(true).open(path)?;
+            let file = Output::open(path, cancel)?;
+            if file.metadata()?.is_file() {
+                anyhow::bail!("it became a regular file just now; try again");
+            }
             let filled = fill(&file, false)?;
             match file.sync_all() {
                 Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error.into()),
@@ -75,7 +82,22 @@ impl PartFile {
         self.file.sync_all()?;
         fs::rename(&self.part, &self.target)?;
         self.renamed = true;
+        // Without this a power cut could bring the old file back, or none.
+        sync_folder(&self.target)?;
         Ok(filled)
+    }
+}
+
+/// Makes the name `path` durable.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    match File::open(folder)?.sync_all() {
+        // This file system cannot sync folders.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        synced => synced,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Running a command where the pool is open: in the daemon that has it open, or else here.
 
 use super::arguments::OnPool;
-use super::console::{Cancel, Console, Style};
+use super::console::{Console, Style};
 use super::failure::Exit;
 use super::open::Place;
 use super::place::FileOrPipe;
@@ -9,7 +9,7 @@ use super::shed::Shed;
 use super::volume::VolumeCommand;
 use super::work::Event;
 use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
-use crate::base::Error;
+use crate::base::{Cancel, Error};
 use crate::daemon::keeper::ToKeeper;
 use crate::daemon::protocol::ProtocolError;
 use crate::daemon::{Client, Connection, Handler, Session};
@@ -160,8 +160,19 @@ fn run_here(command: &OnPool, shed: Shed, console: &Console) -> anyhow::Result<(
     ran.and(closed)
 }
 
-/// Runs `command` on an open pool.
+/// Runs `command` on an open pool, as work that the console's token cancels.
 fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let ran = console
+        .cancel()
+        .during(|| run_to_its_end(command, shed, console));
+    // Whatever a cancelled command failed on, it was interrupted.
+    ran.map_err(|error| match console.cancel().check() {
+        Err(cancelled) => anyhow::Error::new(cancelled).context(error.to_string()),
+        Ok(()) => error,
+    })
+}
+
+fn run_to_its_end(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     match command {
         OnPool::Pool(command) => pool::run(command, shed.pool(), shed.serving(), console),
         OnPool::Volume(command) => volume::run(command, shed, console),

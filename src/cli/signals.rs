@@ -1,7 +1,7 @@
 //! What a signal does to a command that has the pool open itself: it cancels the command, which
 //! undoes what it did, and a second one ends the process at once.
 
-use super::console::Cancel;
+use crate::base::Cancel;
 use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;

@@ -336,7 +336,7 @@ impl Daemon {
         } = self;
         // Unmounting writes out what is in memory, which must not wait for room.
         shed.pool().stop_holding();
-        end_calls(snapshots);
+        end_calls(snapshots, snapshotter::Server::stop);
         end_plugin(&mut plugin);
         let running = server.stop(COMMANDS_TIME);
         if running > 0 {
@@ -390,7 +390,7 @@ impl Daemon {
             control,
             ..
         } = self;
-        end_calls(snapshots);
+        end_calls(snapshots, snapshotter::Server::drain);
         end_plugin(&mut plugin);
         let mut running = server.drain(COMMANDS_TIME);
         if running > 0 {
@@ -420,10 +420,13 @@ impl Daemon {
     }
 }
 
-/// Answers containerd no more.
-fn end_calls(snapshots: Option<snapshotter::Server>) {
+/// Answers containerd no more; `end` says what becomes of the calls that run.
+fn end_calls(
+    snapshots: Option<snapshotter::Server>,
+    end: fn(&mut snapshotter::Server, Duration) -> bool,
+) {
     if let Some(mut snapshots) = snapshots
-        && !snapshots.stop(COMMANDS_TIME)
+        && !end(&mut snapshots, COMMANDS_TIME)
     {
         tracing::warn!("calls of containerd did not end in time");
     }

@@ -5,7 +5,7 @@
 
 use super::error::{Error, Result};
 use super::filesystem::Mode;
-use super::host::Host;
+use super::host::{Host, hold};
 use super::import::{ImportedImage, StackedLayer};
 use super::record::{self, LayerRecord};
 use super::time;
@@ -38,7 +38,7 @@ impl Host {
         let reference = Reference::parse_given(name.as_str())?;
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
-        let _held = lock.lock();
+        let _held = hold(&lock)?;
         let image = self.image_of(&record)?;
         let volume = record.volume(self.pool())?;
         // Before, since what failed to write may not be written out any more, and after it was.

@@ -11,7 +11,7 @@
 
 use super::error::{Error, Result};
 use super::filesystem::Mode;
-use super::host::Host;
+use super::host::{Host, hold};
 use super::record;
 use super::transfer::Transfer;
 use crate::sys::beneath;
@@ -86,7 +86,7 @@ impl Host {
         };
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
-        let _held = lock.lock();
+        let _held = hold(&lock)?;
         if let Some(path) = self.mounted_at(&record)? {
             return copy_within(from, to, &path);
         }

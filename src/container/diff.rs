@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 use super::ext4::{self, Fault, Superblock};
 use super::filesystem::Mode;
 use super::frozen::FrozenMount;
-use super::host::{Host, WorkVolumes};
+use super::host::{Host, WorkVolumes, hold};
 use super::record::{self, ContainerRecord, ImageRecord};
 use super::tree::{self, TreeChange, TreeChanges};
 use crate::pool::Volume;
@@ -104,7 +104,7 @@ impl Host {
     pub fn diff_container(&self, container: &str) -> Result<Vec<ContainerChange>> {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
-        let _held = lock.lock();
+        let _held = hold(&lock)?;
         if self.is_unchanged(&record)? {
             return Ok(Vec::new());
         }
@@ -188,6 +188,7 @@ impl Instant<'_> {
             match changes::between(pool, &self.base, &self.volume, &comparing.indexes) {
                 Ok(changes) => return Ok(changes),
                 Err(Fault::Pool(error)) => return Err(error.into()),
+                Err(Fault::Cancelled(cancelled)) => return Err(cancelled.into()),
                 Err(fault) => tracing::warn!(%fault, "comparing the trees file by file"),
             }
         }

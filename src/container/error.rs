@@ -201,7 +201,7 @@ pub enum Error {
     #[error("the image's configuration is not valid: {0}")]
     Config(&'static str),
     /// Everything of an operation was undone because the caller asked to stop.
-    #[error("stopped as asked")]
+    #[error("interrupted")]
     Cancelled,
 }
 
@@ -214,6 +214,12 @@ pub enum Shortage {
     /// Room for further files, however small.
     #[error("free inodes (it holds too many files)")]
     Inodes,
+}
+
+impl From<base::Cancelled> for Error {
+    fn from(_: base::Cancelled) -> Self {
+        Self::Cancelled
+    }
 }
 
 /// What a name or id stands for.
@@ -293,6 +299,17 @@ impl Error {
     #[must_use]
     pub const fn is_shown_otherwise(&self) -> bool {
         matches!(self, Self::Export(export::ExportError::Attached { .. }))
+    }
+
+    /// Whether the work was cancelled, and nothing is wrong.
+    #[must_use]
+    pub const fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Oci(oci::Error::Cancelled(_))
+                | Self::Pool(base::Error::Cancelled(_))
+        )
     }
 
     /// Whether something has no room: the pool, its host, or a file system in a volume.

@@ -10,6 +10,7 @@
 use super::error::{Error, Result};
 use crate::base::{self, BLOCK_BYTES, Name};
 use crate::pool::{Labels, Pool, Volume};
+use crate::sys::extent;
 use crate::sys::mount::{self, MountFlags};
 use crate::sys::program;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -290,7 +291,6 @@ fn run(program: &'static str, command: &mut Command) -> Result<()> {
 
 /// Copies everything of `file` that is not a hole into `volume`, which is as long and empty.
 fn copy_data(file: &File, volume: &Volume) -> Result<()> {
-    use nix::unistd::{Whence, lseek};
     let failed = |source| Error::Io {
         action: "read",
         path: "the new file system".into(),
@@ -298,26 +298,17 @@ fn copy_data(file: &File, volume: &Volume) -> Result<()> {
     };
     let end = file.metadata().map_err(failed)?.len();
     let mut buffer = vec![0; 1 << 20];
-    let mut offset = 0;
-    while offset < end {
-        let from = i64::try_from(offset).map_err(|_| failed(io::ErrorKind::FileTooLarge.into()))?;
-        let data = match lseek(file, from, Whence::SeekData) {
-            Ok(data) => data,
-            Err(nix::errno::Errno::ENXIO) => break,
-            Err(errno) => return Err(failed(errno.into())),
-        };
-        let hole = lseek(file, data, Whence::SeekHole).map_err(|errno| failed(errno.into()))?;
-        let mut at = data.unsigned_abs();
-        let stop = hole.unsigned_abs().min(end);
-        while at < stop {
-            let len = usize::try_from(stop - at)
+    let mut at = 0;
+    while let Some(data) = extent::next_data(file, at, end).map_err(failed)? {
+        at = data.start;
+        while at < data.end {
+            let len = usize::try_from(data.end - at)
                 .unwrap_or(buffer.len())
                 .min(buffer.len());
             file.read_exact_at(&mut buffer[..len], at).map_err(failed)?;
             volume.write_at(&buffer[..len], at)?;
             at += len as u64;
         }
-        offset = stop;
     }
     Ok(())
 }

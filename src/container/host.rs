@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 use super::ext4;
 use super::filesystem::{self, Mode};
 use super::roots::Roots;
-use crate::base::{self, Name, VolumeId};
+use crate::base::{self, Name, VolumeId, cancel};
 use crate::export::{AttachKind, AttachOptions, DEVICES, Export, ExportError, ExportOptions};
 use crate::pool::{Pool, Volume};
 use crate::sys::mount;
@@ -26,9 +26,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Everything of an operation in work has a volume name that starts so.
 pub(super) const WORK_PREFIX: &str = "work/";
+/// How often what waits for a lock looks whether it was cancelled.
+const CANCEL_POLL: Duration = Duration::from_millis(100);
 
 /// Images and containers of one pool on this host; thread safe.
 pub struct Host {
@@ -437,7 +440,7 @@ impl Drop for WorkMount<'_> {
         if !self.mounted {
             return;
         }
-        self.host.abandon(&self.volume, &self.path);
+        cancel::never(|| self.host.abandon(&self.volume, &self.path));
     }
 }
 
@@ -475,10 +478,20 @@ impl Drop for WorkVolumes<'_> {
     fn drop(&mut self) {
         // Newest first: each is a clone of the one before.
         for volume in self.volumes.drain(..).rev() {
-            match self.pool.remove(&volume) {
+            match cancel::never(|| self.pool.remove(&volume)) {
                 Ok(()) | Err(base::Error::NoSuchVolume(_)) => {}
                 Err(error) => tracing::warn!(%error, volume = %volume.name(), "left behind"),
             }
+        }
+    }
+}
+
+/// Waits for `lock`, which another command may hold for long, until the work is cancelled.
+pub(super) fn hold(lock: &Mutex<()>) -> Result<MutexGuard<'_, ()>> {
+    loop {
+        cancel::check()?;
+        if let Some(held) = lock.try_lock_for(CANCEL_POLL) {
+            return Ok(held);
         }
     }
 }

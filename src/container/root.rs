@@ -5,7 +5,7 @@
 
 use super::error::{Error, Kind, Names, Result};
 use super::filesystem::{self, Mode};
-use super::host::{ContainerMount, Host, WorkVolumes, random_hex};
+use super::host::{ContainerMount, Host, WorkVolumes, hold, random_hex};
 use super::record::{self, ContainerRecord, FoundImage};
 use super::words;
 use crate::base::{self, Name};
@@ -197,7 +197,7 @@ impl Host {
     pub fn mount_container(&self, container: &str, dir: Option<&Path>) -> Result<MountedContainer> {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
-        let _held = lock.lock();
+        let _held = hold(&lock)?;
         let dir = dir.map(|dir| mount::resolve(dir).map_err(Error::io("find the folder", dir)));
         let dir = dir.transpose()?;
         if let Some(path) = self.mounted_at(&record)? {
@@ -253,7 +253,7 @@ impl Host {
     pub fn unmount_container(&self, container: &str) -> Result<MountedContainer> {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
-        let _held = lock.lock();
+        let _held = hold(&lock)?;
         let Some(path) = self.mounted_at(&record)? else {
             return Err(Error::NotMounted(record.name.into()));
         };
@@ -311,7 +311,7 @@ impl Host {
     pub fn remove_container(&self, container: &str) -> Result<CreatedContainer> {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
-        let _held = lock.lock();
+        let _held = hold(&lock)?;
         let volume = record.volume(self.pool())?;
         if self.mounted_at(&record)?.is_some() {
             self.unmount_locked(&record.id, &volume)?;

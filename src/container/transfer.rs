@@ -9,15 +9,14 @@
 
 use super::copy::CopyReport;
 use super::error::{Error, Result};
-use crate::sys::{beneath, xattr};
+use crate::base::cancel;
+use crate::sys::{beneath, extent, xattr};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{
-    Gid, LinkatFlags, Uid, UnlinkatFlags, Whence, fchownat, linkat, lseek, symlinkat, unlinkat,
-};
+use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
@@ -110,6 +109,7 @@ impl<'t> Transfer<'t> {
     }
 
     fn step(&mut self, step: &Step<'_>) -> Result<()> {
+        cancel::check()?;
         let stat = step.stat()?;
         let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         if kind == SFlag::S_IFSOCK {
@@ -220,23 +220,11 @@ impl<'t> Transfer<'t> {
     fn copy_content(&mut self, from: &File, to: &File) -> io::Result<()> {
         let end = from.metadata()?.len();
         let mut at = 0;
-        while at < end {
-            let data = match lseek(from, signed(at)?, Whence::SeekData) {
-                Ok(data) => data.unsigned_abs(),
-                // Only a hole is left, or it became shorter meanwhile.
-                Err(Errno::ENXIO) => break,
-                // This file system knows no holes.
-                Err(Errno::EINVAL) => at,
-                Err(errno) => return Err(errno.into()),
-            };
-            let hole = match lseek(from, signed(data)?, Whence::SeekHole) {
-                Ok(hole) => hole.unsigned_abs().min(end),
-                Err(Errno::EINVAL | Errno::ENXIO) => end,
-                Err(errno) => return Err(errno.into()),
-            };
-            at = data;
-            while at < hole {
-                let want = usize::try_from(hole - at)
+        while let Some(data) = extent::next_data(from, at, end)? {
+            at = data.start;
+            while at < data.end {
+                cancel::check()?;
+                let want = usize::try_from(data.end - at)
                     .unwrap_or(BUFFER_BYTES)
                     .min(BUFFER_BYTES);
                 let len = from.read_at(&mut self.buffer[..want], at)?;
@@ -345,10 +333,6 @@ fn names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
 /// Leads to the very object that the descriptor stands for.
 fn proc_path(object: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", object.as_fd().as_raw_fd()))
-}
-
-fn signed(offset: u64) -> io::Result<i64> {
-    i64::try_from(offset).map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -14,15 +14,16 @@
 //!   list keeps them one file.
 
 use super::error::{Error, Result};
-use crate::sys::{beneath, xattr};
+use crate::base::cancel;
+use crate::sys::{beneath, extent, xattr};
 use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, HashMap, btree_map};
 use std::ffi::{CString, OsString};
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Buffer for comparing contents, in bytes.
@@ -165,6 +166,7 @@ impl Side {
 
 impl Comparison {
     fn directory(&mut self, path: &Path) -> Result<()> {
+        cancel::check()?;
         let base = self.base.list(path)?;
         let mut new = self.new.list(path)?;
         for (name, before) in base {
@@ -220,6 +222,7 @@ impl Comparison {
         self.note_names(&path, after);
         self.changes.insert(path.into(), change);
         while let Some(directory) = pending.pop() {
+            cancel::check()?;
             for (name, after) in self.new.list(&directory)? {
                 let child = directory.join(name);
                 if after.is_dir() {
@@ -252,24 +255,38 @@ impl Comparison {
             return Ok(self.base.link_target(path)? == self.new.link_target(path)?);
         }
         if after.is_file() {
-            return self.same_content(path);
+            return self.same_content(path, after.len());
         }
         Ok(true)
     }
 
-    fn same_content(&mut self, path: &Path) -> Result<bool> {
-        let (mut before, mut after) = (self.base.open_file(path)?, self.new.open_file(path)?);
+    /// Compares two files of one size; what is a hole on both sides is not read.
+    fn same_content(&mut self, path: &Path, size_bytes: u64) -> Result<bool> {
+        let (before, after) = (self.base.open_file(path)?, self.new.open_file(path)?);
+        let failed = |root: &Path| {
+            let path = root.join(path);
+            move |source| Error::io("read", &path)(source)
+        };
+        let mut at = 0;
         loop {
-            let old = fill(&mut before, &mut self.buffers.0)
-                .map_err(Error::io("read", &self.base.root.join(path)))?;
-            let new = fill(&mut after, &mut self.buffers.1)
-                .map_err(Error::io("read", &self.new.root.join(path)))?;
+            cancel::check()?;
+            let data = [
+                extent::next_data(&before, at, size_bytes).map_err(failed(&self.base.root))?,
+                extent::next_data(&after, at, size_bytes).map_err(failed(&self.new.root))?,
+            ];
+            let Some(next) = data.into_iter().flatten().map(|data| data.start).min() else {
+                return Ok(true);
+            };
+            at = next;
+            let old = fill(&before, &mut self.buffers.0, at).map_err(failed(&self.base.root))?;
+            let new = fill(&after, &mut self.buffers.1, at).map_err(failed(&self.new.root))?;
             if self.buffers.0[..old] != self.buffers.1[..new] {
                 return Ok(false);
             }
             if old == 0 {
                 return Ok(true);
             }
+            at += old as u64;
         }
     }
 
@@ -354,11 +371,11 @@ fn has_other_names(metadata: &Metadata) -> bool {
     !metadata.is_dir() && metadata.nlink() > 1
 }
 
-/// Reads until `buffer` is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+/// Reads from `at` until `buffer` is full or the file ends.
+fn fill(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
+        match file.read_at(&mut buffer[filled..], at + filled as u64) {
             Ok(0) => break,
             Ok(len) => filled += len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -2,6 +2,7 @@
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
+use crate::base::cancel;
 use crate::base::{CorruptKind, Result};
 use crate::format::node::NODE_ENTRIES;
 
@@ -41,6 +42,7 @@ impl Comparison<'_> {
         if matches!(a.link, Link::Lost(_)) || matches!(b.link, Link::Lost(_)) {
             return Err(CorruptKind::LostRange.into());
         }
+        cancel::check()?;
         if level == 0 {
             (self.visit)(base, !matches!(b.link, Link::Hole));
             return Ok(());

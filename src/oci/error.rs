@@ -4,6 +4,7 @@
 //! a terminal as it is.
 
 use super::digest::Digest;
+use crate::base::Cancelled;
 use std::fmt;
 use std::io;
 
@@ -34,6 +35,9 @@ pub enum Error {
     /// The archive or its compression is damaged or ends too early.
     #[error("the archive is damaged: {0}; fetch or export it again")]
     Archive(io::Error),
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// A header of the archive contradicts itself or a limit.
     #[error("the archive is damaged at {entry}: {fault}; fetch or export it again")]
     Header {
@@ -439,7 +443,13 @@ impl Error {
     }
 
     fn unwrap(source: io::Error) -> Result<Self, io::Error> {
-        if source.get_ref().is_some_and(|inner| inner.is::<Self>()) {
+        let Some(inner) = source.get_ref() else {
+            return Err(source);
+        };
+        if let Some(cancelled) = inner.downcast_ref::<Cancelled>() {
+            return Ok(Self::Cancelled(*cancelled));
+        }
+        if inner.is::<Self>() {
             source.downcast::<Self>()
         } else {
             Err(source)

@@ -4,20 +4,29 @@
 //! do not belong in one layer. The same objects in the same order give the same bytes: names of
 //! users, access times and inode numbers are not stored. The format is ustar with PAX headers where
 //! ustar falls short, as every tool reads it.
+//!
+//! Holes are not read. The first [`PLAIN_HOLES_BYTES_MAX`] of a layer are written as zeros: Docker's
+//! graph drivers and containers/storage unpack sparse entries, but cannot make the same tar again
+//! when they save or push such a layer. A file whose holes would exceed that is written in the
+//! sparse form of PAX (GNU tar's 1.0), since a file system may claim more zeros than anyone can
+//! write.
 
 use super::compression::{Compression, Encoder};
+use super::data_map::DataMap;
 use super::digest::{Digest, HashingWriter};
 use super::error::{Error, HeaderFault, Printable, Result};
-use super::limits::{COPY_BUFFER_BYTES, PAX_BYTES_MAX};
-use super::tarball::{HOST_XATTRS, RECORD_BYTES, Time, format_time, put_record};
+use super::limits::{COPY_BUFFER_BYTES, PAX_BYTES_MAX, PLAIN_HOLES_BYTES_MAX};
+use super::tarball::{HOST_XATTRS, RECORD_BYTES, Segment, Time, format_time, put_record};
+use crate::base::cancel;
 use crate::sys::{beneath, xattr};
 use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use tar::{EntryType, Header};
 
 /// The most that an octal field of seven digits holds: owners.
@@ -26,6 +35,10 @@ const OWNER_MAX: u32 = 0o7_777_777;
 const SIZE_MAX: u64 = 0o77_777_777_777;
 /// The field for names and link targets, in bytes.
 const NAME_BYTES: usize = 100;
+/// The unit of the blocks that stat(2) counts.
+const STAT_BLOCK_BYTES: u64 = 512;
+/// What holes are written from.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Attributes with which `overlayfs` keeps books begin so.
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
 
@@ -52,6 +65,8 @@ pub struct LayerWriter<W: Write> {
     latest: Option<Time>,
     /// The first name of every file that has several, by device and inode.
     first_names: HashMap<(u64, u64), Vec<u8>>,
+    /// How many bytes of holes may still be written as zeros.
+    plain_holes_bytes: u64,
     buffer: Vec<u8>,
 }
 
@@ -68,6 +83,7 @@ impl<W: Write> LayerWriter<W> {
             compression,
             latest: None,
             first_names: HashMap::new(),
+            plain_holes_bytes: PLAIN_HOLES_BYTES_MAX,
             buffer: vec![0; COPY_BUFFER_BYTES],
         })
     }
@@ -86,8 +102,9 @@ impl<W: Write> LayerWriter<W> {
     ///
     /// # Errors
     /// `Entry` where the object cannot be read, changes in the middle, or the writer fails;
-    /// `ReservedName` for a name that would be a whiteout.
+    /// `ReservedName` for a name that would be a whiteout; `Cancelled`.
     pub fn add(&mut self, root: BorrowedFd<'_>, path: &[u8]) -> Result<bool> {
+        cancel::check()?;
         let read_failed = |source: io::Error| Error::entry("read", path, source);
         if last_component(path).starts_with(b".wh.") {
             return Err(Error::ReservedName(Printable::from(path)));
@@ -117,11 +134,15 @@ impl<W: Write> LayerWriter<W> {
             record.link = target.as_bytes().to_vec();
         }
         record.xattrs = image_xattrs(&object).map_err(read_failed)?;
-        self.header(&record)?;
         if record.kind == EntryType::Regular && record.size_bytes > 0 {
-            let file = beneath::open_plain(root, path, OFlag::O_RDONLY | OFlag::O_NOCTTY)
-                .map_err(|errno| read_failed(errno.into()))?;
-            self.content(&File::from(file), &record)?;
+            let flags = OFlag::O_RDONLY | OFlag::O_NOCTTY;
+            let file = beneath::reopen(&object, flags).map_err(|e| read_failed(e.into()))?;
+            // A file with all its blocks has no holes to look for.
+            let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+            let may_be_sparse = blocks.saturating_mul(STAT_BLOCK_BYTES) < record.size_bytes;
+            self.file(&file.into(), record, may_be_sparse)?;
+        } else {
+            self.header(&record)?;
         }
         Ok(true)
     }
@@ -185,27 +206,81 @@ impl<W: Write> LayerWriter<W> {
             .map_err(failed)
     }
 
-    fn content(&mut self, mut file: &File, record: &Record) -> Result<()> {
-        let mut left = record.size_bytes;
+    /// Writes a file: its header and its content.
+    fn file(&mut self, file: &File, mut record: Record, may_be_sparse: bool) -> Result<()> {
+        let size_bytes = record.size_bytes;
+        let map = if may_be_sparse {
+            DataMap::of(file, size_bytes)
+                .map_err(|source| Error::entry("find the holes of", &record.path, source))?
+        } else {
+            DataMap::dense(size_bytes)
+        };
+        let is_plain = map.hole_bytes() <= self.plain_holes_bytes;
+        if is_plain {
+            self.plain_holes_bytes -= map.hole_bytes();
+            self.header(&record)?;
+        } else {
+            let mut text = map.to_pax();
+            text.resize(text.len().next_multiple_of(RECORD_BYTES), 0);
+            let text_bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+            record.sparse_size_bytes = Some(size_bytes);
+            record.size_bytes = text_bytes.saturating_add(map.data_bytes());
+            self.header(&record)?;
+            self.write(&text, &record)?;
+        }
+        let mut at = 0;
+        for segment in map.segments() {
+            if is_plain {
+                self.zeros(segment.offset_bytes - at, &record)?;
+            }
+            self.data(file, *segment, &record)?;
+            at = segment.offset_bytes + segment.len_bytes;
+        }
+        if is_plain {
+            self.zeros(size_bytes - at, &record)?;
+        }
+        self.padding(record.size_bytes)
+            .map_err(|source| Error::entry("write to the layer", &record.path, source))
+    }
+
+    fn data(&mut self, file: &File, segment: Segment, record: &Record) -> Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let (mut at, mut left) = (segment.offset_bytes, segment.len_bytes);
         while left > 0 {
-            let want = self
-                .buffer
+            cancel::check()?;
+            let want = buffer
                 .len()
                 .min(usize::try_from(left).unwrap_or(usize::MAX));
             let len = file
-                .read(&mut self.buffer[..want])
+                .read_at(&mut buffer[..want], at)
                 .map_err(|source| Error::entry("read", &record.path, source))?;
             if len == 0 {
                 // The header is written, and says more than there is.
                 let shrunk = io::Error::other("it became shorter while it was read");
                 return Err(Error::entry("read", &record.path, shrunk));
             }
-            self.out
-                .write_all(&self.buffer[..len])
-                .map_err(|source| Error::entry("write to the layer", &record.path, source))?;
+            self.write(&buffer[..len], record)?;
+            let len_bytes = u64::try_from(len).unwrap_or(left);
+            (at, left) = (at + len_bytes, left - len_bytes);
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    fn zeros(&mut self, len_bytes: u64, record: &Record) -> Result<()> {
+        let mut left = len_bytes;
+        while left > 0 {
+            cancel::check()?;
+            let len = ZEROS.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.write(&ZEROS[..len], record)?;
             left -= u64::try_from(len).unwrap_or(left);
         }
-        self.padding(record.size_bytes)
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8], record: &Record) -> Result<()> {
+        self.out
+            .write_all(bytes)
             .map_err(|source| Error::entry("write to the layer", &record.path, source))
     }
 
@@ -224,7 +299,10 @@ struct Record {
     mode: u32,
     uid: u32,
     gid: u32,
+    /// How many bytes follow.
     size_bytes: u64,
+    /// The size of the file where the bytes that follow are a map and the data of a sparse one.
+    sparse_size_bytes: Option<u64>,
     mtime: Time,
     link: Vec<u8>,
     device: Option<(u32, u32)>,
@@ -240,6 +318,7 @@ impl Record {
             uid: 0,
             gid: 0,
             size_bytes: 0,
+            sparse_size_bytes: None,
             mtime: Time::default(),
             link: Vec::new(),
             device: None,
@@ -282,7 +361,12 @@ impl Record {
     fn extended(&self) -> Vec<u8> {
         let mut records = Vec::new();
         let mut put = |key: &[u8], value: &[u8]| put_record(&mut records, key, value);
-        if !fits(&self.path) {
+        if let Some(size_bytes) = self.sparse_size_bytes {
+            put(b"GNU.sparse.major", b"1");
+            put(b"GNU.sparse.minor", b"0");
+            put(b"GNU.sparse.name", &self.path);
+            put(b"GNU.sparse.realsize", size_bytes.to_string().as_bytes());
+        } else if !fits(&self.path) {
             put(b"path", &self.path);
         }
         if !fits(&self.link) {
@@ -309,7 +393,13 @@ impl Record {
     /// The header, with zeros for what the extended header says.
     fn header(&self) -> Header {
         let mut header = Header::new_ustar();
-        put_name(&mut header.as_old_mut().name, &self.path);
+        if self.sparse_size_bytes.is_some() {
+            // What does not know the records must not take the map for the file.
+            let name = [b"GNUSparseFile.0/", last_component(&self.path)].concat();
+            put_name(&mut header.as_old_mut().name, &name);
+        } else {
+            put_name(&mut header.as_old_mut().name, &self.path);
+        }
         put_name(&mut header.as_old_mut().linkname, &self.link);
         header.set_entry_type(self.kind);
         header.set_mode(self.mode);

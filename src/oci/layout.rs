@@ -14,6 +14,7 @@ use super::error::{Error, Part, Result};
 use super::limits::COPY_BUFFER_BYTES;
 use super::reference::Reference;
 use super::tarball::RECORD_BYTES;
+use crate::base::cancel;
 use oci_spec::image::ANNOTATION_REF_NAME;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -204,6 +205,7 @@ impl<W: Write> Archive<W> {
         let mut content = HashingReader::new(layer.content.take(limit));
         let mut buffer = vec![0; COPY_BUFFER_BYTES];
         loop {
+            cancel::check()?;
             let len = content
                 .read(&mut buffer)
                 .map_err(|source| Error::io("read the layer", source))?;

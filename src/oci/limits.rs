@@ -29,6 +29,9 @@ pub const SEGMENTS_MAX: usize = 1 << 19;
 pub const ACL_ENTRIES_MAX: usize = 512;
 /// How much of an image's list of users or groups is looked at, in bytes.
 pub const ACCOUNTS_BYTES_MAX: u64 = 1 << 20;
+/// The most zeros that one layer is given in the place of holes, in bytes; what has more holes is
+/// written in a sparse form.
+pub const PLAIN_HOLES_BYTES_MAX: u64 = 256 << 20;
 /// How many symbolic links are followed to make a missing parent directory.
 pub const SYMLINKS_MAX: u32 = 40;
 

@@ -12,6 +12,7 @@
 pub mod apply;
 pub mod compression;
 pub mod config;
+mod data_map;
 pub mod digest;
 pub mod dropped;
 pub mod error;

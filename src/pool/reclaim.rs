@@ -13,6 +13,7 @@ use super::prune::Pace;
 use super::publish::settle_account;
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::VolumeCore;
+use crate::base::cancel;
 use crate::base::turns;
 use crate::base::{Result, VolumeId};
 use crate::map::{Inheritance, Root, Settling};
@@ -81,6 +82,7 @@ impl Shared {
 
     fn settle(&self, id: VolumeId) -> Result<()> {
         loop {
+            cancel::check()?;
             self.check_running()?;
             self.throttle()?;
             // Nobody asks whether a batch has room; so a full pool writes down, and gets back,

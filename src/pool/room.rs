@@ -11,6 +11,7 @@ use super::handle::Pool;
 use super::info::FullPolicy;
 use super::prune::Pace;
 use super::shared::Shared;
+use crate::base::cancel;
 use crate::base::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::base::sync::{Condvar, Mutex};
 use crate::base::waiting::{self, Waiting};
@@ -135,7 +136,7 @@ impl Shared {
         let seen = self.checkpoints.load(Ordering::Acquire);
         let blocks = self.space.layout().block_count();
         if self.has_backlog()
-            && let Err(error) = self.reclaim_all(Pace::Seldom)
+            && let Err(error) = cancel::never(|| self.reclaim_all(Pace::Seldom))
         {
             // What else was freed is usable all the same.
             tracing::warn!("a removed volume could not be reclaimed: {error}");

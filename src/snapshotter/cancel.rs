@@ -1,34 +1,52 @@
-//! Whether a call's client still waits for it.
+//! The end of a call for which nobody waits: its client went away, or the daemon stops.
+//!
+//! The work of a call asks the token of [`base::Cancel`]; here is only what lets asynchronous code
+//! wait for it.
 
+use crate::base;
 use tokio::sync::watch;
 use tonic::Status;
 
 /// Held by the call: dropping it cancels.
 #[derive(Debug)]
 pub(super) struct Waiting {
+    token: base::Cancel,
     _alive: watch::Sender<()>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.token.cancel();
+    }
 }
 
 /// Asked by what works for the call.
 #[derive(Clone, Debug)]
 pub(super) struct Cancel {
+    token: base::Cancel,
     call: watch::Receiver<()>,
 }
 
 /// A pair for one call.
 pub(super) fn pair() -> (Waiting, Cancel) {
     let (_alive, call) = watch::channel(());
-    (Waiting { _alive }, Cancel { call })
+    let token = base::Cancel::default();
+    let waiting = Waiting {
+        token: token.clone(),
+        _alive,
+    };
+    (waiting, Cancel { token, call })
 }
 
 impl Cancel {
+    /// The token of the work.
+    pub(super) const fn token(&self) -> &base::Cancel {
+        &self.token
+    }
+
     /// Refuses to go on for nobody.
     pub(super) fn check(&self) -> Result<(), Status> {
-        match self.call.has_changed() {
-            Ok(_) => Ok(()),
-            // Its sender is gone.
-            Err(_) => Err(Self::status()),
-        }
+        self.token.check().map_err(|_| Self::status())
     }
 
     /// Waits until nobody waits any more.
@@ -39,7 +57,7 @@ impl Cancel {
 
     /// What such a call answers.
     pub(super) fn status() -> Status {
-        Status::cancelled("the client does not wait any more")
+        Status::cancelled("the client does not wait any more, or the daemon stops")
     }
 }
 
@@ -52,7 +70,9 @@ mod tests {
         let (waiting, cancel) = pair();
         let other = cancel.clone();
         assert!(cancel.check().is_ok() && other.check().is_ok());
+        assert!(cancel.token().during(base::cancel::check).is_ok());
         drop(waiting);
         assert!(cancel.check().is_err() && other.check().is_err());
+        assert!(cancel.token().during(base::cancel::check).is_err());
     }
 }

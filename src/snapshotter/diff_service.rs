@@ -3,7 +3,7 @@
 //! Unlike the calls of the snapshots service, these take as long as a layer is large: one whose
 //! client goes away is given up.
 
-use super::cancel;
+use super::cancel::{self, Cancel};
 use super::content::{Containerd, Contents, NAMESPACE};
 use super::diff_wire::{ApplyRequest, DiffRequest};
 use super::differ::{Differ, Error};
@@ -25,6 +25,8 @@ use tonic_prost::ProstCodec;
 #[derive(Clone)]
 pub(super) struct DiffService {
     inner: Arc<Inner>,
+    /// Cancels all calls.
+    stop: Cancel,
 }
 
 struct Inner {
@@ -33,9 +35,9 @@ struct Inner {
 }
 
 impl DiffService {
-    pub(super) fn new(differ: Differ, containerd: Containerd) -> Self {
+    pub(super) fn new(differ: Differ, containerd: Containerd, stop: Cancel) -> Self {
         let inner = Arc::new(Inner { differ, containerd });
-        Self { inner }
+        Self { inner, stop }
     }
 }
 
@@ -57,7 +59,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Answer {
-        let to = Arc::clone(&self.inner);
+        let to = self.clone();
         let path = request.uri().path();
         match path.rsplit_once('/').map_or("", |(_, call)| call) {
             "Apply" => unary(
@@ -81,7 +83,7 @@ where
 type Function<Q, A> = fn(&Differ, Q, &mut Contents) -> Result<A, Error>;
 
 struct Call<Q, A> {
-    inner: Arc<Inner>,
+    service: DiffService,
     name: &'static str,
     function: Function<Q, A>,
 }
@@ -128,20 +130,29 @@ where
     type Future = BoxFuture<Response<A>, Status>;
 
     fn call(&mut self, request: Request<Q>) -> Self::Future {
-        let (inner, name, function) = (Arc::clone(&self.inner), self.name, self.function);
+        let DiffService { inner, stop } = self.service.clone();
+        let (name, function) = (self.name, self.function);
         Box::pin(async move {
             // Gone with this future, which goes with its client.
-            let (_waiting, cancel) = cancel::pair();
+            let (waiting, cancel) = cancel::pair();
             let (metadata, _, message) = request.into_parts();
-            let done = tokio::task::spawn_blocking(move || {
+            let mut done = tokio::task::spawn_blocking(move || {
                 let started = Instant::now();
                 let namespace = namespace(&metadata, &message, &inner.differ)?;
                 let containerd = &inner.containerd;
+                let token = cancel.token().clone();
                 let mut contents = containerd.contents(&metadata, namespace, cancel);
-                let answered = function(&inner.differ, message, &mut contents);
-                told(name, started, answered)
+                let work = || function(&inner.differ, message, &mut contents);
+                told(name, started, token.during(work))
             });
-            match done.await {
+            let done = tokio::select! {
+                done = &mut done => done,
+                () = stop.cancelled() => {
+                    drop(waiting);
+                    done.await
+                }
+            };
+            match done {
                 Ok(answered) => answered.map(Response::new),
                 // The panic has been reported by the thread.
                 Err(_) => Err(Status::internal(
@@ -172,7 +183,7 @@ fn told<A>(call: &'static str, started: Instant, answer: Result<A, Error>) -> Re
 
 fn unary<B, Q, A>(
     request: http::Request<B>,
-    inner: Arc<Inner>,
+    service: DiffService,
     name: &'static str,
     function: Function<Q, A>,
 ) -> Answer
@@ -186,7 +197,7 @@ where
         let codec = ProstCodec::<A, Q>::default();
         let mut grpc = Grpc::new(codec).max_decoding_message_size(REQUEST_BYTES_MAX);
         let call = Call {
-            inner,
+            service,
             name,
             function,
         };

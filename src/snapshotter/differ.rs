@@ -86,6 +86,7 @@ impl From<Error> for Status {
 fn host_code(error: &container::Error) -> Code {
     match error {
         error if error.is_no_space() => Code::ResourceExhausted,
+        error if error.is_cancelled() => Code::Cancelled,
         container::Error::Incomplete(_) => Code::FailedPrecondition,
         container::Error::Oci(error) => layer_code(error),
         container::Error::Pool(base::Error::Corrupt(_)) => Code::DataLoss,
@@ -96,6 +97,7 @@ fn host_code(error: &container::Error) -> Code {
 
 const fn layer_code(error: &oci::Error) -> Code {
     match error {
+        oci::Error::Cancelled(_) => Code::Cancelled,
         oci::Error::DigestMismatch { .. } | oci::Error::SizeMismatch { .. } => Code::DataLoss,
         oci::Error::Archive(_)
         | oci::Error::Header { .. }

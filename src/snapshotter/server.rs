@@ -4,6 +4,7 @@
 //! - When `stop` has returned, no call runs that it does not count.
 
 use super::Options;
+use super::cancel::{self, Waiting};
 use super::content::Containerd;
 use super::diff_service::DiffService;
 use super::differ::Differ;
@@ -35,6 +36,8 @@ const REAPER_TIME: Duration = Duration::from_secs(2);
 pub struct Server {
     runtime: Option<Runtime>,
     stop: Option<oneshot::Sender<()>>,
+    /// Dropping it cancels the calls that take long.
+    calls: Option<Waiting>,
     serving: Option<JoinHandle<()>>,
     store: Arc<Store>,
 }
@@ -59,10 +62,11 @@ impl Server {
             .enable_time()
             .build()?;
         let (stop, stopped) = oneshot::channel();
+        let (calls, cancel) = cancel::pair();
         let (router, incoming) = {
             let _inside = runtime.enter();
             let containerd = containerd.as_deref().map(Containerd::at).transpose()?;
-            let diffs = containerd.map(|containerd| DiffService::new(differ, containerd));
+            let diffs = containerd.map(|containerd| DiffService::new(differ, containerd, cancel));
             let incoming = Incoming::on(UnixListener::from_std(socket)?);
             (services(&store, diffs), incoming)
         };
@@ -78,14 +82,21 @@ impl Server {
         Ok(Self {
             runtime: Some(runtime),
             stop: Some(stop),
+            calls: Some(calls),
             serving: Some(serving),
             store,
         })
     }
 
-    /// Takes no further calls and waits for those that run, but not longer than `patience`.
-    /// Answers whether all have ended.
+    /// Takes no further calls, cancels those that take long, and waits for all that run, but not
+    /// longer than `patience`. Returns `true` where all have ended.
     pub fn stop(&mut self, patience: Duration) -> bool {
+        self.calls = None;
+        self.drain(patience)
+    }
+
+    /// As `stop`, but lets all calls end by themselves.
+    pub fn drain(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         if let Some(stop) = self.stop.take() {
             // Nobody hears it only if serving has ended by itself.

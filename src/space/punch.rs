@@ -3,6 +3,7 @@
 use super::Space;
 use super::bitmap::{bits, bits_mut, first_clear_run, first_set_run, fresh};
 use super::groups::Group;
+use crate::base::cancel;
 use crate::base::{BlockAddr, Result};
 use crate::device::Device;
 use std::ops::Range;
@@ -45,6 +46,7 @@ impl Space {
         let mut bytes = 0;
         let (mut number, mut from) = (0, 0);
         while number < count {
+            cancel::check()?;
             // Hidden from writers while the host works on them; only a writer that finds no room
             // waits for it. What was promised must stay at hand, and so must what writers take
             // next: so a pool in which hardly anything is free is not punched.

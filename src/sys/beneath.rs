@@ -5,10 +5,10 @@
 //! links (`/proc/self/fd/N` and their like) are refused.
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// How often an `openat2` that raced with a rename elsewhere in the tree is tried again.
@@ -45,6 +45,21 @@ pub(crate) fn open_plain(
 /// What `fstatat(2)` answers.
 pub(crate) fn stat_itself(fd: impl AsFd) -> Result<FileStat, Errno> {
     fstatat(fd, "", AtFlags::AT_EMPTY_PATH)
+}
+
+/// Opens the very object that `object`, opened with `O_PATH`, stands for, whatever has its name by
+/// now: what was seen to be a file is not a device when it is opened.
+///
+/// # Errors
+/// What `open(2)` answers; `ENOENT` without `/proc`.
+pub(crate) fn reopen(object: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
+    openat(
+        AT_FDCWD,
+        path.as_str(),
+        flags | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 fn resolve(

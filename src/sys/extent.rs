@@ -8,6 +8,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -105,6 +106,26 @@ fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
     }
 }
 
+/// The next range of `file` from `at` to `end` that may hold data; `None` where only a hole is left.
+/// On a file system that cannot tell holes everything is data. It moves the file's cursor.
+pub(crate) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    if at >= end {
+        return Ok(None);
+    }
+    let start = match lseek(file, signed(at)?, Whence::SeekData) {
+        Ok(start) => u64::try_from(start).unwrap_or(end),
+        Err(Errno::ENXIO) => return Ok(None),
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => return Ok(Some(at..end)),
+        Err(errno) => return Err(errno.into()),
+    };
+    if start >= end {
+        return Ok(None);
+    }
+    // It may have become shorter meanwhile: whoever reads it sees.
+    let hole = seek(file, start, Whence::SeekHole)?.unwrap_or(end);
+    Ok(Some(start..hole.clamp(start + 1, end)))
+}
+
 fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
     let zeros = [0; FILL_BYTES];
     let mut at = from;
@@ -182,6 +203,18 @@ mod tests {
         assert!(bytes[..hole.start].iter().all(|byte| *byte == 3));
         assert!(bytes[hole.end..].iter().all(|byte| *byte == 3));
         assert_eq!(file.metadata().unwrap().len(), MIB);
+    }
+
+    #[test]
+    fn only_data_is_found_in_a_sparse_file() {
+        let (file, _) = with_islands();
+        assert_eq!(next_data(&file, 0, MIB).unwrap(), Some(65536..73728));
+        assert_eq!(next_data(&file, 65540, 70000).unwrap(), Some(65540..70000));
+        assert_eq!(next_data(&file, 0, 65536).unwrap(), None);
+        assert_eq!(next_data(&file, 528 << 10, MIB).unwrap(), None);
+        assert_eq!(next_data(&file, MIB, MIB).unwrap(), None);
+        let device = File::open("/dev/zero").unwrap();
+        assert_eq!(next_data(&device, 3, 9).unwrap(), Some(3..9));
     }
 
     #[test]

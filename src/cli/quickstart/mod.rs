@@ -61,7 +61,7 @@ pub(super) fn run(quickstart: &Quickstart, console: &Console) -> anyhow::Result<
         quickstart,
         console,
     };
-    show.run().context("quickstart")
+    console.cancel().during(|| show.run()).context("quickstart")
 }
 
 /// A container of the quickstart.

@@ -1,6 +1,6 @@
 //! Why a volume's file system cannot be read without the kernel.
 
-use crate::base;
+use crate::base::{self, Cancelled};
 
 /// What stopped the reader. Apart from `Pool`, the kernel may still be able to read it.
 #[derive(Debug, thiserror::Error)]
@@ -8,6 +8,9 @@ pub(in crate::container) enum Fault {
     /// The pool could not read the volume.
     #[error(transparent)]
     Pool(#[from] base::Error),
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// It is made in a way that the reader does not know.
     #[error("the file system has {0}")]
     Unsupported(&'static str),

@@ -14,6 +14,7 @@
 use super::fault::{Fault, Result};
 use super::inode::{INODE_BYTES, Inode, InodeKind};
 use super::{BLOCK_BYTES, INCOMPAT_RECOVER, Superblock, le16, le32};
+use crate::base::cancel;
 use crate::pool::Volume;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -220,6 +221,7 @@ impl<'v> FileSystem<'v> {
 
     /// A block's bytes.
     pub(in crate::container) fn block(&self, number: u64) -> Result<Rc<Block>> {
+        cancel::check()?;
         if let Some(found) = self.cache.borrow().get(&number) {
             return Ok(Rc::clone(found));
         }
@@ -238,6 +240,7 @@ impl<'v> FileSystem<'v> {
 
     /// Fills `buf`, whole blocks, from the block `first` on.
     pub(in crate::container) fn read_run(&self, first: u64, buf: &mut [u8]) -> Result<()> {
+        cancel::check()?;
         let blocks = buf.len() as u64 / BLOCK_BYTES;
         self.check(&(first..first.saturating_add(blocks)))?;
         Ok(self.volume.read_at(buf, first * BLOCK_BYTES)?)

@@ -3,6 +3,7 @@
 //! A large file goes past the page cache: it is read at most in parts soon, and another copy of it
 //! takes the host longer to find memory for than to write.
 
+use crate::base::cancel;
 use crate::oci::error::{Error, Result};
 use crate::oci::limits::HOLE_BYTES;
 use crate::oci::tarball::{Entry, TarReader};
@@ -35,6 +36,7 @@ pub(super) fn write(
         let mut offset = segment.offset_bytes;
         let mut left = segment.len_bytes;
         while left > 0 {
+            cancel::check()?;
             let len = buffer
                 .len()
                 .min(usize::try_from(left).unwrap_or(usize::MAX));

@@ -28,6 +28,7 @@ use super::dropped::{Dropped, Loss};
 use super::error::{Error, HeaderFault, Printable, Result};
 use super::limits::{COPY_BUFFER_BYTES, DEPTH_MAX, READ_BUFFER_BYTES};
 use super::tarball::{Entry, Kind, TarReader, Time};
+use crate::base::cancel;
 use crate::sys::aligned::AlignedBuffer;
 use parents::{Directory, Parents};
 use remove::Added;
@@ -119,6 +120,7 @@ pub fn apply_with(
         applied: Applied::default(),
     };
     while let Some(entry) = archive.next_entry()? {
+        cancel::check()?;
         if !room.fits(entry.segments.iter().map(|part| part.len_bytes).sum()) {
             applier.parents.close();
             applier.parents.reopen(room.make()?);

@@ -1,6 +1,7 @@
 //! Removing: whole trees, and only what lower layers left.
 
 use super::parents::Directory;
+use crate::base::cancel;
 use crate::sys::beneath;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -78,9 +79,12 @@ pub(super) fn remove_lower(parent: &Directory, name: &[u8], added: &Added) -> Re
 
 /// Empties `directory` of everything that this layer has not added.
 pub(super) fn clear_lower(directory: &Directory, added: &Added) -> Result<(), Errno> {
-    names(directory)?
-        .iter()
-        .try_for_each(|name| remove_lower(directory, name, added))
+    for name in names(directory)? {
+        // The caller sees that it was cancelled.
+        cancel::check().map_err(|_| Errno::ECANCELED)?;
+        remove_lower(directory, &name, added)?;
+    }
+    Ok(())
 }
 
 /// Removes the directory `name` from `parent`, with everything in it that `added` does not keep.
@@ -92,6 +96,7 @@ fn clear(parent: BorrowedFd<'_>, name: &[u8], keep: Option<(&Added, bool)>) -> R
     let is_ours = keep.is_some_and(|(_, is_ours)| is_ours);
     let mut levels = vec![level(&here, name, is_ours)?];
     while let Some(top) = levels.last_mut() {
+        cancel::check().map_err(|_| Errno::ECANCELED)?;
         let Some(child) = top.left.pop() else {
             let above = if levels.len() > 1 {
                 Some(open_directory(here.fd.as_fd(), b"..")?)

@@ -1,5 +1,6 @@
 //! The files of a layout or archive, by path: in a folder, or in a tar file that can be seeked in.
 
+use crate::base::cancel;
 use crate::oci::error::{Error, Part, Printable, Result};
 use crate::oci::limits::{MEMBER_LINKS_MAX, MEMBERS_MAX, READ_BUFFER_BYTES, TOP_NAMES_MAX};
 use crate::oci::tarball::{Kind, TarReader};
@@ -75,6 +76,7 @@ impl Blobs {
         let mut reader = TarReader::new(BufReader::with_capacity(READ_BUFFER_BYTES, window));
         let mut members = HashMap::new();
         while let Some(entry) = reader.next_entry_seeking()? {
+            cancel::check()?;
             let (offset_bytes, len_bytes) = reader.data_place();
             if offset_bytes
                 .checked_add(len_bytes)

@@ -4,6 +4,7 @@
 //! Other file systems mounted in the folder appear as empty folders, and sockets not at all: a
 //! host's `/proc` or a daemon's socket is no part of an image.
 
+use crate::base::Cancel;
 use crate::oci::compression::Compression;
 use crate::oci::error::{Error, Result};
 use crate::oci::layer::LayerWriter;
@@ -29,6 +30,7 @@ pub(super) struct FolderStream {
 impl FolderStream {
     /// Starts to read `folder`.
     pub(super) fn new(folder: OwnedFd) -> Result<Self> {
+        let cancel = Cancel::current();
         let failed = |source| Error::io("start to read the folder", source);
         let (pipe, writer) = io::pipe().map_err(failed)?;
         // A larger pipe means fewer switches between the two threads; a smaller one works as well.
@@ -36,7 +38,8 @@ impl FolderStream {
         let maker = std::thread::Builder::new()
             .name("folder".to_owned())
             .spawn(move || {
-                write_folder(&folder, BufWriter::with_capacity(COPY_BUFFER_BYTES, writer))
+                let out = BufWriter::with_capacity(COPY_BUFFER_BYTES, writer);
+                cancel.during(|| write_folder(&folder, out))
             })
             .map_err(failed)?;
         Ok(Self {

@@ -2,6 +2,7 @@
 //! and writing use a processor each.
 
 use super::LayerInfo;
+use crate::base::cancel::{self, Cancel, Cancellable};
 use crate::oci::compression::Decoder;
 use crate::oci::digest::{Digest, Hasher, HashingReader};
 use crate::oci::error::{Error, Part, Result};
@@ -60,10 +61,12 @@ impl LayerReader {
     ) -> Result<Self> {
         let (hand_over, pieces) = std::sync::mpsc::sync_channel(PIECES_AHEAD);
         let (used, to_fill) = std::sync::mpsc::sync_channel(PIECES_AHEAD);
-        let info = info.clone();
+        let (info, cancel) = (info.clone(), Cancel::current());
         let thread = std::thread::Builder::new()
             .name("layer".to_owned())
-            .spawn(move || read_ahead(stored, index, info, &hand_over, &to_fill))
+            .spawn(move || {
+                cancel.during(|| read_ahead(stored, index, info, &hand_over, &to_fill));
+            })
             .map_err(|source| Error::io("start to read the layer", source))?;
         Ok(Self {
             pieces: Some(pieces),
@@ -185,6 +188,7 @@ fn read_ahead(
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
+        cancel::check()?;
         match reader.read(&mut buffer[filled..]) {
             Ok(0) => break,
             Ok(len) => filled += len,
@@ -207,6 +211,7 @@ struct VerifyingReader {
 
 impl VerifyingReader {
     fn new(stored: Box<dyn Read + Send>, index: usize, info: LayerInfo) -> Result<Self> {
+        let stored: Box<dyn Read + Send> = Box::new(Cancellable::new(stored));
         let stored = Decoder::new(HashingReader::new(stored)).map_err(Error::archive)?;
         Ok(Self {
             stored,

@@ -1,6 +1,7 @@
 //! Images in streams that cannot be seeked in: pipes and compressed archives.
 
 use super::{Content, Image, Select, form};
+use crate::base::cancel::Cancellable;
 use crate::oci::compression::Decoder;
 use crate::oci::error::{Error, Result};
 use crate::oci::limits::PROBE_BYTES;
@@ -19,6 +20,7 @@ pub(super) fn open(
     spool_folder: &Path,
     select: &Select,
 ) -> Result<Vec<Image>> {
+    let stream = Box::new(Cancellable::new(stream));
     let mut content = Decoder::new(stream).map_err(Error::archive)?;
     let limit = u64::try_from(PROBE_BYTES).unwrap_or(u64::MAX);
     let mut head = Vec::new();
