@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "cli/copying.rs"]
+mod copying;
 #[path = "cli/corpus.rs"]
 mod corpus;
 #[path = "cli/daemon.rs"]
@@ -22,6 +24,8 @@ mod harness;
 mod images;
 #[path = "cli/in_use.rs"]
 mod in_use;
+#[path = "cli/interrupting.rs"]
+mod interrupting;
 #[path = "cli/keeper.rs"]
 mod keeper;
 #[path = "cli/load.rs"]

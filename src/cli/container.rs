@@ -1,17 +1,22 @@
 //! `cowshed container …`: thin writable roots of images.
 
-use super::console::Console;
+use super::console::{Console, output_error};
+use super::failure::Usage;
 use super::image;
 use super::output::{Column, time};
 use super::place::{CopySide, HostPath};
 use super::removal;
 use super::shed::Shed;
 use super::size::{Size, human};
+use super::streams::Output;
 use crate::base::Name;
-use crate::container::{self, ContainerChange, CreateContainer, CreatedContainer};
+use crate::container::{
+    self, ContainerChange, CopyOptions, CreateContainer, CreatedContainer, Host,
+};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
+use std::io::{BufWriter, IsTerminal};
 use std::path::Path;
 
 /// `cowshed container …`
@@ -33,8 +38,10 @@ pub(super) enum ContainerCommand {
     Commit(Commit),
     /// Copy files into or out of a container
     #[command(
-        after_help = "Examples:\n  cowshed container cp web:/etc/nginx ./nginx\n  \
-        cowshed container cp ./site web:/srv/site"
+        after_help = "With - the other side is a tar archive on the standard input or output.\n\n\
+        Examples:\n  cowshed container cp web:/etc/nginx ./nginx\n  \
+        cowshed container cp ./site web:/srv/site\n  \
+        tar -c site | cowshed container cp - web:/srv"
     )]
     Cp(Copy),
     /// List all containers
@@ -93,10 +100,18 @@ pub(super) struct Commit {
 /// `cowshed container cp`
 #[derive(Debug, Args, Serialize, Deserialize)]
 pub(super) struct Copy {
-    /// What to copy: CONTAINER:PATH, or a path here
+    /// Copy what a symbolic link at the end of SRC leads to, and not the link
+    #[arg(short = 'L', long)]
+    #[serde(default)]
+    pub follow_link: bool,
+    /// Keep owners and modes, which is always done: for those who know the option of docker cp
+    #[arg(short, long)]
+    #[serde(skip)]
+    pub archive: bool,
+    /// What to copy: CONTAINER:PATH, a path here, or - for a tar archive on the standard input
     #[arg(value_name = "SRC", value_parser = CopySide::parser())]
     pub source: CopySide,
-    /// Where to: CONTAINER:PATH, or a path here
+    /// Where to: CONTAINER:PATH, a path here, or - for a tar archive on the standard output
     #[arg(value_name = "DST", value_parser = CopySide::parser())]
     pub target: CopySide,
 }
@@ -277,11 +292,49 @@ fn commit(new: &Commit, shed: &Shed, console: &Console) -> anyhow::Result<()> {
 
 fn copy(copied: &Copy, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     let what = || format!("copy {} to {}", copied.source, copied.target);
-    let (source, target) = (copied.source.to_room(), copied.target.to_room());
     let host = shed.containers().with_context(what)?;
-    let report = host
-        .copy(&source, &target)
+    let options = CopyOptions {
+        follow_link: copied.follow_link,
+    };
+    let report = match (&copied.source, &copied.target) {
+        (CopySide::Pipe, CopySide::Container { container, path }) => {
+            let input = console.input().with_context(what)?;
+            host.copy_in(Box::new(input), container, Path::new(path))
+        }
+        (CopySide::Container { container, path }, CopySide::Pipe) => {
+            return copy_to_pipe(&host, container, path, options, console).with_context(what);
+        }
+        (source, target) => match (source.to_room(), target.to_room()) {
+            (Some(source), Some(target)) => host.copy_with(&source, &target, options),
+            _ => Err(container::Error::CopySides),
+        },
+    };
+    let report = report
         .map_err(|error| host.explain(error))
         .with_context(what)?;
     console.result(&report, String::new)
+}
+
+fn copy_to_pipe(
+    host: &Host,
+    container: &str,
+    path: &str,
+    options: CopyOptions,
+    console: &Console,
+) -> anyhow::Result<()> {
+    if console.style().json {
+        return Err(Usage("--json and - cannot both have the standard output".to_owned()).into());
+    }
+    let output = console.output();
+    if output.is_terminal() {
+        let why = "a tar archive is not for a terminal; send the output to a file or a pipe";
+        return Err(Usage(why.to_owned()).into());
+    }
+    let output = Output::new(output, console.cancel()).map_err(output_error)?;
+    let output = BufWriter::new(output);
+    let (output, _) = host.copy_out(container, Path::new(path), options, output)?;
+    output
+        .into_inner()
+        .map_err(|error| output_error(error.into_error()))?;
+    Ok(())
 }

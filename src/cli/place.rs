@@ -144,7 +144,7 @@ impl fmt::Display for FileOrPipe {
     }
 }
 
-/// One side of `container cp`: `CONTAINER:PATH`, or a path on the host.
+/// One side of `container cp`: `CONTAINER:PATH`, a path on the host, or `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum CopySide {
     /// A path inside a container's root.
@@ -156,6 +156,8 @@ pub(super) enum CopySide {
     },
     /// A path on the host.
     Host(HostPath),
+    /// A tar archive on the standard input or output, written `-`.
+    Pipe,
 }
 
 impl CopySide {
@@ -169,8 +171,19 @@ impl CopySide {
     /// # Errors
     /// When the path is empty, or the one inside a container is not UTF-8.
     pub(super) fn parse(text: &OsStr) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Pipe);
+        }
         match container::CopySide::parse(text) {
-            container::CopySide::Host(path) => HostPath::parse(path.as_os_str()).map(Self::Host),
+            container::CopySide::Host(path) => {
+                let HostPath(mut absolute) = HostPath::parse(path.as_os_str())?;
+                // A dot at the end says that the contents are meant, and goes when it is resolved.
+                let bytes = path.as_os_str().as_bytes();
+                if bytes == b"." || bytes.ends_with(b"/.") {
+                    absolute.push(".");
+                }
+                Ok(Self::Host(HostPath(absolute)))
+            }
             container::CopySide::Container { container, path } => {
                 let path = path.into_os_string().into_string();
                 let path = path.map_err(|_| "a path in a container must be UTF-8 here")?;
@@ -182,15 +195,16 @@ impl CopySide {
         }
     }
 
-    /// As the room of containers has it.
+    /// As the room of containers has it; `None` for the pipe.
     #[must_use]
-    pub(super) fn to_room(&self) -> container::CopySide {
+    pub(super) fn to_room(&self) -> Option<container::CopySide> {
         match self {
-            Self::Container { container, path } => container::CopySide::Container {
+            Self::Container { container, path } => Some(container::CopySide::Container {
                 container: container.clone(),
                 path: path.into(),
-            },
-            Self::Host(path) => container::CopySide::Host(path.as_path().to_owned()),
+            }),
+            Self::Host(path) => Some(container::CopySide::Host(path.as_path().to_owned())),
+            Self::Pipe => None,
         }
     }
 }
@@ -200,6 +214,7 @@ impl fmt::Display for CopySide {
         match self {
             Self::Container { container, path } => write!(f, "{container}:{path}"),
             Self::Host(path) => path.fmt(f),
+            Self::Pipe => f.write_str("-"),
         }
     }
 }
@@ -246,5 +261,19 @@ mod tests {
         assert!(matches!(side("/srv/a:b"), CopySide::Host(_)));
         assert!(matches!(side(":x"), CopySide::Host(_)));
         assert!(CopySide::parse(OsStr::new("web:")).is_err());
+        assert_eq!(side("-"), CopySide::Pipe);
+        assert!(matches!(side("./-"), CopySide::Host(_)));
+    }
+
+    #[test]
+    fn a_dot_at_the_end_of_a_side_on_the_host_stays() {
+        let side = |text: &str| match CopySide::parse(OsStr::new(text)).unwrap() {
+            CopySide::Host(path) => path.as_path().as_os_str().to_owned(),
+            other => panic!("{other}"),
+        };
+        assert_eq!(side("/srv/site/."), "/srv/site/.");
+        assert_eq!(side("/srv/site"), "/srv/site");
+        assert_eq!(side("/srv/site/"), "/srv/site/");
+        assert!(side(".").as_bytes().ends_with(b"/."));
     }
 }

@@ -7,7 +7,11 @@
 //! Where the copy goes:
 //! - onto an existing directory: into it under the source's name, or its contents if the source
 //!   ends in `/.`;
-//! - onto anything else: in its place, which a directory cannot take of a file.
+//! - onto anything else: in its place, which a directory cannot take of a file. Devices, FIFOs and
+//!   sockets are not replaced, as `docker cp` does not.
+//!
+//! A symbolic link at the end of the source is copied as what it is unless it is to be followed
+//! ([`CopyOptions`]); one at the end of the target is followed.
 
 use super::error::{Error, Result};
 use super::filesystem::Mode;
@@ -38,6 +42,13 @@ pub enum CopySide {
         /// The path.
         path: PathBuf,
     },
+}
+
+/// How a copy is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// Copies what a symbolic link at the end of the source leads to, and not the link.
+    pub follow_link: bool,
 }
 
 /// What a copy did.
@@ -76,33 +87,61 @@ impl Host {
     /// attributes, links and holes.
     ///
     /// # Errors
-    /// `CopySides` unless exactly one side is a container; `NotADirectory`; what the host
-    /// answers. What was copied before an error stays.
+    /// `CopySides` unless exactly one side is a container; `NotADirectory`, `CopyTarget`,
+    /// `CopySocket`; what the host answers. Of a tree, whole files that were copied before an error
+    /// stay.
     pub fn copy(&self, from: &CopySide, to: &CopySide) -> Result<CopyReport> {
+        self.copy_with(from, to, CopyOptions::default())
+    }
+
+    /// As `copy`, with options.
+    ///
+    /// # Errors
+    /// As `copy`.
+    pub fn copy_with(
+        &self,
+        from: &CopySide,
+        to: &CopySide,
+        options: CopyOptions,
+    ) -> Result<CopyReport> {
         let container = match (from, to) {
             (CopySide::Container { container, .. }, CopySide::Host(_))
             | (CopySide::Host(_), CopySide::Container { container, .. }) => container,
             _ => return Err(Error::CopySides),
         };
+        self.within_container(container, |root| copy_within(from, to, root, options))
+    }
+
+    /// Works in the container's root, which is mounted for that if it is not.
+    pub(super) fn within_container<T>(
+        &self,
+        container: &str,
+        work: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<T> {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
         let _held = hold(&lock)?;
         if let Some(path) = self.mounted_at(&record)? {
-            return copy_within(from, to, &path);
+            return work(&path);
         }
         let volume = record.volume(self.pool())?;
         let mounted = self.mount_for_work(&volume, Mode::Container)?;
-        let report = copy_within(from, to, mounted.path())?;
+        let done = work(mounted.path())?;
         mounted.unmount()?;
         self.pool().flush()?;
-        Ok(report)
+        Ok(done)
     }
 }
 
-fn copy_within(from: &CopySide, to: &CopySide, container_root: &Path) -> Result<CopyReport> {
+fn copy_within(
+    from: &CopySide,
+    to: &CopySide,
+    container_root: &Path,
+    options: CopyOptions,
+) -> Result<CopyReport> {
     let from = Side::open(from, container_root)?;
     let to = Side::open(to, container_root)?;
-    let source = from.source()?;
+    let source = from.source(options)?;
     let target = to.target(&from, &source)?;
     let mut transfer = Transfer::new(target.directory.as_fd());
     if target.is_content {
@@ -120,17 +159,17 @@ fn copy_within(from: &CopySide, to: &CopySide, container_root: &Path) -> Result<
 }
 
 /// A side with the root from which its path counts.
-struct Side {
+pub(super) struct Side {
     root: OwnedFd,
     in_container: bool,
     path: PathBuf,
 }
 
 /// An object: its directory and its name there.
-struct Place {
-    directory: OwnedFd,
+pub(super) struct Place {
+    pub directory: OwnedFd,
     /// `.` stands for the directory itself.
-    name: OsString,
+    pub name: OsString,
 }
 
 struct Target {
@@ -140,8 +179,15 @@ struct Target {
     is_content: bool,
 }
 
+impl Place {
+    /// What kind of object it is.
+    pub(super) fn kind(&self) -> Result<SFlag, Errno> {
+        type_of(&self.directory, &self.name)
+    }
+}
+
 impl Side {
-    fn open(side: &CopySide, container_root: &Path) -> Result<Self> {
+    pub(super) fn open(side: &CopySide, container_root: &Path) -> Result<Self> {
         let (root, path, in_container) = match side {
             CopySide::Host(path) if path.is_absolute() => (Path::new("/"), path, false),
             CopySide::Host(path) => (Path::new("."), path, false),
@@ -156,7 +202,7 @@ impl Side {
     }
 
     /// Opens the directory `path` of this side as its user sees it.
-    fn directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+    pub(super) fn directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() {
             b".".as_slice()
         } else {
@@ -175,7 +221,7 @@ impl Side {
         }
     }
 
-    fn failed(&self, action: &'static str) -> impl FnOnce(Errno) -> Error {
+    pub(super) fn failed(&self, action: &'static str) -> impl FnOnce(Errno) -> Error {
         let path = self.path.clone();
         move |errno| Error::Io {
             action,
@@ -194,13 +240,15 @@ impl Side {
     }
 
     /// The object that is copied; it must be there.
-    fn source(&self) -> Result<Place> {
+    pub(super) fn source(&self, options: CopyOptions) -> Result<Place> {
         let mut place = self.place()?;
         let bytes = self.path.as_os_str().as_bytes();
         if bytes.ends_with(b"/") || is_dot(place.name.as_bytes()) {
             // The directory that the path leads to, through links.
             place.directory = self.directory(bytes).map_err(self.failed("find"))?;
             place.name = OsString::from(".");
+        } else if options.follow_link {
+            place = self.link_end(place)?;
         }
         type_of(&place.directory, &place.name).map_err(self.failed("find"))?;
         Ok(place)
@@ -239,7 +287,10 @@ impl Side {
     fn enter(&self, source: &Place, directory: OwnedFd) -> Result<Target> {
         let (_, name) = split(trim_slashes(self.path.as_os_str().as_bytes()));
         let is_content = is_dot(name) || name.is_empty();
-        debug_assert!(!is_content || is_dot(source.name.as_bytes()));
+        debug_assert!(
+            !is_content || is_dot(source.name.as_bytes()),
+            "contents are of a directory"
+        );
         Ok(Target {
             directory,
             name: OsStr::from_bytes(name).into(),
@@ -295,7 +346,7 @@ fn type_of(directory: impl AsFd, name: &OsStr) -> Result<SFlag, Errno> {
     Ok(SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT)
 }
 
-fn is_dot(name: &[u8]) -> bool {
+pub(super) fn is_dot(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }
 
@@ -307,7 +358,7 @@ fn trim_slashes(mut path: &[u8]) -> &[u8] {
 }
 
 /// The directory and the last name of a path, without the slashes at its end.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     let trimmed = trim_slashes(path);
     match trimmed.iter().rposition(|byte| *byte == b'/') {
         // The slash stays: alone it is the root.

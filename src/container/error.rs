@@ -197,6 +197,23 @@ pub enum Error {
         /// The copy's target.
         path: PathBuf,
     },
+    /// The target of a copy is neither a directory nor a file.
+    #[error(
+        "{path} is {what} and is not replaced; the target of a copy must be a directory or a regular file",
+        path = path.display()
+    )]
+    CopyTarget {
+        /// What is in the way.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The source of a copy cannot be copied.
+    #[error("{path} is a socket, which means nothing without its process", path = path.display())]
+    CopySocket {
+        /// The copy's source.
+        path: PathBuf,
+    },
     /// The image's configuration cannot be extended.
     #[error("the image's configuration is not valid: {0}")]
     Config(&'static str),

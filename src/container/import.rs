@@ -253,6 +253,7 @@ impl Host {
         let strict = image.layers()[index].diff_id.is_none();
         let options = ApplyOptions {
             require_end_marker: strict,
+            is_plain_tar: false,
         };
         let applied = oci::apply_with(root.into(), &mut reader, options, &mut room);
         dropped.add(applied.map_err(|error| room.explain(error))?.dropped);

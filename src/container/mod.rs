@@ -37,6 +37,7 @@ mod root;
 mod roots;
 mod stacked;
 mod still;
+mod streams;
 mod time;
 mod transfer;
 mod tree;
@@ -45,7 +46,7 @@ mod words;
 
 pub use adoption::clean_stale_mounts;
 pub use archive::{ExportedImage, ExportedLayer};
-pub use copy::{CopyReport, CopySide};
+pub use copy::{CopyOptions, CopyReport, CopySide};
 pub use data::{CreateDataVolume, DataVolume};
 pub use diff::{ChangeKind, Comparison, ContainerChange};
 pub use error::{Error, Kind, Names, RecordFault, Result, Shortage};

@@ -4,24 +4,28 @@
 //! followed, so that a process that renames things meanwhile cannot lead the copy elsewhere.
 //!
 //! # Invariants
-//! - What is no directory is made anew under its name, never written through an existing one.
+//! - What is no directory is made anew, never written through an existing name. A file takes its
+//!   name once it is whole: what it replaces stays until then.
+//! - Devices, FIFOs and sockets are not replaced, unless by the same one below the target.
+//! - An object is opened by what was looked at, whatever has its name by then.
 //! - A directory's times are set after its content.
 
 use super::copy::CopyReport;
 use super::error::{Error, Result};
+use super::host::random_hex;
 use crate::base::cancel;
 use crate::sys::{beneath, extent, xattr};
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fstatat, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -41,6 +45,23 @@ pub(super) struct Transfer<'t> {
     first_names: HashMap<(u64, u64), PathBuf>,
     buffer: Vec<u8>,
     report: CopyReport,
+}
+
+/// An object that is copied: opened with `O_PATH`, and what was seen of it.
+struct Source {
+    object: OwnedFd,
+    stat: FileStat,
+}
+
+impl Source {
+    fn of(object: OwnedFd) -> Result<Self, Errno> {
+        let stat = beneath::stat_itself(&object)?;
+        Ok(Self { object, stat })
+    }
+
+    fn kind(&self) -> SFlag {
+        kind_of(&self.stat)
+    }
 }
 
 /// Where an object comes from and goes to.
@@ -103,41 +124,48 @@ impl<'t> Transfer<'t> {
             shown,
             depth: 0,
         };
-        let stat = step.stat()?;
+        let source = step.source()?;
         self.children(&step, from, to)?;
-        step.set_metadata(to, &stat)
+        step.set_metadata(to, &source)
     }
 
     fn step(&mut self, step: &Step<'_>) -> Result<()> {
         cancel::check()?;
-        let stat = step.stat()?;
-        let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
+        let source = step.source()?;
+        let kind = source.kind();
         if kind == SFlag::S_IFSOCK {
             // A socket means nothing without its process.
-            return Ok(());
+            return if step.depth == 0 {
+                let path = step.shown.to_owned();
+                Err(Error::CopySocket { path })
+            } else {
+                Ok(())
+            };
         }
         if kind == SFlag::S_IFDIR {
-            return self.directory(step, &stat);
+            return self.directory(step, &source);
         }
-        step.make_room()?;
+        step.refuse_special(&source)?;
         self.report.objects += 1;
-        if stat.st_nlink > 1 && self.link_to_first(step, &stat)? {
+        if source.stat.st_nlink > 1 && self.link_to_first(step, &source.stat)? {
             return Ok(());
         }
         match kind {
-            SFlag::S_IFREG => self.file(step, &stat),
+            SFlag::S_IFREG => self.file(step, &source),
             SFlag::S_IFLNK => {
-                let link = step.check("read the link", readlinkat(step.from, step.name))?;
+                let link = step.check("read the link", readlinkat(&source.object, ""))?;
+                step.make_room()?;
                 step.check("make", symlinkat(link.as_os_str(), step.to, step.new_name))?;
-                step.finish(&stat)
+                step.finish(&source)
             }
             _ => {
                 let mode = Mode::from_bits_truncate(0o600);
+                step.make_room()?;
                 step.check(
                     "make",
-                    mknodat(step.to, step.new_name, kind, mode, stat.st_rdev),
+                    mknodat(step.to, step.new_name, kind, mode, source.stat.st_rdev),
                 )?;
-                step.finish(&stat)
+                step.finish(&source)
             }
         }
     }
@@ -155,13 +183,14 @@ impl<'t> Transfer<'t> {
             beneath::open_plain(self.target, bytes, OFlag::O_PATH),
         )?;
         let path = proc_path(&object);
+        step.make_room()?;
         let flag = LinkatFlags::AT_SYMLINK_FOLLOW;
         let here = nix::fcntl::AT_FDCWD;
         step.check("link", linkat(here, &path, step.to, step.new_name, flag))?;
         Ok(true)
     }
 
-    fn directory(&mut self, step: &Step<'_>, stat: &FileStat) -> Result<()> {
+    fn directory(&mut self, step: &Step<'_>, source: &Source) -> Result<()> {
         if step.depth >= DEPTH_MAX {
             return step.check("copy", Err(Errno::ENAMETOOLONG));
         }
@@ -178,10 +207,10 @@ impl<'t> Transfer<'t> {
             }
             opened => step.check("open", opened)?,
         };
-        let from = step.check("open", openat(step.from, step.name, flags, Mode::empty()))?;
+        let from = step.check("open", openat(&source.object, ".", flags, Mode::empty()))?;
         self.report.objects += 1;
         self.children(step, from.as_fd(), to.as_fd())?;
-        step.set_metadata(to.as_fd(), stat)
+        step.set_metadata(to.as_fd(), source)
     }
 
     fn children(
@@ -204,16 +233,14 @@ impl<'t> Transfer<'t> {
         Ok(())
     }
 
-    fn file(&mut self, step: &Step<'_>, stat: &FileStat) -> Result<()> {
-        let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let from = step.check("open", openat(step.from, step.name, read, Mode::empty()))?;
-        let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o600);
-        let to = step.check("make", openat(step.to, step.new_name, write, mode))?;
-        let (from, to) = (File::from(from), File::from(to));
-        self.copy_content(&from, &to)
+    fn file(&mut self, step: &Step<'_>, source: &Source) -> Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOCTTY;
+        let from = File::from(step.check("open", beneath::reopen(&source.object, flags))?);
+        let part = PartFile::make(step)?;
+        self.copy_content(&from, &part.file)
             .map_err(Error::io("copy", step.shown))?;
-        step.set_metadata(to.as_fd(), stat)
+        step.set_metadata(part.file.as_fd(), source)?;
+        part.take_name(step, source)
     }
 
     /// Copies the data and leaves the holes.
@@ -246,12 +273,33 @@ impl Step<'_> {
         answer.map_err(|errno| Error::io(action, self.shown)(errno.into()))
     }
 
-    fn stat(&self) -> Result<FileStat> {
+    fn source(&self) -> Result<Source> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let object = self.check("find", openat(self.from, self.name, flags, Mode::empty()))?;
+        self.check("look at", Source::of(object))
+    }
+
+    /// Refuses to replace what is neither a directory nor a file nor a link. Below the target the
+    /// same device, or a FIFO, may take its place, so that a tree can be copied again.
+    fn refuse_special(&self, source: &Source) -> Result<()> {
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-        self.check(
-            "look at",
-            nix::sys::stat::fstatat(self.from, self.name, flags),
-        )
+        let found = match fstatat(self.to, self.new_name, flags) {
+            Ok(found) => found,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return self.check("look at", Err(errno)),
+        };
+        let what = match kind_of(&found) {
+            SFlag::S_IFCHR | SFlag::S_IFBLK => "a device",
+            SFlag::S_IFIFO => "a FIFO",
+            SFlag::S_IFSOCK => "a socket",
+            _ => return Ok(()),
+        };
+        let is_same = kind_of(&found) == source.kind() && found.st_rdev == source.stat.st_rdev;
+        if self.depth > 0 && is_same {
+            return Ok(());
+        }
+        let path = self.path.to_owned();
+        Err(Error::CopyTarget { path, what })
     }
 
     /// Removes what has the new name, unless it is a directory.
@@ -263,14 +311,15 @@ impl Step<'_> {
     }
 
     /// Sets the metadata of what was made without a descriptor.
-    fn finish(&self, stat: &FileStat) -> Result<()> {
+    fn finish(&self, source: &Source) -> Result<()> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let made = self.check("open", openat(self.to, self.new_name, flags, Mode::empty()))?;
-        self.set_metadata(made.as_fd(), stat)
+        self.set_metadata(made.as_fd(), source)
     }
 
     /// Gives `made` the owner, mode, attributes and times of the source.
-    fn set_metadata(&self, made: BorrowedFd<'_>, stat: &FileStat) -> Result<()> {
+    fn set_metadata(&self, made: BorrowedFd<'_>, source: &Source) -> Result<()> {
+        let stat = &source.stat;
         let owner = (
             Some(Uid::from_raw(stat.st_uid)),
             Some(Gid::from_raw(stat.st_gid)),
@@ -280,13 +329,13 @@ impl Step<'_> {
             fchownat(made, "", owner.0, owner.1, AtFlags::AT_EMPTY_PATH),
         )?;
         let path = proc_path(&made);
-        let is_link = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK;
+        let is_link = source.kind() == SFlag::S_IFLNK;
         if !is_link {
             // After the owner, whose change takes setuid bits away.
             let mode = Permissions::from_mode(stat.st_mode & PERMISSION_BITS);
             fs::set_permissions(&path, mode).map_err(Error::io("set the mode of", self.shown))?;
         }
-        self.copy_xattrs(made)
+        copy_xattrs(&source.object, made)
             .map_err(Error::io("copy the attributes of", self.shown))?;
         let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
         let modified = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
@@ -299,19 +348,68 @@ impl Step<'_> {
         };
         self.check("set the times of", times)
     }
+}
 
-    fn copy_xattrs(&self, made: BorrowedFd<'_>) -> io::Result<()> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let source = openat(self.from, self.name, flags, Mode::empty())?;
-        for name in xattr::list(&source)? {
-            match xattr::set(made, &name, &xattr::get(&source, &name)?) {
-                // The target's file system has no such attributes.
-                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-                answer => answer?,
-            }
+fn copy_xattrs(source: &OwnedFd, made: BorrowedFd<'_>) -> io::Result<()> {
+    for name in xattr::list(source)? {
+        match xattr::set(made, &name, &xattr::get(source, &name)?) {
+            // The target's file system has no such attributes.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            answer => answer?,
         }
+    }
+    Ok(())
+}
+
+/// A file in the target's directory that has its name only once it is whole; removed unless it
+/// gets there.
+struct PartFile<'s> {
+    file: File,
+    directory: BorrowedFd<'s>,
+    name: String,
+    is_named: bool,
+}
+
+impl<'s> PartFile<'s> {
+    fn make(step: &Step<'s>) -> Result<Self> {
+        let name = format!(".cowshed-cp-{}", random_hex::<8>()?);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(0o600);
+        let made = openat(step.to, name.as_str(), flags, mode);
+        Ok(Self {
+            file: step.check("make", made)?.into(),
+            directory: step.to,
+            name,
+            is_named: false,
+        })
+    }
+
+    /// Replaces what has the name, which was not a special file when it was looked at last.
+    fn take_name(mut self, step: &Step<'_>, source: &Source) -> Result<()> {
+        step.refuse_special(source)?;
+        let name = self.name.as_str();
+        let renamed = renameat(self.directory, name, self.directory, step.new_name);
+        step.check("replace", renamed)?;
+        self.is_named = true;
         Ok(())
     }
+}
+
+impl Drop for PartFile<'_> {
+    fn drop(&mut self) {
+        if !self.is_named {
+            // The copy's own error is told; a file that cannot be removed adds nothing to it.
+            let _ = unlinkat(
+                self.directory,
+                self.name.as_str(),
+                UnlinkatFlags::NoRemoveDir,
+            );
+        }
+    }
+}
+
+fn kind_of(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
 /// The names in a directory, without those of itself and its parent.

@@ -82,6 +82,14 @@ pub enum Error {
         /// The path or the hard link's target.
         entry: Printable,
     },
+    /// An entry would replace what is not to be lost.
+    #[error("{entry} is {what} there, which is not replaced; remove it first")]
+    InTheWay {
+        /// The entry's path.
+        entry: Printable,
+        /// What is there.
+        what: &'static str,
+    },
     /// A file's name means something else in a layer.
     #[error(
         "{0} cannot be stored in a layer, because names that begin with .wh. mark removals; rename it"

@@ -67,6 +67,8 @@ pub struct LayerWriter<W: Write> {
     first_names: HashMap<(u64, u64), Vec<u8>>,
     /// How many bytes of holes may still be written as zeros.
     plain_holes_bytes: u64,
+    /// Whether names that mean something in a layer are only names.
+    any_names: bool,
     buffer: Vec<u8>,
 }
 
@@ -84,6 +86,7 @@ impl<W: Write> LayerWriter<W> {
             latest: None,
             first_names: HashMap::new(),
             plain_holes_bytes: PLAIN_HOLES_BYTES_MAX,
+            any_names: false,
             buffer: vec![0; COPY_BUFFER_BYTES],
         })
     }
@@ -96,6 +99,13 @@ impl<W: Write> LayerWriter<W> {
         self
     }
 
+    /// Writes a plain tar archive: a name that begins with `.wh.` removes nothing there.
+    #[must_use]
+    pub const fn with_any_names(mut self) -> Self {
+        self.any_names = true;
+        self
+    }
+
     /// Adds the object at `path` beneath `root` with all its metadata, but not what is in it if it
     /// is a directory. No symbolic link is followed. Answers whether it was stored: a socket is
     /// not, for it means nothing without its process.
@@ -104,15 +114,23 @@ impl<W: Write> LayerWriter<W> {
     /// `Entry` where the object cannot be read, changes in the middle, or the writer fails;
     /// `ReservedName` for a name that would be a whiteout; `Cancelled`.
     pub fn add(&mut self, root: BorrowedFd<'_>, path: &[u8]) -> Result<bool> {
+        self.add_as(root, path, path)
+    }
+
+    /// As `add`, under another name.
+    ///
+    /// # Errors
+    /// As `add`.
+    pub fn add_as(&mut self, root: BorrowedFd<'_>, path: &[u8], name: &[u8]) -> Result<bool> {
         cancel::check()?;
-        let read_failed = |source: io::Error| Error::entry("read", path, source);
-        if last_component(path).starts_with(b".wh.") {
-            return Err(Error::ReservedName(Printable::from(path)));
+        let read_failed = |source: io::Error| Error::entry("read", name, source);
+        if !self.any_names && last_component(name).starts_with(b".wh.") {
+            return Err(Error::ReservedName(Printable::from(name)));
         }
         let object = beneath::open_plain(root, path, OFlag::O_PATH)
             .map_err(|errno| read_failed(errno.into()))?;
         let stat = beneath::stat_itself(&object).map_err(|errno| read_failed(errno.into()))?;
-        let Some(mut record) = Record::of(path, &stat) else {
+        let Some(mut record) = Record::of(name, &stat) else {
             return Ok(false);
         };
         if let Some(latest) = self.latest {
@@ -452,3 +470,7 @@ fn image_xattrs(object: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
 fn last_component(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
 }
+
+#[cfg(test)]
+#[path = "layer_tests.rs"]
+mod tests;

@@ -25,6 +25,7 @@ pub mod source;
 mod tarball;
 #[cfg(test)]
 mod testing;
+pub mod tree;
 
 pub use apply::{Applied, ApplyOptions, Room, apply, apply_with};
 pub use compression::Compression;
@@ -38,3 +39,4 @@ pub use platform::{InvalidPlatform, Platform};
 pub use reference::{InvalidReference, Reference, ReferenceFault, same_reference};
 pub use source::{Image, LayerDigest, LayerInfo, LayerReader, Select, SourceInput};
 pub use tarball::Time;
+pub use tree::add_tree;

@@ -86,3 +86,27 @@ fn resolve(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::{SFlag, makedev, mknod};
+    use std::fs::{self, File};
+    use std::io::Read;
+
+    #[test]
+    fn what_was_looked_at_is_opened_and_not_what_has_its_name_by_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, device) = (folder.path().join("file"), folder.path().join("device"));
+        fs::write(&file, "content").unwrap();
+        mknod(&device, SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 5)).unwrap();
+        let root = File::open(folder.path()).unwrap();
+        let object = open_plain(root.as_fd(), b"file", OFlag::O_PATH).unwrap();
+        fs::rename(&device, &file).unwrap();
+        let mut text = String::new();
+        File::from(reopen(&object, OFlag::O_RDONLY).unwrap())
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "content");
+    }
+}

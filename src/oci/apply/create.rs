@@ -63,7 +63,7 @@ impl Applier {
             Ok(fd) => {
                 if made {
                     Self::inherited(&fd, place)?;
-                } else {
+                } else if !self.is_plain_tar {
                     clear(&fd, place.path)?;
                 }
                 fd
@@ -95,7 +95,9 @@ impl Applier {
             OFlag::O_RDONLY | OFlag::O_DIRECTORY,
         )
         .map_err(|errno| Error::entry("open the folder", b"/", errno))?;
-        clear(&fd, b"/")?;
+        if !self.is_plain_tar {
+            clear(&fd, b"/")?;
+        }
         self.finish_directory(b"", fd, entry)
     }
 

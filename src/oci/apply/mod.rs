@@ -30,10 +30,15 @@ use super::limits::{COPY_BUFFER_BYTES, DEPTH_MAX, READ_BUFFER_BYTES};
 use super::tarball::{Entry, Kind, TarReader, Time};
 use crate::base::cancel;
 use crate::sys::aligned::AlignedBuffer;
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{SFlag, fstatat};
 use parents::{Directory, Parents};
 use remove::Added;
+use std::ffi::OsStr;
 use std::io::{BufReader, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -41,12 +46,16 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Names with which AUFS kept books inside layers; they mean nothing to anyone else.
 const AUFS_BOOKS: &[u8] = b".wh..wh.";
 
-/// How strict to be about the archive's end.
+/// How an archive is taken.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ApplyOptions {
     /// Refuse an archive without an end marker, which may have been cut short: for archives whose
     /// digest nobody has stated.
     pub require_end_marker: bool,
+    /// The archive is no layer: names that begin with `.wh.` are only names, what an existing
+    /// directory has stays, and neither a directory nor a device, FIFO or socket is replaced by
+    /// something else.
+    pub is_plain_tar: bool,
 }
 
 /// What a layer brought.
@@ -118,6 +127,7 @@ pub fn apply_with(
         added: Added::default(),
         buffer: AlignedBuffer::zeroed(COPY_BUFFER_BYTES),
         applied: Applied::default(),
+        is_plain_tar: options.is_plain_tar,
     };
     while let Some(entry) = archive.next_entry()? {
         cancel::check()?;
@@ -153,6 +163,7 @@ struct Applier {
     added: Added,
     buffer: AlignedBuffer,
     applied: Applied,
+    is_plain_tar: bool,
 }
 
 /// Where an entry goes: its parent directory and its name there.
@@ -168,7 +179,9 @@ impl Applier {
         let Some((parent, name)) = split(&path) else {
             return self.root(entry);
         };
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+        if let Some(hidden) = name.strip_prefix(WHITEOUT)
+            && !self.is_plain_tar
+        {
             return self.whiteout(parent, name, hidden, &entry.path);
         }
         let parent = self.parents.open_or_make(parent, entry.mtime)?;
@@ -177,6 +190,9 @@ impl Applier {
             name,
             path: &path,
         };
+        if self.is_plain_tar {
+            refuse_in_the_way(&place, entry.kind)?;
+        }
         match entry.kind {
             Kind::File => self.file(&place, entry, archive)?,
             Kind::Directory => self.directory(&place, entry)?,
@@ -215,6 +231,31 @@ impl Applier {
             }
         }
     }
+}
+
+/// Refuses to put one kind of object in the place of another that is not to be lost.
+fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
+    let name = OsStr::from_bytes(place.name);
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+    let found = match fstatat(&place.parent.fd, name, flags) {
+        Ok(found) => SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT,
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(Error::entry("look at", place.path, errno)),
+    };
+    let what = match (found, kind) {
+        (SFlag::S_IFDIR, Kind::Directory)
+        | (SFlag::S_IFCHR, Kind::CharDevice)
+        | (SFlag::S_IFBLK, Kind::BlockDevice)
+        | (SFlag::S_IFIFO, Kind::Fifo) => return Ok(()),
+        (SFlag::S_IFDIR, _) => "a directory",
+        (SFlag::S_IFCHR | SFlag::S_IFBLK, _) => "a device",
+        (SFlag::S_IFIFO, _) => "a FIFO",
+        (SFlag::S_IFSOCK, _) => "a socket",
+        (_, Kind::Directory) => "no directory",
+        _ => return Ok(()),
+    };
+    let entry = Printable::from(place.path);
+    Err(Error::InTheWay { entry, what })
 }
 
 /// The path without empty and `.` components, counted from the root.

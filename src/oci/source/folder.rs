@@ -8,12 +8,9 @@ use crate::base::Cancel;
 use crate::oci::compression::Compression;
 use crate::oci::error::{Error, Result};
 use crate::oci::layer::LayerWriter;
-use crate::oci::limits::{COPY_BUFFER_BYTES, DEPTH_MAX};
-use crate::sys::beneath;
-use nix::dir::Dir;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::Mode;
+use crate::oci::limits::COPY_BUFFER_BYTES;
+use crate::oci::tree::add_children;
+use nix::fcntl::{FcntlArg, fcntl};
 use std::io::{self, BufWriter, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
@@ -79,71 +76,10 @@ impl Drop for FolderStream {
 }
 
 fn write_folder(folder: &OwnedFd, out: impl Write) -> Result<()> {
-    let stat = beneath::stat_itself(folder)
-        .map_err(|errno| Error::io("look at the folder", errno.into()))?;
     let mut layer = LayerWriter::new(out, Compression::None)?;
     layer.add(folder.as_fd(), b"./")?;
-    write_children(folder, &mut layer, &mut Vec::new(), stat.st_dev, 0)?;
+    add_children(&mut layer, folder.as_fd())?;
     let (mut out, _) = layer.finish()?;
     out.flush()
         .map_err(|source| Error::io("write the layer", source))
-}
-
-fn write_children<W: Write>(
-    folder: &OwnedFd,
-    layer: &mut LayerWriter<W>,
-    path: &mut Vec<u8>,
-    device: u64,
-    depth: usize,
-) -> Result<()> {
-    let failed = |path: &[u8], errno| Error::entry("read the folder", path, errno);
-    if depth > DEPTH_MAX {
-        return Err(failed(path, Errno::ENAMETOOLONG));
-    }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-    let here = beneath::open_plain(folder.as_fd(), path, flags).map_err(|e| failed(path, e))?;
-    let at = beneath::stat_itself(&here).map_err(|e| failed(path, e))?;
-    if at.st_dev != device {
-        return Ok(());
-    }
-    let mut names = names(&here).map_err(|errno| failed(path, errno))?;
-    drop(here);
-    names.sort();
-    let parent_len = path.len();
-    for (name, is_directory) in names {
-        if parent_len > 0 {
-            path.push(b'/');
-        }
-        path.extend_from_slice(&name);
-        layer.add(folder.as_fd(), path)?;
-        if is_directory {
-            write_children(folder, layer, path, device, depth + 1)?;
-        }
-        path.truncate(parent_len);
-    }
-    Ok(())
-}
-
-/// The names in a directory, and which of them are directories.
-fn names(directory: &OwnedFd) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut listing = Dir::openat(directory, ".", flags, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in listing.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
-        }
-        let is_directory = match entry.file_type() {
-            Some(kind) => kind == nix::dir::Type::Directory,
-            None => {
-                let object = beneath::open_plain(directory.as_fd(), name, OFlag::O_PATH)?;
-                let mode = beneath::stat_itself(object)?.st_mode;
-                mode & libc::S_IFMT == libc::S_IFDIR
-            }
-        };
-        names.push((name.to_vec(), is_directory));
-    }
-    Ok(names)
 }

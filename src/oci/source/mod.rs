@@ -96,6 +96,19 @@ pub struct LayerInfo {
     pub size_bytes: Option<u64>,
 }
 
+impl LayerInfo {
+    /// A tar archive of which nothing is stated.
+    #[must_use]
+    pub fn of_plain_tar() -> Self {
+        Self {
+            diff_id: None,
+            media_type: PLAIN_LAYER.to_owned(),
+            compressed_digest: None,
+            size_bytes: None,
+        }
+    }
+}
+
 /// An image that can be read.
 pub struct Image {
     config: Option<ImageConfig>,

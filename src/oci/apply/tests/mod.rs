@@ -23,6 +23,7 @@ fn apply_to(root: &Path, layer: &[u8]) -> Result<Applied> {
         layer,
         ApplyOptions {
             require_end_marker: true,
+            is_plain_tar: false,
         },
     )
 }

@@ -140,6 +140,7 @@ fn unpack(image: &Image) -> Result<(TempDir, Tree, Vec<Digest>)> {
         let mut reader = image.open_layer(index)?;
         let options = ApplyOptions {
             require_end_marker: layer.diff_id.is_none(),
+            is_plain_tar: false,
         };
         apply(open_folder(root.path()).as_fd(), &mut reader, options)?;
         diff_ids.push(reader.finish()?.diff_id);
