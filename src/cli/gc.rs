@@ -97,6 +97,7 @@ pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()>
     let mut removed = Vec::new();
     let mut bytes = 0;
     for garbage in all.into_iter().filter(|it| it.garbage) {
+        console.cancel().check()?;
         match remove(shed, VolumeId(garbage.id), alone) {
             Ok(false) => {}
             Ok(true) => {
