@@ -4,6 +4,7 @@ use crate::stage::{Stage, shell, small_image};
 use crate::trees;
 use cowshed::base::{Cancel, Name};
 use cowshed::container::{CopyOptions, CopySide, CreateContainer, Error};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
@@ -168,14 +169,12 @@ fn links_in_a_container_lead_nowhere_but_into_the_container() {
 }
 
 /// What every target is tried with.
-const TARGETS: &str = "rm -rf t; mkdir t; cd t; echo old > file; mkdir dir; ln -s file to-file
+const TARGETS: &str = "echo old > file; mkdir dir; ln -s file to-file
     ln -s dir to-dir; ln -s device to-device; ln -s made dangling; ln -s to-device twice
-    mknod device c 1 3; mkfifo fifo
-    python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'";
+    mknod device c 1 3; mkfifo fifo";
 /// What is copied.
 const SOURCES: &str = "echo new > file; mkdir dir; echo inner > dir/inner; ln -s file link
-    mknod device c 7 99; mkfifo fifo
-    python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"socket\")'";
+    mknod device c 7 99; mkfifo fifo";
 
 /// Source, target, and what is there afterwards: `path=kind` of what changed, or `-` where the copy
 /// is refused.
@@ -224,6 +223,13 @@ const COPIES: [(&str, &str, &str); 42] = [
     ("socket", "dir", "-"),
 ];
 
+/// Runs the script in the folder and makes a socket there.
+fn fill(folder: &Path, script: &str) {
+    shell(folder, script);
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    mknod(&folder.join("socket"), SFlag::S_IFSOCK, mode, 0).unwrap();
+}
+
 /// Every path below the folder, with its kind and what it holds.
 fn state(folder: &Path) -> Vec<String> {
     let listed = std::process::Command::new("sh")
@@ -254,12 +260,15 @@ fn every_kind_of_source_goes_to_every_kind_of_target_as_docker_copies_it() {
     let stage = prepared();
     let there = stage.folder("there");
     let mounted = stage.host.mount_container("one", None).unwrap().path;
-    shell(&there, &format!("mkdir s; cd s; {SOURCES}"));
-    shell(&mounted, &format!("mkdir s; cd s; {SOURCES}"));
+    for sources in [there.join("s"), mounted.join("s")] {
+        fs::create_dir(&sources).unwrap();
+        fill(&sources, SOURCES);
+    }
     for is_inward in [true, false] {
         for (source, target, expected) in COPIES {
             let at = if is_inward { &mounted } else { &there };
-            shell(at, TARGETS);
+            shell(at, "rm -rf t; mkdir t");
+            fill(&at.join("t"), TARGETS);
             let before = state(&at.join("t"));
             let host_side = |path: &str| outside(&there.join(path));
             let (from, to) = (format!("s/{source}"), format!("t/{target}"));
