@@ -18,6 +18,8 @@ mod devices;
 mod fence;
 #[path = "cli/full.rs"]
 mod full;
+#[path = "cli/full_host.rs"]
+mod full_host;
 #[path = "cli/harness.rs"]
 mod harness;
 #[path = "cli/images.rs"]

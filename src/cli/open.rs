@@ -60,6 +60,11 @@ impl Place {
                     "permission denied; run as its owner or name your own pool with --pool"
                         .to_owned(),
                 ),
+                io::ErrorKind::ReadOnlyFilesystem => Some(
+                    "its file system is mounted read-only; make it writable (mount -o remount,rw), \
+                     or look at the pool with `cowshed pool check`"
+                        .to_owned(),
+                ),
                 _ => None,
             },
             _ => None,

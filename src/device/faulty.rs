@@ -294,6 +294,14 @@ impl Device for FaultyDevice {
         self.inner.host_free_bytes()
     }
 
+    fn reserve_host_bytes(&self, len_bytes: u64) -> Result<Option<u64>> {
+        self.inner.reserve_host_bytes(len_bytes)
+    }
+
+    fn release_host_bytes(&self) -> Result<u64> {
+        self.inner.release_host_bytes()
+    }
+
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.inner.descriptors()
     }

@@ -6,7 +6,9 @@
 //! - The device is locked against other processes from before the first look at it until drop.
 //! - There is one descriptor, `buffered`, that is locked, mapped and flushed. A host reports a
 //!   failed writeback once for each open descriptor, so that a flush of another one could miss it.
-//! - The mapped log is inside the file and allocated, and the file never shrinks.
+//! - A mapped log is inside the file and allocated, and the file never shrinks. It is mapped only
+//!   where a store into allocated space needs nothing of the host; elsewhere it is written, so that
+//!   a host without room refuses the one record with an error, and not with a signal.
 //! - Direct I/O only ever sees memory and ranges aligned as the host asks.
 
 mod open;
@@ -49,10 +51,29 @@ struct Direct {
     memory_align_bytes: usize,
 }
 
+/// The log's region, and the way to store into it.
+enum LogRegion {
+    Mapped(Mapped),
+    Written { offset_bytes: u64, len_bytes: u64 },
+}
+
+impl LogRegion {
+    /// Where it lies in the file and how long it is, in bytes.
+    fn place(&self) -> (u64, u64) {
+        match self {
+            Self::Mapped(mapped) => mapped.region(),
+            Self::Written {
+                offset_bytes,
+                len_bytes,
+            } => (*offset_bytes, *len_bytes),
+        }
+    }
+}
+
 /// A regular file or a block device.
 pub struct FileDevice {
-    /// The mapping, unmapped before the lock goes with `buffered`.
-    log: OnceLock<Mapped>,
+    /// Where the log lies; a mapping is unmapped before the lock goes with `buffered`.
+    log: OnceLock<LogRegion>,
     direct: Option<Direct>,
     buffered: File,
     host: Host,
@@ -63,6 +84,28 @@ pub struct FileDevice {
 }
 
 impl FileDevice {
+    /// Returns whether the log can be mapped, having allocated it where the host has room. What is
+    /// not allocated is not mapped, so that opening a pool needs no room of the host.
+    fn can_map_log(&self, offset_bytes: u64, len_bytes: u64) -> bool {
+        if self.host == Host::BlockDevice {
+            return true;
+        }
+        let allocated = allocate_log(&self.buffered, offset_bytes, len_bytes);
+        if let Err(error) = &allocated {
+            tracing::debug!(%error, "the host does not allocate the pool's log");
+        }
+        allocated.is_ok() && geometry::overwrites_in_place(&self.buffered)
+    }
+
+    /// Gives what is allocated behind the file's end to the host; the caller holds `growing`.
+    fn release_behind_end(&self) -> io::Result<u64> {
+        let before = self.buffered.metadata()?;
+        // To set the length that it has frees what lies behind, on every file system.
+        self.buffered.set_len(before.len())?;
+        let after = self.buffered.metadata()?.blocks();
+        Ok(before.blocks().saturating_sub(after).saturating_mul(512))
+    }
+
     fn check(&self, action: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         check_blocks(action, offset_bytes, len_bytes, self.len_bytes())
     }
@@ -158,8 +201,10 @@ impl Device for FileDevice {
                     max_bytes: host_bytes,
                 });
             }
-            self.buffered
-                .set_len(len_bytes)
+            // What was set aside lies where the file grows.
+            let grown = self.release_behind_end();
+            grown
+                .and_then(|_| self.buffered.set_len(len_bytes))
                 .map_err(|e| Error::io(ACTION, e))?;
             host_bytes = len_bytes;
         }
@@ -174,20 +219,24 @@ impl Device for FileDevice {
         if self
             .log
             .get()
-            .is_some_and(|log| log.region() == (offset_bytes, len_bytes))
+            .is_some_and(|log| log.place() == (offset_bytes, len_bytes))
         {
             return Ok(());
         }
-        if self.host == Host::RegularFile {
-            allocate_log(&self.buffered, offset_bytes, len_bytes)
-                .map_err(|source| Error::io("allocate the pool's log", source))?;
-        }
-        let mapped = usize::try_from(len_bytes)
-            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))
-            .and_then(|len_bytes| Mapped::new(&self.buffered, offset_bytes, len_bytes))
-            .map_err(|source| Error::io(ACTION, source))?;
+        let region = if self.can_map_log(offset_bytes, len_bytes) {
+            let mapped = usize::try_from(len_bytes)
+                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))
+                .and_then(|len_bytes| Mapped::new(&self.buffered, offset_bytes, len_bytes))
+                .map_err(|source| Error::io(ACTION, source))?;
+            LogRegion::Mapped(mapped)
+        } else {
+            LogRegion::Written {
+                offset_bytes,
+                len_bytes,
+            }
+        };
         self.log
-            .set(mapped)
+            .set(region)
             .map_err(|_| Error::io(ACTION, io::Error::from(io::ErrorKind::AlreadyExists)))
     }
 
@@ -196,9 +245,45 @@ impl Device for FileDevice {
             .log
             .get()
             .expect("the log is mapped before it is stored into");
-        // An offset beyond the address space is outside the region as well.
-        log.store(usize::try_from(offset_bytes).unwrap_or(usize::MAX), bytes);
-        Ok(())
+        match log {
+            // An offset beyond the address space is outside the region as well.
+            LogRegion::Mapped(log) => {
+                log.store(usize::try_from(offset_bytes).unwrap_or(usize::MAX), bytes);
+                Ok(())
+            }
+            LogRegion::Written {
+                offset_bytes: start,
+                len_bytes,
+            } => {
+                let end = offset_bytes.checked_add(bytes.len() as u64);
+                assert!(
+                    end.is_some_and(|end| end <= *len_bytes),
+                    "a store outside the log's region"
+                );
+                self.buffered
+                    .write_all_at(bytes, start + offset_bytes)
+                    .map_err(|source| Error::io("write the pool's log", source))
+            }
+        }
+    }
+
+    fn reserve_host_bytes(&self, len_bytes: u64) -> Result<Option<u64>> {
+        if self.host == Host::BlockDevice || self.read_only {
+            return Ok(None);
+        }
+        let _growing = self.growing.lock();
+        let end = host_len_bytes(&self.buffered, self.host);
+        end.and_then(|end| extent::allocate_behind(&self.buffered, end, len_bytes))
+            .map_err(|source| Error::io("keep room on the host", source))
+    }
+
+    fn release_host_bytes(&self) -> Result<u64> {
+        if self.host == Host::BlockDevice || self.read_only {
+            return Ok(0);
+        }
+        let _growing = self.growing.lock();
+        self.release_behind_end()
+            .map_err(|source| Error::io("use the room kept on the host", source))
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

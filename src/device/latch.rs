@@ -8,8 +8,8 @@
 //! - Once a write, store or flush has failed, every later change and flush answers `Latched`.
 //! - A flush answers `Ok` only if no flush failed before it: flushes run one at a time, because
 //!   a host reports a failed writeback to only one of several that run at once.
-//! - A failed read or discard stops nothing. Neither does a write for which the host had no room:
-//!   it was answered as an error, nobody was told that it is there, and room may come.
+//! - A failed read or discard stops nothing. Neither does a write or store for which the host had no
+//!   room: it was answered as an error, nobody was told that it is there, and room may come.
 
 use super::Device;
 use crate::base::sync::Mutex;
@@ -90,11 +90,11 @@ impl LatchedDevice {
         }
     }
 
-    fn write(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn change(&self, action: &'static str, change: impl FnOnce() -> Result<()>) -> Result<()> {
         self.check()?;
-        write().inspect_err(|error| {
+        change().inspect_err(|error| {
             if !error.is_host_full() {
-                self.stop("write", error);
+                self.stop(action, error);
             }
         })
     }
@@ -110,11 +110,11 @@ impl Device for LatchedDevice {
     }
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
-        self.write(|| self.inner.write_at(buf, offset_bytes))
+        self.change("write", || self.inner.write_at(buf, offset_bytes))
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()> {
-        self.write(|| self.inner.write_vectored_at(bufs, offset_bytes))
+        self.change("write", || self.inner.write_vectored_at(bufs, offset_bytes))
     }
 
     fn flush(&self) -> Result<()> {
@@ -141,10 +141,9 @@ impl Device for LatchedDevice {
     }
 
     fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
-        self.check()?;
-        self.inner
-            .store_log(offset_bytes, bytes)
-            .inspect_err(|error| self.stop("store into the log", error))
+        self.change("store into the log", || {
+            self.inner.store_log(offset_bytes, bytes)
+        })
     }
 
     fn host_bytes(&self) -> Result<u64> {
@@ -153,6 +152,14 @@ impl Device for LatchedDevice {
 
     fn host_free_bytes(&self) -> Result<Option<u64>> {
         self.inner.host_free_bytes()
+    }
+
+    fn reserve_host_bytes(&self, len_bytes: u64) -> Result<Option<u64>> {
+        self.inner.reserve_host_bytes(len_bytes)
+    }
+
+    fn release_host_bytes(&self) -> Result<u64> {
+        self.inner.release_host_bytes()
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

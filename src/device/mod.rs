@@ -1,7 +1,7 @@
 //! Where a pool's bytes lie: a regular file, a block device, or memory for tests.
 //!
 //! A device is a flat range of bytes with positioned reads and writes that are exact (all or an
-//! error), one barrier (`flush`), and a mapped log region. It knows nothing of blocks' meaning.
+//! error), one barrier (`flush`), and a log region. It knows nothing of blocks' meaning.
 //!
 //! # Invariants
 //! - All calls take `&self` and may run at once on any threads.
@@ -66,19 +66,19 @@ pub trait Device: Send + Sync {
     /// `Io`, or `InvalidSize` for a device of fixed size that is shorter.
     fn grow(&self, len_bytes: u64) -> Result<()>;
 
-    /// Sets aside the log region: allocated on the host, so that a store into it cannot fail for
-    /// want of room, and mapped. Called before the first `store_log`; called again, it must
-    /// name the same region.
+    /// Sets aside the log region: allocated on the host where that has room, and mapped where a
+    /// store into a mapping cannot fail for want of room. Called before the first `store_log`;
+    /// called again, it must name the same region.
     ///
     /// # Errors
-    /// `Io` when the host has no room or cannot map it.
+    /// `Io` when the host cannot map it.
     fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()>;
 
-    /// Copies `bytes` into the mapped log region, `offset_bytes` from the region's start, without
-    /// a system call. Any alignment and length inside the region.
+    /// Copies `bytes` into the log region, `offset_bytes` from the region's start; without a system
+    /// call where the region is mapped. Any alignment and length inside the region.
     ///
     /// # Errors
-    /// `Io` only from a simulated fault.
+    /// `Io`, such as `ENOSPC` of a copy-on-write host without room; any part may then be stored.
     ///
     /// # Panics
     /// When the range is outside the region that `map_log` set aside.
@@ -97,6 +97,24 @@ pub trait Device: Send + Sync {
     /// `Io` when the host does not say.
     fn host_free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// Sets aside `len_bytes` of the host behind the device's end, where nobody reads or writes and
+    /// a copy that shares the device's extents shares nothing; tells how much is set aside now, by
+    /// earlier calls too. `None` for a device or a host without such space.
+    ///
+    /// # Errors
+    /// `Io` when the host does not say what there is. That it has no room is no error.
+    fn reserve_host_bytes(&self, _len_bytes: u64) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Gives all that was set aside behind the device's end to the host; tells how much that was.
+    ///
+    /// # Errors
+    /// `Io` when the host refuses.
+    fn release_host_bytes(&self) -> Result<u64> {
+        Ok(0)
     }
 
     /// The descriptors through which it works, for a thread that gives up all others. They stay

@@ -17,6 +17,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 const PUNCH_EVERY: Duration = Duration::from_secs(60);
 /// The shortest time between a checkpoint that was put off and its next try.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How long after the host refused something freed space goes back to it at once.
+const HURRY_FOR: Duration = Duration::from_secs(10);
 /// How often the threads look around by themselves.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -53,6 +55,7 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
     let mut checkpointed = Instant::now();
     let mut checkpoints = 0;
     let mut put_off = false;
+    let mut refused: Option<Instant> = None;
     let mut punching = Punching {
         since: Instant::now(),
         appended: Sequence(0),
@@ -84,9 +87,16 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             checkpointed = Instant::now();
             punching.due = true;
         }
+        // What the host refused may be had from what the pool gives back.
+        if shared.host_reserve.take_refusal() {
+            refused = Some(Instant::now());
+        }
+        let hurry = refused.is_some_and(|at| at.elapsed() < HURRY_FOR);
         let idle = shared.log.used_bytes() == 0 && shared.changes.lock().volumes.is_empty();
         let wait = if put_off {
             RETRY_EVERY
+        } else if hurry {
+            Duration::ZERO
         } else {
             CHECKPOINT_EVERY
         };
@@ -103,7 +113,8 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             put_off = outcome.is_err();
             checkpoints = shared.checkpoints.load(Ordering::Acquire);
         }
-        punching.look(&shared);
+        punching.look(&shared, hurry);
+        shared.keep_host_reserve();
     }
 }
 
@@ -116,14 +127,15 @@ struct Punching {
 }
 
 impl Punching {
-    fn look(&mut self, shared: &Shared) {
+    fn look(&mut self, shared: &Shared, hurry: bool) {
         let appended = shared.log.appended();
         let quiet = std::mem::replace(&mut self.appended, appended) == appended;
-        if !self.due || !(quiet || self.since.elapsed() >= PUNCH_EVERY) {
+        if !self.due || !(hurry || quiet || self.since.elapsed() >= PUNCH_EVERY) {
             return;
         }
         (self.since, self.due) = (Instant::now(), false);
-        if let Err(error) = shared.space.punch_stale(&*shared.device) {
+        let punch = || shared.space.punch_stale(&*shared.device);
+        if let Err(error) = shared.with_host_reserve(punch) {
             tracing::warn!("the host did not take freed space back: {error}");
         }
     }

@@ -7,7 +7,8 @@
 //! 3. A barrier, the superblock, a barrier.
 //! 4. The log's head moves to the cut, and what was freed before the cut can be used again.
 //!
-//! Writers go on during 2 to 4. Where the host has no room for a write, or something cannot be
+//! Writers go on during 2 to 4. Where the host has no room for a write, the room that is
+//! kept there is used (`host`). Where that is not enough, or something cannot be
 //! read, the checkpoint is put off: the next call goes on where it stopped, and until then the pool
 //! is as it is while one is running. If a change fails in any other way, or a barrier, the pool
 //! stops: the last checkpoint and the log still have everything, and the next open finds it.
@@ -179,7 +180,7 @@ impl Shared {
         checkpointer: &mut Checkpointer,
         mut unfinished: Box<Unfinished>,
     ) -> Result<()> {
-        let outcome = self.write_cut(checkpointer, &mut unfinished);
+        let outcome = self.with_host_reserve(|| self.write_cut(checkpointer, &mut unfinished));
         if let Err(error) = &outcome {
             if matches!(unfinished.step, Step::Mark(_)) {
                 self.stop(error);
@@ -404,7 +405,8 @@ impl Shared {
             log_salt,
             ..checkpointer.superblock.clone()
         };
-        let outcome = self.write_superblock(&mut checkpointer, superblock);
+        let outcome =
+            self.with_host_reserve(|| self.write_superblock(&mut checkpointer, superblock.clone()));
         self.tolerate_no_room(outcome)
     }
 

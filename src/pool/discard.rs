@@ -77,7 +77,9 @@ impl Volume {
         if self.is_hole(block, 1)? {
             return Ok(());
         }
-        self.write_part(block, within, &vec![0; len], Demand::Change)
+        let zeros = vec![0; len];
+        self.shared
+            .with_host_reserve(|| self.write_part(block, within, &zeros, Demand::Change))
     }
 
     pub(super) fn discard_blocks(&self, first: u64, last: u64) -> Result<()> {
@@ -90,6 +92,7 @@ impl Volume {
             }
             let end = last.min((at / MAX_DISCARD_BLOCKS + 1) * MAX_DISCARD_BLOCKS);
             let mut made = 1;
+            let mut using = None;
             loop {
                 let seen = self.shared.checkpoints.load(Ordering::Acquire);
                 match publish_discard(&self.shared, &self.core, at, end) {
@@ -103,6 +106,13 @@ impl Volume {
                         self.shared.make_log_room(seen)?;
                     }
                     Err(Refusal::Higher) => {}
+                    Err(Refusal::LogRefused(error)) if error.is_host_full() && using.is_none() => {
+                        made += 1;
+                        using = self.shared.use_host_reserve();
+                        if using.is_none() {
+                            return Err(error);
+                        }
+                    }
                     Err(refusal) => {
                         let range = (
                             BlockAddr(at).offset_bytes(),
@@ -157,9 +167,10 @@ fn publish_discard(
         let generation = shared.generation();
         core.unlogged.fetch_add(1, Ordering::AcqRel);
         edit(shared, core, &mut writer, generation).discard(first..last)?;
-        match shared.log.append(&mut bytes, generation)? {
-            Some(_) => Ok(()),
-            None => Err(Refusal::LogFull),
+        match shared.log.append(&mut bytes, generation) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(Refusal::LogFull),
+            Err(error) => Err(Refusal::LogRefused(error)),
         }
     })();
     settle_account(shared, core, &mut writer, nodes);

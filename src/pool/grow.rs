@@ -36,7 +36,10 @@ impl Pool {
     /// `Io`.
     pub fn trim(&self) -> Result<u64> {
         self.shared.check_open()?;
-        self.shared.space.punch_all(&*self.shared.device)
+        let shared = &self.shared;
+        let given = shared.with_host_reserve(|| shared.space.punch_all(&*shared.device));
+        shared.keep_host_reserve();
+        given
     }
 }
 
@@ -72,6 +75,8 @@ impl Shared {
         self.store.set_layout(layout);
         self.run(checkpointer)?;
         self.room.tell();
+        self.host_reserve.forget();
+        self.keep_host_reserve();
         // The other slot, too: it would speak of the old size.
         self.run(checkpointer)
     }

@@ -23,6 +23,7 @@ mod discard;
 mod forest;
 mod grow;
 mod handle;
+mod host;
 mod info;
 mod open;
 mod pause;

@@ -5,6 +5,7 @@ use super::catalogue::Catalogue;
 use super::checkpoint::Checkpointer;
 use super::forest::{Forest, Tended};
 use super::handle::Pool;
+use super::host::HostReserve;
 use super::info::OpenOptions;
 use super::room::Room;
 use super::shared::{Changes, Shared, Signal};
@@ -46,6 +47,7 @@ impl Pool {
         let shared = Arc::new(load(device, superblock, slot, options)?);
         tracing::debug!(took = ?started.elapsed(), "bitmaps and catalogue are read");
         shared.replay(options.resumes)?;
+        shared.keep_host_reserve();
         if options.background {
             background::start(&shared);
         }
@@ -198,6 +200,7 @@ fn load(
         signal: Arc::new(Signal::default()),
         full: options.full,
         room: Room::default(),
+        host_reserve: HostReserve::default(),
         notes: options.notes.clone(),
         growth_refused: Mutex::new(None),
         water: Watch::default(),

@@ -29,6 +29,8 @@ pub(super) enum Refusal {
     Removed,
     /// The volume became smaller meanwhile.
     OutOfRange,
+    /// The log did not take the record of a change that the map has already.
+    LogRefused(Error),
     /// A node could not be read, or the device failed.
     Failed(Error),
 }

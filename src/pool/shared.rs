@@ -2,6 +2,7 @@
 
 use super::checkpoint::Checkpointer;
 use super::forest::Forest;
+use super::host::HostReserve;
 use super::info::{FullOptions, Notes};
 use super::room::Room;
 use super::volume::VolumeCore;
@@ -59,6 +60,8 @@ pub(super) struct Shared {
     /// What is done when the pool is full.
     pub(super) full: FullOptions,
     pub(super) room: Room,
+    /// What is kept on the host for giving room back.
+    pub(super) host_reserve: HostReserve,
     /// Who is told of what a successor must know.
     pub(super) notes: Notes,
     /// When the host last refused to let the pool grow.
@@ -157,12 +160,14 @@ impl Shared {
     /// Holds a writer back while memory nodes are over their limit.
     pub(super) fn throttle(&self) -> Result<()> {
         let nodes = self.store.memory_nodes();
-        if nodes > self.memory_nodes_max {
+        self.grow_host_reserve(nodes);
+        let nodes_max = self.memory_nodes_max.min(self.host_reserve.nodes_max());
+        if nodes > nodes_max {
             let seen = self.checkpoints.load(Ordering::Acquire);
             return self.checkpoint_after(seen);
         }
         let freed = self.freed_since_cut.load(Ordering::Relaxed);
-        if nodes > self.memory_nodes_max / 2
+        if nodes > nodes_max / 2
             || freed > FREED_BLOCKS_MAX
             || self.log.used_bytes() > self.log.ring_bytes() / 2
         {

@@ -154,8 +154,12 @@ impl Transaction {
         }
         let promise = self.operations.iter().map(promises_for).sum();
         let demand = self.demand();
+        let mut using = None;
         loop {
             shared.check_open()?;
+            if demand == Demand::Create {
+                shared.check_host_room()?;
+            }
             shared.reserve(promise, demand)?;
             let seen = shared.checkpoints.load(Ordering::Acquire);
             match self.try_commit(&mut record) {
@@ -166,6 +170,13 @@ impl Transaction {
                 }
                 Err(error) => {
                     shared.space.unreserve(promise);
+                    shared.host_reserve.note_refusal(&error);
+                    if demand != Demand::Create && error.is_host_full() && using.is_none() {
+                        using = shared.use_host_reserve();
+                        if using.is_some() {
+                            continue;
+                        }
+                    }
                     return Err(error);
                 }
             }

@@ -44,7 +44,9 @@ impl Volume {
         let (mut rest, mut at) = (buf, offset_bytes);
         while !rest.is_empty() {
             let within = usize::try_from(at % block).expect("under 4096");
-            let (len, outcome) = if within != 0 || rest.len() < BLOCK_BYTES {
+            let (len, outcome) = if let Err(error) = self.shared.check_host_room() {
+                (0, Err(error))
+            } else if within != 0 || rest.len() < BLOCK_BYTES {
                 let len = rest.len().min(BLOCK_BYTES - within);
                 let part = &rest[..len];
                 (
@@ -57,6 +59,9 @@ impl Volume {
                 let explain = |refusal| self.explain(refusal, at, len as u64);
                 (len, outcome.map_err(explain))
             };
+            if let Err(error) = &outcome {
+                self.shared.host_reserve.note_refusal(error);
+            }
             match outcome {
                 // Nothing is locked here, so whoever makes room, here or on the host, can do so.
                 Err(error)
@@ -140,7 +145,7 @@ impl Volume {
 
     pub(super) fn explain(&self, refusal: Refusal, offset_bytes: u64, len_bytes: u64) -> Error {
         match refusal {
-            Refusal::Failed(error) => self.unless_removed(error),
+            Refusal::Failed(error) | Refusal::LogRefused(error) => self.unless_removed(error),
             Refusal::Frozen => Error::Frozen(self.name()),
             Refusal::Removed => Error::NoSuchVolume(self.core.id),
             Refusal::OutOfRange => Error::OutOfRange {

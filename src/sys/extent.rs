@@ -21,6 +21,12 @@ mod ioctl {
         nix::request_code_none!(0x12, 119),
         [u64; 2] // the start and the length, in bytes
     );
+    // The number is made with the header's size alone, 32 bytes.
+    nix::ioctl_readwrite_bad!(
+        fiemap,
+        nix::request_code_readwrite!(b'f', 11, 32),
+        super::Fiemap
+    );
 }
 
 fn signed(bytes: u64) -> io::Result<i64> {
@@ -43,7 +49,7 @@ fn fallocate_range(
     }
 }
 
-/// Whether `error` says that the host has no such operation.
+/// Returns whether `error` says that the host has no such operation.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -54,6 +60,92 @@ pub(crate) fn is_unsupported(error: &io::Error) -> bool {
 /// Allocates a range of a regular file. What it holds stays; what was a gap reads as zeros.
 pub(crate) fn allocate(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     fallocate_range(file, FallocateFlags::empty(), offset_bytes, len_bytes)
+}
+
+/// The fewest bytes that are asked for at a time where the host may not have all of them.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// Allocates up to `len_bytes` behind the end `from` of a regular file, whose length stays; tells
+/// how much is allocated there now, or `None` where the host cannot do that. A host without room
+/// gives less.
+pub(crate) fn allocate_behind(file: &File, from: u64, len_bytes: u64) -> io::Result<Option<u64>> {
+    let mode = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    // Some hosts want room even for what is allocated already.
+    let mut held = allocated_run(file, from, len_bytes)?.min(len_bytes);
+    while held < len_bytes {
+        let step = (len_bytes / 8).max(STEP_BYTES).min(len_bytes - held);
+        match fallocate_range(file, mode, from + held, step) {
+            Ok(()) => held += step,
+            Err(error) if is_unsupported(&error) => return Ok(None),
+            Err(error) if is_full(&error) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(held))
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)
+    )
+}
+
+/// How many bytes from `from` on are allocated without a gap, as far as `len_bytes` and
+/// `EXTENTS_MAX` extents; 0 where the host does not say.
+fn allocated_run(file: &File, from: u64, len_bytes: u64) -> io::Result<u64> {
+    let mut map = Fiemap {
+        start: from,
+        length: len_bytes,
+        flags: 0,
+        mapped_extents: 0,
+        extent_count: u32::try_from(EXTENTS_MAX).expect("few"),
+        reserved: 0,
+        extents: [FiemapExtent::default(); EXTENTS_MAX],
+    };
+    // SAFETY: the descriptor is open for as long as `file` is borrowed, and FS_IOC_FIEMAP reads the
+    // header and writes at most `extent_count` extents behind it, for which `map` has room.
+    match unsafe { ioctl::fiemap(file.as_raw_fd(), &raw mut map) } {
+        Ok(_) => {}
+        Err(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => return Ok(0),
+        Err(errno) => return Err(errno.into()),
+    }
+    let count = usize::try_from(map.mapped_extents).unwrap_or(0);
+    let mut end = from;
+    for extent in map.extents.iter().take(count) {
+        if extent.logical > end {
+            break;
+        }
+        end = end.max(extent.logical.saturating_add(extent.length));
+    }
+    Ok(end - from)
+}
+
+/// Extents that are looked at in one call.
+const EXTENTS_MAX: usize = 64;
+
+/// `struct fiemap` of linux/fiemap.h.
+#[repr(C)]
+pub(crate) struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; EXTENTS_MAX],
+}
+
+/// `struct fiemap_extent` of linux/fiemap.h.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
 }
 
 /// Gives a range of a regular file back to its host; it reads as zeros and the length stays.
@@ -215,6 +307,18 @@ mod tests {
         assert_eq!(next_data(&file, MIB, MIB).unwrap(), None);
         let device = File::open("/dev/zero").unwrap();
         assert_eq!(next_data(&device, 3, 9).unwrap(), Some(3..9));
+    }
+
+    #[test]
+    fn space_behind_the_end_is_taken_once_and_freed_by_setting_the_length() {
+        let file = sparse_file();
+        for _ in 0..2 {
+            assert_eq!(allocate_behind(&file, MIB, 4 * MIB).unwrap(), Some(4 * MIB));
+            assert!((4 * MIB..5 * MIB).contains(&allocated(&file)));
+        }
+        assert_eq!(file.metadata().unwrap().len(), MIB);
+        file.set_len(MIB).unwrap();
+        assert!(allocated(&file) < MIB);
     }
 
     #[test]

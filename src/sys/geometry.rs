@@ -1,6 +1,7 @@
 //! What a host says about a file or a block device: its length, and what direct I/O asks for.
 
 use nix::errno::Errno;
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -31,6 +32,15 @@ pub(crate) fn block_device_bytes(file: &File) -> io::Result<u64> {
     // u64 through the pointer, which `len_bytes` has room for.
     unsafe { ioctl::blkgetsize64(file.as_raw_fd(), &raw mut len_bytes) }?;
     Ok(len_bytes)
+}
+
+/// Returns whether `file`, a regular file, lies on a file system that always overwrites allocated
+/// space in place: then a store into a mapping of it never needs room. Where files can share
+/// extents (XFS, btrfs), a copy that is made at any later time takes that away; of what is not
+/// known here, nothing is expected.
+pub(crate) fn overwrites_in_place(file: &File) -> bool {
+    fstatfs(file)
+        .is_ok_and(|found| [EXT4_SUPER_MAGIC, TMPFS_MAGIC].contains(&found.filesystem_type()))
 }
 
 /// What direct I/O on `file` asks for: zeros when it cannot do any, `None` when the host does not

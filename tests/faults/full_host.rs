@@ -1,108 +1,19 @@
-//! A sparse pool whose host is full: writers are told so, nothing acknowledged is lost, and once
-//! the host has room, the pool works again without a restart.
+//! A sparse pool whose host is full, on each file system that pools are known to lie on: writers are
+//! told so, nothing acknowledged is lost, what gives room back goes through, and once the host has
+//! room, the pool works again without a restart.
 
+use crate::small_host::{KINDS, REFLINKS, SmallHost};
 use cowshed::base::{Error, Name};
 use cowshed::check::{CheckOptions, check};
-use cowshed::device::{FileDevice, FileOptions};
+use cowshed::device::{Device, FileDevice, FileOptions};
 use cowshed::pool::{OpenOptions, Pool, PoolState, Volume};
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 /// Sparse, and much larger than its host.
 const POOL_BYTES: u64 = 512 * MIB;
-const HOST_BYTES: u64 = 40 * MIB;
-
-fn host(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {output:?}"
-    );
-}
-
-/// A small file system for a pool, which goes away with this, also when the test fails.
-struct Host {
-    folder: tempfile::TempDir,
-}
-
-impl Host {
-    fn new(kind: &str) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("cowshed-full-")
-            .tempdir()
-            .unwrap();
-        let host_of = Self { folder };
-        let at = host_of.path("mounted");
-        fs::create_dir(&at).unwrap();
-        let at = at.to_str().unwrap();
-        if kind == "tmpfs" {
-            host(
-                "mount",
-                &[
-                    "-t",
-                    "tmpfs",
-                    "-o",
-                    &format!("size={HOST_BYTES}"),
-                    "tmpfs",
-                    at,
-                ],
-            );
-        } else {
-            let image = host_of.path("image");
-            File::create(&image).unwrap().set_len(HOST_BYTES).unwrap();
-            let image = image.to_str().unwrap();
-            host("mke2fs", &["-q", "-F", "-t", "ext4", "-m", "0", image]);
-            host("mount", &["-o", "loop", image, at]);
-        }
-        host_of
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn pool(&self) -> PathBuf {
-        self.path("mounted").join("pool")
-    }
-
-    /// Takes room that `free` gives back.
-    fn ballast(&self, len_bytes: usize) {
-        fs::write(self.path("mounted").join("ballast"), vec![7; len_bytes]).unwrap();
-    }
-
-    /// Takes the room that is left, but for less than a block.
-    fn fill(&self) {
-        let mut file = File::create(self.path("mounted").join("filler")).unwrap();
-        for len in [64 << 10, 4096] {
-            while file
-                .write_all(&vec![7; len])
-                .and_then(|()| file.sync_data())
-                .is_ok()
-            {}
-        }
-    }
-
-    fn free(&self) {
-        for name in ["ballast", "filler"] {
-            fs::remove_file(self.path("mounted").join(name)).unwrap();
-        }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let at = self.path("mounted");
-        let unmounted = Command::new("umount").arg(&at).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("--lazy").arg(&at).status();
-        }
-    }
-}
 
 fn open(path: &Path, background: bool) -> Pool {
     let device = FileDevice::open(path, FileOptions::default()).unwrap();
@@ -147,51 +58,71 @@ fn assert_clean(path: &Path) {
     assert!(report.clean(), "{:?}", report.findings);
 }
 
-fn full_host(kind: &str, background: bool) {
-    let host = Host::new(kind);
+fn create(host: &SmallHost) {
     let device = FileDevice::create(host.pool(), POOL_BYTES, Default::default()).unwrap();
     let create = cowshed::pool::CreateOptions {
         log_bytes: Some(4 * MIB),
         force: false,
     };
     Pool::create(&device, &create).unwrap();
-    drop(device);
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// The host is full, to the last block, with a pool that holds something; the pool's file is then
+/// also that of a copy that shares its extents.
+fn filled(kind: &str, background: bool, copied: bool) -> (SmallHost, Pool, Volume, u64) {
+    let host = SmallHost::new(kind);
+    create(&host);
     host.ballast(4 << 20);
-    let mut pool = open(&host.pool(), background);
-    let spare = pool
-        .create_volume(&Name::new("spare").unwrap(), MIB)
-        .unwrap();
+    let pool = open(&host.pool(), background);
+    let spare = pool.create_volume(&name("spare"), MIB).unwrap();
     spare.write_at(&[5; 300_000], 0).unwrap();
-    let volume = pool
-        .create_volume(&Name::new("v").unwrap(), 1 << 30)
-        .unwrap();
+    let volume = pool.create_volume(&name("v"), 1 << 30).unwrap();
     let written = write_until_full(&volume, 0);
     assert!(written > 100, "{kind}: only {written} blocks fit");
+    if copied {
+        // The copy's inode and extents need some room themselves.
+        host.free();
+        host.copy_pool();
+    }
     host.fill();
+    (host, pool, volume, written)
+}
+
+fn full_host(kind: &str, background: bool, copied: bool) {
+    let (host, mut pool, mut volume, written) = filled(kind, background, copied);
     pool.flush().unwrap();
-    // A checkpoint has no room for its nodes, is put off, and harms nothing.
+    // A checkpoint has the room that the pool keeps.
     for _ in 0..3 {
-        let error = pool.checkpoint().unwrap_err();
-        assert_eq!(error.errno(), libc::ENOSPC, "{error}");
-        assert!(!matches!(error, Error::Latched { .. }));
+        pool.checkpoint().unwrap();
         assert_eq!(pool.status().unwrap().state, PoolState::Open);
     }
     let error = volume.write_at(&block(1), 900 * MIB).unwrap_err();
     assert_eq!(error.errno(), libc::ENOSPC, "{error}");
+    assert!(!matches!(error, Error::Latched { .. }));
     verify(&volume, written);
-    pool.remove(&spare).unwrap();
+    pool.remove(&pool.volume("spare").unwrap()).unwrap();
     pool.flush().unwrap();
-    // Reopening on the full host, after a stop without closing.
-    drop((spare, volume, pool));
-    pool = open(&host.pool(), background);
-    let volume = pool.volume("v").unwrap();
-    verify(&volume, written);
-    assert!(
-        pool.volume("spare").is_err(),
-        "its removal was acknowledged"
-    );
-    let refused = pool.create_volume(&Name::new("w").unwrap(), MIB);
-    assert_eq!(refused.err().unwrap().errno(), libc::ENOSPC);
+    // Reopening on the full host, after a stop without closing and after an orderly one.
+    for closes in [false, true, false] {
+        if closes {
+            pool.close().unwrap();
+        }
+        drop((volume, pool));
+        host.fill();
+        pool = open(&host.pool(), background);
+        volume = pool.volume("v").unwrap();
+        verify(&volume, written);
+        assert!(
+            pool.volume("spare").is_err(),
+            "its removal was acknowledged"
+        );
+        pool.rename(&volume, &name("w")).unwrap();
+        pool.rename(&volume, &name("v")).unwrap();
+    }
     // Room on the host is room in the pool, without a restart.
     host.free();
     for number in written..written + 40 {
@@ -208,14 +139,159 @@ fn full_host(kind: &str, background: bool) {
     );
 }
 
+/// Nothing but the pool can give room back.
+fn emptied(kind: &str, background: bool, copied: bool) {
+    let (host, pool, volume, written) = filled(kind, background, copied);
+    for number in (0..written).step_by(3) {
+        volume.discard(number * BLOCK, BLOCK).unwrap();
+    }
+    // Parts of blocks take blocks for what is left of them.
+    volume.discard(BLOCK + 100, 200).unwrap();
+    pool.trim().unwrap();
+    pool.remove(&volume).unwrap();
+    pool.reclaim().unwrap();
+    pool.trim().unwrap();
+    let spare = pool.volume("spare").unwrap();
+    let mut found = vec![0; 300_000];
+    spare.read_at(&mut found, 0).unwrap();
+    assert!(found.iter().all(|byte| *byte == 5), "{kind}");
+    host.sync();
+    let free = host.free_bytes();
+    if copied {
+        // The copy has it all.
+        host.free();
+    } else {
+        assert!(
+            free > written * BLOCK / 10 * 9,
+            "{kind}: {free} of {written}"
+        );
+    }
+    let again = pool.create_volume(&name("again"), 1 << 30).unwrap();
+    for number in 0..40 {
+        again.write_at(&block(number), number * BLOCK).unwrap();
+    }
+    pool.close().unwrap();
+    drop((spare, again, volume, pool));
+    assert_clean(&host.pool());
+    verify(&open(&host.pool(), false).volume("again").unwrap(), 40);
+}
+
+/// Overwrites and discards while there is no room for either; each is done or refused.
+fn refused_records(kind: &str) {
+    let (host, pool, volume, written) = filled(kind, true, true);
+    let seed = |number, round| number | round << 20;
+    let mut holds: Vec<Option<u64>> = (0..written).map(Some).collect();
+    for round in 1..4_u64 {
+        for step in 0..written.min(3000) {
+            let number = step * 7919 % written;
+            let at = usize::try_from(number).unwrap();
+            let bytes = block(seed(number, round));
+            let (outcome, now) = if step % 3 == 0 {
+                (volume.discard(number * BLOCK, BLOCK), None)
+            } else {
+                let outcome = volume.write_at(&bytes, number * BLOCK);
+                (outcome, Some(seed(number, round)))
+            };
+            match outcome {
+                Ok(()) => holds[at] = now,
+                Err(error) => {
+                    assert_eq!(error.errno(), libc::ENOSPC, "{kind}: {error}");
+                    assert!(!matches!(error, Error::Latched { .. }));
+                    // A refused discard may have been done.
+                    let mut found = vec![0; 4096];
+                    volume.read_at(&mut found, number * BLOCK).unwrap();
+                    if now.is_none() && found.iter().all(|byte| *byte == 0) {
+                        holds[at] = None;
+                    }
+                }
+            }
+        }
+        host.fill();
+    }
+    let check = |volume: &Volume| {
+        let mut found = vec![0; 4096];
+        for (number, held) in (0..).zip(&holds) {
+            volume.read_at(&mut found, number * BLOCK).unwrap();
+            let expected = held.map_or_else(|| vec![0; 4096], block);
+            assert!(found == expected, "{kind}: block {number}");
+        }
+    };
+    check(&volume);
+    assert_eq!(pool.status().unwrap().state, PoolState::Open);
+    pool.close().unwrap();
+    drop((volume, pool));
+    assert_clean(&host.pool());
+    check(&open(&host.pool(), false).volume("v").unwrap());
+}
+
 #[test]
 fn a_pool_on_a_full_tmpfs_works_again_once_there_is_room() {
-    full_host("tmpfs", false);
-    full_host("tmpfs", true);
+    full_host("tmpfs", false, false);
+    full_host("tmpfs", true, false);
 }
 
 #[test]
 fn a_pool_on_a_full_ext4_works_again_once_there_is_room() {
-    full_host("ext4", false);
-    full_host("ext4", true);
+    full_host("ext4", false, false);
+    full_host("ext4", true, false);
+}
+
+#[test]
+fn a_pool_on_a_full_xfs_works_again_once_there_is_room() {
+    full_host("xfs", false, false);
+    full_host("xfs", true, false);
+}
+
+#[test]
+fn a_pool_on_a_full_btrfs_works_again_once_there_is_room() {
+    full_host("btrfs", false, false);
+    full_host("btrfs", true, false);
+}
+
+#[test]
+fn a_pool_whose_file_shares_extents_works_again_once_the_full_host_has_room() {
+    for kind in REFLINKS {
+        full_host(kind, false, true);
+        full_host(kind, true, true);
+    }
+}
+
+#[test]
+fn a_full_host_is_emptied_through_its_pool() {
+    for kind in KINDS {
+        emptied(kind, false, false);
+        emptied(kind, true, false);
+    }
+}
+
+#[test]
+fn what_gives_room_back_goes_through_where_a_copy_shares_the_pools_extents() {
+    for kind in REFLINKS {
+        emptied(kind, false, true);
+        emptied(kind, true, true);
+    }
+}
+
+#[test]
+fn a_full_copy_on_write_host_refuses_records_of_the_log_and_nothing_else() {
+    for kind in REFLINKS {
+        refused_records(kind);
+    }
+}
+
+#[test]
+fn the_room_kept_on_the_host_is_private_and_stays_while_the_pool_is_closed() {
+    for kind in KINDS {
+        let host = SmallHost::new(kind);
+        create(&host);
+        open(&host.pool(), false).close().unwrap();
+        if REFLINKS.contains(&kind) {
+            host.copy_pool();
+        }
+        host.fill();
+        let device = FileDevice::open(host.pool(), FileOptions::default()).unwrap();
+        assert!(device.release_host_bytes().unwrap() >= 4 * MIB, "{kind}");
+        device.write_at(&vec![1; 3 << 20], 200 * MIB).unwrap();
+        device.flush().unwrap();
+    }
 }

@@ -10,6 +10,8 @@
 mod cut_short;
 mod full_host;
 mod model;
+#[path = "../fixtures/small_host.rs"]
+mod small_host;
 mod sweep;
 mod workload;
 
@@ -33,7 +35,7 @@ const SHORT_AND_FULL: Effect = Effect::Short(libc::ENOSPC);
 const KINDS: [(Operation, &[Effect]); 6] = [
     (Operation::Read, &[EIO, SHORT]),
     (Operation::Write, &[EIO, SHORT, FULL, SHORT_AND_FULL]),
-    (Operation::Store, &[EIO, SHORT]),
+    (Operation::Store, &[EIO, SHORT, FULL, SHORT_AND_FULL]),
     (Operation::Flush, &[EIO, FULL]),
     (Operation::Discard, &[EIO]),
     (Operation::Grow, &[EIO, FULL]),

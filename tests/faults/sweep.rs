@@ -143,8 +143,8 @@ impl Run {
         let (cowshed::device::Effect::Errno(errno) | cowshed::device::Effect::Short(errno)) =
             fault.effect;
         let stops = match fault.operation {
-            Operation::Flush | Operation::Store => true,
-            Operation::Write => errno != libc::ENOSPC,
+            Operation::Flush => true,
+            Operation::Write | Operation::Store => errno != libc::ENOSPC,
             Operation::Read | Operation::Discard | Operation::Grow => false,
         };
         let pool = self.pool();

@@ -226,8 +226,28 @@ fn a_log_on_a_full_host_is_an_error_and_not_a_signal() {
     let host = SmallHost::new(2 * MIB);
     let device =
         FileDevice::create(host.0.path().join("pool"), 8 * MIB, CreateFile::default()).unwrap();
-    let error = device.map_log(0, 4 * MIB).unwrap_err();
-    assert_eq!(error.errno(), libc::ENOSPC);
+    device.map_log(0, 4 * MIB).unwrap();
+    let record = blocks(3, 1);
+    let stored = (0..1024).find_map(|block| device.store_log(block * 4096, &record).err());
+    assert_eq!(stored.unwrap().errno(), libc::ENOSPC);
+    assert!(read(&device, 0, BLOCK_BYTES) == record);
+}
+
+#[test]
+fn an_allocated_log_is_taken_on_a_full_host() {
+    let host = SmallHost::new(2 * MIB);
+    let path = host.0.path().join("pool");
+    let device = FileDevice::create(&path, 8 * MIB, CreateFile::default()).unwrap();
+    device.map_log(0, MIB).unwrap();
+    let full = (1..).find_map(|at| device.write_at(&blocks(1, 16), at * MIB / 16 + MIB).err());
+    assert_eq!(full.unwrap().errno(), libc::ENOSPC);
+    drop(device);
+    let device = FileDevice::open(&path, FileOptions::default()).unwrap();
+    device.map_log(0, MIB).unwrap();
+    for block in 0..MIB / 4096 {
+        device.store_log(block * 4096, &blocks(4, 1)).unwrap();
+    }
+    device.flush().unwrap();
 }
 
 #[test]

@@ -82,10 +82,20 @@ fn a_failed_vectored_write_stops_too() {
 }
 
 #[test]
-fn a_failed_store_stops_even_for_want_of_room() {
-    let (device, memory) = failing_once(Operation::Store, libc::ENOSPC);
+fn a_failed_store_stops_every_later_change() {
+    let (device, memory) = failing_once(Operation::Store, libc::EIO);
     device.store_log(0, &[1]).unwrap_err();
-    assert_stopped(&device, &memory, "store into the log", libc::ENOSPC);
+    assert_stopped(&device, &memory, "store into the log", libc::EIO);
+}
+
+#[test]
+fn a_store_without_room_on_the_host_is_an_error_and_stops_nothing() {
+    for errno in [libc::ENOSPC, libc::EDQUOT] {
+        let (device, _) = failing_once(Operation::Store, errno);
+        let error = device.store_log(0, &[1]).unwrap_err();
+        assert_eq!(error.errno(), errno);
+        assert_running(&device);
+    }
 }
 
 #[test]
