@@ -11,6 +11,7 @@
 //!   a host without room refuses the one record with an error, and not with a signal.
 //! - Direct I/O only ever sees memory and ranges aligned as the host asks.
 
+mod aliases;
 mod open;
 
 pub use open::{CreateFile, FileOptions, lock_pool};

@@ -107,6 +107,19 @@ pub(crate) struct BackingId {
     pub inode: u64,
 }
 
+/// What a loop device lies on, and where in it the device begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backing {
+    /// The device number of the file's file system.
+    pub device: u64,
+    /// The file's number in it.
+    pub inode: u64,
+    /// The number of the block device that the file is; 0 for a regular file.
+    pub rdevice: u64,
+    /// Where the device begins in it.
+    pub offset_bytes: u64,
+}
+
 /// The loop device with a number, attached or not: a name, not an owner. Dropping it does
 /// nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,6 +300,20 @@ impl LoopDevice {
         Ok(BackingId {
             device: info.device,
             inode: info.inode,
+        })
+    }
+
+    /// Where the device's bytes lie.
+    ///
+    /// # Errors
+    /// As `backing_id`.
+    pub(crate) fn backing(self) -> io::Result<Backing> {
+        let info = status(&File::open(self.path())?)?;
+        Ok(Backing {
+            device: info.device,
+            inode: info.inode,
+            rdevice: info.rdevice,
+            offset_bytes: info.offset,
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Nothing is looked at or changed before the lock is held.
 
-use super::{Direct, FileDevice, Host, host_len_bytes};
+use super::{Direct, FileDevice, Host, aliases, host_len_bytes};
 use crate::base::{BLOCK_BYTES, Error, Result};
 use crate::sys::{aligned, extent, geometry};
 use parking_lot::Mutex;
@@ -222,10 +222,11 @@ fn open_locked(path: &Path, host: Host, read_only: bool) -> Result<File> {
         return Err(Error::InUse);
     }
     check_still_at(path, &opened)?;
+    aliases::check_unlocked(&opened, read_only)?;
     Ok(file)
 }
 
-fn lock(file: &File, read_only: bool) -> Result<()> {
+pub(super) fn lock(file: &File, read_only: bool) -> Result<()> {
     let mut tries = LOCK_TRIES;
     loop {
         let locked = if read_only {

@@ -6,7 +6,7 @@ use super::*;
 struct LoopDevice {
     path: PathBuf,
     backing: PathBuf,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 impl LoopDevice {
@@ -14,11 +14,19 @@ impl LoopDevice {
         let folder = tempfile::tempdir().unwrap();
         let backing = folder.path().join("backing");
         File::create(&backing).unwrap().set_len(len_bytes).unwrap();
-        let printed = run("losetup", &["-f", "--show", text(&backing)]);
+        let mut made = Self::over(&backing, &[]);
+        made._folder = Some(folder);
+        made
+    }
+
+    fn over(backing: &Path, options: &[&str]) -> Self {
+        let mut arguments = options.to_vec();
+        arguments.extend(["-f", "--show", text(backing)]);
+        let printed = run("losetup", &arguments);
         Self {
             path: PathBuf::from(printed.trim()),
-            backing,
-            _folder: folder,
+            backing: backing.to_owned(),
+            _folder: None,
         }
     }
 
@@ -33,6 +41,81 @@ impl Drop for LoopDevice {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
     }
+}
+
+/// Every other name of a pool that is open as `first` is refused, and taken once it is closed.
+fn assert_one_opener(first: &Path, others: &[&Path]) {
+    let read_only = FileOptions {
+        read_only: true,
+        ..FileOptions::default()
+    };
+    let holder = lock_pool(first).unwrap();
+    for other in others {
+        for options in [FileOptions::default(), read_only] {
+            let refused = FileDevice::open(other, options);
+            assert!(
+                matches!(refused, Err(Error::InUse)),
+                "{} while {} is open: {:?}",
+                other.display(),
+                first.display(),
+                refused.err()
+            );
+        }
+    }
+    drop(holder);
+    for other in others {
+        FileDevice::open(other, FileOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn a_pool_is_opened_once_as_a_file_and_through_its_loop_devices() {
+    let host = LoopDevice::new(16 * MIB);
+    let second = LoopDevice::over(&host.backing, &[]);
+    let stacked = LoopDevice::over(&host.path, &[]);
+    let names = [&host.backing, &host.path, &second.path, &stacked.path];
+    for first in names {
+        let others: Vec<&Path> = names
+            .iter()
+            .filter(|name| **name != first)
+            .map(|name| name.as_path())
+            .collect();
+        assert_one_opener(first, &others);
+    }
+}
+
+#[test]
+fn a_renamed_file_behind_a_loop_device_is_still_the_same_pool() {
+    let host = LoopDevice::new(16 * MIB);
+    let renamed = host.backing.with_extension("renamed");
+    fs::rename(&host.backing, &renamed).unwrap();
+    assert_one_opener(&host.path, &[&renamed]);
+    assert_one_opener(&renamed, &[&host.path]);
+}
+
+#[test]
+fn readers_share_a_pool_under_its_several_names() {
+    let host = LoopDevice::new(16 * MIB);
+    let read_only = FileOptions {
+        read_only: true,
+        ..FileOptions::default()
+    };
+    let _first = FileDevice::open(&host.path, read_only).unwrap();
+    let _second = FileDevice::open(&host.backing, read_only).unwrap();
+    let writer = FileDevice::open(&host.backing, FileOptions::default());
+    assert!(matches!(writer, Err(Error::InUse)));
+}
+
+#[test]
+fn pools_side_by_side_in_one_file_do_not_refuse_each_other() {
+    let host = LoopDevice::new(16 * MIB);
+    let offset = (8 * MIB).to_string();
+    let lower = LoopDevice::over(&host.backing, &["--sizelimit", &offset]);
+    let upper = LoopDevice::over(&host.backing, &["--offset", &offset]);
+    let _lower = FileDevice::open(&lower.path, FileOptions::default()).unwrap();
+    let _upper = FileDevice::open(&upper.path, FileOptions::default()).unwrap();
+    let whole = FileDevice::open(&host.backing, FileOptions::default());
+    assert!(matches!(whole, Err(Error::InUse)));
 }
 
 #[test]
