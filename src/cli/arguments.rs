@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
     max_term_width = 100,
     subcommand_required = true,
     arg_required_else_help = true,
-    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 the pool is damaged.\n\n\
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 the pool is damaged, \
+    4 warnings (pool status --check).\n\n\
         Try `cowshed quickstart` as root: it shows everything and removes it again."
 )]
 pub(super) struct Arguments {

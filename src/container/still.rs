@@ -127,7 +127,12 @@ impl Host {
         let mut held = Vec::new();
         for it in found {
             let note = self.still_note(volume.id(), it.numbers);
-            let still = FrozenMount::freeze(it.at, it.path.clone(), note)?;
+            let is_read_only = it.is_read_only();
+            let still = match FrozenMount::freeze(it.at, it.path.clone(), note) {
+                // One that is never written need not be held.
+                Err(Error::CannotHold { .. }) if is_read_only => continue,
+                outcome => outcome?,
+            };
             if still.is_ours() && !it.others.is_empty() {
                 return Err(Error::OnOthersToo {
                     path: it.path,
@@ -205,6 +210,15 @@ struct Mounted {
     numbers: (u32, u32),
     /// The devices of others on which it lies as well.
     others: Vec<String>,
+}
+
+impl Mounted {
+    fn is_read_only(&self) -> bool {
+        let read_only = nix::sys::statvfs::FsFlags::ST_RDONLY;
+        self.at
+            .room()
+            .is_ok_and(|room| room.flags().contains(read_only))
+    }
 }
 
 /// The file systems that are mounted from these devices and from all that lies on them.
