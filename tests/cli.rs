@@ -46,6 +46,8 @@ mod small_host;
 mod stopping;
 #[path = "cli/takeover.rs"]
 mod takeover;
+#[path = "cli/terminal.rs"]
+mod terminal;
 #[path = "cli/usage.rs"]
 mod usage;
 #[path = "cli/volumes.rs"]

@@ -23,5 +23,7 @@ mod roots;
 mod sizes;
 #[path = "containers/stage.rs"]
 mod stage;
+#[path = "containers/superblocks.rs"]
+mod superblocks;
 #[path = "containers/trees.rs"]
 mod trees;

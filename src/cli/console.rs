@@ -8,7 +8,7 @@ use super::logging;
 use super::output::{self, Column};
 use super::progress::Progress;
 use super::streams::{Input, Output};
-use crate::base::Cancel;
+use crate::base::{Cancel, printable_lines};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -116,7 +116,9 @@ impl Console {
         [self.input.as_fd(), self.output.as_fd(), self.error.as_fd()]
     }
 
-    /// Shows a result: `document` as JSON, or the text that `human` makes.
+    /// Shows a result: `document` as JSON, or the text that `human` makes, whose control characters
+    /// other than line ends are escaped. Names of strangers in it must be on one line already
+    /// (`printable`).
     ///
     /// # Errors
     /// `OutputClosed`, or what the host says of the output.
@@ -128,7 +130,7 @@ impl Console {
         let mut text = if self.style.json {
             serde_json::to_string_pretty(document)?
         } else {
-            human()
+            printable_lines(&human()).into_owned()
         };
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
@@ -174,6 +176,7 @@ impl Console {
             return;
         }
         // A message that nobody can read is lost, and nothing else is wrong.
+        let text = printable_lines(text);
         let _ = (&self.error).write_all(format!("{text}\n").as_bytes());
     }
 

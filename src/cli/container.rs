@@ -9,7 +9,7 @@ use super::removal;
 use super::shed::Shed;
 use super::size::{Size, human};
 use super::streams::Output;
-use crate::base::Name;
+use crate::base::{Name, printable_path};
 use crate::container::{
     self, ContainerChange, CopyOptions, CreateContainer, CreatedContainer, Host,
 };
@@ -272,8 +272,9 @@ fn diff(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     let host = shed.containers().with_context(what)?;
     let changes = host.diff_container(&one.container).with_context(what)?;
     console.result(&changes, || {
-        let line =
-            |change: &ContainerChange| format!("{} {}\n", change.kind, change.path.display());
+        let line = |change: &ContainerChange| {
+            format!("{} {}\n", change.kind, printable_path(&change.path))
+        };
         changes.iter().map(line).collect()
     })
 }

@@ -1,7 +1,7 @@
 //! How a failure ends a command: one line on the error stream, and an exit status.
 
 use super::console::OutputClosed;
-use crate::base;
+use crate::base::{self, printable};
 use crate::container;
 use crate::export::ExportError;
 use std::fmt;
@@ -138,13 +138,7 @@ impl fmt::Display for OneLine<'_> {
             if index > 0 {
                 f.write_str("; ")?;
             }
-            for character in line.chars() {
-                if character.is_control() {
-                    write!(f, "{}", character.escape_default())?;
-                } else {
-                    write!(f, "{character}")?;
-                }
-            }
+            f.write_str(&printable(line))?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! How results look: tables, lists of facts, times and ids for people.
 
 use super::size::human;
+use crate::base::printable;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use std::time::{Duration, SystemTime};
 
@@ -37,7 +38,7 @@ pub(super) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<Strin
     let mut table = bare_table();
     table.set_header(columns.iter().map(Column::head));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     for (index, column) in columns.iter().enumerate() {
         if let (Column::Number(_), Some(column)) = (column, table.column_mut(index)) {
@@ -134,7 +135,7 @@ fn cut(text: &str, width: usize) -> String {
 pub(super) fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let mut table = bare_table();
     for (what, value) in rows {
-        table.add_row(vec![what.to_owned(), value]);
+        table.add_row([what.into(), printable(&value)]);
     }
     finish(&mut table)
 }
@@ -230,6 +231,15 @@ mod tests {
             format!("NAME\n{}", &id[..63])
         );
         assert_eq!(cut("äöüß", 3), "äö…");
+    }
+
+    #[test]
+    fn a_cell_cannot_forge_a_row() {
+        let rows = vec![vec!["a\nforged\x1b[2J".to_owned(), "1".to_owned()]];
+        let text = table(&[Column::Text("NAME"), Column::Number("SIZE")], rows);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.ends_with("a\\nforged\\u{1b}[2J     1"), "{text}");
+        assert_eq!(facts([("what", "x\ny".to_owned())]), "what  x\\ny");
     }
 
     #[test]

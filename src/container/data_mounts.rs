@@ -12,7 +12,7 @@
 
 use super::adoption::device_of;
 use super::error::{Error, Result};
-use super::filesystem::{self, Mode};
+use super::filesystem::{self, Access, Mode};
 use super::host::Host;
 use crate::base::VolumeId;
 use crate::export::Export;
@@ -181,7 +181,12 @@ impl Host {
             });
         }
         fs::create_dir_all(&known.path).map_err(Error::io("make the folder", &known.path))?;
-        filesystem::mount(&known.device, &known.path, Mode::Container)?;
+        filesystem::mount(
+            &known.device,
+            &known.path,
+            Mode::Container,
+            Access::Programs,
+        )?;
         Ok(known)
     }
 
@@ -190,7 +195,7 @@ impl Host {
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
         let device = self
             .fit_file_system(volume)
-            .and_then(|()| self.attach_and_mount(volume, &path, Mode::Container))
+            .and_then(|()| self.attach_and_mount(volume, &path, Mode::Container, Access::Programs))
             .inspect_err(|_| self.forget_place(volume.id()))?;
         let mount = DataMount {
             path,

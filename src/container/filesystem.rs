@@ -81,14 +81,40 @@ impl Mode {
     }
 }
 
+/// The option that wins over what a superblock says of errors. A container or guest may have
+/// written the superblock, and `panic` there would stop the host.
+pub const ERRORS_OPTION: &str = "errors=remount-ro";
+
+/// Who uses the files of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Containers run programs from it.
+    Programs,
+    /// This process alone reads or writes its files: nothing in it may be run or be a device.
+    FilesOnly,
+}
+
+impl Access {
+    fn flags(self) -> MountFlags {
+        match self {
+            Self::Programs => MountFlags::empty(),
+            Self::FilesOnly => MountFlags::MS_NOSUID | MountFlags::MS_NODEV | MountFlags::MS_NOEXEC,
+        }
+    }
+}
+
 /// Mounts the ext4 on `device` at `target`.
-pub(super) fn mount(device: &Path, target: &Path, mode: Mode) -> Result<()> {
+pub(super) fn mount(device: &Path, target: &Path, mode: Mode, access: Access) -> Result<()> {
+    let options = match mode.options() {
+        "" => ERRORS_OPTION.to_owned(),
+        options => format!("{options},{ERRORS_OPTION}"),
+    };
     mount::mount(
         device.as_os_str(),
         target,
         "ext4",
-        mode.flags(),
-        mode.options(),
+        mode.flags() | access.flags(),
+        &options,
     )
     .map_err(Error::io("mount the file system at", target))
 }

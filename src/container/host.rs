@@ -13,7 +13,7 @@ use super::data_mounts::DataMount;
 use super::diff::Comparing;
 use super::error::{Error, Result};
 use super::ext4;
-use super::filesystem::{self, Mode};
+use super::filesystem::{self, Access, Mode};
 use super::roots::Roots;
 use crate::base::{self, Name, VolumeId, cancel};
 use crate::export::{AttachKind, AttachOptions, DEVICES, Export, ExportError, ExportOptions};
@@ -273,10 +273,11 @@ impl Host {
         volume: &Volume,
         target: &Path,
         mode: Mode,
+        access: Access,
     ) -> Result<PathBuf> {
         let export = self.export()?;
         let device = attach_device(&export, volume, mode.is_device_read_only())?;
-        if let Err(error) = filesystem::mount(&device, target, mode) {
+        if let Err(error) = filesystem::mount(&device, target, mode, access) {
             // The first failure is the one to report.
             let _ = export.detach(volume);
             return Err(error);
@@ -316,7 +317,7 @@ impl Host {
         let name = format!("{}-{}", volume.id(), random_hex::<16>()?);
         let path = self.work_dir().join(name);
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
-        match self.attach_and_mount(volume, &path, mode) {
+        match self.attach_and_mount(volume, &path, mode, Access::FilesOnly) {
             Ok(_) => Ok(WorkMount {
                 host: self,
                 volume: volume.clone(),
@@ -339,7 +340,8 @@ impl Host {
         if mounted.users == 0 {
             let path = self.work_dir().join(format!("{VIEW_PREFIX}{id}"));
             fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
-            if let Err(error) = self.attach_and_mount(volume, &path, Mode::Frozen) {
+            let mounting = self.attach_and_mount(volume, &path, Mode::Frozen, Access::FilesOnly);
+            if let Err(error) = mounting {
                 // Nothing is mounted there; at worst an empty folder stays.
                 let _ = fs::remove_dir(&path);
                 return Err(error);

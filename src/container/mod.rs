@@ -50,7 +50,7 @@ pub use copy::{CopyOptions, CopyReport, CopySide};
 pub use data::{CreateDataVolume, DataVolume};
 pub use diff::{ChangeKind, Comparison, ContainerChange};
 pub use error::{Error, Kind, Names, RecordFault, Result, Shortage};
-pub use filesystem::{DEFAULT_SIZE_BYTES, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
+pub use filesystem::{DEFAULT_SIZE_BYTES, ERRORS_OPTION, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
 pub use host::Host;
 pub use image::{HistoryStep, ImageDetails, ImageSummary, LayerDetails, RemovedImage};
 pub use import::{ImportOptions, ImportProgress, ImportedImage, ImportedLayer};

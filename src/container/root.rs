@@ -4,7 +4,7 @@
 //! transactions. Mounting is a matter of this host and of this process's life: it is not stored.
 
 use super::error::{Error, Kind, Names, Result};
-use super::filesystem::{self, Mode};
+use super::filesystem::{self, Access, Mode};
 use super::host::{ContainerMount, Host, WorkVolumes, hold, random_hex};
 use super::record::{self, ContainerRecord, FoundImage};
 use super::words;
@@ -215,7 +215,9 @@ impl Host {
         let path = dir.unwrap_or_else(|| own.clone());
         let device = record
             .volume(self.pool())
-            .and_then(|volume| self.attach_and_mount(&volume, &path, Mode::Container))
+            .and_then(|volume| {
+                self.attach_and_mount(&volume, &path, Mode::Container, Access::Programs)
+            })
             .inspect_err(|_| {
                 // Nothing is mounted there; at worst an empty folder stays.
                 let _ = fs::remove_dir(&own);

@@ -22,7 +22,7 @@ pub use seal::{Sealed, StillRoot};
 
 use super::error::{Error, Result};
 use super::ext4;
-use super::filesystem::{self, Mode};
+use super::filesystem::{self, Access, Mode};
 use super::host::{Host, WORK_PREFIX, WorkVolumes, attach_device, random_hex};
 use crate::base::{Name, VolumeId};
 use crate::export::{AttachKind, ExportError};
@@ -184,7 +184,7 @@ impl Host {
         // Nobody has it yet who could be told that something is durable.
         let paused = volume.pause_flushes();
         let mounted = self
-            .attach_and_mount(volume, &path, purpose.mode())
+            .attach_and_mount(volume, &path, purpose.mode(), Access::Programs)
             .and_then(|_| fs::metadata(&path).map_err(Error::io("look at", &path)));
         drop(paused);
         match mounted {
@@ -227,7 +227,7 @@ impl Host {
         };
         let mode = mounted.purpose.unwrap_or(usual).mode();
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
-        filesystem::mount(&device, &path, mode)?;
+        filesystem::mount(&device, &path, mode, Access::Programs)?;
         let found = FileSystem::at(&path).map_err(Error::io("open", &path))?;
         mounted.number = found.number();
         tracing::debug!(volume = %volume.name(), "mounted again");

@@ -4,7 +4,7 @@ use super::MountMode;
 use super::error::{Error, Result};
 use super::record::{Kind, Labels, Record};
 use super::wire;
-use crate::container::{MAX_SIZE_BYTES, MIN_SIZE_BYTES};
+use crate::container::{ERRORS_OPTION, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
 use crate::pool::MAX_KEY_BYTES;
 use std::path::Path;
 
@@ -113,13 +113,13 @@ pub(super) fn wanted_mounts(labels: &Labels) -> Result<Option<MountMode>> {
 /// What a client mounts to have the snapshot.
 pub(super) fn mounts(mode: MountMode, source: &Path, is_read_only: bool) -> wire::MountsResponse {
     let access = if is_read_only { "ro" } else { "rw" };
-    let (kind, other) = match mode {
-        MountMode::Dir => ("bind", Some("rbind")),
-        MountMode::Loop => ("ext4", None),
-        MountMode::File => ("ext4", Some("loop")),
+    let (kind, others): (_, &[&str]) = match mode {
+        MountMode::Dir => ("bind", &["rbind"]),
+        MountMode::Loop => ("ext4", &[ERRORS_OPTION]),
+        MountMode::File => ("ext4", &["loop", ERRORS_OPTION]),
     };
     let mut options = vec![access.to_owned()];
-    options.extend(other.map(str::to_owned));
+    options.extend(others.iter().map(|&option| option.to_owned()));
     let mount = wire::Mount {
         r#type: kind.to_owned(),
         // The state folder and devices have names of ASCII.

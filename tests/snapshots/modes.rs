@@ -50,13 +50,17 @@ fn life_of_a_device(snapshotter: Snapshotter, source: &str, options: &[&str]) {
 #[test]
 fn snapshots_are_loop_devices_where_that_is_asked() {
     let snapshotter = Snapshotter::start_with("1G", &["--snapshot-mounts", "loop"]);
-    life_of_a_device(snapshotter, "/dev/loop", &["rw"]);
+    life_of_a_device(snapshotter, "/dev/loop", &["rw", "errors=remount-ro"]);
 }
 
 #[test]
 fn snapshots_are_files_where_that_is_asked() {
     let snapshotter = Snapshotter::start_with("1G", &["--snapshot-mounts", "file"]);
-    life_of_a_device(snapshotter, "/snapshot%2F", &["rw", "loop"]);
+    life_of_a_device(
+        snapshotter,
+        "/snapshot%2F",
+        &["rw", "loop", "errors=remount-ro"],
+    );
 }
 
 #[test]
