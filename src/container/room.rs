@@ -13,7 +13,7 @@
 
 use super::error::{Error, Result, Shortage};
 use super::ext4::Superblock;
-use super::filesystem::{self, MAX_SIZE_BYTES, Mode};
+use super::filesystem::{self, Access, MAX_SIZE_BYTES, Mode};
 use super::host::Host;
 use super::roots::RootUse;
 use crate::base::{self, BLOCK_BYTES};
@@ -214,15 +214,22 @@ impl<'a> LayerRoom<'a> {
             })));
         }
         match self.mounted {
-            Mounted::ForWork => self.grow_unmounted(new_bytes, Mode::Fill),
+            Mounted::ForWork => {
+                self.grow_unmounted(new_bytes, Mode::Fill, Access::FilesOnly)
+            }
             Mounted::AsRoot => self.host.with_root_held(self.volume, |purpose| {
                 let mode = purpose.map_or(Mode::Fill, RootUse::mode);
-                self.grow_unmounted(new_bytes, mode)
+                self.grow_unmounted(new_bytes, mode, Access::Programs)
             }),
         }
     }
 
-    fn grow_unmounted(&self, new_bytes: u64, mode: Mode) -> Result<Result<()>> {
+    fn grow_unmounted(
+        &self,
+        new_bytes: u64,
+        mode: Mode,
+        access: Access,
+    ) -> Result<Result<()>> {
         let listed = mount::mount_at(self.path);
         let listed = listed.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
         let Some(entry) = listed else {
@@ -235,7 +242,7 @@ impl<'a> LayerRoom<'a> {
             return Ok(Err(busy));
         }
         let grown = self.grow_to(new_bytes, device);
-        filesystem::mount(device, self.path, mode)?;
+        filesystem::mount(device, self.path, mode, access)?;
         Ok(grown)
     }
 
