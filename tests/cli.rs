@@ -32,10 +32,10 @@ mod interrupting;
 mod keeper;
 #[path = "cli/load.rs"]
 mod load;
-#[path = "cli/mounted.rs"]
-mod mounted;
 #[path = "cli/logging.rs"]
 mod logging;
+#[path = "cli/mounted.rs"]
+mod mounted;
 #[path = "cli/quickstart.rs"]
 mod quickstart;
 #[path = "cli/rings.rs"]

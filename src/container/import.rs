@@ -18,8 +18,7 @@ use super::time;
 use crate::base::Name;
 use crate::oci::{
     self, ApplyOptions, Digest, Dropped, Image, ImageConfig, LayerOrigin, Reference, Select,
-    SourceInput,
-    chain_above,
+    SourceInput, chain_above,
 };
 use crate::pool::{Labels, Transaction, Volume};
 use serde::Serialize;

@@ -214,9 +214,7 @@ impl<'a> LayerRoom<'a> {
             })));
         }
         match self.mounted {
-            Mounted::ForWork => {
-                self.grow_unmounted(new_bytes, Mode::Fill, Access::FilesOnly)
-            }
+            Mounted::ForWork => self.grow_unmounted(new_bytes, Mode::Fill, Access::FilesOnly),
             Mounted::AsRoot => self.host.with_root_held(self.volume, |purpose| {
                 let mode = purpose.map_or(Mode::Fill, RootUse::mode);
                 self.grow_unmounted(new_bytes, mode, Access::Programs)
@@ -224,12 +222,7 @@ impl<'a> LayerRoom<'a> {
         }
     }
 
-    fn grow_unmounted(
-        &self,
-        new_bytes: u64,
-        mode: Mode,
-        access: Access,
-    ) -> Result<Result<()>> {
+    fn grow_unmounted(&self, new_bytes: u64, mode: Mode, access: Access) -> Result<Result<()>> {
         let listed = mount::mount_at(self.path);
         let listed = listed.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
         let Some(entry) = listed else {

@@ -25,7 +25,7 @@ const OF_THE_LAYER: [&str; 6] = ["id", "parent", "Size", "parent_id", "layer_id"
 
 /// Returns true if the folder `id` holds a layer as these archives have it, or most of it.
 pub(super) fn is_layer(blobs: &Blobs, id: &[u8]) -> Result<bool> {
-    let has = |name: &[u8]| Ok(blobs.find(&[id, name].concat())?.is_some());
+    let has = |name: &[u8]| -> Result<bool> { Ok(blobs.find(&[id, name].concat())?.is_some()) };
     Ok(has(b"/json")? && (has(b"/layer.tar")? || has(b"/VERSION")?))
 }
 
