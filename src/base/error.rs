@@ -2,7 +2,9 @@
 
 use super::cancel::Cancelled;
 use super::name::Name;
+use super::size::precise;
 use super::units::{BlockAddr, BlockIndex, Generation, Sequence, VolumeId};
+use std::cmp::Ordering;
 use std::io;
 
 /// The engine's result.
@@ -42,13 +44,13 @@ pub enum Error {
         found: &'static str,
     },
     /// The pool was written by a version whose format this one does not know.
-    #[error(
-        "the pool needs format version {version} with features {features:#x}, which this cowshed does not know; use a newer one"
-    )]
+    #[error("{}", incompatible(*version, *known, *features))]
     Incompatible {
         /// The pool's format version.
         version: u32,
-        /// The unknown incompatible features.
+        /// The format version that this code knows.
+        known: u32,
+        /// The features of the pool that this code does not know.
         features: u64,
     },
     /// Another process has the pool open.
@@ -70,7 +72,7 @@ pub enum Error {
     #[error("a name is 1 to 255 of A-Z a-z 0-9 . _ : / @ -, the first one a letter or digit")]
     InvalidName,
     /// A size that no volume, pool or log can have.
-    #[error("{what} must be {min_bytes} to {max_bytes} bytes")]
+    #[error("{what} must be {} to {}", precise(*min_bytes), precise(*max_bytes))]
     InvalidSize {
         /// Which size.
         what: &'static str,
@@ -78,6 +80,15 @@ pub enum Error {
         min_bytes: u64,
         /// The most.
         max_bytes: u64,
+    },
+    /// The pool's block device is shorter than what was asked for.
+    #[error(
+        "the block device has {}, and a pool cannot be larger than its device; make the device larger first, or ask for less",
+        precise(*device_bytes)
+    )]
+    BeyondDevice {
+        /// The device's size.
+        device_bytes: u64,
     },
     /// The range does not lie inside the volume.
     #[error("the range {offset_bytes}+{len_bytes} is outside the volume's {size_bytes} bytes")]
@@ -125,6 +136,25 @@ pub enum Error {
     Cancelled(#[from] Cancelled),
 }
 
+/// Why a pool of another format is refused, and which program to use.
+fn incompatible(version: u32, known: u32, features: u64) -> String {
+    match version.cmp(&known) {
+        Ordering::Less => format!(
+            "the pool has format version {version}, older than version {known} of this cowshed, \
+             which cannot read it; use the cowshed that made it: export its volumes there, and \
+             import them into a new pool"
+        ),
+        Ordering::Greater => format!(
+            "the pool has format version {version}, newer than version {known} of this cowshed; \
+             use a newer cowshed"
+        ),
+        Ordering::Equal => format!(
+            "the pool uses features {features:#x}, which this cowshed does not know; use a newer \
+             cowshed"
+        ),
+    }
+}
+
 impl Error {
     /// An `Io` error about `action`.
     #[must_use]
@@ -157,7 +187,10 @@ impl Error {
             Self::NoSpace => libc::ENOSPC,
             Self::NotFound(_) | Self::NoSuchVolume(_) => libc::ENOENT,
             Self::Exists(_) => libc::EEXIST,
-            Self::InvalidName | Self::InvalidSize { .. } | Self::OutOfRange { .. } => libc::EINVAL,
+            Self::InvalidName
+            | Self::InvalidSize { .. }
+            | Self::BeyondDevice { .. }
+            | Self::OutOfRange { .. } => libc::EINVAL,
             Self::TooLarge { .. } => libc::E2BIG,
             Self::Frozen(_) | Self::ReadOnly => libc::EROFS,
             Self::InUse | Self::Busy(_) => libc::EBUSY,

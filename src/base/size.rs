@@ -89,6 +89,20 @@ pub fn human(len_bytes: u64) -> String {
     }
 }
 
+/// `len_bytes` for people who compare with it: in whole units, or with its bytes.
+#[must_use]
+pub fn precise(len_bytes: u64) -> String {
+    const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = UNITS.iter().find(|(shift, _)| len_bytes >= 1 << shift);
+    match unit {
+        Some((shift, unit)) if len_bytes.trailing_zeros() >= *shift => {
+            format!("{} {unit}", len_bytes >> shift)
+        }
+        Some(_) => format!("{} ({len_bytes} bytes)", human(len_bytes)),
+        None => format!("{len_bytes} bytes"),
+    }
+}
+
 fn rounded_hundredths(len_bytes: u64, shift: usize) -> u64 {
     let scaled = (u128::from(len_bytes) * 100 + (1 << (shift - 1))) >> shift;
     u64::try_from(scaled).unwrap_or(u64::MAX)
@@ -129,6 +143,19 @@ mod tests {
         }
         for text in ["16777216T", "18446744073709551616", "99999999999999999999G"] {
             assert_eq!(text.parse::<Size>(), Err(SizeError::TooLarge), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_to_compare_with_are_whole_or_have_their_bytes() {
+        for (bytes, text) in [
+            (1, "1 bytes"),
+            (2 << 20, "2 MiB"),
+            ((2 << 20) + 1, "2.00 MiB (2097153 bytes)"),
+            (512 << 30, "512 GiB"),
+            (3 << 39, "1.50 TiB (1649267441664 bytes)"),
+        ] {
+            assert_eq!(precise(bytes), text);
         }
     }
 

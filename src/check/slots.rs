@@ -45,10 +45,19 @@ pub(super) fn read(
 ) -> Result<Slots> {
     let primary = [0, 1].map(|slot| read_block(device, BlockAddr(slot)));
     // A newer version may keep its state elsewhere: an older slot beside it is no way around it.
-    if let [Content::Lost(Error::Incompatible { version, features }), _]
-    | [_, Content::Lost(Error::Incompatible { version, features })] = primary
+    if let [Content::Lost(error @ Error::Incompatible { .. }), _]
+    | [_, Content::Lost(error @ Error::Incompatible { .. })] = &primary
+        && let &Error::Incompatible {
+            version,
+            known,
+            features,
+        } = error
     {
-        return Err(Error::Incompatible { version, features });
+        return Err(Error::Incompatible {
+            version,
+            known,
+            features,
+        });
     }
     let uuid = newest(&primary).map(|best| best.uuid);
     // The slots may be of different lengths, when the pool has grown between them.

@@ -53,7 +53,10 @@ pub(super) struct Check {
 /// # Errors
 /// What the engine or the host says; a file that was made is then removed.
 pub(super) fn create(create: &Create, place: &Place, console: &Console) -> anyhow::Result<()> {
-    refuse_daemon(place, "make another one elsewhere")?;
+    // Where there is no pool, no daemon has it open: it is a service manager that listens.
+    if place.pool.as_path().exists() {
+        refuse_daemon(place, "make another one elsewhere")?;
+    }
     let size_bytes = create_pool(create, place)?;
     let document = json!({ "path": place.pool, "size_bytes": size_bytes });
     console.result(&document, || place.pool.to_string())

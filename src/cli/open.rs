@@ -51,22 +51,7 @@ impl Place {
                  wait for it to end",
                 self.socket
             )),
-            Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => Some(
-                    "there is no such pool; make one with `cowshed pool create --size 10G`"
-                        .to_owned(),
-                ),
-                io::ErrorKind::PermissionDenied => Some(
-                    "permission denied; run as its owner or name your own pool with --pool"
-                        .to_owned(),
-                ),
-                io::ErrorKind::ReadOnlyFilesystem => Some(
-                    "its file system is mounted read-only; make it writable (mount -o remount,rw), \
-                     or look at the pool with `cowshed pool check`"
-                        .to_owned(),
-                ),
-                _ => None,
-            },
+            Error::Io { action, source } => self.advice_on(action, source),
             _ => None,
         };
         let pool = format!("pool {}", self.pool);
@@ -74,6 +59,34 @@ impl Place {
             Some(advice) => anyhow::Error::msg(advice).context(pool),
             None => anyhow::Error::new(error).context(pool),
         }
+    }
+
+    fn advice_on(&self, action: &str, source: &io::Error) -> Option<String> {
+        let is_root = nix::unistd::geteuid().is_root();
+        Some(match source.kind() {
+            // The folder is made before, unless somebody removes it at once.
+            io::ErrorKind::NotFound if action == "create the pool" => {
+                "its folder does not exist; make that first".to_owned()
+            }
+            io::ErrorKind::NotFound => {
+                "there is no such pool; make one with `cowshed pool create --size 10G`".to_owned()
+            }
+            io::ErrorKind::PermissionDenied if is_root => {
+                "permission denied although this is root; the file is immutable (lsattr), its file \
+                 system does not let root in (NFS), or a container may not use the device"
+                    .to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                "permission denied; run as its owner or name your own pool with --pool".to_owned()
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "it lies on a file system that is mounted read-only, or the device is read-only; \
+                 a pool is opened for writing: remount it (mount -o remount,rw), or look at the pool \
+                 with `cowshed pool check`"
+                    .to_owned()
+            }
+            _ => return None,
+        })
     }
 
     /// Opens the pool for this process alone, and clears away what killed commands left in it.

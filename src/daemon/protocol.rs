@@ -29,11 +29,11 @@ pub enum ProtocolError {
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
     /// The other side does not speak this protocol.
-    #[error("the other side does not speak this protocol")]
+    #[error("the other side does not speak cowshed's protocol, so it is something else")]
     Foreign,
     /// The other side speaks another version of the protocol.
     #[error(
-        "the other side speaks version {theirs} of the protocol, not {VERSION}; use the same cowshed on both sides"
+        "the other side speaks version {theirs} of the protocol, not {VERSION}; use the cowshed that the daemon runs, or stop the daemon and start this one"
     )]
     Version {
         /// The other side's version.

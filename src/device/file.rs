@@ -196,10 +196,8 @@ impl Device for FileDevice {
             host_len_bytes(&self.buffered, self.host).map_err(|e| Error::io(ACTION, e))?;
         if host_bytes < len_bytes {
             if self.host == Host::BlockDevice {
-                return Err(Error::InvalidSize {
-                    what: "the pool",
-                    min_bytes: 0,
-                    max_bytes: host_bytes,
+                return Err(Error::BeyondDevice {
+                    device_bytes: host_bytes,
                 });
             }
             // What was set aside lies where the file grows.

@@ -36,6 +36,11 @@ pub enum ExportError {
     /// Mounts and loop devices are for root.
     #[error("mounting volumes and attaching loop devices needs root; run it as root")]
     NotRoot,
+    /// The kernel lets this superuser neither mount nor attach.
+    #[error(
+        "the kernel does not let root use FUSE here, as in a container without the right to; run it on the host, or give the container CAP_SYS_ADMIN, /dev/fuse and the loop devices (--privileged)"
+    )]
+    Confined,
     /// Someone uses it.
     #[error("{} is busy: in use by {by}; let go of it there first", what.display())]
     Busy {

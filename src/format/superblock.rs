@@ -116,13 +116,15 @@ impl Superblock {
         if version != VERSION || features[2] & !KNOWN_INCOMPAT != 0 {
             return Some(Err(Error::Incompatible {
                 version,
-                features: features[2],
+                known: VERSION,
+                features: features[2] & !KNOWN_INCOMPAT,
             }));
         }
         if features[1] & !KNOWN_RO_COMPAT != 0 {
             return Some(Err(Error::Incompatible {
                 version,
-                features: features[1],
+                known: VERSION,
+                features: features[1] & !KNOWN_RO_COMPAT,
             }));
         }
         let uuid = input.bytes(16)?.try_into().ok()?;
@@ -255,7 +257,15 @@ mod tests {
             let crc = crc32(&bytes[..CRC_OFFSET]);
             bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
             match Superblock::decode(&bytes) {
-                Err(Error::Incompatible { version, .. }) => assert_eq!(version, u32::from(other)),
+                Err(error @ Error::Incompatible { version, .. }) => {
+                    assert_eq!(version, u32::from(other));
+                    let advice = if version < VERSION {
+                        "use the cowshed that made it"
+                    } else {
+                        "use a newer cowshed"
+                    };
+                    assert!(error.to_string().contains(advice), "{error}");
+                }
                 found => panic!("version {other}: {found:?}"),
             }
         }

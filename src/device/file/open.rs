@@ -75,7 +75,7 @@ impl FileDevice {
     ///
     /// # Errors
     /// As `open`; `DeviceNotEmpty` when there is a regular file that holds anything and
-    /// `overwrite` is off; `InvalidSize` when the block device is shorter than `len_bytes`; `Io`
+    /// `overwrite` is off; `BeyondDevice` when the block device is shorter than `len_bytes`; `Io`
     /// when the host cannot hold or preallocate it. A file that it made is then removed.
     pub fn create(path: impl AsRef<Path>, len_bytes: u64, create: CreateFile) -> Result<Self> {
         let path = path.as_ref();
@@ -94,10 +94,8 @@ impl FileDevice {
         let found_bytes = host_len_bytes(&buffered, host).map_err(opening)?;
         match host {
             Host::BlockDevice if found_bytes < len_bytes => {
-                return Err(Error::InvalidSize {
-                    what: "the pool",
-                    min_bytes: 0,
-                    max_bytes: found_bytes,
+                return Err(Error::BeyondDevice {
+                    device_bytes: found_bytes,
                 });
             }
             Host::BlockDevice => {}

@@ -242,8 +242,18 @@ fn check_rings() -> Result<(), ExportError> {
 fn open_device() -> Result<OwnedFd, ExportError> {
     fuse_device::open().map_err(|error| match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => ExportError::NoFuse,
+        Some(libc::EPERM | libc::EACCES) => refused(),
         _ => ExportError::io("open", Path::new("/dev/fuse"))(error),
     })
+}
+
+/// The refusal of whoever may not: root can be refused, too.
+fn refused() -> ExportError {
+    if nix::unistd::geteuid().is_root() {
+        ExportError::Confined
+    } else {
+        ExportError::NotRoot
+    }
 }
 
 /// Mounts by mount(2) itself: nothing of `fusermount` is needed, as only root mounts here.
@@ -255,7 +265,7 @@ fn mount_device(device: BorrowedFd<'_>, dir: &Path, source: &str) -> Result<(), 
     mount::mount(OsStr::new(source), dir, FS_TYPE, flags, &options).map_err(|error| {
         match error.raw_os_error() {
             Some(libc::ENODEV) => ExportError::NoFuse,
-            Some(libc::EPERM) => ExportError::NotRoot,
+            Some(libc::EPERM | libc::EACCES) => refused(),
             _ => ExportError::io("mount volumes at", dir)(error),
         }
     })
