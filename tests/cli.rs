@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "cli/advice.rs"]
+mod advice;
 #[path = "cli/copying.rs"]
 mod copying;
 #[path = "cli/corpus.rs"]

@@ -123,8 +123,15 @@ pub(super) enum OnPool {
     Gc(Gc),
     /// Who serves; for `serve --upgrade`.
     Serving,
-    /// The daemon is to hand over to the program that comes as the input.
+    /// How the daemon was started; for `serve --upgrade` with options.
+    Running,
+    /// The daemon is to hand over to the program that comes as the input, with its own options.
     Upgrade,
+    /// The same, with other options.
+    UpgradeWith {
+        /// All arguments of that program, as bytes.
+        arguments: Vec<Vec<u8>>,
+    },
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! How a daemon answers containerd: the options of `serve` about it.
 
+use super::failure::Usage;
 use super::place::HostPath;
 use super::size::Size;
 use crate::container;
@@ -16,19 +17,38 @@ pub(super) struct Containerd {
     #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
     pub containerd_socket: Option<HostPath>,
     /// containerd's own socket: answers its diff service too, and reads and writes layers there
-    #[arg(long, value_name = "PATH", requires = "containerd_socket",
-        value_parser = HostPath::parser())]
+    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
     pub containerd_address: Option<HostPath>,
     /// What snapshots are handed out as: `dir` mounts them here, `loop` and `file` give a device
     /// or file, for virtual machines [default: dir]
-    #[arg(long, value_name = "dir|loop|file", requires = "containerd_socket")]
+    #[arg(long, value_name = "dir|loop|file")]
     pub snapshot_mounts: Option<MountMode>,
     /// The size of a snapshot's file system [default: 10G]
-    #[arg(long, value_name = "SIZE", requires = "containerd_socket", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub snapshot_size: Option<Size>,
 }
 
 impl Containerd {
+    /// Refuses options about a service that there is not to be.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let given = [
+            ("--containerd-address", self.containerd_address.is_some()),
+            ("--snapshot-mounts", self.snapshot_mounts.is_some()),
+            ("--snapshot-size", self.snapshot_size.is_some()),
+        ];
+        let alone = given.into_iter().find(|(_, is_given)| *is_given);
+        match (alone, &self.containerd_socket) {
+            (Some((name, _)), None) => {
+                let what = format!("{name} has an effect only with --containerd-socket PATH");
+                Err(Usage(what).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Listens where containerd is to connect, if it is to be answered.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ const WAIT_SECONDS_MAX: u64 = 24 * 60 * 60;
 
 /// As long as dm-thin holds writes: time enough to make room, and an end that the kernel's own
 /// limits for a task that hangs do not come before.
-const DEFAULT_POLICY: &str = "attached=60";
+const DEFAULT_POLICY: FullPolicy = FullPolicy::WaitAttached(Duration::from_secs(60));
 
 /// Options about a full pool.
 #[derive(Clone, Debug, Args)]
@@ -22,8 +22,9 @@ pub(super) struct Full {
     /// What becomes of a write that finds no room: `error` refuses it, `wait=SECONDS` holds it so
     /// long while someone grows the pool, removes or trims something, `attached=SECONDS` does so
     /// with what is written to a mounted or attached volume, and refuses what a command writes
-    #[arg(long, value_name = "POLICY", default_value = DEFAULT_POLICY, value_parser = parse_policy)]
-    pub full_policy: FullPolicy,
+    /// [default: attached=60]
+    #[arg(long, value_name = "POLICY", value_parser = parse_policy)]
+    pub full_policy: Option<FullPolicy>,
     /// Let the pool's file grow by itself as it fills up, to this size at most
     #[arg(long, value_name = "SIZE")]
     pub max_size: Option<Size>,
@@ -45,7 +46,7 @@ impl Full {
             );
         }
         Ok(FullOptions {
-            policy: self.full_policy,
+            policy: self.full_policy.unwrap_or(DEFAULT_POLICY),
             max_size_bytes: self.max_size.map(|size| size.0),
         })
     }
@@ -53,11 +54,11 @@ impl Full {
     /// The same options for another process.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
-        arguments.push(match self.full_policy {
+        arguments.extend(self.full_policy.map(|policy| match policy {
             FullPolicy::Error => "--full-policy=error".to_owned(),
             FullPolicy::Wait(time) => format!("--full-policy=wait={}", time.as_secs()),
             FullPolicy::WaitAttached(time) => format!("--full-policy=attached={}", time.as_secs()),
-        });
+        }));
         if let Some(size) = self.max_size {
             arguments.push(format!("--max-size={}", size.0));
         }
@@ -92,9 +93,9 @@ mod tests {
 
     #[test]
     fn policies_are_read_as_they_are_written_for_another_process() {
-        for text in ["error", "wait=1", "wait=86400", DEFAULT_POLICY] {
+        for text in ["error", "wait=1", "wait=86400", "attached=60"] {
             let full = Full {
-                full_policy: parse_policy(text).unwrap(),
+                full_policy: Some(parse_policy(text).unwrap()),
                 max_size: Some(Size(1 << 30)),
             };
             let wanted = [

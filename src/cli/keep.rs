@@ -17,7 +17,7 @@ use crate::pool;
 use crate::sys;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 /// How long the reader of the output is waited for.
@@ -91,7 +91,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
     clear_devices(state.path())?;
     let what = || format!("listen on {}", place.socket);
     let listening = match service_manager::listening_socket().with_context(what)? {
-        Some(socket) => Listening::take(socket).context("take the service manager's socket")?,
+        Some(socket) => take_socket(socket, place)?,
         None => Listening::bind(place.socket.as_path()).with_context(what)?,
     };
     let containerd = serve.containerd.listen()?;
@@ -103,7 +103,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
     let folder_lock = folder_lock
         .context("keep the lock of the state folder")?
         .into();
-    let connection = Connection::mount(dir, None, serve.fuse.transport())
+    let connection = Connection::mount(dir, None, serve.fuse.unwrap_or_default().transport())
         .with_context(|| format!("mount the volumes at {}", dir.display()))?;
     let estate = Estate {
         pool,
@@ -116,6 +116,22 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         connection,
     };
     Ok((estate, state))
+}
+
+/// Takes the socket that the service manager listens on, if it is where clients of the pool look.
+fn take_socket(socket: OwnedFd, place: &Place) -> anyhow::Result<Listening> {
+    let listening = Listening::take(socket).context("take the service manager's socket")?;
+    let found = HostPath::new(listening.path())?;
+    if !found.is_same_place(&place.socket) {
+        anyhow::bail!(
+            "the service manager listens on {found}, but commands on the pool {} look for the \
+             daemon at {}; make ListenStream= and COWSHED_POOL= agree, or use cowshed@.service, \
+             where both follow from its name",
+            place.pool,
+            place.socket
+        );
+    }
+    Ok(listening)
 }
 
 /// To whom it is told that the pool is served.

@@ -38,6 +38,7 @@ mod quickstart;
 mod remote;
 mod removal;
 mod resize;
+mod running;
 mod scrub;
 mod sectors;
 mod serve;

@@ -41,6 +41,16 @@ impl HostPath {
         &self.0
     }
 
+    /// Returns true when both name one place, by whatever way.
+    #[must_use]
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        let real = |path: &Self| {
+            let folder = path.0.parent()?.canonicalize().ok()?;
+            Some(folder.join(path.0.file_name()?))
+        };
+        self == other || (real(self).is_some() && real(self) == real(other))
+    }
+
     /// The same path with `suffix` at its end (`pool` and `.sock` make `pool.sock`).
     #[must_use]
     pub(super) fn with_suffix(&self, suffix: &str) -> Self {

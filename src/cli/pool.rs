@@ -132,7 +132,43 @@ struct StatusDocument {
     warnings: Vec<String>,
     /// Who has it open, when that is a daemon.
     #[serde(skip_serializing_if = "Option::is_none")]
-    daemon: Option<Serving>,
+    daemon: Option<DaemonDocument>,
+}
+
+/// Who serves, as it is shown.
+#[derive(Debug, Serialize)]
+struct DaemonDocument {
+    /// Nothing when it is gone.
+    keeper: Option<u32>,
+    worker: u32,
+    version: String,
+    restarts: u64,
+    upgrades: u64,
+    upgrade_failure: Option<String>,
+}
+
+impl From<&Serving> for DaemonDocument {
+    fn from(serving: &Serving) -> Self {
+        Self {
+            keeper: (serving.keeper != 0).then_some(serving.keeper),
+            worker: serving.worker,
+            version: serving.version.clone(),
+            restarts: serving.restarts,
+            upgrades: serving.upgrades,
+            upgrade_failure: serving.upgrade_failure.clone(),
+        }
+    }
+}
+
+/// What should be done about the daemon, if something should.
+fn daemon_warning(serving: &Serving) -> Option<String> {
+    (serving.keeper == 0).then(|| {
+        let worker = serving.worker;
+        format!(
+            "the daemon's keeper is gone: if process {worker} ends too, users of the volumes get \
+             errors; stop the daemon (kill -TERM {worker}) and start it again"
+        )
+    })
 }
 
 impl From<&Status> for StatusDocument {
@@ -213,10 +249,11 @@ fn show_status(
     console: &Console,
 ) -> anyhow::Result<StatusDocument> {
     let status = pool.status().context("pool status")?;
-    let document = StatusDocument {
-        daemon: serving.cloned(),
+    let mut document = StatusDocument {
+        daemon: serving.map(DaemonDocument::from),
         ..StatusDocument::from(&status)
     };
+    document.warnings.extend(serving.and_then(daemon_warning));
     console.result(&document, || {
         let daemon = serving.map(|serving| ("daemon", shown(serving)));
         let mut rows = vec![
@@ -263,5 +300,9 @@ fn shown(serving: &Serving) -> String {
         1 => ", restarted once".to_owned(),
         count => format!(", restarted {count} times"),
     };
-    format!("keeper {keeper}, worker {worker}{restarts}")
+    let keeper = match keeper {
+        0 => "no keeper".to_owned(),
+        keeper => format!("keeper {keeper}"),
+    };
+    format!("{keeper}, worker {worker}{restarts}")
 }

@@ -5,22 +5,23 @@ use super::console::{Console, Style};
 use super::failure::Exit;
 use super::open::Place;
 use super::place::FileOrPipe;
+use super::running::Running;
 use super::shed::Shed;
 use super::volume::VolumeCommand;
-use super::work::Event;
 use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
 use crate::base::{Cancel, Error};
-use crate::daemon::keeper::ToKeeper;
+use crate::daemon::keeper::{self, ToKeeper};
 use crate::daemon::protocol::ProtocolError;
 use crate::daemon::{Client, Connection, Handler, Session};
 use crate::export::{ExportError, Transport};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,13 @@ fn run_in_daemon(
              or not; see what is there, and repeat it if need be",
             place.socket
         ),
+        Err(ProtocolError::Foreign) => anyhow::bail!(
+            "what listens on {} is no cowshed daemon; name the daemon's socket with --socket",
+            place.socket
+        ),
+        Err(error @ ProtocolError::Version { .. }) => {
+            return Err(error).with_context(|| format!("the daemon on {}", place.socket));
+        }
         answer => answer.with_context(|| {
             format!(
                 "the daemon on {} did not answer; its log says why",
@@ -174,7 +182,7 @@ fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
 
 fn run_to_its_end(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     match command {
-        OnPool::Pool(command) => pool::run(command, shed.pool(), shed.serving(), console),
+        OnPool::Pool(command) => pool::run(command, shed.pool(), shed.serving().as_ref(), console),
         OnPool::Volume(command) => volume::run(command, shed, console),
         OnPool::Attach(command) => attach::attach(command, shed, console),
         OnPool::Detach(command) => attach::detach(command, shed, console),
@@ -183,36 +191,34 @@ fn run_to_its_end(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::R
         OnPool::Gc(command) => gc::run(command, shed, console),
         OnPool::Serving => {
             let serving = shed.serving().context("no daemon serves")?;
-            let text = serde_json::to_string(serving)?;
+            let text = serde_json::to_string(&serving)?;
             console.print(&text)
         }
-        OnPool::Upgrade => anyhow::bail!("only a daemon hands over"),
+        OnPool::Running | OnPool::Upgrade | OnPool::UpgradeWith { .. } => {
+            anyhow::bail!("only a daemon hands over")
+        }
     }
 }
 
 /// Runs the commands that come to the daemon.
 pub(super) struct Commands {
     shed: Arc<Shed>,
-    events: Sender<Event>,
     control: Arc<ToKeeper>,
+    running: Running,
 }
 
 impl Commands {
-    /// Commands on the pool of `shed`; what concerns the daemon itself goes to `events`.
-    pub(super) const fn new(
-        shed: Arc<Shed>,
-        events: Sender<Event>,
-        control: Arc<ToKeeper>,
-    ) -> Self {
+    /// Commands on the pool of `shed`, in the daemon that was started as `running`.
+    pub(super) const fn new(shed: Arc<Shed>, control: Arc<ToKeeper>, running: Running) -> Self {
         Self {
             shed,
-            events,
             control,
+            running,
         }
     }
 
     /// Has the daemon hand over to the program in `file`, if that can.
-    fn hand_over(&self, file: OwnedFd) -> anyhow::Result<()> {
+    fn hand_over(&self, file: &OwnedFd, arguments: &[OsString]) -> anyhow::Result<()> {
         if self.control.is_keeper_gone() {
             anyhow::bail!("the daemon's keeper is gone; stop the daemon and start it again");
         }
@@ -221,11 +227,11 @@ impl Commands {
             let dir = export.mount_point().to_owned();
             return Err(ExportError::NoSuccessor { dir }.into());
         }
-        let version = upgrade::ask(&file)?;
+        let version = upgrade::ask(file)?;
         tracing::info!(version, "asked to hand over");
-        self.events
-            .send(Event::HandOver(file))
-            .map_err(|_| anyhow::anyhow!("the daemon stops already"))
+        self.control
+            .prepare(file.as_fd(), arguments)
+            .context("ask the keeper to hand over")
     }
 }
 
@@ -237,10 +243,15 @@ impl Handler for Commands {
         let Request { style, command } = session.request;
         let file = session.streams[0].try_clone();
         let console = Console::new(session.streams, style, session.cancel);
-        let ran = match (&command, file) {
+        let ran = match (command, file) {
             // The client's program comes as its input.
-            (OnPool::Upgrade, Ok(file)) => self.hand_over(file),
-            _ => run(&command, &self.shed, &console),
+            (OnPool::Upgrade, Ok(file)) => self.hand_over(&file, &keeper::plain_arguments()),
+            (OnPool::UpgradeWith { arguments }, Ok(file)) => {
+                let arguments = arguments.into_iter().map(OsString::from_vec);
+                self.hand_over(&file, &arguments.collect::<Vec<_>>())
+            }
+            (OnPool::Running, _) => self.running.tell(&console),
+            (command, _) => run(&command, &self.shed, &console),
         };
         finish(ran.map(|()| Exit::Done), &console)
     }

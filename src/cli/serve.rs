@@ -20,7 +20,10 @@ use super::{keep, logging, upgrade, work};
 use anyhow::Context;
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader, Read};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 
 /// `cowshed serve`
@@ -29,7 +32,7 @@ use std::process::{Child, Command, Stdio};
     after_help = "Examples:\n  cowshed serve\n  cowshed serve --mount /mnt/volumes\n  \
     cowshed serve --full-policy wait=300 --max-size 500G\n  \
     cowshed serve --containerd-socket /run/cowshed/containerd.sock\n  \
-    cowshed serve --upgrade\n\n\
+    cowshed serve --upgrade\n  cowshed serve --upgrade --max-size 800G\n\n\
     SIGTERM stops it: it unmounts everything and closes the pool. What is in use is named and \
     waited for;\na second SIGTERM cuts it off.\n\nTwo processes serve: when the one that has the \
     pool open dies, the other one starts\nit again, and users of the volumes see a pause."
@@ -46,10 +49,9 @@ pub(super) struct Serve {
     pub direct: bool,
     /// How requests for the volumes reach this program. With io-uring (Linux 6.14 and later), one
     /// request after another takes about half the time, but when the worker is killed, users get
-    /// errors instead of a pause, and --upgrade is refused. auto is threads
-    #[arg(long, value_enum, default_value_t = Fuse::Auto, value_name = "HOW",
-        hide_possible_values = false)]
-    pub fuse: Fuse,
+    /// errors instead of a pause, and --upgrade is refused. auto is threads [default: auto]
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = false)]
+    pub fuse: Option<Fuse>,
     #[command(flatten)]
     pub full: Full,
     #[command(flatten)]
@@ -63,23 +65,63 @@ pub(super) struct Serve {
     /// /run/docker/plugins/cowshed.sock is where Docker looks for the driver cowshed
     #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
     pub docker_plugin_socket: Option<HostPath>,
-    /// Have the daemon that runs hand over to this program; the volumes stay in use meanwhile
-    #[arg(long, conflicts_with_all = [
-        "mount", "foreground", "direct", "fuse", "log", "containerd_socket", "docker_plugin_socket",
-    ])]
+    /// Have the daemon that runs hand over to this program; the volumes stay in use meanwhile.
+    /// Options given with it change; where one cannot while the daemon runs, nothing does
+    #[arg(long)]
     pub upgrade: bool,
+    /// With --upgrade: options that are not given go back to their defaults
+    #[arg(long, requires = "upgrade")]
+    pub replace_options: bool,
     /// Set by `serve` itself for the process that it leaves behind.
     #[arg(long, hide = true, requires = "foreground")]
     pub detached: bool,
     /// Set by a keeper for its worker.
     #[arg(long, hide = true, value_name = "JSON", requires = "foreground")]
     pub worker: Option<String>,
+    /// Set by a keeper for a worker that is to wait until it may serve.
+    #[arg(long, hide = true, requires = "worker")]
+    pub standby: bool,
     /// Set by a keeper for the program that it becomes.
     #[arg(long, hide = true, value_name = "JSON", requires = "foreground")]
     pub keeper: Option<String>,
     /// Asked by a daemon that is to hand over to this program.
     #[arg(long, hide = true, value_name = "JSON")]
     pub can_take_over: Option<String>,
+}
+
+impl Serve {
+    /// The command and its options for another process, without what processes tell each other.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["serve".into(), "--foreground".into()];
+        let mut add = |name: &str, value: &OsStr| {
+            arguments.extend([OsString::from(name), value.to_owned()]);
+        };
+        let plugin = &self.docker_plugin_socket;
+        for (name, path) in [
+            ("--mount", &self.mount),
+            ("--log", &self.log),
+            ("--docker-plugin-socket", plugin),
+        ] {
+            if let Some(path) = path {
+                add(name, path.as_path().as_os_str());
+            }
+        }
+        if let Some(fuse) = self.fuse {
+            add("--fuse", fuse.name().as_ref());
+        }
+        for (name, is_given) in [("--detached", self.detached), ("--direct", self.direct)] {
+            arguments.extend(is_given.then(|| name.into()));
+        }
+        arguments.extend(self.full.arguments().into_iter().map(Into::into));
+        arguments.extend(self.containerd.arguments());
+        arguments
+    }
+
+    /// Whether anything is asked for but the upgrade itself.
+    fn changes_options(&self) -> bool {
+        let nothing = ["serve", "--foreground"].map(OsString::from);
+        self.replace_options || self.foreground || self.arguments() != nothing
+    }
 }
 
 /// What a daemon tells when it is ready.
@@ -160,13 +202,15 @@ pub(super) fn serve(serve: &Serve, place: &Place, console: &Console) -> anyhow::
         return upgrade::answer(question, console).map(|()| Exit::Done);
     }
     if serve.upgrade {
-        return upgrade::upgrade(place, console);
+        let asked = serve.changes_options().then_some(serve);
+        return upgrade::upgrade(asked, place, console);
     }
+    serve.containerd.check()?;
     if !nix::unistd::geteuid().is_root() {
         anyhow::bail!("serve: it mounts and attaches volumes, which needs root; run it as root");
     }
     if let Some(told) = &serve.worker {
-        work::work(serve, told, place).map(|()| Exit::Done)
+        work::work(serve, told, place, console.style()).map(|()| Exit::Done)
     } else if serve.foreground {
         keep::keep(serve, place, console)
     } else {
@@ -214,19 +258,7 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
     let mut command = Command::new(std::env::current_exe().context("find this program")?);
     command.arg("--pool").arg(place.pool.as_path());
     command.arg("--socket").arg(place.socket.as_path());
-    command.args(["serve", "--foreground", "--detached"]);
-    if let Some(mount) = &serve.mount {
-        command.arg("--mount").arg(mount.as_path());
-    }
-    if serve.direct {
-        command.arg("--direct");
-    }
-    command.args(["--fuse", serve.fuse.name()]);
-    command.args(serve.full.arguments());
-    command.args(serve.containerd.arguments());
-    if let Some(socket) = &serve.docker_plugin_socket {
-        command.arg("--docker-plugin-socket").arg(socket.as_path());
-    }
+    command.args(serve.arguments()).arg("--detached");
     command.args((0..style.verbose).map(|_| "--verbose"));
     command
         .current_dir("/")

@@ -75,7 +75,7 @@ pub(super) struct Shed {
     /// The daemon's files and loop devices.
     export: Option<Arc<Export>>,
     /// Who serves, where this is the daemon.
-    serving: Option<Serving>,
+    serving: Option<Arc<Mutex<Serving>>>,
     hosted: Mutex<Option<Hosted>>,
 }
 
@@ -111,7 +111,7 @@ impl Shed {
         place: Place,
         export: Arc<Export>,
         state: StateFolder,
-        serving: Serving,
+        serving: Arc<Mutex<Serving>>,
         is_successor: bool,
     ) -> anyhow::Result<Self> {
         let lent = Arc::clone(&export);
@@ -139,8 +139,8 @@ impl Shed {
     }
 
     /// Who serves, where this is the daemon.
-    pub(super) const fn serving(&self) -> Option<&Serving> {
-        self.serving.as_ref()
+    pub(super) fn serving(&self) -> Option<Serving> {
+        self.serving.as_ref().map(|serving| serving.lock().clone())
     }
 
     /// Leaves everything that is mounted to whoever serves next.

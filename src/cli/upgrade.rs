@@ -1,9 +1,10 @@
 //! `cowshed serve --upgrade`: the daemon that runs hands over to this program.
 //!
-//! The client sends its own program as an open file. The daemon asks that program whether it can
-//! take over, stops serving without unmounting anything, and has the keeper start the program; a
-//! program that does not come to serve is followed by the old one. The client waits, and asks
-//! whoever then serves how it went.
+//! The client sends its own program as an open file, with arguments where options are to change. The
+//! daemon asks that program whether it can take over, and the keeper starts it beside the worker
+//! that serves. Once it has read the pool, the worker stops serving without unmounting anything, and
+//! the program goes on. One that does not come to serve is followed by the old one. The client
+//! waits, and asks whoever then serves how it went.
 
 use super::arguments::OnPool;
 use super::console::Console;
@@ -11,15 +12,22 @@ use super::failure::Exit;
 use super::open::Place;
 use super::output::facts;
 use super::remote::Request;
+use super::running::Running;
+use super::serve::Serve;
 use crate::daemon::keeper::{HANDOVER, Serving, is_understood};
 use crate::daemon::{Answer, Client, Connection};
 use crate::pool;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -79,11 +87,13 @@ pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .context("run the new program")?;
     let output = child.stdout.take().context("hear the new program")?;
     let answered = read_answer(&output);
-    // It has answered, or took too long.
+    // It has answered, or took too long; what it may have started has its streams, too.
+    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
     let _ = child.kill();
     let ended = child.wait_with_output().context("hear the new program")?;
     let parsed = answered
@@ -94,7 +104,13 @@ pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
         return Ok(version);
     }
     let said = String::from_utf8_lossy(&ended.stderr);
-    let reason = said.lines().next_back().unwrap_or("it says nothing of use");
+    let is_late = matches!(&answered, Err(error) if error.kind() == io::ErrorKind::TimedOut);
+    let nothing = if is_late {
+        "it does not answer"
+    } else {
+        "it says nothing of use"
+    };
+    let reason = said.lines().next_back().unwrap_or(nothing);
     anyhow::bail!("the new program cannot take over: {reason}")
 }
 
@@ -123,12 +139,16 @@ fn read_answer(output: &(impl AsFd + ?Sized)) -> io::Result<String> {
 ///
 /// # Errors
 /// When no daemon runs, this program cannot take over, or the old one had to go on.
-pub(super) fn upgrade(place: &Place, console: &Console) -> anyhow::Result<Exit> {
+pub(super) fn upgrade(
+    asked: Option<&Serve>,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
     let before = serving(place, console).context("upgrade the daemon")?;
     let program = File::open("/proc/self/exe").context("open this program")?;
     let [_, output, error] = console.streams();
     let client = connect(place)?;
-    let request = Request::new(console, OnPool::Upgrade);
+    let request = Request::new(console, request(asked, place, console)?);
     let answer = client
         .run(&request, [program.as_fd(), output, error])
         .with_context(|| format!("hand over by the daemon on {}", place.socket))?;
@@ -170,6 +190,23 @@ pub(super) fn upgrade(place: &Place, console: &Console) -> anyhow::Result<Exit> 
     Ok(Exit::Done)
 }
 
+/// What the daemon is asked to do; `asked` has the options that are to change.
+fn request(asked: Option<&Serve>, place: &Place, console: &Console) -> anyhow::Result<OnPool> {
+    let Some(asked) = asked else {
+        return Ok(OnPool::Upgrade);
+    };
+    let running: Running = ask_daemon(OnPool::Running, place, console).context(
+        "learn the running daemon's options (one that is older than this has to be upgraded          without options first)",
+    )?;
+    let arguments = running.with_options(asked, console.style())?;
+    let bytes = arguments
+        .iter()
+        .map(|argument| argument.as_bytes().to_vec());
+    Ok(OnPool::UpgradeWith {
+        arguments: bytes.collect(),
+    })
+}
+
 fn connect(place: &Place) -> anyhow::Result<Client> {
     let connection = Client::connect(place.socket.as_path())
         .with_context(|| format!("connect to the daemon on {}", place.socket))?;
@@ -184,11 +221,20 @@ fn connect(place: &Place) -> anyhow::Result<Client> {
 
 /// Asks the daemon who serves.
 fn serving(place: &Place, console: &Console) -> anyhow::Result<Serving> {
+    ask_daemon(OnPool::Serving, place, console)
+}
+
+/// Asks the daemon something that it answers with one value.
+fn ask_daemon<T: DeserializeOwned>(
+    question: OnPool,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<T> {
     let client = connect(place)?;
     // The answer is shorter than what a pipe holds.
     let (mut reader, writer) = io::pipe().context("hear the daemon")?;
     let [input, _, error] = console.streams();
-    let request = Request::new(console, OnPool::Serving);
+    let request = Request::new(console, question);
     let answer = client
         .run(&request, [input, writer.as_fd(), error])
         .with_context(|| format!("ask the daemon on {}", place.socket))?;

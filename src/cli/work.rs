@@ -4,29 +4,32 @@
 //! predecessor had begun in the kernel (a mount, say) ends only then. It takes over what is
 //! mounted and clears away what was interrupted when nothing of the predecessor is left.
 
+use super::console::Style;
 use super::failure;
 use super::import_volume::remove_unfinished;
 use super::open::Place;
 use super::plugin::Plugin;
 use super::remote::Commands;
+use super::running::Running;
 use super::serve::Serve;
 use super::shed::Shed;
 use super::state::StateFolder;
 use super::{logging, panics};
-use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, Told};
+use crate::daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, ToWorker, Told};
 use crate::daemon::{Listening, Server};
 use crate::device::{FileDevice, FileOptions};
 use crate::export::{DEVICES, Export, ExportOptions, Transport};
-use crate::pool::{Notes, Pool};
+use crate::pool::{self, FullOptions, Notes, Pool};
 use crate::snapshotter;
 use crate::sys;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,15 +48,20 @@ const PREDECESSOR_TIME: Duration = Duration::from_secs(30);
 pub(super) enum Event {
     /// Stop in order; the second time, at once.
     Stop,
-    /// Leave everything to the program in this file.
-    HandOver(OwnedFd),
+    /// Leave everything to the program that the keeper has prepared.
+    HandOver,
 }
 
 /// Serves until a signal, or until another program is to serve.
 ///
 /// # Errors
 /// Whatever keeps it from serving or from stopping cleanly.
-pub(super) fn work(serve: &Serve, told: &str, place: &Place) -> anyhow::Result<()> {
+pub(super) fn work(
+    serve: &Serve,
+    told: &str,
+    place: &Place,
+    style: &Style,
+) -> anyhow::Result<()> {
     // From here on a signal waits until everything is ready to be undone.
     let (events, queue) = events().context("catch signals")?;
     sys::process::set_name(c"cowshed");
@@ -67,10 +75,21 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place) -> anyhow::Result<(
         // The export tells it too, with what follows from it.
         tracing::debug!(%error, "cannot be marked as part of the writeback path");
     }
-    let inherited = Inherited::take(told).context("take what the keeper holds")?;
+    let mut inherited = Inherited::take(told).context("take what the keeper holds")?;
     let control = Arc::clone(&inherited.control);
     panics::tell(&control);
-    let daemon = Daemon::start(serve, place, inherited, events).inspect_err(|error| {
+    if serve.standby {
+        prove(serve, place, &inherited.estate)?;
+        match wait_for_start(&control) {
+            Some(serving) => inherited.know(serving),
+            // Nobody needs this process any more.
+            None => return Ok(()),
+        }
+    }
+    hear_keeper(&inherited, events).context("hear the keeper")?;
+    let mount = inherited.estate.connection.dir();
+    let running = Running::new(serve, place, style, mount)?;
+    let daemon = Daemon::start(serve, place, inherited, running).inspect_err(|error| {
         if let Some(line) = failure::line(error) {
             control.failed(&line);
         }
@@ -81,40 +100,103 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place) -> anyhow::Result<(
     let first = queue.recv().context("wait for a signal")?;
     let ended = match first {
         Event::Stop => daemon.stop(&queue),
-        Event::HandOver(program) => daemon.hand_over(&program),
+        Event::HandOver => {
+            daemon.hand_over();
+            return control.handed_over().context("hand over to the keeper");
+        }
     };
     // Without a keeper nobody needs to know.
     let _ = control.ended();
     ended
 }
 
+/// Shows that this program could serve the pool with these options, without changing anything.
+fn prove(serve: &Serve, place: &Place, estate: &Estate) -> anyhow::Result<()> {
+    let _: FullOptions = serve.full.options(place)?;
+    let options = FileOptions {
+        direct: serve.direct,
+        read_only: true,
+    };
+    let locked = estate.pool.try_clone().context("open the pool")?;
+    FileDevice::on_locked(locked, options)
+        .and_then(|device| pool::uuid_of(&device))
+        .map_err(|error| place.explain(error))?;
+    Ok(())
+}
+
+/// Waits until nobody else serves; nothing when the keeper has ended.
+fn wait_for_start(control: &ToKeeper) -> Option<Serving> {
+    control.prepared().ok()?;
+    loop {
+        if let ToWorker::Start(serving) = control.hear()? {
+            return Some(serving);
+        }
+    }
+}
+
+/// Where what this process is told to do arrives.
+#[derive(Clone)]
+struct Events {
+    queue: Sender<Event>,
+    stops: Arc<Mutex<Stops>>,
+}
+
+/// How often this process was told to stop. A service manager may send a signal to all processes of
+/// a service, of which the keeper's comes here, too: that is one.
+#[derive(Debug, Default)]
+struct Stops {
+    by_keeper: u32,
+    by_signal: u32,
+    told: u32,
+}
+
+impl Events {
+    fn stop(&self, by_keeper: bool) {
+        let mut stops = self.stops.lock();
+        if by_keeper {
+            stops.by_keeper += 1;
+        } else {
+            stops.by_signal += 1;
+        }
+        if stops.by_keeper.max(stops.by_signal) > stops.told {
+            stops.told += 1;
+            tracing::info!(by_keeper, "stopping");
+            // When the queue is gone, this process ends already.
+            let _ = self.queue.send(Event::Stop);
+        }
+    }
+}
+
 /// The signals as events, and where others put theirs.
-fn events() -> std::io::Result<(Sender<Event>, Receiver<Event>)> {
+fn events() -> std::io::Result<(Events, Receiver<Event>)> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     // The keeper blocks them, and a process begins with what the one that started it blocks.
     nix::sys::signal::SigSet::all().thread_unblock()?;
     let (sender, queue) = channel();
-    let events = sender.clone();
+    let events = Events {
+        queue: sender,
+        stops: Arc::default(),
+    };
+    let told = events.clone();
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
                 if signal == SIGHUP {
                     logging::reopen();
-                    continue;
-                }
-                tracing::info!(signal, "stopping");
-                if events.send(Event::Stop).is_err() {
-                    return;
+                } else {
+                    told.stop(false);
                 }
             }
         })?;
-    Ok((sender, queue))
+    Ok((events, queue))
 }
 
 /// What the keeper holds, in this process.
 struct Inherited {
-    serving: Serving,
+    serving: Arc<Mutex<Serving>>,
+    /// The pool, once it is open.
+    opened: Arc<OnceLock<Pool>>,
     estate: Estate,
     keeps_socket_file: bool,
     control: Arc<ToKeeper>,
@@ -132,20 +214,29 @@ impl Inherited {
         let predecessors = predecessors.collect::<Result<_, _>>()?;
         let keeps_socket_file = told.estate.keeps_socket_file();
         let estate = Estate::take(told.estate)?;
-        watch_keeper(Arc::clone(&control))?;
-        let serving = Serving {
-            worker: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..told.serving
-        };
         Ok(Self {
-            serving,
+            serving: Arc::new(Mutex::new(as_this_worker(told.serving))),
+            opened: Arc::default(),
             estate,
             keeps_socket_file,
             control,
             predecessors,
             is_successor: told.is_successor,
         })
+    }
+
+    /// Takes what the keeper knows by now.
+    fn know(&mut self, serving: Serving) {
+        *self.serving.lock() = as_this_worker(serving);
+    }
+}
+
+/// The keeper's part, with this process as the worker.
+fn as_this_worker(serving: Serving) -> Serving {
+    Serving {
+        worker: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..serving
     }
 }
 
@@ -168,16 +259,52 @@ fn start_pulse(pulse: OwnedFd) -> std::io::Result<()> {
     Ok(())
 }
 
-fn watch_keeper(control: Arc<ToKeeper>) -> std::io::Result<()> {
+/// Does what the keeper says, on a thread of its own.
+fn hear_keeper(inherited: &Inherited, events: Events) -> std::io::Result<()> {
+    let control = Arc::clone(&inherited.control);
+    let serving = Arc::clone(&inherited.serving);
+    let pings = answer_pings(inherited)?;
     thread::Builder::new()
         .name("keeper".to_owned())
         .spawn(move || {
-            control.wait_for_keepers_end();
+            while let Some(message) = control.hear() {
+                match message {
+                    // When the queue is gone, this process ends already.
+                    ToWorker::HandOver => drop(events.queue.send(Event::HandOver)),
+                    ToWorker::Stop => events.stop(true),
+                    ToWorker::Serving(news) => *serving.lock() = as_this_worker(news),
+                    // One that waits already is enough.
+                    ToWorker::Ping => drop(pings.try_send(())),
+                    ToWorker::Start(_) => {}
+                }
+            }
+            serving.lock().keeper = 0;
             tracing::error!(
                 "the keeper is gone; serving goes on, but nobody will follow this process"
             );
         })?;
     Ok(())
+}
+
+/// Answers the keeper's questions on a thread that hangs where the engine does.
+fn answer_pings(inherited: &Inherited) -> std::io::Result<SyncSender<()>> {
+    let (sender, pings) = sync_channel(1);
+    let (control, pool) = (
+        Arc::clone(&inherited.control),
+        Arc::clone(&inherited.opened),
+    );
+    thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            for () in pings {
+                // It takes the locks that everything else takes. A pool that has stopped answers.
+                if let Some(pool) = pool.get() {
+                    let _ = pool.status();
+                }
+                let _ = control.alive();
+            }
+        })?;
+    Ok(sender)
 }
 
 /// Waits until no thread of a predecessor is left that could still mount or unmount something.
@@ -218,7 +345,7 @@ impl Daemon {
         serve: &Serve,
         place: &Place,
         inherited: Inherited,
-        events: Sender<Event>,
+        running: Running,
     ) -> anyhow::Result<Self> {
         let options = FileOptions {
             direct: serve.direct,
@@ -238,7 +365,7 @@ impl Daemon {
             .and_then(|device| Place::open_on(device, full, resumes, notes))
             .map_err(|error| place.explain(error))?;
         tracing::info!(took = ?started.elapsed(), "the pool is open");
-        let started = Self::start_on(pool.clone(), serve, place, inherited, events);
+        let started = Self::start_on(pool.clone(), serve, place, inherited, running);
         if started.is_err()
             && let Err(error) = pool.close()
         {
@@ -252,16 +379,18 @@ impl Daemon {
         serve: &Serve,
         place: &Place,
         inherited: Inherited,
-        events: Sender<Event>,
+        running: Running,
     ) -> anyhow::Result<Self> {
         let Inherited {
             serving,
+            opened,
             estate,
             keeps_socket_file,
             control,
             predecessors,
             is_successor,
         } = inherited;
+        let _ = opened.set(pool.clone());
         match estate.connection.negotiated().transport() {
             Transport::Threads => tracing::info!(
                 "volumes are served by threads; if this process is killed, their users see a pause"
@@ -279,6 +408,8 @@ impl Daemon {
         )
         .context("serve the volumes")?;
         let export = Arc::new(export);
+        // Without a keeper nobody waits for it.
+        let _ = control.serves_volumes();
         wait_for(predecessors);
         export.let_go_of_started();
         if let Err(error) = remove_unfinished(&pool) {
@@ -305,7 +436,7 @@ impl Daemon {
             }
             None => None,
         };
-        let commands = Commands::new(Arc::clone(&shed), events, Arc::clone(&control));
+        let commands = Commands::new(Arc::clone(&shed), Arc::clone(&control), running);
         let server = Server::start(estate.listening, commands).context("take commands")?;
         let plugin = match estate.plugin {
             Some(socket) => Some(Plugin::start(socket, shed.containers()?)?),
@@ -378,16 +509,16 @@ impl Daemon {
         closed
     }
 
-    /// Stops serving and closes the pool, and leaves everything mounted to the program in
-    /// `program`. What cannot be stopped in order ends with this process, as if it were killed.
-    fn hand_over(self, program: &OwnedFd) -> anyhow::Result<()> {
+    /// Stops serving and closes the pool, and leaves everything mounted to the program that the
+    /// keeper has prepared. What cannot be stopped in order ends with this process, as if it were
+    /// killed.
+    fn hand_over(self) {
         let Self {
             snapshots,
             mut server,
             mut plugin,
             shed,
             export,
-            control,
             ..
         } = self;
         end_calls(snapshots, snapshotter::Server::drain);
@@ -414,9 +545,6 @@ impl Daemon {
         // Whoever dropped it last would unmount what was not handed over.
         std::mem::forget(export);
         tracing::info!("handing over");
-        control
-            .hand_over(program.as_fd())
-            .context("hand over to the keeper")
     }
 }
 

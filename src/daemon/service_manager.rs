@@ -9,10 +9,14 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::str::FromStr;
+use std::time::Duration;
 
 /// Environment variables that are meant for the daemon's main process alone.
-pub const VARIABLES: [&str; 4] = [
+pub const VARIABLES: [&str; 6] = [
     "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
     "LISTEN_PID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
@@ -25,15 +29,10 @@ const FIRST: i32 = 3;
 /// # Errors
 /// `InvalidInput` when there are several, and what the kernel says.
 pub fn listening_socket() -> io::Result<Option<OwnedFd>> {
-    let number = |name| {
-        env::var(name)
-            .ok()
-            .and_then(|text| text.parse::<u32>().ok())
-    };
     if number("LISTEN_PID") != Some(std::process::id()) {
         return Ok(None);
     }
-    match number("LISTEN_FDS") {
+    match number::<u32>("LISTEN_FDS") {
         None | Some(0) => Ok(None),
         Some(1) => descriptors::inherited(FIRST).map(Some),
         Some(count) => {
@@ -42,6 +41,19 @@ pub fn listening_socket() -> io::Result<Option<OwnedFd>> {
             Err(io::Error::new(io::ErrorKind::InvalidInput, what))
         }
     }
+}
+
+/// How long the service manager waits for `WATCHDOG=1` before it takes this process for dead
+/// (`sd_watchdog_enabled(3)`); nothing where it does not wait.
+#[must_use]
+pub fn watchdog_time() -> Option<Duration> {
+    let is_ours = number("WATCHDOG_PID").is_none_or(|pid: u32| pid == std::process::id());
+    let time = number("WATCHDOG_USEC").filter(|usec| is_ours && *usec > 0);
+    time.map(Duration::from_micros)
+}
+
+fn number<T: FromStr>(name: &str) -> Option<T> {
+    env::var(name).ok()?.parse().ok()
 }
 
 /// Tells the service manager, if there is one: lines of `NAME=value`.

@@ -108,6 +108,12 @@ impl Bench {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs the command, which must succeed, whatever it says.
+    pub(crate) fn ok_quietly<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// Runs the command with `--json`.
     pub(crate) fn json<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Value {
         let output = self.command(arguments).arg("--json").output().unwrap();

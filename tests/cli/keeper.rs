@@ -232,6 +232,17 @@ fn without_its_keeper_a_worker_goes_on_and_stops_in_order() {
     check_device(&device, &versions);
     bench.fails(["serve"], 1, "in use");
     bench.fails(["serve", "--upgrade"], 1, "keeper");
+    // Nobody is told that the dead process serves.
+    eventually("a warning", || {
+        let status = bench.json(["pool", "status"]);
+        let warnings = status["warnings"].as_array().unwrap();
+        let is_told =
+            |warning: &serde_json::Value| warning.as_str().unwrap().contains("keeper is gone");
+        status["daemon"]["keeper"].is_null() && warnings.iter().any(is_told)
+    });
+    let shown = bench.ok(["pool", "status"]);
+    assert!(shown.contains("no keeper, worker"), "{shown}");
+    assert!(!shown.contains(&format!("keeper {keeper}")), "{shown}");
     bench.ok(["detach", "disk"]);
     host("kill", ["-TERM", &worker.to_string()]);
     eventually("the worker's end", || is_over(worker));

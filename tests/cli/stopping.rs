@@ -53,6 +53,23 @@ fn what_is_in_use_is_named_and_waited_for() {
     bench.expect_sound();
 }
 
+/// As a service manager sends it: two signals would cut off what is in use, with status 1.
+#[test]
+fn a_signal_to_all_processes_of_the_daemon_is_one_signal() {
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve();
+    bench.ok(["volume", "create", "disk", "--size", "64M"]);
+    let mounted = Mounted::ext4(&bench, "disk");
+    let worker = daemon.worker().unwrap().to_string();
+    host("kill", ["-TERM", &worker, &daemon.pid().to_string()]);
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(is_mounted(&mounted.0), "it did not wait");
+    mounted.unmount();
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    bench.expect_sound();
+}
+
 #[test]
 fn a_second_signal_cuts_off_what_is_in_use_and_loses_nothing_written_before() {
     let bench = Bench::with_pool("256M");

@@ -110,6 +110,138 @@ fn a_program_that_cannot_serve_is_followed_by_the_old_one() {
     bench.expect_sound();
 }
 
+/// How often the daemon's log says that a program does not come to serve, and the log.
+fn refusals(said: &str) -> usize {
+    said.lines()
+        .filter(|line| line.contains("does not come to serve"))
+        .count()
+}
+
+#[test]
+fn a_program_that_hangs_is_given_up_before_users_are_paused() {
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve();
+    bench.ok(["volume", "create", "disk", "--size", "8M"]);
+    let device = bench.ok(["attach", "disk"]).trim().to_owned();
+    let load = on_device(&device);
+    goes_on(&load, 20);
+    let before = serving(&bench);
+    let hangs = broken(&bench, "hangs", "for (;;) pause();");
+    assert_eq!(upgrade_to(&bench, &hangs).status, 0);
+    eventually("an end of it", || serving(&bench)["upgrades"] == 1);
+    let now = serving(&bench);
+    let failure = now["upgrade_failure"].as_str().unwrap();
+    assert!(failure.contains("could not serve"), "{now}");
+    // The worker that served then still does: nobody has waited.
+    assert_eq!(now["worker"], before["worker"], "{now}");
+    assert_eq!(now["restarts"], before["restarts"], "{now}");
+    assert_eq!(now["worker"], daemon.worker().unwrap(), "{now}");
+    goes_on(&load, 20);
+    check_device(&device, &load.end().unwrap());
+    // The next one finds nothing of it in its way.
+    bench.ok_quietly(["serve", "--upgrade"]);
+    bench.ok(["detach", "disk"]);
+    daemon.signal("TERM");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    assert_eq!(refusals(&said), 1, "{said}");
+}
+
+#[test]
+fn a_program_that_hangs_after_it_has_shown_itself_is_given_up_soon_and_told_once() {
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve();
+    bench.ok(["volume", "create", "disk", "--size", "8M"]);
+    let device = bench.ok(["attach", "disk"]).trim().to_owned();
+    let load = on_device(&device);
+    goes_on(&load, 20);
+    let before = serving(&bench);
+    let shows_itself = "for (int i = 1; i < argc; i++) {\n\
+        char *found = strstr(argv[i], \"\\\"control\\\":\");\n\
+        if (found) dprintf(atoi(found + 10), \"\\\"Prepared\\\"\\n\"); }\n\
+        for (;;) pause();";
+    let hangs = broken(&bench, "hangs", shows_itself);
+    assert_eq!(upgrade_to(&bench, &hangs).status, 0);
+    eventually("an end of it", || serving(&bench)["upgrades"] == 1);
+    let now = serving(&bench);
+    let failure = now["upgrade_failure"].as_str().unwrap();
+    assert!(failure.contains("did not serve in time"), "{now}");
+    assert_ne!(now["worker"], before["worker"], "{now}");
+    assert_eq!(program_of(daemon.worker().unwrap()), program());
+    goes_on(&load, 20);
+    check_device(&device, &load.end().unwrap());
+    bench.ok(["detach", "disk"]);
+    daemon.signal("TERM");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    assert_eq!(refusals(&said), 1, "{said}");
+    bench.expect_sound();
+}
+
+#[test]
+fn a_program_that_never_says_whether_it_can_take_over_is_refused_with_what_it_started() {
+    let bench = Bench::with_pool("64M");
+    let daemon = bench.serve();
+    let before = serving(&bench);
+    let source = bench.path("silent.c");
+    // A child of it keeps its streams open.
+    let text = "#include <unistd.h>\nint main(void) { fork(); for (;;) pause(); }\n";
+    fs::write(&source, text).unwrap();
+    let silent = bench.path("silent");
+    host(
+        "cc",
+        [source.as_os_str(), "-o".as_ref(), silent.as_os_str()],
+    );
+    assert_eq!(upgrade_to(&bench, &silent).status, 1);
+    assert_eq!(serving(&bench), before);
+    daemon.stop();
+}
+
+/// The largest size that the pool may reach.
+fn limit(bench: &Bench) -> u64 {
+    bench.json(["pool", "status"])["limit_bytes"]
+        .as_u64()
+        .unwrap()
+}
+
+#[test]
+fn options_given_with_an_upgrade_take_effect_and_the_others_are_refused_by_name() {
+    const GIB: u64 = 1 << 30;
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve_with(["--full-policy", "wait=60"]);
+    assert_eq!(limit(&bench), GIB / 4);
+    bench.ok_quietly(["serve", "--upgrade", "--max-size", "20G"]);
+    assert_eq!(limit(&bench), 20 * GIB);
+    // They stay: with the next worker, and with an upgrade that does not name them.
+    daemon.kill_worker();
+    eventually("another worker", || serving(&bench)["restarts"] == 1);
+    assert_eq!(limit(&bench), 20 * GIB);
+    bench.ok_quietly(["serve", "--upgrade"]);
+    bench.ok_quietly(["serve", "--upgrade", "--full-policy", "wait=30"]);
+    assert_eq!(limit(&bench), 20 * GIB);
+    let arguments = fs::read(format!("/proc/{}/cmdline", daemon.pid())).unwrap();
+    let arguments = String::from_utf8_lossy(&arguments).into_owned();
+    assert!(arguments.contains("--full-policy=wait=30"), "{arguments}");
+    let before = serving(&bench);
+    for (option, value) in [
+        ("--mount", "/elsewhere"),
+        ("--fuse", "io-uring"),
+        ("--log", "/elsewhere"),
+        ("--containerd-socket", "/elsewhere"),
+        ("--docker-plugin-socket", "/elsewhere"),
+        ("--snapshot-size", "3G"),
+    ] {
+        bench.fails(["serve", "--upgrade", option, value], 2, option);
+    }
+    assert_eq!(serving(&bench), before);
+    let mount = daemon.mount.to_str().unwrap().to_owned();
+    bench.ok_quietly(["serve", "--upgrade", "--mount", &mount]);
+    bench.ok_quietly(["serve", "--upgrade", "--replace-options", "--direct"]);
+    assert_eq!(limit(&bench), GIB / 4);
+    daemon.stop();
+    bench.expect_sound();
+}
+
 #[test]
 fn what_is_no_program_that_can_take_over_is_refused_and_nothing_changes() {
     let bench = Bench::with_pool("64M");
@@ -127,7 +259,7 @@ fn what_is_no_program_that_can_take_over_is_refused_and_nothing_changes() {
 }
 
 /// What the daemon has told the service manager up to the line that is looked for.
-fn hear(socket: &UnixDatagram, wanted: &str) {
+fn hear(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
     socket
         .set_read_timeout(Some(crate::harness::PATIENCE))
         .unwrap();
@@ -139,6 +271,7 @@ fn hear(socket: &UnixDatagram, wanted: &str) {
             .unwrap_or_else(|error| panic!("{wanted}: {error} after {heard:?}"));
         heard.push(String::from_utf8_lossy(&bytes[..len]).into_owned());
     }
+    heard
 }
 
 #[test]
@@ -159,6 +292,53 @@ fn a_service_manager_is_told_how_the_daemon_fares() {
     hear(&socket, "READY=1");
     daemon.signal("TERM");
     hear(&socket, "STOPPING=1");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
+fn the_watchdog_is_fed_only_while_the_worker_answers_and_a_hung_one_is_followed_by_another() {
+    let bench = Bench::with_pool("64M");
+    let path = bench.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut command = bench.command(["serve", "--foreground", "--json"]);
+    command
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "4000000");
+    let daemon = Daemon::start(command);
+    for _ in 0..3 {
+        hear(&socket, "WATCHDOG=1");
+    }
+    let worker = daemon.worker().unwrap();
+    host("kill", ["-STOP", &worker.to_string()]);
+    let heard = hear(&socket, "READY=1");
+    let fed = heard.iter().filter(|text| text.contains("WATCHDOG=1"));
+    // One may have been under way.
+    assert!(fed.count() <= 1, "{heard:?}");
+    assert_ne!(daemon.worker(), Some(worker));
+    hear(&socket, "WATCHDOG=1");
+    assert_eq!(serving(&bench)["restarts"], 1);
+    daemon.stop();
+}
+
+#[test]
+fn without_a_watchdog_nothing_is_fed_and_another_processs_is_left_alone() {
+    let bench = Bench::with_pool("64M");
+    let path = bench.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut command = bench.command(["serve", "--foreground", "--json"]);
+    command
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "1000")
+        .env("WATCHDOG_PID", "1");
+    let daemon = Daemon::start(command);
+    bench.ok(["volume", "ls"]);
+    daemon.signal("TERM");
+    let heard = hear(&socket, "STOPPING=1");
+    assert!(
+        heard.iter().all(|text| !text.contains("WATCHDOG")),
+        "{heard:?}"
+    );
     let (status, said) = daemon.wait();
     assert!(status.success(), "{said}");
 }
@@ -194,12 +374,18 @@ fn the_units_are_what_systemd_understands() {
     let folder = tempfile::tempdir().unwrap();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/systemd");
     let mut paths = Vec::new();
-    for name in ["cowshed.service", "cowshed.socket"] {
+    for (name, as_unit) in [
+        ("cowshed.service", "cowshed.service"),
+        ("cowshed.socket", "cowshed.socket"),
+        ("cowshed@.service", "cowshed@srv-a.service"),
+        ("cowshed@.socket", "cowshed@srv-a.socket"),
+    ] {
         let text = fs::read_to_string(units.join(name)).unwrap();
         // It looks whether the program is there, too.
-        let text = text.replace("/usr/local/bin/cowshed", program().to_str().unwrap());
-        fs::write(folder.path().join(name), text).unwrap();
-        paths.push(folder.path().join(name));
+        let program = format!("={} ", program().display());
+        let text = text.replace("=cowshed ", &program);
+        fs::write(folder.path().join(as_unit), text).unwrap();
+        paths.push(folder.path().join(as_unit));
     }
     let verified = Command::new("systemd-analyze")
         .arg("verify")
@@ -212,5 +398,27 @@ fn the_units_are_what_systemd_understands() {
         ),
         // Not every host has it.
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+    }
+}
+
+/// The units for one pool and for several differ in what they name only.
+#[test]
+fn the_units_for_several_pools_say_what_the_one_for_one_pool_says() {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/systemd");
+    let settings = |name: &str| -> Vec<String> {
+        let text = fs::read_to_string(units.join(name)).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .map(|line| {
+                line.replace("/var/lib/cowshed/pool", "%f")
+                    .replace("RequiresMountsFor=/var/lib/cowshed", "RequiresMountsFor=%f")
+                    .replace(" (%f)", "")
+                    .replace("cowshed@%i", "cowshed")
+            })
+            .collect()
+    };
+    for kind in ["service", "socket"] {
+        let (one, several) = (format!("cowshed.{kind}"), format!("cowshed@.{kind}"));
+        assert_eq!(settings(&one), settings(&several));
     }
 }

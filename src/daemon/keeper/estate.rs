@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Raised when what is handed over changes its meaning, in these values or in the keepsake.
 pub const HANDOVER: u32 = 3;
@@ -132,7 +133,7 @@ impl EstateParts {
 /// Who serves a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
-    /// The process that holds what must outlive the other.
+    /// The process that holds what must outlive the other; 0 when it is gone.
     pub keeper: u32,
     /// The process that has the pool open.
     pub worker: u32,
@@ -182,6 +183,9 @@ pub(super) struct Succession {
     pub oom_score: Option<i32>,
     /// How many signals to stop have come.
     pub stops: u32,
+    /// How long a worker took to serve the volumes.
+    #[serde(default)]
+    pub usual_time: Option<Duration>,
 }
 
 /// A worker that serves, as values.

@@ -17,36 +17,42 @@ mod children;
 mod control;
 mod estate;
 mod fence;
+mod handover;
 mod restarts;
 mod shield;
 mod signals;
 mod succession;
+mod watchdog;
 mod worker;
 
 pub use arguments::own as own_arguments;
-pub use control::ToKeeper;
+pub use control::{ToKeeper, ToWorker};
 pub use estate::{Estate, EstateParts, HANDOVER, Serving, Told, is_understood, take_descriptor};
 pub use shield::restore_oom_score;
 pub use signals::KeeperSignals;
 pub use succession::resume;
-pub use worker::{KEEPER_ARGUMENT, WORKER_ARGUMENT};
+pub use worker::{KEEPER_ARGUMENT, STANDBY_ARGUMENT, WORKER_ARGUMENT, plain_arguments};
 
-use super::service_manager::notify;
+use super::service_manager::{self, notify};
 use crate::export::Transport;
 use crate::sys::{mount, write_back};
 use children::{describe, exit_status, has_ended, reap, was_killed};
 use control::Message;
 use fence::{Left, PoolFile};
+use handover::{Standby, UPGRADE_TIME};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use restarts::{Death, Next, Restarts};
 use signals::News;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, Instant, SystemTime};
-use worker::{Program, Worker, kill_group};
+use watchdog::Watchdog;
+use worker::{Program, Start, Worker, kill_group};
 
 /// How long a dead worker may go on in a call that could change the pool; a disk that answers
 /// later than this is taken for broken.
@@ -58,8 +64,6 @@ const FENCE_POLL_MAX: Duration = Duration::from_millis(20);
 const REAP_TIME: Duration = Duration::from_millis(100);
 /// How long the end of a dead worker is waited for once the mount has been ended.
 const END_TIME: Duration = Duration::from_secs(10);
-/// How long another program may take to serve before the old one does so again.
-const UPGRADE_TIME: Duration = Duration::from_secs(30);
 /// The exit status of a failure that no worker told.
 const FAILED: u8 = 1;
 
@@ -88,12 +92,19 @@ pub struct Keeper<O> {
     witness: File,
     serving: Serving,
     restarts: Restarts,
+    watchdog: Watchdog,
     oom_score: Option<i32>,
     /// How many signals to stop have come, and how many of them the worker was sent.
     stops: u32,
     stops_sent: u32,
-    /// The program that is to take over.
+    /// A worker of another program that waits until it may serve.
+    standby: Option<Standby>,
+    /// Whether the worker was told to leave everything to the one that waits.
+    hands_over: bool,
+    /// The program of the worker that took over, until it serves.
     next: Option<Program>,
+    /// How long a worker of this pool took to serve the volumes.
+    usual_time: Option<Duration>,
     /// The ends of `life` of the workers before.
     predecessors: Vec<OwnedFd>,
     /// Dead workers of which threads linger.
@@ -136,10 +147,14 @@ impl<O: Owner> Keeper<O> {
                 last_failure: None,
             },
             restarts: Restarts::default(),
+            watchdog: Watchdog::of_service_manager(),
             oom_score,
             stops: 0,
             stops_sent: 0,
+            standby: None,
+            hands_over: false,
             next: None,
+            usual_time: None,
             predecessors: Vec::new(),
             lingering: Vec::new(),
             has_served: false,
@@ -172,6 +187,15 @@ impl<O: Owner> Keeper<O> {
             fds.push(PollFd::new(worker.control.as_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(worker.pulse.as_fd(), PollFlags::empty()));
         }
+        let mut times: Vec<_> = until.into_iter().collect();
+        if worker.is_some() {
+            times.extend(self.watchdog.next());
+            if let Some(standby) = &self.standby {
+                fds.extend(standby.poll_fds());
+                times.extend(standby.deadline());
+            }
+        }
+        let until = times.into_iter().min();
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             // Rounded up, so that it has passed after that.
             let left = until.saturating_duration_since(Instant::now());
@@ -215,18 +239,20 @@ impl<O: Owner> Keeper<O> {
             notify("STATUS=the pool's device has failed");
             return self.give_up(None, FAILED);
         }
-        let program = self.next.as_ref().unwrap_or(&Program::Own);
-        let deadline = self.next.as_ref().map(|_| Instant::now() + UPGRADE_TIME);
+        if let Some(state) = self.start_standby() {
+            return state;
+        }
         self.predecessors.retain(|life| !is_over(life));
-        let started = Worker::start(
-            program,
-            &self.estate,
-            &self.serving,
-            &self.predecessors,
-            self.oom_score,
-        );
+        let started = Worker::start(Start {
+            program: &Program::Own,
+            estate: &self.estate,
+            serving: &self.serving,
+            predecessors: self.predecessors.iter().map(AsFd::as_fd).collect(),
+            oom_score: self.oom_score,
+            standby: false,
+        });
         match started {
-            Ok(worker) => State::Runs(worker, deadline),
+            Ok(worker) => State::Runs(worker, None),
             Err(error) => {
                 tracing::error!(%error, "cannot start a worker");
                 self.after_death(None, None)
@@ -245,11 +271,18 @@ impl<O: Owner> Keeper<O> {
         State::Waits(until)
     }
 
-    fn watch(&mut self, mut worker: Worker, deadline: Option<Instant>) -> State {
+    fn watch(&mut self, mut worker: Worker, mut deadline: Option<Instant>) -> State {
         if self.sleep(Some(&worker), deadline) {
             self.reap_lingering();
         }
+        let served_volumes = worker.serves_volumes;
         self.listen(&mut worker);
+        self.look_at_standby(&worker);
+        self.watchdog.look_at(&worker);
+        if deadline.is_some() && worker.serves_volumes && !served_volumes {
+            // Nobody waits for the rest.
+            deadline = Some(Instant::now() + UPGRADE_TIME);
+        }
         if worker.ready.is_some() && deadline.is_some() {
             self.become_next(&worker);
             return State::Runs(worker, None);
@@ -258,12 +291,18 @@ impl<O: Owner> Keeper<O> {
             return State::Dies(worker, Instant::now());
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            tracing::error!("the new program does not come to serve");
+            worker.is_late = true;
             worker.signal(Signal::SIGKILL);
+            return State::Dies(worker, Instant::now());
         }
         if worker.ready.is_some() {
             while self.stops_sent < self.stops {
-                worker.signal(Signal::SIGTERM);
+                // By word of the keeper: a signal may come to all processes of a service at once,
+                // and must not count twice.
+                if let Err(error) = worker.control.tell(&ToWorker::Stop) {
+                    tracing::warn!(%error, "the worker does not hear, and is sent a signal");
+                    worker.signal(Signal::SIGTERM);
+                }
                 self.stops_sent += 1;
             }
         } else if self.stops > 1 {
@@ -278,16 +317,24 @@ impl<O: Owner> Keeper<O> {
         for (message, file) in worker.control.read() {
             match (message, file) {
                 (Message::Ready, _) => self.serves(worker),
-                (Message::HandOver, Some(file)) => {
-                    self.next = Some(Program::Other(file));
-                    self.serving.upgrades += 1;
-                    self.serving.upgrade_failure = None;
-                    notify(&format!(
-                        "RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=handing over to another program",
-                        monotonic_us()
-                    ));
+                (Message::ServesVolumes, _) => {
+                    worker.serves_volumes = true;
+                    self.usual_time = Some(worker.started.elapsed());
                 }
-                (Message::HandOver, None) => tracing::error!("a hand-over without a program"),
+                (Message::Prepare { arguments }, Some(file)) => {
+                    let arguments = arguments.into_iter().map(OsString::from_vec);
+                    self.prepare(Program::Other(file, arguments.collect()), worker);
+                }
+                (Message::Prepare { .. }, None) => {
+                    tracing::error!("a hand-over without a program");
+                }
+                (Message::Alive, _) => self.watchdog.answered(worker.pid),
+                // Only one that waits says so.
+                (Message::Prepared, _) => {}
+                (Message::HandedOver, _) => {
+                    worker.ended = true;
+                    worker.handed_over = true;
+                }
                 (Message::Ended, _) => worker.ended = true,
                 (Message::Failed(why), _) => worker.failure = Some(why),
             }
@@ -346,7 +393,8 @@ impl<O: Owner> Keeper<O> {
         let Some(worker) = worker else {
             return self.follow(None, false, FAILED);
         };
-        let hands_over = self.next.is_some();
+        self.hands_over = false;
+        let hands_over = worker.handed_over;
         let (pid, ended) = (worker.pid, worker.ended);
         let how = worker.failure.unwrap_or(how);
         let served = worker.ready.map(|ready| ready.elapsed());
@@ -361,22 +409,21 @@ impl<O: Owner> Keeper<O> {
             };
         }
         if ended {
-            // It left everything to the next program.
+            // It left everything to the next program, which is told to stop, too.
+            self.stops_sent = 0;
             return State::Waits(Instant::now());
         }
         if !self.has_served {
             self.owner.does_not_serve(&how);
             return State::Over(exit.unwrap_or(FAILED));
         }
-        tracing::error!(pid, %how, "the worker died");
-        self.serving.last_failure = Some(format!("{} process {pid}: {how}", now()));
-        if hands_over && served.is_none() {
-            self.next = None;
-            let failure = format!("the new program could not serve ({how})");
-            tracing::error!(%failure, "the old program goes on");
-            self.serving.upgrade_failure = Some(failure);
+        if served.is_none() && self.next.take().is_some() {
+            let late = worker.is_late.then_some("it did not serve in time");
+            self.has_failed_to_take_over(late.unwrap_or(&how));
             return State::Waits(Instant::now());
         }
+        tracing::error!(pid, %how, "the worker died");
+        self.serving.last_failure = Some(format!("{} process {pid}: {how}", now()));
         if self.stops > 1 && served.is_none() {
             return self.give_up(None, exit.unwrap_or(FAILED));
         }
@@ -452,6 +499,7 @@ impl<O: Owner> Keeper<O> {
 
     /// Lets go of everything, the pool's lock before the socket's file.
     fn close(mut self, status: u8) -> u8 {
+        self.end_standby();
         let deadline = Instant::now() + END_TIME;
         let Estate {
             pool,
@@ -475,12 +523,6 @@ impl<O: Owner> Keeper<O> {
 /// The time as people and JSON get it.
 fn now() -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(SystemTime::now())
-}
-
-/// The clock by which a service manager tells old news from new.
-fn monotonic_us() -> i64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
-    now.map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000)
 }
 
 /// Whether nobody has the other end of a pipe any more.

@@ -3,7 +3,7 @@
 
 use super::arguments::{Handed, Role};
 use super::estate::{Estate, HANDOVER, LeftOpen, Succession, is_understood};
-use super::worker::{KEEPER_ARGUMENT, Program, Worker, plain_arguments};
+use super::worker::{KEEPER_ARGUMENT, Program, Worker};
 use super::{Keeper, KeeperSignals, Owner, State};
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -31,8 +31,9 @@ impl<O: Owner> Keeper<O> {
             worker: worker.parts(),
             oom_score: self.oom_score,
             stops: self.stops,
+            usual_time: self.usual_time,
         };
-        let mut all = plain_arguments();
+        let mut all = program.arguments();
         all.push(format!("{KEEPER_ARGUMENT}{}", serde_json::to_string(&succession)?).into());
         let handed = Handed::new(Role::Keeper, &self.estate.pool, &all)?;
         let mut arguments = vec![CString::new("cowshed")?];
@@ -82,6 +83,7 @@ pub fn resume<O: Owner>(
     keeper.serving = told.serving;
     keeper.oom_score = told.oom_score;
     keeper.stops = told.stops;
+    keeper.usual_time = told.usual_time;
     keeper.has_served = true;
     tracing::info!(
         worker = worker.pid,

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -20,12 +20,16 @@ pub const WORKER_ARGUMENT: &str = "--worker=";
 /// How an argument begins that tells a keeper what it takes over.
 pub const KEEPER_ARGUMENT: &str = "--keeper=";
 
+/// The argument of a worker that is to wait until it may serve. An older program does not know it,
+/// and ends, rather than open a pool that another process has open.
+pub const STANDBY_ARGUMENT: &str = "--standby";
+
 /// A program that a worker can be.
 pub(super) enum Program {
     /// The keeper's own, whatever lies at its path by now.
     Own,
-    /// The one in this open file.
-    Other(OwnedFd),
+    /// The one in this open file, with other arguments.
+    Other(OwnedFd, Vec<OsString>),
 }
 
 impl Program {
@@ -33,16 +37,25 @@ impl Program {
     pub(super) fn path(&self) -> String {
         match self {
             Self::Own => "/proc/self/exe".to_owned(),
-            Self::Other(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+            Self::Other(file, _) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+        }
+    }
+
+    /// Its arguments.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        match self {
+            Self::Own => plain_arguments(),
+            Self::Other(_, arguments) => arguments.clone(),
         }
     }
 }
 
 /// The arguments that this process was started with, without what it was told by another one.
-pub(super) fn plain_arguments() -> Vec<OsString> {
+#[must_use]
+pub fn plain_arguments() -> Vec<OsString> {
     let is_told = |argument: &OsString| {
         let bytes = argument.as_encoded_bytes();
-        [WORKER_ARGUMENT, KEEPER_ARGUMENT]
+        [WORKER_ARGUMENT, KEEPER_ARGUMENT, STANDBY_ARGUMENT]
             .iter()
             .any(|start| bytes.starts_with(start.as_bytes()))
     };
@@ -59,23 +72,45 @@ pub(super) struct Worker {
     pub(super) pulse: PipeReader,
     /// Ends when no thread is left that has the worker's descriptors.
     pub(super) life: OwnedFd,
+    /// Since when it may serve.
+    pub(super) started: Instant,
+    /// Whether it serves the volumes, whatever else is still to come.
+    pub(super) serves_volumes: bool,
     /// Since when it serves.
     pub(super) ready: Option<Instant>,
     /// Whether it has said that it ends on purpose.
     pub(super) ended: bool,
     /// What it said of a failure that it cannot go on after.
     pub(super) failure: Option<String>,
+    /// Whether it has left everything to the next one.
+    pub(super) handed_over: bool,
+    /// Whether it was killed because it did not serve in time.
+    pub(super) is_late: bool,
+}
+
+/// What a worker is started with.
+pub(super) struct Start<'a> {
+    pub(super) program: &'a Program,
+    pub(super) estate: &'a Estate,
+    pub(super) serving: &'a Serving,
+    /// The ends of `life` of the workers before.
+    pub(super) predecessors: Vec<BorrowedFd<'a>>,
+    pub(super) oom_score: Option<i32>,
+    /// Whether it is to wait until it may serve.
+    pub(super) standby: bool,
 }
 
 impl Worker {
-    /// Starts one. No other thread starts programs, so nothing else inherits what is left open for it.
-    pub(super) fn start(
-        program: &Program,
-        estate: &Estate,
-        serving: &Serving,
-        predecessors: &[OwnedFd],
-        oom_score: Option<i32>,
-    ) -> io::Result<Self> {
+    /// Starts one. The caller has one thread, so nothing else inherits what is left open for it.
+    pub(super) fn start(start: Start<'_>) -> io::Result<Self> {
+        let Start {
+            program,
+            estate,
+            serving,
+            predecessors,
+            oom_score,
+            standby,
+        } = start;
         let (control, their_control) = FromWorker::pair()?;
         let (pulse, their_pulse) = io::pipe()?;
         let (life, their_life) = io::pipe()?;
@@ -90,7 +125,8 @@ impl Worker {
             is_successor: serving.worker != 0,
             oom_score,
         };
-        let mut arguments = plain_arguments();
+        let mut arguments = program.arguments();
+        arguments.extend(standby.then(|| STANDBY_ARGUMENT.into()));
         arguments.push(format!("{WORKER_ARGUMENT}{}", serde_json::to_string(&told)?).into());
         let handed = Handed::new(Role::Worker, &estate.pool, &arguments)?;
         let mut command = Command::new(program.path());
@@ -111,7 +147,7 @@ impl Worker {
             their_life.as_fd(),
             handed.as_fd(),
         ]);
-        left.extend(predecessors.iter().map(AsFd::as_fd));
+        left.extend(predecessors);
         let left = LeftOpen::new(left)?;
         let child = command.spawn()?;
         drop(left);
@@ -120,9 +156,13 @@ impl Worker {
             control,
             pulse,
             life: life.into(),
+            started: Instant::now(),
+            serves_volumes: false,
             ready: None,
             ended: false,
             failure: None,
+            handed_over: false,
+            is_late: false,
         })
     }
 
@@ -134,9 +174,13 @@ impl Worker {
             control: FromWorker::take(control.into())?,
             pulse: descriptors::inherited(parts.pulse)?.into(),
             life: descriptors::inherited(parts.life)?,
+            started: Instant::now(),
+            serves_volumes: true,
             ready: Some(Instant::now()),
             ended: false,
             failure: None,
+            handed_over: false,
+            is_late: false,
         })
     }
 

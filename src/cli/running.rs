@@ -1,0 +1,303 @@
+//! How the daemon that runs was started, and which options another program can start it with: for
+//! `serve --upgrade`.
+//!
+//! What is not asked for stays, unless `--replace-options` is given. What the keeper holds cannot
+//! change without a stop, and is refused by name.
+
+use super::arguments::{Arguments, Command};
+use super::console::{Console, Style};
+use super::failure::Usage;
+use super::open::Place;
+use super::place::HostPath;
+use super::serve::Serve;
+use anyhow::Context;
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+/// How a daemon was started.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Running {
+    pool: HostPath,
+    socket: HostPath,
+    /// Where the volumes are, by default or because it was asked for.
+    mount: HostPath,
+    /// The bytes of each argument, with all paths absolute.
+    arguments: Vec<Vec<u8>>,
+}
+
+impl Running {
+    /// This process, a worker.
+    ///
+    /// # Errors
+    /// When the working directory cannot be told.
+    pub(super) fn new(
+        serve: &Serve,
+        place: &Place,
+        style: &Style,
+        mount: &Path,
+    ) -> std::io::Result<Self> {
+        let mut arguments = vec![OsString::from("cowshed")];
+        arguments.extend(global_arguments(place, style));
+        arguments.extend(serve.arguments());
+        let bytes = arguments
+            .iter()
+            .map(|argument| argument.as_bytes().to_vec());
+        Ok(Self {
+            pool: place.pool.clone(),
+            socket: place.socket.clone(),
+            mount: HostPath::new(mount)?,
+            arguments: bytes.collect(),
+        })
+    }
+
+    /// Tells it to a client.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub(super) fn tell(&self, console: &Console) -> anyhow::Result<()> {
+        console.print(&serde_json::to_string(self)?)
+    }
+
+    /// The arguments of this program when it takes over with the options of `asked`. How much is
+    /// logged is `style`'s where all options are replaced.
+    ///
+    /// # Errors
+    /// `Usage` with the name of an option that cannot change while the daemon runs.
+    pub(super) fn with_options(
+        &self,
+        asked: &Serve,
+        style: &Style,
+    ) -> anyhow::Result<Vec<OsString>> {
+        let before = self.arguments.iter().cloned().map(OsString::from_vec);
+        let before =
+            Arguments::try_parse_from(before).context("understand how the daemon was started")?;
+        let Command::Serve(running) = before.command else {
+            anyhow::bail!("the daemon was started by another command than serve");
+        };
+        let merged = self.merge(running, asked)?;
+        let place = Place {
+            pool: self.pool.clone(),
+            socket: self.socket.clone(),
+        };
+        merged.full.options(&place)?;
+        let before = before.global.style();
+        let style = if asked.replace_options {
+            style
+        } else {
+            &before
+        };
+        let mut arguments = global_arguments(&place, style);
+        arguments.extend(merged.arguments());
+        Ok(arguments)
+    }
+
+    fn merge(&self, running: Serve, asked: &Serve) -> anyhow::Result<Serve> {
+        let replaces = asked.replace_options;
+        self.refuse_fixed(&running, asked)?;
+        let mut merged = running;
+        let keep = |is_asked: bool| is_asked || replaces;
+        if keep(asked.direct) {
+            merged.direct = asked.direct;
+        }
+        let (full, containerd) = (&mut merged.full, &mut merged.containerd);
+        if keep(asked.full.full_policy.is_some()) {
+            full.full_policy = asked.full.full_policy;
+        }
+        if keep(asked.full.max_size.is_some()) {
+            full.max_size = asked.full.max_size;
+        }
+        let new = &asked.containerd;
+        if keep(new.containerd_address.is_some()) {
+            containerd.containerd_address = new.containerd_address.clone();
+        }
+        if keep(new.snapshot_mounts.is_some()) {
+            containerd.snapshot_mounts = new.snapshot_mounts;
+        }
+        if keep(new.snapshot_size.is_some()) {
+            containerd.snapshot_size = new.snapshot_size;
+        }
+        merged.containerd.check()?;
+        Ok(merged)
+    }
+
+    /// What the keeper holds for as long as it runs.
+    fn refuse_fixed(&self, running: &Serve, asked: &Serve) -> anyhow::Result<()> {
+        let replaces = asked.replace_options;
+        let path = |path: &Option<HostPath>| path.as_ref().map(ToString::to_string);
+        // The volumes lie somewhere also where nothing was said.
+        let mount = match &asked.mount {
+            None if replaces => path(&running.mount).map(|is| (is, None)),
+            None => None,
+            Some(asked) if asked.is_same_place(&self.mount) => None,
+            Some(asked) => Some((self.mount.to_string(), Some(asked.to_string()))),
+        };
+        if let Some((is, asked)) = mount {
+            return Err(fixed("--mount", Some(is), asked));
+        }
+        if asked.foreground && running.detached {
+            let what = "--foreground cannot change while the daemon runs: it runs in the \
+                        background; stop it and start it again, or leave the option out";
+            return Err(Usage(what.to_owned()).into());
+        }
+        let fuse = |serve: &Serve| serve.fuse.unwrap_or_default();
+        if (asked.fuse.is_some() || replaces)
+            && fuse(asked).transport() != fuse(running).transport()
+        {
+            let name = |serve| Some(fuse(serve).name().to_owned());
+            return Err(fixed("--fuse", name(running), name(asked)));
+        }
+        let (now, new) = (&running.containerd, &asked.containerd);
+        for (name, is, asked) in [
+            ("--log", &running.log, &asked.log),
+            (
+                "--containerd-socket",
+                &now.containerd_socket,
+                &new.containerd_socket,
+            ),
+            (
+                "--docker-plugin-socket",
+                &running.docker_plugin_socket,
+                &asked.docker_plugin_socket,
+            ),
+        ] {
+            // The log's place is not among what a unit's options say again.
+            let replaces = replaces && name != "--log";
+            let is_same = match (is, asked) {
+                (Some(is), Some(asked)) => is.is_same_place(asked),
+                (None, None) => true,
+                (_, asked) => asked.is_none() && !replaces,
+            };
+            if !is_same {
+                return Err(fixed(name, path(is), path(asked)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The refusal of an option that cannot change.
+fn fixed(name: &str, is: Option<String>, asked: Option<String>) -> anyhow::Error {
+    let shown = |value: Option<String>| value.unwrap_or_else(|| "not given".to_owned());
+    let (is, asked) = (shown(is), shown(asked));
+    Usage(format!(
+        "{name} cannot change while the daemon runs: it is {is}, not {asked}; stop the daemon and \
+         start it again with the new options, or leave this one as it is"
+    ))
+    .into()
+}
+
+fn global_arguments(place: &Place, style: &Style) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec![
+        "--pool".into(),
+        place.pool.as_path().into(),
+        "--socket".into(),
+        place.socket.as_path().into(),
+    ];
+    for (name, is_given) in [("--json", style.json), ("--quiet", style.quiet)] {
+        arguments.extend(is_given.then(|| name.into()));
+    }
+    arguments.extend((0..style.verbose).map(|_| "--verbose".into()));
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STYLE: Style = Style {
+        json: false,
+        quiet: false,
+        verbose: 0,
+        terminal_columns: None,
+    };
+
+    fn serve(arguments: &[&str]) -> Serve {
+        let all = ["cowshed", "serve"].iter().chain(arguments);
+        let Command::Serve(serve) = Arguments::try_parse_from(all).unwrap().command else {
+            panic!("another command");
+        };
+        serve
+    }
+
+    fn running(arguments: &[&str]) -> Running {
+        let place = Place {
+            pool: HostPath::new("/pools/a").unwrap(),
+            socket: HostPath::new("/pools/a.sock").unwrap(),
+        };
+        let mut all = vec!["--foreground"];
+        all.extend(arguments);
+        let mount = Path::new("/run/a/volumes");
+        Running::new(&serve(&all), &place, &STYLE, mount).unwrap()
+    }
+
+    fn with(running: &Running, asked: &[&str]) -> Result<String, String> {
+        let mut all = vec!["--upgrade"];
+        all.extend(asked);
+        let merged = running.with_options(&serve(&all), &STYLE);
+        let text = |argument: OsString| argument.into_string().unwrap();
+        match merged {
+            Ok(merged) => Ok(merged.into_iter().map(text).collect::<Vec<_>>().join(" ")),
+            Err(error) => {
+                assert!(error.chain().any(|cause| cause.is::<Usage>()), "{error:#}");
+                Err(format!("{error:#}"))
+            }
+        }
+    }
+
+    const START: &str = "--pool /pools/a --socket /pools/a.sock serve --foreground";
+
+    #[test]
+    fn options_that_can_change_do_and_the_others_stay() {
+        let running = running(&["--direct", "--full-policy=wait=7", "--max-size=2G"]);
+        let merged = with(&running, &["--max-size", "3G"]).unwrap();
+        let rest = "--direct --full-policy=wait=7 --max-size=3221225472";
+        assert_eq!(merged, format!("{START} {rest}"));
+        let merged = with(&running, &["--full-policy", "error"]).unwrap();
+        let rest = "--direct --full-policy=error --max-size=2147483648";
+        assert_eq!(merged, format!("{START} {rest}"));
+    }
+
+    #[test]
+    fn all_options_are_replaced_where_that_is_asked_for() {
+        let running = running(&["--direct", "--full-policy=wait=7", "--max-size=2G"]);
+        let merged = with(&running, &["--replace-options", "--max-size=1G"]).unwrap();
+        assert_eq!(merged, format!("{START} --max-size=1073741824"));
+    }
+
+    #[test]
+    fn what_cannot_change_is_refused_by_name_and_taken_where_it_stays() {
+        let running = running(&["--containerd-socket", "/c.sock", "--snapshot-size", "1G"]);
+        for asked in [
+            ["--mount", "/elsewhere"],
+            ["--fuse", "io-uring"],
+            ["--log", "/a.log"],
+            ["--containerd-socket", "/other.sock"],
+            ["--docker-plugin-socket", "/d.sock"],
+        ] {
+            let refused = with(&running, &asked).unwrap_err();
+            assert!(refused.contains(asked[0]), "{refused}");
+            assert!(refused.contains("cannot change"), "{refused}");
+        }
+        let same = [
+            "--foreground",
+            "--mount",
+            "/run/a/volumes",
+            "--fuse=threads",
+        ];
+        with(&running, &same).unwrap();
+        let smaller = ["--containerd-socket", "/c.sock", "--snapshot-size", "512M"];
+        assert!(with(&running, &smaller).unwrap().contains("536870912"));
+        // Left out of all options, it would go.
+        let refused = with(&running, &["--replace-options"]).unwrap_err();
+        assert!(refused.contains("--containerd-socket"), "{refused}");
+    }
+
+    #[test]
+    fn an_option_without_the_socket_that_it_is_about_is_refused() {
+        let refused = with(&running(&[]), &["--snapshot-size", "1G"]).unwrap_err();
+        assert!(refused.contains("--snapshot-size"), "{refused}");
+    }
+}
