@@ -232,41 +232,30 @@ disabled_plugins = [{disabled}]
     if setting.snapshotter != Snapshotter::Cowshed {
         return text;
     }
-    let address = Shed::socket(&setting.folder);
-    let address = address.display();
     text += &format!(
-        r#"
-[proxy_plugins.cowshed]
-  type = "snapshot"
-  address = "{address}"
-[proxy_plugins.cowshed.exports]
-  root = "{folder}/volumes"
-"#
+        "{}[proxy_plugins.cowshed.exports]\n  root = \"{folder}/volumes\"\n",
+        sample("`/etc/containerd/config.toml`", setting)
     );
     if takes_differs(setting.release) {
-        text += &format!(
-            r#"
-[proxy_plugins.cowshed-diff]
-  type = "diff"
-  address = "{address}"
-
-[plugins."io.containerd.service.v1.diff-service"]
-  default = ["cowshed-diff", "walking"]
-"#
-        );
-    }
-    if setting.release == Release::Sid {
-        text += &format!(
-            r#"
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/{}"
-  snapshotter = "cowshed"
-  differ = "cowshed-diff"
-"#,
-            crate::images::architecture()
-        );
+        // 1.7 takes the part about the transfer service, too, though its client does not use it.
+        text += &sample("refuses to start with a plugin of this type", setting);
     }
     text
+}
+
+/// The sample of the README after the line that contains `after`, as it stands but for this test's
+/// socket and processor.
+fn sample(after: &str, setting: &Setting) -> String {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(readme).unwrap();
+    let (_, rest) = readme.split_once(after).expect("the README's sample");
+    let (_, rest) = rest.split_once("```toml\n").expect("a sample");
+    let (sample, _) = rest.split_once("```").expect("the sample's end");
+    let socket = Shed::socket(&setting.folder);
+    let platform = format!("linux/{}", crate::images::architecture());
+    sample
+        .replace("/run/cowshed/containerd.sock", socket.to_str().unwrap())
+        .replace("linux/amd64", &platform)
 }
 
 /// The CRI plugin of containerd 2. Without the right to lower it, a score for the killer of

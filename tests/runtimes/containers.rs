@@ -3,6 +3,7 @@
 use crate::fixtures::{self, listing, reference, run};
 use crate::harness::is_mounted;
 use crate::images;
+use crate::packages::Release;
 use crate::world::{Mounts, Setting, Snapshotter, World};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ pub(crate) fn live(setting: &Setting) {
     for id in ["one", "two"] {
         world.containerd.remove_container(id);
     }
+    if setting.release == Release::Sid {
+        containerds_default_still_unpacks(&world, &archive);
+    }
     world.clear();
     if let (Some(before), Some(after)) = (before, world.used_bytes()) {
         // The template of empty file systems stays.
@@ -42,6 +46,16 @@ pub(crate) fn live(setting: &Setting) {
         );
     }
     world.close();
+}
+
+/// The configuration for cowshed takes nothing away from containerd's own snapshotter.
+fn containerds_default_still_unpacks(world: &World, archive: &Path) {
+    let ctr = &world.containerd;
+    let mut command = ctr.ctr(["images", "import", "--snapshotter", "overlayfs"]);
+    command.args(["--base-name", "test/default", "--digests"]);
+    fixtures::output(command.arg(archive));
+    let table = ctr.ok(["snapshots", "--snapshotter", "overlayfs", "ls"]);
+    assert!(table.lines().count() > 1, "nothing was unpacked: {table}");
 }
 
 /// Everything that a layer can hold, unpacked by containerd with our snapshots and our differ.
