@@ -118,7 +118,7 @@ fn with_json_each_failure_is_one_json_document_on_the_error_stream() {
         (2, &["--pool", pool, "--json"][..]),
         (2, &["--pool", pool, "--json", "no-such-command"]),
         (2, &["--pool", pool, "volume", "create", "x", "--json"]),
-        (2, &["--pool", pool, "volume", "export", "x", "-", "--json"]),
+        (1, &["--pool", pool, "volume", "export", "x", "-", "--json"]),
         (1, &["--pool", pool, "volume", "show", "x", "--json"]),
         (1, &["--pool", "/no/such/pool", "--json", "pool", "status"]),
         (1, &["--pool", "/no/such/pool", "--json", "serve"]),
