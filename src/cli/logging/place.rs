@@ -40,8 +40,9 @@ pub(in crate::cli) fn default_log(pool: &Path) -> PathBuf {
     let folder = pool
         .parent()
         .and_then(|parent| fs::canonicalize(parent).ok());
-    let is_file = fs::symlink_metadata(pool).is_ok_and(|found| found.is_file());
-    if is_file && folder.is_some_and(|folder| !is_system_folder(&folder) && is_private(&folder)) {
+    // One that is not there is told of later.
+    let is_other = fs::symlink_metadata(pool).is_ok_and(|found| !found.is_file());
+    if !is_other && folder.is_some_and(|folder| !is_system_folder(&folder) && is_private(&folder)) {
         let mut beside = pool.as_os_str().to_owned();
         beside.push(".log");
         return beside.into();
