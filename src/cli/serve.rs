@@ -27,7 +27,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 
 /// `cowshed serve`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(
     after_help = "Examples:\n  cowshed serve\n  cowshed serve --mount /mnt/volumes\n  \
     cowshed serve --full-policy wait=300 --max-size 500G\n  \
@@ -258,7 +258,12 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
     let mut command = Command::new(std::env::current_exe().context("find this program")?);
     command.arg("--pool").arg(place.pool.as_path());
     command.arg("--socket").arg(place.socket.as_path());
-    command.args(serve.arguments()).arg("--detached");
+    // Where the log goes is the caller's to add.
+    let without_log = Serve {
+        log: None,
+        ..serve.clone()
+    };
+    command.args(without_log.arguments()).arg("--detached");
     command.args((0..style.verbose).map(|_| "--verbose"));
     command
         .current_dir("/")

@@ -42,7 +42,7 @@ const HAND_OVER_TIME: Duration = Duration::from_secs(120);
 const HAND_OVER_POLL: Duration = Duration::from_millis(50);
 
 /// What a program is asked.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Question {
     handover: u32,
     format: u32,
