@@ -210,6 +210,7 @@ mod tests {
     const STYLE: Style = Style {
         json: false,
         quiet: false,
+        no_trunc: false,
         verbose: 0,
         terminal_columns: None,
     };

@@ -56,12 +56,7 @@ pub(super) enum Event {
 ///
 /// # Errors
 /// Whatever keeps it from serving or from stopping cleanly.
-pub(super) fn work(
-    serve: &Serve,
-    told: &str,
-    place: &Place,
-    style: &Style,
-) -> anyhow::Result<()> {
+pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> anyhow::Result<()> {
     // From here on a signal waits until everything is ready to be undone.
     let (events, queue) = events().context("catch signals")?;
     sys::process::set_name(c"cowshed");
