@@ -323,7 +323,7 @@ fn the_deepest_tree_that_can_be_written_can_be_read_and_removed() {
     bench.run(&format!(
         "cd source; mkdir -p {deep}; echo deep > {deep}file"
     ));
-    let input = SourceInput::Path(source.clone());
+    let input = SourceInput::Path(source);
     let image = Image::open(input, bench.folder.path(), &Select::named(None)).unwrap();
     let ours = bench.at("ours");
     let options = ApplyOptions::default();
