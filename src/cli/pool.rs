@@ -145,6 +145,8 @@ struct DaemonDocument {
     restarts: u64,
     upgrades: u64,
     upgrade_failure: Option<String>,
+    /// When the last worker that failed ended, and why.
+    last_failure: Option<String>,
 }
 
 impl From<&Serving> for DaemonDocument {
@@ -156,6 +158,7 @@ impl From<&Serving> for DaemonDocument {
             restarts: serving.restarts,
             upgrades: serving.upgrades,
             upgrade_failure: serving.upgrade_failure.clone(),
+            last_failure: serving.last_failure.clone(),
         }
     }
 }

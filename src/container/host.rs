@@ -150,6 +150,11 @@ impl Host {
     /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
     /// and closing can be tried again.
     pub fn close(&self) -> Result<()> {
+        // Whatever was cancelled before, this clears up after it.
+        cancel::never(|| self.close_all())
+    }
+
+    fn close_all(&self) -> Result<()> {
         let closed = self.close_mounts();
         // All that could be refused was by then.
         self.keep_refusals();

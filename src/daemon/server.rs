@@ -319,7 +319,8 @@ fn while_watching<H: Handler, T>(
         return act();
     };
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let watching = thread::Builder::new().name("client".to_owned());
+        let watching = watching.spawn_scoped(scope, || {
             let done_reader = done_reader;
             // Of the socket only its end is asked, which poll always tells.
             let mut fds = [
@@ -337,6 +338,9 @@ fn while_watching<H: Handler, T>(
                 H::cancel(cancel);
             }
         });
+        if let Err(error) = watching {
+            tracing::warn!(%error, "a command goes on when its client is gone: no thread can watch");
+        }
         let answer = act();
         drop(done_writer);
         answer

@@ -63,7 +63,7 @@ pub trait Device: Send + Sync {
     /// Makes the device at least `len_bytes` long, where it can grow.
     ///
     /// # Errors
-    /// `Io`, or `InvalidSize` for a device of fixed size that is shorter.
+    /// `Io`, or `BeyondDevice` for a device of fixed size that is shorter.
     fn grow(&self, len_bytes: u64) -> Result<()>;
 
     /// Sets aside the log region: allocated on the host where that has room, and mapped where a

@@ -17,6 +17,7 @@ use crate::base::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::base::{BLOCK_BYTES, Error, Result};
 use crate::device::Device;
 use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// The reserve is a 128th of the pool, but at least and at most this, beside the room for bitmaps.
@@ -27,6 +28,10 @@ const MAX_BYTES: u64 = 16 << 20;
 const BITMAPS_SHARE: u64 = 16 << 10;
 /// The shortest time between two tries to have the reserve grow.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
+/// How long a write waits for those who work with the reserve.
+const USERS_TIME: Duration = Duration::from_secs(1);
+/// How often it looks meanwhile.
+const USERS_POLL: Duration = Duration::from_millis(5);
 
 /// What is known of the pool's room on its host.
 #[derive(Default)]
@@ -146,6 +151,14 @@ impl Shared {
     pub(super) fn check_host_room(&self) -> Result<()> {
         if !self.host_reserve.is_spent.load(Ordering::Relaxed) || self.keep_host_reserve() {
             return Ok(());
+        }
+        // Whoever gives room back works with the reserve for a moment.
+        let deadline = Instant::now() + USERS_TIME;
+        while self.host_reserve.users.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            thread::sleep(USERS_POLL);
+            if self.keep_host_reserve() {
+                return Ok(());
+            }
         }
         self.host_reserve.was_refused.store(true, Ordering::Release);
         let source = io::Error::from_raw_os_error(libc::ENOSPC);

@@ -213,6 +213,10 @@ pub(crate) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Ran
     if start >= end {
         return Ok(None);
     }
+    if start < at {
+        // A character device has no positions.
+        return Ok(Some(at..end));
+    }
     // It may have become shorter meanwhile: whoever reads it sees.
     let hole = seek(file, start, Whence::SeekHole)?.unwrap_or(end);
     Ok(Some(start..hole.clamp(start + 1, end)))

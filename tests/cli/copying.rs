@@ -1,6 +1,7 @@
 //! `cowshed container cp` as it is typed: pipes, options, and what a path at its end means.
 
 use crate::harness::{Bench, expect_failure, host};
+use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
@@ -45,7 +46,14 @@ fn a_dash_is_a_tar_archive_on_the_standard_output_or_input() {
     assert_eq!(fs::read_to_string(bench.path("back")).unwrap(), "new\n");
 
     let json = bench.run(["--json", "container", "cp", "c:/etc/d", "-"]);
-    expect_failure(&json, 2, "standard output");
+    let failure: Value = serde_json::from_slice(&json.stderr).unwrap();
+    assert_eq!(json.status.code(), Some(2), "{json:?}");
+    assert!(
+        failure["error"]
+            .as_str()
+            .unwrap()
+            .contains("standard output")
+    );
     let both = bench.run(["container", "cp", "-", "-"]);
     expect_failure(&both, 1, "exactly one side");
     let file = bench.run(["container", "cp", "-", "c:/etc/d/f"]);

@@ -100,6 +100,11 @@ fn an_imported_disk_has_the_sectors_it_was_made_for_and_shows_its_partitions() {
     let device = bench.ok(["attach", "disk"]).trim().to_owned();
     assert_eq!(sectors(&device), "512");
     let part = format!("{device}p1");
+    if !Path::new(&part).exists() {
+        // A kernel that does not read such tables is told of the partition.
+        println!("NOT TESTED: this kernel reads no partition tables by itself");
+        host("partx", ["--add", &device]);
+    }
     let numbers = |node: &str| fs::metadata(node).unwrap().rdev();
     assert_ne!(numbers(&part), numbers(&device));
     let mut found = vec![0; inside.len()];

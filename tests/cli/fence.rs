@@ -17,7 +17,16 @@ pub(crate) fn on(small: &SmallHost) -> Bench {
     let program = crate::harness::program();
     let pool = small.pool();
     let pool = pool.to_str().unwrap();
-    let size = ["--pool", pool, "pool", "create", "--size", "512M"];
+    let size = [
+        "--pool",
+        pool,
+        "pool",
+        "create",
+        "--size",
+        "512M",
+        "--log-size",
+        "4M",
+    ];
     host(program.to_str().unwrap(), size);
     symlink(pool, bench.pool()).unwrap();
     bench

@@ -46,7 +46,7 @@ fn a_killed_worker_on_a_full_host_has_a_successor_and_its_pool_empties_the_host(
         let small = SmallHost::new(kind);
         let bench = on(&small);
         small.ballast(4 << 20);
-        let daemon = bench.serve();
+        let daemon = bench.serve_with(["--full-policy", "error"]);
         bench.ok(["volume", "create", "v", "--size", "1G"]);
         let file = open(&daemon.mount.join("v"));
         let blocks = fill(&file);

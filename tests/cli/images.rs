@@ -358,7 +358,7 @@ fn an_image_is_found_by_every_form_of_its_name_and_shown_short() {
         bench.ok(["image", "rm", last]);
         bench.fails(["image", "inspect", given], 1, "there is no image");
     }
-    let names = bench.ok(["image", "ls"]);
+    let names = bench.ok(["--no-trunc", "image", "ls"]);
     assert!(
         names.contains("debian:12-more") && !names.contains("docker.io"),
         "{names}"

@@ -226,9 +226,11 @@ fn a_file_that_a_program_has_open_is_busy_and_becomes_no_second_writer() {
         .trim()
         .to_owned();
     let open = File::options().read(true).write(true).open(&path).unwrap();
-    let mut sleeper = Command::new("sleep");
-    let sleeper = sleeper.arg("60").stdin(Stdio::from(open)).spawn().unwrap();
-    let sleeper = Reaped(sleeper);
+    let mut command = Command::new("sleep");
+    command.arg("60").stdin(Stdio::from(open));
+    let sleeper = Reaped(command.spawn().unwrap());
+    // It has the file, too.
+    drop(command);
     let pid = format!("process {} (sleep)", sleeper.0.id());
     bench.fails(["detach", "disk"], 1, &pid);
     bench.fails(["attach", "disk"], 1, "already attached writable");

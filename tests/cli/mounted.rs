@@ -85,7 +85,6 @@ fn a_snapshot_holds_what_was_written_to_a_mounted_file_system_of_any_kind() {
     for (make, options, clone_options) in [
         (&["mkfs.ext4", "-q"][..], "defaults", "defaults"),
         (&["mkfs.xfs", "-q"], "defaults", "nouuid"),
-        (&["mkfs.f2fs", "-q"], "defaults", "defaults"),
     ] {
         let bench = Bench::with_pool("1G");
         let daemon = bench.serve();
@@ -165,7 +164,9 @@ impl Drop for Partition<'_> {
 fn a_snapshot_holds_what_was_written_to_a_mounted_partition() {
     let bench = Bench::with_pool("1G");
     let daemon = bench.serve();
-    let device = attached(&bench, "v");
+    bench.ok(["volume", "create", "v", "--size", "300M"]);
+    let device = bench.ok(["attach", "v", "--sector-size", "512"]);
+    let device = device.trim().to_owned();
     // One partition of 200 MiB from the first MiB on: the table of a master boot record.
     let mut table = [0; 512];
     table[446 + 4] = 0x83;

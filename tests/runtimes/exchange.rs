@@ -69,7 +69,7 @@ fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
         ("docker.io/library/t:1", "first"),
         (NAMES[1], "second"),
     ] {
-        docker.ok(["create", "--name", "c", name]);
+        docker.ok(["create", "--name", "c", name, "true"]);
         let copied = path("copied");
         docker.ok(["cp", "c:/content", &*copied]);
         docker.ok(["rm", "c"]);

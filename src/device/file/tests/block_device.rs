@@ -179,7 +179,7 @@ fn a_block_device_grows_only_with_its_host() {
     let device = FileDevice::open(&host.path, FileOptions::default()).unwrap();
     assert!(matches!(
         device.grow(8 * MIB),
-        Err(Error::InvalidSize { max_bytes, .. }) if max_bytes == 4 * MIB
+        Err(Error::BeyondDevice { device_bytes }) if device_bytes == 4 * MIB
     ));
     host.lengthen(8 * MIB);
     device.grow(8 * MIB).unwrap();
@@ -194,7 +194,7 @@ fn creating_takes_a_block_device_whole_and_keeps_its_bytes() {
     device.write_at(&blocks(6, 1), 0).unwrap();
     drop(device);
     let too_long = FileDevice::create(&host.path, 8 * MIB, CreateFile::default());
-    assert!(matches!(too_long, Err(Error::InvalidSize { .. })));
+    assert!(matches!(too_long, Err(Error::BeyondDevice { .. })));
     let device = FileDevice::create(&host.path, MIB, CreateFile::default()).unwrap();
     assert_eq!(device.len_bytes(), 4 * MIB);
     assert_eq!(read(&device, 0, 4096), blocks(6, 1));
