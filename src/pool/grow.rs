@@ -7,6 +7,7 @@ use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 use crate::device::Device;
 use crate::format::Layout;
 use crate::format::layout::{MAX_POOL_BYTES, TAIL_BLOCKS};
+use std::io;
 use std::time::{Duration, Instant};
 
 /// A pool that grows by itself grows by this or by a tenth, whichever is more (1 GiB).
@@ -60,6 +61,7 @@ impl Shared {
         if layout == old && layout == self.space.layout() {
             return Ok(());
         }
+        self.check_host_for_growth()?;
         self.device.grow(size_bytes)?;
         // The host must have room for the superblock's copies: without, the checkpoint would fail,
         // and the pool stop. Nothing refers to them yet.
@@ -79,6 +81,16 @@ impl Shared {
         self.keep_host_reserve();
         // The other slot, too: it would speak of the old size.
         self.run(checkpointer)
+    }
+
+    /// Refuses growth on a full host: the room that the pool keeps there is not for this.
+    fn check_host_for_growth(&self) -> Result<()> {
+        let free_bytes = self.device.host_free_bytes()?;
+        if free_bytes.is_some_and(|free| free < TAIL_BLOCKS * BLOCK_BYTES as u64) {
+            let source = io::Error::from_raw_os_error(libc::ENOSPC);
+            return Err(Error::io("grow the pool", source));
+        }
+        Ok(())
     }
 
     /// Lets the pool grow because somebody has found no room; answers whether there may be room

@@ -13,6 +13,7 @@ mod queue;
 
 pub(super) use place::{default_log, make_folder, open_stream, resolve};
 
+use crate::base::printable;
 use crate::sys::file_table;
 use file::LogFile;
 use nix::sys::signal::SigSet;
@@ -59,7 +60,7 @@ pub(super) fn of_daemon(filter: EnvFilter, path: Option<&Path>) -> io::Result<()
     let in_colour =
         path.is_none() && !on_journal && (io::stderr().is_terminal() && may_use_escapes());
     let path = path.map(resolve);
-    let log = Log::start(on_journal, move || match path {
+    let log = Log::start(on_journal, in_colour, move || match path {
         Some(path) => match open_stream(&path)? {
             Some(stream) => Ok(Sink::Stream(stream)),
             None => LogFile::open(&path).map(Sink::File),
@@ -143,6 +144,8 @@ impl<W: Write> Write for Lossy<W> {
 struct Log {
     queue: Queue,
     on_journal: bool,
+    /// Events carry the escapes of a terminal, which `tracing` keeps free of others'.
+    in_colour: bool,
 }
 
 impl Log {
@@ -150,6 +153,7 @@ impl Log {
     /// it hangs on a disk when the process is killed, it keeps nothing else open.
     fn start(
         on_journal: bool,
+        in_colour: bool,
         open: impl FnOnce() -> io::Result<Sink> + Send + 'static,
     ) -> io::Result<Self> {
         let queue = Queue::default();
@@ -172,7 +176,11 @@ impl Log {
                 }
             })?;
         opened.recv().map_err(io::Error::other)??;
-        Ok(Self { queue, on_journal })
+        Ok(Self {
+            queue,
+            on_journal,
+            in_colour,
+        })
     }
 
     fn push(&self, priority: u8, text: &[u8]) {
@@ -183,6 +191,14 @@ impl Log {
         };
         self.queue.push(line);
     }
+}
+
+/// An event on one line: a name of a stranger's in it neither forges a line nor moves a cursor.
+fn one_line(event: &[u8]) -> String {
+    let text = String::from_utf8_lossy(event);
+    let mut line = printable(text.strip_suffix('\n').unwrap_or(&text)).into_owned();
+    line.push('\n');
+    line
 }
 
 /// Begins each line with its priority.
@@ -249,7 +265,11 @@ struct Event<'a> {
 
 impl Write for Event<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.log.push(self.priority, bytes);
+        if self.log.in_colour {
+            self.log.push(self.priority, bytes);
+        } else {
+            self.log.push(self.priority, one_line(bytes).as_bytes());
+        }
         Ok(bytes.len())
     }
 
@@ -291,6 +311,14 @@ mod tests {
     use std::io::Read;
 
     #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        assert_eq!(
+            one_line(b"INFO took a\nERROR forged\x1b[2J\xff\n"),
+            "INFO took a\\nERROR forged\\u{1b}[2J\u{fffd}\n"
+        );
+    }
+
+    #[test]
     fn each_line_for_the_journal_has_its_priority() {
         assert_eq!(with_priority(4, b"one\ntwo\n"), b"<4>one\n<4>two\n");
     }
@@ -328,7 +356,7 @@ mod tests {
         // A reader that reads nothing.
         let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
         let open = move || Ok(Sink::Stream(File::options().write(true).open(fifo)?));
-        let log = Log::start(false, open).unwrap();
+        let log = Log::start(false, false, open).unwrap();
         // Far more than a pipe and the queue hold: this returns, or the test hangs.
         for _ in 0..3000 {
             log.push(6, &[b'x'; 1000]);
