@@ -93,7 +93,7 @@ fn assert_sums(pool: &Pool) -> Status {
     status
 }
 
-fn assert_clean(pool: Pool, device: &Arc<MemoryDevice>) {
+fn assert_clean(pool: &Pool, device: &Arc<MemoryDevice>) {
     pool.close().unwrap();
     let options = check::CheckOptions {
         deep: true,
@@ -115,7 +115,7 @@ fn a_removed_snapshot_that_several_volumes_share_counts_as_used() {
     let report = pool.scrub(&mut |_, _| true).unwrap();
     assert_eq!(report.blocks, 1000, "each block is read once");
     drop((volume, clones));
-    assert_clean(pool, &device);
+    assert_clean(&pool, &device);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn what_no_volume_needs_of_a_removed_one_is_freed() {
     let after: Vec<_> = clones.iter().chain([&volume]).map(content).collect();
     assert!(before == after);
     drop((volume, clones));
-    assert_clean(pool, &device);
+    assert_clean(&pool, &device);
     let pool = reopen(&device);
     let volumes = ["c0", "c1", "v"].map(|name| pool.volume(name).unwrap());
     assert!(volumes.iter().map(content).collect::<Vec<_>>() == before);
@@ -154,7 +154,7 @@ fn what_no_volume_needs_of_a_removed_one_is_freed() {
         "with leaves and a node above"
     );
     drop(volumes);
-    assert_clean(pool, &device);
+    assert_clean(&pool, &device);
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn what_a_removed_ancestor_of_shared_volumes_holds_for_nobody_is_freed() {
     // 256 blocks and a leaf of the first, 100 and a leaf of the second.
     assert_eq!(before - after, (257 + 101) * BLOCK);
     drop((volume, first, middle, second, clone));
-    assert_clean(pool, &device);
+    assert_clean(&pool, &device);
 }
 
 #[test]
@@ -234,5 +234,5 @@ fn blocks_are_freed_beside_writers_and_new_branches_and_none_that_is_needed() {
     }
     assert_sums(&pool);
     drop((kept, volume, clones));
-    assert_clean(pool, &device);
+    assert_clean(&pool, &device);
 }

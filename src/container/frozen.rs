@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 use crate::sys::mount::FileSystem;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A frozen file system. When this is dropped, it goes on, if the freeze is ours.
 pub(super) struct FrozenMount {
@@ -84,7 +84,7 @@ impl Drop for FrozenMount {
 }
 
 /// Freezes a file system, and leaves the note if it did; `false` when it is frozen already.
-fn try_freeze(file_system: &FileSystem, path: &PathBuf, note: &PathBuf) -> Result<bool> {
+fn try_freeze(file_system: &FileSystem, path: &Path, note: &Path) -> Result<bool> {
     fs::create_dir_all(note).map_err(Error::io("make the folder", note))?;
     let frozen = file_system.freeze();
     if frozen.is_err() {
@@ -94,9 +94,9 @@ fn try_freeze(file_system: &FileSystem, path: &PathBuf, note: &PathBuf) -> Resul
     match frozen {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            Err(Error::CannotHold { path: path.clone() })
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Error::CannotHold {
+            path: path.to_owned(),
+        }),
         Err(source) => Err(Error::io("freeze the file system at", path)(source)),
     }
 }

@@ -15,10 +15,10 @@ const LARGE: &str = "head -c 300M /dev/urandom > large; mkdir few; echo 1 > few/
 /// More files than the smallest file system has inodes (one for 8 KiB).
 const MANY: &str = "seq -f %05g 12000 | xargs touch; mkdir few; echo 1 > few/one";
 
-fn import(stage: &Stage, path: &Path, options: ImportOptions) -> Result<ImportedImage> {
+fn import(stage: &Stage, path: &Path, options: &ImportOptions) -> Result<ImportedImage> {
     let input = SourceInput::Path(path.to_owned());
     let image = stage.host.open_image(input, None)?;
-    stage.host.import_image(&image, &options, &mut |_| true)
+    stage.host.import_image(&image, options, &mut |_| true)
 }
 
 fn following() -> ImportOptions {
@@ -47,7 +47,7 @@ fn a_file_system_grows_with_an_image_that_is_larger_and_leaves_the_usual_room() 
         .layer("echo base > base")
         .layer(LARGE)
         .layer("head -c 200M /dev/urandom > more");
-    let imported = import(&stage, &image.archive("large:1"), following()).unwrap();
+    let imported = import(&stage, &image.archive("large:1"), &following()).unwrap();
     assert_eq!(imported.notes, Vec::<String>::new());
     let root = stage.container("large:1", "c");
     trees::assert_same(&root, &image.expected_tree());
@@ -66,7 +66,7 @@ fn a_file_system_grows_with_an_image_that_is_larger_and_leaves_the_usual_room() 
 fn a_file_system_grows_with_an_image_of_more_files_than_it_has_inodes() {
     let stage = Stage::new();
     let image = ImageFolder::new(stage.folder("image")).layer(MANY);
-    import(&stage, &image.archive("many:1"), following()).unwrap();
+    import(&stage, &image.archive("many:1"), &following()).unwrap();
     let root = stage.container("many:1", "c");
     trees::assert_same(&root, &image.expected_tree());
     let left = statvfs(&root).unwrap().files_available();
@@ -81,9 +81,9 @@ fn a_file_system_grows_with_an_image_of_more_files_than_it_has_inodes() {
 fn a_clone_of_a_crowded_file_system_needs_more_than_its_size() {
     let stage = Stage::new();
     let image = ImageFolder::new(stage.folder("image")).layer(LARGE);
-    import(&stage, &image.archive("large:1"), fixed(384 << 20)).unwrap();
-    let layer = stage.volumes().into_iter();
-    let layer = layer.filter(|name| name.starts_with("layer/")).next_back();
+    import(&stage, &image.archive("large:1"), &fixed(384 << 20)).unwrap();
+    let mut layer = stage.volumes().into_iter();
+    let layer = layer.rfind(|name| name.starts_with("layer/"));
     let volume = stage.pool.volume(&layer.unwrap()).unwrap();
     let size_of = |usual| stage.host.size_with_room(&volume, usual).unwrap();
     let wanted = size_of(256 << 20).unwrap();
@@ -97,9 +97,9 @@ fn a_clone_of_a_crowded_file_system_needs_more_than_its_size() {
 fn a_small_image_keeps_the_usual_size() {
     let stage = Stage::new();
     let image = ImageFolder::new(stage.folder("image")).layer("head -c 4M /dev/urandom > some");
-    import(&stage, &image.archive("small:1"), following()).unwrap();
-    let layer = stage.volumes().into_iter();
-    let layer = layer.filter(|name| name.starts_with("layer/")).next_back();
+    import(&stage, &image.archive("small:1"), &following()).unwrap();
+    let mut layer = stage.volumes().into_iter();
+    let layer = layer.rfind(|name| name.starts_with("layer/"));
     let volume = stage.pool.volume(&layer.unwrap()).unwrap();
     assert_eq!(volume.size_bytes(), USUAL);
 }
@@ -112,7 +112,7 @@ fn a_size_that_was_asked_for_is_kept_and_its_lack_of_blocks_or_inodes_is_told() 
     let many = ImageFolder::new(stage.folder("many")).layer(MANY);
     let many = many.archive("many:1");
     for (path, shortage) in [(&large, Shortage::Blocks), (&many, Shortage::Inodes)] {
-        let refused = import(&stage, path, fixed(USUAL)).unwrap_err();
+        let refused = import(&stage, path, &fixed(USUAL)).unwrap_err();
         let Error::FileSystemFull {
             what, size_bytes, ..
         } = &refused
@@ -125,13 +125,13 @@ fn a_size_that_was_asked_for_is_kept_and_its_lack_of_blocks_or_inodes_is_told() 
             "{refused}"
         );
     }
-    import(&stage, &large, fixed(512 << 20)).unwrap();
+    import(&stage, &large, &fixed(512 << 20)).unwrap();
     let root = stage.container("large:1", "c");
     let found = statvfs(&root).unwrap();
     assert!(found.blocks() * found.fragment_size() <= 512 << 20);
     stage.host.unmount_container("c").unwrap();
     // With layers that are there, the size has no effect, and that is said.
-    let again = import(&stage, &large, fixed(1 << 30)).unwrap();
+    let again = import(&stage, &large, &fixed(1 << 30)).unwrap();
     assert!(
         again.notes[0].contains("the size has no effect"),
         "{:?}",
@@ -143,9 +143,9 @@ fn a_size_that_was_asked_for_is_kept_and_its_lack_of_blocks_or_inodes_is_told() 
         layers: vec!["layer-1.tar".to_owned()],
     };
     let more = more.layer("echo more > more").archive("more:1");
-    let refused = import(&stage, &more, fixed(256 << 20)).unwrap_err();
+    let refused = import(&stage, &more, &fixed(256 << 20)).unwrap_err();
     assert!(matches!(refused, Error::TooSmall { .. }), "{refused}");
-    import(&stage, &more, fixed(1 << 30)).unwrap();
+    import(&stage, &more, &fixed(1 << 30)).unwrap();
     let options = CreateContainer {
         name: Some(Name::new("d").unwrap()),
         ..CreateContainer::default()
@@ -162,7 +162,7 @@ fn a_pool_that_is_full_is_blamed_and_not_the_file_system() {
     let image = ImageFolder::new(stage.folder("large")).layer(LARGE);
     let image = image.archive("large:1");
     for options in [following(), fixed(1 << 30)] {
-        let refused = import(&stage, &image, options).unwrap_err();
+        let refused = import(&stage, &image, &options).unwrap_err();
         let text = refused.to_string();
         assert!(text.starts_with("no space left in the pool"), "{text}");
     }
@@ -187,7 +187,7 @@ fn attributes_that_do_not_fit_are_told_from_a_lack_of_room() {
     );
     shell(&folder, &script);
     let path = folder.parent().unwrap().join("content.tar");
-    let refused = import(&stage, &path, following()).unwrap_err().to_string();
+    let refused = import(&stage, &path, &following()).unwrap_err().to_string();
     assert!(
         refused.contains("extended attributes of file do not fit"),
         "{refused}"

@@ -113,11 +113,8 @@ fn full_host(kind: &str, background: bool, copied: bool) {
             pool.close().unwrap();
         }
         drop((volume, pool));
-        // Where nothing is overwritten in place, the room that the pool kept may be in use when it
-        // is cut short; then whoever fills the host first has it.
-        if !copies_on_write {
-            host.fill();
-        }
+        // The room that the pool kept may have been in use when it was cut short: nobody else takes
+        // it before the pool does.
         pool = open(&host.pool(), background);
         volume = pool.volume("v").unwrap();
         verify(&volume, written);
@@ -134,7 +131,10 @@ fn full_host(kind: &str, background: bool, copied: bool) {
     // Room on the host is room in the pool, without a restart.
     host.free();
     for number in written..written + 40 {
-        volume.write_at(&block(number), number * BLOCK).unwrap();
+        if let Err(error) = volume.write_at(&block(number), number * BLOCK) {
+            let (free, at) = (host.free_bytes(), number - written);
+            panic!("{kind}, block {at}, {free} bytes are free: {error}");
+        }
     }
     pool.checkpoint().unwrap();
     verify(&volume, written + 40);

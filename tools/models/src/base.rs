@@ -1,5 +1,7 @@
 //! The room `base`, with another `sync`.
 
+#[path = "../../../src/base/cancel.rs"]
+pub mod cancel;
 #[path = "../../../src/base/checksum.rs"]
 pub mod checksum;
 #[path = "../../../src/base/codec.rs"]
@@ -8,6 +10,8 @@ pub mod codec;
 pub mod error;
 #[path = "../../../src/base/name.rs"]
 pub mod name;
+#[path = "../../../src/base/size.rs"]
+pub mod size;
 #[path = "sync.rs"]
 pub mod sync;
 #[path = "../../../src/base/turns.rs"]
@@ -17,6 +21,7 @@ pub mod units;
 #[path = "../../../src/base/waiting.rs"]
 pub mod waiting;
 
+pub use cancel::{Cancel, Cancelled};
 pub use error::{CorruptKind, Error, Result};
 pub use name::Name;
 pub use units::{BLOCK_BYTES, BLOCK_SHIFT, BlockAddr, BlockIndex, Generation, Sequence, VolumeId};

@@ -1,5 +1,7 @@
 //! The room `base`, with another `sync`.
 
+#[path = "../../../../src/base/cancel.rs"]
+pub mod cancel;
 #[path = "../../../../src/base/checksum.rs"]
 pub mod checksum;
 #[path = "../../../../src/base/codec.rs"]
@@ -8,6 +10,8 @@ pub mod codec;
 pub mod error;
 #[path = "../../../../src/base/name.rs"]
 pub mod name;
+#[path = "../../../../src/base/size.rs"]
+pub mod size;
 #[path = "sync.rs"]
 pub mod sync;
 #[path = "../../../../src/base/units.rs"]
