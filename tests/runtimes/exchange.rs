@@ -17,7 +17,7 @@ pub(crate) fn with_containerds_store(setting: &Setting) {
     let world = World::open(setting);
     let docker = Docker::start(setting);
     there_and_back(&world, &docker, &setting.folder);
-    let names = world.containerd.ok(["images", "ls", "-q"]);
+    let names = world.containerd.ok(["--namespace", "moby", "images", "ls", "-q"]);
     // A record by another name is found by no command of Docker's.
     assert!(
         names.lines().any(|name| name == "docker.io/library/t:1"),
@@ -69,10 +69,10 @@ fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
         ("docker.io/library/t:1", "first"),
         (NAMES[1], "second"),
     ] {
-        docker.ok(["create", "--name", "c", name, "true"]);
+        docker.ok(["create", "--name", "made", name, "true"]);
         let copied = path("copied");
-        docker.ok(["cp", "c:/content", &*copied]);
-        docker.ok(["rm", "c"]);
+        docker.ok(["cp", "made:/content", &*copied]);
+        docker.ok(["rm", "made"]);
         assert_eq!(fs::read_to_string(&copied).unwrap(), content, "{name}");
     }
     let back = path("back.tar");
