@@ -4,7 +4,7 @@
 //! - [`apply`](mod@apply) makes a layer's entries beneath a directory.
 //! - [`layer`] writes a layer, [`layout`] a whole image as an archive.
 //! - [`config`] is the image's configuration, [`digest`] what everything is known by;
-//!   [`reference`] is an image's name, [`platform`] what it is for.
+//!   [`mod@reference`] is an image's name, [`platform`] what it is for.
 //!
 //! Nothing here knows pools or volumes: a root is any directory. Everything that is read is hostile
 //! until its digest says otherwise, and bounded by [`limits`] even then.

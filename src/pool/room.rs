@@ -200,6 +200,13 @@ impl Shared {
         self.device.error().map_or(Ok(()), Err)
     }
 
+    /// Whether a write that failed so may be held. By default a full host is told to the writer at
+    /// once: no command of the pool's makes room there.
+    pub(super) fn may_hold(&self, error: &Error) -> bool {
+        let by_default = matches!(self.full.policy, FullPolicy::WaitAttached(_));
+        error.errno() == libc::ENOSPC && !(by_default && error.is_host_full())
+    }
+
     fn tell_held(&self) {
         if !self.room.told.swap(true, Ordering::AcqRel) {
             let most = match self.full.policy {

@@ -65,8 +65,7 @@ impl Volume {
             match outcome {
                 // Nothing is locked here, so whoever makes room, here or on the host, can do so.
                 Err(error)
-                    if error.errno() == libc::ENOSPC
-                        && self.shared.await_room(&mut patience)? =>
+                    if self.shared.may_hold(&error) && self.shared.await_room(&mut patience)? =>
                 {
                     continue;
                 }

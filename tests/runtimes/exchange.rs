@@ -17,7 +17,9 @@ pub(crate) fn with_containerds_store(setting: &Setting) {
     let world = World::open(setting);
     let docker = Docker::start(setting);
     there_and_back(&world, &docker, &setting.folder);
-    let names = world.containerd.ok(["--namespace", "moby", "images", "ls", "-q"]);
+    let names = world
+        .containerd
+        .ok(["--namespace", "moby", "images", "ls", "-q"]);
     // A record by another name is found by no command of Docker's.
     assert!(
         names.lines().any(|name| name == "docker.io/library/t:1"),
