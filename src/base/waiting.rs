@@ -37,7 +37,7 @@ pub fn own_freely() {
     });
 }
 
-/// Whether this thread has an owner: it serves what is mounted or attached.
+/// Returns true if this thread has an owner: it serves what is mounted or attached.
 #[must_use]
 pub fn is_owned() -> bool {
     OWNER.with_borrow(Option::is_some)

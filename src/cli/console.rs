@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// How long a message may wait for its reader, in milliseconds; then it is lost.
+/// The longest time that a message waits for its reader, in milliseconds; then it is lost.
 const MESSAGE_TIME_MS: u16 = 1000;
 
 /// How results and messages are shown.

@@ -200,7 +200,7 @@ impl Shared {
         self.device.error().map_or(Ok(()), Err)
     }
 
-    /// Whether a write that failed so may be held. By default a full host is told to the writer at
+    /// Returns true if a write that failed with `error` may be held. By default a full host is told to the writer at
     /// once: no command of the pool's makes room there.
     pub(super) fn may_hold(&self, error: &Error) -> bool {
         let by_default = matches!(self.full.policy, FullPolicy::WaitAttached(_));
