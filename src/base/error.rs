@@ -181,6 +181,8 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
+            // A quota of the host's is no matter of the volume's user.
+            _ if self.is_host_full() => libc::ENOSPC,
             Self::Io { source, .. } | Self::Latched { source, .. } => {
                 source.raw_os_error().unwrap_or(libc::EIO)
             }

@@ -81,22 +81,43 @@ impl Place {
             }
             io::ErrorKind::ReadOnlyFilesystem => {
                 "it lies on a file system that is mounted read-only, or the device is read-only; \
-                 a pool is opened for writing: remount it (mount -o remount,rw), or look at the pool \
-                 with `cowshed pool check`"
+                 a daemon writes: remount it (mount -o remount,rw), or read the pool without a \
+                 daemon (cowshed volume export, cowshed pool check)"
                     .to_owned()
             }
             _ => return None,
         })
     }
 
-    /// Opens the pool for this process alone, and clears away what killed commands left in it.
+    /// Opens the pool for this process alone, and clears away what killed commands left in it. On a
+    /// file system that is mounted read-only it is opened for reading only.
     ///
     /// # Errors
     /// What the engine says; `explain` says what to do.
-    pub(super) fn open(&self, options: FileOptions, full: FullOptions) -> base::Result<Pool> {
-        FileDevice::open(self.pool.as_path(), options)
-            .and_then(|device| Self::open_on(device, full, None, Notes::default()))
-            .and_then(|pool| remove_unfinished(&pool).map(|()| pool))
+    pub(super) fn open(&self) -> base::Result<Pool> {
+        let device = match FileDevice::open(self.pool.as_path(), FileOptions::default()) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                return self.open_to_read();
+            }
+            opened => opened?,
+        };
+        let pool = Self::open_on(device, FullOptions::default(), None, Notes::default())?;
+        remove_unfinished(&pool)?;
+        Ok(pool)
+    }
+
+    /// Opens the pool without writing to it: its host takes no writes.
+    fn open_to_read(&self) -> base::Result<Pool> {
+        let file = FileOptions {
+            read_only: true,
+            ..FileOptions::default()
+        };
+        let options = OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        };
+        let device = FileDevice::open(self.pool.as_path(), file)?;
+        Pool::open(Arc::new(device), &options)
     }
 
     /// Opens the pool on its device; what killed commands left is still in it. `resumes` is what a

@@ -195,6 +195,7 @@ impl From<&Status> for StatusDocument {
                 PoolState::Open => "open",
                 PoolState::Full => "full",
                 PoolState::Stopped => "stopped",
+                PoolState::ReadOnly => "read-only",
             },
             holds_writes: status.holds_writes,
             low_water: match status.low_water {
@@ -236,6 +237,9 @@ fn judge(document: &StatusDocument) -> anyhow::Result<()> {
     let mut said = document.warnings.join("; ");
     if document.state == "stopped" {
         said = "the pool has stopped, as its device failed; the daemon's log says why".to_owned();
+    }
+    if document.state == "read-only" {
+        said = "the pool is open for reading only: its file system is mounted read-only".to_owned();
     }
     if document.state != "open" || document.holds_writes {
         anyhow::bail!("{said}");

@@ -66,7 +66,16 @@ pub(super) fn run_anywhere(
             return run_in_daemon(&client, command, place, console);
         }
         match Shed::open(place) {
-            Ok(shed) => return run_here(&command, shed, console).map(|()| Exit::Done),
+            Ok(shed) => {
+                if shed.pool().is_read_only() {
+                    let pool = &place.pool;
+                    console.message(&format!(
+                        "pool {pool}: its file system is mounted read-only; the pool is opened for \
+                         reading only"
+                    ));
+                }
+                return run_here(&command, shed, console).map(|()| Exit::Done);
+            }
             Err(Error::InUse) if place.socket.as_path().exists() && Instant::now() < deadline => {
                 thread::sleep(DAEMON_RETRY);
             }

@@ -8,9 +8,8 @@ use super::state::StateFolder;
 use crate::base;
 use crate::container::{self, Host};
 use crate::daemon::keeper::Serving;
-use crate::device::FileOptions;
 use crate::export::{self, Cleaned, Export};
-use crate::pool::{FullOptions, Pool};
+use crate::pool::Pool;
 use anyhow::Context;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
@@ -91,7 +90,7 @@ impl Shed {
     /// # Errors
     /// As `Place::open`.
     pub(super) fn open(place: &Place) -> base::Result<Self> {
-        let pool = place.open(FileOptions::default(), FullOptions::default())?;
+        let pool = place.open()?;
         Ok(Self {
             pool,
             place: place.clone(),

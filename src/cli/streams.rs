@@ -88,14 +88,19 @@ impl Output {
     }
 
     /// Opens the pipe or device at `path`, which is there, for writing; a named pipe that nobody
-    /// reads is waited for.
+    /// reads is waited for. A block device must not be in use.
     ///
     /// # Errors
-    /// What the host says; that the command was cancelled.
+    /// What the host says; that the command was cancelled; that a block device is mounted or in
+    /// use in another way.
     pub(super) fn open(path: &Path, cancel: &Cancel) -> io::Result<File> {
         let mut options = File::options();
-        let flags = OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits();
-        options.write(true).custom_flags(flags);
+        let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        if is_block_device(path) {
+            // The kernel refuses it while the device is mounted or claimed by a volume manager.
+            flags |= OFlag::O_EXCL;
+        }
+        options.write(true).custom_flags(flags.bits());
         loop {
             cancel.check()?;
             match options.open(path) {
@@ -107,10 +112,19 @@ impl Output {
                 {
                     thread::sleep(Duration::from_millis(CANCEL_POLL_MS.into()));
                 }
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    let why = "it is mounted, or in use in another way; nothing was written";
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+                }
                 opened => return opened,
             }
         }
     }
+}
+
+fn is_block_device(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|found| found.file_type().is_block_device())
 }
 
 impl Write for Output {

@@ -15,11 +15,13 @@ mod faulty;
 mod file;
 mod latch;
 mod memory;
+mod read_only;
 
 pub use faulty::{Effect, Fault, FaultyDevice, Lasting, Operation};
 pub use file::{CreateFile, FileDevice, FileOptions, lock_pool};
 pub use latch::{Alarm, LatchedDevice};
 pub use memory::{DeviceImage, MemoryDevice, RecordedOp, Recording};
+pub use read_only::ReadOnlyDevice;
 
 use crate::base::{BLOCK_BYTES, Error, Result};
 use std::io::{self, IoSlice};

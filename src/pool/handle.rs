@@ -62,12 +62,21 @@ impl Pool {
         self.shared.device.is_direct()
     }
 
+    /// Whether it was opened for reading only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.shared.is_read_only()
+    }
+
     /// Makes everything durable that was acknowledged before: one barrier, shared with whoever
     /// else waits for one.
     ///
     /// # Errors
     /// `Io` when the barrier fails; the pool has then stopped.
     pub fn flush(&self) -> Result<()> {
+        if self.shared.is_read_only() {
+            return Ok(());
+        }
         self.shared.check_open()?;
         self.shared.log.flush()
     }

@@ -36,6 +36,9 @@ pub struct OpenOptions {
     pub resumes: Option<Generation>,
     /// Who is told of what a successor must know.
     pub notes: Notes,
+    /// Write nothing to the device: recovery happens in memory, every change is refused with
+    /// `ReadOnly`, and no background thread runs. For a pool whose host takes no writes.
+    pub read_only: bool,
 }
 
 /// Who is told, from the opening on, of what a successor of this process must know.
@@ -67,6 +70,7 @@ impl Default for OpenOptions {
             full: FullOptions::default(),
             resumes: None,
             notes: Notes::default(),
+            read_only: false,
         }
     }
 }
@@ -253,6 +257,8 @@ pub enum PoolState {
     Full,
     /// The device failed; close and open again.
     Stopped,
+    /// It was opened for reading only.
+    ReadOnly,
 }
 
 /// What a range of a volume holds.

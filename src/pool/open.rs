@@ -14,7 +14,7 @@ use super::water::Watch;
 use crate::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use crate::base::sync::{Mutex, RwLock};
 use crate::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Name, Result};
-use crate::device::{Device, LatchedDevice};
+use crate::device::{Device, LatchedDevice, ReadOnlyDevice};
 use crate::format::catalogue::{EntryId, RecordEntry, VolumeEntry};
 use crate::format::pointer::PointerKind;
 use crate::format::{Layout, Pointer, Superblock, layout::TAIL_BLOCKS};
@@ -36,6 +36,11 @@ impl Pool {
     /// # Errors
     /// `NotAPool`, `Incompatible`, `Corrupt` when what must be read is damaged, `Io`.
     pub fn open(device: Arc<dyn Device>, options: &OpenOptions) -> Result<Self> {
+        let device = if options.read_only {
+            Arc::new(ReadOnlyDevice::new(device))
+        } else {
+            device
+        };
         let device = Arc::new(LatchedDevice::new(device));
         if let Some(alarm) = options.notes.device_failed.clone() {
             device.on_failure(Box::new(move || alarm()));
@@ -47,6 +52,10 @@ impl Pool {
         let shared = Arc::new(load(device, superblock, slot, options)?);
         tracing::debug!(took = ?started.elapsed(), "bitmaps and catalogue are read");
         shared.replay(options.resumes)?;
+        if options.read_only {
+            shared.read_only.store(true, Ordering::Release);
+            return Ok(Self { shared });
+        }
         shared.keep_host_reserve();
         if options.background {
             background::start(&shared);
@@ -60,6 +69,9 @@ impl Pool {
     /// `Io`; nothing is lost then, and the next open recovers.
     pub fn close(&self) -> Result<()> {
         if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        if self.shared.is_read_only() {
             return Ok(());
         }
         self.shared.room.tell();
@@ -196,6 +208,7 @@ fn load(
         checkpoints: AtomicU64::new(0),
         memory_nodes_max: usize::try_from(nodes).unwrap_or(usize::MAX),
         closed: AtomicBool::new(false),
+        read_only: AtomicBool::new(false),
         stopped: OnceLock::new(),
         signal: Arc::new(Signal::default()),
         full: options.full,

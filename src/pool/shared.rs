@@ -54,6 +54,8 @@ pub(super) struct Shared {
     /// More memory nodes than this make writers wait for a checkpoint.
     pub(super) memory_nodes_max: usize,
     pub(super) closed: AtomicBool,
+    /// Set once recovery is done, where the pool is only read.
+    pub(super) read_only: AtomicBool,
     /// Why the pool stopped, where it was not the device: its own account did not agree.
     pub(super) stopped: OnceLock<CorruptKind>,
     pub(super) signal: Arc<Signal>,
@@ -114,10 +116,17 @@ impl Shared {
         Generation(self.last_cut.load(Ordering::Acquire))
     }
 
-    /// Refuses to work on a closed or stopped pool.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Refuses to change a pool that is closed, stopped or only read.
     pub(super) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
+        }
+        if self.is_read_only() {
+            return Err(Error::ReadOnly);
         }
         self.check_running()
     }

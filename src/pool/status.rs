@@ -47,7 +47,9 @@ impl Shared {
         let limit_bytes = self.limit_bytes();
         let growth = (limit_bytes - size_bytes) / block;
         let full = writable + pending + growth < SMALLEST_WRITE_BLOCKS;
-        let state = if self.check_alive().is_err() {
+        let state = if self.is_read_only() {
+            PoolState::ReadOnly
+        } else if self.check_alive().is_err() {
             PoolState::Stopped
         } else if full {
             PoolState::Full

@@ -53,6 +53,53 @@ fn content(volume: &Volume) -> Vec<u8> {
 }
 
 #[test]
+fn a_pool_that_is_open_read_only_is_recovered_in_memory_and_refuses_every_change() {
+    let (device, pool) = fresh(64 * MIB);
+    let volume = pool.create_volume(&name("v"), 8 * MIB).unwrap();
+    volume.write_at(&pattern(1, 300_000), 5000).unwrap();
+    pool.checkpoint().unwrap();
+    volume.write_at(&pattern(2, 70_000), 100_000).unwrap();
+    pool.create_volume(&name("w"), MIB).unwrap();
+    pool.flush().unwrap();
+    let expected = content(&volume);
+    drop((volume, pool));
+    // Whether the log has records to replay or the pool was closed.
+    for closed in [false, true] {
+        if closed {
+            reopen(&device).close().unwrap();
+        }
+        let before = device.snapshot_image();
+        let read_only = OpenOptions {
+            read_only: true,
+            ..options()
+        };
+        let pool = Pool::open(Arc::clone(&device) as Arc<dyn Device>, &read_only).unwrap();
+        assert!(pool.is_read_only());
+        assert_eq!(pool.status().unwrap().state, PoolState::ReadOnly);
+        let volume = pool.volume("v").unwrap();
+        pool.volume("w").unwrap();
+        assert!(content(&volume) == expected, "closed: {closed}");
+        let refused = |outcome: crate::base::Result<()>| {
+            assert!(matches!(outcome, Err(Error::ReadOnly)), "{outcome:?}");
+        };
+        refused(volume.write_at(&[1; 4096], 0));
+        refused(volume.discard(0, MIB));
+        refused(pool.create_volume(&name("x"), MIB).map(drop));
+        refused(pool.remove(&volume));
+        refused(pool.rename(&volume, &name("x")));
+        refused(pool.checkpoint());
+        refused(pool.trim().map(drop));
+        refused(pool.reclaim().map(drop));
+        refused(pool.grow(128 * MIB));
+        pool.flush().unwrap();
+        assert!(content(&volume) == expected);
+        pool.close().unwrap();
+        drop((volume, pool));
+        assert!(device.snapshot_image() == before, "closed: {closed}");
+    }
+}
+
+#[test]
 fn what_was_written_is_read_at_any_offset_before_and_after_reopening() {
     let (device, pool) = fresh(64 * MIB);
     let volume = pool.create_volume(&name("v"), 3 * MIB + 17).unwrap();

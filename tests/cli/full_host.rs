@@ -3,7 +3,7 @@
 use crate::fence::on;
 use crate::harness::{eventually, noise};
 use crate::small_host::{KINDS, REFLINKS, SmallHost};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -94,9 +94,38 @@ fn a_pool_on_a_read_only_host_is_checked_and_its_daemon_says_what_to_do() {
         let bench = on(&small);
         small.remount("ro");
         bench.fails(["serve", "--foreground"], 1, "mounted read-only");
-        bench.fails(["volume", "ls"], 1, "mounted read-only");
         bench.expect_sound();
         small.remount("rw");
         bench.serve().stop();
+    }
+}
+
+#[test]
+fn a_pool_on_a_read_only_host_is_read_also_after_a_kill() {
+    for kind in KINDS {
+        let small = SmallHost::new(kind);
+        let bench = on(&small);
+        let bytes = noise(1 << 20, 7);
+        fs::write(bench.path("in"), &bytes).unwrap();
+        let input = bench.path("in");
+        let daemon = bench.serve();
+        bench.ok(["volume", "import", "v", input.to_str().unwrap()]);
+        // Recovery has something to do.
+        daemon.kill_all();
+        small.remount("ro");
+        assert_eq!(bench.volumes(), ["v"], "{kind}");
+        let exported = bench.run(["volume", "export", "v", "-"]);
+        assert!(exported.stdout == bytes, "{kind}");
+        let said = String::from_utf8_lossy(&exported.stderr).into_owned();
+        assert!(said.contains("opened for reading only"), "{said}");
+        assert_eq!(bench.json(["pool", "status"])["state"], "read-only");
+        let check = bench.run(["pool", "status", "--check"]);
+        assert_eq!(check.status.code(), Some(1), "{kind}: {check:?}");
+        let rm = bench.run(["volume", "rm", "v"]);
+        assert_eq!(rm.status.code(), Some(1), "{kind}: {rm:?}");
+        assert!(String::from_utf8_lossy(&rm.stderr).contains("the pool is open read-only"));
+        small.remount("rw");
+        bench.serve().stop();
+        bench.expect_sound();
     }
 }

@@ -257,6 +257,16 @@ impl Daemon {
         let worker = self.worker().expect("a worker");
         host("kill", ["-KILL", &worker.to_string()]);
     }
+
+    /// Kills both of its processes, so that nobody clears away what they had mounted.
+    pub(crate) fn kill_all(self) {
+        let worker = self.worker().expect("a worker").to_string();
+        // The keeper first, or it would start another worker.
+        host("kill", ["-KILL", &self.pid().to_string(), &worker]);
+        self.wait();
+        let task = format!("/proc/{worker}/task");
+        eventually("the worker's end", || !Path::new(&task).exists());
+    }
 }
 
 /// The processes that `parent` has started and not yet waited for.

@@ -217,6 +217,73 @@ fn no_volume_command_changes_what_containers_and_images_keep() {
 }
 
 #[test]
+fn a_container_that_is_being_committed_keeps_what_the_image_is_made_of() {
+    let bench = Bench::with_pool("2G");
+    let root = bench.path("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("file"), noise(1 << 20, 43)).unwrap();
+    let daemon = bench.serve();
+    bench.ok(["image", "import", root.to_str().unwrap(), "--name", "i:1"]);
+    let create = ["container", "create", "i:1", "--name", "c", "--mount"];
+    let place = PathBuf::from(bench.ok(create).trim());
+    let bytes = noise(64 << 20, 44);
+    fs::write(place.join("large"), &bytes).unwrap();
+    let mut commit = bench.command(["container", "commit", "c", "i:2"]);
+    commit.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut commit = commit.spawn().unwrap();
+    crate::harness::eventually("the commit's own volume", || {
+        let is_over = commit.try_wait().unwrap().is_some();
+        let made = |name: &String| name.starts_with("work/") || name.starts_with("layer/");
+        is_over || bench.volumes().iter().filter(|name| made(name)).count() > 1
+    });
+    // What the commit reads from and writes to, under its names.
+    for name in bench.volumes() {
+        for mut command in destroying(&name, "i:1") {
+            command.push("--json");
+            let output = bench.run(&command);
+            assert_eq!(output.status.code(), Some(1), "{command:?}: {output:?}");
+        }
+    }
+    // These wait for the commit.
+    bench.ok(["container", "commit", "c", "i:3"]);
+    bench.ok(["container", "rm", "c"]);
+    let output = commit.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    for image in ["i:2", "i:3"] {
+        let create = ["container", "create", image, "--name", "d", "--mount"];
+        let place = PathBuf::from(bench.ok(create).trim());
+        assert!(fs::read(place.join("large")).unwrap() == bytes, "{image}");
+        bench.ok(["container", "unmount", "d"]);
+        bench.ok(["container", "rm", "d"]);
+    }
+    daemon.stop();
+    bench.expect_sound();
+}
+
+#[test]
+fn a_mounted_device_is_not_written_over_by_an_export() {
+    let bench = Bench::with_pool("256M");
+    let daemon = bench.serve();
+    full_volume(&bench);
+    bench.ok(["volume", "create", "fs", "--size", "64M"]);
+    let device = bench.ok(["attach", "fs"]);
+    let device = device.trim();
+    host("mkfs.ext4", ["-q", device]);
+    let mounted = Mounted::at(device, bench.path("at"));
+    fs::write(mounted.0.join("file"), noise(1 << 20, 42)).unwrap();
+    bench.fails(["volume", "export", "disk", device], 1, "mounted");
+    let place = mounted.0.to_str().unwrap().to_owned();
+    host("sync", ["-f", &place]);
+    drop(mounted);
+    host("e2fsck", ["-fn", device]);
+    // Nobody uses it now.
+    bench.ok(["volume", "export", "disk", device]);
+    assert!(content(&bench, "fs")[..8 << 20] == noise(8 << 20, 41));
+    bench.ok(["detach", "fs"]);
+    daemon.stop();
+}
+
+#[test]
 fn a_file_that_a_program_has_open_is_busy_and_becomes_no_second_writer() {
     let bench = Bench::with_pool("256M");
     let daemon = bench.serve();

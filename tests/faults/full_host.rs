@@ -290,6 +290,43 @@ fn a_full_copy_on_write_host_refuses_records_of_the_log_and_nothing_else() {
 }
 
 #[test]
+fn a_pool_whose_quota_is_reached_opens_is_read_and_works_again_without_the_quota() {
+    for background in [false, true] {
+        let host = SmallHost::with_quota();
+        create(&host);
+        let pool = open(&host.pool(), background);
+        let volume = pool.create_volume(&name("v"), 1 << 30).unwrap();
+        let written = write_until_full(&volume, 0);
+        assert!(written > 100, "only {written} blocks fit");
+        drop((volume, pool));
+        host.fill();
+        for closes in [false, true, false] {
+            let pool = open(&host.pool(), background);
+            let volume = pool.volume("v").unwrap();
+            verify(&volume, written);
+            let refused = volume.write_at(&block(1), 900 * MIB).unwrap_err();
+            assert_eq!(refused.errno(), libc::ENOSPC, "{refused}");
+            assert_eq!(pool.status().unwrap().state, PoolState::Open);
+            if closes {
+                // What it has to write may find no room; then the next opening recovers.
+                let _ = pool.close();
+            }
+        }
+        host.lift_quota();
+        let pool = open(&host.pool(), background);
+        let volume = pool.volume("v").unwrap();
+        for number in written..written + 40 {
+            volume.write_at(&block(number), number * BLOCK).unwrap();
+        }
+        pool.checkpoint().unwrap();
+        verify(&volume, written + 40);
+        pool.close().unwrap();
+        drop((volume, pool));
+        assert_clean(&host.pool());
+    }
+}
+
+#[test]
 fn the_room_kept_on_the_host_is_private_and_stays_while_the_pool_is_closed() {
     for kind in KINDS {
         let host = SmallHost::new(kind);

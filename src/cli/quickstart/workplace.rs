@@ -4,8 +4,8 @@ use super::super::open::Place;
 use super::super::place::HostPath;
 use super::super::size::human;
 use crate::container::Host;
-use crate::device::{CreateFile, FileDevice, FileOptions};
-use crate::pool::{CreateOptions, FullOptions, Pool};
+use crate::device::{CreateFile, FileDevice};
+use crate::pool::{CreateOptions, Pool};
 use crate::sys::{mount, program};
 use anyhow::Context;
 use std::fs;
@@ -88,9 +88,7 @@ impl Workplace {
         Pool::create(&device, &CreateOptions::default()).context("create the pool")?;
         drop(device);
         let path = HostPath::new(self.pool_path())?;
-        self.pool = Some(
-            Place::new(Some(&path), None)?.open(FileOptions::default(), FullOptions::default())?,
-        );
+        self.pool = Some(Place::new(Some(&path), None)?.open()?);
         Ok(())
     }
 
