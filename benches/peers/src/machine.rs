@@ -1,6 +1,7 @@
 //! The machine that the numbers are of.
 
 use crate::host::{self, run};
+use crate::postgres;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
@@ -56,6 +57,10 @@ impl Machine {
                 name: (*name).into(),
                 version,
             })
+        }));
+        programs.extend(postgres::version().map(|version| Program {
+            name: "postgres".into(),
+            version,
         }));
         Self {
             cpu: after_colon(&read("/proc/cpuinfo"), "model name").unwrap_or_else(unknown),

@@ -1,8 +1,8 @@
 //! `tools/bench`: cowshed beside what one would use instead, on one machine in one run.
 //!
-//! `block` makes block devices out of the same backing and has fio work on them, `roots` makes roots
-//! of containers; `results` is what is written, `statistics` what is said about it, `report` how it
-//! is shown. All that is set up is held by `guards`, and goes when they do.
+//! `block` makes block devices out of the same backing and has fio and PostgreSQL work on them, `roots`
+//! makes roots of containers; `results` is what is written, `statistics` what is said about it, `report`
+//! how it is shown. All that is set up is held by `guards`, and goes when they do.
 
 mod against;
 mod area;
@@ -14,6 +14,7 @@ mod host;
 mod machine;
 mod neighbours;
 mod options;
+mod postgres;
 mod progress;
 mod report;
 mod results;
@@ -184,6 +185,12 @@ fn plan<'a>(
 /// Says what will be done, and how long it takes.
 fn announce(run: &mut Run, plans: &[Plan], output: &Path) {
     let mut expected = Duration::ZERO;
+    let mut left_out = Vec::new();
+    for work in block::works() {
+        if run.options.wants(work.name()) {
+            left_out.extend(work.missing().map(|why| (work.name(), why)));
+        }
+    }
     for plan in plans {
         println!("on {} ({}):", plan.backing.name(), plan.backing.record.path);
         let mut say = |name: &str, what: &str, time: Duration| {
@@ -193,6 +200,9 @@ fn announce(run: &mut Run, plans: &[Plan], output: &Path) {
             }
         };
         for work in block::works() {
+            if left_out.iter().any(|(name, _)| *name == work.name()) {
+                continue;
+            }
             say(
                 work.name(),
                 work.what(),
@@ -223,6 +233,9 @@ fn announce(run: &mut Run, plans: &[Plan], output: &Path) {
     println!("peers: {}", lines(false).join(", "));
     for line in lines(true) {
         println!("{line}");
+    }
+    for (name, why) in left_out {
+        println!("left out: {name}: {why}");
     }
     println!(
         "{} rounds, about {} minutes in all; results go to {}\n",
@@ -269,6 +282,7 @@ fn settings(options: &Options, scale: &Scale) -> Settings {
         subject_bytes: scale.subject_bytes,
         pass_bytes: scale.pass_bytes,
         mapped_bytes: scale.mapped_bytes,
+        database_scale: scale.database_scale,
         tree_files: scale.tree_files,
         large_file_bytes: scale.large_file_bytes,
     }

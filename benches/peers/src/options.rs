@@ -100,6 +100,8 @@ pub(crate) struct Scale {
     pub(crate) verify_bytes: u64,
     /// A subject that is mapped at random before it is snapshotted.
     pub(crate) mapped_bytes: u64,
+    /// pgbench's scale: each step is a branch with 100,000 accounts.
+    pub(crate) database_scale: u32,
     /// At how many snapshots one more is timed.
     pub(crate) snapshot_counts: &'static [u32],
     /// When a peer is given up that has not got there.
@@ -121,10 +123,16 @@ impl Scale {
         const SUBJECTS_MAX: u64 = 10;
         let subjects = self.subject_bytes * SUBJECTS_MAX * 3 / 2;
         let mapped = self.mapped_bytes * 3 / 2;
+        let database = 2 * (self.database_bytes() + DATABASE_SPARE_BYTES);
         let roots = 4 * self.large_file_bytes
             + u64::from(self.root_files) * ROOT_FILE_BYTES * (self.most_roots() + 5)
             + u64::from(self.tree_files) * ROOT_FILE_BYTES * 5;
-        subjects.max(mapped).max(roots)
+        subjects.max(mapped).max(database).max(roots)
+    }
+
+    /// A database, before anything is done with it.
+    pub(crate) fn database_bytes(&self) -> u64 {
+        u64::from(self.database_scale) * 16 * MIB
     }
 
     fn most_roots(&self) -> u64 {
@@ -134,6 +142,8 @@ impl Scale {
 
 /// What a small file takes, with what is around it.
 const ROOT_FILE_BYTES: u64 = 16 << 10;
+/// What is around a database: its log, and what the file system keeps for itself.
+const DATABASE_SPARE_BYTES: u64 = 512 * MIB;
 
 impl Options {
     pub(crate) fn scale(&self) -> Scale {
@@ -203,6 +213,7 @@ const FULL: Scale = Scale {
     pass_bytes: 256 * MIB,
     verify_bytes: 64 * MIB,
     mapped_bytes: 10 * GIB,
+    database_scale: 32,
     snapshot_counts: &[1, 100, 10_000],
     patience: Duration::from_secs(300),
     tree_files: 50_000,
@@ -221,6 +232,7 @@ const QUICK: Scale = Scale {
     pass_bytes: 64 * MIB,
     verify_bytes: 16 * MIB,
     mapped_bytes: GIB,
+    database_scale: 8,
     snapshot_counts: &[1, 100, 1_000],
     patience: Duration::from_secs(30),
     tree_files: 10_000,
@@ -239,6 +251,7 @@ const TINY: Scale = Scale {
     pass_bytes: 4 * MIB,
     verify_bytes: 4 * MIB,
     mapped_bytes: 8 * MIB,
+    database_scale: 1,
     snapshot_counts: &[1, 10],
     patience: Duration::from_secs(10),
     tree_files: 200,

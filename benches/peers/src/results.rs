@@ -28,6 +28,7 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 pub(crate) enum Unit {
     /// Requests in a second.
     Iops,
+    TransactionsPerSecond,
     BytesPerSecond,
     Seconds,
     Bytes,
@@ -39,7 +40,10 @@ pub(crate) enum Unit {
 
 impl Unit {
     pub(crate) fn higher_is_better(self) -> bool {
-        matches!(self, Self::Iops | Self::BytesPerSecond | Self::Ratio)
+        matches!(
+            self,
+            Self::Iops | Self::TransactionsPerSecond | Self::BytesPerSecond | Self::Ratio
+        )
     }
 }
 
@@ -104,6 +108,7 @@ pub(crate) struct Settings {
     pub(crate) subject_bytes: u64,
     pub(crate) pass_bytes: u64,
     pub(crate) mapped_bytes: u64,
+    pub(crate) database_scale: u32,
     pub(crate) tree_files: u32,
     pub(crate) large_file_bytes: u64,
 }

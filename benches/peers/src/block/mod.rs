@@ -5,6 +5,7 @@ mod cowshed;
 mod discard;
 mod empty;
 mod io;
+mod pgbench;
 mod plain;
 mod qcow2;
 mod qmp;

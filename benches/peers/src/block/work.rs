@@ -1,10 +1,11 @@
 //! What is measured of block devices.
 
-use super::{Peer, Place, Subject, branching, discard, io, tail};
+use super::{Peer, Place, Subject, branching, discard, io, pgbench, tail};
 use crate::backing::Backing;
 use crate::fio::{self, Part};
 use crate::host;
 use crate::options::Scale;
+use crate::postgres;
 use crate::report::OURS;
 use crate::results::Unsound;
 use crate::run::{At, Run};
@@ -22,9 +23,10 @@ pub(crate) enum Work {
     Mapped,
     Discard,
     Checkpoint,
+    Pgbench,
 }
 
-pub(crate) fn works() -> [Work; 7] {
+pub(crate) fn works() -> [Work; 8] {
     [
         Work::Io,
         Work::Busy,
@@ -33,6 +35,7 @@ pub(crate) fn works() -> [Work; 7] {
         Work::Mapped,
         Work::Discard,
         Work::Checkpoint,
+        Work::Pgbench,
     ]
 }
 
@@ -46,6 +49,7 @@ impl Work {
             Self::Mapped => "block/mapped",
             Self::Discard => "block/discard",
             Self::Checkpoint => "block/checkpoint",
+            Self::Pgbench => "block/pgbench",
         }
     }
 
@@ -60,6 +64,15 @@ impl Work {
             Self::Mapped => "a snapshot of a volume that was written at random",
             Self::Discard => "half of it discarded, and what comes back to the host",
             Self::Checkpoint => "the slowest writes with and without checkpoints (cowshed only)",
+            Self::Pgbench => "transactions of PostgreSQL on ext4, and a snapshot while it is idle",
+        }
+    }
+
+    /// Why it cannot be done here.
+    pub(crate) fn missing(self) -> Option<String> {
+        match self {
+            Self::Pgbench => postgres::missing(),
+            _ => None,
         }
     }
 
@@ -83,7 +96,9 @@ impl Work {
         let is_variant = peer.name().starts_with("cowshed (");
         match self {
             Self::Io | Self::Busy => true,
-            Self::Discard => peer.has_snapshots() || peer.name().starts_with("plain"),
+            Self::Discard | Self::Pgbench => {
+                peer.has_snapshots() || peer.name().starts_with("plain")
+            }
             Self::Overwrite => peer.has_snapshots(),
             // These do not depend on the way to the pool.
             Self::Snapshots | Self::Mapped => peer.has_snapshots() && !is_variant,
@@ -113,6 +128,7 @@ impl Work {
             Self::Mapped => 2.0 + 30.0 * gib(scale.mapped_bytes),
             Self::Discard => fill + 1.0,
             Self::Checkpoint => fill + 4.0 * 2.0 * job,
+            Self::Pgbench => pgbench::expected_seconds(scale),
         };
         let rounds = f64::from(self.rounds(scale));
         Duration::from_secs_f64(seconds * rounds * taking as f64)
@@ -137,6 +153,11 @@ impl Work {
         if peers.is_empty() {
             return Ok(());
         }
+        if let Some(why) = self.missing() {
+            let name = self.name();
+            run.results.note(format!("{name} was left out: {why}"));
+            return Ok(());
+        }
         for round in 0..rounds {
             let stage = Stage {
                 backing,
@@ -155,6 +176,7 @@ impl Work {
                 Self::Mapped => branching::mapped(run, &stage)?,
                 Self::Discard => discard::round(run, &stage)?,
                 Self::Checkpoint => tail::round(run, &stage)?,
+                Self::Pgbench => pgbench::round(run, &stage)?,
             }
         }
         Ok(())

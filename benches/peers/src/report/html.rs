@@ -395,6 +395,7 @@ mod tests {
             subject_bytes: 1,
             pass_bytes: 1,
             mapped_bytes: 1,
+            database_scale: 1,
             tree_files: 1,
             large_file_bytes: 1,
         };

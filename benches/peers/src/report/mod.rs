@@ -18,6 +18,7 @@ pub(crate) const OURS: &str = "cowshed";
 pub(crate) fn format(unit: Unit, value: f64) -> String {
     match unit {
         Unit::Iops => scaled(value, 1000.0, &["", " k", " M"]),
+        Unit::TransactionsPerSecond => scaled(value, 1000.0, &["/s", " k/s", " M/s"]),
         Unit::BytesPerSecond => scaled(value, 1000.0, &[" B/s", " kB/s", " MB/s", " GB/s"]),
         Unit::Seconds => seconds(value),
         Unit::Bytes => bytes(value),
@@ -151,6 +152,8 @@ mod tests {
             (Unit::Iops, 149_312.0, "149 k"),
             (Unit::Iops, 999.7, "1.00 k"),
             (Unit::Iops, 42.0, "42.0"),
+            (Unit::TransactionsPerSecond, 870.4, "870/s"),
+            (Unit::TransactionsPerSecond, 3105.6, "3.11 k/s"),
             (Unit::BytesPerSecond, 5.5e9, "5.50 GB/s"),
             (Unit::Seconds, 0.000_012_3, "12.3 µs"),
             (Unit::Seconds, 0.25, "250 ms"),
