@@ -5,7 +5,7 @@
 
 mod subject;
 
-use cowshed::pool::Volume;
+use cowshed_engine::pool::Volume;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::cell::Cell;
 use std::path::Path;
@@ -19,7 +19,7 @@ const GIB: u64 = 1 << 30;
 struct Names(Cell<u64>);
 
 impl Names {
-    fn next(&self, kind: &str) -> cowshed::base::Name {
+    fn next(&self, kind: &str) -> cowshed_format::base::Name {
         self.0.set(self.0.get() + 1);
         name(&format!("{kind}-{}", self.0.get()))
     }

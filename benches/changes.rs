@@ -8,9 +8,9 @@
 
 mod subject;
 
-use cowshed::base::Name;
-use cowshed::container::{Comparison, CreateContainer, Host, ImportOptions};
-use cowshed::oci::SourceInput;
+use cowshed_format::base::Name;
+use cowshed_host::{Comparison, CreateContainer, Host, ImportOptions};
+use cowshed_oci::SourceInput;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

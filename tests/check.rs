@@ -1,11 +1,11 @@
 //! The check against pools that the engine made: after random operations, at moments at which the
 //! machine could have stopped, and after the recovery from them.
 
-use cowshed::base::Name;
-use cowshed::check::{CheckOptions, CheckReport, FindingKind, check};
-use cowshed::device::{Device, DeviceImage, MemoryDevice, RecordedOp};
-use cowshed::format::Superblock;
-use cowshed::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use cowshed_check::{CheckOptions, CheckReport, FindingKind, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use cowshed_format::Superblock;
+use cowshed_format::base::Name;
+use cowshed_format::device::{Device, DeviceImage, MemoryDevice, RecordedOp};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowshed::base::{BLOCK_BYTES, Name};
-use cowshed::device::FileDevice;
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_format::base::{BLOCK_BYTES, Name};
+use cowshed_format::device::FileDevice;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::path::Path;

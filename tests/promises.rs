@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowshed::base::{BLOCK_BYTES, Error, Name};
-use cowshed::device::MemoryDevice;
-use cowshed::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_format::base::{BLOCK_BYTES, Error, Name};
+use cowshed_format::device::MemoryDevice;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use std::sync::{Arc, Barrier};

@@ -6,11 +6,11 @@
     reason = "small numbers of a test's own making; a test fails by panicking"
 )]
 
-use cowshed::base::Name;
-use cowshed::base::checksum::crc32;
-use cowshed::check;
-use cowshed::device::{Device, MemoryDevice};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool, Status, Volume};
+use cowshed_check as check;
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Status, Volume};
+use cowshed_format::base::Name;
+use cowshed_format::base::checksum::crc32;
+use cowshed_format::device::{Device, MemoryDevice};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;

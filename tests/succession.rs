@@ -11,7 +11,7 @@ mod server;
 #[path = "succession/stalling.rs"]
 mod stalling;
 
-use cowshed::export::Connection;
+use cowshed_export::Connection;
 use load::{BlockLoad, FileLoad};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek64};

@@ -40,9 +40,7 @@ mod sandbox;
 mod shed;
 mod subjects;
 mod table;
-#[path = "../../src/snapshotter/wire.rs"]
-#[allow(dead_code, reason = "the service uses the rest")]
-mod wire;
+use cowshed_daemon::snapshotter::wire;
 #[path = "../../tests/runtimes/world.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod world;

@@ -3,7 +3,7 @@
 
 use crate::harness::{Bench, Daemon, Reaped, eventually, expect_failure, host, program};
 use crate::load::{check_device, goes_on, on_device, serving};
-use cowshed::daemon::{Answer, Client, Connection};
+use cowshed_daemon::{Answer, Client, Connection};
 use serde_json::json;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};

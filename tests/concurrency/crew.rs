@@ -2,8 +2,8 @@
 
 use crate::stamps::BLOCK;
 use crate::subject::{FULL_BLOCKS, Frozen, Record, Span, Subject, TAIL};
-use cowshed::base::{Error, Name};
-use cowshed::pool::Pool;
+use cowshed_engine::pool::Pool;
+use cowshed_format::base::{Error, Name};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;

@@ -14,10 +14,10 @@ mod history;
 mod stamps;
 mod subject;
 
-use cowshed::base::Error;
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{Device, FileDevice, MemoryDevice};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_format::base::Error;
+use cowshed_format::device::{Device, FileDevice, MemoryDevice};
 use crew::World;
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -3,7 +3,7 @@
 //! torn, is seen.
 
 use crate::history::LANES;
-use cowshed::base::BLOCK_BYTES;
+use cowshed_format::base::BLOCK_BYTES;
 
 pub(crate) const BLOCK: u64 = BLOCK_BYTES as u64;
 pub(crate) const LANE_BYTES: usize = BLOCK_BYTES / LANES;

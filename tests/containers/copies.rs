@@ -2,8 +2,8 @@
 
 use crate::stage::{Stage, shell, small_image};
 use crate::trees;
-use cowshed::base::{Cancel, Name};
-use cowshed::container::{CopyOptions, CopySide, CreateContainer, Error};
+use cowshed_format::base::{Cancel, Name};
+use cowshed_host::{CopyOptions, CopySide, CreateContainer, Error};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use std::fs;
 use std::io::Read;

@@ -2,9 +2,9 @@
 
 use crate::stage::{Stage, shell, small_image};
 use crate::trees;
-use cowshed::base::Name;
-use cowshed::container::{Comparison, CreateContainer, Error};
-use cowshed::oci::Compression;
+use cowshed_format::base::Name;
+use cowshed_host::{Comparison, CreateContainer, Error};
+use cowshed_oci::Compression;
 use std::fs::{self, File};
 use std::io::Write;
 

@@ -1,10 +1,10 @@
 //! Bad images and interruptions leave nothing.
 
 use crate::stage::{ImageFolder, Stage, pool_of, small_image};
-use cowshed::base::Name;
-use cowshed::container::{Error, Host, ImportOptions};
-use cowshed::oci::SourceInput;
-use cowshed::pool::RecordKind;
+use cowshed_engine::pool::RecordKind;
+use cowshed_format::base::Name;
+use cowshed_host::{Error, Host, ImportOptions};
+use cowshed_oci::SourceInput;
 use std::fs;
 use std::sync::Arc;
 

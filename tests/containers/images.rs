@@ -2,10 +2,10 @@
 
 use crate::stage::{ImageFolder, Stage, shell, small_image};
 use crate::trees;
-use cowshed::base::Name;
-use cowshed::container::{CreateContainer, Error, ImportOptions};
-use cowshed::oci::{Compression, SourceInput};
-use cowshed::pool::RecordKind;
+use cowshed_engine::pool::RecordKind;
+use cowshed_format::base::Name;
+use cowshed_host::{CreateContainer, Error, ImportOptions};
+use cowshed_oci::{Compression, SourceInput};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
@@ -209,7 +209,7 @@ fn names_that_an_older_version_stored_are_found_and_shown_short() {
     let folder = stage.folder("other");
     fs::write(folder.join("f"), b"x").unwrap();
     let other = stage.import(&folder, "other:1");
-    let store = |name: &str, image: &cowshed::container::ImportedImage| {
+    let store = |name: &str, image: &cowshed_host::ImportedImage| {
         let mut transaction = stage.pool.transaction();
         let id = image.id.to_string();
         transaction.put_record(RecordKind::REFERENCE, name.as_bytes(), id.as_bytes());

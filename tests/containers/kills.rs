@@ -2,11 +2,11 @@
 
 use crate::stage::{ImageFolder, shell};
 use crate::trees;
-use cowshed::base::Name;
-use cowshed::container::{Host, ImportOptions};
-use cowshed::device::{CreateFile, FileDevice, FileOptions};
-use cowshed::oci::SourceInput;
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_format::base::Name;
+use cowshed_format::device::{CreateFile, FileDevice, FileOptions};
+use cowshed_host::{Host, ImportOptions};
+use cowshed_oci::SourceInput;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -103,7 +103,7 @@ fn kill_after(delay: Duration) -> bool {
         .count();
     assert_eq!(layers, if is_whole { 3 } else { 0 }, "after {delay:?}");
     import(&host, &archive);
-    let options = cowshed::container::CreateContainer::default();
+    let options = cowshed_host::CreateContainer::default();
     let created = host.create_container(NAME, &options).unwrap();
     let root = host.mount_container(&created.id, None).unwrap().path;
     trees::assert_same(&root, &image.expected_tree());

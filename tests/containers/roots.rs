@@ -1,8 +1,8 @@
 //! Making, mounting and removing containers.
 
 use crate::stage::{Stage, small_image};
-use cowshed::base::Name;
-use cowshed::container::{CreateContainer, Error, Host};
+use cowshed_format::base::Name;
+use cowshed_host::{CreateContainer, Error, Host};
 use std::fs::{self, File};
 use std::process::Command;
 use std::sync::Arc;

@@ -2,9 +2,9 @@
 
 use crate::stage::{ImageFolder, Stage, pool_of, shell};
 use crate::trees;
-use cowshed::base::Name;
-use cowshed::container::{CreateContainer, Error, ImportOptions, ImportedImage, Result, Shortage};
-use cowshed::oci::SourceInput;
+use cowshed_format::base::Name;
+use cowshed_host::{CreateContainer, Error, ImportOptions, ImportedImage, Result, Shortage};
+use cowshed_oci::SourceInput;
 use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::path::Path;

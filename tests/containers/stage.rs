@@ -1,12 +1,12 @@
 //! A pool in memory with a host on it, and images made on the spot.
 
-use cowshed::base::Name;
-use cowshed::check::{CheckOptions, check};
-use cowshed::container::{Host, ImportOptions, ImportedImage};
-use cowshed::device::MemoryDevice;
-use cowshed::export::{Export, ExportOptions};
-use cowshed::oci::{Digest, SourceInput};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_export::{Export, ExportOptions};
+use cowshed_format::base::Name;
+use cowshed_format::device::MemoryDevice;
+use cowshed_host::{Host, ImportOptions, ImportedImage};
+use cowshed_oci::{Digest, SourceInput};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,7 +79,7 @@ impl Stage {
         &self,
         path: &Path,
         name: &str,
-    ) -> Result<ImportedImage, cowshed::container::Error> {
+    ) -> Result<ImportedImage, cowshed_host::Error> {
         let image = self
             .host
             .open_image(SourceInput::Path(path.to_owned()), None)?;
@@ -92,7 +92,7 @@ impl Stage {
 
     /// Makes a container and mounts it.
     pub(crate) fn container(&self, image: &str, name: &str) -> PathBuf {
-        let options = cowshed::container::CreateContainer {
+        let options = cowshed_host::CreateContainer {
             name: Some(Name::new(name).unwrap()),
             ..Default::default()
         };

@@ -1,8 +1,8 @@
 //! File systems whose superblocks were written by a guest: they decide nothing about the host.
 
 use crate::stage::{Stage, small_image};
-use cowshed::base::Name;
-use cowshed::container::{CopySide, CreateContainer};
+use cowshed_format::base::Name;
+use cowshed_host::{CopySide, CreateContainer};
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -1,6 +1,6 @@
 //! Everything that two trees can differ in, listed.
 
-use cowshed::oci::Digest;
+use cowshed_oci::Digest;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -6,8 +6,8 @@
 
 use crate::compare::RECORD_KINDS;
 use crate::oracle::{BLOCK, Oracle, Volume as Model};
-use cowshed::base::{BLOCK_BYTES, Result};
-use cowshed::pool::{ExtentKind, Pool, Volume, VolumeInfo, VolumeKind};
+use cowshed_engine::pool::{ExtentKind, Pool, Volume, VolumeInfo, VolumeKind};
+use cowshed_format::base::{BLOCK_BYTES, Result};
 use std::collections::BTreeMap;
 
 /// Blocks read in one call.

@@ -13,7 +13,7 @@
 
 use crate::digest;
 use crate::oracle::Oracle;
-use cowshed::device::Recording;
+use cowshed_format::device::Recording;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -8,8 +8,8 @@
 //! - A change of the length happens or not.
 
 use crate::digest::Mix;
-use cowshed::base::{BLOCK_BYTES, BLOCK_SHIFT};
-use cowshed::device::{DeviceImage, RecordedOp};
+use cowshed_format::base::{BLOCK_BYTES, BLOCK_SHIFT};
+use cowshed_format::device::{DeviceImage, RecordedOp};
 use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! A device that says it has flushed and has not: the prover must notice.
 
-use cowshed::base::Result;
-use cowshed::device::{Device, MemoryDevice};
+use cowshed_format::base::Result;
+use cowshed_format::device::{Device, MemoryDevice};
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

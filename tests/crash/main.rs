@@ -247,7 +247,7 @@ fn a_liar_is_found(_: &Options) -> Result<(), String> {
             device,
             every,
             flushes,
-        }) as Arc<dyn cowshed::device::Device>
+        }) as Arc<dyn cowshed_format::device::Device>
     };
     let found =
         (1..=LIAR_SEEDS).find_map(|seed| prove(seed, &Tally::default(), Some(&disguise)).err());

@@ -1,8 +1,8 @@
 //! A device that lets something happen in the middle of an operation: between two writes of a
 //! checkpoint, say, as another thread would. What happens is the same with each run of a seed.
 
-use cowshed::base::{Error, Result};
-use cowshed::device::{Device, MemoryDevice};
+use cowshed_format::base::{Error, Result};
+use cowshed_format::device::{Device, MemoryDevice};
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 

@@ -3,7 +3,7 @@
 use crate::history::Moment;
 use crate::oracle::BLOCK;
 use crate::workload::Run;
-use cowshed::base::Name;
+use cowshed_format::base::Name;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::sync::{Arc, Mutex};

@@ -3,7 +3,7 @@
 use crate::compare::RECORD_KINDS;
 use crate::oracle::{BLOCK, Refusal};
 use crate::workload::{Run, Step, steps_of_discard, steps_of_write};
-use cowshed::base::{Error, Name, Result, VolumeId};
+use cowshed_format::base::{Error, Name, Result, VolumeId};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;

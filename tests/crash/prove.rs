@@ -6,7 +6,7 @@ use crate::images::{self, Cut, Fate};
 use crate::oracle::Oracle;
 use crate::verify::{Recovered, Thorough, caught, recover};
 use crate::workload::{Ground, Run, empty_pool};
-use cowshed::device::{Device, DeviceImage, MemoryDevice, RecordedOp};
+use cowshed_format::device::{Device, DeviceImage, MemoryDevice, RecordedOp};
 use rand::Rng;
 use rand::rngs::StdRng;
 use std::collections::{BTreeMap, HashSet};

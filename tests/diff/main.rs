@@ -13,10 +13,8 @@ mod apply;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod client;
 mod compare;
-#[path = "../../src/snapshotter/content_wire.rs"]
-mod content_wire;
-#[path = "../../src/snapshotter/diff_wire.rs"]
-mod diff_wire;
+use cowshed_daemon::snapshotter::content_wire;
+use cowshed_daemon::snapshotter::diff_wire;
 mod differ;
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
@@ -29,7 +27,5 @@ mod kills;
 mod services;
 mod stage;
 mod store;
-#[path = "../../src/snapshotter/wire.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod wire;
+use cowshed_daemon::snapshotter::wire;
 mod writing;

@@ -6,7 +6,7 @@ use crate::content_wire::{
 };
 use crate::services::{Introspection, Leases};
 use crate::wire::Empty;
-use cowshed::oci::Digest;
+use cowshed_oci::Digest;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;

@@ -1,10 +1,10 @@
 //! A pool whose file was cut short: a clear error with the status of damage, never a panic, and
 //! nothing is lost where what was cut off comes back.
 
-use cowshed::base::{CorruptKind, Error, Name};
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{Device, FileDevice, FileOptions, MemoryDevice};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_format::base::{CorruptKind, Error, Name};
+use cowshed_format::device::{Device, FileDevice, FileOptions, MemoryDevice};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output};

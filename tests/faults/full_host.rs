@@ -3,10 +3,10 @@
 //! room, the pool works again without a restart.
 
 use crate::small_host::{KINDS, REFLINKS, SmallHost};
-use cowshed::base::{Error, Name};
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{Device, FileDevice, FileOptions};
-use cowshed::pool::{OpenOptions, Pool, PoolState, Volume};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{OpenOptions, Pool, PoolState, Volume};
+use cowshed_format::base::{Error, Name};
+use cowshed_format::device::{Device, FileDevice, FileOptions};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ fn assert_clean(path: &Path) {
 
 fn create(host: &SmallHost) {
     let device = FileDevice::create(host.pool(), POOL_BYTES, Default::default()).unwrap();
-    let create = cowshed::pool::CreateOptions {
+    let create = cowshed_engine::pool::CreateOptions {
         log_bytes: Some(4 * MIB),
         force: false,
     };

@@ -15,7 +15,7 @@ mod small_host;
 mod sweep;
 mod workload;
 
-use cowshed::device::{Effect, Fault, Lasting, Operation};
+use cowshed_format::device::{Effect, Fault, Lasting, Operation};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The pool as it ought to be: plain maps, with every value that a failed call may have left.
 
-use cowshed::base::{BLOCK_BYTES, VolumeId};
-use cowshed::pool::{Pool, RecordKind, Volume as Handle, VolumeKind};
+use cowshed_engine::pool::{Pool, RecordKind, Volume as Handle, VolumeKind};
+use cowshed_format::base::{BLOCK_BYTES, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a part of a block holds: the number of the operation that wrote it, or 0 for zeros.

@@ -2,10 +2,10 @@
 
 use crate::model::{Model, Seen};
 use crate::workload::{Op, POOL_BYTES, is_refusal, operations};
-use cowshed::base::{Error, Name};
-use cowshed::check::{CheckOptions, FindingKind, check};
-use cowshed::device::{DeviceImage, Fault, FaultyDevice, Lasting, MemoryDevice, Operation};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool, PoolState};
+use cowshed_check::{CheckOptions, FindingKind, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, PoolState};
+use cowshed_format::base::{Error, Name};
+use cowshed_format::device::{DeviceImage, Fault, FaultyDevice, Lasting, MemoryDevice, Operation};
 use std::sync::Arc;
 
 /// The smallest log, so that it fills.
@@ -130,8 +130,8 @@ impl Run {
         let Some(fault) = self.fault else {
             self.fail(&format!("{op:?}: {error}"));
         };
-        let (cowshed::device::Effect::Errno(errno) | cowshed::device::Effect::Short(errno)) =
-            fault.effect;
+        let (cowshed_format::device::Effect::Errno(errno)
+        | cowshed_format::device::Effect::Short(errno)) = fault.effect;
         if is_refusal(error) || error.errno() != errno || self.faulty.failures() == 0 {
             self.fail(&format!("{op:?} answers: {error}"));
         }
@@ -140,8 +140,8 @@ impl Run {
     /// A failed change stops the pool, and each later call says so; another failure does not.
     fn stops_or_not(&mut self) {
         let fault = self.fault.expect("something has failed");
-        let (cowshed::device::Effect::Errno(errno) | cowshed::device::Effect::Short(errno)) =
-            fault.effect;
+        let (cowshed_format::device::Effect::Errno(errno)
+        | cowshed_format::device::Effect::Short(errno)) = fault.effect;
         let stops = match fault.operation {
             Operation::Flush => true,
             Operation::Write | Operation::Store => errno != libc::ENOSPC,
@@ -178,7 +178,7 @@ impl Run {
         }
     }
 
-    fn reopen(&mut self, close: bool) -> cowshed::base::Result<()> {
+    fn reopen(&mut self, close: bool) -> cowshed_format::base::Result<()> {
         let pool = self.pool.take().expect("the pool is open");
         if close && let Err(error) = pool.close() {
             self.judge(&Op::Reopen(close), &error);

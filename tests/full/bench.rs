@@ -1,10 +1,10 @@
 //! Small pools in memory, and what fills them.
 
-use cowshed::base::waiting::{self, Owner};
-use cowshed::base::{BLOCK_BYTES, Error, Name, Result};
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{Device, MemoryDevice};
-use cowshed::pool::{CreateOptions, FullOptions, FullPolicy, OpenOptions, Pool, Volume};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, FullOptions, FullPolicy, OpenOptions, Pool, Volume};
+use cowshed_format::base::waiting::{self, Owner};
+use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result};
+use cowshed_format::device::{Device, MemoryDevice};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
 //! Pools that grow by themselves, and hosts that have no room for it.
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, options, verify};
-use cowshed::base::Error;
-use cowshed::device::{CreateFile, FileDevice, MemoryDevice};
-use cowshed::pool::{CreateOptions, FullOptions, OpenOptions, Pool, WaterLevel};
+use cowshed_engine::pool::{CreateOptions, FullOptions, OpenOptions, Pool, WaterLevel};
+use cowshed_format::base::Error;
+use cowshed_format::device::{CreateFile, FileDevice, MemoryDevice};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

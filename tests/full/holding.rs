@@ -3,9 +3,9 @@
 use crate::bench::{
     BLOCK, MIB, block, eventually, expect_sound, fill, name, options, pool, verify, waiting,
 };
-use cowshed::base::{BLOCK_BYTES, Error, Result};
-use cowshed::device::{Effect, FaultyDevice, Lasting, MemoryDevice, Operation};
-use cowshed::pool::{CreateOptions, Pool, Volume};
+use cowshed_engine::pool::{CreateOptions, Pool, Volume};
+use cowshed_format::base::{BLOCK_BYTES, Error, Result};
+use cowshed_format::device::{Effect, FaultyDevice, Lasting, MemoryDevice, Operation};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Full pools as the kernel sees them: through files, and through file systems on loop devices.
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, verify, waiting};
-use cowshed::device::{CreateFile, FileDevice, FileOptions};
-use cowshed::export::{Export, ExportError, ExportOptions};
-use cowshed::pool::{CreateOptions, FullOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::pool::{CreateOptions, FullOptions, OpenOptions, Pool, Volume};
+use cowshed_export::{Export, ExportError, ExportOptions};
+use cowshed_format::device::{CreateFile, FileDevice, FileOptions};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -3,8 +3,8 @@
 use crate::bench::BLOCK;
 use crate::shape::random_pool;
 use crate::subject::Subject;
-use cowshed::base::Error;
-use cowshed::pool::PoolState;
+use cowshed_engine::pool::PoolState;
+use cowshed_format::base::Error;
 use rand::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};

@@ -2,9 +2,9 @@
 
 use crate::bench::{BLOCK, MIB};
 use crate::subject::{Ground, Subject};
-use cowshed::base::Error;
-use cowshed::device::{CreateFile, FileDevice, MemoryDevice};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_format::base::Error;
+use cowshed_format::device::{CreateFile, FileDevice, MemoryDevice};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;

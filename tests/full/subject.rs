@@ -1,9 +1,9 @@
 //! A pool under test beside a model of what it must hold: every volume's blocks in memory.
 
 use crate::bench::{BLOCK, block, expect_sound, name, write_now};
-use cowshed::base::{BLOCK_BYTES, Error, Generation};
-use cowshed::device::{Device, FileDevice, FileOptions, MemoryDevice};
-use cowshed::pool::{Notes, OpenOptions, Pool, Volume};
+use cowshed_engine::pool::{Notes, OpenOptions, Pool, Volume};
+use cowshed_format::base::{BLOCK_BYTES, Error, Generation};
+use cowshed_format::device::{Device, FileDevice, FileOptions, MemoryDevice};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! Compares all that a pool says with the model.
 
 use crate::oracle::{BLOCK, LEAF_BLOCKS, Oracle, Volume as Model};
-use cowshed::base::VolumeId;
-use cowshed::pool::{ExtentKind, Pool, RecordKind, Volume, VolumeInfo, VolumeKind};
+use cowshed_engine::pool::{ExtentKind, Pool, RecordKind, Volume, VolumeInfo, VolumeKind};
+use cowshed_format::base::VolumeId;
 use std::collections::BTreeSet;
 
 /// The kinds of records that the runs use.

@@ -3,7 +3,7 @@
 use crate::compare;
 use crate::oracle::{BLOCK, Refusal};
 use crate::run::Run;
-use cowshed::base::{Error, Name, Result, VolumeId};
+use cowshed_format::base::{Error, Name, Result, VolumeId};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;

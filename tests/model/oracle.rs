@@ -9,7 +9,7 @@
 //!   child what the child still maps; with more it loses its name, keeps what any child maps, and
 //!   waits until one child is left.
 
-use cowshed::base::BLOCK_BYTES;
+use cowshed_format::base::BLOCK_BYTES;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

@@ -6,8 +6,8 @@
 use crate::compare;
 use crate::oracle::{BLOCK, Oracle};
 use crate::storage::{Stop, Storage};
-use cowshed::base::VolumeId;
-use cowshed::pool::{Pool, RecordKind, Volume};
+use cowshed_engine::pool::{Pool, RecordKind, Volume};
+use cowshed_format::base::VolumeId;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};

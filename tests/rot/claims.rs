@@ -1,11 +1,11 @@
 //! Fields that claim much: nothing is allocated, and nothing runs on, because a field says so.
 
 use crate::golden::{open, options};
-use cowshed::base::{CorruptKind, Error};
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{Device, MemoryDevice};
-use cowshed::format::Superblock;
-use cowshed::pool::{CreateOptions, Pool};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, Pool};
+use cowshed_format::Superblock;
+use cowshed_format::base::{CorruptKind, Error};
+use cowshed_format::device::{Device, MemoryDevice};
 use std::sync::Arc;
 
 /// Makes an empty pool and changes all its superblocks.

@@ -1,10 +1,10 @@
 //! The pools that are damaged, with what they hold and what each of their blocks is.
 
-use cowshed::base::{BlockAddr, Name};
-use cowshed::device::{Device, DeviceImage, MemoryDevice};
-use cowshed::format::Superblock;
-use cowshed::format::layout::GROUP_HEADER_BLOCKS;
-use cowshed::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use cowshed_format::Superblock;
+use cowshed_format::base::{BlockAddr, Name};
+use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
+use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub(crate) fn options() -> OpenOptions {
     }
 }
 
-pub(crate) fn open(device: &Arc<MemoryDevice>) -> cowshed::base::Result<Pool> {
+pub(crate) fn open(device: &Arc<MemoryDevice>) -> cowshed_format::base::Result<Pool> {
     Pool::open(Arc::clone(device) as Arc<dyn Device>, &options())
 }
 

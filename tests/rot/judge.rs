@@ -2,10 +2,10 @@
 //! without loss of what could be read.
 
 use crate::golden::{BLOCK, State, open};
-use cowshed::base::{Error, Name};
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{DeviceImage, MemoryDevice};
-use cowshed::pool::{Pool, ScrubFault, ScrubReport};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{Pool, ScrubFault, ScrubReport};
+use cowshed_format::base::{Error, Name};
+use cowshed_format::device::{DeviceImage, MemoryDevice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

@@ -12,7 +12,7 @@ mod golden;
 mod judge;
 mod named;
 
-use cowshed::device::{DeviceImage, RecordedOp};
+use cowshed_format::device::{DeviceImage, RecordedOp};
 use golden::{BLOCK, Golden, Part, State, block_of, golden};
 use judge::judge;
 use rand::rngs::StdRng;

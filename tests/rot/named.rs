@@ -2,11 +2,11 @@
 
 use crate::golden::{BLOCK, open};
 use crate::put;
-use cowshed::base::{CorruptKind, Error, Name};
-use cowshed::check::{CheckOptions, Note, Refusal, Repair, check};
-use cowshed::device::{DeviceImage, MemoryDevice};
-use cowshed::format::record::SALT_OFFSET;
-use cowshed::pool::{CreateOptions, Pool, ScrubFaultKind};
+use cowshed_check::{CheckOptions, Note, Refusal, Repair, check};
+use cowshed_engine::pool::{CreateOptions, Pool, ScrubFaultKind};
+use cowshed_format::base::{CorruptKind, Error, Name};
+use cowshed_format::device::{DeviceImage, MemoryDevice};
+use cowshed_format::record::SALT_OFFSET;
 use std::sync::Arc;
 
 const VOLUME_BLOCKS: u64 = 1024;
@@ -47,7 +47,8 @@ fn pool_with_a_log() -> DeviceImage {
 /// Where the leaf lies that leads to data of these blocks, by what stands in it: the checksums of
 /// both.
 fn leaf_of(image: &DeviceImage, blocks: [u64; 2]) -> u64 {
-    let [one, two] = blocks.map(|block| cowshed::base::checksum::crc32(&fill(block)).to_le_bytes());
+    let [one, two] =
+        blocks.map(|block| cowshed_format::base::checksum::crc32(&fill(block)).to_le_bytes());
     let holds = |bytes: &[u8], crc: [u8; 4]| bytes.chunks(16).any(|pointer| pointer[12..] == crc);
     (0..image.len_bytes() / BLOCK)
         .find(|block| {
@@ -197,7 +198,7 @@ fn a_record_that_was_flushed_and_has_a_wrong_length_is_refused_and_cut_off_by_a_
 /// stands in, the log's salt, and where in it the checksum of the record's data is.
 fn refused_and_cut_off(place: impl Fn((&[u8], [u8; 8]), usize) -> usize) {
     let mut image = pool_with_a_log();
-    let crc = cowshed::base::checksum::crc32(&fill(258)).to_le_bytes();
+    let crc = cowshed_format::base::checksum::crc32(&fill(258)).to_le_bytes();
     let log = (16..32).find(|block| {
         let bytes = crate::block_of(&image, *block);
         bytes.windows(4).any(|each| each == crc)
@@ -245,7 +246,7 @@ fn a_scrub_names_every_rotten_block_and_goes_on_behind_a_node() {
         (32..image.len_bytes() / BLOCK).find(|at| crate::block_of(&image, *at) == fill(block))
     };
     for block in [leaf, data(1).unwrap(), data(768).unwrap()] {
-        cowshed::device::Device::write_at(&*device, &[0x5a; 4096], block * BLOCK).unwrap();
+        cowshed_format::device::Device::write_at(&*device, &[0x5a; 4096], block * BLOCK).unwrap();
     }
     let report = pool.scrub(&mut |_, _| true).unwrap();
     let id = pool.volume("a").unwrap().id();
@@ -291,7 +292,8 @@ fn a_scrub_finds_rot_in_catalogue_bitmaps_and_superblocks() {
         };
         assert!(!damaged.is_empty());
         for block in damaged {
-            cowshed::device::Device::write_at(&*device, &[0x5a; 4096], block * BLOCK).unwrap();
+            cowshed_format::device::Device::write_at(&*device, &[0x5a; 4096], block * BLOCK)
+                .unwrap();
         }
         let report = pool.scrub(&mut |_, _| true).unwrap();
         assert!(

@@ -1,9 +1,9 @@
 //! `cowshed gc`: what is kept and why, and what is not.
 
 use crate::place::{Place, Snapshotter, layer};
-use cowshed::base::Name;
-use cowshed::device::{FileDevice, FileOptions};
-use cowshed::pool::{OpenOptions, Pool};
+use cowshed_engine::pool::{OpenOptions, Pool};
+use cowshed_format::base::Name;
+use cowshed_format::device::{FileDevice, FileOptions};
 use serde_json::Value;
 use std::sync::Arc;
 

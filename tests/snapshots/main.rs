@@ -22,5 +22,4 @@ mod life;
 mod modes;
 mod place;
 mod restart;
-#[path = "../../src/snapshotter/wire.rs"]
-mod wire;
+use cowshed_daemon::snapshotter::wire;

@@ -5,11 +5,11 @@
 use crate::file_system::{FileSystem, Mounted};
 use crate::harness::noise;
 use crate::ledger::{BLOCK, Compared, Ledger, Version, Written, block_of};
-use cowshed::base::Name;
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{DeviceImage, MemoryDevice, RecordedOp, Recording};
-use cowshed::export::{Export, ExportOptions};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_export::{Export, ExportOptions};
+use cowshed_format::base::Name;
+use cowshed_format::device::{DeviceImage, MemoryDevice, RecordedOp, Recording};
 use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};

@@ -1,13 +1,13 @@
 //! The process that serves, and what is kept for it.
 
 use super::stalling::{STALLS, Stalling};
-use cowshed::base::Name;
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{CreateFile, FileDevice, FileOptions};
-use cowshed::export::{
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_export::{
     Connection, ConnectionParts, Directory, Export, ExportOptions, Keepsake, Transport, clean_stale,
 };
-use cowshed::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_format::base::Name;
+use cowshed_format::device::{CreateFile, FileDevice, FileOptions};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
@@ -87,7 +87,7 @@ pub(crate) fn serve_as_told() {
             "attachments" => {
                 let list = export.attachments();
                 let line =
-                    |it: &cowshed::export::Attachment| format!("{} {}", it.name, it.path.display());
+                    |it: &cowshed_export::Attachment| format!("{} {}", it.name, it.path.display());
                 answer(&list.iter().map(line).collect::<Vec<_>>().join(","));
             }
             "hand-over" => {

@@ -1,8 +1,8 @@
 //! A pool whose volumes can be told to take requests and never answer.
 
-use cowshed::base::{Name, Result, VolumeId};
-use cowshed::export::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
-use cowshed::pool::{Extent, Pool};
+use cowshed_engine::pool::{Extent, Pool};
+use cowshed_export::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
+use cowshed_format::base::{Name, Result, VolumeId};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -1,6 +1,6 @@
 //! Archives from strangers: nothing outside the root is touched, and nothing grows without bound.
 
-use cowshed::oci::{
+use cowshed_oci::{
     ApplyOptions, Compression, Digest, Image, ImageConfig, LayerOrigin, LayerWriter, Select,
     SourceInput, apply,
 };

@@ -2,14 +2,14 @@
 //! it writes and reads back as the same.
 
 use crate::parts::Parts;
-use cowshed::base::checksum::crc32;
-use cowshed::base::codec::{Reader, Writer};
-use cowshed::base::{BLOCK_BYTES, BlockAddr, Generation, Name, Sequence, VolumeId};
-use cowshed::format::catalogue::{RecordEntry, VolumeEntry, fragments};
-use cowshed::format::node::{Bounds, Entries};
-use cowshed::format::operation::Operation;
-use cowshed::format::record::{self, HEADER_BYTES, Header};
-use cowshed::format::{Layout, Pointer, Superblock, group, node};
+use cowshed_format::base::checksum::crc32;
+use cowshed_format::base::codec::{Reader, Writer};
+use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Generation, Name, Sequence, VolumeId};
+use cowshed_format::catalogue::{RecordEntry, VolumeEntry, fragments};
+use cowshed_format::node::{Bounds, Entries};
+use cowshed_format::operation::Operation;
+use cowshed_format::record::{self, HEADER_BYTES, Header};
+use cowshed_format::{Layout, Pointer, Superblock, group, node};
 
 const UUID: [u8; 16] = [7; 16];
 

@@ -1,6 +1,6 @@
 //! What a client may ask the snapshotter to list.
 
-use cowshed::snapshotter::understands_filters;
+use cowshed_daemon::snapshotter::understands_filters;
 
 /// Longer ones are refused by their length alone.
 const BYTES_MAX: usize = 32 << 10;

@@ -3,10 +3,10 @@
 
 use crate::parts::Parts;
 use crate::plant::{PLANTS, Plant, block_of, options, put};
-use cowshed::base::{BLOCK_BYTES, Error, Name};
-use cowshed::check::{CheckOptions, CheckReport, FindingKind, Note, check};
-use cowshed::device::{Device, DeviceImage, MemoryDevice};
-use cowshed::pool::{Pool, RecordKind, Volume};
+use cowshed_check::{CheckOptions, CheckReport, FindingKind, Note, check};
+use cowshed_engine::pool::{Pool, RecordKind, Volume};
+use cowshed_format::base::{BLOCK_BYTES, Error, Name};
+use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
 use std::sync::Arc;
 
 /// No more changes than this are made to one image.

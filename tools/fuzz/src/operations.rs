@@ -2,10 +2,10 @@
 
 use crate::oracle::{BLOCK, Oracle};
 use crate::parts::Parts;
-use cowshed::base::{Error, Name, VolumeId};
-use cowshed::check::{CheckOptions, check};
-use cowshed::device::{Device, MemoryDevice};
-use cowshed::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_check::{CheckOptions, check};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_format::base::{Error, Name, VolumeId};
+use cowshed_format::device::{Device, MemoryDevice};
 use std::sync::Arc;
 
 const OPERATIONS_MAX: usize = 96;

@@ -1,7 +1,7 @@
 //! What a client may send to the daemon, and a daemon to its client.
 
-use cowshed::daemon::Answer;
-use cowshed::daemon::protocol::{receive_answer, receive_request, send_answer};
+use cowshed_daemon::Answer;
+use cowshed_daemon::protocol::{receive_answer, receive_request, send_answer};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;

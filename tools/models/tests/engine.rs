@@ -8,9 +8,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowshed_models::base::{BLOCK_BYTES, Error, Name};
-use cowshed_models::device::{Device, MemoryDevice};
-use cowshed_models::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_format::base::{BLOCK_BYTES, Error, Name};
+use cowshed_format::device::{Device, MemoryDevice};
 use shuttle::thread;
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ fn readers_follow_a_map_while_a_checkpoint_stores_it_and_a_writer_changes_it() {
         write(&volume, 0, 1);
         write(&volume, FAR, 1);
         let (writer, reader) = (volume.clone(), volume.clone());
-        let checkpointer = pool.clone();
+        let checkpointer = pool;
         join([
             thread::spawn(move || {
                 for version in 2..4 {

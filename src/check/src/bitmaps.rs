@@ -1,0 +1,156 @@
+//! The groups' bitmaps against the blocks that were reached.
+
+use super::finding::{Detail, FindingKind, Findings, Place};
+use super::marks::{Marks, used_in, word_bit};
+use cowshed_format::Superblock;
+use cowshed_format::base::{BlockAddr, Generation};
+use cowshed_format::device::Device;
+use cowshed_format::group::{self, BITMAP_WORDS, Bitmap, BitmapSlot, SLOT_BYTES, decode};
+use std::collections::BTreeSet;
+
+/// The state of a group's two bitmap slots.
+pub(super) struct GroupSlots {
+    /// The bitmap that counts, and its slot.
+    pub(super) current: Option<(u8, BitmapSlot)>,
+    /// Whether the other slot was left by a checkpoint that was not finished, or is damaged.
+    pub(super) unfinished: bool,
+}
+
+/// What was found in all groups.
+#[derive(Default)]
+pub(super) struct Bitmaps {
+    /// Groups whose bitmap is not what was reached, or is lost.
+    pub(super) wrong: BTreeSet<u64>,
+    /// Groups with a slot of a checkpoint that was not finished.
+    pub(super) unfinished: BTreeSet<u64>,
+    /// Whether an old bitmap stands where a newer one should: none of them is to be trusted.
+    pub(super) stale: bool,
+}
+
+/// Reads a group's two slots.
+pub(super) fn read_group(device: &dyn Device, superblock: &Superblock, number: u64) -> GroupSlots {
+    let mut slots = GroupSlots {
+        current: None,
+        unfinished: false,
+    };
+    for slot in [0, 1] {
+        let mut bytes = Box::new([0; SLOT_BYTES]);
+        let offset = superblock.layout.bitmap_slot(number, slot).offset_bytes();
+        if device.read_at(&mut bytes[..], offset).is_err() {
+            continue;
+        }
+        let Some(found) = decode(&bytes, &superblock.uuid, number) else {
+            slots.unfinished |= !group::is_blank(&bytes);
+            continue;
+        };
+        let newest = slots.current.as_ref().map(|(_, slot)| slot.generation);
+        if found.generation > superblock.generation {
+            slots.unfinished = true;
+        } else if newest.unwrap_or(Generation(0)) <= found.generation {
+            slots.current = Some((slot, found));
+        }
+    }
+    slots
+}
+
+/// Compares every group's bitmap with the marks.
+pub(super) fn compare(
+    device: &dyn Device,
+    superblock: &Superblock,
+    marks: &Marks,
+    findings: &mut Findings,
+) -> Bitmaps {
+    let mut bitmaps = Bitmaps::default();
+    let (mut used, mut digest) = (Some(0), 0u64);
+    for group in 0..superblock.groups_initialized {
+        let slots = read_group(device, superblock, group);
+        if slots.unfinished {
+            bitmaps.unfinished.insert(group);
+        }
+        let expected = marks.bitmap(group);
+        let Some((_, slot)) = slots.current else {
+            let place = Place::Group(group);
+            findings.add(FindingKind::BitmapUnreadable, place, Detail::None);
+            bitmaps.wrong.insert(group);
+            used = None;
+            continue;
+        };
+        used = used.map(|used| used + used_in(&slot.bitmap));
+        digest = digest.wrapping_add(group::digest(group, &slot.bitmap));
+        if slot.bitmap != expected {
+            bitmaps.wrong.insert(group);
+            let first = superblock.layout.group_start(group);
+            report(findings, FindingKind::BlocksLeaked, first, |word| {
+                slot.bitmap[word] & !expected[word]
+            });
+            report(findings, FindingKind::BlocksUnmarked, first, |word| {
+                expected[word] & !slot.bitmap[word]
+            });
+        }
+    }
+    if used.is_some() && digest != superblock.bitmaps_digest {
+        let detail = Detail::Fact("the bitmaps are not the ones that it was written with");
+        findings.add(FindingKind::SuperblockField, Place::Pool, detail);
+        bitmaps.stale = true;
+    }
+    // A group without slots is free throughout, as far as the superblock knows.
+    let last = marks.last_group().map_or(0, |last| last + 1);
+    for group in superblock.groups_initialized..last {
+        let expected = marks.bitmap(group);
+        if used_in(&expected) > 0 {
+            bitmaps.wrong.insert(group);
+            let first = superblock.layout.group_start(group);
+            report(findings, FindingKind::BlocksUnmarked, first, |word| {
+                expected[word] & if word == 0 { !0b1111 } else { !0 }
+            });
+        }
+    }
+    if let Some(used) = used.filter(|used| *used != superblock.used_blocks) {
+        let detail = Detail::Count {
+            recorded: superblock.used_blocks,
+            counted: used,
+        };
+        findings.add(FindingKind::UsedCount, Place::Pool, detail);
+    }
+    bitmaps
+}
+
+/// Reports the bits that `difference` gives, as runs of blocks.
+fn report(
+    findings: &mut Findings,
+    kind: FindingKind,
+    group_start: u64,
+    difference: impl Fn(usize) -> u64,
+) {
+    let is_set = |index: u64| {
+        let (word, bit) = word_bit(index);
+        difference(word) & bit != 0
+    };
+    let end = BITMAP_WORDS as u64 * 64;
+    let mut index = 0;
+    while index < end {
+        if !is_set(index) {
+            index += 1;
+            continue;
+        }
+        let first = index;
+        while index < end && is_set(index) {
+            index += 1;
+        }
+        let place = Place::Blocks {
+            first: BlockAddr(group_start + first),
+            count: index - first,
+        };
+        findings.add(kind, place, Detail::None);
+    }
+}
+
+/// The bits of the blocks that a group of `blocks` blocks has.
+pub(super) fn whole(blocks: u64) -> Box<Bitmap> {
+    let mut bitmap = Box::new([0; BITMAP_WORDS]);
+    for index in 0..blocks {
+        let (word, bit) = word_bit(index);
+        bitmap[word] |= bit;
+    }
+    bitmap
+}

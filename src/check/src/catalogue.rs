@@ -1,0 +1,205 @@
+//! Reading the catalogue from its blocks: entries joined from their parts, each verified.
+
+use super::finding::{Detail, FindingKind, Place};
+use super::walk::{Settled, Subject, Tree, Walker};
+use cowshed_format::base::checksum::crc32;
+use cowshed_format::base::{
+    BLOCK_BYTES, BlockIndex, CorruptKind, Generation, Name, Result, VolumeId,
+};
+use cowshed_format::catalogue::{EntryId, Fragment, RecordEntry, VolumeEntry, fragments};
+use cowshed_format::device::Device;
+use cowshed_format::record::MAX_RECORD_BYTES;
+use cowshed_format::{Pointer, Superblock};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// The most parts of an entry: no operation that makes an entry is longer than a record.
+const PARTS_MAX: u16 = 2048;
+const _: () = assert!(PARTS_MAX as usize * (BLOCK_BYTES / 4) >= MAX_RECORD_BYTES);
+
+/// What the catalogue holds.
+#[derive(Default)]
+pub(super) struct Catalogue {
+    /// The volumes, without their labels.
+    pub(super) volumes: BTreeMap<VolumeId, VolumeEntry>,
+    /// Whether all of it could be read.
+    pub(super) known: bool,
+}
+
+/// The entries that are not yet whole, and what was seen of the others.
+#[derive(Default)]
+struct Joining {
+    partial: BTreeMap<EntryId, Partial>,
+    done: BTreeSet<EntryId>,
+    names: HashSet<Name>,
+    keys: HashSet<(u16, Vec<u8>)>,
+    catalogue: Catalogue,
+}
+
+/// The parts of an entry so far. Their number alone takes no memory.
+struct Partial {
+    parts: u16,
+    found: BTreeMap<u16, Vec<u8>>,
+}
+
+/// Walks and reads the catalogue of `superblock`.
+pub(super) fn read(walker: &mut Walker<'_>, superblock: &Superblock) -> Catalogue {
+    walker.keep_blocks = true;
+    let counts = walker.walk(Subject {
+        volume: VolumeId(0),
+        tree: Tree {
+            root: superblock.catalogue_root,
+            height: superblock.catalogue_height,
+        },
+        branch: Generation(0),
+        parent: None,
+        settled: Settled::Nothing,
+        cursor: 0,
+    });
+    walker.keep_blocks = false;
+    let blocks = std::mem::take(&mut walker.blocks);
+    let mut joining = Joining::default();
+    joining.catalogue.known = counts.mapped.is_some();
+    for (block, pointer) in blocks {
+        joining.take_block(walker, superblock, block, pointer);
+    }
+    joining.finish(walker)
+}
+
+/// A block or node of the catalogue, read and verified.
+pub(super) fn read_block(device: &dyn Device, pointer: Pointer) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; BLOCK_BYTES];
+    device.read_at(&mut bytes, pointer.addr().offset_bytes())?;
+    if crc32(&bytes) == pointer.crc() {
+        Ok(bytes)
+    } else {
+        Err(CorruptKind::Catalogue("a block has a wrong checksum").into())
+    }
+}
+
+impl Joining {
+    fn take_block(
+        &mut self,
+        walker: &mut Walker<'_>,
+        superblock: &Superblock,
+        block: BlockIndex,
+        pointer: Pointer,
+    ) {
+        let place = Place::Data {
+            volume: VolumeId(0),
+            block,
+            addr: pointer.addr(),
+        };
+        let outcome = read_block(walker.device, pointer).and_then(|bytes| {
+            if block.0 >= superblock.catalogue_blocks {
+                let what = "a block lies beyond the catalogue's end";
+                return Err(CorruptKind::Catalogue(what).into());
+            }
+            for fragment in fragments(&bytes)? {
+                self.take(walker, &fragment);
+            }
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            let detail = Detail::of(&error);
+            walker
+                .findings
+                .add(FindingKind::CatalogueBlock, place, detail);
+            self.catalogue.known = false;
+        }
+    }
+
+    fn take(&mut self, walker: &mut Walker<'_>, fragment: &Fragment<'_>) {
+        let id = fragment.entry;
+        let place = entry_place(id);
+        if fragment.parts > PARTS_MAX {
+            let detail = Detail::Fact("it has too many parts");
+            return self.damage(walker, FindingKind::CatalogueEntry, place, detail);
+        }
+        if self.done.contains(&id) {
+            return self.damage(walker, FindingKind::CataloguePartTwice, place, Detail::None);
+        }
+        let partial = self.partial.entry(id).or_insert_with(|| Partial {
+            parts: fragment.parts,
+            found: BTreeMap::new(),
+        });
+        if partial.parts != fragment.parts || partial.found.contains_key(&fragment.part) {
+            return self.damage(walker, FindingKind::CataloguePartTwice, place, Detail::None);
+        }
+        let payload = fragment.payload.to_vec();
+        partial.found.insert(fragment.part, payload);
+        if partial.found.len() == usize::from(partial.parts) {
+            let whole = self.partial.remove(&id);
+            let found = whole
+                .into_iter()
+                .flat_map(|whole| whole.found.into_values());
+            let bytes: Vec<u8> = found.flatten().collect();
+            self.done.insert(id);
+            self.take_entry(walker, id, &bytes);
+        }
+    }
+
+    fn take_entry(&mut self, walker: &mut Walker<'_>, id: EntryId, bytes: &[u8]) {
+        let place = entry_place(id);
+        let outcome = match id {
+            EntryId::Volume(number) => self.take_volume(walker, number, bytes),
+            EntryId::Record(_) => RecordEntry::decode(bytes).map(|record| {
+                if !self.keys.insert((record.kind, record.key)) {
+                    walker
+                        .findings
+                        .add(FindingKind::NameTwice, place, Detail::None);
+                }
+            }),
+        };
+        if let Err(kind) = outcome {
+            let detail = Detail::Corrupt(kind);
+            self.damage(walker, FindingKind::CatalogueEntry, place, detail);
+        }
+    }
+
+    fn take_volume(
+        &mut self,
+        walker: &mut Walker<'_>,
+        number: u64,
+        bytes: &[u8],
+    ) -> Result<(), CorruptKind> {
+        let mut volume = VolumeEntry::decode(bytes)?;
+        if volume.id.0 != number {
+            return Err(CorruptKind::Catalogue("a volume's entry has another id"));
+        }
+        if let Some(name) = &volume.name
+            && !self.names.insert(name.clone())
+        {
+            let place = Place::Volume(volume.id);
+            walker
+                .findings
+                .add(FindingKind::NameTwice, place, Detail::None);
+        }
+        volume.labels = BTreeMap::new();
+        self.catalogue.volumes.insert(volume.id, volume);
+        Ok(())
+    }
+
+    fn damage(&mut self, walker: &mut Walker<'_>, kind: FindingKind, place: Place, detail: Detail) {
+        walker.findings.add(kind, place, detail);
+        self.catalogue.known = false;
+    }
+
+    fn finish(mut self, walker: &mut Walker<'_>) -> Catalogue {
+        for (id, partial) in std::mem::take(&mut self.partial) {
+            let detail = Detail::Count {
+                recorded: u64::from(partial.parts),
+                counted: partial.found.len() as u64,
+            };
+            let kind = FindingKind::CataloguePartMissing;
+            self.damage(walker, kind, entry_place(id), detail);
+        }
+        self.catalogue
+    }
+}
+
+const fn entry_place(id: EntryId) -> Place {
+    match id {
+        EntryId::Volume(id) => Place::Volume(VolumeId(id)),
+        EntryId::Record(id) => Place::Record(id),
+    }
+}

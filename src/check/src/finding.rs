@@ -1,0 +1,387 @@
+//! What a check found, as typed values: which fact is violated, where, and the numbers.
+//!
+//! A finding is damage. A note is something to know that needs no repair.
+
+use cowshed_format::base::{
+    BLOCK_SHIFT, BlockAddr, BlockIndex, CorruptKind, Error, Generation, Sequence, VolumeId,
+};
+use std::fmt;
+
+/// The most findings that a report keeps; it counts the rest.
+pub const FINDINGS_MAX: usize = 10_000;
+
+/// Which fact is violated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FindingKind {
+    /// A superblock slot or copy cannot be read.
+    SuperblockUnreadable,
+    /// A superblock's field contradicts what the pool holds.
+    SuperblockField,
+    /// The superblock's count of blocks in use is wrong.
+    UsedCount,
+    /// The superblock's count of volumes is wrong.
+    VolumeCount,
+    /// No bitmap slot of a group is readable.
+    BitmapUnreadable,
+    /// Blocks are marked as used, and nothing refers to them.
+    BlocksLeaked,
+    /// Blocks are referred to, and not marked as used.
+    BlocksUnmarked,
+    /// A map node cannot be read or has a wrong checksum.
+    NodeUnreadable,
+    /// A map node or a root breaks the format.
+    NodeIllFormed,
+    /// A block of data cannot be read.
+    DataUnreadable,
+    /// A block of data has a wrong checksum.
+    DataChecksum,
+    /// A block has two owners.
+    BlockUsedTwice,
+    /// A pointer that an ancestor should own is not the parent's pointer at this place.
+    PointerNotInherited,
+    /// A volume's count of its own blocks is wrong.
+    OwnCount,
+    /// A volume's count of the blocks that it maps is wrong.
+    MappedCount,
+    /// A volume's parent does not exist.
+    ParentMissing,
+    /// Volumes are each other's ancestors.
+    ForestCycle,
+    /// A volume that has children can still be written.
+    ParentWritable,
+    /// A volume left its parent before the parent itself began, or in the future.
+    BranchOrder,
+    /// A volume's reclaim cursor is impossible.
+    ReclaimCursor,
+    /// A block of the catalogue cannot be read or is ill-formed.
+    CatalogueBlock,
+    /// A part of a catalogue entry is missing.
+    CataloguePartMissing,
+    /// A part of a catalogue entry is there twice, or its parts disagree.
+    CataloguePartTwice,
+    /// A catalogue entry is ill-formed.
+    CatalogueEntry,
+    /// Two volumes have one name, or two records one key.
+    NameTwice,
+    /// A record of the log that had been flushed is damaged.
+    LogDamaged,
+    /// The log cannot be read.
+    LogUnreadable,
+    /// A log record has a valid checksum, and its operations make no sense.
+    LogRecord,
+}
+
+impl FindingKind {
+    /// The kind as a word for machines.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SuperblockUnreadable => "superblock-unreadable",
+            Self::SuperblockField => "superblock-field",
+            Self::UsedCount => "used-count",
+            Self::VolumeCount => "volume-count",
+            Self::BitmapUnreadable => "bitmap-unreadable",
+            Self::BlocksLeaked => "blocks-leaked",
+            Self::BlocksUnmarked => "blocks-unmarked",
+            Self::NodeUnreadable => "node-unreadable",
+            Self::NodeIllFormed => "node-ill-formed",
+            Self::DataUnreadable => "data-unreadable",
+            Self::DataChecksum => "data-checksum",
+            Self::BlockUsedTwice => "block-used-twice",
+            Self::PointerNotInherited => "pointer-not-inherited",
+            Self::OwnCount => "own-count",
+            Self::MappedCount => "mapped-count",
+            Self::ParentMissing => "parent-missing",
+            Self::ForestCycle => "forest-cycle",
+            Self::ParentWritable => "parent-writable",
+            Self::BranchOrder => "branch-order",
+            Self::ReclaimCursor => "reclaim-cursor",
+            Self::CatalogueBlock => "catalogue-block",
+            Self::CataloguePartMissing => "catalogue-part-missing",
+            Self::CataloguePartTwice => "catalogue-part-twice",
+            Self::CatalogueEntry => "catalogue-entry",
+            Self::NameTwice => "name-twice",
+            Self::LogDamaged => "log-damaged",
+            Self::LogUnreadable => "log-unreadable",
+            Self::LogRecord => "log-record",
+        }
+    }
+}
+
+impl fmt::Display for FindingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where something was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// The pool as a whole.
+    Pool,
+    /// A superblock slot, or its copy at the end.
+    Superblock {
+        /// Slot 0 or 1.
+        slot: u8,
+        /// Whether it is the copy.
+        copy: bool,
+    },
+    /// An allocation group.
+    Group(u64),
+    /// A run of pool blocks.
+    Blocks {
+        /// The first one.
+        first: BlockAddr,
+        /// How many.
+        count: u64,
+    },
+    /// A volume as a whole.
+    Volume(VolumeId),
+    /// A map node of a volume (volume 0 is the catalogue).
+    Node {
+        /// The volume.
+        volume: VolumeId,
+        /// The node's level; leaves are level 1.
+        level: u8,
+        /// The first block of the volume that it covers.
+        first: BlockIndex,
+        /// Where it lies.
+        addr: BlockAddr,
+    },
+    /// A block of a volume (volume 0 is the catalogue).
+    Data {
+        /// The volume.
+        volume: VolumeId,
+        /// The block of the volume.
+        block: BlockIndex,
+        /// Where it lies.
+        addr: BlockAddr,
+    },
+    /// A catalogue entry of a record, by its number.
+    Record(u64),
+    /// A log record.
+    Log(Sequence),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Pool => f.write_str("the pool"),
+            Self::Superblock { slot, copy: false } => write!(f, "superblock slot {slot}"),
+            Self::Superblock { slot, copy: true } => {
+                write!(f, "the copy of superblock slot {slot}")
+            }
+            Self::Group(group) => write!(f, "allocation group {group}"),
+            Self::Blocks { first, count: 1 } => write!(f, "pool block {first}"),
+            Self::Blocks { first, count } => {
+                let last = first.0.saturating_add(count.saturating_sub(1));
+                write!(f, "pool blocks {first} to {last}")
+            }
+            Self::Volume(volume) => owner(f, volume),
+            Self::Node {
+                volume,
+                level,
+                first,
+                addr,
+            } => {
+                owner(f, volume)?;
+                let offset = u128::from(first.0) << BLOCK_SHIFT;
+                write!(
+                    f,
+                    ", map level {level} at offset {offset}, pool block {addr}"
+                )
+            }
+            Self::Data {
+                volume,
+                block,
+                addr,
+            } => {
+                owner(f, volume)?;
+                let offset = u128::from(block.0) << BLOCK_SHIFT;
+                write!(f, ", offset {offset}, pool block {addr}")
+            }
+            Self::Record(id) => write!(f, "catalogue record {id}"),
+            Self::Log(sequence) => write!(f, "log record {sequence}"),
+        }
+    }
+}
+
+fn owner(f: &mut fmt::Formatter<'_>, volume: VolumeId) -> fmt::Result {
+    match volume {
+        VolumeId(0) => f.write_str("the catalogue"),
+        volume => write!(f, "volume {volume}"),
+    }
+}
+
+/// The numbers of a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Kind and place say it all.
+    None,
+    /// Which fact of the format is violated.
+    Corrupt(CorruptKind),
+    /// The host's error number, where there is one.
+    Io(Option<i32>),
+    /// A number that does not agree with what was counted.
+    Count {
+        /// What the pool says.
+        recorded: u64,
+        /// What was counted.
+        counted: u64,
+    },
+    /// The other volume that is concerned.
+    Volume(VolumeId),
+    /// A generation that contradicts another.
+    Generations {
+        /// The one that is wrong.
+        found: Generation,
+        /// The one that it contradicts.
+        bound: Generation,
+    },
+    /// What is wrong, in words.
+    Fact(&'static str),
+}
+
+impl Detail {
+    /// The detail of a failed read or decode.
+    #[must_use]
+    pub(super) fn of(error: &Error) -> Self {
+        match error {
+            Error::Corrupt(kind) => Self::Corrupt(*kind),
+            Error::Io { source, .. } | Error::Latched { source, .. } => {
+                Self::Io(source.raw_os_error())
+            }
+            Error::NotAPool => Self::Fact("it holds no superblock"),
+            Error::Incompatible { .. } => Self::Fact("it is of a version that is not known"),
+            _ => Self::None,
+        }
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Corrupt(kind) => kind.fmt(f),
+            Self::Io(Some(errno)) => std::io::Error::from_raw_os_error(*errno).fmt(f),
+            Self::Io(None) => f.write_str("the device failed to read it"),
+            Self::Count { recorded, counted } => {
+                write!(f, "recorded {recorded}, counted {counted}")
+            }
+            Self::Volume(volume) => write!(f, "volume {volume}"),
+            Self::Generations { found, bound } => {
+                write!(f, "generation {found} contradicts generation {bound}")
+            }
+            Self::Fact(fact) => f.write_str(fact),
+        }
+    }
+}
+
+/// One violated fact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which fact.
+    pub kind: FindingKind,
+    /// Where.
+    pub place: Place,
+    /// The numbers.
+    pub detail: Detail,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.place)?;
+        match self.detail {
+            Detail::None => Ok(()),
+            detail => write!(f, ": {detail}"),
+        }
+    }
+}
+
+/// Something to know that is no damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The pool was not closed; the next open replays the log, and the findings are about the
+    /// state before that.
+    LogToReplay {
+        /// How many records.
+        records: u64,
+    },
+    /// The log ends with a write that was never acknowledged as flushed and did not get through.
+    UnfinishedWrite(Sequence),
+    /// A superblock's copy is of an earlier checkpoint: the stop came between the two.
+    CopyOutdated {
+        /// The slot.
+        slot: u8,
+    },
+    /// A range of a volume was given up with a damaged map node; reading it is an error until it
+    /// is written or discarded.
+    Lost {
+        /// The volume.
+        volume: VolumeId,
+        /// The first block.
+        first: BlockIndex,
+        /// How many.
+        blocks: u64,
+    },
+    /// Removed volumes wait to be reclaimed.
+    Reclaiming {
+        /// How many.
+        volumes: u64,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LogToReplay { records } => write!(f, "the log holds {records} records to replay"),
+            Self::UnfinishedWrite(sequence) => write!(
+                f,
+                "the log ends at record {sequence}, a write that did not get through"
+            ),
+            Self::CopyOutdated { slot } => {
+                write!(
+                    f,
+                    "the copy of superblock slot {slot} is of an earlier checkpoint"
+                )
+            }
+            Self::Lost {
+                volume,
+                first,
+                blocks,
+            } => {
+                let bytes = |blocks: u64| u128::from(blocks) << BLOCK_SHIFT;
+                write!(
+                    f,
+                    "volume {volume} has lost {} bytes at offset {} with a damaged map node",
+                    bytes(*blocks),
+                    bytes(first.0)
+                )
+            }
+            Self::Reclaiming { volumes } => {
+                write!(f, "{volumes} removed volumes wait to be reclaimed")
+            }
+        }
+    }
+}
+
+/// Collects findings up to the limit, and counts the rest.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Findings {
+    pub(super) list: Vec<Finding>,
+    pub(super) omitted: u64,
+}
+
+impl Findings {
+    pub(super) fn add(&mut self, kind: FindingKind, place: Place, detail: Detail) {
+        if self.list.len() < FINDINGS_MAX {
+            self.list.push(Finding {
+                kind,
+                place,
+                detail,
+            });
+        } else {
+            self.omitted += 1;
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Checking a pool as if the enemy had written it, and mending what can be derived.
+//!
+//! It reads the device through the format room alone and trusts no state of the engine. It is not
+//! a scrub: nobody else may have the pool open. `docs/FORMAT.md` says what must hold.
+//!
+//! # Invariants
+//! - No bytes make it panic, recurse deeper than a tree is high, or run without end.
+//! - It holds two bits for each block in use, the volumes without their labels, and one node for
+//!   each level: memory grows with what is stored, never with what a field claims.
+//! - Without `repair`, nothing is written. With it, a block is freed only when the owner of every
+//!   block is known.
+
+mod bitmaps;
+mod catalogue;
+mod finding;
+mod forest;
+mod give_up;
+mod marks;
+mod repair;
+mod rewrite;
+mod ring;
+mod slots;
+mod twin;
+mod walk;
+
+pub use finding::{Detail, FINDINGS_MAX, Finding, FindingKind, Note, Place};
+pub use repair::{Refusal, Repair};
+
+use self::finding::Findings;
+use self::marks::Marks;
+use self::walk::{LostRange, Walker};
+use cowshed_format::Superblock;
+use cowshed_format::base::{BLOCK_BYTES, CorruptKind, Result, VolumeId};
+use cowshed_format::catalogue::VolumeEntry;
+use cowshed_format::device::Device;
+use cowshed_format::node::Bounds;
+use std::collections::BTreeMap;
+
+/// What a check does beyond the structure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// Reads every block of data and verifies its checksum.
+    pub deep: bool,
+    /// Mends what can be derived.
+    pub repair: bool,
+}
+
+/// How far a check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks reached so far.
+    pub blocks: u64,
+    /// Blocks that the pool says are in use.
+    pub blocks_expected: u64,
+}
+
+/// What a check found, and what it mended.
+#[derive(Clone, Debug, Default)]
+pub struct CheckReport {
+    /// What was found, up to `FINDINGS_MAX`.
+    pub findings: Vec<Finding>,
+    /// How many more were found.
+    pub findings_omitted: u64,
+    /// What there is to know besides.
+    pub notes: Vec<Note>,
+    /// What was mended.
+    pub repaired: Vec<Repair>,
+    /// Why nothing, or not everything, could be mended.
+    pub refused: Option<Refusal>,
+    /// What a second look found after the repair, when anything was written.
+    pub remaining: Option<Vec<Finding>>,
+    /// Blocks that something refers to.
+    pub blocks_used: u64,
+    /// Volumes, removed ones that wait for reclaim included.
+    pub volumes: u64,
+}
+
+impl CheckReport {
+    /// Whether the pool is sound now: nothing was found, or all of it was mended.
+    #[must_use]
+    pub fn clean(&self) -> bool {
+        let findings = self.remaining.as_ref().unwrap_or(&self.findings);
+        findings.is_empty()
+    }
+}
+
+/// How often a repair goes on with what the last one made possible: bitmaps first, then maps, and
+/// then what depends on who owns what.
+const PASSES_MAX: u32 = 3;
+
+/// Checks the pool on `device`, which nobody else may have open, and mends it if asked.
+///
+/// # Errors
+/// `NotAPool`, `Incompatible`, or `Corrupt` when there is no superblock to begin from or the
+/// device is shorter than the pool; `Io` when a repair cannot write. Anything else that is wrong
+/// is a finding.
+pub fn check(
+    device: &dyn Device,
+    options: CheckOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<CheckReport> {
+    let survey = survey(device, options.deep, progress)?;
+    let mut report = survey.report();
+    if !options.repair {
+        return Ok(report);
+    }
+    let mut outcome = repair::repair(device, &survey)?;
+    drop(survey);
+    for _ in 1..PASSES_MAX {
+        if !outcome.more || outcome.repaired.is_empty() {
+            break;
+        }
+        let survey = self::survey(device, options.deep, progress)?;
+        let mut next = repair::repair(device, &survey)?;
+        outcome.repaired.append(&mut next.repaired);
+        (outcome.refused, outcome.more) = (next.refused, next.more);
+    }
+    (report.repaired, report.refused) = (outcome.repaired, outcome.refused);
+    if !report.repaired.is_empty() {
+        let again = self::survey(device, options.deep, progress)?;
+        report.notes.clone_from(&again.notes);
+        report.remaining = Some(again.findings.list);
+    }
+    Ok(report)
+}
+
+/// All that a check finds out.
+struct Survey {
+    slots: slots::Slots,
+    marks: Marks,
+    bitmaps: bitmaps::Bitmaps,
+    /// The entries that are not as they should be, each with what it should be.
+    entries: Vec<(VolumeEntry, VolumeEntry)>,
+    volumes: BTreeMap<VolumeId, VolumeEntry>,
+    /// Whether all of the catalogue could be read.
+    catalogue_known: bool,
+    next_volume_id: u64,
+    log: ring::LogState,
+    /// Whether the owner of each block is known.
+    ownership_known: bool,
+    findings: Findings,
+    notes: Vec<Note>,
+}
+
+impl Survey {
+    fn report(&self) -> CheckReport {
+        CheckReport {
+            findings: self.findings.list.clone(),
+            findings_omitted: self.findings.omitted,
+            notes: self.notes.clone(),
+            blocks_used: self.marks.count(),
+            volumes: self.volumes.len() as u64,
+            ..CheckReport::default()
+        }
+    }
+
+    const fn superblock(&self) -> &Superblock {
+        &self.slots.newest
+    }
+}
+
+fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -> Result<Survey> {
+    let (mut findings, mut notes) = (Findings::default(), Vec::new());
+    let slots = slots::read(device, &mut findings, &mut notes)?;
+    let superblock = &slots.newest;
+    let device_blocks = device.len_bytes() / BLOCK_BYTES as u64;
+    let pool_blocks = superblock.layout.block_count();
+    if device_blocks < pool_blocks {
+        return Err(CorruptKind::Truncated {
+            device_blocks,
+            pool_blocks,
+        }
+        .into());
+    }
+    let log = ring::check(device, superblock, deep, &mut findings, &mut notes);
+    let blocks_expected = superblock.used_blocks;
+    let mut walker = Walker {
+        device,
+        bounds: Bounds {
+            layout: superblock.layout,
+            now: superblock.generation,
+        },
+        deep,
+        marks: Marks::new(superblock.layout),
+        findings,
+        ownership_known: true,
+        blocks: Vec::new(),
+        keep_blocks: false,
+        lost: Vec::new(),
+        count_budget: 0,
+        progress: &mut |blocks| {
+            progress(Progress {
+                blocks,
+                blocks_expected,
+            });
+        },
+    };
+    let catalogue = catalogue::read(&mut walker, superblock);
+    let forest = forest::walk(&mut walker, &catalogue, &mut notes);
+    let pairs = forest.pairs();
+    let entries = pairs
+        .filter(|(recorded, correct)| **recorded != *correct)
+        .map(|(recorded, correct)| (recorded.clone(), correct))
+        .collect();
+    let (marks, ownership_known) = (walker.marks, walker.ownership_known && catalogue.known);
+    note_lost(&walker.lost, &mut notes);
+    let mut findings = walker.findings;
+    let volumes = catalogue.volumes.len() as u64;
+    let last = catalogue.volumes.last_key_value().map(|(id, _)| *id);
+    let next_volume_id = superblock.next_volume_id.max(last.map_or(0, |id| id.0) + 1);
+    check_volume_fields(superblock, volumes, last, &mut findings);
+    let bitmaps = bitmaps::compare(device, superblock, &marks, &mut findings);
+    Ok(Survey {
+        marks,
+        bitmaps,
+        entries,
+        catalogue_known: catalogue.known,
+        volumes: catalogue.volumes,
+        next_volume_id,
+        log,
+        ownership_known,
+        findings,
+        notes,
+        slots,
+    })
+}
+
+/// Notes what was given up, neighbours as one.
+fn note_lost(lost: &[LostRange], notes: &mut Vec<Note>) {
+    let adjoin =
+        |a: &LostRange, b: &LostRange| a.volume == b.volume && a.first.0 + a.blocks == b.first.0;
+    for range in lost.chunk_by(adjoin).take(FINDINGS_MAX) {
+        notes.push(Note::Lost {
+            volume: range[0].volume,
+            first: range[0].first,
+            blocks: range.iter().map(|each| each.blocks).sum(),
+        });
+    }
+}
+
+fn check_volume_fields(
+    superblock: &Superblock,
+    volumes: u64,
+    last: Option<VolumeId>,
+    findings: &mut Findings,
+) {
+    if superblock.volume_count != volumes {
+        let detail = Detail::Count {
+            recorded: superblock.volume_count,
+            counted: volumes,
+        };
+        findings.add(FindingKind::VolumeCount, Place::Pool, detail);
+    }
+    if last.is_some_and(|last| last.0 >= superblock.next_volume_id) {
+        let detail = Detail::Fact("the next volume's id is taken already");
+        findings.add(FindingKind::SuperblockField, Place::Pool, detail);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,466 @@
+//! Mending what can be derived: bitmaps, counts, leaks, orphans, and lost superblocks; and giving
+//! up what is damaged and keeps the rest from being mended: map nodes, and the end of a log.
+//!
+//! It writes as a checkpoint does: what is new goes to blocks that are free both in the old state
+//! and in the new one, bitmaps to the slots that do not count, then a barrier, then the older
+//! superblock slot. A stop anywhere leaves the old state or the new one.
+//!
+//! # Invariants
+//! - A log that holds anything is left as it is, up to the first record that is damaged.
+//! - Unless the owner of every block is known, no block is freed and no count is changed.
+
+use super::Survey;
+use super::bitmaps::{GroupSlots, read_group, whole};
+use super::give_up::give_up;
+use super::marks::{used_in, word_bit};
+use super::rewrite;
+use super::ring::{self, Damage};
+use super::slots::SlotPlace;
+use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Generation, Result, Sequence, VolumeId};
+use cowshed_format::device::Device;
+use cowshed_format::group::{self, Bitmap};
+use cowshed_format::layout::GROUP_HEADER_BLOCKS;
+use cowshed_format::{Layout, Superblock};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Something that was mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// A group's bitmap was written anew.
+    Bitmap {
+        /// The group.
+        group: u64,
+        /// Blocks that were marked as used and are free now.
+        freed: u64,
+        /// Blocks that are marked as used now and were not.
+        marked: u64,
+    },
+    /// A group's lost bitmap was written again as it was.
+    Restored {
+        /// The group.
+        group: u64,
+    },
+    /// A volume's counts were set.
+    Counts(VolumeId),
+    /// A volume whose parent is missing has none now, and owns all that it maps.
+    Orphan(VolumeId),
+    /// What damaged map nodes of a volume led to was given up.
+    Map(VolumeId),
+    /// The log ends before a damaged record now; what came behind was given up.
+    Log(Sequence),
+    /// The superblock was written anew, with its counts and copies.
+    Superblock,
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bitmap {
+                group,
+                freed,
+                marked,
+            } => write!(
+                f,
+                "bitmap of allocation group {group}: {freed} blocks freed, {marked} marked"
+            ),
+            Self::Restored { group } => {
+                write!(f, "bitmap of allocation group {group}, as it was")
+            }
+            Self::Counts(volume) => write!(f, "counts of volume {volume}"),
+            Self::Orphan(volume) => write!(f, "volume {volume} stands alone now"),
+            Self::Map(volume) => write!(
+                f,
+                "map of volume {volume}: ranges whose nodes are damaged are given up"
+            ),
+            Self::Log(sequence) => write!(
+                f,
+                "log: it ends before the damaged record {sequence}, and the changes behind are given up"
+            ),
+            Self::Superblock => f.write_str("superblock, its counts and its copies"),
+        }
+    }
+}
+
+/// Why a repair did nothing or not everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The pool was not closed, and its log holds what was acknowledged.
+    LogNotEmpty,
+    /// The log cannot be read.
+    LogUnreadable,
+    /// Something is unreadable or used twice, so that the owner of some blocks is not known:
+    /// blocks were only marked, never freed, and counts were left alone.
+    OwnershipUnknown,
+    /// What is to be written anew finds no block that is known to be free.
+    NoFreeBlock,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LogNotEmpty => {
+                "the log is not empty; open the pool once so that it is recovered, then repair it"
+            }
+            Self::LogUnreadable => "the log cannot be read; a repair would lose what it holds",
+            Self::OwnershipUnknown => {
+                "some blocks have no certain owner, so nothing was freed and no count was changed"
+            }
+            Self::NoFreeBlock => {
+                "what is to be written anew needs a free block, and none is known to be; make the \
+                 pool larger, then repair it again"
+            }
+        })
+    }
+}
+
+/// What a repair did.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) repaired: Vec<Repair>,
+    pub(super) refused: Option<Refusal>,
+    /// Whether another repair may do more: who owns what may be known now that maps were changed,
+    /// and which blocks are free now that bitmaps were written.
+    pub(super) more: bool,
+}
+
+/// Mends what `survey` found wrong.
+pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    // The newest superblock may be one that a process wrote and then died: nothing is changed that
+    // the one before it needs.
+    device.flush()?;
+    match survey.log.damage {
+        Damage::Unreadable => {
+            outcome.refused = Some(Refusal::LogUnreadable);
+            return Ok(outcome);
+        }
+        Damage::Behind(end) => {
+            ring::cut(device, survey.superblock(), end)?;
+            outcome.repaired.push(Repair::Log(end.sequence));
+        }
+        Damage::None => {}
+    }
+    if survey.log.records > 0 {
+        restore(device, survey, &mut outcome.repaired)?;
+        outcome.refused = Some(Refusal::LogNotEmpty);
+        return Ok(outcome);
+    }
+    if !survey.ownership_known {
+        outcome.refused = Some(Refusal::OwnershipUnknown);
+    }
+    let mut draft = Draft::new(device, survey);
+    draft.load_wrong_groups();
+    match rewrite_contents(&mut draft, &mut outcome) {
+        Err(Error::NoSpace) => {
+            outcome.refused = Some(Refusal::NoFreeBlock);
+            outcome.more = true;
+            // What was written lies in blocks that are free in the state that stays. What needs no
+            // block is mended all the same.
+            draft = Draft::new(device, survey);
+            draft.load_wrong_groups();
+        }
+        done => done?,
+    }
+    if draft.has_changes() || survey.slots.damaged {
+        draft.commit(&mut outcome.repaired)?;
+    }
+    Ok(outcome)
+}
+
+/// Writes anew what cannot stay as it is of maps and entries.
+fn rewrite_contents(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> {
+    let survey = draft.survey;
+    if survey.ownership_known {
+        return rewrite::rewrite_entries(draft, &survey.entries, &mut outcome.repaired);
+    }
+    if survey.catalogue_known {
+        let mended = give_up(draft, &survey.volumes)?;
+        rewrite::rewrite_entries(draft, &mended, &mut outcome.repaired)?;
+        outcome.more = !mended.is_empty();
+    }
+    Ok(())
+}
+
+/// Writes bitmaps and superblocks again that are lost, as the last checkpoint wrote them: nothing
+/// that a log that is still to be replayed builds on changes. The digest says whether the bitmaps
+/// that follow from the trees are the ones that were lost.
+fn restore(device: &dyn Device, survey: &Survey, repaired: &mut Vec<Repair>) -> Result<()> {
+    let superblock = survey.superblock();
+    let groups = 0..superblock.groups_initialized;
+    let digests = groups.map(|group| group::digest(group, &survey.marks.bitmap(group)));
+    let wrong = &survey.bitmaps.wrong;
+    if !wrong.is_empty() && digests.fold(0, u64::wrapping_add) == superblock.bitmaps_digest {
+        for group in wrong {
+            let slots = read_group(device, superblock, *group);
+            let slot = slots.current.map_or(0, |(slot, _)| 1 - slot);
+            let bitmap = survey.marks.bitmap(*group);
+            let uuid = &superblock.uuid;
+            let bytes = group::encode(uuid, *group, superblock.generation, &bitmap);
+            let place = superblock.layout.bitmap_slot(*group, slot);
+            device.write_at(&bytes[..], place.offset_bytes())?;
+            repaired.push(Repair::Restored { group: *group });
+        }
+    }
+    for place in &survey.slots.lost {
+        write_superblock(device, superblock, *place)?;
+        repaired.push(Repair::Superblock);
+    }
+    device.flush()
+}
+
+/// A group of the next checkpoint.
+struct DraftGroup {
+    /// The slot that does not count now.
+    slot: u8,
+    old: Box<Bitmap>,
+    new: Box<Bitmap>,
+    /// Whether the old bitmap could not be read.
+    lost: bool,
+}
+
+/// The next checkpoint, while it is made.
+pub(super) struct Draft<'a> {
+    pub(super) device: &'a dyn Device,
+    pub(super) survey: &'a Survey,
+    pub(super) superblock: Superblock,
+    groups: BTreeMap<u64, DraftGroup>,
+    /// Groups before this one have no free block.
+    search_from: u64,
+}
+
+impl<'a> Draft<'a> {
+    fn new(device: &'a dyn Device, survey: &'a Survey) -> Self {
+        let mut superblock = survey.superblock().clone();
+        superblock.generation = superblock.generation.next();
+        Self {
+            device,
+            survey,
+            superblock,
+            groups: BTreeMap::new(),
+            search_from: 0,
+        }
+    }
+
+    const fn layout(&self) -> Layout {
+        self.superblock.layout
+    }
+
+    /// The generation of the checkpoint that is made.
+    pub(super) const fn generation(&self) -> Generation {
+        self.superblock.generation
+    }
+
+    fn load_wrong_groups(&mut self) {
+        let survey = self.survey;
+        for group in &survey.bitmaps.wrong {
+            self.load(*group);
+        }
+        if survey.bitmaps.stale {
+            for group in 0..survey.superblock().groups_initialized {
+                self.load(group);
+            }
+        }
+    }
+
+    /// The state of a group now and in the next checkpoint.
+    fn load(&mut self, group: u64) -> &mut DraftGroup {
+        let (survey, device) = (self.survey, self.device);
+        let blocks = self.superblock.layout.group_blocks(group);
+        self.groups.entry(group).or_insert_with(|| {
+            let now = survey.superblock();
+            let reached = survey.marks.bitmap(group);
+            if group >= now.groups_initialized {
+                // Only its header would be in use.
+                let old = whole(GROUP_HEADER_BLOCKS);
+                return DraftGroup {
+                    slot: 0,
+                    old,
+                    new: reached,
+                    lost: false,
+                };
+            }
+            let (slot, old, lost) = match read_group(device, now, group) {
+                GroupSlots {
+                    current: Some((slot, found)),
+                    ..
+                } if !survey.bitmaps.stale => (1 - slot, found.bitmap, false),
+                GroupSlots {
+                    current: Some((slot, _)),
+                    ..
+                } => (1 - slot, whole(blocks), true),
+                // What is not known to be free is in use.
+                _ => (0, whole(blocks), true),
+            };
+            let mut new = reached;
+            if !survey.ownership_known {
+                let known = whole(blocks);
+                for ((new, old), known) in new.iter_mut().zip(old.iter()).zip(known.iter()) {
+                    *new |= old & known;
+                }
+            }
+            DraftGroup {
+                slot,
+                old,
+                new,
+                lost,
+            }
+        })
+    }
+
+    /// A block that is free in the old state and in the new one, and is used from now on.
+    pub(super) fn allocate(&mut self) -> Result<BlockAddr> {
+        while self.search_from < self.layout().group_count() {
+            let group = self.search_from;
+            let (start, blocks) = (
+                self.layout().group_start(group),
+                self.layout().group_blocks(group),
+            );
+            let state = self.load(group);
+            for index in 0..blocks {
+                let (word, bit) = word_bit(index);
+                if (state.old[word] | state.new[word]) & bit == 0 {
+                    state.new[word] |= bit;
+                    return Ok(BlockAddr(start + index));
+                }
+            }
+            self.search_from += 1;
+        }
+        Err(Error::NoSpace)
+    }
+
+    /// Notes that nothing refers to a block in the next checkpoint. Where it is not known who owns
+    /// what, it stays in use.
+    pub(super) fn free(&mut self, addr: BlockAddr) {
+        if !self.survey.ownership_known {
+            return;
+        }
+        if let Some((group, index)) = self.layout().locate(addr) {
+            let (word, bit) = word_bit(index);
+            self.load(group).new[word] &= !bit;
+        }
+    }
+
+    fn has_changes(&mut self) -> bool {
+        self.settle_superblock();
+        let (next, now) = (&self.superblock, self.survey.superblock());
+        next.used_blocks != now.used_blocks
+            || next.bitmaps_digest != now.bitmaps_digest
+            || next.volume_count != now.volume_count
+            || next.next_volume_id != now.next_volume_id
+            || next.catalogue_root != now.catalogue_root
+            || self
+                .groups
+                .iter()
+                .any(|(group, state)| *group >= now.groups_initialized || state.is_changed())
+    }
+
+    /// Sets the counts of the next superblock.
+    fn settle_superblock(&mut self) {
+        let known = self.survey.ownership_known;
+        if known {
+            self.superblock.volume_count = self.survey.volumes.len() as u64;
+        }
+        self.superblock.next_volume_id = self.survey.next_volume_id;
+        let initialized = self.survey.superblock().groups_initialized;
+        let used_last = self
+            .groups
+            .iter()
+            .filter(|(_, state)| used_in(&state.new) > 0);
+        let end = used_last.map(|(group, _)| group + 1).max().unwrap_or(0);
+        self.superblock.groups_initialized = initialized.max(end);
+        let (mut used, mut digest) = (0, 0u64);
+        let mut count = |group: u64, bitmap: &Bitmap| {
+            used += used_in(bitmap);
+            digest = digest.wrapping_add(group::digest(group, bitmap));
+        };
+        for group in 0..self.superblock.groups_initialized {
+            match self.groups.get(&group) {
+                Some(state) => count(group, &state.new),
+                // One that is not changed.
+                None => {
+                    let slots = read_group(self.device, self.survey.superblock(), group);
+                    if let Some((_, slot)) = slots.current {
+                        count(group, &slot.bitmap);
+                    }
+                }
+            }
+        }
+        (self.superblock.used_blocks, self.superblock.bitmaps_digest) = (used, digest);
+    }
+
+    /// Writes the checkpoint.
+    fn commit(&mut self, repaired: &mut Vec<Repair>) -> Result<()> {
+        let survey = self.survey;
+        // Else the new superblock's generation would make what an unfinished checkpoint left
+        // there count.
+        for group in &survey.bitmaps.unfinished {
+            self.load(*group);
+        }
+        let initialized = survey.superblock().groups_initialized;
+        for group in initialized..self.superblock.groups_initialized {
+            self.load(group);
+        }
+        self.settle_superblock();
+        for (group, state) in &self.groups {
+            if *group >= self.superblock.groups_initialized {
+                continue;
+            }
+            let uuid = &self.superblock.uuid;
+            let bytes = group::encode(uuid, *group, self.generation(), &state.new);
+            let place = self.layout().bitmap_slot(*group, state.slot);
+            self.device.write_at(&bytes[..], place.offset_bytes())?;
+            if *group >= initialized || state.is_changed() {
+                repaired.push(state.repair(*group));
+            }
+        }
+        self.device.flush()?;
+        let slot = 1 - survey.slots.slot;
+        for copy in [false, true] {
+            write_superblock(self.device, &self.superblock, SlotPlace { slot, copy })?;
+        }
+        self.device.flush()?;
+        // The slot that counted until now is the older one from here on.
+        for place in &survey.slots.lost {
+            write_superblock(self.device, survey.superblock(), *place)?;
+        }
+        self.device.flush()?;
+        repaired.push(Repair::Superblock);
+        Ok(())
+    }
+}
+
+fn write_superblock(device: &dyn Device, superblock: &Superblock, place: SlotPlace) -> Result<()> {
+    let places = superblock.layout.superblock_slots(place.slot);
+    let bytes = superblock.encode();
+    debug_assert_eq!(bytes.len(), BLOCK_BYTES);
+    device.write_at(&bytes, places[usize::from(place.copy)].offset_bytes())
+}
+
+impl DraftGroup {
+    fn is_changed(&self) -> bool {
+        self.lost || self.old != self.new
+    }
+
+    fn repair(&self, group: u64) -> Repair {
+        if self.lost {
+            let (freed, marked) = (0, used_in(&self.new));
+            return Repair::Bitmap {
+                group,
+                freed,
+                marked,
+            };
+        }
+        let count = |bits: fn(u64, u64) -> u64| {
+            let pairs = self.old.iter().zip(self.new.iter());
+            pairs
+                .map(|(old, new)| u64::from(bits(*old, *new).count_ones()))
+                .sum()
+        };
+        Repair::Bitmap {
+            group,
+            freed: count(|old, new| old & !new),
+            marked: count(|old, new| new & !old),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The parent's side of a walk: what stands in another tree at the same place.
+//!
+//! It marks nothing and reports nothing: what is wrong in the other tree is found by that tree's
+//! own walk, and makes the comparison unknown here.
+
+use super::walk::{Tree, Walker};
+use cowshed_format::Pointer;
+use cowshed_format::node::{Entries, NODE_ENTRIES};
+
+/// What another tree holds at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Twin {
+    /// A pointer with the level of what it leads to. At a place of a higher level it stands at
+    /// the left edge below: the other tree is less tall.
+    Known(Pointer, u8),
+    /// The other tree could not be read.
+    Unknown,
+}
+
+/// The entries of a twin's node.
+pub(super) enum TwinEntries {
+    /// A node's, with their level.
+    Node(Box<Entries>, u8),
+    /// All the same; `first` stands in entry 0.
+    Sparse {
+        /// What stands in the first entry.
+        first: Twin,
+        /// What stands in the others.
+        others: Twin,
+    },
+}
+
+impl Twin {
+    /// Nothing: a hole, or no other tree.
+    pub(super) const ABSENT: Self = Self::Known(Pointer::HOLE, 0);
+
+    pub(super) const fn of(pointer: Pointer, level: u8) -> Self {
+        Self::Known(pointer, level)
+    }
+
+    /// The pointer at a place of `level`: a hole when the other tree has none, `None` when that
+    /// is not known.
+    pub(super) fn here(self, level: u8) -> Option<Pointer> {
+        match self {
+            Self::Known(pointer, at) if at == level => Some(pointer),
+            Self::Known(..) => Some(Pointer::HOLE),
+            Self::Unknown => None,
+        }
+    }
+}
+
+impl TwinEntries {
+    pub(super) fn entry(&self, index: usize) -> Twin {
+        match self {
+            Self::Node(entries, level) => Twin::of(entries[index], *level),
+            Self::Sparse { first, .. } if index == 0 => *first,
+            Self::Sparse { others, .. } => *others,
+        }
+    }
+}
+
+impl Walker<'_> {
+    /// The other tree as seen from a tree of `height`, and how many blocks it maps beyond that
+    /// one's reach (0 unless `counted`).
+    pub(super) fn beside(
+        &mut self,
+        tree: Option<Tree>,
+        height: u8,
+        counted: bool,
+    ) -> (Twin, Option<i64>) {
+        let Some(Tree {
+            root,
+            height: mut level,
+        }) = tree
+        else {
+            return (Twin::ABSENT, Some(0));
+        };
+        let (mut twin, mut outside) = (Twin::of(root, level), Some(0));
+        while level > height {
+            let entries = self.expand(twin, level);
+            for index in 1..NODE_ENTRIES {
+                if counted {
+                    let count = self.count(entries.entry(index));
+                    outside = outside.zip(count).map(|(sum, count)| sum + count);
+                }
+            }
+            twin = entries.entry(0);
+            level -= 1;
+        }
+        (twin, outside)
+    }
+
+    /// What stands below a twin at a place of `level`.
+    pub(super) fn expand(&self, twin: Twin, level: u8) -> TwinEntries {
+        let same = |first, others| TwinEntries::Sparse { first, others };
+        match twin {
+            Twin::Unknown => same(Twin::Unknown, Twin::Unknown),
+            Twin::Known(pointer, _) if pointer.is_hole() => same(Twin::ABSENT, Twin::ABSENT),
+            Twin::Known(pointer, at) if at == level && pointer.is_lost() => {
+                let below = Twin::of(pointer, level - 1);
+                same(below, below)
+            }
+            Twin::Known(pointer, at) if at == level => match self.read_node(pointer, level) {
+                Ok(entries) => TwinEntries::Node(entries, level - 1),
+                Err(_) => same(Twin::Unknown, Twin::Unknown),
+            },
+            Twin::Known(..) => same(twin, Twin::ABSENT),
+        }
+    }
+
+    /// How many data blocks a twin maps; `None` when it cannot be read, or the walk has
+    /// counted more than the pool has, as it does in a tree that leads into itself.
+    pub(super) fn count(&mut self, twin: Twin) -> Option<i64> {
+        match twin {
+            Twin::Unknown => None,
+            Twin::Known(pointer, _) if pointer.is_hole() || pointer.is_lost() => Some(0),
+            Twin::Known(_, 0) => Some(1),
+            Twin::Known(pointer, level) => self.count_node(pointer, level),
+        }
+    }
+
+    fn count_node(&mut self, pointer: Pointer, level: u8) -> Option<i64> {
+        self.count_budget = self.count_budget.checked_sub(1)?;
+        let entries = self.read_node(pointer, level).ok()?;
+        let mut used = entries
+            .iter()
+            .filter(|entry| !entry.is_hole() && !entry.is_lost());
+        if level > 1 {
+            return used.try_fold(0, |sum, entry| {
+                Some(sum + self.count_node(*entry, level - 1)?)
+            });
+        }
+        let count = used.count();
+        self.count_budget = self.count_budget.checked_sub(u64::try_from(count).ok()?)?;
+        i64::try_from(count).ok()
+    }
+}

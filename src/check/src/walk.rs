@@ -1,0 +1,450 @@
+//! The walk of one volume's tree beside its parent's: who owns what, and how much is mapped.
+//!
+//! It knows one volume at a time; the order of the volumes is `forest`'s.
+//!
+//! # Invariants
+//! - A pointer that is equal to the parent's at its place is skipped as a whole.
+//! - A node is descended into as an owner's only once: a tree that leads back into itself or into
+//!   another one ends at the first block that has an owner already.
+//! - Recursion is as deep as the tallest tree: six levels.
+
+use super::finding::{Detail, FindingKind, Findings, Place};
+use super::marks::Marks;
+use super::twin::Twin;
+use cowshed_format::base::checksum::crc32;
+use cowshed_format::base::{
+    BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Generation, VolumeId,
+};
+use cowshed_format::device::Device;
+use cowshed_format::node::{self, Bounds, Entries, NODE_BITS, NODE_ENTRIES};
+use cowshed_format::{Pointer, PointerKind};
+
+/// The root of a block map and its height.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tree {
+    pub(super) root: Pointer,
+    pub(super) height: u8,
+}
+
+/// What a reclaim that is under way means for a volume's blocks below the cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// No reclaim is under way here.
+    Nothing,
+    /// The volume itself is being reclaimed: its blocks below the cursor are gone.
+    Gone,
+    /// Its parent is: what that owned below the cursor now belongs to this volume.
+    Inherited {
+        /// Where the parent left its own parent.
+        branch: Generation,
+        /// The parent's parent.
+        from: Option<Tree>,
+    },
+}
+
+/// A volume to walk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Subject {
+    pub(super) volume: VolumeId,
+    pub(super) tree: Tree,
+    pub(super) branch: Generation,
+    pub(super) parent: Option<Tree>,
+    pub(super) settled: Settled,
+    /// Everything that lies wholly below this block is settled.
+    pub(super) cursor: u64,
+}
+
+/// A range of a volume that was given up with a damaged node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LostRange {
+    pub(super) volume: VolumeId,
+    pub(super) first: BlockIndex,
+    pub(super) blocks: u64,
+}
+
+/// What a walk counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// The blocks that the volume owns.
+    pub(super) own: u64,
+    /// Of these, the ones that its parent passed on.
+    pub(super) inherited: u64,
+    /// Data blocks mapped, less those that the parent maps where `Subject::counts_delta`; `None`
+    /// when something could not be read.
+    pub(super) mapped: Option<i64>,
+}
+
+impl Subject {
+    /// Whether `Counts::mapped` is relative to the parent's. A parent whose tree is partly gone
+    /// cannot be compared with as a whole.
+    pub(super) const fn counts_delta(&self) -> bool {
+        !matches!(self.settled, Settled::Inherited { .. })
+    }
+}
+
+/// Walks volumes and collects what it reaches.
+pub(super) struct Walker<'a> {
+    pub(super) device: &'a dyn Device,
+    pub(super) bounds: Bounds,
+    pub(super) deep: bool,
+    pub(super) marks: Marks,
+    pub(super) findings: Findings,
+    /// Whether the owner of each block is known: nothing was unreadable or claimed twice.
+    pub(super) ownership_known: bool,
+    /// The blocks of the volume that is being walked: for the catalogue, to be read next.
+    pub(super) blocks: Vec<(BlockIndex, Pointer)>,
+    pub(super) keep_blocks: bool,
+    /// Ranges that were given up, each where it was.
+    pub(super) lost: Vec<LostRange>,
+    /// How many more nodes and blocks this walk may count in other trees.
+    pub(super) count_budget: u64,
+    pub(super) progress: &'a mut dyn FnMut(u64),
+}
+
+/// Where the walk stands: what a pointer leads to (level 0 is data), and the first block that it
+/// covers.
+#[derive(Clone, Copy)]
+struct Position {
+    level: u8,
+    first: u64,
+}
+
+impl Position {
+    /// The first block behind what a pointer here covers; six levels reach 2^48.
+    const fn end(self) -> u64 {
+        self.first + (1 << (NODE_BITS * self.level as u32))
+    }
+}
+
+/// One volume's walk: its subject, and its counts so far.
+struct Visit {
+    subject: Subject,
+    counts: Counts,
+}
+
+impl Walker<'_> {
+    /// Walks one volume.
+    pub(super) fn walk(&mut self, subject: Subject) -> Counts {
+        // No tree that is sound is counted twice in one walk.
+        self.count_budget = self.bounds.layout.block_count();
+        let mut visit = Visit {
+            subject,
+            counts: Counts {
+                own: 0,
+                inherited: 0,
+                mapped: Some(0),
+            },
+        };
+        let Tree { root, height } = subject.tree;
+        let position = Position {
+            level: height,
+            first: 0,
+        };
+        let addr = root.addr();
+        let place = Place::Node {
+            volume: subject.volume,
+            level: height,
+            first: BlockIndex(0),
+            addr,
+        };
+        let delta = subject.counts_delta();
+        let (parent, outside) = self.beside(subject.parent, height, delta);
+        let from = match subject.settled {
+            Settled::Inherited { from, .. } => self.beside(from, height, false).0,
+            _ => Twin::ABSENT,
+        };
+        visit.counts.mapped = match self.check_root(root) {
+            Err(kind) => {
+                let detail = Detail::Corrupt(kind);
+                self.findings.add(FindingKind::NodeIllFormed, place, detail);
+                self.ownership_known = false;
+                None
+            }
+            Ok(()) => {
+                let inside = self.visit(&mut visit, position, root, parent, from);
+                inside
+                    .zip(outside)
+                    .map(|(inside, outside)| inside - outside)
+            }
+        };
+        visit.counts
+    }
+
+    fn check_root(&self, root: Pointer) -> Result<(), CorruptKind> {
+        match root.kind() {
+            Some(PointerKind::Hole | PointerKind::Lost) => return Ok(()),
+            Some(PointerKind::Node) => {}
+            _ => {
+                return Err(CorruptKind::NodeEntry {
+                    node: root.addr(),
+                    entry: 0,
+                });
+            }
+        }
+        if self.bounds.layout.locate(root.addr()).is_none() {
+            return Err(CorruptKind::PointerRange(root.addr()));
+        }
+        if root.birth() > self.bounds.now {
+            return Err(CorruptKind::PointerBirth {
+                birth: root.birth(),
+                now: self.bounds.now,
+            });
+        }
+        Ok(())
+    }
+
+    /// A pointer of the volume, beside its parent's at the same place. Answers how many blocks it
+    /// maps, less what the parent maps here.
+    fn visit(
+        &mut self,
+        visit: &mut Visit,
+        at: Position,
+        pointer: Pointer,
+        parent: Twin,
+        from: Twin,
+    ) -> Option<i64> {
+        let subject = visit.subject;
+        let settled = at.end() <= subject.cursor;
+        let (branch, twin) = match subject.settled {
+            Settled::Gone if settled => return Some(0),
+            Settled::Inherited { branch, .. } if settled => (branch, from),
+            _ => (subject.branch, parent),
+        };
+        let compared = if subject.counts_delta() {
+            twin
+        } else {
+            Twin::ABSENT
+        };
+        if pointer.is_hole() {
+            return self.count(compared).map(|count| -count);
+        }
+        if pointer.is_lost() {
+            return self.visit_lost(subject, at, pointer, branch, twin, compared);
+        }
+        if pointer.birth() > branch {
+            // What is settled of the parent may hold something else by now: it is not looked at.
+            let parent = if settled { Twin::ABSENT } else { parent };
+            return self.visit_own(visit, at, pointer, [parent, from], compared);
+        }
+        let Some(expected) = twin.here(at.level) else {
+            self.touch(pointer, at.level);
+            return None;
+        };
+        if expected.is_lost() {
+            // What says that the parent has it is lost; nobody else can have it, either.
+            self.touch(pointer, at.level);
+            return self.count(Twin::of(pointer, at.level));
+        }
+        if pointer != expected {
+            let place = place(subject.volume, at, pointer);
+            self.findings
+                .add(FindingKind::PointerNotInherited, place, Detail::None);
+            self.ownership_known = false;
+            self.touch(pointer, at.level);
+            return None;
+        }
+        let straddles = !settled && at.first < subject.cursor;
+        if straddles && matches!(subject.settled, Settled::Inherited { .. }) {
+            // The node is the parent's, but what it leads to below the cursor is not any more.
+            let entries = self.read_node(pointer, at.level).ok()?;
+            return self.descend(visit, at, &entries, [parent, from]);
+        }
+        if subject.counts_delta() {
+            Some(0)
+        } else {
+            self.count(Twin::of(pointer, at.level))
+        }
+    }
+
+    /// A range that was given up holds nothing. What is above the branch is the volume's own loss,
+    /// the rest its parent's.
+    fn visit_lost(
+        &mut self,
+        subject: Subject,
+        at: Position,
+        pointer: Pointer,
+        branch: Generation,
+        twin: Twin,
+        compared: Twin,
+    ) -> Option<i64> {
+        if pointer.birth() > branch {
+            self.lost.push(LostRange {
+                volume: subject.volume,
+                first: BlockIndex(at.first),
+                blocks: at.end() - at.first,
+            });
+            return self.count(compared).map(|count| -count);
+        }
+        if twin.here(at.level) == Some(pointer) {
+            return Some(0);
+        }
+        let place = place(subject.volume, at, pointer);
+        self.findings
+            .add(FindingKind::PointerNotInherited, place, Detail::None);
+        self.ownership_known = false;
+        None
+    }
+
+    fn visit_own(
+        &mut self,
+        visit: &mut Visit,
+        at: Position,
+        pointer: Pointer,
+        twins: [Twin; 2],
+        compared: Twin,
+    ) -> Option<i64> {
+        let subject = visit.subject;
+        let place = place(subject.volume, at, pointer);
+        if !self.marks.claim(pointer.addr()) {
+            let detail = Detail::Corrupt(CorruptKind::UsedTwice(pointer.addr()));
+            self.findings
+                .add(FindingKind::BlockUsedTwice, place, detail);
+            self.ownership_known = false;
+            return None;
+        }
+        if self.marks.count().is_multiple_of(4096) {
+            (self.progress)(self.marks.count());
+        }
+        visit.counts.own += 1;
+        visit.counts.inherited += u64::from(pointer.birth() <= subject.branch);
+        if at.level == 0 {
+            if self.deep || self.keep_blocks {
+                self.blocks.push((BlockIndex(at.first), pointer));
+            }
+            return self.count(compared).map(|count| 1 - count);
+        }
+        match self.read_node(pointer, at.level) {
+            Ok(entries) => self.descend(visit, at, &entries, twins),
+            Err(error) => {
+                let kind = match &error {
+                    Error::Corrupt(CorruptKind::NodeChecksum(_)) | Error::Io { .. } => {
+                        FindingKind::NodeUnreadable
+                    }
+                    _ => FindingKind::NodeIllFormed,
+                };
+                self.findings.add(kind, place, Detail::of(&error));
+                self.ownership_known = false;
+                None
+            }
+        }
+    }
+
+    fn descend(
+        &mut self,
+        visit: &mut Visit,
+        at: Position,
+        entries: &Entries,
+        [parent, from]: [Twin; 2],
+    ) -> Option<i64> {
+        let parents = self.expand(parent, at.level);
+        let froms = self.expand(from, at.level);
+        let child_level = at.level - 1;
+        let mut total = Some(0);
+        for (slot, pointer) in (0u64..).zip(entries) {
+            let child = Position {
+                level: child_level,
+                first: at.first + (slot << (NODE_BITS * u32::from(child_level))),
+            };
+            let index = usize::try_from(slot).expect("a node has 256 entries");
+            let mapped = self.visit(
+                visit,
+                child,
+                *pointer,
+                parents.entry(index),
+                froms.entry(index),
+            );
+            total = total.zip(mapped).map(|(total, mapped)| total + mapped);
+        }
+        if at.level == 1 && !self.keep_blocks {
+            self.verify_blocks(visit.subject.volume);
+        }
+        total
+    }
+
+    /// Marks what a pointer without a proved right leads to, so that it is never freed.
+    fn touch(&mut self, pointer: Pointer, level: u8) {
+        if pointer.is_lost() || !self.marks.touch(pointer.addr()) || level == 0 {
+            return;
+        }
+        let Ok(entries) = self.read_node(pointer, level) else {
+            return;
+        };
+        for entry in entries.iter().filter(|entry| !entry.is_hole()) {
+            self.touch(*entry, level - 1);
+        }
+    }
+
+    /// Marks a whole tree in the same way.
+    pub(super) fn touch_tree(&mut self, tree: Tree) {
+        if !tree.root.is_hole() && self.check_root(tree.root).is_ok() {
+            self.touch(tree.root, tree.height);
+        }
+    }
+
+    /// The node that `pointer` leads to, read and verified.
+    pub(super) fn read_node(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>, Error> {
+        let addr = pointer.addr();
+        let mut bytes = Box::new([0; BLOCK_BYTES]);
+        self.device.read_at(&mut bytes[..], addr.offset_bytes())?;
+        if crc32(&bytes[..]) != pointer.crc() {
+            return Err(CorruptKind::NodeChecksum(addr).into());
+        }
+        let entries = Box::new(node::decode(&bytes));
+        node::verify(&entries, addr, level, &self.bounds)?;
+        Ok(entries)
+    }
+
+    /// Reads and verifies the blocks that a leaf gave, runs of neighbours in one read.
+    fn verify_blocks(&mut self, volume: VolumeId) {
+        let blocks = std::mem::take(&mut self.blocks);
+        let adjoin =
+            |a: &(BlockIndex, Pointer), b: &(BlockIndex, Pointer)| a.1.addr().0 + 1 == b.1.addr().0;
+        let mut bytes = vec![0; BLOCK_BYTES * NODE_ENTRIES];
+        for run in blocks.chunk_by(adjoin) {
+            let buf = &mut bytes[..run.len() * BLOCK_BYTES];
+            let whole = self.device.read_at(buf, run[0].1.addr().offset_bytes());
+            for ((block, pointer), buf) in run.iter().zip(buf.chunks_exact_mut(BLOCK_BYTES)) {
+                let addr = pointer.addr();
+                // A run that could not be read is read block by block.
+                let outcome = match &whole {
+                    Ok(()) => Ok(()),
+                    Err(_) => self.device.read_at(buf, addr.offset_bytes()),
+                };
+                let place = Place::Data {
+                    volume,
+                    block: *block,
+                    addr,
+                };
+                match outcome {
+                    Err(error) => {
+                        let detail = Detail::of(&error);
+                        self.findings
+                            .add(FindingKind::DataUnreadable, place, detail);
+                    }
+                    Ok(()) if crc32(buf) != pointer.crc() => {
+                        self.findings
+                            .add(FindingKind::DataChecksum, place, Detail::None);
+                    }
+                    Ok(()) => {}
+                }
+            }
+        }
+    }
+}
+
+fn place(volume: VolumeId, at: Position, pointer: Pointer) -> Place {
+    let (first, addr): (_, BlockAddr) = (BlockIndex(at.first), pointer.addr());
+    match at.level {
+        0 => Place::Data {
+            volume,
+            block: first,
+            addr,
+        },
+        level => Place::Node {
+            volume,
+            level,
+            first,
+            addr,
+        },
+    }
+}

@@ -1,0 +1,197 @@
+//! `cowshed attach` and `detach`: a volume as a file or block device of this host.
+
+use super::console::Console;
+use super::failure::Usage;
+use super::kept_names;
+use super::output::{Column, counted};
+use super::sectors::{self, SectorSize};
+use super::shed::Shed;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use cowshed_engine::pool::{Pool, Volume};
+use cowshed_export::{AttachKind, AttachOptions, Attachment};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// `cowshed attach`
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[command(
+    after_help = "Attaching a volume again in the same way gives the same path, and is \
+    counted: it takes as many detaches.\n\n\
+    Examples:\n  mkfs.ext4 $(cowshed attach disk)\n  \
+    cowshed attach disk --as file --read-only\n  cowshed attach --ls"
+)]
+pub(super) struct Attach {
+    /// The volume, by name or id
+    #[arg(
+        value_name = "VOL",
+        required_unless_present = "ls",
+        conflicts_with = "ls"
+    )]
+    pub volume: Option<String>,
+    /// As what: a file, or a loop device /dev/loopN
+    #[arg(long = "as", value_enum, default_value_t = Kind::Loop)]
+    pub kind: Kind,
+    /// Nothing may be written through it
+    #[arg(long)]
+    pub read_only: bool,
+    /// Let others write beside it, who know of each other (a cluster file system, say)
+    #[arg(long)]
+    #[serde(default)]
+    pub shared: bool,
+    /// The sectors of the loop device, kept with the volume [default: what was kept, or 4096]
+    #[arg(long, value_enum)]
+    #[serde(default)]
+    pub sector_size: Option<SectorSize>,
+    /// List what is attached
+    #[arg(long)]
+    pub ls: bool,
+}
+
+/// As what a volume is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(super) enum Kind {
+    /// A file.
+    File,
+    /// A loop device.
+    Loop,
+}
+
+/// `cowshed detach`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Detach {
+    /// The volume, by name or id
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+}
+
+/// Attaches a volume, or lists what is attached.
+///
+/// # Errors
+/// When no daemon runs, the name is kept for containers or images and writing is asked for, and what
+/// the export says.
+pub(super) fn attach(attach: &Attach, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let Some(name) = &attach.volume else {
+        return list(shed, console);
+    };
+    let what = || format!("attach volume {name}");
+    if attach.kind == Kind::File && attach.sector_size.is_some() {
+        return Err(Usage("--sector-size is for --as loop: a file has no sectors".into()).into());
+    }
+    let export = shed.daemon_export().with_context(what)?;
+    let volume = shed.pool().volume(name).with_context(what)?;
+    if !attach.read_only {
+        kept_names::refuse(&volume.name()).with_context(what)?;
+    }
+    let kind = match attach.kind {
+        Kind::File => AttachKind::File,
+        Kind::Loop => AttachKind::Loop,
+    };
+    let kept = sectors::kept(&volume.info().with_context(what)?.labels);
+    let sector_size = attach.sector_size.or(kept);
+    let options = AttachOptions {
+        read_only: attach.read_only,
+        shared: attach.shared,
+        by_hand: true,
+        sector_bytes: sector_size.map(SectorSize::bytes),
+        scan_partitions: true,
+    };
+    let attached = export.attach(&volume, kind, options).with_context(what)?;
+    keep_sectors(attach, &volume, shed.pool()).with_context(what)?;
+    let count = attached.count;
+    let attachment = Attachment {
+        volume: volume.id(),
+        name: volume.name(),
+        path: attached.path,
+        kind,
+        read_only: attach.read_only,
+        count,
+    };
+    if count > 1 {
+        console.message(&format!(
+            "{} is attached {count} times now; detach it as often",
+            attachment.name
+        ));
+    }
+    let mut document = document(&attachment);
+    if let Some(bytes) = attached.sector_bytes {
+        document["sector_bytes"] = bytes.into();
+    }
+    console.result(&document, || attachment.path.display().to_string())
+}
+
+/// Keeps the sector size that was asked for, once a device has it.
+fn keep_sectors(attach: &Attach, volume: &Volume, pool: &Pool) -> anyhow::Result<()> {
+    if let Some(size) = attach.sector_size {
+        sectors::keep_with(volume, pool, size)?;
+        pool.flush()?;
+    }
+    Ok(())
+}
+
+/// Detaches a volume.
+///
+/// # Errors
+/// When no daemon runs, the volume is not attached, or it is in use.
+pub(super) fn detach(detach: &Detach, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("detach volume {}", detach.volume);
+    let export = shed.daemon_export().with_context(what)?;
+    let volume = shed.pool().volume(&detach.volume).with_context(what)?;
+    // What containers and images have attached is theirs to detach.
+    let is_kept = kept_names::refuse(&volume.name()).is_err();
+    let left = export.detach_by_hand(&volume, is_kept).with_context(what)?;
+    let name = volume.name();
+    if left > 0 {
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        console.message(&format!(
+            "{name} is still attached {}",
+            counted(left, "time", "times")
+        ));
+    }
+    console.result(
+        &json!({ "volume": name.as_str(), "still_attached": left }),
+        String::new,
+    )
+}
+
+fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let attachments = shed.daemon_export().context("attach --ls")?.attachments();
+    let documents: Vec<_> = attachments.iter().map(document).collect();
+    console.result(&documents, || {
+        let columns = [
+            Column::Text("VOLUME"),
+            Column::Text("AS"),
+            Column::Number("TIMES"),
+            Column::Text("PATH"),
+        ];
+        let row = |attachment: &Attachment| {
+            vec![
+                attachment.name.to_string(),
+                shown_kind(attachment),
+                attachment.count.to_string(),
+                attachment.path.display().to_string(),
+            ]
+        };
+        console.table(&columns, attachments.iter().map(row))
+    })
+}
+
+fn shown_kind(attachment: &Attachment) -> String {
+    let mode = if attachment.read_only {
+        " read-only"
+    } else {
+        ""
+    };
+    format!("{}{mode}", attachment.kind)
+}
+
+fn document(attachment: &Attachment) -> Value {
+    json!({
+        "volume": attachment.name.as_str(),
+        "id": attachment.volume.0,
+        "path": attachment.path.to_string_lossy(),
+        "as": attachment.kind.to_string(),
+        "read_only": attachment.read_only,
+        "count": attachment.count,
+    })
+}

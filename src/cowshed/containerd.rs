@@ -1,0 +1,132 @@
+//! How a daemon answers containerd: the options of `serve` about it.
+
+use super::failure::Usage;
+use super::place::HostPath;
+use super::size::Size;
+use anyhow::Context;
+use clap::Args;
+use cowshed_daemon::Listening;
+use cowshed_daemon::snapshotter::{MountMode, Options};
+use cowshed_host as container;
+use std::ffi::OsString;
+
+/// Options about containerd.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Containerd {
+    /// Be a snapshotter for containerd on this socket
+    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
+    pub containerd_socket: Option<HostPath>,
+    /// containerd's own socket: answers its diff service too, and reads and writes layers there
+    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
+    pub containerd_address: Option<HostPath>,
+    /// What snapshots are handed out as: `dir` mounts them here, `loop` and `file` give a device
+    /// or file, for virtual machines [default: dir]
+    #[arg(long, value_name = "dir|loop|file")]
+    pub snapshot_mounts: Option<MountMode>,
+    /// The size of a snapshot's file system [default: 10G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub snapshot_size: Option<Size>,
+}
+
+impl Containerd {
+    /// Refuses options about a service that there is not to be.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let given = [
+            ("--containerd-address", self.containerd_address.is_some()),
+            ("--snapshot-mounts", self.snapshot_mounts.is_some()),
+            ("--snapshot-size", self.snapshot_size.is_some()),
+        ];
+        let alone = given.into_iter().find(|(_, is_given)| *is_given);
+        match (alone, &self.containerd_socket) {
+            (Some((name, _)), None) => {
+                let what = format!("{name} has an effect only with --containerd-socket PATH");
+                Err(Usage(what).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Listens where containerd is to connect, if it is to be answered.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub(super) fn listen(&self) -> anyhow::Result<Option<Listening>> {
+        let Some(path) = &self.containerd_socket else {
+            return Ok(None);
+        };
+        let what = || format!("listen on {path}");
+        if let Some(folder) = path.as_path().parent() {
+            std::fs::create_dir_all(folder).with_context(what)?;
+        }
+        Listening::bind(path.as_path()).map(Some).with_context(what)
+    }
+
+    /// The services' options.
+    pub(super) fn options(&self) -> Options {
+        let size_bytes = self.snapshot_size.map(|size| size.0);
+        let address = self.containerd_address.as_ref();
+        Options {
+            mounts: self.snapshot_mounts.unwrap_or_default(),
+            size_bytes: size_bytes.unwrap_or(container::DEFAULT_SIZE_BYTES),
+            containerd_address: address.map(|path| path.as_path().to_owned()),
+        }
+    }
+
+    /// The same options for another process.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        let mut add = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);
+        for (name, path) in [
+            ("--containerd-socket", &self.containerd_socket),
+            ("--containerd-address", &self.containerd_address),
+        ] {
+            if let Some(path) = path {
+                add(name, path.as_path().as_os_str().to_owned());
+            }
+        }
+        if let Some(mode) = self.snapshot_mounts {
+            add("--snapshot-mounts", mode.as_str().into());
+        }
+        if let Some(size) = self.snapshot_size {
+            add("--snapshot-size", size.0.to_string().into());
+        }
+        arguments
+    }
+}
+
+fn parse_size(text: &str) -> anyhow::Result<Size> {
+    let size: Size = text.parse()?;
+    let (min, max) = (container::MIN_SIZE_BYTES, container::MAX_SIZE_BYTES);
+    if !(min..=max).contains(&size.0) {
+        anyhow::bail!("a file system has {} to {}", Size(min), Size(max));
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_written_for_another_process_as_they_were_read() {
+        let options = Containerd {
+            containerd_socket: Some(HostPath::new("/run/c.sock").unwrap()),
+            containerd_address: None,
+            snapshot_mounts: Some("loop".parse().unwrap()),
+            snapshot_size: Some(parse_size("1G").unwrap()),
+        };
+        let wanted = [
+            "--containerd-socket",
+            "/run/c.sock",
+            "--snapshot-mounts",
+            "loop",
+            "--snapshot-size",
+            "1073741824",
+        ];
+        assert_eq!(options.arguments(), wanted);
+        assert!(parse_size("1K").is_err() && parse_size("17T").is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! How a failure ends a command: one line on the error stream, and an exit status.
+
+use super::console::OutputClosed;
+use cowshed_export::ExportError;
+use cowshed_format::base::{self, printable};
+use cowshed_host as container;
+use std::fmt;
+
+/// How a command ended, as the shell sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// It did what was asked.
+    Done,
+    /// It failed.
+    Failed,
+    /// It was called wrongly.
+    Usage,
+    /// The pool is damaged.
+    Damaged,
+    /// All is well yet, but something should be done before it is too late.
+    Warned,
+}
+
+impl Exit {
+    /// The exit status.
+    #[must_use]
+    pub(super) const fn status(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Damaged => 3,
+            Self::Warned => 4,
+        }
+    }
+
+    /// The exit that the exit status of a daemon's answer means.
+    #[must_use]
+    pub(super) const fn from_status(status: u8) -> Self {
+        match status {
+            0 => Self::Done,
+            2 => Self::Usage,
+            3 => Self::Damaged,
+            4 => Self::Warned,
+            _ => Self::Failed,
+        }
+    }
+
+    /// The exit that `error` asks for.
+    #[must_use]
+    pub(super) fn of(error: &anyhow::Error) -> Self {
+        if error.chain().any(is_damage) {
+            Self::Damaged
+        } else if error.chain().any(|cause| cause.is::<Usage>()) {
+            Self::Usage
+        } else if error.chain().any(|cause| cause.is::<Warning>()) {
+            Self::Warned
+        } else {
+            Self::Failed
+        }
+    }
+}
+
+/// The command was called wrongly, in a way that the parser of arguments cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub String);
+
+/// Nothing has failed yet, and something should be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Warning(pub String);
+
+/// A check or a scrub found damage.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Damage(pub String);
+
+/// The rooms' errors show an engine's error as their own, so each is looked into.
+fn is_damage(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let engine = match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(container::Error::Pool(error)), _) => Some(error),
+        (Some(container::Error::Export(ExportError::Pool(error))), _) => Some(error),
+        (_, Some(ExportError::Pool(error))) => Some(error),
+        _ => cause.downcast_ref::<base::Error>(),
+    };
+    cause.is::<Damage>() || matches!(engine, Some(base::Error::Corrupt(_)))
+}
+
+/// The one line that tells `error`, or nothing where nobody is left to read it.
+#[must_use]
+pub(super) fn line(error: &anyhow::Error) -> Option<String> {
+    if error.is::<OutputClosed>() {
+        return None;
+    }
+    let mut line = String::from("cowshed");
+    let mut last = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // Errors of the rooms below show their source themselves.
+        if !last.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+            last = text;
+        }
+    }
+    Some(OneLine(&line).to_string())
+}
+
+/// A failure as it is shown: the line, or a JSON document on one line.
+#[must_use]
+pub(super) fn shown(line: &str, exit: Exit, json: bool) -> String {
+    if json {
+        document(line.strip_prefix("cowshed: ").unwrap_or(line), exit)
+    } else {
+        line.to_owned()
+    }
+}
+
+/// A failure as JSON.
+#[must_use]
+pub(super) fn document(why: &str, exit: Exit) -> String {
+    serde_json::json!({ "error": why, "status": exit.status() }).to_string()
+}
+
+/// Text on one line, without what could move a terminal's cursor.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, line) in self
+            .0
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .enumerate()
+        {
+            if index > 0 {
+                f.write_str("; ")?;
+            }
+            f.write_str(&printable(line))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+    use base::{CorruptKind, Error};
+    use std::io;
+
+    #[test]
+    fn a_failure_is_one_line_that_says_no_cause_twice() {
+        let source = io::Error::from_raw_os_error(libc::ENOENT);
+        let error =
+            anyhow::Error::new(Error::io("open the pool", source)).context("pool /x\ny\x1b[2J");
+        assert_eq!(
+            line(&error).unwrap(),
+            "cowshed: pool /x; y\\u{1b}[2J: open the pool: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn damage_below_any_context_is_status_3() {
+        let damaged: anyhow::Result<()> = Err(Error::Corrupt(CorruptKind::NoSuperblock).into());
+        let damaged = damaged.context("volume x").unwrap_err();
+        assert_eq!(Exit::of(&damaged).status(), 3);
+        let through_rooms = container::Error::Pool(CorruptKind::NoSuperblock.into());
+        assert_eq!(Exit::of(&through_rooms.into()).status(), 3);
+        let through_rooms = ExportError::Pool(CorruptKind::NoSuperblock.into());
+        assert_eq!(
+            Exit::of(&container::Error::Export(through_rooms).into()).status(),
+            3
+        );
+        assert_eq!(Exit::of(&Error::NotAPool.into()).status(), 1);
+        assert_eq!(Exit::of(&Usage("x".to_owned()).into()).status(), 2);
+        assert_eq!(Exit::of(&Warning("x".to_owned()).into()).status(), 4);
+        assert_eq!(Exit::from_status(4), Exit::Warned);
+    }
+}

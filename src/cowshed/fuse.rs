@@ -1,0 +1,48 @@
+//! `--fuse`: how the kernel's requests reach the daemon.
+
+use clap::ValueEnum;
+use cowshed_export::Transport;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Fuse {
+    /// Threads, as only they outlive a killed worker
+    #[default]
+    Auto,
+    /// A thread for each processor reads from the FUSE device
+    Threads,
+    /// A ring for each processor (Linux 6.14): quicker, but a killed worker ends the mount
+    IoUring,
+}
+
+impl Fuse {
+    /// As an option has it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Threads => "threads",
+            Self::IoUring => "io-uring",
+        }
+    }
+
+    /// What is used. A worker that is killed must be a pause unless its user has chosen otherwise,
+    /// and the kernel sends a dead process's requests again only where they came through the device.
+    pub(super) const fn transport(self) -> Transport {
+        match self {
+            Self::Auto | Self::Threads => Transport::Threads,
+            Self::IoUring => Transport::IoUring,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for fuse in Fuse::value_variants() {
+            assert_eq!(Fuse::from_str(fuse.name(), false).as_ref(), Ok(fuse));
+        }
+    }
+}

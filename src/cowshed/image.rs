@@ -1,0 +1,516 @@
+//! `cowshed image …`: images and their layers.
+
+use super::console::{Console, output_error};
+use super::failure::Usage;
+use super::output::{Column, counted, exact, facts, time};
+use super::part_file::write_file;
+use super::place::FileOrPipe;
+use super::removal;
+use super::shed::Shed;
+use super::size::{Size, human};
+use super::streams::{Input, Output};
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use cowshed_format::base::Name;
+use cowshed_host::{self as container, ExportedImage, Host, ImportOptions, ImportedImage};
+use cowshed_oci::{self as oci, Compression, Image, Platform, Reference, Select, SourceInput};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::BufWriter;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// Letters of an id that lists show.
+const SHORT_ID: usize = 12;
+
+/// `cowshed image …`
+#[derive(Debug, Subcommand, Serialize, Deserialize)]
+pub(super) enum ImageCommand {
+    /// Bring an image into the pool; layers that are there already are not stored again
+    #[command(
+        after_help = "SRC is an OCI layout, a docker-archive or what skopeo's dir: writes, as a \
+        folder or tar, or a root file system;\ntars may be gzip, zstd, xz, bzip2 or plain. All images of an \
+        archive are imported, with --name the one of that name.\n\nExamples:\n  \
+        docker save debian:12 | cowshed image import - --name debian:12\n  \
+        docker save app db | cowshed image import -\n  \
+        cowshed image import ./rootfs --name mine"
+    )]
+    Import(Import),
+    /// List all images
+    Ls,
+    /// Show one image
+    Inspect(One),
+    /// Show how an image was made, layer by layer
+    History(One),
+    /// Write images as an OCI layout in a tar archive, which `docker load` reads too
+    #[command(after_help = "Examples:\n  cowshed image export mine ./mine.tar\n  \
+        cowshed image export mine - | docker load\n  \
+        cowshed image export app db --output both.tar")]
+    Export(Export),
+    /// Remove images, and the layers that nothing else uses
+    Rm(Remove),
+}
+
+/// `cowshed image import`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Import {
+    /// The image, or - for the standard input
+    #[arg(value_name = "SRC", value_parser = FileOrPipe::parser())]
+    pub source: FileOrPipe,
+    /// The image's name; otherwise the one that it brings
+    #[arg(long, value_name = "REF")]
+    pub name: Option<String>,
+    /// Take the image for this platform [default: what suits this host best]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    #[serde(default)]
+    pub platform: Option<Platform>,
+    /// SRC is a root file system, whatever it looks like
+    #[arg(long, conflicts_with = "platform")]
+    #[serde(default)]
+    pub rootfs: bool,
+    /// The size of its file system: 64M, 40G. Unless given, it follows the image and leaves 10 GiB
+    /// or more
+    #[arg(long, value_name = "SIZE")]
+    #[serde(default)]
+    pub size: Option<Size>,
+}
+
+/// `cowshed image export`, as it is written.
+#[derive(Debug, Args)]
+pub(super) struct ExportArguments {
+    /// The images, by name or id; then the file, or - for the standard output
+    #[arg(required = true, value_name = "IMAGE... FILE")]
+    images: Vec<OsString>,
+    /// The file, or - for the standard output; then no file stands after the images
+    #[arg(short, long, value_name = "FILE", value_parser = FileOrPipe::parser())]
+    output: Option<FileOrPipe>,
+    /// How the layers are compressed
+    #[arg(long, value_enum, default_value_t = Compressed::None)]
+    compression: Compressed,
+}
+
+/// `cowshed image export`
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Export {
+    /// The images, by name or id
+    pub images: Vec<String>,
+    /// The file, or the standard output
+    pub file: FileOrPipe,
+    /// How the layers are compressed
+    pub compression: Compressed,
+}
+
+impl Export {
+    /// Tells the images from the file.
+    fn new(arguments: ExportArguments) -> Result<Self, String> {
+        let mut images = arguments.images;
+        let file = match arguments.output {
+            Some(file) => Some(file),
+            None if images.len() > 1 => images
+                .pop()
+                .map(|file| FileOrPipe::parse(&file))
+                .transpose()?,
+            None => None,
+        };
+        let file = file.ok_or("the file is missing; write it after the images, or - for a pipe")?;
+        let images = images.into_iter().map(OsString::into_string);
+        let images: Result<Vec<String>, OsString> = images.collect();
+        Ok(Self {
+            images: images.map_err(|name| format!("there is no image {}", name.display()))?,
+            file,
+            compression: arguments.compression,
+        })
+    }
+
+    /// The images as messages name them.
+    fn described(&self) -> String {
+        let noun = if self.images.len() == 1 {
+            "image"
+        } else {
+            "images"
+        };
+        format!("{noun} {}", self.images.join(", "))
+    }
+}
+
+impl FromArgMatches for Export {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let arguments = ExportArguments::from_arg_matches(matches)?;
+        Self::new(arguments)
+            .map_err(|fault| clap::Error::raw(ErrorKind::MissingRequiredArgument, fault))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Export {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        ExportArguments::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        ExportArguments::augment_args_for_update(command)
+    }
+}
+
+/// How the layers of exported images are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(super) enum Compressed {
+    /// Not at all.
+    None,
+    /// As every reader of images knows it.
+    Gzip,
+    /// Faster and smaller.
+    Zstd,
+}
+
+/// One image.
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct One {
+    /// The image, by name or id
+    pub image: String,
+}
+
+/// `cowshed image rm`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Remove {
+    /// The images, by name or id
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+/// An id as lists show it; a name stays whole.
+pub(super) fn short(id: &str) -> String {
+    let digits = id.strip_prefix("sha256:").unwrap_or(id);
+    let is_id = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id {
+        digits[..SHORT_ID].to_owned()
+    } else {
+        id.to_owned()
+    }
+}
+
+/// Runs a command on the open pool of `shed`.
+///
+/// # Errors
+/// What the room of containers says.
+pub(super) fn run(command: &ImageCommand, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    match command {
+        ImageCommand::Import(new) => {
+            let what = || format!("import image {}", new.source);
+            let imported = import(new, shed, console).with_context(what)?;
+            for image in &imported {
+                tell_notes(image, console);
+            }
+            let text = || shown_lines(&imported);
+            console.result(&Several::new(&imported), text)
+        }
+        ImageCommand::Export(export) => export_images(export, shed, console),
+        ImageCommand::Ls => list(shed, console),
+        ImageCommand::Inspect(one) => inspect(one, shed, console),
+        ImageCommand::History(one) => history(one, shed, console),
+        ImageCommand::Rm(remove) => {
+            let host = shed.containers().context("remove images")?;
+            removal::each(&remove.images, "image", |name| {
+                host.remove_image(name)?;
+                Ok(())
+            })
+            .show(console)
+        }
+    }
+}
+
+/// Several images as one document: the fields of the first one, and all of them in a list.
+#[derive(Serialize)]
+struct Several<'a, T> {
+    #[serde(flatten)]
+    first: Option<&'a T>,
+    images: &'a [T],
+}
+
+impl<'a, T> Several<'a, T> {
+    fn new(images: &'a [T]) -> Self {
+        Self {
+            first: images.first(),
+            images,
+        }
+    }
+}
+
+/// Imports all images of the source, or the one that is named.
+fn import(new: &Import, shed: &Shed, console: &Console) -> anyhow::Result<Vec<ImportedImage>> {
+    let host = shed.containers()?;
+    let name = new.name.as_deref().map(Name::new).transpose()?;
+    // A name that cannot be given is refused before anything is read.
+    new.name
+        .as_deref()
+        .map(Reference::parse_given)
+        .transpose()?;
+    let images = open(new, &host, console)?;
+    let mut imported: Vec<ImportedImage> = Vec::with_capacity(images.len());
+    for image in &images {
+        tell_oddities(image, name.is_none(), console);
+        let options = ImportOptions {
+            name: name.clone(),
+            file_system_bytes: new.size.map(|size| size.0),
+            usual_bytes: None,
+        };
+        let one = import_one(&host, image, &options, console);
+        imported.push(one.with_context(|| {
+            let names = imported.iter().map(shown_name);
+            let names: Vec<String> = names.collect();
+            match &*names {
+                [] => "nothing is imported".to_owned(),
+                names => format!("only {} of it imported", names.join(", ")),
+            }
+        })?);
+    }
+    Ok(imported)
+}
+
+fn import_one(
+    host: &Host,
+    image: &Image,
+    options: &ImportOptions,
+    console: &Console,
+) -> anyhow::Result<ImportedImage> {
+    let progress = console.progress("layers", Some(0));
+    let cancel = console.cancel();
+    let imported = host.import_image(image, options, &mut |done| {
+        progress.set(done.done_layers as u64, done.layers as u64);
+        !cancel.is_cancelled()
+    });
+    // What the input says of being cancelled is told as such.
+    imported.map_err(|error| match cancel.check() {
+        Ok(()) => error.into(),
+        Err(interrupted) => interrupted.into(),
+    })
+}
+
+/// Tells what is taken from an image in another way than it may be expected.
+fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
+    if let Some(platform) = image.other_platform() {
+        console.message(&format!(
+            "warning: the image is for {platform} and this host is {}; its programs do not run \
+             here without an emulator",
+            Platform::host()
+        ));
+    }
+    let names = image.reference_names().iter().filter(|_| takes_names);
+    for fault in names.filter_map(|name| Reference::parse(name).err()) {
+        console.message(&format!(
+            "warning: a name of the image is left out: {fault}"
+        ));
+    }
+}
+
+/// Opens the images; where there are several, a wanted name chooses one.
+fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Vec<Image>> {
+    let input = match &new.source {
+        FileOrPipe::Pipe => SourceInput::Stream(Box::new(console.input()?)),
+        FileOrPipe::File(path) if is_stream(path.as_path()) => {
+            SourceInput::Stream(Box::new(Input::open(path.as_path(), console.cancel())?))
+        }
+        FileOrPipe::File(path) => SourceInput::Path(path.as_path().to_owned()),
+    };
+    let select = Select {
+        platform: new.platform.clone(),
+        root_only: new.rootfs,
+        ..Select::named(new.name.as_deref())
+    };
+    let opened = host.open_images(input, &select);
+    opened.map_err(|error| match &error {
+        container::Error::Oci(oci::Error::NotWhole { .. }) => {
+            anyhow::anyhow!("{error} (--rootfs)")
+        }
+        container::Error::Oci(oci::Error::OtherSystem { .. }) => {
+            anyhow::anyhow!("{error} (--platform)")
+        }
+        _ => error.into(),
+    })
+}
+
+/// Whether there is a named pipe or a device, on which one may wait.
+fn is_stream(path: &Path) -> bool {
+    let found = path.metadata().map(|found| found.file_type());
+    found.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device())
+}
+
+fn export_images(export: &Export, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("export {} to {}", export.described(), export.file);
+    let host = shed.containers().with_context(what)?;
+    let compression = match export.compression {
+        Compressed::None => Compression::None,
+        Compressed::Gzip => Compression::Gzip,
+        Compressed::Zstd => Compression::Zstd,
+    };
+    let images: Vec<&str> = export.images.iter().map(String::as_str).collect();
+    let write = |file: &File| -> anyhow::Result<Vec<ExportedImage>> {
+        let output = Output::new(file, console.cancel()).map_err(output_error)?;
+        let output = BufWriter::new(output);
+        let (output, exported) = host.export_images(&images, compression, output)?;
+        output
+            .into_inner()
+            .map_err(|error| output_error(error.into_error()))?;
+        for name in exported.iter().flat_map(|image| &image.left_out) {
+            console.message(&format!(
+                "warning: the name {name} is left out: an archive holds names with a tag and \
+                 without a digest"
+            ));
+        }
+        Ok(exported)
+    };
+    match &export.file {
+        FileOrPipe::Pipe if console.style().json => {
+            Err(Usage("--json and - cannot both have the standard output".to_owned()).into())
+        }
+        FileOrPipe::Pipe => write(console.output()).map(drop).with_context(what),
+        FileOrPipe::File(path) => {
+            let exported = write_file(path.as_path(), console.cancel(), |file, _| write(file))
+                .with_context(what)?;
+            console.result(&Several::new(&exported), String::new)
+        }
+    }
+}
+
+/// Shows an image that a commit made.
+pub(super) fn show_imported(image: &ImportedImage, console: &Console) -> anyhow::Result<()> {
+    tell_notes(image, console);
+    console.result(image, || shown_lines(std::slice::from_ref(image)))
+}
+
+/// Tells what was left out of an image.
+fn tell_notes(image: &ImportedImage, console: &Console) {
+    for note in &image.notes {
+        console.message(&format!("warning: {note}"));
+    }
+}
+
+/// A line for each image.
+fn shown_lines(images: &[ImportedImage]) -> String {
+    let line = |image: &ImportedImage| {
+        let reused = image.layers.iter().filter(|layer| layer.reused).count();
+        let own_bytes = image.layers.iter().map(|layer| layer.own_bytes).sum();
+        let id = image.id.to_string();
+        let name = shown_name(image);
+        let layers = counted(image.layers.len(), "layer", "layers");
+        format!(
+            "{name} {}: {layers}, {reused} reused, {}",
+            short(&id),
+            human(own_bytes)
+        )
+    };
+    images.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn shown_name(image: &ImportedImage) -> String {
+    if image.names.is_empty() {
+        "(no name)".to_owned()
+    } else {
+        image.names.join(", ")
+    }
+}
+
+fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let what = "list the images";
+    let images = shed
+        .containers()
+        .and_then(|host| Ok(host.images()?))
+        .context(what)?;
+    console.result(&images, || {
+        let columns = [
+            Column::Text("NAME"),
+            Column::Text("ID"),
+            Column::Number("LAYERS"),
+            Column::Number("SIZE"),
+            Column::Number("OWN"),
+            Column::Text("CREATED"),
+        ];
+        let rows = images.iter().map(|image| {
+            vec![
+                image.names.join(", "),
+                short(&image.id.to_string()),
+                image.layers.to_string(),
+                human(image.size_bytes),
+                human(image.own_bytes),
+                time(image.created),
+            ]
+        });
+        console.table(&columns, rows)
+    })
+}
+
+fn inspect(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("inspect image {}", one.image);
+    let host = shed.containers().with_context(what)?;
+    let image = host.inspect_image(&one.image).with_context(what)?;
+    console.result(&image, || {
+        let mut text = facts([
+            ("id", image.id.to_string()),
+            ("names", image.names.join(", ")),
+            ("size", exact(image.size_bytes)),
+            ("own", exact(image.own_bytes)),
+            ("created", time(image.created)),
+        ]);
+        let columns = [
+            Column::Text("LAYER"),
+            Column::Number("TAR"),
+            Column::Number("OWN"),
+            Column::Text("VOLUME"),
+        ];
+        let rows = image.layers.iter().map(|layer| {
+            vec![
+                short(&layer.diff_id.to_string()),
+                layer.size_bytes.map(human).unwrap_or_default(),
+                human(layer.own_bytes),
+                layer.volume.clone(),
+            ]
+        });
+        text.push_str("\n\n");
+        text.push_str(&console.table(&columns, rows));
+        text
+    })
+}
+
+fn history(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("show the history of image {}", one.image);
+    let host = shed.containers().with_context(what)?;
+    let steps = host.image_history(&one.image).with_context(what)?;
+    console.result(&steps, || {
+        let columns = [
+            Column::Text("CREATED"),
+            Column::Text("LAYER"),
+            Column::Number("TAR"),
+            Column::Text("BY"),
+        ];
+        let rows = steps.iter().map(|step| {
+            vec![
+                step.created.clone().unwrap_or_default(),
+                step.diff_id
+                    .map(|id| short(&id.to_string()))
+                    .unwrap_or_default(),
+                step.size_bytes.map(human).unwrap_or_default(),
+                step.created_by.clone().unwrap_or_default(),
+            ]
+        });
+        console.table(&columns, rows)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_shortened_and_names_are_not() {
+        let digits = "0123456789abcdef".repeat(4);
+        assert_eq!(short(&format!("sha256:{digits}")), "0123456789ab");
+        assert_eq!(short(&digits), "0123456789ab");
+        assert_eq!(short("debian:12"), "debian:12");
+    }
+}

@@ -1,0 +1,55 @@
+//! Names of volumes that images and containers keep for themselves.
+//!
+//! A volume command that removed, renamed or changed such a volume would leave a record without what
+//! it tells of, or take a file system's blocks away under it. Reading, comparing and cloning them is
+//! free to all, and so is attaching them read-only.
+
+use cowshed_format::base::Name;
+
+/// How such names begin, and the commands to use instead.
+const KEPT: [(&str, &str); 6] = [
+    ("layer/", "cowshed image"),
+    ("container/", "cowshed container"),
+    ("template/", "cowshed image"),
+    ("snapshot/", "ctr snapshots"),
+    ("work/", "cowshed image"),
+    ("unfinished/", "cowshed volume import"),
+];
+
+/// The name belongs to images or containers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} belongs to what `{command}` makes; use that command")]
+pub(super) struct KeptName {
+    name: Name,
+    command: &'static str,
+}
+
+/// Refuses a name that is kept.
+///
+/// # Errors
+/// `KeptName`.
+pub(super) fn refuse(name: &Name) -> Result<(), KeptName> {
+    match KEPT
+        .iter()
+        .find(|(start, _)| name.as_str().starts_with(start))
+    {
+        Some((_, command)) => Err(KeptName {
+            name: name.clone(),
+            command,
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_layers_and_containers_are_refused_and_others_are_not() {
+        let refused = |name: &str| refuse(&Name::new(name).unwrap()).is_err();
+        assert!(refused("layer/sha256:00") && refused("container/00") && refused("work/x"));
+        assert!(refused("snapshot/00"));
+        assert!(!refused("layers") && !refused("my/layer/x") && !refused("disk"));
+    }
+}

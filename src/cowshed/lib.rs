@@ -1,0 +1,189 @@
+//! The `cowshed` command: what it can be asked, and how each answer is given.
+//!
+//! One file for each command or group of commands. Where a daemon has the pool open, the parsed
+//! command goes to it and the same code runs there (`remote`); else the pool is opened here.
+//!
+//! # Invariants
+//! - Results go to the standard output, everything else to the standard error.
+//! - A failure is one line there, with `--json` one JSON document; `failure::Exit` says what each
+//!   exit status means.
+
+mod arguments;
+mod attach;
+mod console;
+mod container;
+mod containerd;
+mod disk_image;
+mod empty_file;
+mod export_volume;
+mod failure;
+mod full;
+mod fuse;
+mod gc;
+mod image;
+mod import_volume;
+mod keep;
+mod kept_names;
+mod logging;
+mod offline;
+mod open;
+mod output;
+mod panics;
+mod part_file;
+mod place;
+mod plugin;
+mod pool;
+mod progress;
+mod quickstart;
+mod remote;
+mod removal;
+mod resize;
+mod running;
+mod scrub;
+mod sectors;
+mod serve;
+mod shed;
+mod signals;
+mod size;
+mod state;
+mod streams;
+mod upgrade;
+mod volume;
+mod work;
+mod wrong_usage;
+
+use anyhow::Context;
+use arguments::{Arguments, Command, OnPool};
+use clap::Parser;
+use console::Console;
+use cowshed_daemon::keeper::own_arguments;
+use cowshed_format::base::Cancel;
+use failure::Exit;
+use open::Place;
+use pool::{Offline, PoolCommand};
+use std::process::ExitCode;
+
+/// Runs the command that this process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match own_arguments() {
+        Ok(arguments) => Arguments::try_parse_from(arguments),
+        Err(error) => Err(clap::Error::raw(
+            clap::error::ErrorKind::InvalidValue,
+            format!("--arguments: {error}\n"),
+        )),
+    };
+    let arguments = match arguments {
+        Ok(arguments) => arguments,
+        Err(error) => return ExitCode::from(wrong_usage::tell(error)),
+    };
+    let daemon = match &arguments.command {
+        Command::Serve(serve) if serve.is_daemon() => Some(serve.is_awaited()),
+        _ => None,
+    };
+    let style = arguments.global.style().on_this_terminal();
+    let console = match Console::of_this_process(style, Cancel::default()) {
+        Ok(console) => console,
+        // Without the three streams there is nobody to tell.
+        Err(_) => return ExitCode::from(Exit::Failed.status()),
+    };
+    if let Err(error) = start_log(&arguments) {
+        if let (Some(true), Some(line)) = (daemon, failure::line(&error)) {
+            serve::tell_failure(&line, &console);
+        }
+        return ExitCode::from(finish(Err(error), &console));
+    }
+    let ran = run(arguments, &console);
+    let status = match daemon {
+        Some(is_awaited) => finish_daemon(ran, &console, is_awaited),
+        None => finish(ran, &console),
+    };
+    logging::flush();
+    ExitCode::from(status)
+}
+
+/// Logs what `COWSHED_LOG` asks for, else by `-v`. A command tells its own failure in one line, so
+/// only the daemon logs without being asked.
+fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
+    let usual = match (&arguments.command, arguments.global.verbose) {
+        (Command::Serve(_), 0) if arguments.global.quiet => "error",
+        (Command::Serve(_), 0) => "info",
+        (_, 0) => "off",
+        (Command::Serve(_), 1) | (_, 2) => "debug",
+        (_, 1) => "info",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("COWSHED_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
+    match &arguments.command {
+        Command::Serve(serve) if serve.is_daemon() => {
+            let log = serve.log.as_ref();
+            logging::of_daemon(filter, log.map(place::HostPath::as_path))
+                .with_context(|| log.map_or("start the log".into(), |log| format!("log {log}")))?;
+            panics::end_the_process();
+        }
+        _ => logging::of_command(filter),
+    }
+    Ok(())
+}
+
+fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
+    let global = arguments.global;
+    let place = || Place::new(global.pool.as_ref(), global.socket.as_ref());
+    let on_pool = match arguments.command {
+        Command::Pool(PoolCommand::Offline(Offline::Create(create))) => {
+            return offline::create(&create, &place()?, console).map(|()| Exit::Done);
+        }
+        Command::Pool(PoolCommand::Offline(Offline::Check(check))) => {
+            return offline::check(&check, &place()?, console).map(|()| Exit::Done);
+        }
+        Command::Pool(PoolCommand::Online(pool)) => OnPool::Pool(pool),
+        Command::Quickstart(quickstart) => {
+            return quickstart::run(&quickstart, console).map(|()| Exit::Done);
+        }
+        Command::Serve(serve) => {
+            return serve::serve(&serve, &place()?, console);
+        }
+        Command::EmptyFile(empty) => {
+            return empty_file::serve(&empty, console).map(|()| Exit::Done);
+        }
+        Command::Volume(volume) => OnPool::Volume(volume),
+        Command::Attach(attach) => OnPool::Attach(attach),
+        Command::Detach(detach) => OnPool::Detach(detach),
+        Command::Image(image) => OnPool::Image(image),
+        Command::Container(container) => OnPool::Container(container.into_request()),
+        Command::Gc(gc) => OnPool::Gc(gc),
+    };
+    remote::run_anywhere(on_pool, &place()?, console)
+}
+
+/// Tells a failure on the console and returns the exit status.
+fn finish(ended: anyhow::Result<Exit>, console: &Console) -> u8 {
+    match ended {
+        Ok(exit) => exit.status(),
+        Err(error) => {
+            if let Some(line) = failure::line(&error) {
+                let exit = Exit::of(&error);
+                console.complain(&failure::shown(&line, exit, console.style().json));
+            }
+            Exit::of(&error).status()
+        }
+    }
+}
+
+/// Tells how the daemon failed in its log, and whoever waits for it; returns the exit status.
+fn finish_daemon(ended: anyhow::Result<Exit>, console: &Console, is_awaited: bool) -> u8 {
+    if let Err(error) = &ended
+        && let Some(line) = failure::line(error)
+    {
+        logging::complain(&failure::shown(
+            &line,
+            Exit::of(error),
+            console.style().json,
+        ));
+        if is_awaited {
+            serve::tell_failure(&line, console);
+        }
+    }
+    ended.map_or_else(|error| Exit::of(&error).status(), Exit::status)
+}

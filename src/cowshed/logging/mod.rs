@@ -1,0 +1,365 @@
+//! The log: what the program tells beside its results, by `tracing`.
+//!
+//! A daemon's lines go through a queue to a thread that writes them to a file or to the error
+//! stream. Logging never fails, waits or panics: when the disk is full or nobody reads the pipe,
+//! lines are lost, and the log says how many once it can.
+//!
+//! On the journal (`JOURNAL_STREAM` names the error stream) each line begins with its priority, as
+//! `sd-daemon(3)` describes, and has no time, since the journal has one.
+
+mod file;
+mod place;
+mod queue;
+
+pub(super) use place::{default_log, make_folder, open_stream, resolve};
+
+use cowshed_format::base::printable;
+use cowshed_sys::file_table;
+use file::LogFile;
+use nix::sys::signal::SigSet;
+use queue::{Batch, Queue};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+use tracing::{Level, Metadata};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// How long the last lines may take when the process ends.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
+/// The priority of a failure, by syslog(3).
+const PRIORITY_ERROR: u8 = 3;
+/// A keeper's memory is locked, the stacks of its threads too.
+const STACK_BYTES: usize = 256 << 10;
+
+/// The daemon's log, in a process that is one.
+static DAEMON: OnceLock<Log> = OnceLock::new();
+
+/// The log of a command: the error stream.
+pub(super) fn of_command(filter: EnvFilter) {
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Lossy(io::stderr()))
+        .with_ansi(io::stderr().is_terminal() && may_use_escapes())
+        .with_target(false)
+        .log_internal_errors(false)
+        .init();
+}
+
+/// The log of a daemon: the file at `path`, or else the error stream.
+///
+/// # Errors
+/// When the file is refused, or no thread can be started.
+pub(super) fn of_daemon(filter: EnvFilter, path: Option<&Path>) -> io::Result<()> {
+    let on_journal = path.is_none() && is_journal();
+    let in_colour =
+        path.is_none() && !on_journal && (io::stderr().is_terminal() && may_use_escapes());
+    let path = path.map(resolve);
+    let log = Log::start(on_journal, in_colour, move || match path {
+        Some(path) => match open_stream(&path)? {
+            Some(stream) => Ok(Sink::Stream(stream)),
+            None => LogFile::open(&path).map(Sink::File),
+        },
+        None => Ok(Sink::Stream(
+            io::stderr().as_fd().try_clone_to_owned()?.into(),
+        )),
+    })?;
+    let log = DAEMON.get_or_init(|| log).clone();
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .log_internal_errors(false)
+        .with_writer(log);
+    if on_journal {
+        format
+            .without_time()
+            .with_level(false)
+            .with_ansi(false)
+            .init();
+    } else {
+        format.with_ansi(in_colour).init();
+    }
+    Ok(())
+}
+
+/// Writes a line to the daemon's log; returns whether this process is a daemon.
+pub(super) fn complain(line: &str) -> bool {
+    let Some(log) = DAEMON.get() else {
+        return false;
+    };
+    log.push(PRIORITY_ERROR, format!("{line}\n").as_bytes());
+    true
+}
+
+/// Has the daemon's log file opened again.
+pub(super) fn reopen() {
+    if let Some(log) = DAEMON.get() {
+        log.queue.reopen();
+    }
+}
+
+/// Waits a while until the daemon's log is written out.
+pub(super) fn flush() {
+    if let Some(log) = DAEMON.get() {
+        log.queue.flush(FLUSH_TIME);
+    }
+}
+
+/// Returns whether the terminal takes escapes (`TERM` names one that does), and its user wants them
+/// (`NO_COLOR` is unset or empty).
+pub(super) fn may_use_escapes() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    !is_set("NO_COLOR") && !is_dumb
+}
+
+/// Returns whether the error stream is the one that the service manager connected to the journal.
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    nix::sys::stat::fstat(io::stderr())
+        .is_ok_and(|found| format!("{}:{}", found.st_dev, found.st_ino) == named)
+}
+
+/// A stream whose failures nobody is told of.
+struct Lossy<W>(W);
+
+impl<W: Write> Write for Lossy<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where lines are put. Clones are the same log.
+#[derive(Clone, Debug)]
+struct Log {
+    queue: Queue,
+    on_journal: bool,
+    /// Events carry the escapes of a terminal, which `tracing` keeps free of others'.
+    in_colour: bool,
+}
+
+impl Log {
+    /// Starts the thread, which opens what it writes to in a table of descriptors of its own: if
+    /// it hangs on a disk when the process is killed, it keeps nothing else open.
+    fn start(
+        on_journal: bool,
+        in_colour: bool,
+        open: impl FnOnce() -> io::Result<Sink> + Send + 'static,
+    ) -> io::Result<Self> {
+        let queue = Queue::default();
+        let lines = queue.clone();
+        let (sender, opened) = channel();
+        thread::Builder::new()
+            .name("log".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                // Signals are for the threads that wait for them.
+                let _ = SigSet::all().thread_block();
+                let mut sink = match file_table::keep_only(&[]).and_then(|()| open()) {
+                    Ok(sink) => sink,
+                    Err(error) => return drop(sender.send(Err(error))),
+                };
+                let _ = sender.send(Ok(()));
+                let mut lost = 0;
+                loop {
+                    sink.write_out(lines.take(), &mut lost, on_journal);
+                }
+            })?;
+        opened.recv().map_err(io::Error::other)??;
+        Ok(Self {
+            queue,
+            on_journal,
+            in_colour,
+        })
+    }
+
+    fn push(&self, priority: u8, text: &[u8]) {
+        let line = if self.on_journal {
+            with_priority(priority, text)
+        } else {
+            text.to_owned()
+        };
+        self.queue.push(line);
+    }
+}
+
+/// An event on one line: a name of a stranger's in it neither forges a line nor moves a cursor.
+fn one_line(event: &[u8]) -> String {
+    let text = String::from_utf8_lossy(event);
+    let mut line = printable(text.strip_suffix('\n').unwrap_or(&text)).into_owned();
+    line.push('\n');
+    line
+}
+
+/// Begins each line with its priority.
+fn with_priority(priority: u8, text: &[u8]) -> Vec<u8> {
+    let mut lines = Vec::with_capacity(text.len() + 4);
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        lines.extend_from_slice(format!("<{priority}>").as_bytes());
+        lines.extend_from_slice(line);
+    }
+    lines
+}
+
+/// Where lines come out.
+#[derive(Debug)]
+enum Sink {
+    Stream(File),
+    File(LogFile),
+}
+
+impl Sink {
+    fn write_out(&mut self, batch: Batch, lost: &mut u64, on_journal: bool) {
+        if batch.reopen
+            && let Self::File(file) = self
+            && let Err(error) = file.reopen()
+        {
+            // It is told where it can still be read.
+            let line = format!("cowshed: the log cannot be opened again: {error}\n");
+            let _ = file.write(line.as_bytes());
+        }
+        *lost += batch.lost;
+        for line in batch.lines {
+            if *lost > 0 {
+                let told = format!("cowshed: {lost} lines of the log were lost before this one\n");
+                let told = if on_journal {
+                    with_priority(PRIORITY_ERROR, told.as_bytes())
+                } else {
+                    told.into_bytes()
+                };
+                if self.write(&told).is_err() {
+                    *lost += 1;
+                    continue;
+                }
+                *lost = 0;
+            }
+            if self.write(&line).is_err() {
+                *lost += 1;
+            }
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stream(stream) => stream.write_all(line),
+            Self::File(file) => file.write(line),
+        }
+    }
+}
+
+/// A writer of one event.
+struct Event<'a> {
+    log: &'a Log,
+    priority: u8,
+}
+
+impl Write for Event<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.log.in_colour {
+            self.log.push(self.priority, bytes);
+        } else {
+            self.log.push(self.priority, one_line(bytes).as_bytes());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Event<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Event {
+            log: self,
+            priority: PRIORITY_ERROR,
+        }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        const WARNING: u8 = 4;
+        const INFORMATION: u8 = 6;
+        const DEBUG: u8 = 7;
+        let priority = match *metadata.level() {
+            Level::ERROR => PRIORITY_ERROR,
+            Level::WARN => WARNING,
+            Level::INFO => INFORMATION,
+            _ => DEBUG,
+        };
+        Event {
+            log: self,
+            priority,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        assert_eq!(
+            one_line(b"INFO took a\nERROR forged\x1b[2J\xff\n"),
+            "INFO took a\\nERROR forged\\u{1b}[2J\u{fffd}\n"
+        );
+    }
+
+    #[test]
+    fn each_line_for_the_journal_has_its_priority() {
+        assert_eq!(with_priority(4, b"one\ntwo\n"), b"<4>one\n<4>two\n");
+    }
+
+    #[test]
+    fn a_full_disk_loses_lines_and_tells_how_many_later() {
+        let mut lost = 0;
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let batch = |lines: &[&str]| Batch {
+            lines: lines
+                .iter()
+                .map(|line| format!("{line}\n").into_bytes())
+                .collect(),
+            ..Batch::default()
+        };
+        Sink::Stream(full).write_out(batch(&["a", "b"]), &mut lost, false);
+        assert_eq!(lost, 2);
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut pipe = Sink::Stream(File::from(std::os::fd::OwnedFd::from(writer)));
+        pipe.write_out(batch(&["c", "d"]), &mut lost, true);
+        drop(pipe);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(
+            text,
+            "<3>cowshed: 2 lines of the log were lost before this one\nc\nd\n"
+        );
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // A reader that reads nothing.
+        let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
+        let open = move || Ok(Sink::Stream(File::options().write(true).open(fifo)?));
+        let log = Log::start(false, false, open).unwrap();
+        // Far more than a pipe and the queue hold: this returns, or the test hangs.
+        for _ in 0..3000 {
+            log.push(6, &[b'x'; 1000]);
+        }
+    }
+}

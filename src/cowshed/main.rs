@@ -1,0 +1,5 @@
+//! The `cowshed` command.
+
+fn main() -> std::process::ExitCode {
+    cowshed::main()
+}

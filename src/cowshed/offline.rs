@@ -1,0 +1,234 @@
+//! `pool create` and `pool check`: what needs a pool that nobody has open.
+
+use super::console::Console;
+use super::failure::Damage;
+use super::open::{DEFAULT_POOL, Place};
+use super::output::counted;
+use super::size::Size;
+use anyhow::Context;
+use clap::Args;
+use cowshed_check::{self as check, CheckOptions, CheckReport, Detail};
+use cowshed_daemon::{Client, Connection};
+use cowshed_engine::pool::{CreateOptions, Pool};
+use cowshed_format::base::Error;
+use cowshed_format::device::{CreateFile, Device, FileDevice, FileOptions};
+use serde_json::json;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::path::Path;
+
+/// `cowshed pool create`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cowshed pool create --size 100G\n  \
+    cowshed --pool /dev/vdb pool create --size 1T")]
+pub(super) struct Create {
+    /// The pool's size: 100M, 10G, 1T; a file is sparse unless --preallocate
+    #[arg(long)]
+    pub size: Size,
+    /// Take the whole size from the host now, so that it cannot run out later
+    #[arg(long)]
+    pub preallocate: bool,
+    /// The size of the log; by default it goes by the pool's size
+    #[arg(long, value_name = "SIZE")]
+    pub log_size: Option<Size>,
+    /// Overwrite what the file or device holds
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `cowshed pool check`
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// Mend what follows from the rest: bitmaps, counts, lost blocks
+    #[arg(long)]
+    pub repair: bool,
+    /// Read and verify every block, not only the structure
+    #[arg(long)]
+    pub deep: bool,
+}
+
+/// Makes a pool.
+///
+/// # Errors
+/// What the engine or the host says; a file that was made is then removed.
+pub(super) fn create(create: &Create, place: &Place, console: &Console) -> anyhow::Result<()> {
+    // Where there is no pool, no daemon has it open: it is a service manager that listens.
+    if place.pool.as_path().exists() {
+        refuse_daemon(place, "make another one elsewhere")?;
+    }
+    let size_bytes = create_pool(create, place)?;
+    let document = json!({ "path": place.pool, "size_bytes": size_bytes });
+    console.result(&document, || place.pool.to_string())
+}
+
+/// Checks a pool that nobody has open.
+///
+/// # Errors
+/// `Damage` when something is wrong with it and stays so.
+pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::Result<()> {
+    refuse_daemon(place, "stop it, or use `cowshed pool scrub`")?;
+    let report = check_file(place.pool.as_path(), check.deep, check.repair, console)
+        .map_err(|error| place.explain(error))?;
+    for note in &report.notes {
+        console.message(&note.to_string());
+    }
+    show_check(&report, console)?;
+    if report.clean() {
+        return Ok(());
+    }
+    let found = report.remaining.as_ref().unwrap_or(&report.findings).len();
+    let faults = counted(found, "fault", "faults");
+    let advice = match (&report.refused, check.repair) {
+        (Some(refusal), _) => refusal.to_string(),
+        (None, true) => "what is left cannot be mended; copy out what can be read".to_owned(),
+        (None, false) => "--repair mends what follows from the rest".to_owned(),
+    };
+    Err(Damage(format!("pool {}: {faults} found; {advice}", place.pool)).into())
+}
+
+/// Checks the pool in a file that this process does not have open.
+///
+/// # Errors
+/// What the check says that is no finding.
+pub(super) fn check_file(
+    path: &Path,
+    deep: bool,
+    repair: bool,
+    console: &Console,
+) -> Result<CheckReport, Error> {
+    let device = FileDevice::open(
+        path,
+        FileOptions {
+            direct: false,
+            read_only: !repair,
+        },
+    )?;
+    let progress = console.progress("check", Some(0));
+    let block_bytes = cowshed_format::base::BLOCK_BYTES as u64;
+    check::check(&device, CheckOptions { deep, repair }, &mut |at| {
+        let [done, all] = [at.blocks, at.blocks_expected];
+        progress.set(
+            done.saturating_mul(block_bytes),
+            all.saturating_mul(block_bytes),
+        );
+    })
+}
+
+fn show_check(report: &CheckReport, console: &Console) -> anyhow::Result<()> {
+    let shown = report.remaining.as_ref().unwrap_or(&report.findings);
+    let errors: Vec<_> = shown
+        .iter()
+        .map(|finding| {
+            let detail = match finding.detail {
+                Detail::None => String::new(),
+                detail => detail.to_string(),
+            };
+            json!({
+                "kind": finding.kind.as_str(),
+                "where": finding.place.to_string(),
+                "detail": detail,
+            })
+        })
+        .collect();
+    let repaired: Vec<_> = report.repaired.iter().map(ToString::to_string).collect();
+    let notes: Vec<_> = report.notes.iter().map(ToString::to_string).collect();
+    let document = json!({
+        "errors": errors,
+        "omitted": report.findings_omitted,
+        "clean": report.clean(),
+        "repaired": repaired,
+        "notes": notes,
+        "blocks": report.blocks_used,
+        "volumes": report.volumes,
+    });
+    console.result(&document, || {
+        let mut lines: Vec<_> = shown.iter().map(ToString::to_string).collect();
+        if report.findings_omitted > 0 {
+            lines.push(format!("and {} more", report.findings_omitted));
+        }
+        lines.extend(repaired.iter().map(|what| format!("mended: {what}")));
+        if report.clean() {
+            let volumes = usize::try_from(report.volumes).unwrap_or(usize::MAX);
+            let volumes = counted(volumes, "volume", "volumes");
+            lines.push(format!(
+                "clean: {} blocks in use, {volumes}",
+                report.blocks_used
+            ));
+        }
+        lines.join("\n")
+    })
+}
+
+/// Makes the pool and answers its size.
+pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64> {
+    let path = place.pool.as_path();
+    see_to_folder(path).with_context(|| format!("pool {}", place.pool))?;
+    let existed = path.exists();
+    refuse_foreign(path, create.force).map_err(|error| place.explain(error))?;
+    let file = CreateFile {
+        preallocate: create.preallocate,
+        direct: false,
+        overwrite: create.force,
+    };
+    let options = CreateOptions {
+        log_bytes: create.log_size.map(|size| size.0),
+        force: create.force,
+    };
+    let size_bytes = create.size.0;
+    let device =
+        FileDevice::create(path, size_bytes, file).map_err(|error| place.explain(error))?;
+    let created = Pool::create(&device, &options);
+    if created.is_err() && !existed {
+        // Why it could not be made is told; that the file stays would add nothing.
+        let _ = fs::remove_file(path);
+    }
+    created.map_err(|error| place.explain(error))?;
+    Ok(device.len_bytes())
+}
+
+/// Makes the folder of the superuser's default pool; every other one is there already, or its name
+/// is wrong.
+fn see_to_folder(path: &Path) -> anyhow::Result<()> {
+    let Some(folder) = path.parent() else {
+        return Ok(());
+    };
+    if path == Path::new(DEFAULT_POOL) {
+        let mut make = fs::DirBuilder::new();
+        return Ok(make.recursive(true).mode(0o700).create(folder)?);
+    }
+    if let Err(error) = fs::metadata(folder)
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        let folder = folder.display();
+        anyhow::bail!("the folder {folder} does not exist; make it first, or correct the path");
+    }
+    Ok(())
+}
+
+/// Refuses to take a file's length away before anything of it is looked at.
+fn refuse_foreign(path: &Path, force: bool) -> Result<(), Error> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() && found.len() > 0 && !force => {
+            Err(Error::DeviceNotEmpty { found: "data" })
+        }
+        Ok(found) if !found.is_file() && !found.file_type().is_block_device() => {
+            let source = io::Error::other("it is neither a file nor a block device");
+            Err(Error::io("create the pool", source))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses while a daemon has the pool open.
+pub(super) fn refuse_daemon(place: &Place, advice: &str) -> anyhow::Result<()> {
+    match Client::connect(place.socket.as_path()) {
+        Ok(Connection::Daemon(_)) => anyhow::bail!(
+            "pool {}: a daemon has it open (it answers on {}); {advice}",
+            place.pool,
+            place.socket
+        ),
+        // Whoever cannot reach the socket cannot open the pool either, and is told then.
+        _ => Ok(()),
+    }
+}

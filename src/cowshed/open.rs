@@ -1,0 +1,142 @@
+//! Which pool a command means, and opening it.
+
+use super::failure::Usage;
+use super::import_volume::remove_unfinished;
+use super::place::HostPath;
+use cowshed_engine::pool::{FullOptions, Notes, OpenOptions, Pool};
+use cowshed_format::base::{self, Error, Generation};
+use cowshed_format::device::{FileDevice, FileOptions};
+use std::io;
+use std::sync::Arc;
+
+/// Where the superuser's pool lies unless another is named.
+pub(super) const DEFAULT_POOL: &str = "/var/lib/cowshed/pool";
+
+/// A pool's path and its daemon's socket.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The pool's file or block device.
+    pub pool: HostPath,
+    /// The daemon's socket.
+    pub socket: HostPath,
+}
+
+impl Place {
+    /// The pool that was named, or the default.
+    ///
+    /// # Errors
+    /// `Usage` when no pool was named and the caller is not the superuser.
+    pub(super) fn new(pool: Option<&HostPath>, socket: Option<&HostPath>) -> anyhow::Result<Self> {
+        let pool = match pool {
+            Some(pool) => pool.clone(),
+            None if nix::unistd::geteuid().is_root() => HostPath::new(DEFAULT_POOL)?,
+            None => {
+                let what = format!(
+                    "no pool is named; give --pool PATH or set COWSHED_POOL \
+                     (the default, {DEFAULT_POOL}, is the superuser's)"
+                );
+                return Err(Usage(what).into());
+            }
+        };
+        let socket = socket.cloned().unwrap_or_else(|| pool.with_suffix(".sock"));
+        Ok(Self { pool, socket })
+    }
+
+    /// What `error` from opening or making the pool means, and what to do.
+    #[must_use]
+    pub(super) fn explain(&self, error: Error) -> anyhow::Error {
+        let advice = match &error {
+            Error::InUse => Some(format!(
+                "the pool is in use by another process (no daemon answers on {}); \
+                 wait for it to end",
+                self.socket
+            )),
+            Error::Io { action, source } => self.advice_on(action, source),
+            _ => None,
+        };
+        let pool = format!("pool {}", self.pool);
+        match advice {
+            Some(advice) => anyhow::Error::msg(advice).context(pool),
+            None => anyhow::Error::new(error).context(pool),
+        }
+    }
+
+    fn advice_on(&self, action: &str, source: &io::Error) -> Option<String> {
+        let is_root = nix::unistd::geteuid().is_root();
+        Some(match source.kind() {
+            // The folder is made before, unless somebody removes it at once.
+            io::ErrorKind::NotFound if action == "create the pool" => {
+                "its folder does not exist; make that first".to_owned()
+            }
+            io::ErrorKind::NotFound => {
+                "there is no such pool; make one with `cowshed pool create --size 10G`".to_owned()
+            }
+            io::ErrorKind::PermissionDenied if is_root => {
+                "permission denied although this is root; the file is immutable (lsattr), its file \
+                 system does not let root in (NFS), or a container may not use the device"
+                    .to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                "permission denied; run as its owner or name your own pool with --pool".to_owned()
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "it lies on a file system that is mounted read-only, or the device is read-only; \
+                 a daemon writes: remount it (mount -o remount,rw), or read the pool without a \
+                 daemon (cowshed volume export, cowshed pool check)"
+                    .to_owned()
+            }
+            _ => return None,
+        })
+    }
+
+    /// Opens the pool for this process alone, and clears away what killed commands left in it. On a
+    /// file system that is mounted read-only it is opened for reading only.
+    ///
+    /// # Errors
+    /// What the engine says; `explain` says what to do.
+    pub(super) fn open(&self) -> base::Result<Pool> {
+        let device = match FileDevice::open(self.pool.as_path(), FileOptions::default()) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                return self.open_to_read();
+            }
+            opened => opened?,
+        };
+        let pool = Self::open_on(device, FullOptions::default(), None, Notes::default())?;
+        remove_unfinished(&pool)?;
+        Ok(pool)
+    }
+
+    /// Opens the pool without writing to it: its host takes no writes.
+    fn open_to_read(&self) -> base::Result<Pool> {
+        let file = FileOptions {
+            read_only: true,
+            ..FileOptions::default()
+        };
+        let options = OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        };
+        let device = FileDevice::open(self.pool.as_path(), file)?;
+        Pool::open(Arc::new(device), &options)
+    }
+
+    /// Opens the pool on its device; what killed commands left is still in it. `resumes` is what a
+    /// predecessor noted, `notes` what a successor is to know.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(super) fn open_on(
+        device: FileDevice,
+        full: FullOptions,
+        resumes: Option<Generation>,
+        notes: Notes,
+    ) -> base::Result<Pool> {
+        let options = OpenOptions {
+            full,
+            resumes,
+            notes,
+            ..OpenOptions::default()
+        };
+        Pool::open(Arc::new(device), &options)
+    }
+}

@@ -1,0 +1,108 @@
+//! What a panic does to a daemon: the process ends at once, whatever thread it happened in.
+//!
+//! A thread that ended alone would leave its work undone and what it had in hand half changed,
+//! while everything else seems well. A worker that ends is followed by another one, which opens
+//! the pool as after a crash; what happened is in the log, and in `pool status`.
+
+use super::logging;
+use cowshed_daemon::keeper::ToKeeper;
+use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
+
+/// How long another thread that panics leaves the first one to tell it.
+const TELL_TIME: Duration = Duration::from_secs(5);
+
+static KEEPER: OnceLock<Arc<ToKeeper>> = OnceLock::new();
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+
+/// From now on a panic ends this process.
+pub(super) fn end_the_process() {
+    std::panic::set_hook(Box::new(|info| {
+        if IS_ENDING.swap(true, Ordering::SeqCst) {
+            thread::sleep(TELL_TIME);
+            std::process::abort();
+        }
+        let what = describe(info);
+        if let Some(keeper) = KEEPER.get() {
+            keeper.failed(&what);
+        }
+        logging::complain(&format!(
+            "cowshed: {what}; this is a defect, and the process ends"
+        ));
+        let trace = std::backtrace::Backtrace::capture();
+        if trace.status() == std::backtrace::BacktraceStatus::Captured {
+            logging::complain(&trace.to_string());
+        }
+        logging::flush();
+        std::process::abort();
+    }));
+}
+
+/// Has the keeper told of it, too.
+pub(super) fn tell(keeper: &Arc<ToKeeper>) {
+    let _ = KEEPER.set(Arc::clone(keeper));
+}
+
+fn describe(info: &PanicHookInfo<'_>) -> String {
+    let payload = info.payload();
+    let message = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    let thread = thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    let place = info
+        .location()
+        .map_or(String::new(), |place| format!(" at {place}"));
+    format!("thread {thread} panicked{place}: {message}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    const LOG: &str = "COWSHED_TEST_PANIC_LOG";
+
+    /// Not a test by itself: the process that the one below starts.
+    #[test]
+    fn the_process_that_panics() {
+        let Some(log) = std::env::var_os(LOG) else {
+            return;
+        };
+        let filter = tracing_subscriber::EnvFilter::new("info");
+        logging::of_daemon(filter, Some(log.as_ref())).unwrap();
+        end_the_process();
+        // Nobody waits for it, and nobody would notice.
+        thread::Builder::new()
+            .name("background".to_owned())
+            .spawn(|| panic!("a defect"))
+            .unwrap();
+        loop {
+            thread::park();
+        }
+    }
+
+    #[test]
+    fn a_panic_in_any_thread_ends_the_process_and_is_in_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "panics::tests::the_process_that_panics"])
+            .env(LOG, &log)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGABRT), "{status}");
+        let text = std::fs::read_to_string(&log).unwrap();
+        assert!(
+            text.contains("thread background panicked at") && text.contains("a defect"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! `cowshed pool …` on an open pool; `pool create` and `pool check` are in `offline`.
+
+use super::console::Console;
+use super::failure::Warning;
+use super::offline::{Check, Create};
+use super::output::{exact, facts};
+use super::scrub;
+use super::size::{Size, human};
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use cowshed_daemon::keeper::Serving;
+use cowshed_engine::pool::{Pool, PoolState, Status, WaterLevel};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// `cowshed pool …`
+#[derive(Debug, Subcommand)]
+pub(super) enum PoolCommand {
+    /// What needs the pool to be closed.
+    #[command(flatten)]
+    Offline(Offline),
+    /// What works on an open pool.
+    #[command(flatten)]
+    Online(Online),
+}
+
+/// The commands that work on a pool that nobody has open.
+#[derive(Debug, Subcommand)]
+pub(super) enum Offline {
+    /// Make a pool in a file, or on a block device
+    Create(Create),
+    /// Read the whole structure of a pool that is not open, and say what is wrong with it
+    Check(Check),
+}
+
+/// The commands that work on an open pool.
+#[derive(Debug, Subcommand, Serialize, Deserialize)]
+pub(super) enum Online {
+    /// Show how full the pool is
+    Status(StatusOptions),
+    /// Make the pool larger
+    Grow(Grow),
+    /// Reclaim what was removed, and give all free space back to the host
+    Trim,
+    /// Write everything that is only in the log to its place
+    Checkpoint,
+    /// Read and verify every block in use
+    Scrub,
+}
+
+/// `cowshed pool status`
+#[derive(Debug, Args, Serialize, Deserialize)]
+#[command(
+    after_help = "Exit status with --check: 0 all is well; 4 there are warnings; 1 writes are \
+    held or refused, the pool has stopped, or nobody could say; 3 the pool is damaged."
+)]
+pub(super) struct StatusOptions {
+    /// End with an exit status for monitoring: 4 for warnings, 1 where writes fail
+    #[arg(long)]
+    #[serde(default)]
+    pub check: bool,
+}
+
+/// `cowshed pool grow`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Grow {
+    /// The new size
+    #[arg(long)]
+    pub size: Size,
+}
+
+/// Runs a command on the open `pool`.
+///
+/// # Errors
+/// What the engine says, or that the output failed.
+pub(super) fn run(
+    command: &Online,
+    pool: &Pool,
+    serving: Option<&Serving>,
+    console: &Console,
+) -> anyhow::Result<()> {
+    match command {
+        Online::Status(options) => {
+            let document = show_status(pool, serving, console)?;
+            if options.check {
+                judge(&document)?;
+            }
+            Ok(())
+        }
+        Online::Grow(grow) => {
+            let size = grow.size;
+            pool.grow(size.0)
+                .with_context(|| format!("grow the pool to {size}"))?;
+            show_status(pool, serving, console).map(drop)
+        }
+        Online::Trim => {
+            // What removed volumes held counts as free only once it is reclaimed.
+            let trimmed = pool.reclaim().and_then(|()| pool.trim());
+            let trimmed_bytes = trimmed.context("trim the pool")?;
+            console.result(&json!({ "trimmed_bytes": trimmed_bytes }), || {
+                format!("gave {} back to the host", human(trimmed_bytes))
+            })
+        }
+        Online::Checkpoint => {
+            pool.checkpoint().context("checkpoint")?;
+            show_status(pool, serving, console).map(drop)
+        }
+        Online::Scrub => scrub::scrub(pool, console),
+    }
+}
+
+/// The status as JSON has it.
+#[derive(Serialize)]
+struct StatusDocument {
+    size_bytes: u64,
+    used_bytes: u64,
+    free_bytes: u64,
+    pending_free_bytes: u64,
+    reserved_bytes: u64,
+    removed_shared_bytes: u64,
+    metadata_bytes: u64,
+    host_bytes: u64,
+    host_free_bytes: Option<u64>,
+    limit_bytes: u64,
+    volumes: u64,
+    generation: u64,
+    log_used_bytes: u64,
+    log_bytes: u64,
+    state: &'static str,
+    holds_writes: bool,
+    low_water: &'static str,
+    warnings: Vec<String>,
+    /// Who has it open, when that is a daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    daemon: Option<DaemonDocument>,
+}
+
+/// Who serves, as it is shown.
+#[derive(Debug, Serialize)]
+struct DaemonDocument {
+    /// Nothing when it is gone.
+    keeper: Option<u32>,
+    worker: u32,
+    version: String,
+    restarts: u64,
+    upgrades: u64,
+    upgrade_failure: Option<String>,
+    /// When the last worker that failed ended, and why.
+    last_failure: Option<String>,
+}
+
+impl From<&Serving> for DaemonDocument {
+    fn from(serving: &Serving) -> Self {
+        Self {
+            keeper: (serving.keeper != 0).then_some(serving.keeper),
+            worker: serving.worker,
+            version: serving.version.clone(),
+            restarts: serving.restarts,
+            upgrades: serving.upgrades,
+            upgrade_failure: serving.upgrade_failure.clone(),
+            last_failure: serving.last_failure.clone(),
+        }
+    }
+}
+
+/// What should be done about the daemon, if something should.
+fn daemon_warning(serving: &Serving) -> Option<String> {
+    (serving.keeper == 0).then(|| {
+        let worker = serving.worker;
+        format!(
+            "the daemon's keeper is gone: if process {worker} ends too, users of the volumes get \
+             errors; stop the daemon (kill -TERM {worker}) and start it again"
+        )
+    })
+}
+
+impl From<&Status> for StatusDocument {
+    fn from(status: &Status) -> Self {
+        Self {
+            size_bytes: status.size_bytes,
+            used_bytes: status.used_bytes,
+            free_bytes: status.free_bytes,
+            pending_free_bytes: status.pending_free_bytes,
+            reserved_bytes: status.reserved_bytes,
+            removed_shared_bytes: status.removed_shared_bytes,
+            metadata_bytes: status.metadata_bytes,
+            host_bytes: status.host_bytes,
+            host_free_bytes: status.host_free_bytes,
+            limit_bytes: status.limit_bytes,
+            volumes: status.volumes,
+            generation: status.generation,
+            log_used_bytes: status.log_used_bytes,
+            log_bytes: status.log_bytes,
+            state: match status.state {
+                PoolState::Open => "open",
+                PoolState::Full => "full",
+                PoolState::Stopped => "stopped",
+                PoolState::ReadOnly => "read-only",
+            },
+            holds_writes: status.holds_writes,
+            low_water: match status.low_water {
+                WaterLevel::Ample => "ample",
+                WaterLevel::Low => "low",
+                WaterLevel::VeryLow => "very-low",
+                WaterLevel::Critical => "critical",
+                WaterLevel::Full => "full",
+            },
+            warnings: warnings(status),
+            daemon: None,
+        }
+    }
+}
+
+/// What should be done before it is too late, a line each.
+fn warnings(status: &Status) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if status.holds_writes {
+        warnings.push("writes are held until there is room".to_owned());
+    }
+    if status.low_water > WaterLevel::Ample {
+        let level = status.low_water;
+        warnings.push(format!(
+            "{level}: grow it (cowshed pool grow), or remove or trim something"
+        ));
+    }
+    if let Some(short) = status.host_shortage_bytes() {
+        let short = human(short);
+        warnings.push(format!(
+            "the host's file system lacks {short} of what the pool may still take: make room there"
+        ));
+    }
+    warnings
+}
+
+/// Ends with a failure where writes fail or wait, and with a warning where that is to come.
+fn judge(document: &StatusDocument) -> anyhow::Result<()> {
+    let mut said = document.warnings.join("; ");
+    if document.state == "stopped" {
+        said = "the pool has stopped, as its device failed; the daemon's log says why".to_owned();
+    }
+    if document.state == "read-only" {
+        said = "the pool is open for reading only: its file system is mounted read-only".to_owned();
+    }
+    if document.state != "open" || document.holds_writes {
+        anyhow::bail!("{said}");
+    }
+    if !said.is_empty() {
+        return Err(Warning(said).into());
+    }
+    Ok(())
+}
+
+fn show_status(
+    pool: &Pool,
+    serving: Option<&Serving>,
+    console: &Console,
+) -> anyhow::Result<StatusDocument> {
+    let status = pool.status().context("pool status")?;
+    let mut document = StatusDocument {
+        daemon: serving.map(DaemonDocument::from),
+        ..StatusDocument::from(&status)
+    };
+    document.warnings.extend(serving.and_then(daemon_warning));
+    console.result(&document, || {
+        let daemon = serving.map(|serving| ("daemon", shown(serving)));
+        let mut rows = vec![
+            ("size", exact(status.size_bytes)),
+            ("used", exact(status.used_bytes)),
+            ("free", exact(status.free_bytes)),
+            ("freed soon", exact(status.pending_free_bytes)),
+            ("kept back", exact(status.reserved_bytes)),
+            ("metadata", exact(status.metadata_bytes)),
+            ("on the host", exact(status.host_bytes)),
+        ];
+        if status.removed_shared_bytes > 0 {
+            let shared = exact(status.removed_shared_bytes);
+            rows.insert(2, ("of it removed, but shared", shared));
+        }
+        if status.limit_bytes > status.size_bytes {
+            rows.push(("grows up to", exact(status.limit_bytes)));
+        }
+        let log = (human(status.log_used_bytes), human(status.log_bytes));
+        rows.extend([
+            ("volumes", status.volumes.to_string()),
+            ("generation", status.generation.to_string()),
+            ("log", format!("{} of {}", log.0, log.1)),
+            ("state", document.state.to_owned()),
+        ]);
+        let warnings = document.warnings.iter();
+        rows.extend(warnings.map(|warning| ("warning", warning.clone())));
+        let failure = serving.and_then(|serving| serving.last_failure.as_ref());
+        let failure = failure.map(|why| ("last failure", why.clone()));
+        facts(rows.into_iter().chain(daemon).chain(failure))
+    })?;
+    Ok(document)
+}
+
+fn shown(serving: &Serving) -> String {
+    let Serving {
+        keeper,
+        worker,
+        restarts,
+        ..
+    } = serving;
+    let restarts = match restarts {
+        0 => String::new(),
+        1 => ", restarted once".to_owned(),
+        count => format!(", restarted {count} times"),
+    };
+    let keeper = match keeper {
+        0 => "no keeper".to_owned(),
+        keeper => format!("keeper {keeper}"),
+    };
+    format!("{keeper}, worker {worker}{restarts}")
+}

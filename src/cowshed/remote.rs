@@ -1,0 +1,271 @@
+//! Running a command where the pool is open: in the daemon that has it open, or else here.
+
+use super::arguments::OnPool;
+use super::console::{Console, Style};
+use super::failure::Exit;
+use super::open::Place;
+use super::place::FileOrPipe;
+use super::running::Running;
+use super::shed::Shed;
+use super::volume::VolumeCommand;
+use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
+use anyhow::Context;
+use cowshed_daemon::keeper::{self, ToKeeper};
+use cowshed_daemon::protocol::ProtocolError;
+use cowshed_daemon::{Client, Connection, Handler, Session};
+use cowshed_export::{ExportError, Transport};
+use cowshed_format::base::{Cancel, Error};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a daemon that starts or stops is waited for.
+const DAEMON_STARTS: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const DAEMON_RETRY: Duration = Duration::from_millis(50);
+
+/// A command on its way to the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Request<C> {
+    style: Style,
+    command: C,
+}
+
+impl<C> Request<C> {
+    /// `command`, told on `console`.
+    pub(super) fn new(console: &Console, command: C) -> Self {
+        Self {
+            style: console.style().clone(),
+            command,
+        }
+    }
+}
+
+/// Runs `command` in the daemon if there is one, else on the pool opened here. Where there is the
+/// socket of a daemon that does not answer, but the pool is in use, a daemon may just be starting
+/// or stopping: that is waited for.
+///
+/// # Errors
+/// What the command says when it runs here; a daemon tells its failures itself.
+pub(super) fn run_anywhere(
+    command: OnPool,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
+    let deadline = Instant::now() + DAEMON_STARTS;
+    loop {
+        let connection = Client::connect(place.socket.as_path())
+            .with_context(|| format!("connect to the daemon on {}", place.socket))?;
+        if let Connection::Daemon(client) = connection {
+            return run_in_daemon(&client, command, place, console);
+        }
+        match Shed::open(place) {
+            Ok(shed) => {
+                if shed.pool().is_read_only() {
+                    let pool = &place.pool;
+                    console.message(&format!(
+                        "pool {pool}: its file system is mounted read-only; the pool is opened for \
+                         reading only"
+                    ));
+                }
+                return run_here(&command, shed, console).map(|()| Exit::Done);
+            }
+            Err(Error::InUse) if place.socket.as_path().exists() && Instant::now() < deadline => {
+                thread::sleep(DAEMON_RETRY);
+            }
+            Err(error) => return Err(place.explain(error)),
+        }
+    }
+}
+
+fn run_in_daemon(
+    client: &Client,
+    mut command: OnPool,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
+    let own_file = open_own_file(&mut command)?;
+    let [mut input, mut output, error] = console.streams();
+    match &own_file {
+        Some(OwnFile::Input(file)) => input = file.as_fd(),
+        Some(OwnFile::Output(file)) => output = file.as_fd(),
+        None => {}
+    }
+    let request = Request::new(console, command);
+    let answer = match client.run(&request, [input, output, error]) {
+        Err(ProtocolError::Io(cause)) if is_gone(&cause) => anyhow::bail!(
+            "the daemon on {} stopped or was restarted during this command, which may be done \
+             or not; see what is there, and repeat it if need be",
+            place.socket
+        ),
+        Err(ProtocolError::Foreign) => anyhow::bail!(
+            "what listens on {} is no cowshed daemon; name the daemon's socket with --socket",
+            place.socket
+        ),
+        Err(error @ ProtocolError::Version { .. }) => {
+            return Err(error).with_context(|| format!("the daemon on {}", place.socket));
+        }
+        answer => answer.with_context(|| {
+            format!(
+                "the daemon on {} did not answer; its log says why",
+                place.socket
+            )
+        })?,
+    };
+    match answer.refusal {
+        Some(refusal) => anyhow::bail!("the daemon on {}: {refusal}", place.socket),
+        None => Ok(Exit::from_status(answer.status)),
+    }
+}
+
+/// Whether the other end of the connection has ended without a word.
+fn is_gone(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
+    )
+}
+
+/// A file that only this process can open under the name that was given for it.
+enum OwnFile {
+    Input(File),
+    Output(File),
+}
+
+/// Opens a file that is named by way of this process, such as `/dev/fd/63`, and lets the command
+/// take it for its pipe.
+fn open_own_file(command: &mut OnPool) -> anyhow::Result<Option<OwnFile>> {
+    let (file, is_input) = match command {
+        OnPool::Volume(VolumeCommand::Import(import)) => (&mut import.file, true),
+        OnPool::Volume(VolumeCommand::Export(export)) => (&mut export.file, false),
+        OnPool::Image(image::ImageCommand::Import(import)) => (&mut import.source, true),
+        OnPool::Image(image::ImageCommand::Export(export)) => (&mut export.file, false),
+        _ => return Ok(None),
+    };
+    let FileOrPipe::File(path) = &*file else {
+        return Ok(None);
+    };
+    if !file.is_of_the_caller() {
+        return Ok(None);
+    }
+    let opened = File::options()
+        .read(is_input)
+        .write(!is_input)
+        .open(path.as_path());
+    let opened = opened.with_context(|| format!("open {path}"))?;
+    *file = FileOrPipe::Pipe;
+    Ok(Some(if is_input {
+        OwnFile::Input(opened)
+    } else {
+        OwnFile::Output(opened)
+    }))
+}
+
+fn run_here(command: &OnPool, shed: Shed, console: &Console) -> anyhow::Result<()> {
+    signals::cancel_on_signals(console.cancel())?;
+    let ran = run(command, &shed, console);
+    let closed = shed.close();
+    ran.and(closed)
+}
+
+/// Runs `command` on an open pool, as work that the console's token cancels.
+fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    let ran = console
+        .cancel()
+        .during(|| run_to_its_end(command, shed, console));
+    // Whatever a cancelled command failed on, it was interrupted.
+    ran.map_err(|error| match console.cancel().check() {
+        Err(cancelled) => anyhow::Error::new(cancelled).context(error.to_string()),
+        Ok(()) => error,
+    })
+}
+
+fn run_to_its_end(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+    match command {
+        OnPool::Pool(command) => pool::run(command, shed.pool(), shed.serving().as_ref(), console),
+        OnPool::Volume(command) => volume::run(command, shed, console),
+        OnPool::Attach(command) => attach::attach(command, shed, console),
+        OnPool::Detach(command) => attach::detach(command, shed, console),
+        OnPool::Image(command) => image::run(command, shed, console),
+        OnPool::Container(command) => container::run(command, shed, console),
+        OnPool::Gc(command) => gc::run(command, shed, console),
+        OnPool::Serving => {
+            let serving = shed.serving().context("no daemon serves")?;
+            let text = serde_json::to_string(&serving)?;
+            console.print(&text)
+        }
+        OnPool::Running | OnPool::Upgrade | OnPool::UpgradeWith { .. } => {
+            anyhow::bail!("only a daemon hands over")
+        }
+    }
+}
+
+/// Runs the commands that come to the daemon.
+pub(super) struct Commands {
+    shed: Arc<Shed>,
+    control: Arc<ToKeeper>,
+    running: Running,
+}
+
+impl Commands {
+    /// Commands on the pool of `shed`, in the daemon that was started as `running`.
+    pub(super) const fn new(shed: Arc<Shed>, control: Arc<ToKeeper>, running: Running) -> Self {
+        Self {
+            shed,
+            control,
+            running,
+        }
+    }
+
+    /// Has the daemon hand over to the program in `file`, if that can.
+    fn hand_over(&self, file: &OwnedFd, arguments: &[OsString]) -> anyhow::Result<()> {
+        if self.control.is_keeper_gone() {
+            anyhow::bail!("the daemon's keeper is gone; stop the daemon and start it again");
+        }
+        let export = self.shed.daemon_export()?;
+        if export.transport() == Transport::IoUring {
+            let dir = export.mount_point().to_owned();
+            return Err(ExportError::NoSuccessor { dir }.into());
+        }
+        let version = upgrade::ask(file)?;
+        tracing::info!(version, "asked to hand over");
+        self.control
+            .prepare(file.as_fd(), arguments)
+            .context("ask the keeper to hand over")
+    }
+}
+
+impl Handler for Commands {
+    type Request = Request<OnPool>;
+    type Cancel = Cancel;
+
+    fn run(&self, session: Session<Self::Request, Cancel>) -> u8 {
+        let Request { style, command } = session.request;
+        let file = session.streams[0].try_clone();
+        let console = Console::new(session.streams, style, session.cancel);
+        let ran = match (command, file) {
+            // The client's program comes as its input.
+            (OnPool::Upgrade, Ok(file)) => self.hand_over(&file, &keeper::plain_arguments()),
+            (OnPool::UpgradeWith { arguments }, Ok(file)) => {
+                let arguments = arguments.into_iter().map(OsString::from_vec);
+                self.hand_over(&file, &arguments.collect::<Vec<_>>())
+            }
+            (OnPool::Running, _) => self.running.tell(&console),
+            (command, _) => run(&command, &self.shed, &console),
+        };
+        finish(ran.map(|()| Exit::Done), &console)
+    }
+
+    fn cancel(cancel: &Cancel) {
+        cancel.cancel();
+    }
+}

@@ -1,0 +1,75 @@
+//! `cowshed volume resize`: a volume's virtual size. Making it smaller gives up what lies beyond
+//! the new end, so that is done only when asked for, and never under somebody who uses the volume.
+
+use super::kept_names;
+use super::shed::Shed;
+use super::size::{NewSize, human};
+use clap::Args;
+use cowshed_engine::pool::Volume;
+use cowshed_format::base;
+use serde::{Deserialize, Serialize};
+
+/// `cowshed volume resize`
+#[derive(Debug, Args, Serialize, Deserialize)]
+pub(super) struct Resize {
+    /// The volume
+    pub name: String,
+    /// Its new virtual size: 64K, 10G, 1T, or at least 1048576 without a unit
+    #[arg(long)]
+    pub size: NewSize,
+    /// Make it smaller, and give up what lies beyond the new end
+    #[arg(long)]
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// Why a volume is not made smaller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    /// Nobody asked for it.
+    #[error(
+        "it has {old}, and {lost} in use lie beyond {new}, which would be lost; make what is in it smaller first (resize2fs, say), then use --shrink"
+    )]
+    NotAsked {
+        old: String,
+        new: String,
+        lost: String,
+    },
+    /// It would be cut under its user.
+    #[error(
+        "{0} is in use (attached, mounted, or its file is open) and cannot be made smaller; unmount and detach it first"
+    )]
+    InUse(base::Name),
+}
+
+/// Changes the volume's size.
+///
+/// # Errors
+/// `Refused`, `KeptName`, and what the engine or the host says.
+pub(super) fn resize(resize: &Resize, volume: &Volume, shed: &Shed) -> anyhow::Result<()> {
+    kept_names::refuse(&volume.name())?;
+    let pool = shed.pool();
+    let (old, new) = (volume.size_bytes(), resize.size.0);
+    if new >= old {
+        pool.resize(volume, new)?;
+        // Whoever has it as a block device should see the new size too.
+        return shed
+            .export()
+            .map_or(Ok(()), |export| Ok(export.resized(volume)?));
+    }
+    if volume.is_held() {
+        return Err(Refused::InUse(volume.name()).into());
+    }
+    if !resize.shrink {
+        return Err(Refused::NotAsked {
+            old: human(old),
+            new: human(new),
+            lost: human(volume.data_bytes_from(new)?),
+        }
+        .into());
+    }
+    match pool.shrink(volume, new) {
+        Err(base::Error::Busy(name)) => Err(Refused::InUse(name).into()),
+        shrunk => Ok(shrunk?),
+    }
+}

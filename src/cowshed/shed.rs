@@ -1,0 +1,246 @@
+//! An open pool with what the host offers on it: what every command on a pool works with.
+//!
+//! In the daemon the volumes are mounted as files for its whole life. A command that opens the
+//! pool itself mounts them only if it needs block devices, and for its own life.
+
+use super::open::Place;
+use super::state::StateFolder;
+use anyhow::Context;
+use cowshed_daemon::keeper::Serving;
+use cowshed_engine::pool::Pool;
+use cowshed_export::{self as export, Cleaned, Export};
+use cowshed_format::base;
+use cowshed_host::{self as container, Host};
+use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where, in the state folder, a command that opens the pool itself mounts the volumes.
+pub(super) const FILES: &str = "files";
+/// Where, in the state folder, the daemon mounts the volumes unless told otherwise.
+pub(super) const VOLUMES: &str = "volumes";
+
+/// Clears away what a killed process left at `dir` where it had mounted the volumes: the mounts
+/// of containers first, then their devices and the volumes' own mount.
+///
+/// # Errors
+/// When a live process serves there, or something cannot be unmounted.
+pub(super) fn clear_stale(dir: &Path) -> anyhow::Result<()> {
+    for mount in container::clean_stale_mounts(dir)? {
+        tracing::info!(mount = %mount.display(), "unmounted what a killed process left");
+    }
+    let cleaned = export::clean_stale(dir)?;
+    tell_cleaned(&cleaned, dir);
+    Ok(())
+}
+
+/// Clears away all that killed processes left that served the pool with this state folder. Whoever
+/// calls this has its lock: none of them lives.
+///
+/// # Errors
+/// As `clear_stale`.
+pub(super) fn clear_folder(folder: &Path) -> anyhow::Result<()> {
+    for dir in [FILES, VOLUMES] {
+        clear_stale(&folder.join(dir))?;
+    }
+    clear_devices(folder)
+}
+
+/// Detaches the loop devices that killed processes left, wherever their mount has gone.
+///
+/// # Errors
+/// When one cannot be detached.
+pub(super) fn clear_devices(folder: &Path) -> anyhow::Result<()> {
+    let cleaned = export::clean_recorded(&folder.join(export::DEVICES))?;
+    tell_cleaned(&cleaned, folder);
+    Ok(())
+}
+
+fn tell_cleaned(cleaned: &Cleaned, dir: &Path) {
+    if cleaned.mounts > 0 || !cleaned.detached.is_empty() {
+        let (dir, devices) = (dir.display(), cleaned.detached.len());
+        tracing::info!(%dir, devices, "cleared away what a killed process left");
+    }
+    for stale in &cleaned.busy {
+        let (device, by) = (stale.device.display(), &stale.by);
+        tracing::warn!(%device, %by, "a killed process's device is in use; let go of it there");
+    }
+}
+
+/// An open pool on this host.
+pub(super) struct Shed {
+    pool: Pool,
+    place: Place,
+    /// The daemon's files and loop devices.
+    export: Option<Arc<Export>>,
+    /// Who serves, where this is the daemon.
+    serving: Option<Arc<Mutex<Serving>>>,
+    hosted: Mutex<Option<Hosted>>,
+}
+
+/// Images and containers of the pool. The host lets go of its mounts before the folder is free.
+struct Hosted {
+    host: Arc<Host>,
+    state: StateFolder,
+}
+
+impl Shed {
+    /// Opens the pool for one command.
+    ///
+    /// # Errors
+    /// As `Place::open`.
+    pub(super) fn open(place: &Place) -> base::Result<Self> {
+        let pool = place.open()?;
+        Ok(Self {
+            pool,
+            place: place.clone(),
+            export: None,
+            serving: None,
+            hosted: Mutex::new(None),
+        })
+    }
+
+    /// The daemon's shed: all of it is there from the beginning. A successor takes over what its
+    /// predecessor had mounted.
+    ///
+    /// # Errors
+    /// When the containers' leftovers cannot be cleared away.
+    pub(super) fn of_daemon(
+        pool: Pool,
+        place: Place,
+        export: Arc<Export>,
+        state: StateFolder,
+        serving: Arc<Mutex<Serving>>,
+        is_successor: bool,
+    ) -> anyhow::Result<Self> {
+        let lent = Arc::clone(&export);
+        let host = if is_successor {
+            Host::resume(pool.clone(), state.path(), lent)?
+        } else {
+            Host::with_export(pool.clone(), state.path(), lent)?
+        };
+        let hosted = Hosted {
+            host: Arc::new(host),
+            state,
+        };
+        Ok(Self {
+            pool,
+            place,
+            export: Some(export),
+            serving: Some(serving),
+            hosted: Mutex::new(Some(hosted)),
+        })
+    }
+
+    /// The pool.
+    pub(super) const fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Who serves, where this is the daemon.
+    pub(super) fn serving(&self) -> Option<Serving> {
+        self.serving.as_ref().map(|serving| serving.lock().clone())
+    }
+
+    /// Leaves everything that is mounted to whoever serves next.
+    pub(super) fn leave(&self) {
+        if let Some(hosted) = &*self.hosted.lock() {
+            hosted.host.leave();
+        }
+    }
+
+    /// Makes the state folder this process's to remove, when the keeper is gone.
+    pub(super) fn keep_folder(&self) {
+        if let Some(hosted) = &mut *self.hosted.lock() {
+            hosted.state.keep(true);
+        }
+    }
+
+    /// The daemon's export, where this is the daemon.
+    pub(super) fn export(&self) -> Option<&Arc<Export>> {
+        self.export.as_ref()
+    }
+
+    /// The daemon's export, for what must outlive the command.
+    ///
+    /// # Errors
+    /// When no daemon runs.
+    pub(super) fn daemon_export(&self) -> anyhow::Result<&Arc<Export>> {
+        self.export.as_ref().with_context(|| {
+            format!(
+                "this needs the daemon; run `cowshed --pool {} serve` first",
+                self.place.pool
+            )
+        })
+    }
+
+    /// Images and containers; made ready when first asked for.
+    ///
+    /// # Errors
+    /// When the caller is not the superuser, or leftovers cannot be cleared away.
+    pub(super) fn containers(&self) -> anyhow::Result<Arc<Host>> {
+        let mut hosted = self.hosted.lock();
+        if let Some(hosted) = &*hosted {
+            return Ok(Arc::clone(&hosted.host));
+        }
+        if !nix::unistd::geteuid().is_root() {
+            anyhow::bail!("images and containers need mounts; run it as root");
+        }
+        let state = StateFolder::take(self.pool.uuid())?;
+        clear_folder(state.path())?;
+        let host = Arc::new(Host::new(self.pool.clone(), state.path())?);
+        *hosted = Some(Hosted {
+            host: Arc::clone(&host),
+            state,
+        });
+        Ok(host)
+    }
+
+    /// Writes down which volumes had a write refused.
+    pub(super) fn keep_refusals(&self) {
+        if let Some(hosted) = &*self.hosted.lock() {
+            hosted.host.keep_refusals();
+        }
+    }
+
+    /// Unmounts the daemon's containers and volumes; it can be tried again when that fails.
+    ///
+    /// # Errors
+    /// What is in use is named.
+    pub(super) fn unmount(&self, export: &Export) -> anyhow::Result<()> {
+        if let Some(hosted) = &*self.hosted.lock() {
+            hosted.host.close()?;
+        }
+        Ok(export.unmount()?)
+    }
+
+    /// Where containers and data volumes are mounted, and then where the daemon's volumes are.
+    pub(super) fn mounted_paths(&self) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        if let Some(hosted) = &*self.hosted.lock() {
+            let containers = hosted.host.containers().into_iter().flatten();
+            paths.extend(containers.filter_map(|container| container.mounted));
+            paths.extend(hosted.host.data_places());
+            paths.extend(hosted.host.root_paths());
+        }
+        paths.extend(
+            self.export
+                .iter()
+                .map(|export| export.mount_point().to_owned()),
+        );
+        paths
+    }
+
+    /// Unmounts what a command that opened the pool mounted, and closes the pool.
+    ///
+    /// # Errors
+    /// The first failure; the pool is closed all the same.
+    pub(super) fn close(self) -> anyhow::Result<()> {
+        let hosted = self.hosted.into_inner();
+        let unmounted = hosted.as_ref().map_or(Ok(()), |hosted| hosted.host.close());
+        drop(hosted);
+        let closed = self.pool.close().context("close the pool");
+        unmounted.context("unmount the volumes")?;
+        closed
+    }
+}

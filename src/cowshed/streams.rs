@@ -1,0 +1,249 @@
+//! The streams of a command, which may be pipes of which nobody takes the other end: reading,
+//! writing and opening them ends when the command is cancelled.
+
+use cowshed_format::base::Cancel;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// How often a command that waits for the other end looks whether it was cancelled.
+const CANCEL_POLL_MS: u16 = 100;
+/// What a pipe that can be written to takes without waiting: one page, `PIPE_BUF`.
+const PIECE_BYTES: usize = 4096;
+
+/// An input of a command, read until its end or until the command is cancelled.
+#[derive(Debug)]
+pub(super) struct Input {
+    file: File,
+    cancel: Cancel,
+}
+
+impl Input {
+    /// `file` as an input of the command that `cancel` cancels.
+    #[must_use]
+    pub(super) const fn new(file: File, cancel: Cancel) -> Self {
+        Self { file, cancel }
+    }
+
+    /// Opens the file, pipe or device at `path`.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub(super) fn open(path: &Path, cancel: &Cancel) -> io::Result<Self> {
+        // Opening a named pipe would wait for its writer; reading waits for it instead.
+        let file = File::options()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits())
+            .open(path)?;
+        Ok(Self::new(file, cancel.clone()))
+    }
+
+    /// The file behind it.
+    #[must_use]
+    pub(super) const fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Read for Input {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            wait(&self.file, PollFlags::POLLIN, &self.cancel)?;
+            match self.file.read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+/// An output of a command, written until the command is cancelled.
+#[derive(Debug)]
+pub(super) struct Output {
+    file: File,
+    cancel: Cancel,
+    /// Whether somebody else has to take what is written.
+    may_wait: bool,
+}
+
+impl Output {
+    /// `file` as an output of the command that `cancel` cancels.
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub(super) fn new(file: &File, cancel: &Cancel) -> io::Result<Self> {
+        let kind = file.metadata()?.file_type();
+        Ok(Self {
+            file: file.try_clone()?,
+            cancel: cancel.clone(),
+            may_wait: !kind.is_file() && !kind.is_block_device(),
+        })
+    }
+
+    /// Opens the pipe or device at `path`, which is there, for writing; a named pipe that nobody
+    /// reads is waited for. A block device must not be in use.
+    ///
+    /// # Errors
+    /// What the host says; that the command was cancelled; that a block device is mounted or in
+    /// use in another way.
+    pub(super) fn open(path: &Path, cancel: &Cancel) -> io::Result<File> {
+        let mut options = File::options();
+        let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        if is_block_device(path) {
+            // The kernel refuses it while the device is mounted or claimed by a volume manager.
+            flags |= OFlag::O_EXCL;
+        }
+        options.write(true).custom_flags(flags.bits());
+        loop {
+            cancel.check()?;
+            match options.open(path) {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ENXIO)
+                        && path
+                            .metadata()
+                            .is_ok_and(|found| found.file_type().is_fifo()) =>
+                {
+                    thread::sleep(Duration::from_millis(CANCEL_POLL_MS.into()));
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    let why = "it is mounted, or in use in another way; nothing was written";
+                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+                }
+                opened => return opened,
+            }
+        }
+    }
+}
+
+fn is_block_device(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|found| found.file_type().is_block_device())
+}
+
+impl Write for Output {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if !self.may_wait {
+            self.cancel.check()?;
+            return self.file.write(buf);
+        }
+        let piece = &buf[..buf.len().min(PIECE_BYTES)];
+        loop {
+            wait(&self.file, PollFlags::POLLOUT, &self.cancel)?;
+            match self.file.write(piece) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Waits until `file` is ready or the command is cancelled.
+fn wait(file: &File, events: PollFlags, cancel: &Cancel) -> io::Result<()> {
+    loop {
+        cancel.check()?;
+        let mut fds = [PollFd::new(file.as_fd(), events)];
+        match poll(&mut fds, PollTimeout::from(CANCEL_POLL_MS)) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cowshed_format::base::Cancelled;
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::path::PathBuf;
+
+    /// Runs `act` on another thread and cancels it once it has begun; returns what it fails with.
+    fn cancelled(act: impl FnOnce(Cancel) -> io::Error + Send + 'static) -> io::Error {
+        let cancel = Cancel::default();
+        let (begun, begins) = std::sync::mpsc::channel();
+        let token = cancel.clone();
+        let waiting = thread::spawn(move || {
+            begun.send(()).unwrap();
+            act(token)
+        });
+        begins.recv().unwrap();
+        cancel.cancel();
+        waiting.join().unwrap()
+    }
+
+    fn is_cancelled(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Cancelled>())
+    }
+
+    fn named_pipe() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn waiting_for_input_ends_when_the_command_is_cancelled() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let error = cancelled(|cancel| {
+            let file = std::os::fd::OwnedFd::from(reader).into();
+            Input::new(file, cancel).read(&mut [0; 16]).unwrap_err()
+        });
+        assert!(is_cancelled(&error), "{error}");
+    }
+
+    #[test]
+    fn writing_to_a_pipe_that_nobody_reads_ends_when_the_command_is_cancelled() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let error = cancelled(|cancel| {
+            let file = std::os::fd::OwnedFd::from(writer).into();
+            let mut output = Output::new(&file, &cancel).unwrap();
+            output.write_all(&vec![0; 8 << 20]).unwrap_err()
+        });
+        assert!(is_cancelled(&error), "{error}");
+    }
+
+    #[test]
+    fn opening_a_named_pipe_ends_when_the_command_is_cancelled() {
+        let (_folder, path) = named_pipe();
+        let to = path.clone();
+        let error = cancelled(move |cancel| Output::open(&to, &cancel).unwrap_err());
+        assert!(is_cancelled(&error), "{error}");
+        let error = cancelled(move |cancel| {
+            let mut input = Input::open(&path, &cancel).unwrap();
+            input.read(&mut [0]).unwrap_err()
+        });
+        assert!(is_cancelled(&error), "{error}");
+    }
+
+    #[test]
+    fn all_bytes_go_through_a_named_pipe() {
+        let (_folder, path) = named_pipe();
+        let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let (to, sent) = (path.clone(), bytes.clone());
+        let writer = thread::spawn(move || {
+            let file = Output::open(&to, &Cancel::default()).unwrap();
+            Output::new(&file, &Cancel::default())
+                .unwrap()
+                .write_all(&sent)
+                .unwrap();
+        });
+        let mut received = Vec::new();
+        let mut input = Input::open(&path, &Cancel::default()).unwrap();
+        input.read_to_end(&mut received).unwrap();
+        writer.join().unwrap();
+        assert!(received == bytes);
+    }
+}

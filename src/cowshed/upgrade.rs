@@ -1,0 +1,250 @@
+//! `cowshed serve --upgrade`: the daemon that runs hands over to this program.
+//!
+//! The client sends its own program as an open file, with arguments where options are to change. The
+//! daemon asks that program whether it can take over, and the keeper starts it beside the worker
+//! that serves. Once it has read the pool, the worker stops serving without unmounting anything, and
+//! the program goes on. One that does not come to serve is followed by the old one. The client
+//! waits, and asks whoever then serves how it went.
+
+use super::arguments::OnPool;
+use super::console::Console;
+use super::failure::Exit;
+use super::open::Place;
+use super::output::facts;
+use super::remote::Request;
+use super::running::Running;
+use super::serve::Serve;
+use anyhow::Context;
+use cowshed_daemon::keeper::{HANDOVER, Serving, is_understood};
+use cowshed_daemon::{Answer, Client, Connection};
+use cowshed_engine::pool;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a program may take to say whether it can take over.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// The longest answer.
+const ANSWER_BYTES_MAX: u64 = 4096;
+/// How long the whole hand-over may take; a program that does not serve is given up earlier.
+const HAND_OVER_TIME: Duration = Duration::from_secs(120);
+/// How often it is asked meanwhile.
+const HAND_OVER_POLL: Duration = Duration::from_millis(50);
+
+/// What a program is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Question {
+    handover: u32,
+    format: u32,
+}
+
+/// What it answers when it can.
+#[derive(Debug, Serialize, Deserialize)]
+struct CanTakeOver {
+    version: String,
+}
+
+/// Answers whether this program can take over from the daemon that asks.
+///
+/// # Errors
+/// Why it cannot.
+pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
+    let question: Question = serde_json::from_str(question).context("what the daemon asks")?;
+    let Question { handover, format } = question;
+    if !is_understood(handover) {
+        anyhow::bail!("the running daemon's hand-over has version {handover}, not {HANDOVER}");
+    }
+    if format != pool::FORMAT_VERSION {
+        let known = pool::FORMAT_VERSION;
+        anyhow::bail!("the running daemon's pools have format {format}, not {known}");
+    }
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let text = serde_json::to_string(&CanTakeOver { version })?;
+    console.print(&format!("{text}\n"))
+}
+
+/// Asks the program in `file` whether it can take over; answers its version.
+///
+/// # Errors
+/// Why it cannot, as far as it says.
+pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
+    let question = serde_json::to_string(&Question {
+        handover: HANDOVER,
+        format: pool::FORMAT_VERSION,
+    })?;
+    let mut child = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .args(["serve", "--can-take-over", &question])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .context("run the new program")?;
+    let output = child.stdout.take().context("hear the new program")?;
+    let answered = read_answer(&output);
+    // It has answered, or took too long; what it may have started has its streams, too.
+    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+    let _ = child.kill();
+    let ended = child.wait_with_output().context("hear the new program")?;
+    let parsed = answered
+        .as_ref()
+        .ok()
+        .and_then(|text| serde_json::from_str(text).ok());
+    if let Some(CanTakeOver { version }) = parsed {
+        return Ok(version);
+    }
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let is_late = matches!(&answered, Err(error) if error.kind() == io::ErrorKind::TimedOut);
+    let nothing = if is_late {
+        "it does not answer"
+    } else {
+        "it says nothing of use"
+    };
+    let reason = said.lines().next_back().unwrap_or(nothing);
+    anyhow::bail!("the new program cannot take over: {reason}")
+}
+
+/// What comes until the end, in time.
+fn read_answer(output: &(impl AsFd + ?Sized)) -> io::Result<String> {
+    let deadline = Instant::now() + ANSWER_TIME;
+    let mut reader = File::from(output.as_fd().try_clone_to_owned()?);
+    let mut bytes = Vec::new();
+    while bytes.len() as u64 <= ANSWER_BYTES_MAX {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, timeout)? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let mut piece = [0; 512];
+        match reader.read(&mut piece)? {
+            0 => break,
+            len => bytes.extend_from_slice(&piece[..len]),
+        }
+    }
+    String::from_utf8(bytes).map_err(io::Error::other)
+}
+
+/// Has the daemon hand over to this program, and says who serves then.
+///
+/// # Errors
+/// When no daemon runs, this program cannot take over, or the old one had to go on.
+pub(super) fn upgrade(
+    asked: Option<&Serve>,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
+    let before = serving(place, console).context("upgrade the daemon")?;
+    let program = File::open("/proc/self/exe").context("open this program")?;
+    let [_, output, error] = console.streams();
+    let client = connect(place)?;
+    let request = Request::new(console, request(asked, place, console)?);
+    let answer = client
+        .run(&request, [program.as_fd(), output, error])
+        .with_context(|| format!("hand over by the daemon on {}", place.socket))?;
+    match answer {
+        Answer {
+            status: 0,
+            refusal: None,
+        } => {}
+        Answer {
+            refusal: Some(refusal),
+            ..
+        } => {
+            anyhow::bail!("the daemon on {}: {refusal}", place.socket)
+        }
+        // It has told why.
+        Answer { status, .. } => return Ok(Exit::from_status(status)),
+    }
+    let deadline = Instant::now() + HAND_OVER_TIME;
+    let after = loop {
+        match serving(place, console) {
+            Ok(now) if now.upgrades > before.upgrades => break now,
+            // The old one, or nobody yet.
+            Ok(_) | Err(_) if Instant::now() < deadline => thread::sleep(HAND_OVER_POLL),
+            Ok(_) => anyhow::bail!("the daemon did not hand over in time; its log says why"),
+            Err(error) => return Err(error.context("ask who serves")),
+        }
+    };
+    if let Some(failure) = after.upgrade_failure {
+        let (version, worker) = (after.version, after.worker);
+        anyhow::bail!("{failure}; version {version} serves again, as process {worker}");
+    }
+    console.result(&after, || {
+        facts([
+            ("version", after.version.clone()),
+            ("keeper", after.keeper.to_string()),
+            ("worker", after.worker.to_string()),
+        ])
+    })?;
+    Ok(Exit::Done)
+}
+
+/// What the daemon is asked to do; `asked` has the options that are to change.
+fn request(asked: Option<&Serve>, place: &Place, console: &Console) -> anyhow::Result<OnPool> {
+    let Some(asked) = asked else {
+        return Ok(OnPool::Upgrade);
+    };
+    let running: Running = ask_daemon(OnPool::Running, place, console).context(
+        "learn the running daemon's options (one that is older than this has to be upgraded          without options first)",
+    )?;
+    let arguments = running.with_options(asked, console.style())?;
+    let bytes = arguments
+        .iter()
+        .map(|argument| argument.as_bytes().to_vec());
+    Ok(OnPool::UpgradeWith {
+        arguments: bytes.collect(),
+    })
+}
+
+fn connect(place: &Place) -> anyhow::Result<Client> {
+    let connection = Client::connect(place.socket.as_path())
+        .with_context(|| format!("connect to the daemon on {}", place.socket))?;
+    match connection {
+        Connection::Daemon(client) => Ok(client),
+        Connection::Nobody => anyhow::bail!(
+            "no daemon answers on {}; start one with `cowshed serve`",
+            place.socket
+        ),
+    }
+}
+
+/// Asks the daemon who serves.
+fn serving(place: &Place, console: &Console) -> anyhow::Result<Serving> {
+    ask_daemon(OnPool::Serving, place, console)
+}
+
+/// Asks the daemon something that it answers with one value.
+fn ask_daemon<T: DeserializeOwned>(
+    question: OnPool,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<T> {
+    let client = connect(place)?;
+    // The answer is shorter than what a pipe holds.
+    let (mut reader, writer) = io::pipe().context("hear the daemon")?;
+    let [input, _, error] = console.streams();
+    let request = Request::new(console, question);
+    let answer = client
+        .run(&request, [input, writer.as_fd(), error])
+        .with_context(|| format!("ask the daemon on {}", place.socket))?;
+    drop(writer);
+    if let Some(refusal) = answer.refusal {
+        anyhow::bail!("the daemon on {}: {refusal}", place.socket);
+    }
+    let mut text = String::new();
+    reader
+        .read_to_string(&mut text)
+        .context("hear the daemon")?;
+    serde_json::from_str(&text).context("understand the daemon")
+}

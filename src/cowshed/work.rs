@@ -1,0 +1,583 @@
+//! The worker: the process that has the pool open and serves it with what its keeper holds.
+//!
+//! A successor serves the volumes first, since everything else may wait for that: what its
+//! predecessor had begun in the kernel (a mount, say) ends only then. It takes over what is
+//! mounted and clears away what was interrupted when nothing of the predecessor is left.
+
+use super::console::Style;
+use super::failure;
+use super::import_volume::remove_unfinished;
+use super::open::Place;
+use super::plugin::Plugin;
+use super::remote::Commands;
+use super::running::Running;
+use super::serve::Serve;
+use super::shed::Shed;
+use super::state::StateFolder;
+use super::{logging, panics};
+use anyhow::Context;
+use cowshed_daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, ToWorker, Told};
+use cowshed_daemon::snapshotter;
+use cowshed_daemon::{Listening, Server};
+use cowshed_engine::pool::{self, FullOptions, Notes, Pool};
+use cowshed_export::{DEVICES, Export, ExportOptions, Transport};
+use cowshed_format::device::{FileDevice, FileOptions};
+use cowshed_sys as sys;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long running commands get to end once they are cancelled.
+const COMMANDS_TIME: Duration = Duration::from_secs(20);
+/// How long what is in use is waited for.
+const BUSY_TIME: Duration = Duration::from_secs(10);
+/// How often it is tried meanwhile.
+const BUSY_RETRY: Duration = Duration::from_millis(250);
+/// How long the threads of a dead worker are waited for. They end when what they wait for is
+/// served; only a host that hangs takes longer.
+const PREDECESSOR_TIME: Duration = Duration::from_secs(30);
+
+/// What a worker is to do.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Stop in order; the second time, at once.
+    Stop,
+    /// Leave everything to the program that the keeper has prepared.
+    HandOver,
+}
+
+/// Serves until a signal, or until another program is to serve.
+///
+/// # Errors
+/// Whatever keeps it from serving or from stopping cleanly.
+pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> anyhow::Result<()> {
+    // From here on a signal waits until everything is ready to be undone.
+    let (events, queue) = events().context("catch signals")?;
+    sys::process::set_name(c"cowshed");
+    let told: Told = serde_json::from_str(told).context("what the keeper tells")?;
+    if !keeper::is_understood(told.handover) {
+        let theirs = told.handover;
+        anyhow::bail!("the keeper's hand-over has version {theirs}, not {HANDOVER}");
+    }
+    keeper::restore_oom_score(told.oom_score);
+    if let Err(error) = sys::mount::set_io_flusher() {
+        // The export tells it too, with what follows from it.
+        tracing::debug!(%error, "cannot be marked as part of the writeback path");
+    }
+    let mut inherited = Inherited::take(told).context("take what the keeper holds")?;
+    let control = Arc::clone(&inherited.control);
+    panics::tell(&control);
+    if serve.standby {
+        prove(serve, place, &inherited.estate)?;
+        match wait_for_start(&control) {
+            Some(serving) => inherited.know(serving),
+            // Nobody needs this process any more.
+            None => return Ok(()),
+        }
+    }
+    hear_keeper(&inherited, events).context("hear the keeper")?;
+    let mount = inherited.estate.connection.dir();
+    let running = Running::new(serve, place, style, mount)?;
+    let daemon = Daemon::start(serve, place, inherited, running).inspect_err(|error| {
+        if let Some(line) = failure::line(error) {
+            control.failed(&line);
+        }
+    })?;
+    if control.ready().is_err() {
+        tracing::warn!("the keeper is gone");
+    }
+    let first = queue.recv().context("wait for a signal")?;
+    let ended = match first {
+        Event::Stop => daemon.stop(&queue),
+        Event::HandOver => {
+            daemon.hand_over();
+            return control.handed_over().context("hand over to the keeper");
+        }
+    };
+    // Without a keeper nobody needs to know.
+    let _ = control.ended();
+    ended
+}
+
+/// Shows that this program could serve the pool with these options, without changing anything.
+fn prove(serve: &Serve, place: &Place, estate: &Estate) -> anyhow::Result<()> {
+    let _: FullOptions = serve.full.options(place)?;
+    let options = FileOptions {
+        direct: serve.direct,
+        read_only: true,
+    };
+    let locked = estate.pool.try_clone().context("open the pool")?;
+    FileDevice::on_locked(locked, options)
+        .and_then(|device| pool::uuid_of(&device))
+        .map_err(|error| place.explain(error))?;
+    Ok(())
+}
+
+/// Waits until nobody else serves; nothing when the keeper has ended.
+fn wait_for_start(control: &ToKeeper) -> Option<Serving> {
+    control.prepared().ok()?;
+    loop {
+        if let ToWorker::Start(serving) = control.hear()? {
+            return Some(serving);
+        }
+    }
+}
+
+/// Where what this process is told to do arrives.
+#[derive(Clone)]
+struct Events {
+    queue: Sender<Event>,
+    stops: Arc<Mutex<Stops>>,
+}
+
+/// How often this process was told to stop. A service manager may send a signal to all processes of
+/// a service, of which the keeper's comes here, too: that is one.
+#[derive(Debug, Default)]
+struct Stops {
+    by_keeper: u32,
+    by_signal: u32,
+    told: u32,
+}
+
+impl Events {
+    fn stop(&self, by_keeper: bool) {
+        let mut stops = self.stops.lock();
+        if by_keeper {
+            stops.by_keeper += 1;
+        } else {
+            stops.by_signal += 1;
+        }
+        if stops.by_keeper.max(stops.by_signal) > stops.told {
+            stops.told += 1;
+            tracing::info!(by_keeper, "stopping");
+            // When the queue is gone, this process ends already.
+            let _ = self.queue.send(Event::Stop);
+        }
+    }
+}
+
+/// The signals as events, and where others put theirs.
+fn events() -> std::io::Result<(Events, Receiver<Event>)> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    // The keeper blocks them, and a process begins with what the one that started it blocks.
+    nix::sys::signal::SigSet::all().thread_unblock()?;
+    let (sender, queue) = channel();
+    let events = Events {
+        queue: sender,
+        stops: Arc::default(),
+    };
+    let told = events.clone();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if signal == SIGHUP {
+                    logging::reopen();
+                } else {
+                    told.stop(false);
+                }
+            }
+        })?;
+    Ok((events, queue))
+}
+
+/// What the keeper holds, in this process.
+struct Inherited {
+    serving: Arc<Mutex<Serving>>,
+    /// The pool, once it is open.
+    opened: Arc<OnceLock<Pool>>,
+    estate: Estate,
+    keeps_socket_file: bool,
+    control: Arc<ToKeeper>,
+    predecessors: Vec<OwnedFd>,
+    is_successor: bool,
+}
+
+impl Inherited {
+    fn take(told: Told) -> std::io::Result<Self> {
+        let control = Arc::new(ToKeeper::new(keeper::take_descriptor(told.control)?));
+        start_pulse(keeper::take_descriptor(told.pulse)?)?;
+        // Closed by the kernel, with the last thread that has this process's descriptors.
+        let _: i32 = keeper::take_descriptor(told.life)?.into_raw_fd();
+        let predecessors = told.predecessors.into_iter().map(keeper::take_descriptor);
+        let predecessors = predecessors.collect::<Result<_, _>>()?;
+        let keeps_socket_file = told.estate.keeps_socket_file();
+        let estate = Estate::take(told.estate)?;
+        Ok(Self {
+            serving: Arc::new(Mutex::new(as_this_worker(told.serving))),
+            opened: Arc::default(),
+            estate,
+            keeps_socket_file,
+            control,
+            predecessors,
+            is_successor: told.is_successor,
+        })
+    }
+
+    /// Takes what the keeper knows by now.
+    fn know(&mut self, serving: Serving) {
+        *self.serving.lock() = as_this_worker(serving);
+    }
+}
+
+/// The keeper's part, with this process as the worker.
+fn as_this_worker(serving: Serving) -> Serving {
+    Serving {
+        worker: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..serving
+    }
+}
+
+/// Leaves `pulse` to a thread that does nothing and has no other descriptor. When this process is
+/// killed, the thread ends at once, whatever other threads wait for in the kernel, and with it
+/// goes the pulse: that is how the keeper knows.
+fn start_pulse(pulse: OwnedFd) -> std::io::Result<()> {
+    let (sender, apart) = channel();
+    thread::Builder::new()
+        .name("pulse".to_owned())
+        .spawn(move || {
+            // The number stays good here: its owner closes it in the other threads' table only.
+            let _ = sender.send(sys::file_table::keep_only(&[pulse.as_raw_fd()]).map(|()| pulse));
+            loop {
+                thread::park();
+            }
+        })?;
+    let pulse = apart.recv().map_err(std::io::Error::other)??;
+    drop(pulse);
+    Ok(())
+}
+
+/// Does what the keeper says, on a thread of its own.
+fn hear_keeper(inherited: &Inherited, events: Events) -> std::io::Result<()> {
+    let control = Arc::clone(&inherited.control);
+    let serving = Arc::clone(&inherited.serving);
+    let pings = answer_pings(inherited)?;
+    thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || {
+            while let Some(message) = control.hear() {
+                match message {
+                    // When the queue is gone, this process ends already.
+                    ToWorker::HandOver => drop(events.queue.send(Event::HandOver)),
+                    ToWorker::Stop => events.stop(true),
+                    ToWorker::Serving(news) => *serving.lock() = as_this_worker(news),
+                    // One that waits already is enough.
+                    ToWorker::Ping => drop(pings.try_send(())),
+                    ToWorker::Start(_) => {}
+                }
+            }
+            serving.lock().keeper = 0;
+            tracing::error!(
+                "the keeper is gone; serving goes on, but nobody will follow this process"
+            );
+        })?;
+    Ok(())
+}
+
+/// Answers the keeper's questions on a thread that hangs where the engine does.
+fn answer_pings(inherited: &Inherited) -> std::io::Result<SyncSender<()>> {
+    let (sender, pings) = sync_channel(1);
+    let (control, pool) = (
+        Arc::clone(&inherited.control),
+        Arc::clone(&inherited.opened),
+    );
+    thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            for () in pings {
+                // It takes the locks that everything else takes. A pool that has stopped answers.
+                if let Some(pool) = pool.get() {
+                    let _ = pool.status();
+                }
+                let _ = control.alive();
+            }
+        })?;
+    Ok(sender)
+}
+
+/// Waits until no thread of a predecessor is left that could still mount or unmount something.
+fn wait_for(predecessors: Vec<OwnedFd>) {
+    let deadline = Instant::now() + PREDECESSOR_TIME;
+    for life in predecessors {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(life.as_fd(), PollFlags::empty())];
+            match poll(&mut fds, timeout) {
+                Ok(0) => {
+                    tracing::warn!("threads of a dead worker hang; what they do is not waited for");
+                    return;
+                }
+                Ok(_) => break,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Everything that serves; the fields go in the order in which they must stop.
+struct Daemon {
+    snapshots: Option<snapshotter::Server>,
+    /// Where containerd connects; its file is the keeper's while there is one.
+    containerd: Option<Listening>,
+    server: Server<Commands>,
+    plugin: Option<Plugin>,
+    shed: Arc<Shed>,
+    export: Arc<Export>,
+    control: Arc<ToKeeper>,
+    keeps_socket_file: bool,
+}
+
+impl Daemon {
+    fn start(
+        serve: &Serve,
+        place: &Place,
+        inherited: Inherited,
+        running: Running,
+    ) -> anyhow::Result<Self> {
+        let options = FileOptions {
+            direct: serve.direct,
+            read_only: false,
+        };
+        let started = Instant::now();
+        let locked = inherited.estate.pool.try_clone().context("open the pool")?;
+        let full = serve.full.options(place)?;
+        // A keeper's memory does not outlive the kernel: what it has, was noted since it started.
+        let keepsake = &inherited.estate.keepsake;
+        let resumes = keepsake.durable();
+        let notes = Notes {
+            device_failed: Some(Arc::new(keepsake.failure_note())),
+            durable: Some(Arc::new(keepsake.durable_note())),
+        };
+        let pool = FileDevice::on_locked(locked, options)
+            .and_then(|device| Place::open_on(device, full, resumes, notes))
+            .map_err(|error| place.explain(error))?;
+        tracing::info!(took = ?started.elapsed(), "the pool is open");
+        let started = Self::start_on(pool.clone(), serve, place, inherited, running);
+        if started.is_err()
+            && let Err(error) = pool.close()
+        {
+            tracing::warn!(%error, "the pool was not closed cleanly");
+        }
+        started
+    }
+
+    fn start_on(
+        pool: Pool,
+        serve: &Serve,
+        place: &Place,
+        inherited: Inherited,
+        running: Running,
+    ) -> anyhow::Result<Self> {
+        let Inherited {
+            serving,
+            opened,
+            estate,
+            keeps_socket_file,
+            control,
+            predecessors,
+            is_successor,
+        } = inherited;
+        let _ = opened.set(pool.clone());
+        match estate.connection.negotiated().transport() {
+            Transport::Threads => tracing::info!(
+                "volumes are served by threads; if this process is killed, their users see a pause"
+            ),
+            Transport::IoUring => tracing::warn!(
+                "volumes are served over io_uring; if this process is killed, their users get errors"
+            ),
+        }
+        let export = Export::resume(
+            Arc::new(pool.clone()),
+            estate.connection,
+            estate.keepsake,
+            ExportOptions::default(),
+            is_successor,
+        )
+        .context("serve the volumes")?;
+        let export = Arc::new(export);
+        // Without a keeper nobody waits for it.
+        let _ = control.serves_volumes();
+        wait_for(predecessors);
+        export.let_go_of_started();
+        if let Err(error) = remove_unfinished(&pool) {
+            tracing::warn!(%error, "what an interrupted import left stays");
+        }
+        let state = StateFolder::of_another(estate.folder, estate.folder_lock);
+        export.note_devices_in(state.path().join(DEVICES));
+        let shed = Shed::of_daemon(
+            pool,
+            place.clone(),
+            Arc::clone(&export),
+            state,
+            serving,
+            is_successor,
+        )?;
+        let shed = Arc::new(shed);
+        let containerd = estate.containerd;
+        let snapshots = match &containerd {
+            Some(socket) => {
+                let (socket, host) = (socket.socket()?, shed.containers()?);
+                let options = serve.containerd.options();
+                let server = snapshotter::Server::start(socket, host, options);
+                Some(server.context("answer containerd")?)
+            }
+            None => None,
+        };
+        let commands = Commands::new(Arc::clone(&shed), Arc::clone(&control), running);
+        let server = Server::start(estate.listening, commands).context("take commands")?;
+        let plugin = match estate.plugin {
+            Some(socket) => Some(Plugin::start(socket, shed.containers()?)?),
+            None => None,
+        };
+        Ok(Self {
+            snapshots,
+            containerd,
+            server,
+            plugin,
+            shed,
+            export,
+            control,
+            keeps_socket_file,
+        })
+    }
+
+    fn stop(self, events: &Receiver<Event>) -> anyhow::Result<()> {
+        let Self {
+            snapshots,
+            mut containerd,
+            mut server,
+            mut plugin,
+            shed,
+            export,
+            control,
+            keeps_socket_file,
+        } = self;
+        // Unmounting writes out what is in memory, which must not wait for room.
+        shed.pool().stop_holding();
+        end_calls(snapshots, snapshotter::Server::stop);
+        end_plugin(&mut plugin);
+        let running = server.stop(COMMANDS_TIME);
+        if running > 0 {
+            tracing::warn!(running, "commands did not end in time");
+        }
+        if control.is_keeper_gone() {
+            shed.keep_folder();
+            if keeps_socket_file {
+                server.keep_file();
+            }
+            if let Some(containerd) = &mut containerd {
+                containerd.keep_file(true);
+            }
+            if let Some(plugin) = &mut plugin {
+                plugin.keep_file();
+            }
+        }
+        let deadline = Instant::now() + BUSY_TIME;
+        let mut told = String::new();
+        loop {
+            let Err(busy) = shed.unmount(&export) else {
+                break;
+            };
+            let line = failure::line(&busy).unwrap_or_default();
+            if line != told {
+                logging::complain(&line);
+                told = line;
+            }
+            let forced = events.try_iter().any(|event| matches!(event, Event::Stop));
+            if forced || Instant::now() >= deadline {
+                return cut_off(server, &shed, busy);
+            }
+            thread::sleep(BUSY_RETRY);
+        }
+        // The socket goes last: whoever finds none may open the pool, whose lock goes with it.
+        let closed = shed.pool().close().context("close the pool");
+        drop(server);
+        tracing::info!("stopped");
+        closed
+    }
+
+    /// Stops serving and closes the pool, and leaves everything mounted to the program that the
+    /// keeper has prepared. What cannot be stopped in order ends with this process, as if it were
+    /// killed.
+    fn hand_over(self) {
+        let Self {
+            snapshots,
+            mut server,
+            mut plugin,
+            shed,
+            export,
+            ..
+        } = self;
+        end_calls(snapshots, snapshotter::Server::drain);
+        end_plugin(&mut plugin);
+        let mut running = server.drain(COMMANDS_TIME);
+        if running > 0 {
+            tracing::warn!(running, "commands did not end in time, and are interrupted");
+            running = server.stop(COMMANDS_TIME);
+        }
+        shed.leave();
+        // Writes that wait for room go on waiting with the next worker.
+        let holds_writes = shed.pool().status().is_ok_and(|now| now.holds_writes);
+        if running == 0 && !holds_writes {
+            match export.hand_over() {
+                Ok(()) => {
+                    if let Err(error) = shed.pool().close() {
+                        tracing::error!(%error, "the pool was not closed cleanly");
+                    }
+                }
+                // It ends with this process.
+                Err(error) => tracing::warn!(%error, "serving did not stop in order"),
+            }
+        }
+        // Whoever dropped it last would unmount what was not handed over.
+        std::mem::forget(export);
+        tracing::info!("handing over");
+    }
+}
+
+/// Answers containerd no more; `end` says what becomes of the calls that run.
+fn end_calls(
+    snapshots: Option<snapshotter::Server>,
+    end: fn(&mut snapshotter::Server, Duration) -> bool,
+) {
+    if let Some(mut snapshots) = snapshots
+        && !end(&mut snapshots, COMMANDS_TIME)
+    {
+        tracing::warn!("calls of containerd did not end in time");
+    }
+}
+
+/// Answers Docker no more.
+fn end_plugin(plugin: &mut Option<Plugin>) {
+    if let Some(plugin) = plugin
+        && !plugin.stop(COMMANDS_TIME)
+    {
+        tracing::warn!("calls of the volume plugin did not end in time");
+    }
+}
+
+/// Writes out what can be written, takes the mounts out of sight, and closes the pool under
+/// whoever still uses them.
+fn cut_off(server: Server<Commands>, shed: &Shed, busy: anyhow::Error) -> anyhow::Result<()> {
+    for path in shed.mounted_paths() {
+        if let Err(error) = sys::mount::sync_file_system(&path) {
+            tracing::error!(%error, path = %path.display(), "not all of it was written out");
+        }
+        if let Err(error) = sys::mount::unmount_lazy(&path) {
+            tracing::error!(%error, path = %path.display(), "it stays mounted");
+        }
+    }
+    shed.keep_refusals();
+    let closed = shed.pool().close();
+    drop(server);
+    closed.context("close the pool")?;
+    Err(busy.context("stopped, but cut off what was in use"))
+}

@@ -1,0 +1,348 @@
+//! What a worker and its keeper say to each other: lines of JSON, with a descriptor where one
+//! belongs to it.
+
+use super::estate::Serving;
+use cowshed_sys::descriptors;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// The longest line: the arguments of a command line, of which JSON may write a byte as four.
+const LINE_BYTES_MAX: usize = 1 << 20;
+/// As many bytes are read at once.
+const PIECE_BYTES: usize = 4096;
+/// The longest reason of a failure, which JSON may write six times as long.
+const REASON_CHARS_MAX: usize = 500;
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Message {
+    /// It serves, and takes commands and signals.
+    Ready,
+    /// The program whose file comes along is to take over, started with these arguments.
+    Prepare {
+        /// The bytes of each.
+        arguments: Vec<Vec<u8>>,
+    },
+    /// It is another program, has read the pool, and waits for `ToWorker::Start`.
+    Prepared,
+    /// The volumes are served; the rest is still to come.
+    ServesVolumes,
+    /// The answer to `ToWorker::Ping`: its engine works.
+    Alive,
+    /// It ends on purpose, and leaves everything to the program that was prepared.
+    HandedOver,
+    /// It ends on purpose.
+    Ended,
+    /// It cannot go on, because of that.
+    Failed(String),
+}
+
+/// What a keeper says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// To a worker that has said `Prepared`: nobody else serves any more.
+    Start(Serving),
+    /// To the worker that serves: the next one is prepared; leave everything to it.
+    HandOver,
+    /// What the worker knows of who serves has changed.
+    Serving(Serving),
+    /// To stop in order; the second time, at once.
+    Stop,
+    /// To say whether it works.
+    Ping,
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct ToKeeper {
+    socket: UnixStream,
+}
+
+impl ToKeeper {
+    /// The end that the keeper left open for this worker.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket: socket.into(),
+        }
+    }
+
+    /// The pool is served, and commands and signals are taken.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn ready(&self) -> io::Result<()> {
+        self.say(&Message::Ready, None)
+    }
+
+    /// The program in `file` is to be prepared for taking over, with these arguments.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn prepare(&self, file: BorrowedFd<'_>, arguments: &[OsString]) -> io::Result<()> {
+        let bytes = arguments
+            .iter()
+            .map(|argument| argument.as_bytes().to_vec());
+        let arguments = bytes.collect();
+        self.say(&Message::Prepare { arguments }, Some(file))
+    }
+
+    /// This worker could serve the pool, and waits until it may.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn prepared(&self) -> io::Result<()> {
+        self.say(&Message::Prepared, None)
+    }
+
+    /// The volumes are served.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn serves_volumes(&self) -> io::Result<()> {
+        self.say(&Message::ServesVolumes, None)
+    }
+
+    /// This worker's engine works.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn alive(&self) -> io::Result<()> {
+        self.say(&Message::Alive, None)
+    }
+
+    /// This worker ends on purpose, and leaves everything to the program that was prepared.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn handed_over(&self) -> io::Result<()> {
+        self.say(&Message::HandedOver, None)
+    }
+
+    /// This worker ends on purpose.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn ended(&self) -> io::Result<()> {
+        self.say(&Message::Ended, None)
+    }
+
+    /// This worker cannot go on, because of that. It neither waits nor fails: a thread that panics
+    /// calls it, and the keeper may be gone.
+    pub fn failed(&self, why: &str) {
+        let why = why.chars().take(REASON_CHARS_MAX).collect();
+        if let Ok(mut line) = serde_json::to_vec(&Message::Failed(why)) {
+            line.push(b'\n');
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let _ = send(self.socket.as_raw_fd(), &line, flags);
+        }
+    }
+
+    fn say(&self, message: &Message, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        let sent = descriptors::send(&self.socket, &line, descriptor.as_slice())?;
+        (&self.socket).write_all(&line[sent..])
+    }
+
+    /// Whether the keeper is gone.
+    #[must_use]
+    pub fn is_keeper_gone(&self) -> bool {
+        is_ended(&self.socket, Some(Duration::ZERO))
+    }
+
+    /// Waits for what the keeper says next; nothing once it is gone. For one thread at a time.
+    pub fn hear(&self) -> Option<ToWorker> {
+        // Byte by byte, so that nothing of the next line is taken: lines are few and short.
+        let mut reader = BufReader::with_capacity(1, &self.socket);
+        loop {
+            let mut line = Vec::new();
+            let mut limited = (&mut reader).take(LINE_BYTES_MAX as u64);
+            match limited.read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+            match serde_json::from_slice(&line) {
+                Ok(message) => return Some(message),
+                Err(error) => tracing::error!(%error, "the keeper says what makes no sense"),
+            }
+        }
+    }
+}
+
+/// Whether the other end is closed, waiting for that up to `patience`, or for ever.
+fn is_ended(socket: &UnixStream, patience: Option<Duration>) -> bool {
+    let timeout = patience.map_or(PollTimeout::NONE, |patience| {
+        PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)
+    });
+    // Of the socket only its end is asked, which poll always tells.
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut fds, timeout).is_ok() && fds[0].any().unwrap_or(false)
+}
+
+/// The keeper's end.
+#[derive(Debug)]
+pub(super) struct FromWorker {
+    socket: UnixStream,
+    line: Vec<u8>,
+    received: Vec<OwnedFd>,
+}
+
+impl FromWorker {
+    /// A connection: the keeper's end, and the one for the worker.
+    pub(super) fn pair() -> io::Result<(Self, UnixStream)> {
+        let (socket, theirs) = UnixStream::pair()?;
+        Ok((Self::take(socket)?, theirs))
+    }
+
+    /// The keeper's end, as another program had it.
+    pub(super) fn take(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket,
+            line: Vec::new(),
+            received: Vec::new(),
+        })
+    }
+
+    /// Tells the worker; one that is gone or does not listen is seen to by other means.
+    pub(super) fn tell(&self, message: &ToWorker) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        // Such a line is shorter than what the socket holds, so that it goes whole or not at all.
+        let sent = (&self.socket).write(&line)?;
+        if sent == line.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
+    }
+
+    /// What has come by now, with the descriptor that came with it.
+    pub(super) fn read(&mut self) -> Vec<(Message, Option<OwnedFd>)> {
+        let mut messages = Vec::new();
+        let mut bytes = [0; PIECE_BYTES];
+        loop {
+            match descriptors::receive(&self.socket, &mut bytes) {
+                Ok((0, _)) => break,
+                Ok((len, received)) => {
+                    self.line.extend_from_slice(&bytes[..len]);
+                    self.received.extend(received);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+            self.take_lines(&mut messages);
+            if self.line.len() > LINE_BYTES_MAX {
+                tracing::error!("the worker says what makes no sense");
+                self.line.clear();
+            }
+        }
+        messages
+    }
+
+    fn take_lines(&mut self, messages: &mut Vec<(Message, Option<OwnedFd>)>) {
+        while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.line.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(message @ Message::Prepare { .. }) => {
+                    messages.push((message, self.received.pop()));
+                }
+                Ok(message) => messages.push((message, None)),
+                Err(error) => tracing::error!(%error, "the worker says what makes no sense"),
+            }
+        }
+    }
+}
+
+impl AsFd for FromWorker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::ffi::OsStringExt;
+
+    #[test]
+    fn what_a_worker_says_arrives_with_its_file_and_so_does_its_end() {
+        let (mut keeper, worker) = FromWorker::pair().unwrap();
+        let worker = ToKeeper::new(worker.into());
+        assert!(keeper.read().is_empty());
+        worker.ready().unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let arguments = [OsString::from("serve"), OsString::from_vec(vec![0xff])];
+        worker.prepare(file.as_fd(), &arguments).unwrap();
+        worker.ended().unwrap();
+        let said = keeper.read();
+        let messages: Vec<_> = said.iter().map(|(message, _)| message.clone()).collect();
+        assert_eq!(
+            messages,
+            [
+                Message::Ready,
+                Message::Prepare {
+                    arguments: vec![b"serve".to_vec(), vec![0xff]]
+                },
+                Message::Ended
+            ]
+        );
+        let with_file: Vec<_> = said.iter().map(|(_, file)| file.is_some()).collect();
+        assert_eq!(with_file, [false, true, false]);
+        assert!(!worker.is_keeper_gone());
+        for _ in 0..2 {
+            keeper.tell(&ToWorker::HandOver).unwrap();
+        }
+        assert_eq!(worker.hear(), Some(ToWorker::HandOver));
+        drop(keeper);
+        assert_eq!(worker.hear(), Some(ToWorker::HandOver));
+        assert_eq!(worker.hear(), None);
+        assert!(worker.is_keeper_gone() && worker.ready().is_err());
+    }
+
+    #[test]
+    fn a_failure_arrives_however_long_it_is_and_keeps_nobody_waiting() {
+        let (mut keeper, worker) = FromWorker::pair().unwrap();
+        let worker = ToKeeper::new(worker.into());
+        worker.failed(&"\u{1}".repeat(10_000));
+        let said = keeper.read();
+        assert!(matches!(&said[..], [(Message::Failed(why), None)] if why.len() == 500));
+        // More than a socket holds, and nobody reads.
+        for _ in 0..1000 {
+            worker.failed(&"x".repeat(500));
+        }
+        drop(keeper);
+        worker.failed("nobody hears it");
+    }
+
+    #[test]
+    fn nonsense_is_passed_over() {
+        let (mut keeper, worker) = FromWorker::pair().unwrap();
+        (&worker).write_all(b"{}\n\xff\n\"Ready\"\n").unwrap();
+        let said: Vec<_> = keeper
+            .read()
+            .into_iter()
+            .map(|(message, _)| message)
+            .collect();
+        assert_eq!(said, [Message::Ready]);
+        let writer = std::thread::spawn(move || {
+            (&worker).write_all(&vec![b'x'; 3 * LINE_BYTES_MAX])?;
+            (&worker).write_all(b"\n\"Ended\"\n")
+        });
+        let mut said = Vec::new();
+        while said.is_empty() {
+            said.extend(keeper.read());
+        }
+        assert_eq!(said.len(), 1);
+        writer.join().unwrap().unwrap();
+    }
+}

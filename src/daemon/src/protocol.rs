@@ -1,0 +1,272 @@
+//! What goes over the socket: a header of 12 bytes (magic, version, length), then JSON.
+//!
+//! The client's three streams come with the header's first byte.
+
+use cowshed_sys::descriptors;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// How each message begins.
+const MAGIC: [u8; 4] = *b"COWS";
+/// Raised when a message changes its meaning; both sides must have the same.
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 12;
+/// The longest request: a command line cannot be longer than the kernel's 2 MiB, but JSON may
+/// write a byte as up to six.
+pub const REQUEST_BYTES_MAX: u32 = 16 << 20;
+/// The longest answer.
+const ANSWER_BYTES_MAX: u32 = 64 << 10;
+/// Input, output, error.
+pub const STREAMS: usize = 3;
+
+/// Why a message could not be exchanged.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    /// The socket failed or ended in the middle of a message.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// The other side does not speak this protocol.
+    #[error("the other side does not speak cowshed's protocol, so it is something else")]
+    Foreign,
+    /// The other side speaks another version of the protocol.
+    #[error(
+        "the other side speaks version {theirs} of the protocol, not {VERSION}; use the cowshed that the daemon runs, or stop the daemon and start this one"
+    )]
+    Version {
+        /// The other side's version.
+        theirs: u32,
+    },
+    /// The message is longer than any that makes sense.
+    #[error("a message of {len_bytes} bytes is too long; the limit is {max_bytes}")]
+    TooLong {
+        /// Its length.
+        len_bytes: u32,
+        /// The limit.
+        max_bytes: u32,
+    },
+    /// The message is not the JSON that was expected.
+    #[error("a message cannot be understood: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The request came without the three streams.
+    #[error("a request came with {0} streams instead of {STREAMS}")]
+    Streams(usize),
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The exit status.
+    pub status: u8,
+    /// Why the command was not run at all, where it was not.
+    pub refusal: Option<String>,
+}
+
+/// Sends a request with the streams on which it is to run.
+///
+/// # Errors
+/// `Io`, `TooLong`.
+pub fn send_request<T: Serialize>(
+    socket: &UnixStream,
+    request: &T,
+    streams: [BorrowedFd<'_>; STREAMS],
+) -> Result<(), ProtocolError> {
+    let message = encode(request, REQUEST_BYTES_MAX)?;
+    let sent = descriptors::send(socket, &message, &streams)?;
+    (&mut &*socket).write_all(&message[sent..])?;
+    Ok(())
+}
+
+/// Receives a request and its streams.
+///
+/// # Errors
+/// Any; the caller's socket should have a time limit for reading.
+pub fn receive_request<T: DeserializeOwned>(
+    socket: &UnixStream,
+) -> Result<(T, [OwnedFd; STREAMS]), ProtocolError> {
+    let mut header = [0; HEADER_BYTES];
+    let (mut filled, streams) = descriptors::receive(socket, &mut header)?;
+    if filled == 0 {
+        return Err(ProtocolError::Io(io::ErrorKind::UnexpectedEof.into()));
+    }
+    while filled < HEADER_BYTES {
+        // Descriptors that come later than with the first byte are closed again.
+        let (len, _) = descriptors::receive(socket, &mut header[filled..])?;
+        if len == 0 {
+            return Err(ProtocolError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        filled += len;
+    }
+    let request = read_body(socket, header, REQUEST_BYTES_MAX)?;
+    let streams = streams
+        .try_into()
+        .map_err(|got: Vec<_>| ProtocolError::Streams(got.len()))?;
+    Ok((request, streams))
+}
+
+/// Sends an answer.
+///
+/// # Errors
+/// `Io`.
+pub fn send_answer(socket: &UnixStream, answer: &Answer) -> Result<(), ProtocolError> {
+    let message = encode(answer, ANSWER_BYTES_MAX)?;
+    let sent = descriptors::send(socket, &message, &[])?;
+    (&mut &*socket).write_all(&message[sent..])?;
+    Ok(())
+}
+
+/// Receives an answer, however long the command takes.
+///
+/// # Errors
+/// Any.
+pub fn receive_answer(socket: &UnixStream) -> Result<Answer, ProtocolError> {
+    let mut header = [0; HEADER_BYTES];
+    (&mut &*socket).read_exact(&mut header)?;
+    read_body(socket, header, ANSWER_BYTES_MAX)
+}
+
+fn encode<T: Serialize>(message: &T, max_bytes: u32) -> Result<Vec<u8>, ProtocolError> {
+    let body = serde_json::to_vec(message)?;
+    let len_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    if len_bytes > max_bytes {
+        return Err(ProtocolError::TooLong {
+            len_bytes,
+            max_bytes,
+        });
+    }
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&len_bytes.to_le_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+fn read_body<T: DeserializeOwned>(
+    socket: &UnixStream,
+    header: [u8; HEADER_BYTES],
+    max_bytes: u32,
+) -> Result<T, ProtocolError> {
+    let [m0, m1, m2, m3, v0, v1, v2, v3, l0, l1, l2, l3] = header;
+    if [m0, m1, m2, m3] != MAGIC {
+        return Err(ProtocolError::Foreign);
+    }
+    let theirs = u32::from_le_bytes([v0, v1, v2, v3]);
+    if theirs != VERSION {
+        return Err(ProtocolError::Version { theirs });
+    }
+    let len_bytes = u32::from_le_bytes([l0, l1, l2, l3]);
+    if len_bytes > max_bytes {
+        return Err(ProtocolError::TooLong {
+            len_bytes,
+            max_bytes,
+        });
+    }
+    // Memory grows with what comes, not with what the header promises.
+    let mut body = Vec::new();
+    let len = socket.take(u64::from(len_bytes)).read_to_end(&mut body)?;
+    if len as u64 != u64::from(len_bytes) {
+        return Err(ProtocolError::Io(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(serde_json::from_slice(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (client, server) = UnixStream::pair().unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        (client, server)
+    }
+
+    #[test]
+    fn a_request_brings_its_streams() {
+        let (client, server) = pair();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let long = "x".repeat(1 << 20);
+        let sender = std::thread::spawn({
+            let long = long.clone();
+            move || send_request(&client, &long, [null.as_fd(), writer.as_fd(), null.as_fd()])
+        });
+        let (request, [_, output, _]) = receive_request::<String>(&server).unwrap();
+        assert_eq!(request, long);
+        sender.join().unwrap().unwrap();
+        File::from(output).write_all(b"through").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn hostile_bytes_are_errors_each_with_its_reason() {
+        let header = |version: u32, len: u32| {
+            [&MAGIC[..], &version.to_le_bytes(), &len.to_le_bytes()].concat()
+        };
+        let send = |bytes: &[u8]| {
+            let (client, server) = pair();
+            (&client).write_all(bytes).unwrap();
+            drop(client);
+            receive_request::<String>(&server).map(drop).unwrap_err()
+        };
+        assert!(matches!(send(b""), ProtocolError::Io(_)));
+        assert!(matches!(
+            send(b"GET / HTTP/1.1\r\n"),
+            ProtocolError::Foreign
+        ));
+        assert!(matches!(send(&header(1, 8)[..7]), ProtocolError::Io(_)));
+        assert!(matches!(
+            send(&header(9, 8)),
+            ProtocolError::Version { theirs: 9 }
+        ));
+        assert!(matches!(
+            send(&header(1, u32::MAX)),
+            ProtocolError::TooLong { .. }
+        ));
+        assert!(matches!(send(&header(1, 1 << 20)), ProtocolError::Io(_)));
+        let garbage = [header(1, 3), b"\xff{\0".to_vec()].concat();
+        assert!(matches!(send(&garbage), ProtocolError::Json(_)));
+        let without_streams = [header(1, 3), b"\"x\"".to_vec()].concat();
+        assert!(matches!(send(&without_streams), ProtocolError::Streams(0)));
+    }
+
+    #[test]
+    fn a_client_that_sends_too_many_streams_is_refused_and_leaks_none() {
+        const TRIES: usize = 500;
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let message = encode(&"x", REQUEST_BYTES_MAX).unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let before = open();
+        for count in (4..=253).cycle().take(TRIES) {
+            let (client, server) = pair();
+            descriptors::send(&client, &message, &vec![null.as_fd(); count]).unwrap();
+            let error = receive_request::<String>(&server).unwrap_err();
+            assert!(
+                matches!(error, ProtocolError::Streams(got) if got == count),
+                "{error}"
+            );
+        }
+        // Other tests open and close descriptors meanwhile, but not as many.
+        assert!(open() < before + TRIES);
+    }
+
+    #[test]
+    fn an_answer_comes_back_as_it_was() {
+        let (client, server) = pair();
+        let answer = Answer {
+            status: 3,
+            refusal: Some("no".to_owned()),
+        };
+        send_answer(&server, &answer).unwrap();
+        assert_eq!(receive_answer(&client).unwrap(), answer);
+    }
+}

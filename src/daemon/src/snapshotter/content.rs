@@ -1,0 +1,261 @@
+//! containerd's content service as a client sees it: blobs as readers and writers that block.
+//!
+//! Each call of containerd gets a [`Contents`] of its own, which passes its namespace and lease on,
+//! and ends with it: whoever waits for containerd stops waiting when its client does. The bytes
+//! move in tasks of the runtime, a bounded number of messages ahead, so that unpacking and
+//! fetching go on at the same time.
+//!
+//! # Invariants
+//! - A blob that is written is not in the store before `BlobWriter::commit`; what is given up is
+//!   aborted or left for the next writer of that ref, as containerd's own differ does.
+//! - No message is larger than `MESSAGE_BYTES_MAX`, and no more than `MESSAGES_AHEAD` wait.
+
+mod reader;
+mod stored;
+mod writer;
+
+use super::cancel::Cancel;
+use super::content_wire::{
+    AbortRequest, Info, InfoRequest, InfoResponse, LeaseRequest, UpdateRequest,
+};
+use super::wire::{Empty, FieldMask};
+use cowshed_format::base::sync::Mutex;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+use tokio::runtime::Handle;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+/// The largest message that is taken; containerd sends 32 KiB to 1 MiB.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// How many messages may wait between the runtime and a thread that blocks.
+const MESSAGES_AHEAD: usize = 16;
+/// How many bytes containerd may send ahead on one stream, and on all.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// How long containerd may take to accept a connection.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// What of a request's metadata is passed on.
+const PASSED_ON: [&str; 1] = [LEASE];
+/// In whose name a call is made.
+pub(super) const NAMESPACE: &str = "containerd-namespace";
+/// The lease that keeps what is made from being collected as garbage.
+const LEASE: &str = "containerd-lease";
+/// How long a lease of our own keeps a blob that nobody refers to yet.
+const LEASE_TIME: Duration = Duration::from_secs(60 * 60);
+
+/// A connection to containerd, made when it is first needed and again when it was lost.
+#[derive(Clone, Debug)]
+pub(super) struct Containerd {
+    channel: Channel,
+    /// Where its blobs lie, once it has said that it tells or does not tell.
+    store: Arc<OnceLock<Option<PathBuf>>>,
+}
+
+impl Containerd {
+    /// containerd at the socket `address`. To be called inside the runtime.
+    ///
+    /// # Errors
+    /// When no path of a socket can be made of it.
+    pub(super) fn at(address: &Path) -> io::Result<Self> {
+        let text = address.to_str();
+        let text =
+            text.ok_or_else(|| io::Error::other("containerd's socket has no path of text"))?;
+        let endpoint = Endpoint::from_shared(format!("unix:{text}")).map_err(io::Error::other)?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIME)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .connect_lazy();
+        let store = Arc::default();
+        Ok(Self { channel, store })
+    }
+
+    /// The contents for a call with this metadata in that namespace. To be called inside the runtime.
+    pub(super) fn contents(
+        &self,
+        call: &MetadataMap,
+        namespace: AsciiMetadataValue,
+        cancel: Cancel,
+    ) -> Contents {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(NAMESPACE, namespace);
+        for key in PASSED_ON {
+            if let Some(value) = call.get(key) {
+                metadata.insert(key, value.clone());
+            }
+        }
+        Contents {
+            channel: self.channel.clone(),
+            store: Arc::clone(&self.store),
+            metadata,
+            cancel,
+            runtime: Handle::current(),
+        }
+    }
+}
+
+/// containerd's blobs for one call.
+#[derive(Clone, Debug)]
+pub(super) struct Contents {
+    channel: Channel,
+    store: Arc<OnceLock<Option<PathBuf>>>,
+    metadata: MetadataMap,
+    cancel: Cancel,
+    runtime: Handle,
+}
+
+impl Contents {
+    /// What is known of a blob.
+    ///
+    /// # Errors
+    /// `NotFound`, and whatever containerd answers.
+    pub(super) fn info(&self, digest: &str) -> Result<Info, Status> {
+        let digest = digest.to_owned();
+        let found: InfoResponse = self.unary(calls::INFO, InfoRequest { digest })?;
+        found
+            .info
+            .ok_or_else(|| Status::internal("containerd answers without an answer"))
+    }
+
+    /// Sets one label of a blob.
+    ///
+    /// # Errors
+    /// Whatever containerd answers.
+    pub(super) fn label(&self, digest: &str, key: &str, value: &str) -> Result<(), Status> {
+        let info = Info {
+            digest: digest.to_owned(),
+            labels: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+            ..Info::default()
+        };
+        let paths = vec![format!("labels.{key}")];
+        let request = UpdateRequest {
+            info: Some(info),
+            update_mask: Some(FieldMask { paths }),
+        };
+        self.unary::<_, InfoResponse>(calls::UPDATE, request)
+            .map(drop)
+    }
+
+    /// Gives up what was written under a ref.
+    ///
+    /// # Errors
+    /// Whatever containerd answers.
+    pub(super) fn abort(&self, reference: &str) -> Result<(), Status> {
+        let request = AbortRequest {
+            r#ref: reference.to_owned(),
+        };
+        self.unary::<_, Empty>(calls::ABORT, request).map(drop)
+    }
+
+    /// Makes sure that what is written from now on is not collected as garbage before its client
+    /// can refer to it: by the client's lease or, since containerd does not pass that on to
+    /// plugins, by one that expires by itself.
+    pub(super) fn lease(&mut self) {
+        if self.metadata.contains_key(LEASE) {
+            return;
+        }
+        let id = format!("cowshed-diff-{:032x}", rand::random::<u128>());
+        let until = humantime::format_rfc3339_seconds(SystemTime::now() + LEASE_TIME);
+        let request = LeaseRequest {
+            id: id.clone(),
+            labels: BTreeMap::from([("containerd.io/gc.expire".to_owned(), until.to_string())]),
+        };
+        match self.unary::<_, Empty>(calls::LEASE, request) {
+            Ok(_) => {
+                if let Ok(value) = AsciiMetadataValue::try_from(id) {
+                    self.metadata.insert(LEASE, value);
+                }
+            }
+            // It is only about blobs that are collected at an unlucky moment.
+            Err(error) => tracing::warn!(%error, "a layer is written without a lease"),
+        }
+    }
+
+    fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        *request.metadata_mut() = self.metadata.clone();
+        request
+    }
+
+    async fn grpc(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = Grpc::new(self.channel.clone());
+        let ready = grpc.ready().await;
+        ready.map_err(|error| {
+            let why = format!("containerd cannot be reached: {}", causes(&error));
+            Status::unavailable(why)
+        })?;
+        Ok(grpc.max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    fn unary<Q, A>(&self, call: &'static str, message: Q) -> Result<A, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let called = async {
+            let path = PathAndQuery::from_static(call);
+            let codec = ProstCodec::<Q, A>::default();
+            let mut grpc = self.grpc().await?;
+            let answer = grpc.unary(self.request(message), path, codec).await?;
+            Ok(answer.into_inner())
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                answer = called => answer,
+                () = self.cancel.cancelled() => Err(Cancel::status()),
+            }
+        })
+    }
+}
+
+/// Why a reader or writer failed, for whoever handed it away: an `io::Error` says less.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Failure(Arc<Mutex<Option<Status>>>);
+
+impl Failure {
+    /// The first failure, if there was one.
+    pub(super) fn take(&self) -> Option<Status> {
+        self.0.lock().take()
+    }
+
+    fn keep(&self, doing: &'static str, status: Status) -> io::Error {
+        let text = format!("{doing}: {}", status.message());
+        self.0.lock().get_or_insert(status);
+        io::Error::other(text)
+    }
+}
+
+/// An error with what is behind it, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// Whether a ref or blob is in another's hands for the moment.
+fn is_locked(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.message().contains("locked")
+}
+
+mod calls {
+    pub(super) const INFO: &str = "/containerd.services.content.v1.Content/Info";
+    pub(super) const UPDATE: &str = "/containerd.services.content.v1.Content/Update";
+    pub(super) const READ: &str = "/containerd.services.content.v1.Content/Read";
+    pub(super) const WRITE: &str = "/containerd.services.content.v1.Content/Write";
+    pub(super) const ABORT: &str = "/containerd.services.content.v1.Content/Abort";
+    pub(super) const PLUGINS: &str = "/containerd.services.introspection.v1.Introspection/Plugins";
+    pub(super) const LEASE: &str = "/containerd.services.leases.v1.Leases/Create";
+}

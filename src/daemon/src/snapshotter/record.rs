@@ -1,0 +1,282 @@
+//! The record of a snapshot in the pool's catalogue, and the index of all of them in memory.
+//!
+//! The record's key is the snapshot's key or name, as containerd gives it; the value is JSON with
+//! a version. What follows from other records (who has children, who looks at a volume) is not
+//! stored but counted here.
+//!
+//! # Invariants
+//! - A parent is committed, and is there as long as it has children.
+//! - An active or committed snapshot has a volume of its own; a view looks at its parent's, or,
+//!   without a parent, at the empty file system.
+
+use super::MountMode;
+use cowshed_engine::pool::{Pool, RecordKind, Transaction};
+use cowshed_format::base::VolumeId;
+use serde::{Deserialize, Serialize};
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const VERSION: u32 = 1;
+
+/// The label by which the snapshot of a layer is found: the layer's chain id.
+pub(super) const REF_LABEL: &str = "containerd.io/snapshot.ref";
+
+/// Labels of a snapshot.
+pub(super) type Labels = BTreeMap<String, String>;
+
+/// What a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Kind {
+    /// Can be written, and committed.
+    Active,
+    /// Shows a committed one.
+    View,
+    /// Never changes, and can be a parent.
+    Committed,
+}
+
+impl Kind {
+    /// The word that filters know it by.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::View => "view",
+            Self::Committed => "committed",
+        }
+    }
+}
+
+/// What is stored of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u32,
+    pub(super) kind: Kind,
+    /// The name of the committed snapshot below.
+    pub(super) parent: Option<String>,
+    pub(super) labels: Labels,
+    pub(super) created_ns: u64,
+    pub(super) updated_ns: u64,
+    volume: u64,
+    /// What it is handed out as.
+    pub(super) mounts: MountMode,
+    /// It is being filled with a layer: worth nothing until it is committed.
+    pub(super) fill: bool,
+}
+
+/// A record that cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecordFault {
+    /// A newer version wrote it.
+    #[error("it has version {0}, which this cowshed does not know; use a newer one")]
+    Version(u32),
+    /// It is no JSON of the right form.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// Its key is no text.
+    #[error("its key is not text")]
+    Key,
+}
+
+impl Record {
+    pub(super) fn new(
+        kind: Kind,
+        parent: Option<String>,
+        labels: Labels,
+        volume: VolumeId,
+    ) -> Self {
+        let now_ns = now_ns();
+        Self {
+            version: VERSION,
+            kind,
+            parent,
+            labels,
+            created_ns: now_ns,
+            updated_ns: now_ns,
+            volume: volume.0,
+            mounts: MountMode::default(),
+            fill: false,
+        }
+    }
+
+    pub(super) const fn volume(&self) -> VolumeId {
+        VolumeId(self.volume)
+    }
+
+    /// Writes it with `transaction`.
+    pub(super) fn put(&self, transaction: &mut Transaction, key: &str) -> serde_json::Result<()> {
+        let value = serde_json::to_vec(self)?;
+        transaction.put_record(RecordKind::SNAPSHOT, key.as_bytes(), &value);
+        Ok(())
+    }
+
+    pub(super) fn remove(transaction: &mut Transaction, key: &str) {
+        transaction.remove_record(RecordKind::SNAPSHOT, key.as_bytes());
+    }
+
+    fn parse(value: &[u8]) -> Result<Self, RecordFault> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let head: Versioned = serde_json::from_slice(value)?;
+        if head.version != VERSION {
+            return Err(RecordFault::Version(head.version));
+        }
+        Ok(serde_json::from_slice(value)?)
+    }
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// All records of the pool.
+///
+/// # Errors
+/// The first that cannot be understood, with its key.
+pub(super) fn all(pool: &Pool) -> Result<Vec<(String, Record)>, (String, RecordFault)> {
+    let records = pool.records(RecordKind::SNAPSHOT);
+    let parse = |(key, value): &(Arc<[u8]>, Arc<[u8]>)| {
+        let fault = |fault| (String::from_utf8_lossy(key).into_owned(), fault);
+        let text = str::from_utf8(key).map_err(|_| fault(RecordFault::Key))?;
+        let record = Record::parse(value).map_err(fault)?;
+        Ok((text.to_owned(), record))
+    };
+    records.iter().map(parse).collect()
+}
+
+/// All records by key, with what follows from them.
+#[derive(Default)]
+pub(super) struct Index {
+    records: BTreeMap<String, Arc<Record>>,
+    children: HashMap<String, usize>,
+    views: HashMap<VolumeId, usize>,
+    by_ref: HashMap<String, Vec<String>>,
+}
+
+impl Index {
+    pub(super) fn get(&self, key: &str) -> Option<&Arc<Record>> {
+        self.records.get(key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Arc<Record>)> {
+        self.records.iter()
+    }
+
+    /// How many snapshots have this one as their parent.
+    pub(super) fn children(&self, name: &str) -> usize {
+        self.children.get(name).copied().unwrap_or(0)
+    }
+
+    /// How many views look at the volume.
+    pub(super) fn views(&self, volume: VolumeId) -> usize {
+        self.views.get(&volume).copied().unwrap_or(0)
+    }
+
+    /// The committed snapshots of this layer.
+    pub(super) fn of_ref(&self, reference: &str) -> impl Iterator<Item = (&String, &Arc<Record>)> {
+        let names = self.by_ref.get(reference).into_iter().flatten();
+        names.filter_map(|name| self.records.get_key_value(name))
+    }
+
+    /// Adds a record, or puts it in the place of the one with this key.
+    pub(super) fn put(&mut self, key: String, record: Record) {
+        self.remove(&key);
+        if let Some(parent) = &record.parent {
+            *self.children.entry(parent.clone()).or_default() += 1;
+        }
+        if record.kind == Kind::View {
+            *self.views.entry(record.volume()).or_default() += 1;
+        }
+        if let Some(reference) = committed_ref(&record) {
+            let names = self.by_ref.entry(reference.clone()).or_default();
+            names.push(key.clone());
+        }
+        self.records.insert(key, Arc::new(record));
+    }
+
+    pub(super) fn remove(&mut self, key: &str) {
+        let Some(record) = self.records.remove(key) else {
+            return;
+        };
+        if let Some(parent) = &record.parent {
+            count_down(&mut self.children, parent);
+        }
+        if record.kind == Kind::View {
+            count_down(&mut self.views, &record.volume());
+        }
+        if let Some(reference) = committed_ref(&record)
+            && let Some(names) = self.by_ref.get_mut(reference)
+        {
+            names.retain(|name| name != key);
+            if names.is_empty() {
+                self.by_ref.remove(reference);
+            }
+        }
+    }
+}
+
+fn committed_ref(record: &Record) -> Option<&String> {
+    let is_committed = record.kind == Kind::Committed;
+    is_committed.then(|| record.labels.get(REF_LABEL)).flatten()
+}
+
+fn count_down<K, Q>(counts: &mut HashMap<K, usize>, key: &Q)
+where
+    K: Hash + Eq + Borrow<Q>,
+    Q: Hash + Eq + ?Sized,
+{
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: Kind, parent: Option<&str>, volume: u64) -> Record {
+        let labels = Labels::from([(REF_LABEL.to_owned(), "sha256:1".to_owned())]);
+        Record::new(kind, parent.map(str::to_owned), labels, VolumeId(volume))
+    }
+
+    #[test]
+    fn a_record_survives_being_stored_and_a_newer_one_is_refused() {
+        let stored = record(Kind::Active, Some("below"), 7);
+        let value = serde_json::to_vec(&stored).unwrap();
+        assert_eq!(Record::parse(&value).unwrap(), stored);
+        assert!(matches!(
+            Record::parse(br#"{"version":2,"odd":[]}"#),
+            Err(RecordFault::Version(2))
+        ));
+        assert!(matches!(Record::parse(b"{"), Err(RecordFault::Json(_))));
+    }
+
+    #[test]
+    fn the_index_counts_children_views_and_layers_and_forgets_them() {
+        let mut index = Index::default();
+        index.put("p".into(), record(Kind::Committed, None, 1));
+        index.put("a".into(), record(Kind::Active, Some("p"), 2));
+        index.put("v".into(), record(Kind::View, Some("p"), 1));
+        // An update replaces, and counts nothing twice.
+        index.put("v".into(), record(Kind::View, Some("p"), 1));
+        assert_eq!(index.children("p"), 2);
+        assert_eq!(index.views(VolumeId(1)), 1);
+        let of_ref: Vec<_> = index.of_ref("sha256:1").map(|(name, _)| name).collect();
+        assert_eq!(of_ref, ["p"]);
+        for key in ["a", "v", "p", "p"] {
+            index.remove(key);
+        }
+        assert_eq!(index.children("p") + index.views(VolumeId(1)), 0);
+        assert_eq!(index.of_ref("sha256:1").count(), 0);
+    }
+}

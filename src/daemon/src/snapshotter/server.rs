@@ -1,0 +1,132 @@
+//! The server: connections accepted on a unix socket, and the services that answer on them.
+//!
+//! # Invariants
+//! - When `stop` has returned, no call runs that it does not count.
+
+use super::Options;
+use super::cancel::{self, Waiting};
+use super::content::Containerd;
+use super::diff_service::DiffService;
+use super::differ::Differ;
+use super::incoming::Incoming;
+use super::service::SnapshotsService;
+use super::store::Store;
+use cowshed_host::Host;
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::server::Router;
+
+/// Threads that only move messages.
+const MESSAGE_THREADS: usize = 2;
+/// How many calls run at once; more wait.
+const CALLS_MAX: usize = 128;
+/// How many calls of one client are taken at once.
+const CLIENT_CALLS_MAX: u32 = 256;
+
+/// How long what is being cleared away may take at least.
+const REAPER_TIME: Duration = Duration::from_secs(2);
+
+/// Answers containerd until it is stopped.
+pub struct Server {
+    runtime: Option<Runtime>,
+    stop: Option<oneshot::Sender<()>>,
+    /// Dropping it cancels the calls that take long.
+    calls: Option<Waiting>,
+    serving: Option<JoinHandle<()>>,
+    store: Arc<Store>,
+}
+
+impl Server {
+    /// Answers on `socket`, which listens, with snapshots in `host`'s pool.
+    ///
+    /// # Errors
+    /// When the snapshots' records cannot be read or threads cannot be started.
+    pub fn start(socket: StdListener, host: Arc<Host>, options: Options) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let containerd = options.containerd_address.clone();
+        let usual_bytes = options.size_bytes;
+        let store = Store::open(Arc::clone(&host), options).map_err(io::Error::other)?;
+        let store = Arc::new(store);
+        let differ = Differ::new(host, Arc::clone(store.index()), usual_bytes);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(MESSAGE_THREADS)
+            .max_blocking_threads(CALLS_MAX)
+            .thread_name("services")
+            .enable_io()
+            .enable_time()
+            .build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (calls, cancel) = cancel::pair();
+        let (router, incoming) = {
+            let _inside = runtime.enter();
+            let containerd = containerd.as_deref().map(Containerd::at).transpose()?;
+            let diffs = containerd.map(|containerd| DiffService::new(differ, containerd, cancel));
+            let incoming = Incoming::on(UnixListener::from_std(socket)?);
+            (services(&store, diffs), incoming)
+        };
+        let serving = runtime.spawn(async move {
+            let until = async {
+                // A server that was dropped is one that stops.
+                let _ = stopped.await;
+            };
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, until).await {
+                tracing::error!(%error, "containerd is not answered any more");
+            }
+        });
+        Ok(Self {
+            runtime: Some(runtime),
+            stop: Some(stop),
+            calls: Some(calls),
+            serving: Some(serving),
+            store,
+        })
+    }
+
+    /// Takes no further calls, cancels those that take long, and waits for all that run, but not
+    /// longer than `patience`. Returns `true` where all have ended.
+    pub fn stop(&mut self, patience: Duration) -> bool {
+        self.calls = None;
+        self.drain(patience)
+    }
+
+    /// As `stop`, but lets all calls end by themselves.
+    pub fn drain(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        if let Some(stop) = self.stop.take() {
+            // Nobody hears it only if serving has ended by itself.
+            let _ = stop.send(());
+        }
+        let Some(runtime) = self.runtime.take() else {
+            return true;
+        };
+        let ended = self.serving.take().is_none_or(|serving| {
+            runtime
+                .block_on(async { tokio::time::timeout(patience, serving).await })
+                .is_ok()
+        });
+        let left = || deadline.saturating_duration_since(Instant::now());
+        runtime.shutdown_timeout(left());
+        let cleared = self.store.stop(left().max(REAPER_TIME));
+        ended && cleared
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+/// All services on this socket; another one is one more `add_service`.
+fn services(store: &Arc<Store>, diffs: Option<DiffService>) -> Router {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(CLIENT_CALLS_MAX)
+        .add_service(SnapshotsService::new(Arc::clone(store)))
+        .add_optional_service(diffs)
+}

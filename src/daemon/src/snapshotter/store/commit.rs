@@ -1,0 +1,124 @@
+//! Committing an active snapshot: its volume is frozen, and its record gets its name.
+
+use super::super::MountMode;
+use super::super::convert;
+use super::super::error::{Error, Result};
+use super::super::record::{Index, Kind, Labels, Record};
+use super::super::wire::CommitRequest;
+use super::Store;
+use cowshed_format::base::VolumeId;
+use cowshed_host::{self as container, Sealed};
+
+/// What a commit makes of an active snapshot.
+struct Committing {
+    key: String,
+    name: String,
+    labels: Labels,
+    parent: Option<String>,
+}
+
+impl Store {
+    pub(super) fn commit_key(&self, request: CommitRequest) -> Result<()> {
+        convert::check_key("the key", &request.key)?;
+        convert::check_key("the name", &request.name)?;
+        let committing = Committing {
+            labels: convert::labels(request.labels)?,
+            parent: convert::parent(request.parent)?,
+            key: request.key,
+            name: request.name,
+        };
+        let mut keys = [committing.key.as_str(), committing.name.as_str()];
+        let _held = self.keys.lock_all(&mut keys);
+        let active = committing.check(&self.index.read())?;
+        let volume = self.volume_of(&active)?;
+        let key = || committing.key.as_str().into();
+        if self.host.was_interrupted(&volume)? {
+            // What was being written to it when everything stopped may be gone.
+            return Err(if active.fill {
+                Error::HalfFilled(key())
+            } else {
+                Error::Interrupted(key())
+            });
+        }
+        let sealed = self.host.seal_root(&volume);
+        let sealed = sealed.map_err(|error| match error {
+            container::Error::Incomplete(_) => Error::Incomplete(key()),
+            error => error.into(),
+        })?;
+        let is_alone = matches!(&sealed, Sealed::Still(still) if still.is_alone());
+        let committed = self.settle(&committing, &active, volume.id(), &sealed);
+        if let (Err(_), Sealed::Copy(copy)) = (&committed, &sealed) {
+            self.reaper.volume(copy.id());
+        }
+        let left = committed?;
+        // Whoever still has it mounted goes on.
+        drop(sealed);
+        let flushed = self.pool().flush();
+        if let Some(left) = left {
+            // Just what the next layer needs, unless somebody else may write to it by now.
+            if active.fill && active.mounts == MountMode::Dir && is_alone {
+                self.reaper.leftover(&committing.name, left);
+            } else {
+                self.reaper.volume(left);
+            }
+        }
+        Ok(flushed?)
+    }
+
+    /// Commits the record with the frozen volume; answers the volume that is left, if one is.
+    fn settle(
+        &self,
+        committing: &Committing,
+        active: &Record,
+        volume: VolumeId,
+        sealed: &Sealed,
+    ) -> Result<Option<VolumeId>> {
+        let (name, passing) = (self.host.root_name()?, self.host.passing_name()?);
+        let mut index = self.index.write();
+        committing.check(&index)?;
+        let mut transaction = self.pool().transaction();
+        let (frozen, left) = match sealed {
+            Sealed::Still(_) => {
+                transaction.rename(volume, &passing);
+                (transaction.snapshot(volume, &name), Some(volume))
+            }
+            Sealed::Idle(_) => {
+                transaction.freeze(volume);
+                (volume, None)
+            }
+            Sealed::Copy(copy) => {
+                transaction.rename(volume, &passing);
+                transaction.rename(copy.id(), &name);
+                (copy.id(), Some(volume))
+            }
+        };
+        let labels = committing.labels.clone();
+        let mut record = Record::new(Kind::Committed, active.parent.clone(), labels, frozen);
+        record.mounts = active.mounts;
+        Record::remove(&mut transaction, &committing.key);
+        record.put(&mut transaction, &committing.name)?;
+        transaction.commit()?;
+        index.remove(&committing.key);
+        index.put(committing.name.clone(), record);
+        Ok(left)
+    }
+}
+
+impl Committing {
+    /// The active snapshot, or why it cannot be committed, in containerd's order.
+    fn check(&self, index: &Index) -> Result<std::sync::Arc<Record>> {
+        if index.get(&self.name).is_some() {
+            return Err(Error::Exists(self.name.as_str().into()));
+        }
+        let key = || self.key.as_str().into();
+        let active = index.get(&self.key).ok_or_else(|| Error::NotFound(key()))?;
+        if active.kind != Kind::Active {
+            return Err(Error::NotActive(key()));
+        }
+        match (&active.parent, &self.parent) {
+            (None, Some(_)) => Err(Error::Rebase(key())),
+            (Some(own), Some(other)) if own != other => Err(Error::OtherParent(key())),
+            _ => Ok(std::sync::Arc::clone(active)),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Making snapshots: an active one is a clone of its parent's volume, a view looks at it.
+
+use super::super::MountMode;
+use super::super::convert;
+use super::super::error::{Error, Result};
+use super::super::record::{Index, Kind, Labels, REF_LABEL, Record};
+use super::super::wire::{MountsResponse, PrepareRequest};
+use super::Store;
+use cowshed_engine::pool::{Transaction, Volume};
+use cowshed_format::base::VolumeId;
+use std::sync::Arc;
+use std::thread;
+
+/// How containerd's keys begin when it unpacks a layer (`UnpackKeyPrefix`).
+const UNPACK_PREFIX: &str = "extract-";
+
+/// A snapshot that is asked for.
+struct Wanted {
+    kind: Kind,
+    key: String,
+    parent: Option<String>,
+    labels: Labels,
+    /// It is to be filled with a layer.
+    fill: bool,
+}
+
+/// Whether it is to be filled with a layer, and committed or thrown away after that: it has the
+/// layer's label, or such a key as containerd gives when it unpacks, `extract-NUMBER DIGEST`. A
+/// container's key is its id, which has no blank.
+fn is_to_be_filled(key: &str, labels: &Labels) -> bool {
+    let last = key.rsplit_once('/').map_or(key, |(_, last)| last);
+    let unpacks = last.strip_prefix(UNPACK_PREFIX);
+    let unpacks = unpacks.and_then(|rest| rest.split_once(' '));
+    labels.contains_key(REF_LABEL) || unpacks.is_some_and(|(_, digest)| digest.contains(':'))
+}
+
+/// Where a new snapshot's volume comes from.
+struct Source {
+    origin: Origin,
+    /// The parent's volume, if there is a parent.
+    parent: Option<VolumeId>,
+}
+
+enum Origin {
+    /// A clone of this one.
+    Clone(Volume),
+    /// This one, which has a name in work.
+    Ready(VolumeId),
+    /// None of its own: it looks at this one.
+    Shared(Volume),
+}
+
+impl Store {
+    pub(super) fn make(&self, kind: Kind, request: PrepareRequest) -> Result<MountsResponse> {
+        convert::check_key("the key", &request.key)?;
+        let labels = convert::labels(request.labels)?;
+        let wanted = Wanted {
+            kind,
+            parent: convert::parent(request.parent)?,
+            fill: kind == Kind::Active && is_to_be_filled(&request.key, &labels),
+            key: request.key,
+            labels,
+        };
+        let mounts = convert::wanted_mounts(&wanted.labels)?.unwrap_or(self.options.mounts);
+        let _held = self.keys.lock(&wanted.key);
+        self.check(&self.index.read(), &wanted)?;
+        let source = self.source(&wanted, mounts)?;
+        let begun = self.begin(&wanted, &source, |record| record.mounts = mounts);
+        if let (Err(_), Origin::Ready(volume)) = (&begun, &source.origin) {
+            self.reaper.volume(*volume);
+        }
+        let record = begun?;
+        let shown = self.show_durably(&record, wanted.fill);
+        if shown.is_err() {
+            // The first failure is the one to report.
+            let _ = self.withdraw(&wanted.key, &record);
+        }
+        shown
+    }
+
+    /// Refuses what cannot be made, in containerd's order.
+    fn check(&self, index: &Index, wanted: &Wanted) -> Result<()> {
+        if let Some(parent) = &wanted.parent {
+            let found = index.get(parent);
+            let found = found.ok_or_else(|| Error::NotFound(parent.as_str().into()))?;
+            if found.kind != Kind::Committed {
+                return Err(Error::ParentNotCommitted(parent.as_str().into()));
+            }
+        }
+        if index.get(&wanted.key).is_some() {
+            return Err(Error::Exists(wanted.key.as_str().into()));
+        }
+        if wanted.fill
+            && let Some(reference) = wanted.labels.get(REF_LABEL)
+            && let Some((name, _)) = index
+                .of_ref(reference)
+                .find(|(_, record)| record.parent == wanted.parent)
+        {
+            // The caller finds it by the label, and need not fill it again.
+            return Err(Error::Exists(name.as_str().into()));
+        }
+        Ok(())
+    }
+
+    fn source(&self, wanted: &Wanted, mounts: MountMode) -> Result<Source> {
+        let size_bytes = convert::wanted_size(&wanted.labels)?;
+        let Some(parent) = &wanted.parent else {
+            let usual_bytes = self.options.size_bytes;
+            let origin = match (wanted.kind, size_bytes) {
+                (Kind::Active, Some(size_bytes)) if size_bytes != usual_bytes => {
+                    Origin::Ready(self.host.fresh_root(size_bytes)?.id())
+                }
+                // Nothing is in it, whatever its size.
+                (Kind::View, _) => Origin::Shared(self.host.empty_root(usual_bytes)?),
+                _ => Origin::Clone(self.host.empty_root(usual_bytes)?),
+            };
+            return Ok(Source {
+                origin,
+                parent: None,
+            });
+        };
+        let below = self.volume_of(&*self.record(parent)?)?;
+        let parent_volume = Some(below.id());
+        let origin = self.origin(wanted, parent, below, size_bytes, mounts)?;
+        Ok(Source {
+            origin,
+            parent: parent_volume,
+        })
+    }
+
+    fn origin(
+        &self,
+        wanted: &Wanted,
+        parent: &str,
+        below: Volume,
+        size_bytes: Option<u64>,
+        mounts: MountMode,
+    ) -> Result<Origin> {
+        if wanted.kind == Kind::View {
+            return Ok(Origin::Shared(below));
+        }
+        let size_bytes = match size_bytes {
+            Some(size_bytes) => size_bytes,
+            // Whoever writes into it need not be a differ of ours, which would make room.
+            None => {
+                let usual_bytes = self.options.size_bytes;
+                let roomy = self.host.size_with_room(&below, usual_bytes)?;
+                let default = if wanted.fill { 0 } else { usual_bytes };
+                roomy.unwrap_or(default)
+            }
+        };
+        if size_bytes > below.size_bytes() {
+            let grown = self.host.grown_root(&below, size_bytes)?;
+            return Ok(Origin::Ready(grown.id()));
+        }
+        // A device is handed out as it is, and not mounted by us.
+        if wanted.fill
+            && mounts == MountMode::Dir
+            && let Some(leftover) = self.leftover_on(parent)
+        {
+            return Ok(Origin::Ready(leftover));
+        }
+        Ok(Origin::Clone(below))
+    }
+
+    /// What the commit of the parent has left, if nobody uses it any more: it is mounted, and
+    /// holds just what the parent holds.
+    fn leftover_on(&self, parent: &str) -> Option<VolumeId> {
+        let id = self.reaper.take_leftover(parent)?;
+        let volume = self.pool().volume_by_id(id).ok()?;
+        let is_alone = self.host.check_complete(&volume);
+        match is_alone.and_then(|()| self.host.is_root_alone(&volume)) {
+            Ok(true) => Some(id),
+            Ok(false) => {
+                self.reaper.volume(id);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a mounted layer is not gone on with");
+                self.reaper.volume(id);
+                None
+            }
+        }
+    }
+
+    /// Commits the record together with its volume.
+    fn begin(
+        &self,
+        wanted: &Wanted,
+        source: &Source,
+        finish: impl FnOnce(&mut Record),
+    ) -> Result<Arc<Record>> {
+        let name = self.host.root_name()?;
+        let mut index = self.index.write();
+        // Others may have come between.
+        self.check(&index, wanted)?;
+        if let Some(parent) = &wanted.parent
+            && index.get(parent).map(|found| found.volume()) != source.parent
+        {
+            // Another has its name by now.
+            return Err(Error::NotFound(parent.as_str().into()));
+        }
+        let mut transaction: Transaction = self.pool().transaction();
+        let volume = match &source.origin {
+            Origin::Clone(below) => transaction.clone_volume(below.id(), &name),
+            Origin::Ready(volume) => {
+                transaction.rename(*volume, &name);
+                *volume
+            }
+            Origin::Shared(volume) => volume.id(),
+        };
+        let (parent, labels) = (wanted.parent.clone(), wanted.labels.clone());
+        let mut record = Record::new(wanted.kind, parent, labels, volume);
+        record.fill = wanted.fill;
+        finish(&mut record);
+        record.put(&mut transaction, &wanted.key)?;
+        transaction.commit()?;
+        index.put(wanted.key.clone(), record.clone());
+        Ok(Arc::new(record))
+    }
+
+    /// Shows the snapshot while it is made durable. What is only being filled need not be: if it
+    /// is lost, so is what was filled in, and it is done again.
+    fn show_durably(&self, record: &Record, fill: bool) -> Result<MountsResponse> {
+        if fill {
+            return self.show(record);
+        }
+        thread::scope(|scope| {
+            let flush = || self.pool().flush();
+            let flushing = thread::Builder::new().spawn_scoped(scope, flush);
+            let shown = self.show(record);
+            let Ok(flushing) = flushing else {
+                // The host has no thread to spare.
+                self.pool().flush()?;
+                return shown;
+            };
+            match flushing.join() {
+                Ok(flushed) => flushed?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+            shown
+        })
+    }
+
+    /// Undoes `begin`.
+    fn withdraw(&self, key: &str, record: &Record) -> Result<()> {
+        {
+            let mut index = self.index.write();
+            self.give_up(key, record)?;
+            index.remove(key);
+        }
+        match record.kind {
+            Kind::View => self.reaper.view(record.volume()),
+            Kind::Active | Kind::Committed => self.reaper.volume(record.volume()),
+        }
+        Ok(())
+    }
+}

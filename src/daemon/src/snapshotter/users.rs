@@ -1,0 +1,34 @@
+//! Which snapshots a volume serves, for messages about volumes.
+
+use super::record::{self, Kind};
+use cowshed_engine::pool::Pool;
+use cowshed_format::base::VolumeId;
+
+/// A snapshot and the volume that it shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotUse {
+    /// Its key, or its name if it is committed.
+    pub key: String,
+    /// `active`, `view` or `committed`.
+    pub kind: &'static str,
+    /// The volume: a view's is its parent's.
+    pub volume: VolumeId,
+    /// Whether the volume goes with the snapshot.
+    pub owns_volume: bool,
+}
+
+/// All snapshots of the pool; `None` when a record is unreadable.
+#[must_use]
+pub fn snapshot_uses(pool: &Pool) -> Option<Vec<SnapshotUse>> {
+    let records = record::all(pool);
+    let records = records.inspect_err(|(key, fault)| {
+        tracing::warn!(key, %fault, "the record of a snapshot is unreadable");
+    });
+    let uses = records.ok()?.into_iter().map(|(key, record)| SnapshotUse {
+        key,
+        kind: record.kind.as_str(),
+        volume: record.volume(),
+        owns_volume: record.kind != Kind::View,
+    });
+    Some(uses.collect())
+}

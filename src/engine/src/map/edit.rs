@@ -1,0 +1,192 @@
+//! Changing a map: nodes on the way are copied where others can reach them, and changed in place
+//! where nobody else can.
+
+use super::ledger::{Ledger, Ownership};
+use super::node::Node;
+use super::store::NodeStore;
+use super::tree::{Link, Root, Tree, child_in_memory, entry_base};
+use cowshed_format::base::{Error, Generation, Result};
+use cowshed_format::node::{Entries, NODE_ENTRIES, entry_blocks, slot};
+use cowshed_format::{Pointer, PointerKind};
+use std::sync::Arc;
+
+/// The right to change a volume's map; the caller holds the volume's write lock.
+pub(crate) struct Edit<'a> {
+    /// Where nodes are read from.
+    pub store: &'a NodeStore,
+    /// The map.
+    pub tree: &'a Tree,
+    /// New nodes are born in this generation.
+    pub generation: Generation,
+    /// Nodes born later may be changed in place: the higher of the volume's branch and the last
+    /// checkpoint's cut.
+    pub limit: Generation,
+    /// Which blocks the volume owns.
+    pub ownership: Ownership,
+    /// Where the account is kept.
+    pub ledger: &'a mut Ledger,
+    /// Whether a damaged node is given up, with all that it led to, rather than an error.
+    pub gives_up: bool,
+}
+
+impl Edit<'_> {
+    /// Makes the leaf of block `index` one that may be changed in place. What the map says stays.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Io` when a node on the way cannot be read.
+    pub(crate) fn leaf(&mut self, index: u64) -> Result<Arc<Node>> {
+        let mut node = self.top(index)?;
+        let height = self.tree.root().height;
+        for level in (2..=height).rev() {
+            node = self.child(&node, level, index)?;
+        }
+        Ok(node)
+    }
+
+    /// Maps the blocks from `first` on to `pointers` (data or holes); they lie in `leaf`, which
+    /// `leaf` has just answered for them.
+    ///
+    /// # Panics
+    /// When the blocks do not lie in one leaf.
+    pub(crate) fn set(&mut self, leaf: &Node, first: u64, pointers: &[Pointer]) {
+        let index = slot(first, 1);
+        assert!(
+            index + pointers.len() <= NODE_ENTRIES,
+            "the blocks lie in one leaf"
+        );
+        let mut old = [Pointer::HOLE; NODE_ENTRIES];
+        let old = &mut old[..pointers.len()];
+        leaf.entries.read(index, old);
+        leaf.entries.write(index, pointers);
+        for (block, (old, new)) in (first..).zip(old.iter().zip(pointers)) {
+            self.drop_old(block, *old);
+            if !new.is_hole() {
+                self.ledger.born.push(new.addr(), 1);
+                self.ledger.own += 1;
+                self.ledger.mapped += 1;
+            }
+        }
+    }
+
+    /// Accounts for the data pointer that block `block` had.
+    pub(super) fn drop_old(&mut self, block: u64, old: Pointer) {
+        if old.kind() == Some(PointerKind::Data) {
+            let owner = self.ownership.of(old.birth(), block + 1);
+            self.ledger.drop_data(old.addr(), owner);
+        }
+    }
+
+    /// The top node, to be changed in place, of a map high enough for block `index`.
+    pub(super) fn top(&mut self, index: u64) -> Result<Arc<Node>> {
+        let root = self.tree.root_to_keep();
+        if index >= root.capacity() {
+            self.heighten(&root);
+            return self.top(index);
+        }
+        let (node, new) = self.editable(&root.link, root.height, root.capacity())?;
+        if new {
+            let link = Link::Memory(Arc::clone(&node));
+            self.tree.set_root(Root {
+                height: root.height,
+                link,
+            });
+        }
+        Ok(node)
+    }
+
+    /// Puts a new top above the present one.
+    fn heighten(&mut self, root: &Root) {
+        let height = root.height + 1;
+        let link = match &root.link {
+            Link::Hole => Link::Hole,
+            below => {
+                let top = Node::new(self.generation, &self.store.live);
+                put_link(&top, 0, below);
+                self.ledger.own += 1;
+                self.ledger.promised += 1;
+                Link::Memory(Arc::new(top))
+            }
+        };
+        self.tree.set_root(Root { height, link });
+    }
+
+    /// The child on the way to block `index`, of the changeable node `parent` at `level`.
+    pub(super) fn child(&mut self, parent: &Arc<Node>, level: u8, index: u64) -> Result<Arc<Node>> {
+        let at = slot(index, level);
+        let entry = parent.entries.get(at);
+        let link = match entry.kind() {
+            Some(PointerKind::Unwritten) => child_in_memory(parent, at),
+            _ => Link::of(entry),
+        };
+        let span = entry_blocks(level);
+        let end = entry_base(index / span * span, level, 1);
+        let (child, new) = self.editable(&link, level - 1, end)?;
+        if new {
+            put_link(parent, at, &Link::Memory(Arc::clone(&child)));
+        }
+        Ok(child)
+    }
+
+    /// The node at `level` that `link` leads to, as one that may be changed in place; its range
+    /// ends at block `end`. Tells whether it is a new one, to be put in the old one's place.
+    fn editable(&mut self, link: &Link, level: u8, end: u64) -> Result<(Arc<Node>, bool)> {
+        let live = &self.store.live;
+        let copy = match link {
+            Link::Memory(node) if node.birth() > self.limit => {
+                return Ok((Arc::clone(node), false));
+            }
+            Link::Memory(node) => node.copied(self.generation),
+            Link::Stored(pointer) => {
+                let entries = self.load(*pointer, level)?;
+                Node::with_entries(self.generation, &entries, live)
+            }
+            Link::Lost(birth) => {
+                let entries = [Pointer::lost(*birth); NODE_ENTRIES];
+                Node::with_entries(self.generation, &entries, live)
+            }
+            Link::Hole => Node::new(self.generation, live),
+        };
+        if let Some(birth) = link.birth() {
+            self.ledger
+                .drop_node(link, self.ownership.of(birth, end), self.limit);
+        }
+        self.ledger.own += 1;
+        self.ledger.promised += 1;
+        Ok((Arc::new(copy), true))
+    }
+
+    /// The entries of a stored node; where it is damaged and to be given up, lost ranges.
+    pub(super) fn load(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>> {
+        let outcome = self.store.load(pointer, level);
+        if !self.gives_up || !matches!(outcome, Err(Error::Corrupt(_))) {
+            return outcome;
+        }
+        // What a second look finds whole was not lost.
+        self.store.load(pointer, level).or_else(|error| {
+            tracing::warn!("what a map node led to is given up: {error}");
+            Ok(Box::new([Pointer::lost(self.generation); NODE_ENTRIES]))
+        })
+    }
+
+    /// As `Link::entries`, with `load`.
+    pub(super) fn entries(&self, link: &Link, level: u8) -> Result<Option<Box<Entries>>> {
+        match link {
+            Link::Stored(pointer) => self.load(*pointer, level).map(Some),
+            link => link.entries(self.store, level),
+        }
+    }
+}
+
+/// Makes entry `index` of a changeable node lead to `link`.
+pub(super) fn put_link(node: &Node, index: usize, link: &Link) {
+    match link {
+        Link::Memory(child) => {
+            node.set_child(index, Some(Arc::clone(child)));
+            node.entries
+                .write(index, &[Pointer::unwritten(child.birth())]);
+        }
+        Link::Stored(pointer) => node.entries.write(index, &[*pointer]),
+        Link::Hole => node.entries.write(index, &[Pointer::HOLE]),
+        Link::Lost(birth) => node.entries.write(index, &[Pointer::lost(*birth)]),
+    }
+}

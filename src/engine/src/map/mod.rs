@@ -1,0 +1,51 @@
+//! The block map: where each block of a volume lies.
+//!
+//! A radix tree of 256-way nodes in which position is identity, so that nothing is ever balanced
+//! or split, and comparing two maps is a walk that skips every equal pointer. It does not know
+//! names, the log or when to checkpoint; it is told which generation it works in.
+//!
+//! Nodes have two forms:
+//!
+//! - **stored** nodes are immutable and lie on the device; the cache holds copies of them in
+//!   fixed frames that readers read without locks, and evicts them as it likes;
+//! - **memory** nodes ([`Node`]) have changed since they were stored. Their parents are
+//!   memory nodes too, up to the root. They wait for a checkpoint to be stored.
+//!
+//! # Invariants
+//! - A memory node may be changed in place only while its birth is above both the volume's branch
+//!   generation and the last cut: then no other volume and no running checkpoint can reach it.
+//!   Everyone else's nodes are copied first.
+//! - Only the holder of a volume's write lock changes its tree; only the checkpoint stores nodes,
+//!   and those are nodes that nobody changes any more. Readers take no lock.
+//! - (address, birth) names a stored node for ever: an address is used again only after a
+//!   checkpoint, and by then the generation has risen.
+
+mod cache;
+mod diff;
+mod discard;
+mod edit;
+mod entries;
+mod find;
+mod ledger;
+mod node;
+mod own;
+mod persist;
+mod read;
+mod settle;
+mod store;
+mod tree;
+mod unreached;
+
+pub(crate) use diff::diff;
+pub(crate) use edit::Edit;
+#[cfg(feature = "loom")]
+pub use entries::models as entries_models;
+pub(crate) use find::{Sought, find};
+pub(crate) use ledger::{Inheritance, Ledger, Ownership};
+pub(crate) use node::Node;
+pub(crate) use own::{Own, next_own};
+pub(crate) use persist::{Outlet, Persist};
+pub(crate) use settle::Settling;
+pub(crate) use store::NodeStore;
+pub(crate) use tree::{Link, Root, Tree};
+pub(crate) use unreached::{Found, Unreached};

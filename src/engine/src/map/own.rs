@@ -1,0 +1,68 @@
+//! Going through what a map's volume owns, damaged or not: the walk of a scrub.
+
+use super::store::NodeStore;
+use super::tree::{Link, Root, entry_base};
+use cowshed_format::base::{Error, Generation};
+use cowshed_format::node::{entry_blocks, slot};
+use std::ops::Range;
+
+/// What the walk came to.
+#[derive(Debug)]
+pub(crate) enum Own {
+    /// A block of data.
+    Data(u64),
+    /// A range whose node cannot be read, or breaks the format.
+    Damaged(Range<u64>, Error),
+    /// A range that was given up.
+    Lost(Range<u64>),
+}
+
+/// The first thing at or after block `from` that was born after `branch`; `None` when there is no
+/// more. Nodes are read through `store`, so that one with an empty cache reads them all.
+#[must_use]
+pub(crate) fn next_own(
+    store: &NodeStore,
+    root: &Root,
+    from: u64,
+    branch: Generation,
+) -> Option<Own> {
+    if from >= root.capacity() {
+        return None;
+    }
+    let walk = Walk { store, branch };
+    walk.next(&root.link, root.height, 0, from)
+}
+
+struct Walk<'a> {
+    store: &'a NodeStore,
+    branch: Generation,
+}
+
+impl Walk<'_> {
+    fn next(&self, link: &Link, level: u8, base: u64, from: u64) -> Option<Own> {
+        if link.birth().is_none_or(|birth| birth <= self.branch) {
+            return None;
+        }
+        let rest = from.max(base)..base + entry_blocks(level + 1);
+        if matches!(link, Link::Lost(_)) {
+            return Some(Own::Lost(rest));
+        }
+        let entries = match link.entries(self.store, level) {
+            Ok(entries) => entries?,
+            Err(error) => return Some(Own::Damaged(rest, error)),
+        };
+        let first = if from > base { slot(from, level) } else { 0 };
+        (first..entries.len()).find_map(|index| {
+            let child_base = entry_base(base, level, index);
+            let child = link.child(&entries, index);
+            if level > 1 {
+                return self.next(&child, level - 1, child_base, from.max(child_base));
+            }
+            let own = child.birth().is_some_and(|birth| birth > self.branch);
+            own.then(|| match child {
+                Link::Lost(_) => Own::Lost(child_base..child_base + 1),
+                _ => Own::Data(child_base),
+            })
+        })
+    }
+}

@@ -1,0 +1,97 @@
+//! Reading stored nodes: from the cache, or from the device with every check.
+
+use super::cache::NodeCache;
+use cowshed_format::base::checksum::crc32;
+use cowshed_format::base::sync::RwLock;
+use cowshed_format::base::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use cowshed_format::base::{BLOCK_BYTES, CorruptKind, Generation, Result};
+use cowshed_format::device::Device;
+use cowshed_format::node::{self, Bounds, Entries};
+use cowshed_format::{Layout, Pointer};
+use std::sync::Arc;
+
+/// The nodes of a pool: stored ones by their pointer, and a count of those in memory.
+pub(crate) struct NodeStore {
+    device: Arc<dyn Device>,
+    cache: NodeCache,
+    layout: RwLock<Layout>,
+    now: AtomicU64,
+    pub(super) live: Arc<AtomicUsize>,
+}
+
+impl NodeStore {
+    /// A store whose cache of stored nodes takes at most `cache_bytes`.
+    #[must_use]
+    pub(crate) fn new(device: Arc<dyn Device>, layout: Layout, cache_bytes: u64) -> Self {
+        Self {
+            device,
+            cache: NodeCache::new(cache_bytes),
+            layout: RwLock::new(layout),
+            now: AtomicU64::new(0),
+            live: Arc::new(AtomicUsize::new(0)),
+        }
+    }
+
+    /// The pool has grown.
+    pub(crate) fn set_layout(&self, layout: Layout) {
+        *self.layout.write() = layout;
+    }
+
+    /// No stored node holds a birth later than `generation`.
+    pub(crate) fn set_now(&self, generation: Generation) {
+        self.now.fetch_max(generation.0, Ordering::Relaxed);
+    }
+
+    /// Nodes in memory, which a checkpoint would store.
+    #[must_use]
+    pub(crate) fn memory_nodes(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Reads entries from `first` on of a stored node at `level`.
+    pub(super) fn read(
+        &self,
+        pointer: Pointer,
+        level: u8,
+        first: usize,
+        out: &mut [Pointer],
+    ) -> Result<()> {
+        if self.cache.read(pointer, first, out).is_none() {
+            let entries = self.load_uncached(pointer, level)?;
+            out.copy_from_slice(&entries[first..first + out.len()]);
+        }
+        Ok(())
+    }
+
+    /// A copy of a stored node.
+    pub(super) fn load(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>> {
+        match self.cache.copy(pointer) {
+            Some(entries) => Ok(entries),
+            None => self.load_uncached(pointer, level),
+        }
+    }
+
+    #[cold]
+    fn load_uncached(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>> {
+        let mut block = Box::new([0; BLOCK_BYTES]);
+        self.device
+            .read_at(&mut *block, pointer.addr().offset_bytes())?;
+        if crc32(&*block) != pointer.crc() {
+            return Err(CorruptKind::NodeChecksum(pointer.addr()).into());
+        }
+        let entries = Box::new(node::decode(&block));
+        let now = Generation(self.now.load(Ordering::Relaxed));
+        let bounds = Bounds {
+            layout: *self.layout.read(),
+            now,
+        };
+        node::verify(&entries, pointer.addr(), level, &bounds)?;
+        self.cache.insert(pointer, &entries);
+        Ok(entries)
+    }
+
+    /// Takes in a node that was just stored.
+    pub(super) fn remember(&self, pointer: Pointer, entries: &Entries) {
+        self.cache.insert(pointer, entries);
+    }
+}

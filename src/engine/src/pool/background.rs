@@ -1,0 +1,171 @@
+//! The background threads: checkpoints by time and by need, reclaim, giving space back to the
+//! host, growing ahead of need, and saying that space runs out. They hold no strong reference to the
+//! pool while they wait, so that dropping its last handle ends them.
+
+use super::prune::Pace;
+use super::shared::{Shared, Signal};
+use cowshed_format::base::Sequence;
+use cowshed_format::base::turns::Background;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest time between a change and the checkpoint that holds it.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// The longest time that freed space stays with a pool that is being written.
+const PUNCH_EVERY: Duration = Duration::from_secs(60);
+/// The shortest time between a checkpoint that was put off and its next try.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How long after the host refused something freed space goes back to it at once.
+const HURRY_FOR: Duration = Duration::from_secs(10);
+/// How often the threads look around by themselves.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Ends the threads of a pool that is being closed, and waits until they are gone.
+pub(super) fn stop(shared: &Shared) {
+    shared.ask(|wanted| &mut wanted.stop);
+    for thread in std::mem::take(&mut *shared.threads.lock()) {
+        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+            tracing::error!("a background thread has panicked");
+        }
+    }
+}
+
+/// Starts the threads of an open pool.
+pub(super) fn start(shared: &Arc<Shared>) {
+    let mut threads = shared.threads.lock();
+    let mut spawn = |name: &str, work: fn(&Weak<Shared>, &Signal)| {
+        let (weak, signal) = (Arc::downgrade(shared), Arc::clone(&shared.signal));
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            let _background = Background::begin();
+            work(&weak, &signal);
+        });
+        match thread {
+            Ok(thread) => threads.push(thread),
+            // Everything still happens when it must, in the threads of those who need it.
+            Err(error) => tracing::warn!("no background thread {name}: {error}"),
+        }
+    };
+    spawn("cowshed-ckpt", checkpoints);
+    spawn("cowshed-reclaim", reclaim);
+}
+
+fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
+    let mut checkpointed = Instant::now();
+    let mut checkpoints = 0;
+    let mut put_off = false;
+    let mut refused: Option<Instant> = None;
+    let mut punching = Punching {
+        since: Instant::now(),
+        appended: Sequence(0),
+        due: true,
+    };
+    loop {
+        {
+            let mut wanted = signal.wanted.lock();
+            if !wanted.checkpoint && !wanted.stop {
+                signal.changed.wait_for(&mut wanted, TICK);
+            }
+            if wanted.stop {
+                return;
+            }
+        }
+        let Some(shared) = weak.upgrade() else { return };
+        if shared.check_open().is_err() {
+            return;
+        }
+        let asked = std::mem::take(&mut signal.wanted.lock().checkpoint);
+        if let Err(error) = shared.grow_ahead() {
+            tracing::error!("the pool has stopped: {error}");
+            return;
+        }
+        shared.watch_water();
+        // Others run checkpoints, too: when asked to, or when they find no room.
+        let finished = shared.checkpoints.load(Ordering::Acquire);
+        if std::mem::replace(&mut checkpoints, finished) != finished {
+            checkpointed = Instant::now();
+            punching.due = true;
+        }
+        // What the host refused may be had from what the pool gives back.
+        if shared.host_reserve.take_refusal() {
+            refused = Some(Instant::now());
+        }
+        let hurry = refused.is_some_and(|at| at.elapsed() < HURRY_FOR);
+        let idle = shared.log.used_bytes() == 0 && shared.changes.lock().volumes.is_empty();
+        let wait = if put_off {
+            RETRY_EVERY
+        } else if hurry {
+            Duration::ZERO
+        } else {
+            CHECKPOINT_EVERY
+        };
+        if (asked && !put_off) || (!idle && checkpointed.elapsed() >= wait) {
+            checkpointed = Instant::now();
+            punching.due = true;
+            let outcome = shared.checkpoint();
+            if let (Err(error), false) = (&outcome, put_off) {
+                match shared.check_open() {
+                    Ok(()) => tracing::warn!("a checkpoint is put off: {error}"),
+                    Err(_) => tracing::error!("the pool has stopped: {error}"),
+                }
+            }
+            put_off = outcome.is_err();
+            checkpoints = shared.checkpoints.load(Ordering::Acquire);
+        }
+        punching.look(&shared, hurry);
+        shared.keep_host_reserve();
+    }
+}
+
+/// When freed space is given back to the host: once nobody has written for a while, as a writer
+/// would take it again at once, or else after some time.
+struct Punching {
+    since: Instant,
+    appended: Sequence,
+    due: bool,
+}
+
+impl Punching {
+    fn look(&mut self, shared: &Shared, hurry: bool) {
+        let appended = shared.log.appended();
+        let quiet = std::mem::replace(&mut self.appended, appended) == appended;
+        if !self.due || !(hurry || quiet || self.since.elapsed() >= PUNCH_EVERY) {
+            return;
+        }
+        (self.since, self.due) = (Instant::now(), false);
+        let punch = || shared.space.punch_stale(&*shared.device);
+        if let Err(error) = shared.with_host_reserve(punch) {
+            tracing::warn!("the host did not take freed space back: {error}");
+        }
+    }
+}
+
+fn reclaim(weak: &Weak<Shared>, signal: &Signal) {
+    loop {
+        {
+            let mut wanted = signal.wanted.lock();
+            if !wanted.reclaim && !wanted.stop {
+                signal.changed.wait_for(&mut wanted, TICK);
+            }
+            if wanted.stop {
+                return;
+            }
+        }
+        let Some(shared) = weak.upgrade() else { return };
+        let asked = std::mem::take(&mut signal.wanted.lock().reclaim);
+        if shared.check_open().is_err() {
+            return;
+        }
+        if (asked || shared.has_backlog())
+            && let Err(error) = shared.reclaim_all(Pace::Seldom)
+        {
+            if shared.check_open().is_err() {
+                return;
+            }
+            tracing::warn!("a removed volume could not be reclaimed: {error}");
+            drop(shared);
+            thread::sleep(CHECKPOINT_EVERY);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The catalogue as it lies in the pool's volume 0: which entry stands in which block.
+//!
+//! Only the checkpoint changes it. The entries' meaning is the forest's.
+
+use crate::map::{Edit, Ledger, Link, NodeStore, Outlet, Ownership, Persist, Root};
+use crate::map::{Sought, Tree, find};
+use cowshed_format::base::checksum::crc32;
+use cowshed_format::base::codec::Writer;
+use cowshed_format::base::{
+    BLOCK_BYTES, BlockIndex, CorruptKind, Error, Generation, Result, VolumeId,
+};
+use cowshed_format::catalogue::{EntryId, FRAGMENT_HEADER_BYTES, Fragment, cut, fragments};
+use cowshed_format::device::Device;
+use cowshed_format::{Pointer, Superblock};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Where entries stand. Memory grows with the entries, not with what a field says.
+pub(super) struct Catalogue {
+    pub(super) tree: Tree,
+    /// Blocks there ever were, holes included.
+    blocks: u32,
+    /// Bytes in use in each block that is no hole.
+    used: BTreeMap<u32, usize>,
+    /// No block before this one is a hole.
+    first_hole: u32,
+    places: HashMap<EntryId, Vec<u32>>,
+    /// Blocks that are no holes by free bytes.
+    room: BTreeSet<(usize, u32)>,
+}
+
+/// A fragment that owns its bytes.
+#[derive(Clone)]
+struct Piece {
+    entry: EntryId,
+    part: u16,
+    parts: u16,
+    payload: Vec<u8>,
+}
+
+impl Piece {
+    fn of(fragment: &Fragment<'_>) -> Self {
+        Self {
+            entry: fragment.entry,
+            part: fragment.part,
+            parts: fragment.parts,
+            payload: fragment.payload.to_vec(),
+        }
+    }
+
+    fn fragment(&self) -> Fragment<'_> {
+        let Self {
+            entry,
+            part,
+            parts,
+            payload,
+        } = self;
+        Fragment {
+            entry: *entry,
+            part: *part,
+            parts: *parts,
+            payload,
+        }
+    }
+}
+
+/// What a catalogue is written with.
+pub(super) struct Pen<'a> {
+    pub(super) outlet: Outlet<'a>,
+    pub(super) persist: &'a mut Persist,
+    pub(super) ledger: &'a mut Ledger,
+    /// The checkpoint's own generation, and the one before.
+    pub(super) generation: Generation,
+    pub(super) limit: Generation,
+}
+
+/// A change of entries that is under way. Where it fails, it can be gone on with.
+#[derive(Default)]
+pub(super) struct Change {
+    leaving: Vec<EntryId>,
+    /// In reverse.
+    coming: Vec<Piece>,
+    open: BTreeMap<u32, Vec<Piece>>,
+}
+
+impl Change {
+    /// New bytes for entries, or `None` for those that are gone.
+    pub(super) fn new(entries: &[(EntryId, Option<Vec<u8>>)]) -> Self {
+        let parts = |(entry, bytes): &(EntryId, Option<Vec<u8>>)| -> Vec<Piece> {
+            let cut = bytes.iter().flat_map(|bytes| cut(*entry, bytes));
+            cut.map(|fragment| Piece::of(&fragment)).collect()
+        };
+        let mut coming: Vec<_> = entries.iter().flat_map(parts).collect();
+        coming.reverse();
+        Self {
+            leaving: entries.iter().map(|(entry, _)| *entry).collect(),
+            coming,
+            open: BTreeMap::new(),
+        }
+    }
+}
+
+/// The parts of an entry that were found so far. A number of parts alone takes no memory.
+struct Parts {
+    count: u16,
+    found: BTreeMap<u16, Vec<u8>>,
+}
+
+impl Parts {
+    fn take(&mut self, piece: Piece) -> Result<()> {
+        if piece.parts != self.count {
+            return Err(bad("an entry's parts disagree"));
+        }
+        match self.found.insert(piece.part, piece.payload) {
+            None => Ok(()),
+            Some(_) => Err(bad("an entry has a part twice")),
+        }
+    }
+
+    fn join(self) -> Result<Vec<u8>> {
+        if self.found.len() != usize::from(self.count) {
+            return Err(bad("an entry lacks a part"));
+        }
+        Ok(self.found.into_values().flatten().collect())
+    }
+}
+
+impl Catalogue {
+    /// Reads the whole catalogue, and calls `found` with each entry.
+    pub(super) fn load(
+        store: &NodeStore,
+        device: &dyn Device,
+        superblock: &Superblock,
+        mut found: impl FnMut(EntryId, Vec<u8>) -> Result<()>,
+    ) -> Result<Self> {
+        let link = Link::of(superblock.catalogue_root);
+        let root = Root {
+            height: superblock.catalogue_height,
+            link,
+        };
+        let blocks = u32::try_from(superblock.catalogue_blocks);
+        let mut catalogue = Self {
+            tree: Tree::new(root),
+            blocks: blocks.map_err(|_| bad("it has too many blocks"))?,
+            used: BTreeMap::new(),
+            first_hole: 0,
+            places: HashMap::new(),
+            room: BTreeSet::new(),
+        };
+        let mut entries: BTreeMap<EntryId, Parts> = BTreeMap::new();
+        let mut next = 0;
+        while let Some(block) = catalogue
+            .tree
+            .walk(|root| find(store, root, next, Sought::Data))?
+        {
+            next = block + 1;
+            let block = u32::try_from(block).ok();
+            let block = block.filter(|block| *block < catalogue.blocks);
+            let block = block.ok_or_else(|| bad("a block lies beyond its end"))?;
+            let pieces = catalogue.read_block(store, device, block)?;
+            // Were it allowed, a tree that leads to one such block everywhere would have no end.
+            if pieces.is_empty() {
+                return Err(bad("a block of it is empty"));
+            }
+            catalogue.note_block(block, &pieces);
+            for piece in pieces {
+                catalogue.places.entry(piece.entry).or_default().push(block);
+                let parts = entries.entry(piece.entry).or_insert_with(|| Parts {
+                    count: piece.parts,
+                    found: BTreeMap::new(),
+                });
+                parts.take(piece)?;
+            }
+        }
+        for (entry, parts) in entries {
+            found(entry, parts.join()?)?;
+        }
+        Ok(catalogue)
+    }
+
+    /// How many blocks the catalogue has, holes included.
+    pub(super) fn blocks(&self) -> u64 {
+        u64::from(self.blocks)
+    }
+
+    fn read_block(&self, store: &NodeStore, device: &dyn Device, block: u32) -> Result<Vec<Piece>> {
+        let mut pointer = [Pointer::HOLE];
+        self.tree.read(store, u64::from(block), &mut pointer)?;
+        let [pointer] = pointer;
+        if pointer.is_hole() {
+            return Ok(Vec::new());
+        }
+        let mut bytes = vec![0; BLOCK_BYTES];
+        device.read_at(&mut bytes, pointer.addr().offset_bytes())?;
+        if crc32(&bytes) != pointer.crc() {
+            let (volume, block) = (VolumeId(0), BlockIndex(u64::from(block)));
+            return Err(CorruptKind::DataChecksum {
+                volume,
+                block,
+                addr: pointer.addr(),
+            }
+            .into());
+        }
+        Ok(fragments(&bytes)?.iter().map(Piece::of).collect())
+    }
+
+    /// Reads a block and everything above it.
+    pub(super) fn verify_block(
+        &self,
+        store: &NodeStore,
+        device: &dyn Device,
+        block: u64,
+    ) -> Result<()> {
+        let block = u32::try_from(block).map_err(|_| bad("it has too many blocks"))?;
+        self.read_block(store, device, block).map(drop)
+    }
+
+    fn note_block(&mut self, block: u32, pieces: &[Piece]) {
+        let old = self.used.remove(&block).unwrap_or(0);
+        self.room.remove(&(BLOCK_BYTES - old, block));
+        self.blocks = self.blocks.max(block + 1);
+        if pieces.is_empty() {
+            self.first_hole = self.first_hole.min(block);
+            return;
+        }
+        let used = pieces.iter().map(|piece| piece.fragment().len_bytes());
+        let used = used.sum::<usize>();
+        self.used.insert(block, used);
+        self.room.insert((BLOCK_BYTES - used, block));
+    }
+
+    /// Goes on with a change, and writes the blocks that it touches. After an error it may be
+    /// called again.
+    pub(super) fn change(&mut self, change: &mut Change, pen: &mut Pen<'_>) -> Result<()> {
+        while let Some(entry) = change.leaving.last().copied() {
+            for block in self.places.get(&entry).cloned().unwrap_or_default() {
+                let pieces = self.open_block(&mut change.open, block, pen)?;
+                pieces.retain(|piece| piece.entry != entry);
+                self.note_block(block, pieces);
+            }
+            self.places.remove(&entry);
+            change.leaving.pop();
+        }
+        while let Some(piece) = change.coming.pop() {
+            let block = self.place_for(&piece.fragment(), &change.open);
+            let pieces = match self.open_block(&mut change.open, block, pen) {
+                Ok(pieces) => pieces,
+                Err(error) => {
+                    change.coming.push(piece);
+                    return Err(error);
+                }
+            };
+            self.places.entry(piece.entry).or_default().push(block);
+            pieces.push(piece);
+            self.note_block(block, pieces);
+        }
+        while let Some((block, pieces)) = change.open.first_key_value() {
+            self.write_block(*block, pieces, pen)?;
+            change.open.pop_first();
+            pen.persist.write_whole(pen.outlet)?;
+        }
+        Ok(())
+    }
+
+    /// The pieces of a block that is going to be rewritten.
+    fn open_block<'a>(
+        &self,
+        open: &'a mut BTreeMap<u32, Vec<Piece>>,
+        block: u32,
+        pen: &Pen<'_>,
+    ) -> Result<&'a mut Vec<Piece>> {
+        Ok(match open.entry(block) {
+            Entry::Occupied(pieces) => pieces.into_mut(),
+            Entry::Vacant(free) => {
+                let outlet = pen.outlet;
+                free.insert(self.read_block(outlet.store, outlet.device, block)?)
+            }
+        })
+    }
+
+    /// A block with room for the fragment: one that is rewritten anyway, else the fullest that
+    /// has room, else a hole, else a new one.
+    fn place_for(&mut self, fragment: &Fragment<'_>, open: &BTreeMap<u32, Vec<Piece>>) -> u32 {
+        let len = fragment.len_bytes();
+        let used = |block: &u32| self.used.get(block).copied().unwrap_or(0);
+        let has_room = |block: &&u32| BLOCK_BYTES - used(block) >= len;
+        if let Some((block, _)) = open.last_key_value().filter(|(block, _)| has_room(block)) {
+            return *block;
+        }
+        if let Some((block, _)) = open.first_key_value().filter(|(block, _)| has_room(block)) {
+            return *block;
+        }
+        if let Some((_, block)) = self.room.range((len, 0)..).next() {
+            return *block;
+        }
+        while self.used.contains_key(&self.first_hole) {
+            self.first_hole += 1;
+        }
+        self.first_hole
+    }
+
+    /// Gives a block its new place; on an error, nothing has changed.
+    fn write_block(&self, block: u32, pieces: &[Piece], pen: &mut Pen<'_>) -> Result<()> {
+        let mut edit = Edit {
+            store: pen.outlet.store,
+            tree: &self.tree,
+            generation: pen.generation,
+            limit: pen.limit,
+            ownership: Ownership {
+                branch: Generation(0),
+                inheritance: None,
+            },
+            ledger: pen.ledger,
+            gives_up: false,
+        };
+        let leaf = edit.leaf(u64::from(block))?;
+        let mut pointer = Pointer::HOLE;
+        if !pieces.is_empty() {
+            let mut out = Writer::new();
+            pieces
+                .iter()
+                .for_each(|piece| piece.fragment().encode(&mut out));
+            let mut bytes = out.into_bytes();
+            bytes.resize(BLOCK_BYTES, 0);
+            let bytes: Box<[u8; BLOCK_BYTES]> =
+                bytes.try_into().expect("pieces are placed where they fit");
+            let space = pen.outlet.space;
+            let addr = space.allocate_promised().ok_or(Error::NoSpace)?;
+            pointer = Pointer::data(addr, pen.generation, crc32(&*bytes));
+            pen.persist.place(addr, &bytes);
+        }
+        edit.set(&leaf, u64::from(block), &[pointer]);
+        Ok(())
+    }
+}
+
+fn bad(what: &'static str) -> Error {
+    CorruptKind::Catalogue(what).into()
+}
+
+const _: () = assert!(FRAGMENT_HEADER_BYTES < BLOCK_BYTES);

@@ -1,0 +1,85 @@
+//! Making an empty pool.
+
+use super::handle::Pool;
+use super::info::CreateOptions;
+use super::transaction::now_ns;
+use cowshed_format::base::{BLOCK_BYTES, Error, Generation, Result, Sequence};
+use cowshed_format::device::Device;
+use cowshed_format::{Layout, Pointer, Superblock, superblock};
+use rand::RngCore;
+
+/// How much of a device is looked at to see whether it holds something, in bytes.
+const LOOK_BYTES: u64 = 1 << 20;
+
+impl Pool {
+    /// Makes an empty pool of the device's length. Nothing else on the device is touched but the
+    /// superblocks, so that a sparse file stays sparse.
+    ///
+    /// # Errors
+    /// `DeviceNotEmpty` when the device holds something, unless `options.force`; `InvalidSize`;
+    /// `Io`.
+    pub fn create(device: &dyn Device, options: &CreateOptions) -> Result<()> {
+        let len_bytes = device.len_bytes();
+        let log_bytes = options
+            .log_bytes
+            .unwrap_or_else(|| Layout::default_log_bytes(len_bytes));
+        let block = BLOCK_BYTES as u64;
+        let layout = Layout::new(len_bytes / block, log_bytes.div_ceil(block))?;
+        if !options.force {
+            refuse_unless_empty(device, len_bytes)?;
+        }
+        let superblock = first_superblock(layout);
+        for slot in [0, 1] {
+            for addr in layout.superblock_slots(slot) {
+                device.write_at(&[0; BLOCK_BYTES], addr.offset_bytes())?;
+            }
+        }
+        device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
+        device.flush()?;
+        for addr in layout.superblock_slots(0) {
+            device.write_at(&superblock.encode(), addr.offset_bytes())?;
+        }
+        device.flush()
+    }
+}
+
+fn first_superblock(layout: Layout) -> Superblock {
+    let mut random = [0; 24];
+    rand::rng().fill_bytes(&mut random);
+    let (uuid, salt) = random.split_at(16);
+    Superblock {
+        clean: true,
+        features: [0; 3],
+        uuid: uuid.try_into().expect("16 of 24 bytes"),
+        layout,
+        groups_initialized: 0,
+        generation: Generation(1),
+        log_sequence: Sequence(1),
+        log_offset: 0,
+        log_salt: u64::from_le_bytes(salt.try_into().expect("8 of 24 bytes")),
+        catalogue_root: Pointer::HOLE,
+        catalogue_height: 1,
+        catalogue_blocks: 0,
+        used_blocks: 0,
+        volume_count: 0,
+        next_volume_id: 1,
+        created_ns: now_ns(),
+        bitmaps_digest: 0,
+    }
+}
+
+fn refuse_unless_empty(device: &dyn Device, len_bytes: u64) -> Result<()> {
+    let block = BLOCK_BYTES as u64;
+    let len = usize::try_from(LOOK_BYTES.min(len_bytes / block * block)).expect("at most 1 MiB");
+    let mut bytes = vec![0; len];
+    device.read_at(&mut bytes, 0)?;
+    if bytes.starts_with(&superblock::MAGIC) {
+        return Err(Error::DeviceNotEmpty {
+            found: "a cowshed pool",
+        });
+    }
+    if bytes.iter().any(|byte| *byte != 0) {
+        return Err(Error::DeviceNotEmpty { found: "data" });
+    }
+    Ok(())
+}

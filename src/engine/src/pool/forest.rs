@@ -1,0 +1,223 @@
+//! The forest: which volumes there are, how they are named and related, and the upper rooms'
+//! records. In memory it is an index of the catalogue.
+
+use super::volume::VolumeCore;
+use cowshed_format::base::{Name, VolumeId};
+use cowshed_format::catalogue::{RecordEntry, VolumeEntry};
+use cowshed_format::pointer::Pointer;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Volumes, names and records.
+#[derive(Default)]
+pub(super) struct Forest {
+    pub(super) volumes: HashMap<VolumeId, Tended>,
+    pub(super) names: BTreeMap<Name, VolumeId>,
+    /// Removed volumes that wait to be reclaimed.
+    pub(super) removed: BTreeSet<VolumeId>,
+    records: BTreeMap<(u16, Arc<[u8]>), Kept>,
+    next_record: u64,
+}
+
+/// A volume with what the forest knows of it.
+pub(super) struct Tended {
+    pub(super) core: Arc<VolumeCore>,
+    pub(super) name: Option<Name>,
+    pub(super) parent: Option<VolumeId>,
+    pub(super) children: BTreeSet<VolumeId>,
+    pub(super) created_ns: u64,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// A record's key and value.
+pub type KeyAndValue = (Arc<[u8]>, Arc<[u8]>);
+
+struct Kept {
+    number: u64,
+    value: Arc<[u8]>,
+}
+
+impl Tended {
+    /// The catalogue's entry of the volume, with `root` as its map's root.
+    pub(super) fn entry(&self, root: Pointer, height: u8, cut: &Counts) -> VolumeEntry {
+        VolumeEntry {
+            id: self.core.id,
+            name: self.name.clone(),
+            parent: self.parent,
+            frozen: self.core.frozen.load(Ordering::Relaxed),
+            branch: cut.branch,
+            size_bytes: cut.size_bytes,
+            height,
+            root,
+            own_blocks: cut.own_blocks,
+            mapped_blocks: cut.mapped_blocks,
+            reclaimed: cut.settled,
+            created_ns: self.created_ns,
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+/// The blocks that removed volumes own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RemovedBlocks {
+    /// Of volumes on which no named one stands: they are about to be freed.
+    pub(super) unneeded: u64,
+    /// Of volumes on which named ones still stand.
+    pub(super) shared: u64,
+}
+
+/// A volume's numbers at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) branch: cowshed_format::base::Generation,
+    pub(super) size_bytes: u64,
+    pub(super) own_blocks: u64,
+    pub(super) mapped_blocks: u64,
+    pub(super) settled: u64,
+}
+
+impl Forest {
+    /// The volume of this name.
+    pub(super) fn by_name(&self, name: &str) -> Option<&Tended> {
+        self.volumes.get(self.names.get(name)?)
+    }
+
+    /// Puts a volume in, and makes it its parent's child.
+    pub(super) fn insert(&mut self, tended: Tended) {
+        let id = tended.core.id;
+        if let Some(name) = &tended.name {
+            self.names.insert(name.clone(), id);
+        } else {
+            self.removed.insert(id);
+        }
+        if let Some(parent) = tended
+            .parent
+            .and_then(|parent| self.volumes.get_mut(&parent))
+        {
+            parent.children.insert(id);
+        }
+        self.volumes.insert(id, tended);
+    }
+
+    /// Makes `id` a child of `parent` instead of what it was.
+    pub(super) fn adopt(&mut self, id: VolumeId, parent: Option<VolumeId>) {
+        let Some(child) = self.volumes.get_mut(&id) else {
+            return;
+        };
+        let old = std::mem::replace(&mut child.parent, parent);
+        if let Some(old) = old.and_then(|old| self.volumes.get_mut(&old)) {
+            old.children.remove(&id);
+        }
+        if let Some(parent) = parent.and_then(|parent| self.volumes.get_mut(&parent)) {
+            parent.children.insert(id);
+        }
+    }
+
+    /// Whether `ancestor` is above `id`.
+    pub(super) fn is_ancestor(&self, ancestor: VolumeId, id: VolumeId) -> bool {
+        let mut above = self.volumes.get(&id).and_then(|volume| volume.parent);
+        while let Some(parent) = above {
+            if parent == ancestor {
+                return true;
+            }
+            above = self.volumes.get(&parent).and_then(|volume| volume.parent);
+        }
+        false
+    }
+
+    /// The removed volumes on which no named one stands, not even through others.
+    pub(super) fn unneeded(&self) -> Vec<VolumeId> {
+        let mut found = Vec::new();
+        // From the leaves up: how many of a removed volume's children are unneeded.
+        let mut unneeded: HashMap<VolumeId, usize> = HashMap::new();
+        let is_leaf = |id: &&VolumeId| self.volumes[*id].children.is_empty();
+        let mut next: Vec<VolumeId> = self.removed.iter().filter(is_leaf).copied().collect();
+        while let Some(id) = next.pop() {
+            found.push(id);
+            let parent = self.volumes[&id].parent;
+            let Some(parent) = parent.filter(|id| self.removed.contains(id)) else {
+                continue;
+            };
+            let count = unneeded.entry(parent).or_default();
+            *count += 1;
+            if *count == self.volumes[&parent].children.len() {
+                next.push(parent);
+            }
+        }
+        found
+    }
+
+    /// The blocks that removed volumes own.
+    pub(super) fn removed_blocks(&self) -> RemovedBlocks {
+        let own = |id: &VolumeId| self.volumes[id].core.own_blocks();
+        let all = self.removed.iter().map(own).sum::<u64>();
+        let unneeded = self.unneeded().iter().map(own).sum::<u64>();
+        // A reclaim changes the counts meanwhile.
+        let shared = all.saturating_sub(unneeded);
+        RemovedBlocks { unneeded, shared }
+    }
+
+    /// Whether the settling of its parent or of one of its children has begun and not ended. What is
+    /// settled of that one is no longer told by its map, and belongs to its child: nothing is given
+    /// back of its neighbours before.
+    pub(super) fn is_beside_begun(&self, id: VolumeId) -> bool {
+        let begun = |id: &VolumeId| {
+            let core = &self.volumes[id].core;
+            core.removed.load(Ordering::Acquire) && core.settled.load(Ordering::Acquire) > 0
+        };
+        let volume = &self.volumes[&id];
+        volume.parent.as_ref().is_some_and(begun) || volume.children.iter().any(begun)
+    }
+
+    /// The value of a record.
+    pub(super) fn record(&self, kind: u16, key: &[u8]) -> Option<Arc<[u8]>> {
+        self.records
+            .get(&(kind, key.into()))
+            .map(|kept| Arc::clone(&kept.value))
+    }
+
+    /// All records of a kind, by key.
+    pub(super) fn records(&self, kind: u16) -> Vec<KeyAndValue> {
+        let from = (kind, Arc::from([].as_slice()));
+        self.records
+            .range(from..)
+            .take_while(|((of, _), _)| *of == kind)
+            .map(|((_, key), kept)| (Arc::clone(key), Arc::clone(&kept.value)))
+            .collect()
+    }
+
+    /// Stores a record; answers its number and entry.
+    pub(super) fn put_record(&mut self, kind: u16, key: &[u8], value: &[u8]) -> (u64, Vec<u8>) {
+        let next = &mut self.next_record;
+        let kept = self.records.entry((kind, key.into())).or_insert_with(|| {
+            *next += 1;
+            Kept {
+                number: *next,
+                value: [].into(),
+            }
+        });
+        kept.value = value.into();
+        (kept.number, RecordEntry::encode(kind, key, value))
+    }
+
+    /// Removes a record; answers its number, if there was one.
+    pub(super) fn remove_record(&mut self, kind: u16, key: &[u8]) -> Option<u64> {
+        self.records
+            .remove(&(kind, key.into()))
+            .map(|kept| kept.number)
+    }
+
+    /// Takes a record in from the catalogue; `false` when its key is there already.
+    pub(super) fn load_record(&mut self, number: u64, entry: RecordEntry) -> bool {
+        self.next_record = self.next_record.max(number);
+        let kept = Kept {
+            number,
+            value: entry.value.into(),
+        };
+        self.records
+            .insert((entry.kind, entry.key.into()), kept)
+            .is_none()
+    }
+}

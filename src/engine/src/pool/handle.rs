@@ -1,0 +1,544 @@
+//! The handles that other rooms work with.
+
+use super::forest::KeyAndValue;
+use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
+use super::shared::Shared;
+use super::volume::VolumeCore;
+use crate::map::{Sought, diff, find};
+use cowshed_format::base::units::blocks_for;
+use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
+use cowshed_format::device::Device;
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// An open pool. Clones are the same pool, and all calls may run at once on any threads.
+///
+/// Dropping the last handle without `close` is harmless: the next open replays the log.
+#[derive(Clone)]
+pub struct Pool {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// A volume of an open pool. Clones are the same volume. After its removal, calls answer
+/// `NoSuchVolume`.
+#[derive(Clone)]
+pub struct Volume {
+    pub(super) shared: Arc<Shared>,
+    pub(super) core: Arc<VolumeCore>,
+}
+
+/// Keeps a volume from being removed or rolled back while it is attached or mounted.
+#[must_use = "the volume is held for as long as this lives"]
+pub struct Hold {
+    core: Arc<VolumeCore>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.core.holds.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Pool {
+    /// The pool's identity.
+    #[must_use]
+    pub fn uuid(&self) -> [u8; 16] {
+        self.shared.uuid
+    }
+
+    /// The descriptors through which the pool reaches its device, for a thread that gives up all
+    /// others.
+    #[must_use]
+    pub fn device_descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.shared.device.descriptors()
+    }
+
+    /// Whether it goes past the host's page cache.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.shared.device.is_direct()
+    }
+
+    /// Whether it was opened for reading only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.shared.is_read_only()
+    }
+
+    /// Makes everything durable that was acknowledged before: one barrier, shared with whoever
+    /// else waits for one.
+    ///
+    /// # Errors
+    /// `Io` when the barrier fails; the pool has then stopped.
+    pub fn flush(&self) -> Result<()> {
+        if self.shared.is_read_only() {
+            return Ok(());
+        }
+        self.shared.check_open()?;
+        self.shared.log.flush()
+    }
+
+    /// Writes the state of this moment, so that the log starts anew.
+    ///
+    /// # Errors
+    /// `Io`; the pool has then stopped.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.shared.check_open()?;
+        self.shared.checkpoint()
+    }
+
+    fn handle(&self, core: &Arc<VolumeCore>) -> Volume {
+        Volume {
+            shared: Arc::clone(&self.shared),
+            core: Arc::clone(core),
+        }
+    }
+
+    /// The volume of this name, or of this id in decimal.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidName`.
+    pub fn volume(&self, name_or_id: &str) -> Result<Volume> {
+        let name = Name::new(name_or_id)?;
+        if let Some(found) = self.shared.forest.read().by_name(name.as_str()) {
+            return Ok(self.handle(&found.core));
+        }
+        let by_id = name_or_id
+            .parse()
+            .ok()
+            .map(|id| self.volume_by_id(VolumeId(id)));
+        by_id.and_then(Result::ok).ok_or(Error::NotFound(name))
+    }
+
+    /// The volume of this id.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`.
+    pub fn volume_by_id(&self, id: VolumeId) -> Result<Volume> {
+        let forest = self.shared.forest.read();
+        let found = forest
+            .volumes
+            .get(&id)
+            .filter(|volume| volume.name.is_some());
+        found
+            .map(|volume| self.handle(&volume.core))
+            .ok_or(Error::NoSuchVolume(id))
+    }
+
+    /// All volumes and snapshots, by name.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        let forest = self.shared.forest.read();
+        let infos = forest.names.values().filter_map(|id| info(&forest, *id));
+        infos.collect()
+    }
+
+    /// The removed volumes of which something is still there, by id.
+    #[must_use]
+    pub fn removed_volumes(&self) -> Vec<RemovedVolume> {
+        let forest = self.shared.forest.read();
+        let unneeded: HashSet<_> = forest.unneeded().into_iter().collect();
+        let block = BLOCK_BYTES as u64;
+        let describe = |id: &VolumeId| {
+            let it = &forest.volumes[id];
+            RemovedVolume {
+                id: *id,
+                parent: it.parent,
+                size_bytes: it.core.size_bytes(),
+                own_bytes: it.core.own_blocks() * block,
+                referenced_bytes: it.core.mapped_blocks() * block,
+                created: UNIX_EPOCH + Duration::from_nanos(it.created_ns),
+                children: it.children.iter().copied().collect(),
+                is_needed: !unneeded.contains(id),
+            }
+        };
+        forest.removed.iter().map(describe).collect()
+    }
+
+    /// Makes an empty volume.
+    ///
+    /// # Errors
+    /// `Exists`, `InvalidSize`, `NoSpace`.
+    pub fn create_volume(&self, name: &Name, size_bytes: u64) -> Result<Volume> {
+        let mut transaction = self.transaction();
+        let id = transaction.create_volume(name, size_bytes);
+        transaction.commit()?;
+        self.volume_by_id(id)
+    }
+
+    /// Freezes a volume's present state under a new name. The snapshot takes the volume's place
+    /// in the forest, and the volume becomes its child.
+    ///
+    /// # Errors
+    /// `Exists`, `Frozen`, `NoSuchVolume`, `NoSpace`.
+    pub fn snapshot(&self, volume: &Volume, name: &Name) -> Result<Volume> {
+        let mut transaction = self.transaction();
+        let id = transaction.snapshot(volume.id(), name);
+        transaction.commit()?;
+        self.volume_by_id(id)
+    }
+
+    /// Makes a writable clone of a snapshot.
+    ///
+    /// # Errors
+    /// `Exists`, `NotFrozen`, `NoSuchVolume`, `NoSpace`.
+    pub fn clone_volume(&self, snapshot: &Volume, name: &Name) -> Result<Volume> {
+        let mut transaction = self.transaction();
+        let id = transaction.clone_volume(snapshot.id(), name);
+        transaction.commit()?;
+        self.volume_by_id(id)
+    }
+
+    /// Makes a volume a snapshot for ever.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`, `NoSpace`.
+    pub fn freeze(&self, volume: &Volume) -> Result<()> {
+        let mut transaction = self.transaction();
+        transaction.freeze(volume.id());
+        transaction.commit()
+    }
+
+    /// Makes a volume again what its ancestor `snapshot` is; what it held since is given up.
+    ///
+    /// # Errors
+    /// `NotAncestor`, `Frozen`, `Busy` while the volume is held, `NoSuchVolume`, `NoSpace`.
+    pub fn rollback(&self, volume: &Volume, snapshot: &Volume) -> Result<()> {
+        let mut transaction = self.transaction();
+        transaction.rollback(volume.id(), snapshot.id());
+        transaction.commit()
+    }
+
+    /// Changes a volume's size. What lies beyond a smaller size is given up; what a larger one
+    /// adds reads as zeros.
+    ///
+    /// # Errors
+    /// `InvalidSize`, `Frozen`, `NoSuchVolume`, `NoSpace`, `Io`.
+    pub fn resize(&self, volume: &Volume, size_bytes: u64) -> Result<()> {
+        let commit = |size_bytes| {
+            let mut transaction = self.transaction();
+            transaction.resize(volume.id(), size_bytes);
+            transaction.commit()
+        };
+        let old = volume.size_bytes();
+        if size_bytes < old {
+            if size_bytes > 0 {
+                volume.discard(size_bytes, old - size_bytes)?;
+            }
+            return commit(size_bytes);
+        }
+        // A write that raced with an earlier shrinking may have left something beyond the end.
+        let whole = blocks_for(old);
+        volume.check_unfrozen()?;
+        volume.discard_blocks(whole, u64::MAX)?;
+        // Before anybody can write there.
+        volume.zero_part(old, whole * BLOCK_BYTES as u64)?;
+        commit(size_bytes)
+    }
+
+    /// Makes a volume smaller that nobody holds, and gives up what lies beyond its new end. A larger
+    /// size is refused.
+    ///
+    /// # Errors
+    /// `Busy` while the volume is held, `InvalidSize`, `Frozen`, `NoSuchVolume`, `NoSpace`, `Io`.
+    pub fn shrink(&self, volume: &Volume, size_bytes: u64) -> Result<()> {
+        let old = volume.size_bytes();
+        if size_bytes > old {
+            return Err(Error::InvalidSize {
+                what: "a volume that is to shrink",
+                min_bytes: 1,
+                max_bytes: old,
+            });
+        }
+        let mut transaction = self.transaction();
+        transaction
+            .require_idle(volume.id())
+            .resize(volume.id(), size_bytes);
+        transaction.commit()?;
+        // If this is cut short, growing the volume does it.
+        let whole = blocks_for(size_bytes);
+        volume.discard_blocks(whole, u64::MAX)?;
+        volume.zero_part(size_bytes, whole * BLOCK_BYTES as u64)
+    }
+
+    /// Changes a volume's name.
+    ///
+    /// # Errors
+    /// `Exists`, `NoSuchVolume`, `NoSpace`.
+    pub fn rename(&self, volume: &Volume, name: &Name) -> Result<()> {
+        let mut transaction = self.transaction();
+        transaction.rename(volume.id(), name);
+        transaction.commit()
+    }
+
+    /// Replaces a volume's labels: at most 16 KiB together.
+    ///
+    /// # Errors
+    /// `TooLarge`, `NoSuchVolume`, `NoSpace`.
+    pub fn set_labels(&self, volume: &Volume, labels: Labels) -> Result<()> {
+        let mut transaction = self.transaction();
+        transaction.set_labels(volume.id(), labels);
+        transaction.commit()
+    }
+
+    /// Removes a volume. It is gone at once; its space comes back in the background. Its children
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// `Busy` while the volume is held, `NoSuchVolume`.
+    pub fn remove(&self, volume: &Volume) -> Result<()> {
+        let mut transaction = self.transaction();
+        transaction.remove(volume.id());
+        transaction.commit()
+    }
+
+    /// The ranges in which `b` differs from `a`, in order, with what `b` holds there; in time
+    /// proportional to what differs.
+    ///
+    /// # Errors
+    /// `NoSuchVolume` when one of them was removed; `Corrupt` or `Io` when a map node cannot be read.
+    pub fn diff(&self, a: &Volume, b: &Volume) -> Result<Vec<Extent>> {
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut walk = || {
+            a.core.tree.walk(|root_a| {
+                let root_b = b.core.tree.root_to_keep();
+                extents.clear();
+                diff(&self.shared.store, root_a, &root_b, &mut |block, mapped| {
+                    push_block(&mut extents, block, mapped)
+                })
+            })
+        };
+        b.look(|| a.look(&mut walk))?;
+        let end = a.size_bytes().max(b.size_bytes());
+        for extent in &mut extents {
+            extent.len_bytes = extent
+                .len_bytes
+                .min(end.saturating_sub(extent.offset_bytes));
+        }
+        extents.retain(|extent| extent.len_bytes > 0);
+        Ok(extents)
+    }
+
+    /// The value of a record.
+    #[must_use]
+    pub fn record(&self, kind: RecordKind, key: &[u8]) -> Option<Arc<[u8]>> {
+        self.shared.forest.read().record(kind.0, key)
+    }
+
+    /// All records of a kind as keys and values, by key.
+    #[must_use]
+    pub fn records(&self, kind: RecordKind) -> Vec<KeyAndValue> {
+        self.shared.forest.read().records(kind.0)
+    }
+}
+
+/// Adds a block to the ranges of a difference, which come in order.
+fn push_block(extents: &mut Vec<Extent>, block: u64, mapped: bool) {
+    let kind = if mapped {
+        ExtentKind::Data
+    } else {
+        ExtentKind::Zero
+    };
+    let len_bytes = BLOCK_BYTES as u64;
+    let offset_bytes = block * len_bytes;
+    match extents.last_mut() {
+        Some(last) if last.kind == kind && last.offset_bytes + last.len_bytes == offset_bytes => {
+            last.len_bytes += len_bytes;
+        }
+        _ => extents.push(Extent {
+            offset_bytes,
+            len_bytes,
+            kind,
+        }),
+    }
+}
+
+fn info(forest: &super::forest::Forest, id: VolumeId) -> Option<VolumeInfo> {
+    let tended = forest.volumes.get(&id)?;
+    let core = &tended.core;
+    let block = BLOCK_BYTES as u64;
+    let frozen = core.frozen.load(Ordering::Acquire);
+    Some(VolumeInfo {
+        id,
+        name: tended.name.clone()?,
+        parent: tended.parent,
+        kind: if frozen {
+            VolumeKind::Snapshot
+        } else {
+            VolumeKind::Volume
+        },
+        size_bytes: core.size_bytes(),
+        own_bytes: core.own_blocks() * block,
+        referenced_bytes: core.mapped_blocks() * block,
+        created: UNIX_EPOCH + Duration::from_nanos(tended.created_ns),
+        labels: tended.labels.clone(),
+        children: u32::try_from(tended.children.len()).unwrap_or(u32::MAX),
+    })
+}
+
+impl Volume {
+    /// The volume's id.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        self.core.id
+    }
+
+    /// The volume's name; of a removed one, its id.
+    ///
+    /// # Panics
+    /// Never: an id in decimal is a name.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        let forest = self.shared.forest.read();
+        let name = forest
+            .volumes
+            .get(&self.core.id)
+            .and_then(|volume| volume.name.clone());
+        name.unwrap_or_else(|| Name::new(&self.core.id.to_string()).expect("digits are a name"))
+    }
+
+    /// What is known of the volume, in constant time.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`.
+    pub fn info(&self) -> Result<VolumeInfo> {
+        info(&self.shared.forest.read(), self.core.id).ok_or(Error::NoSuchVolume(self.core.id))
+    }
+
+    /// The virtual size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.core.size_bytes()
+    }
+
+    /// Whether the volume is a snapshot.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.core.frozen.load(Ordering::Acquire)
+    }
+
+    /// What the volume holds at `offset_bytes`, as far as it is the same; `None` at its end.
+    ///
+    /// # Errors
+    /// `NoSuchVolume` when it was removed; `Corrupt` or `Io` when a map node cannot be read.
+    pub fn extent_at(&self, offset_bytes: u64) -> Result<Option<Extent>> {
+        let size = self.size_bytes();
+        if offset_bytes >= size {
+            return Ok(None);
+        }
+        let (block, store) = (offset_bytes / BLOCK_BYTES as u64, &self.shared.store);
+        let (kind, until) = self.look(|| {
+            self.core.tree.walk(|root| {
+                let data = find(store, root, block, Sought::Data)?;
+                Ok(if data == Some(block) {
+                    let hole = find(store, root, block, Sought::Hole)?;
+                    (ExtentKind::Data, hole.unwrap_or(root.capacity()))
+                } else {
+                    (ExtentKind::Zero, data.unwrap_or(blocks_for(size)))
+                })
+            })
+        })?;
+        let end = until.saturating_mul(BLOCK_BYTES as u64).min(size);
+        Ok(Some(Extent {
+            offset_bytes,
+            len_bytes: end - offset_bytes,
+            kind,
+        }))
+    }
+
+    /// The number of bytes from `offset_bytes` on that hold data.
+    ///
+    /// # Errors
+    /// As `extent_at`.
+    pub fn data_bytes_from(&self, offset_bytes: u64) -> Result<u64> {
+        let (mut at, mut data_bytes) = (offset_bytes, 0);
+        while let Some(extent) = self.extent_at(at)? {
+            if extent.kind == ExtentKind::Data {
+                data_bytes += extent.len_bytes;
+            }
+            if extent.len_bytes == 0 {
+                break;
+            }
+            at += extent.len_bytes;
+        }
+        Ok(data_bytes)
+    }
+
+    /// Holds the volume: until the hold is dropped, it can be neither removed nor rolled back.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`.
+    pub fn hold(&self) -> Result<Hold> {
+        let _forest = self.shared.forest.read();
+        if self.core.removed.load(Ordering::Acquire) {
+            return Err(Error::NoSuchVolume(self.core.id));
+        }
+        self.core.holds.fetch_add(1, Ordering::AcqRel);
+        Ok(Hold {
+            core: Arc::clone(&self.core),
+        })
+    }
+
+    /// Whether something holds the volume.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.core.holds.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        if self.core.removed.load(Ordering::Acquire) {
+            return Err(Error::NoSuchVolume(self.core.id));
+        }
+        let size_bytes = self.core.size_bytes();
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= size_bytes => Ok(()),
+            _ => Err(Error::OutOfRange {
+                offset_bytes,
+                len_bytes,
+                size_bytes,
+            }),
+        }
+    }
+
+    /// What a call on the volume answers after `error`: the blocks of a volume that was removed
+    /// under it may have been used again, and what then looks like damage is none.
+    pub(super) fn unless_removed(&self, error: Error) -> Error {
+        match error {
+            Error::Corrupt(_) if self.core.removed.load(Ordering::Acquire) => {
+                Error::NoSuchVolume(self.core.id)
+            }
+            error => error,
+        }
+    }
+
+    /// What `look` finds in the volume without a lock. Blocks and map nodes that the volume gave up
+    /// meanwhile may be another's by then, even if they read well: so what was found in a volume
+    /// that was removed is refused, and in one that was rolled back it is looked for anew.
+    pub(super) fn look<T>(&self, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            let rollbacks = self.core.rollbacks.load(Ordering::Acquire);
+            let outcome = look();
+            if self.core.rollbacks.load(Ordering::Acquire) != rollbacks {
+                continue;
+            }
+            let found = outcome.map_err(|error| self.unless_removed(error))?;
+            if self.core.removed.load(Ordering::Acquire) {
+                return Err(Error::NoSuchVolume(self.core.id));
+            }
+            return Ok(found);
+        }
+    }
+
+    pub(super) fn check_unfrozen(&self) -> Result<()> {
+        if self.core.removed.load(Ordering::Acquire) {
+            Err(Error::NoSuchVolume(self.core.id))
+        } else if self.is_frozen() {
+            Err(Error::Frozen(self.name()))
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The pool: volumes, their forest, and how they are opened, written, checkpointed and reclaimed.
+//!
+//! This is the engine's outside: [`Pool`], [`Volume`] and [`Transaction`]. It knows nothing of
+//! files, loop devices, images or containers; for the rooms above it keeps records as bytes.
+//!
+//! # Locks, in the order in which they are taken
+//! 1. `checkpointer`: one checkpoint at a time.
+//! 2. `forest`: names, parents and records; writers of data never take it.
+//! 3. `cut`: shared by whoever appends to the log and publishes to a map, so that each record and
+//!    its effect are on the same side of a checkpoint's cut; exclusive for the cut itself and for
+//!    changes of the forest.
+//! 4. a volume's `writer` (a removed parent's before its child's).
+//! 5. `changes`: what the next checkpoint has to write.
+//!
+//! Reading data takes none of them. No lock is held while data is read or written.
+
+mod background;
+mod catalogue;
+mod change;
+mod checkpoint;
+mod create;
+mod discard;
+mod forest;
+mod grow;
+mod handle;
+mod host;
+mod info;
+mod open;
+mod pause;
+mod plan;
+mod prune;
+mod publish;
+mod read;
+mod reclaim;
+mod replay;
+mod room;
+mod scrub;
+mod shared;
+mod status;
+mod transaction;
+mod volume;
+mod water;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use cowshed_format::superblock::VERSION as FORMAT_VERSION;
+pub use forest::KeyAndValue;
+pub use handle::{Hold, Pool, Volume};
+pub use info::{
+    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, Notes, OpenOptions,
+    PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status,
+    VolumeInfo, VolumeKind, WaterLevel,
+};
+pub use open::uuid_of;
+pub use pause::FlushPause;
+pub use transaction::Transaction;
+
+pub use cowshed_format::catalogue::MAX_VOLUME_BYTES;
+/// The longest key of a record in bytes.
+pub const MAX_KEY_BYTES: usize = 1024;
+/// The longest value of a record in bytes.
+pub const MAX_VALUE_BYTES: usize = 1 << 20;
+/// The most bytes that a volume's labels take together.
+pub const MAX_LABELS_BYTES: usize = 16 << 10;

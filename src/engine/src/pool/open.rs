@@ -1,0 +1,330 @@
+//! Opening a pool: superblock, bitmaps, catalogue, and then the log.
+
+use super::background;
+use super::catalogue::Catalogue;
+use super::checkpoint::Checkpointer;
+use super::forest::{Forest, Tended};
+use super::handle::Pool;
+use super::host::HostReserve;
+use super::info::OpenOptions;
+use super::room::Room;
+use super::shared::{Changes, Shared, Signal};
+use super::volume::VolumeCore;
+use super::water::Watch;
+use crate::log::{Log, Position};
+use crate::map::{Inheritance, NodeStore};
+use crate::space::{Committed, Space};
+use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use cowshed_format::base::sync::{Mutex, RwLock};
+use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Name, Result};
+use cowshed_format::catalogue::{EntryId, RecordEntry, VolumeEntry};
+use cowshed_format::device::{Device, LatchedDevice, ReadOnlyDevice};
+use cowshed_format::pointer::PointerKind;
+use cowshed_format::{Layout, Pointer, Superblock, layout::TAIL_BLOCKS};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// The fewest memory nodes that are allowed, whatever the cache's limit.
+const FEWEST_MEMORY_NODES: u64 = 512;
+/// What a memory node costs with its children's table, in bytes.
+const MEMORY_NODE_BYTES: u64 = 6400;
+
+impl Pool {
+    /// Opens a pool, and recovers it if it was not closed.
+    ///
+    /// # Errors
+    /// `NotAPool`, `Incompatible`, `Corrupt` when what must be read is damaged, `Io`.
+    pub fn open(device: Arc<dyn Device>, options: &OpenOptions) -> Result<Self> {
+        let device = if options.read_only {
+            Arc::new(ReadOnlyDevice::new(device))
+        } else {
+            device
+        };
+        let device = Arc::new(LatchedDevice::new(device));
+        if let Some(alarm) = options.notes.device_failed.clone() {
+            device.on_failure(Box::new(move || alarm()));
+        }
+        let (superblock, slot) = find_superblock(&*device)?;
+        let layout = superblock.layout;
+        device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
+        let started = Instant::now();
+        let shared = Arc::new(load(device, superblock, slot, options)?);
+        tracing::debug!(took = ?started.elapsed(), "bitmaps and catalogue are read");
+        shared.replay(options.resumes)?;
+        if options.read_only {
+            shared.read_only.store(true, Ordering::Release);
+            return Ok(Self { shared });
+        }
+        shared.keep_host_reserve();
+        if options.background {
+            background::start(&shared);
+        }
+        Ok(Self { shared })
+    }
+
+    /// Writes a last checkpoint and stops the background threads. Later calls answer `Closed`.
+    ///
+    /// # Errors
+    /// `Io`; nothing is lost then, and the next open recovers.
+    pub fn close(&self) -> Result<()> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        if self.shared.is_read_only() {
+            return Ok(());
+        }
+        self.shared.room.tell();
+        background::stop(&self.shared);
+        let mut checkpointer = self.shared.checkpointer.lock();
+        // Clean already: a checkpoint that was about to begin when the pool was closed was the last
+        // one, or the host had no room for a first one of this life, so that nothing can have
+        // changed.
+        if checkpointer.superblock.clean {
+            return Ok(());
+        }
+        self.shared.run(&mut checkpointer)
+    }
+}
+
+/// The identity of the pool on `device`, which need not be opened for that.
+///
+/// # Errors
+/// As `Pool::open`, as far as the superblock goes.
+pub fn uuid_of(device: &dyn Device) -> Result<[u8; 16]> {
+    find_superblock(device).map(|(superblock, _)| superblock.uuid)
+}
+
+/// The newest valid superblock and its slot, of the two slots and their copies: a copy may be all
+/// that is left of the newest.
+pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
+    let device_blocks = device.len_bytes() / BLOCK_BYTES as u64;
+    let mut found: Vec<(Superblock, u8)> = Vec::new();
+    let mut refusal = Error::NotAPool;
+    for slot in [0, 1] {
+        match read_superblock(device, u64::from(slot)) {
+            Ok(superblock) => found.push((superblock, slot)),
+            // What a newer version wrote is not to be taken back to an older state.
+            Err(error @ Error::Incompatible { .. }) => return Err(error),
+            Err(error) if matches!(refusal, Error::NotAPool) => refusal = error,
+            Err(_) => {}
+        }
+    }
+    // Where one slot holds another pool's superblock, the newer one says which pool this is; of
+    // equals the first.
+    let newest = found.iter().rev().max_by_key(|(found, _)| found.generation);
+    let uuid = newest.map(|(newest, _)| newest.uuid);
+    found.retain(|(found, _)| uuid == Some(found.uuid));
+    // A pool that has just grown has its newest copies at the end of the device.
+    let mut ends: Vec<u64> = found
+        .iter()
+        .map(|(found, _)| found.layout.block_count())
+        .collect();
+    ends.push(device_blocks);
+    ends.sort_unstable();
+    ends.dedup();
+    for end in ends.into_iter().filter(|end| *end >= TAIL_BLOCKS) {
+        for slot in [0, 1] {
+            let copy = read_superblock(device, end - TAIL_BLOCKS + u64::from(slot));
+            // What lies elsewhere than it says is data, or an earlier pool's.
+            let ours = |copy: &Superblock| {
+                copy.layout.block_count() == end && uuid.is_none_or(|uuid| copy.uuid == uuid)
+            };
+            found.extend(copy.ok().filter(ours).map(|copy| (copy, slot)));
+        }
+    }
+    // Of equals the first: a primary slot before its copy.
+    let newest = found
+        .into_iter()
+        .rev()
+        .max_by_key(|(found, _)| found.generation);
+    let Some((newest, slot)) = newest else {
+        return Err(refusal);
+    };
+    let pool_blocks = newest.layout.block_count();
+    if pool_blocks > device_blocks {
+        return Err(CorruptKind::Truncated {
+            device_blocks,
+            pool_blocks,
+        }
+        .into());
+    }
+    Ok((newest, slot))
+}
+
+/// The superblock in one block; `NotAPool` beyond the device's end.
+fn read_superblock(device: &dyn Device, block: u64) -> Result<Superblock> {
+    if block >= device.len_bytes() / BLOCK_BYTES as u64 {
+        return Err(Error::NotAPool);
+    }
+    let mut bytes = vec![0; BLOCK_BYTES];
+    device.read_at(&mut bytes, BlockAddr(block).offset_bytes())?;
+    Superblock::decode(&bytes)
+}
+
+fn load(
+    device: Arc<LatchedDevice>,
+    superblock: Superblock,
+    slot: u8,
+    options: &OpenOptions,
+) -> Result<Shared> {
+    let layout = superblock.layout;
+    let plain: Arc<dyn Device> = Arc::clone(&device) as Arc<dyn Device>;
+    let store = NodeStore::new(Arc::clone(&plain), layout, options.cache_bytes / 2);
+    store.set_now(superblock.generation);
+    let committed = Committed::load(&*device, &superblock)?;
+    let mut forest = Forest::default();
+    let mut loading = Loading {
+        superblock: &superblock,
+        ids: HashSet::new(),
+    };
+    let catalogue = Catalogue::load(&store, &*device, &superblock, |id, bytes| {
+        loading.take(&mut forest, id, &bytes)
+    })?;
+    link(&mut forest)?;
+    let start = Position {
+        sequence: superblock.log_sequence,
+        bytes: superblock.log_offset,
+    };
+    let space = Space::new(layout, |group| committed.bitmap(group));
+    committed.lost().for_each(|group| space.close_group(group));
+    let nodes = (options.cache_bytes / 2 / MEMORY_NODE_BYTES).max(FEWEST_MEMORY_NODES);
+    Ok(Shared {
+        space,
+        log: Log::new(plain, &layout, start, start, superblock.log_salt),
+        store,
+        uuid: superblock.uuid,
+        generation: AtomicU64::new(superblock.generation.next().0),
+        last_cut: AtomicU64::new(superblock.generation.0),
+        next_volume_id: AtomicU64::new(superblock.next_volume_id),
+        checkpointer: Mutex::new(Checkpointer::new(catalogue, committed, superblock, slot)),
+        device,
+        reclaiming: Mutex::new(()),
+        forest: RwLock::new(forest),
+        cut: RwLock::new(()),
+        changes: Mutex::new(Changes::default()),
+        pending_free: AtomicI64::new(0),
+        freed_since_cut: AtomicU64::new(0),
+        checkpoints: AtomicU64::new(0),
+        memory_nodes_max: usize::try_from(nodes).unwrap_or(usize::MAX),
+        closed: AtomicBool::new(false),
+        read_only: AtomicBool::new(false),
+        stopped: OnceLock::new(),
+        signal: Arc::new(Signal::default()),
+        full: options.full,
+        room: Room::default(),
+        host_reserve: HostReserve::default(),
+        notes: options.notes.clone(),
+        growth_refused: Mutex::new(None),
+        water: Watch::default(),
+        threads: Mutex::default(),
+    })
+}
+
+/// Takes entries of the catalogue in, and refuses what cannot be.
+struct Loading<'a> {
+    superblock: &'a Superblock,
+    ids: HashSet<Name>,
+}
+
+impl Loading<'_> {
+    fn take(&mut self, forest: &mut Forest, id: EntryId, bytes: &[u8]) -> Result<()> {
+        match id {
+            EntryId::Volume(number) => {
+                let entry = VolumeEntry::decode(bytes)?;
+                let sound = entry.id.0 == number
+                    && number < self.superblock.next_volume_id
+                    && entry.branch <= self.superblock.generation
+                    && counts_are_possible(&entry)
+                    && root_is_possible(&entry, &self.superblock.layout)
+                    && entry
+                        .name
+                        .as_ref()
+                        .is_none_or(|name| self.ids.insert(name.clone()));
+                if !sound {
+                    return Err(CorruptKind::Catalogue("a volume's entry is impossible").into());
+                }
+                forest.insert(Tended {
+                    core: Arc::new(VolumeCore::from_entry(&entry)),
+                    name: entry.name,
+                    parent: entry.parent,
+                    children: BTreeSet::new(),
+                    created_ns: entry.created_ns,
+                    labels: entry.labels,
+                });
+                Ok(())
+            }
+            EntryId::Record(number) => {
+                if forest.load_record(number, RecordEntry::decode(bytes)?) {
+                    return Ok(());
+                }
+                Err(CorruptKind::Catalogue("a record is there twice").into())
+            }
+        }
+    }
+}
+
+fn counts_are_possible(entry: &VolumeEntry) -> bool {
+    let most = Pointer::MAX_ADDR.0;
+    entry.own_blocks <= most && entry.mapped_blocks <= most
+}
+
+fn root_is_possible(entry: &VolumeEntry, layout: &Layout) -> bool {
+    match entry.root.kind() {
+        Some(PointerKind::Hole | PointerKind::Lost) => true,
+        Some(PointerKind::Node) => layout.locate(entry.root.addr()).is_some(),
+        _ => false,
+    }
+}
+
+/// Makes children known to their parents, and has what a removed parent left pass on to its
+/// child.
+fn link(forest: &mut Forest) -> Result<()> {
+    let pairs: Vec<_> = forest
+        .volumes
+        .iter()
+        .filter_map(|(id, volume)| Some((*id, volume.parent?)))
+        .collect();
+    for (id, parent) in &pairs {
+        let height = forest.volumes[id].core.tree.root().height;
+        let parent = forest.volumes.get_mut(parent);
+        let parent = parent.ok_or(CorruptKind::Catalogue("a volume's parent is missing"))?;
+        if height < parent.core.tree.root().height {
+            return Err(CorruptKind::Catalogue("a volume's map is lower than its parent's").into());
+        }
+        parent.children.insert(*id);
+    }
+    // Every volume must come down from a root: a cycle would have no end.
+    let mut reached = 0;
+    let mut next: Vec<_> = forest
+        .volumes
+        .iter()
+        .filter(|(_, volume)| volume.parent.is_none())
+        .map(|(id, _)| *id)
+        .collect();
+    while let Some(id) = next.pop() {
+        reached += 1;
+        next.extend(forest.volumes[&id].children.iter().copied());
+    }
+    if reached != forest.volumes.len() {
+        return Err(CorruptKind::Catalogue("volumes are each other's parents").into());
+    }
+    for id in &forest.removed {
+        pass_on(forest, *id);
+    }
+    Ok(())
+}
+
+/// Tells the only child of a removed volume that is being settled what it inherits.
+fn pass_on(forest: &Forest, removed: cowshed_format::base::VolumeId) {
+    let parent = &forest.volumes[&removed];
+    let settled = parent.core.settled.load(Ordering::Acquire);
+    let mut children = parent.children.iter();
+    if let (Some(child), None) = (children.next(), children.next())
+        && settled > 0
+    {
+        let branch: Generation = parent.core.writer.lock().branch;
+        let mut writer = forest.volumes[child].core.writer.lock();
+        writer.inheritance = Some((Inheritance { branch, settled }, Arc::clone(&parent.core)));
+    }
+}

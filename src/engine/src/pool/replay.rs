@@ -1,0 +1,276 @@
+//! Recovery: what the log says happened since the last checkpoint happens again, in memory.
+//!
+//! The log's records are taken in order, up to the last one that holds: past the last record
+//! known to have been durable, a write whose data does not have its checksum was torn by a power
+//! cut, and the log ends before it. So the pool comes back as it was at one moment, at or after
+//! the last acknowledged flush. Then a checkpoint is written, with a new salt.
+//!
+//! Where only the process died (`OpenOptions::resumes`), nothing was torn: every record's data was
+//! written before the record was. All records hold, the log goes on with its salt, and the
+//! checkpoint can wait: there is no barrier before the pool serves.
+//!
+//! A damaged map node on the way costs the rest of its own range: what is written there is mapped
+//! anew, beside lost ranges. A node that the device failed to read costs nothing, as it may be read
+//! another time: the pool is not opened then.
+
+use super::change::promises_for;
+use super::plan::Plan;
+use super::publish::{collect_pointers, edit, settle_account};
+use super::shared::{ENTRY_PROMISE, Shared};
+use super::volume::{VolumeCore, Writer};
+use crate::log::{Position, Replay};
+use crate::map::Edit;
+use crate::space::BlockRun;
+use cowshed_format::base::checksum::crc32;
+use cowshed_format::base::{
+    BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Generation, Result, Sequence, VolumeId,
+};
+use cowshed_format::device::Device;
+use cowshed_format::node::{NODE_ENTRIES, slot};
+use cowshed_format::operation::{Operation, Run};
+use cowshed_format::record::Record;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// New memory nodes that one replayed operation may be accounted for; no promise is checked.
+const UNBOUNDED: u64 = 1 << 32;
+
+/// More branches and checkpoints than this do not fit between two records.
+const MOST_GENERATIONS: u64 = 1 << 32;
+
+impl Shared {
+    /// Replays the log, if there is anything in it, and checkpoints, unless it goes on from the
+    /// superblock of `resumes`.
+    pub(super) fn replay(&self, resumes: Option<Generation>) -> Result<()> {
+        let (start, layout, salt, clean, resumes) = {
+            let checkpointer = self.checkpointer.lock();
+            let found = checkpointer.superblock.generation;
+            if resumes.is_some_and(|durable| durable > found) {
+                return Err(CorruptKind::SuperblockLost(found).into());
+            }
+            let resumes = resumes == Some(found);
+            let superblock = &checkpointer.superblock;
+            let bytes = superblock.log_offset;
+            let start = Position {
+                sequence: superblock.log_sequence,
+                bytes,
+            };
+            (
+                start,
+                superblock.layout,
+                superblock.log_salt,
+                superblock.clean,
+                resumes,
+            )
+        };
+        if !resumes {
+            // The superblock may be one that a process wrote and then died. What the one before it
+            // needs must stay as it is until this one is durable.
+            self.device.flush()?;
+        }
+        if clean {
+            return self.begin_log(start);
+        }
+        let device: &dyn Device = &*self.device;
+        let started = Instant::now();
+        let mut replay = Replay::new(device, &layout, start, salt);
+        if resumes {
+            while let Some(record) = replay.next_record()? {
+                self.replay_record(&record)?;
+            }
+            let end = replay.find_end()?;
+            let bytes = end.position.bytes - start.bytes;
+            if end.has_later {
+                // A record was lost, of which none says that it was durable.
+                return self.begin_anew(end.position);
+            }
+            self.log.resume(&end);
+            tracing::debug!(bytes, took = ?started.elapsed(), "the log goes on");
+            self.ask(|wanted| &mut wanted.checkpoint);
+            return Ok(());
+        }
+        let end = Replay::new(device, &layout, start, salt).find_end()?;
+        if end.position == start {
+            return self.begin_log(start);
+        }
+        let mut reached = start;
+        while reached != end.position {
+            let record = replay.next_record()?.ok_or(Error::NotAPool)?;
+            if record.header.sequence > end.durable && !self.data_is_whole(&record)? {
+                break;
+            }
+            self.replay_record(&record)?;
+            reached = replay.position();
+        }
+        let bytes = reached.bytes - start.bytes;
+        tracing::debug!(bytes, took = ?started.elapsed(), "the log is replayed");
+        self.begin_anew(reached)
+    }
+
+    /// Has what lies behind `end` in the log void from here on; nothing was written yet.
+    fn begin_anew(&self, end: Position) -> Result<()> {
+        self.log.restart(end);
+        let outcome = self.checkpoint();
+        self.tolerate_no_room(outcome)
+    }
+
+    fn data_is_whole(&self, record: &Record) -> Result<bool> {
+        for operation in record.operations.iter().flatten() {
+            if let Operation::Write { runs, crcs, .. } = operation
+                && !self.blocks_match(runs, crcs)?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn blocks_match(&self, runs: &[Run], crcs: &[u32]) -> Result<bool> {
+        let mut crcs = crcs.iter();
+        let mut bytes = Vec::new();
+        for run in runs {
+            let Some(start) = run.addr else { continue };
+            if self.space.layout().locate(start).is_none() {
+                return Ok(false);
+            }
+            bytes.resize(run.count as usize * BLOCK_BYTES, 0);
+            self.device.read_at(&mut bytes, start.offset_bytes())?;
+            let blocks = bytes.as_chunks::<BLOCK_BYTES>().0;
+            if !blocks
+                .iter()
+                .all(|block| crcs.next() == Some(&crc32(block)))
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn replay_record(&self, record: &Record) -> Result<()> {
+        let sequence = record.header.sequence;
+        let impossible = |what| CorruptKind::LogReplay { sequence, what };
+        let operations = record
+            .operations
+            .as_ref()
+            .ok_or(impossible("it says nothing known"))?;
+        if record.header.generation < self.generation() {
+            return Err(impossible("its generation is over").into());
+        }
+        if record.header.generation.0 - self.generation().0 > MOST_GENERATIONS {
+            return Err(impossible("its generation is far in the future").into());
+        }
+        self.generation
+            .store(record.header.generation.0, Ordering::Release);
+        for operation in operations {
+            match operation {
+                Operation::Write {
+                    volume,
+                    first,
+                    runs,
+                    crcs,
+                } => {
+                    self.replay_write(sequence, *volume, *first, runs, crcs)?;
+                }
+                Operation::Discard {
+                    volume,
+                    first,
+                    count,
+                } => {
+                    let core = self.replayed(sequence, *volume)?;
+                    let end = first.0.checked_add(*count);
+                    let end = end.ok_or(impossible("its range has no end"))?;
+                    let mut writer = core.writer.lock();
+                    self.space.reserve_again(UNBOUNDED + ENTRY_PROMISE);
+                    let generation = self.generation();
+                    let done =
+                        replaying(self, &core, &mut writer, generation).discard(first.0..end);
+                    settle_account(self, &core, &mut writer, UNBOUNDED);
+                    done?;
+                }
+                change => {
+                    let mut forest = self.forest.write();
+                    let planned = Plan::new(&forest).add(change);
+                    planned.map_err(|_| impossible("it does not fit the volumes there are"))?;
+                    self.space.reserve_again(promises_for(change));
+                    self.apply(&mut forest, change);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn replayed(&self, sequence: Sequence, volume: VolumeId) -> Result<Arc<VolumeCore>> {
+        let forest = self.forest.read();
+        let found = forest
+            .volumes
+            .get(&volume)
+            .map(|volume| Arc::clone(&volume.core));
+        let what = "its volume cannot be written";
+        let writable = found.filter(|core| !core.frozen.load(Ordering::Relaxed));
+        writable.ok_or_else(|| CorruptKind::LogReplay { sequence, what }.into())
+    }
+
+    fn replay_write(
+        &self,
+        sequence: Sequence,
+        volume: VolumeId,
+        first: BlockIndex,
+        runs: &[Run],
+        crcs: &[u32],
+    ) -> Result<()> {
+        let core = self.replayed(sequence, volume)?;
+        for run in runs {
+            let Some(start) = run.addr else { continue };
+            if !self.space.claim(BlockRun {
+                start,
+                count: run.count,
+            }) {
+                return Err(CorruptKind::UsedTwice(start).into());
+            }
+        }
+        let blocks = runs.iter().map(|run| u64::from(run.count)).sum::<u64>();
+        if first.0.checked_add(blocks).is_none_or(|end| end > 1 << 40) {
+            return Err(CorruptKind::LogReplay {
+                sequence,
+                what: "its range has no end",
+            }
+            .into());
+        }
+        let generation = self.generation();
+        let mut pointers = Vec::new();
+        collect_pointers(runs, crcs, generation, &mut pointers);
+        let mut writer = core.writer.lock();
+        self.space.reserve_again(UNBOUNDED + ENTRY_PROMISE);
+        let outcome = (|| {
+            let mut edit = replaying(self, &core, &mut writer, generation);
+            let (mut at, mut rest) = (first.0, pointers.as_slice());
+            while !rest.is_empty() {
+                let (here, more) = rest.split_at((NODE_ENTRIES - slot(at, 1)).min(rest.len()));
+                let leaf = edit.leaf(at)?;
+                edit.set(&leaf, at, here);
+                at += here.len() as u64;
+                rest = more;
+            }
+            Ok(())
+        })();
+        settle_account(self, &core, &mut writer, UNBOUNDED);
+        outcome
+    }
+}
+
+/// An edit that gives up what a damaged node led to. The change was acknowledged, and so was what
+/// the log says of the rest of the pool: one node must not cost all that.
+fn replaying<'a>(
+    shared: &'a Shared,
+    core: &'a VolumeCore,
+    writer: &'a mut Writer,
+    generation: Generation,
+) -> Edit<'a> {
+    Edit {
+        gives_up: true,
+        ..edit(shared, core, writer, generation)
+    }
+}
+
+const _: () = assert!(BlockAddr(1).offset_bytes() == BLOCK_BYTES as u64);

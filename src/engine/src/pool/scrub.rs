@@ -1,0 +1,336 @@
+//! Reading everything that is in use, online, to find what has rotted: superblocks, bitmaps,
+//! catalogue, map nodes and data. Nothing is taken from a cache of the pool's.
+//!
+//! Volumes that are removed meanwhile are left out; what a child inherits of them is read by the
+//! next scrub.
+
+use super::handle::Pool;
+use super::info::{RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
+use super::read::read_block;
+use super::shared::Shared;
+use super::volume::VolumeCore;
+use crate::map::{NodeStore, Own, Tree, next_own};
+use cowshed_format::base::codec::{Reader, Writer};
+use cowshed_format::base::turns::{self, Background};
+use cowshed_format::base::{
+    BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Result, VolumeId,
+};
+use cowshed_format::device::Device;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The most faults that are listed.
+const MOST_FAULTS: usize = 10_000;
+/// What the scrub's own cache of nodes takes: a path of nodes for the blocks that come next.
+const CACHE_BYTES: u64 = 256 << 10;
+/// The volume whose data the catalogue is.
+const CATALOGUE: VolumeId = VolumeId(0);
+
+impl Pool {
+    /// Reads and verifies every block of every volume, with those that volumes share read once
+    /// for the volume that owns them, and the pool's own structures. `progress(done, total)` is
+    /// told how many bytes were read of about how many there are, and stops the scrub by answering
+    /// `false`.
+    ///
+    /// A scrub that was stopped, or that a crash ended, is gone on with by the next call: how far
+    /// it got is kept in the pool, every 256 MiB and when it is stopped.
+    ///
+    /// # Errors
+    /// `Closed`. Blocks that cannot be read are part of the report.
+    pub fn scrub(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<ScrubReport> {
+        let shared = &self.shared;
+        shared.check_open()?;
+        let start = self.scrub_position();
+        let volumes = self.to_scrub(start.volume);
+        let blocks = volumes.iter().map(|(core, _)| core.own_blocks());
+        let total = blocks.sum::<u64>() * BLOCK_BYTES as u64;
+        let report = ScrubReport {
+            resumed: start != ScrubPosition::START,
+            ..ScrubReport::default()
+        };
+        let layout = shared.space.layout();
+        let mut scrub = Scrub {
+            pool: self,
+            shared,
+            store: NodeStore::new(Arc::clone(&shared.device) as _, layout, CACHE_BYTES),
+            report,
+            progress,
+            total,
+        };
+        for (core, branch) in volumes {
+            let from = if core.id == start.volume {
+                start.block
+            } else {
+                0
+            };
+            if !scrub.volume(&core, branch, from)? {
+                return Ok(scrub.report);
+            }
+        }
+        scrub.structures();
+        scrub.report.finished = true;
+        self.keep_scrub_position(ScrubPosition::START)?;
+        Ok(scrub.report)
+    }
+
+    /// The volumes from `first` on, each with the generation after which its blocks were born:
+    /// those with a name, and removed ones that several others share. What a removed volume with
+    /// one child owns is read for that child.
+    fn to_scrub(&self, first: VolumeId) -> Vec<(Arc<VolumeCore>, Generation)> {
+        let forest = self.shared.forest.read();
+        let shared = forest
+            .removed
+            .iter()
+            .filter(|id| forest.volumes[*id].children.len() > 1);
+        let all = forest.names.values().chain(shared);
+        let mut volumes: Vec<_> = all
+            .filter(|id| **id >= first)
+            .map(|id| {
+                let mut top = &forest.volumes[id];
+                while let Some(parent) = top.parent.and_then(|id| forest.volumes.get(&id))
+                    && parent.name.is_none()
+                    && parent.children.len() == 1
+                {
+                    top = parent;
+                }
+                let branch = match top.parent {
+                    Some(_) => top.core.writer.lock().branch,
+                    None => Generation(0),
+                };
+                (Arc::clone(&forest.volumes[id].core), branch)
+            })
+            .collect();
+        volumes.sort_by_key(|(core, _)| core.id);
+        volumes
+    }
+
+    /// Whether several volumes stand on this one.
+    fn is_shared(&self, id: VolumeId) -> bool {
+        let forest = self.shared.forest.read();
+        forest
+            .volumes
+            .get(&id)
+            .is_some_and(|volume| volume.children.len() > 1)
+    }
+
+    fn scrub_position(&self) -> ScrubPosition {
+        let kept = self.record(POSITION, POSITION_KEY);
+        kept.and_then(|bytes| ScrubPosition::decode(&bytes))
+            .unwrap_or(ScrubPosition::START)
+    }
+
+    /// Keeps how far a scrub got, where there is room for that.
+    fn keep_scrub_position(&self, position: ScrubPosition) -> Result<()> {
+        if position == self.scrub_position() {
+            return Ok(());
+        }
+        let mut transaction = self.transaction();
+        if position == ScrubPosition::START {
+            transaction.remove_record(POSITION, POSITION_KEY);
+        } else {
+            transaction.put_record(POSITION, POSITION_KEY, &position.encode());
+        }
+        match transaction.commit() {
+            Err(error) if error.is_no_room() => Ok(()),
+            outcome => outcome,
+        }
+    }
+}
+
+/// The engine's own kind of record, with the position of a scrub under the one key.
+const POSITION: RecordKind = RecordKind(0);
+const POSITION_KEY: &[u8] = b"scrub";
+/// Blocks read between two notes of the position.
+const KEEP_EVERY_BLOCKS: u64 = 1 << 16;
+
+/// Where a scrub goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct ScrubPosition {
+    volume: VolumeId,
+    block: u64,
+}
+
+impl ScrubPosition {
+    const START: Self = Self {
+        volume: VolumeId(0),
+        block: 0,
+    };
+
+    fn encode(self) -> Vec<u8> {
+        let mut out = Writer::new();
+        out.u64(self.volume.0).u64(self.block);
+        out.into_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut input = Reader::new(bytes);
+        Some(Self {
+            volume: VolumeId(input.u64()?),
+            block: input.u64()?,
+        })
+    }
+}
+
+struct Scrub<'a> {
+    pool: &'a Pool,
+    shared: &'a Shared,
+    /// Reads nodes beside the pool's cache.
+    store: NodeStore,
+    report: ScrubReport,
+    progress: &'a mut dyn FnMut(u64, u64) -> bool,
+    total: u64,
+}
+
+impl Scrub<'_> {
+    /// Reads superblocks, bitmaps and catalogue, a piece at a time while no checkpoint changes it.
+    fn structures(&mut self) {
+        let shared = self.shared;
+        let device: &dyn Device = &*shared.device;
+        let (superblocks, bitmaps) = {
+            let mut checkpointer = shared.checkpointer.lock();
+            (
+                checkpointer.damaged_superblocks(device),
+                checkpointer.damaged_bitmaps(device),
+            )
+        };
+        for addr in superblocks {
+            self.fault_of_pool(ScrubFaultKind::Superblock, addr);
+        }
+        for addr in bitmaps {
+            self.fault_of_pool(ScrubFaultKind::Bitmap, addr);
+        }
+        let mut next = 0;
+        loop {
+            let checkpointer = shared.checkpointer.lock();
+            let catalogue = &checkpointer.catalogue;
+            let Some(own) = self.next(&catalogue.tree, next, Generation(0)) else {
+                return;
+            };
+            let (range, error) = match own {
+                Own::Data(block) => (
+                    block..block + 1,
+                    catalogue.verify_block(&self.store, device, block).err(),
+                ),
+                Own::Damaged(range, error) => (range, Some(error)),
+                Own::Lost(range) => (range, Some(CorruptKind::LostRange.into())),
+            };
+            drop(checkpointer);
+            next = range.end;
+            if let Some(error) = error {
+                self.fault(ScrubFaultKind::Catalogue, CATALOGUE, range, &error);
+            }
+        }
+    }
+
+    /// What the volume's map has next. A node that was freed and used again under the walk looks
+    /// damaged: only what a second walk meets in the same way is.
+    fn next(&self, tree: &Tree, from: u64, branch: Generation) -> Option<Own> {
+        let mut last: Option<CorruptKind> = None;
+        loop {
+            self.store.set_now(self.shared.generation());
+            self.store.set_layout(self.shared.space.layout());
+            let own = next_own(&self.store, &tree.root_to_keep(), from, branch);
+            match own {
+                Some(Own::Damaged(_, Error::Corrupt(kind))) if last != Some(kind) => {
+                    last = Some(kind);
+                }
+                own => return own,
+            }
+        }
+    }
+
+    /// Reads what a volume owns from block `from` on; `false` when the caller wants to stop.
+    fn volume(&mut self, core: &VolumeCore, branch: Generation, from: u64) -> Result<bool> {
+        let was_removed = core.removed.load(Ordering::Acquire);
+        // A removed volume that is given back meanwhile belongs to its last child.
+        let is_left_out = |pool: &Pool| {
+            if was_removed {
+                !pool.is_shared(core.id)
+            } else {
+                core.removed.load(Ordering::Acquire)
+            }
+        };
+        let mut next = from;
+        let mut buf = [0; BLOCK_BYTES];
+        let _background = Background::begin();
+        while let Some(own) = self.next(&core.tree, next, branch) {
+            turns::offer();
+            let (kind, range, error) = match own {
+                Own::Data(block) => {
+                    let read = read_block(self.shared, core, block, &mut buf);
+                    self.report.blocks += 1;
+                    (ScrubFaultKind::Data, block..block + 1, read.err())
+                }
+                Own::Damaged(range, error) => (ScrubFaultKind::Map, range, Some(error)),
+                Own::Lost(range) => {
+                    let lost = CorruptKind::LostRange.into();
+                    (ScrubFaultKind::Lost, range, Some(lost))
+                }
+            };
+            if is_left_out(self.pool) {
+                return Ok(true);
+            }
+            next = range.end;
+            let is_data = matches!(kind, ScrubFaultKind::Data);
+            if let Some(error) = error {
+                self.shared.check_open()?;
+                self.fault(kind, core.id, range, &error);
+            }
+            let position = ScrubPosition {
+                volume: core.id,
+                block: next,
+            };
+            if is_data && !self.goes_on(position)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Tells how far it got, and keeps it; `false` when the caller wants to stop.
+    fn goes_on(&mut self, position: ScrubPosition) -> Result<bool> {
+        let done = self.report.blocks * BLOCK_BYTES as u64;
+        let goes_on =
+            !self.report.blocks.is_multiple_of(256) || (self.progress)(done, self.total.max(done));
+        if !goes_on || self.report.blocks.is_multiple_of(KEEP_EVERY_BLOCKS) {
+            self.pool.keep_scrub_position(position)?;
+        }
+        Ok(goes_on)
+    }
+
+    fn fault(&mut self, kind: ScrubFaultKind, volume: VolumeId, at: Range<u64>, error: &Error) {
+        let addr = match error {
+            Error::Corrupt(
+                CorruptKind::DataChecksum { addr, .. } | CorruptKind::NodeChecksum(addr),
+            ) => addr.offset_bytes(),
+            _ => 0,
+        };
+        let bytes = |blocks: u64| blocks.saturating_mul(BLOCK_BYTES as u64);
+        self.push(ScrubFault {
+            kind,
+            volume,
+            offset_bytes: bytes(at.start),
+            len_bytes: bytes(at.end - at.start),
+            pool_offset_bytes: addr,
+        });
+    }
+
+    fn fault_of_pool(&mut self, kind: ScrubFaultKind, addr: BlockAddr) {
+        self.push(ScrubFault {
+            kind,
+            volume: CATALOGUE,
+            offset_bytes: 0,
+            len_bytes: 0,
+            pool_offset_bytes: addr.offset_bytes(),
+        });
+    }
+
+    fn push(&mut self, fault: ScrubFault) {
+        if self.report.bad.len() < MOST_FAULTS {
+            self.report.bad.push(fault);
+        } else {
+            self.report.bad_omitted += 1;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What all handles of an open pool share.
+
+use super::checkpoint::Checkpointer;
+use super::forest::Forest;
+use super::host::HostReserve;
+use super::info::{FullOptions, Notes};
+use super::room::Room;
+use super::volume::VolumeCore;
+use super::water::Watch;
+use crate::log::Log;
+use crate::map::NodeStore;
+use crate::space::Space;
+use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use cowshed_format::base::sync::{Condvar, Mutex, RwLock};
+use cowshed_format::base::{CorruptKind, Error, Generation, Result, VolumeId};
+use cowshed_format::device::LatchedDevice;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Blocks promised for writing a changed catalogue entry: its old and its new block, and the map
+/// nodes above them.
+pub(super) const ENTRY_PROMISE: u64 = 12;
+
+/// More freed blocks than this (64 MiB) ask for a checkpoint, so that overwriting goes round in
+/// blocks that the host has at hand, and not through all of the pool.
+const FREED_BLOCKS_MAX: u64 = 16 << 10;
+
+/// An open pool.
+pub(super) struct Shared {
+    pub(super) device: Arc<LatchedDevice>,
+    pub(super) space: Space,
+    pub(super) log: Log,
+    pub(super) store: NodeStore,
+    pub(super) uuid: [u8; 16],
+    /// The generation in which changes take effect.
+    pub(super) generation: AtomicU64,
+    /// The generation of the last checkpoint's cut.
+    pub(super) last_cut: AtomicU64,
+    pub(super) checkpointer: Mutex<Checkpointer>,
+    /// One thread at a time settles removed volumes.
+    pub(super) reclaiming: Mutex<()>,
+    pub(super) forest: RwLock<Forest>,
+    pub(super) cut: RwLock<()>,
+    pub(super) changes: Mutex<Changes>,
+    /// Blocks that a running checkpoint will free.
+    pub(super) pending_free: AtomicI64,
+    /// Blocks that were freed since the last cut, which the next checkpoint will free.
+    pub(super) freed_since_cut: AtomicU64,
+    pub(super) next_volume_id: AtomicU64,
+    /// Checkpoints finished since the pool was opened.
+    pub(super) checkpoints: AtomicU64,
+    /// More memory nodes than this make writers wait for a checkpoint.
+    pub(super) memory_nodes_max: usize,
+    pub(super) closed: AtomicBool,
+    /// Set once recovery is done, where the pool is only read.
+    pub(super) read_only: AtomicBool,
+    /// Why the pool stopped, where it was not the device: its own account did not agree.
+    pub(super) stopped: OnceLock<CorruptKind>,
+    pub(super) signal: Arc<Signal>,
+    /// What is done when the pool is full.
+    pub(super) full: FullOptions,
+    pub(super) room: Room,
+    /// What is kept on the host for giving room back.
+    pub(super) host_reserve: HostReserve,
+    /// Who is told of what a successor must know.
+    pub(super) notes: Notes,
+    /// When the host last refused to let the pool grow.
+    pub(super) growth_refused: Mutex<Option<Instant>>,
+    pub(super) water: Watch,
+    pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Wakes the background threads.
+#[derive(Default)]
+pub(super) struct Signal {
+    pub(super) wanted: Mutex<Wanted>,
+    pub(super) changed: Condvar,
+}
+
+/// What the background threads are asked for.
+#[derive(Default)]
+pub(super) struct Wanted {
+    pub(super) checkpoint: bool,
+    pub(super) reclaim: bool,
+    pub(super) stop: bool,
+}
+
+/// What has changed since the last cut.
+#[derive(Default)]
+pub(super) struct Changes {
+    /// Volumes whose entries or maps changed, each once.
+    pub(super) volumes: Vec<Arc<VolumeCore>>,
+    /// Volumes that are gone.
+    pub(super) gone: Vec<VolumeId>,
+    /// Records of upper rooms by number: their entry, or `None` when they are gone.
+    pub(super) records: BTreeMap<u64, Option<Vec<u8>>>,
+    /// Blocks promised for all of these.
+    pub(super) promised: u64,
+}
+
+impl Changes {
+    /// Whether the next checkpoint has nothing to write, and so nothing to free.
+    pub(super) fn is_empty(&self) -> bool {
+        self.volumes.is_empty() && self.gone.is_empty() && self.records.is_empty()
+    }
+}
+
+impl Shared {
+    pub(super) fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    pub(super) fn last_cut(&self) -> Generation {
+        Generation(self.last_cut.load(Ordering::Acquire))
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Refuses to change a pool that is closed, stopped or only read.
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        if self.is_read_only() {
+            return Err(Error::ReadOnly);
+        }
+        self.check_running()
+    }
+
+    /// Refuses to work on a stopped pool; the last checkpoint of one that is being closed may run.
+    pub(super) fn check_running(&self) -> Result<()> {
+        if let Some(error) = self.device.error() {
+            return Err(error);
+        }
+        self.stopped
+            .get()
+            .map_or(Ok(()), |kind| Err((*kind).into()))
+    }
+
+    /// Stops the pool after a failure that is not to be tried again.
+    pub(super) fn stop(&self, error: &Error) {
+        if let Error::Corrupt(kind) = error {
+            // The first reason counts.
+            let _ = self.stopped.set(*kind);
+        }
+    }
+
+    /// Notes that a volume's entry or map has changed. The caller has promised `ENTRY_PROMISE`
+    /// blocks; they are given back when the volume was noted already.
+    pub(super) fn note_changed(&self, volume: &Arc<VolumeCore>) {
+        if volume.changed.swap(true, Ordering::AcqRel) {
+            self.space.unreserve(ENTRY_PROMISE);
+            return;
+        }
+        let mut changes = self.changes.lock();
+        changes.promised += ENTRY_PROMISE;
+        changes.volumes.push(Arc::clone(volume));
+    }
+
+    /// Waits until the log has room again.
+    pub(super) fn make_log_room(&self, seen: u64) -> Result<()> {
+        self.checkpoint_after(seen)
+    }
+
+    /// Holds a writer back while memory nodes are over their limit.
+    pub(super) fn throttle(&self) -> Result<()> {
+        let nodes = self.store.memory_nodes();
+        self.grow_host_reserve(nodes);
+        let nodes_max = self.memory_nodes_max.min(self.host_reserve.nodes_max());
+        if nodes > nodes_max {
+            let seen = self.checkpoints.load(Ordering::Acquire);
+            return self.checkpoint_after(seen);
+        }
+        let freed = self.freed_since_cut.load(Ordering::Relaxed);
+        if nodes > nodes_max / 2
+            || freed > FREED_BLOCKS_MAX
+            || self.log.used_bytes() > self.log.ring_bytes() / 2
+        {
+            self.ask(|wanted| &mut wanted.checkpoint);
+        }
+        Ok(())
+    }
+
+    /// Asks a background thread for something.
+    pub(super) fn ask(&self, what: impl FnOnce(&mut Wanted) -> &mut bool) {
+        let mut wanted = self.signal.wanted.lock();
+        let flag = what(&mut wanted);
+        if !*flag {
+            *flag = true;
+            self.signal.changed.notify_all();
+        }
+    }
+}

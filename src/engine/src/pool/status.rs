@@ -1,0 +1,91 @@
+//! What the pool as a whole looks like.
+
+use super::handle::Pool;
+use super::info::{PoolState, Status, WaterLevel};
+use super::shared::{ENTRY_PROMISE, Shared};
+use super::water;
+use cowshed_format::base::{BLOCK_BYTES, Result};
+use cowshed_format::device::Device;
+use cowshed_format::layout::{GROUP_BLOCKS, GROUP_HEADER_BLOCKS};
+use std::sync::atomic::Ordering;
+
+/// What a write of one block may need: the block, two paths of a map of the greatest height, and
+/// what is promised for the volume's entry. With less, a pool is full.
+const SMALLEST_WRITE_BLOCKS: u64 = 1 + 2 * 6 + ENTRY_PROMISE;
+
+impl Pool {
+    /// What the pool as a whole looks like.
+    ///
+    /// # Errors
+    /// `Io` when the host does not say what the pool takes.
+    pub fn status(&self) -> Result<Status> {
+        self.shared.status()
+    }
+}
+
+impl Shared {
+    pub(super) fn status(&self) -> Result<Status> {
+        let block = BLOCK_BYTES as u64;
+        let layout = self.space.layout();
+        // A rest that is too short for a group counts as metadata: nothing is ever stored there.
+        let total = match layout.group_count() {
+            0 => 0,
+            groups => {
+                let others = (groups - 1) * GROUP_BLOCKS;
+                others + layout.group_blocks(groups - 1) - groups * GROUP_HEADER_BLOCKS
+            }
+        };
+        let free = self.space.free_blocks() + self.space.hidden_blocks();
+        let forest = self.forest.read();
+        let removed = forest.removed_blocks();
+        let volumes = forest.names.len() as u64;
+        drop(forest);
+        let taken = total.saturating_sub(free);
+        let pending = (removed.unneeded + self.freed_lately()).min(taken);
+        let writable = free.min(self.space.writable_blocks() + self.space.hidden_blocks());
+        let size_bytes = layout.block_count() * block;
+        let limit_bytes = self.limit_bytes();
+        let growth = (limit_bytes - size_bytes) / block;
+        let full = writable + pending + growth < SMALLEST_WRITE_BLOCKS;
+        let state = if self.is_read_only() {
+            PoolState::ReadOnly
+        } else if self.check_alive().is_err() {
+            PoolState::Stopped
+        } else if full {
+            PoolState::Full
+        } else {
+            PoolState::Open
+        };
+        let low_water = if full {
+            WaterLevel::Full
+        } else {
+            water::level(writable + pending + growth, total + growth)
+        };
+        Ok(Status {
+            size_bytes,
+            used_bytes: (taken - pending) * block,
+            free_bytes: writable * block,
+            pending_free_bytes: pending * block,
+            reserved_bytes: (free - writable) * block,
+            removed_shared_bytes: removed.shared.min(taken - pending) * block,
+            metadata_bytes: size_bytes - total * block,
+            host_bytes: self.device.host_bytes()?,
+            host_free_bytes: self.host_free_bytes(),
+            limit_bytes,
+            volumes,
+            generation: self.generation().0,
+            log_used_bytes: self.log.used_bytes(),
+            log_bytes: self.log.ring_bytes(),
+            state,
+            holds_writes: self.room.is_awaited(),
+            low_water,
+        })
+    }
+
+    /// Blocks that wait for the end of this or the next checkpoint.
+    fn freed_lately(&self) -> u64 {
+        let running = self.pending_free.load(Ordering::Relaxed);
+        let waiting = self.freed_since_cut.load(Ordering::Relaxed);
+        waiting + u64::try_from(running).unwrap_or(0)
+    }
+}

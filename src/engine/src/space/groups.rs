@@ -1,0 +1,512 @@
+//! The blocks that are taken, and handing out free ones.
+
+use super::bitmap::{Bits, bits, bits_mut, first_clear_run, fresh};
+use super::{BlockList, BlockRun, RUNS_AT_ONCE};
+use cowshed_format::Layout;
+use cowshed_format::base::BlockAddr;
+use cowshed_format::base::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use cowshed_format::base::sync::{Mutex, RwLock};
+use cowshed_format::base::turns;
+use cowshed_format::group::Bitmap;
+use cowshed_format::layout::GROUP_HEADER_BLOCKS;
+use std::ops::Range;
+
+/// The slop that is kept back, in blocks: at least (768 KiB), and at most (16 MiB). Each quarter
+/// of the least is more than any one operation of its demand is promised.
+const SLOP_BLOCKS: (i64, i64) = (192, 4096);
+
+/// Who asks for space. As it runs out, writes stop first, then creating, then changing, then
+/// removing; reclaim and checkpoints come last of all. Each has a quarter of the slop that those
+/// before it cannot use up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Demand {
+    /// Data of users.
+    Write,
+    /// New volumes, names and records.
+    Create,
+    /// What changes what is there and mostly gives space back: discards, renames. Where a snapshot
+    /// keeps what a discard gives up, the map's own change stays.
+    Change,
+    /// Removing.
+    Remove,
+}
+
+/// The groups of a pool, as writers see them.
+pub(crate) struct Space {
+    layout: RwLock<Layout>,
+    groups: RwLock<Vec<Mutex<Group>>>,
+    /// Blocks that are not taken.
+    free: AtomicU64,
+    /// Blocks that are neither taken nor promised.
+    spare: AtomicI64,
+    slop: AtomicI64,
+    /// The lowest group that may have a free block.
+    hint: AtomicUsize,
+    /// Held while free blocks are hidden from writers.
+    pub(super) hiding: Mutex<()>,
+    /// Free blocks that are hidden from writers.
+    hidden: AtomicU64,
+}
+
+pub(super) struct Group {
+    /// The group's first block.
+    pub(super) start: u64,
+    /// Blocks in it.
+    pub(super) blocks: usize,
+    pub(super) free: usize,
+    /// Where the next small allocation looks first.
+    pub(super) cursor: usize,
+    /// No run of free blocks is longer, as far as is known.
+    pub(super) longest: usize,
+    /// `None` for a group that nothing was ever allocated from.
+    pub(super) taken: Option<Box<Bitmap>>,
+    /// Blocks that were freed and that the host still stores.
+    pub(super) stale: Option<Box<Bitmap>>,
+    /// Which blocks are free is not known: none is handed out, and none becomes free.
+    closed: bool,
+}
+
+impl Space {
+    /// The space of a pool in which `committed(group)` blocks are in use.
+    #[must_use]
+    pub(crate) fn new<'a>(layout: Layout, committed: impl Fn(u64) -> Option<&'a Bitmap>) -> Self {
+        let groups: Vec<_> = (0..layout.group_count())
+            .map(|group| Group::new(&layout, group, committed(group).map(|bits| Box::new(*bits))))
+            .collect();
+        let free = groups.iter().map(|group| group.free as u64).sum::<u64>();
+        let space = Self {
+            layout: RwLock::new(layout),
+            groups: RwLock::new(groups.into_iter().map(Mutex::new).collect()),
+            free: AtomicU64::new(free),
+            spare: AtomicI64::new(i64::try_from(free).expect("under 2^40 blocks")),
+            slop: AtomicI64::new(0),
+            hint: AtomicUsize::new(0),
+            hiding: Mutex::new(()),
+            hidden: AtomicU64::new(0),
+        };
+        space.set_slop(&layout);
+        space
+    }
+
+    /// Hands nothing out of a group whose blocks are all taken, whatever becomes of them.
+    pub(crate) fn close_group(&self, group: u64) {
+        let groups = self.groups.read();
+        let mut group = groups[usize::try_from(group).expect("groups are in memory")].lock();
+        assert!(group.free == 0, "a group that is closed has no free block");
+        group.closed = true;
+    }
+
+    fn set_slop(&self, layout: &Layout) {
+        let blocks = i64::try_from(layout.block_count()).expect("under 2^40 blocks");
+        let slop = (blocks / 64).clamp(SLOP_BLOCKS.0, SLOP_BLOCKS.1);
+        self.slop.store(slop, Ordering::Relaxed);
+    }
+
+    /// Where the parts of the pool lie.
+    #[must_use]
+    pub(crate) fn layout(&self) -> Layout {
+        *self.layout.read()
+    }
+
+    /// Takes in the blocks that `layout` has beyond the present one.
+    pub(crate) fn grow(&self, layout: Layout) {
+        let mut groups = self.groups.write();
+        let mut added = 0;
+        if let Some(last) = groups.last_mut() {
+            let group = layout.group_count().min(groups_len(self)) - 1;
+            let blocks = usize::try_from(layout.group_blocks(group)).expect("under 2^15");
+            let last = last.get_mut();
+            if last.closed {
+                let old = last.blocks;
+                bits_mut(last.taken_bits())[old..blocks].fill(true);
+            } else {
+                added += blocks - last.blocks;
+                last.free += blocks - last.blocks;
+            }
+            last.blocks = blocks;
+            last.longest = blocks;
+        }
+        for group in groups.len() as u64..layout.group_count() {
+            let new = Group::new(&layout, group, None);
+            added += new.free;
+            groups.push(Mutex::new(new));
+        }
+        *self.layout.write() = layout;
+        self.set_slop(&layout);
+        self.hint.store(0, Ordering::Relaxed);
+        self.gain(added);
+    }
+
+    fn gain(&self, blocks: usize) {
+        self.free.fetch_add(blocks as u64, Ordering::AcqRel);
+        self.unreserve(blocks as u64);
+    }
+
+    /// Blocks that are not taken.
+    #[must_use]
+    pub(crate) fn free_blocks(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
+    }
+
+    /// Free blocks that cannot be allocated just now, as the host is taking their space back.
+    #[must_use]
+    pub(crate) fn hidden_blocks(&self) -> u64 {
+        self.hidden.load(Ordering::Relaxed)
+    }
+
+    /// Blocks that users can still write: free, not promised, and beyond what is kept back.
+    #[must_use]
+    pub(crate) fn writable_blocks(&self) -> u64 {
+        let spare = self.spare.load(Ordering::Relaxed) - self.slop.load(Ordering::Relaxed);
+        u64::try_from(spare).unwrap_or(0)
+    }
+
+    /// Promises `blocks` blocks; `false` when there are not that many for this demand.
+    #[must_use]
+    pub(crate) fn reserve(&self, blocks: u64, demand: Demand) -> bool {
+        let slop = self.slop.load(Ordering::Relaxed);
+        let kept = match demand {
+            Demand::Write => slop,
+            Demand::Create => slop / 4 * 3,
+            Demand::Change => slop / 2,
+            Demand::Remove => slop / 4,
+        };
+        let wanted = i64::try_from(blocks).expect("under 2^40 blocks");
+        if self.spare.fetch_sub(wanted, Ordering::AcqRel) - wanted >= kept {
+            return true;
+        }
+        self.unreserve(blocks);
+        false
+    }
+
+    /// Whether what is kept back even from removing has been touched.
+    #[must_use]
+    pub(crate) fn is_short(&self) -> bool {
+        self.spare.load(Ordering::Relaxed) < self.slop.load(Ordering::Relaxed) / 4
+    }
+
+    /// Waits until free blocks that are hidden from writers just now can be allocated again.
+    pub(crate) fn await_hidden(&self) {
+        drop(self.hiding.lock());
+    }
+
+    /// Promises blocks that must be there: a recovery finds what was promised before the crash.
+    pub(crate) fn reserve_again(&self, blocks: u64) {
+        let wanted = i64::try_from(blocks).expect("under 2^40 blocks");
+        self.spare.fetch_sub(wanted, Ordering::AcqRel);
+    }
+
+    /// Takes a promise for `blocks` blocks back.
+    pub(crate) fn unreserve(&self, blocks: u64) {
+        let blocks = i64::try_from(blocks).expect("under 2^40 blocks");
+        self.spare.fetch_add(blocks, Ordering::AcqRel);
+    }
+
+    /// Up to `most` free blocks in a row for users' data, and where there are, `least`; `None`
+    /// when the pool is full for `demand`.
+    #[must_use]
+    pub(crate) fn allocate(&self, most: u32, least: u32, demand: Demand) -> Option<BlockRun> {
+        let mut wanted = most;
+        while !self.reserve(u64::from(wanted), demand) {
+            // Near the end, what is left is handed out to the last block.
+            if wanted == 1 {
+                return None;
+            }
+            wanted = wanted.div_ceil(2);
+        }
+        let run = self
+            .take(wanted, least.min(wanted))
+            .or_else(|| self.take(wanted, 1));
+        let Some(run) = run else {
+            self.unreserve(u64::from(wanted));
+            return None;
+        };
+        self.unreserve(u64::from(wanted - run.count));
+        Some(run)
+    }
+
+    /// One block of those that were promised before; `None` only when promises were broken.
+    #[must_use]
+    pub(crate) fn allocate_promised(&self) -> Option<BlockAddr> {
+        self.take(1, 1).map(|run| run.start)
+    }
+
+    fn take(&self, most: u32, least: u32) -> Option<BlockRun> {
+        let groups = self.groups.read();
+        let hint = self.hint.load(Ordering::Relaxed).min(groups.len());
+        let (before, after) = groups.split_at(hint);
+        for (number, group) in (hint..).zip(after).chain((0..).zip(before)) {
+            let mut group = group.lock();
+            if let Some(run) = group.take(most as usize, least as usize) {
+                self.free.fetch_sub(u64::from(run.count), Ordering::AcqRel);
+                if group.free == 0 {
+                    // A later free may have lowered the hint meanwhile: only move on from here.
+                    let next = number + 1;
+                    let _ = self.hint.compare_exchange(
+                        number,
+                        next,
+                        Ordering::Relaxed,
+                        Ordering::Relaxed,
+                    );
+                }
+                return Some(run);
+            }
+        }
+        None
+    }
+
+    /// Marks blocks that a log record refers to as taken; `false` when one of them already was or
+    /// can hold no data.
+    #[must_use]
+    pub(crate) fn claim(&self, run: BlockRun) -> bool {
+        let layout = self.layout();
+        let groups = self.groups.read();
+        for addr in run.start.0..run.start.0 + u64::from(run.count) {
+            let Some((group, index)) = layout.locate(BlockAddr(addr)) else {
+                return false;
+            };
+            let mut group = groups[usize::try_from(group).expect("groups are in memory")].lock();
+            if group.closed {
+                continue;
+            }
+            let index = usize::try_from(index).expect("under 2^15");
+            if bits(group.taken_bits())[index] {
+                return false;
+            }
+            bits_mut(group.taken_bits()).set(index, true);
+            group.free -= 1;
+            self.free.fetch_sub(1, Ordering::AcqRel);
+            self.spare.fetch_sub(1, Ordering::AcqRel);
+        }
+        true
+    }
+
+    /// Gives back blocks that were allocated and never became part of the pool's state.
+    pub(crate) fn give_back(&self, run: BlockRun) {
+        self.put(run, false);
+    }
+
+    /// Gives back blocks that no durable state has any more.
+    pub(crate) fn free(&self, list: &BlockList) {
+        for runs in list.runs().chunks(RUNS_AT_ONCE) {
+            runs.iter().for_each(|run| self.put(*run, true));
+            turns::offer();
+        }
+    }
+
+    fn put(&self, run: BlockRun, stale: bool) {
+        let layout = self.layout();
+        let groups = self.groups.read();
+        let (mut next, end) = (run.start.0, run.start.0 + u64::from(run.count));
+        while next < end {
+            let (number, index) = layout
+                .locate(BlockAddr(next))
+                .expect("only data blocks are freed");
+            let count = (layout.group_blocks(number) - index).min(end - next);
+            let number = usize::try_from(number).expect("groups are in memory");
+            let (first, len) = (index_of(index), index_of(count));
+            next += count;
+            let mut group = groups[number].lock();
+            if group.closed {
+                continue;
+            }
+            group.put(first..first + len, stale);
+            drop(group);
+            self.hint.fetch_min(number, Ordering::Relaxed);
+            self.gain(len);
+        }
+    }
+
+    pub(super) fn with_groups<R>(&self, visit: impl FnOnce(&[Mutex<Group>]) -> R) -> R {
+        visit(&self.groups.read())
+    }
+
+    /// Sets up to `most` blocks aside that are to be hidden, and answers how many; `None` where
+    /// writers would miss them.
+    pub(super) fn reserve_for_hiding(&self, most: usize) -> Option<usize> {
+        let slop = u64::try_from(self.slop.load(Ordering::Relaxed)).unwrap_or(0);
+        let mut blocks = most;
+        while !self.reserve(blocks as u64 + slop, Demand::Write) {
+            if blocks == 1 {
+                return None;
+            }
+            blocks /= 2;
+        }
+        self.unreserve(slop);
+        Some(blocks)
+    }
+
+    /// Hides blocks from allocation while they are being discarded, of those set aside.
+    pub(super) fn hide(&self, set_aside: usize, blocks: usize) {
+        self.hidden.store(blocks as u64, Ordering::Relaxed);
+        self.free.fetch_sub(blocks as u64, Ordering::AcqRel);
+        self.unreserve((set_aside - blocks) as u64);
+    }
+
+    /// Shows hidden blocks again.
+    pub(super) fn show(&self, blocks: usize) {
+        self.hidden.store(0, Ordering::Relaxed);
+        self.gain(blocks);
+    }
+}
+
+fn groups_len(space: &Space) -> u64 {
+    space.layout.read().group_count()
+}
+
+fn index_of(index: u64) -> usize {
+    usize::try_from(index).expect("a group has under 2^16 blocks")
+}
+
+impl Group {
+    fn new(layout: &Layout, group: u64, taken: Option<Box<Bitmap>>) -> Self {
+        let blocks = index_of(layout.group_blocks(group));
+        let used = match &taken {
+            Some(taken) => bits(taken)[..blocks].count_ones(),
+            None => index_of(GROUP_HEADER_BLOCKS),
+        };
+        Self {
+            start: layout.group_start(group),
+            blocks,
+            free: blocks - used,
+            cursor: index_of(GROUP_HEADER_BLOCKS),
+            longest: blocks,
+            taken,
+            stale: None,
+            closed: false,
+        }
+    }
+
+    fn taken_bits(&mut self) -> &mut Bitmap {
+        self.taken.get_or_insert_with(fresh)
+    }
+
+    fn take(&mut self, most: usize, least: usize) -> Option<BlockRun> {
+        if self.free < least || self.longest < least {
+            return None;
+        }
+        let (blocks, cursor) = (self.blocks, self.cursor);
+        let taken = self.taken.get_or_insert_with(fresh);
+        let bits = &mut bits_mut(taken)[..blocks];
+        let Some(run) =
+            find_run(bits, cursor, most, least).or_else(|| find_run(bits, 0, most, least))
+        else {
+            self.longest = least - 1;
+            return None;
+        };
+        bits[run.clone()].fill(true);
+        if let Some(stale) = &mut self.stale {
+            bits_mut(stale)[run.clone()].fill(false);
+        }
+        self.free -= run.len();
+        if least == 1 {
+            self.cursor = run.end;
+        }
+        let start = BlockAddr(self.start + run.start as u64);
+        Some(BlockRun {
+            start,
+            count: u32::try_from(run.len()).expect("under 2^16"),
+        })
+    }
+
+    fn put(&mut self, range: Range<usize>, stale: bool) {
+        let bits = bits_mut(self.taken_bits());
+        assert!(
+            bits[range.clone()].all(),
+            "a block is freed that was not taken"
+        );
+        bits[range.clone()].fill(false);
+        if stale {
+            let bitmap = self.stale.get_or_insert_with(|| Box::new([0; _]));
+            bits_mut(bitmap)[range.clone()].fill(true);
+        }
+        self.free += range.len();
+        self.longest = self.blocks;
+        self.cursor = self.cursor.min(range.start);
+    }
+}
+
+/// The first run of at least `least` clear bits at or after `from`, cut to `most`.
+fn find_run(bits: &Bits, from: usize, most: usize, least: usize) -> Option<Range<usize>> {
+    let mut from = from;
+    loop {
+        let run = first_clear_run(bits, from, most)?;
+        if run.len() >= least {
+            return Some(run);
+        }
+        from = run.end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(blocks: u64) -> Space {
+        Space::new(Layout::new(blocks, 16).unwrap(), |_| None)
+    }
+
+    #[test]
+    fn everything_can_be_allocated_once_and_given_back() {
+        let space = space(70_000);
+        let free = space.free_blocks();
+        let mut seen = std::collections::BTreeSet::new();
+        let mut runs = Vec::new();
+        while let Some(run) = space.allocate(100, 1, Demand::Remove) {
+            for addr in run.start.0..run.start.0 + u64::from(run.count) {
+                assert!(space.layout().locate(BlockAddr(addr)).is_some());
+                assert!(seen.insert(addr), "block {addr} was handed out twice");
+            }
+            runs.push(run);
+        }
+        assert_eq!(space.free_blocks(), free - seen.len() as u64);
+        runs.into_iter().for_each(|run| space.give_back(run));
+        assert_eq!(space.free_blocks(), free);
+    }
+
+    #[test]
+    fn as_space_runs_out_writes_stop_first_and_removing_last() {
+        let space = space(2000);
+        while space.allocate(1, 1, Demand::Write).is_some() {}
+        assert!(space.reserve(1, Demand::Create));
+        while space.reserve(1, Demand::Create) {}
+        assert!(space.reserve(1, Demand::Change));
+        while space.reserve(1, Demand::Change) {}
+        assert!(!space.is_short());
+        assert!(space.reserve(1, Demand::Remove));
+        while space.reserve(1, Demand::Remove) {}
+        space.reserve_again(1);
+        assert!(space.is_short());
+        assert!(space.allocate_promised().is_some());
+    }
+
+    #[test]
+    fn growing_adds_the_rest_of_the_last_group_and_new_ones() {
+        let space = space(2000);
+        let before = space.free_blocks();
+        let layout = Layout::new(100_000, 16).unwrap();
+        space.grow(layout);
+        let whole = Space::new(layout, |_| None).free_blocks();
+        assert!(before < whole);
+        assert_eq!(space.free_blocks(), whole);
+    }
+
+    #[test]
+    fn a_claimed_block_is_not_handed_out() {
+        let space = space(2000);
+        let run = BlockRun {
+            start: BlockAddr(space.layout().group_start(0) + 4),
+            count: 3,
+        };
+        assert!(space.claim(run));
+        assert!(!space.claim(run));
+        assert!(!space.claim(BlockRun {
+            start: BlockAddr(3),
+            count: 1
+        }));
+        assert_eq!(
+            space.allocate(1, 1, Demand::Write).unwrap().start.0,
+            run.start.0 + 3
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! Which blocks are free: allocation groups, runs, the reserve, and the bitmaps of checkpoints.
+//!
+//! Two views of the same groups are kept apart, and that is what makes a crash harmless:
+//!
+//! - [`Space`] knows which blocks are *taken*: in use, on their way into use, or freed but still
+//!   part of the last durable checkpoint. Writers allocate from it; it lives in memory only.
+//! - [`Committed`] has the bitmaps *of the state that the next checkpoint writes*. Only the
+//!   checkpoint touches it: with the blocks that became part of the state before its cut, and
+//!   with those that left it. A block that was allocated but never logged is in none.
+//!
+//! It knows nothing of volumes, maps or the log.
+//!
+//! # Invariants
+//! - A committed block is taken. A block leaves `Space` only after a durable checkpoint without it.
+//! - `spare` = free blocks − blocks promised to dirty nodes and catalogue; what has been promised
+//!   can always be allocated, so that a checkpoint never runs out of space.
+
+mod bitmap;
+mod committed;
+mod groups;
+mod punch;
+mod stream;
+
+pub(crate) use committed::Committed;
+pub(crate) use groups::{Demand, Space};
+pub(crate) use stream::Stream;
+
+use cowshed_format::base::BlockAddr;
+
+/// Runs that are marked or freed before another thread may take its turn.
+const RUNS_AT_ONCE: usize = 64;
+
+/// Blocks that lie one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockRun {
+    /// The first block.
+    pub start: BlockAddr,
+    /// How many.
+    pub count: u32,
+}
+
+/// A list of blocks, kept as runs where they happen to be adjacent.
+#[derive(Debug, Default)]
+pub(crate) struct BlockList {
+    runs: Vec<BlockRun>,
+    blocks: u64,
+}
+
+impl BlockList {
+    /// Adds a run.
+    pub(crate) fn push(&mut self, start: BlockAddr, count: u32) {
+        self.blocks += u64::from(count);
+        if let Some(last) = self.runs.last_mut()
+            && last.start.0 + u64::from(last.count) == start.0
+            && let Some(joined) = last.count.checked_add(count)
+        {
+            last.count = joined;
+            return;
+        }
+        self.runs.push(BlockRun { start, count });
+    }
+
+    /// Adds all of `other`.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        self.blocks += other.blocks;
+        self.runs.append(&mut other.runs);
+        other.blocks = 0;
+    }
+
+    /// The runs.
+    #[must_use]
+    pub(crate) fn runs(&self) -> &[BlockRun] {
+        &self.runs
+    }
+
+    /// How many blocks.
+    #[must_use]
+    pub(crate) const fn blocks(&self) -> u64 {
+        self.blocks
+    }
+}

@@ -1,0 +1,150 @@
+//! A loop device that an export has made, with what makes sure that it is still that one.
+//!
+//! Anyone may detach a loop device and attach another file to the same number; then it is no
+//! longer ours, and detaching it succeeds without touching it.
+
+use super::error::ExportError;
+use super::fuse::DeviceRecord;
+use super::holders::Holders;
+use cowshed_sys::loop_device::{BackingId, LoopDevice, LoopOptions};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A loop device and the file that it had when it was made.
+#[derive(Clone, Copy)]
+pub(super) struct AttachedDevice {
+    device: LoopDevice,
+    backing: BackingId,
+}
+
+impl AttachedDevice {
+    /// Attaches `file`, which was opened as `path`.
+    pub(super) fn attach(
+        file: &File,
+        path: &Path,
+        options: LoopOptions,
+    ) -> Result<Self, ExportError> {
+        let device = LoopDevice::attach(file, options).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => ExportError::NoLoop,
+            _ => ExportError::io("attach a loop device to", path)(error),
+        })?;
+        match device.backing_id() {
+            Ok(backing) => {
+                if !device.uses_direct_io().unwrap_or(true) {
+                    tracing::warn!(device = %device.path().display(), "no direct I/O");
+                }
+                Ok(Self { device, backing })
+            }
+            Err(error) => {
+                // Best effort: the caller hears of the first failure.
+                let _ = device.detach_when_unused();
+                Err(ExportError::io("look at", &device.path())(error))
+            }
+        }
+    }
+
+    /// The device that a predecessor has attached, as the keepsake has it.
+    pub(super) fn restore(number: u32, backing: BackingId) -> Self {
+        Self {
+            device: LoopDevice::numbered(number),
+            backing,
+        }
+    }
+
+    /// What a successor must know of it.
+    pub(super) fn record(self) -> DeviceRecord {
+        DeviceRecord::Made {
+            number: self.device.number(),
+            backing_device: self.backing.device,
+            backing_inode: self.backing.inode,
+        }
+    }
+
+    /// Its number.
+    pub(super) fn number(self) -> u32 {
+        self.device.number()
+    }
+
+    /// Its logical block.
+    pub(super) fn sector_bytes(self) -> Option<u32> {
+        self.device.block_bytes()
+    }
+
+    /// The device's node.
+    pub(super) fn path(self) -> PathBuf {
+        self.device.path()
+    }
+
+    /// Takes the file's present size as the device's.
+    pub(super) fn refresh_size(self) -> Result<(), ExportError> {
+        self.device
+            .refresh_size()
+            .map_err(ExportError::io("resize", &self.path()))
+    }
+
+    /// Flushes and detaches it. When it is busy, it stays attached.
+    pub(super) fn detach(self) -> Result<(), ExportError> {
+        let mounts = Holders::mounts_of(self.device);
+        if !mounts.0.is_empty() && self.is_ours() {
+            return Err(ExportError::Busy {
+                what: self.path(),
+                by: mounts,
+            });
+        }
+        let claim = match self.device.claim() {
+            Ok(claim) => claim,
+            Err(error) if is_gone(&error) || self.is_lost() => return Ok(()),
+            Err(error) => return Err(self.failed(error)),
+        };
+        // Asked again, now that nobody else can attach anything to it.
+        match claim.backing_id() {
+            Ok(found) if found == self.backing => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(self.failed(error)),
+        }
+        claim
+            .sync()
+            .map_err(ExportError::io("flush", &self.path()))?;
+        claim.detach().map_err(|error| self.failed(error))
+    }
+
+    /// Asks the kernel to detach it when its last user is gone.
+    pub(super) fn leave_to_kernel(self) {
+        if self.is_ours()
+            && let Err(error) = self.device.detach_when_unused()
+        {
+            tracing::warn!(device = %self.path().display(), %error, "cannot detach");
+        }
+    }
+
+    fn is_ours(self) -> bool {
+        self.device
+            .backing_id()
+            .is_ok_and(|found| found == self.backing)
+    }
+
+    /// Whether someone has detached it, and perhaps attached something else.
+    pub(super) fn is_lost(self) -> bool {
+        match self.device.backing_id() {
+            Ok(found) => found != self.backing,
+            Err(error) => is_gone(&error),
+        }
+    }
+
+    fn failed(self, error: io::Error) -> ExportError {
+        let what = self.path();
+        match error.raw_os_error() {
+            Some(libc::EBUSY) => ExportError::Busy {
+                what,
+                by: Holders::of_device(self.device),
+            },
+            _ => ExportError::io("detach", &what)(error),
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT))
+}

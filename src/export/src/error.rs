@@ -1,0 +1,145 @@
+//! What can go wrong when volumes are shown to the kernel.
+
+use super::holders::Holders;
+use cowshed_format::base::{Error, Name};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why an export refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The kernel has no FUSE.
+    #[error("the kernel offers no /dev/fuse; load the module `fuse` (modprobe fuse)")]
+    NoFuse,
+    /// The kernel has no FUSE over io_uring.
+    #[error(
+        "the kernel offers no FUSE over io_uring, which came with Linux 6.14 (CONFIG_FUSE_IO_URING); use --fuse threads"
+    )]
+    NoRings,
+    /// The kernel has FUSE over io_uring, and it is turned off.
+    #[error(
+        "FUSE over io_uring is turned off in the kernel; turn it on with `echo Y >/sys/module/fuse/parameters/enable_uring`, or use --fuse threads"
+    )]
+    RingsDisabled,
+    /// A mount whose requests come over rings ends with the process that serves it.
+    #[error(
+        "the mount at {} works over io_uring, and so cannot pass from one process to another; stop the daemon and start it again",
+        dir.display()
+    )]
+    NoSuccessor {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// The kernel has no loop devices.
+    #[error("the kernel offers no /dev/loop-control; load the module `loop` (modprobe loop)")]
+    NoLoop,
+    /// Mounts and loop devices are for root.
+    #[error("mounting volumes and attaching loop devices needs root; run it as root")]
+    NotRoot,
+    /// The kernel lets this superuser neither mount nor attach.
+    #[error(
+        "the kernel does not let root use FUSE here, as in a container without the right to; run it on the host, or give the container CAP_SYS_ADMIN, /dev/fuse and the loop devices (--privileged)"
+    )]
+    Confined,
+    /// Someone uses it.
+    #[error("{} is busy: in use by {by}; let go of it there first", what.display())]
+    Busy {
+        /// The device or directory.
+        what: PathBuf,
+        /// Who uses it, as far as it is known.
+        by: Holders,
+    },
+    /// A live cowshed serves there.
+    #[error("{} is already served by a running cowshed", dir.display())]
+    Served {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// The volume is attached in a way that does not go with the one asked for.
+    #[error(
+        "{volume} is already attached {how} as {}; detach it first, or attach each with --shared if its users share it knowingly",
+        path.display()
+    )]
+    Attached {
+        /// The volume.
+        volume: Name,
+        /// How it is attached.
+        how: AttachMode,
+        /// The file or device.
+        path: PathBuf,
+    },
+    /// The volume's device has other sectors than those asked for.
+    #[error(
+        "{volume} is already attached with sectors of {present} bytes as {}; detach it first",
+        path.display()
+    )]
+    OtherSectors {
+        /// The volume.
+        volume: Name,
+        /// The device's sectors.
+        present: u32,
+        /// The device.
+        path: PathBuf,
+    },
+    /// No further volume can be attached.
+    #[error("{attached} volumes are attached, and no more can be; detach or unmount some first")]
+    TooMany {
+        /// How many are.
+        attached: usize,
+    },
+    /// The volume is not attached.
+    #[error("{0} is not attached")]
+    NotAttached(Name),
+    /// The volume is attached by what mounts volumes, and not by a user.
+    #[error("{0} is attached for a mount of cowshed's own; unmount it there")]
+    NotByHand(Name),
+    /// The export was unmounted.
+    #[error("the volumes are no longer mounted at {}", dir.display())]
+    Unmounted {
+        /// The mount point that was.
+        dir: PathBuf,
+    },
+    /// The host refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done, e.g. `"unmount"`.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The engine refused.
+    #[error(transparent)]
+    Pool(#[from] Error),
+}
+
+impl ExportError {
+    /// An `Io` error, to be used with `map_err`.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// Whether an attachment can be written, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// Readable only.
+    ReadOnly,
+    /// Readable and writable.
+    Writable,
+}
+
+impl std::fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ReadOnly => "read-only",
+            Self::Writable => "writable",
+        })
+    }
+}

@@ -1,0 +1,173 @@
+//! What happens inside one open volume file: reads, writes, discards and seeks, clipped to the
+//! volume's size as a block device clips them.
+//!
+//! No FUSE types and no replies here; an error is an errno.
+
+use super::target::{BlockTarget, TargetHold};
+use cowshed_engine::pool::ExtentKind;
+use cowshed_format::base::{Error, VolumeId};
+use libc::c_int;
+use std::sync::Arc;
+
+/// What a request answers: its value or an errno.
+pub(super) type Answer<T> = Result<T, c_int>;
+
+/// The fallocate(2) modes that have a meaning here.
+const KEEP_SIZE: c_int = libc::FALLOC_FL_KEEP_SIZE;
+const PUNCH_HOLE: c_int = libc::FALLOC_FL_PUNCH_HOLE | KEEP_SIZE;
+const ZERO_RANGE: c_int = libc::FALLOC_FL_ZERO_RANGE;
+const ZERO_RANGE_KEEP_SIZE: c_int = ZERO_RANGE | KEEP_SIZE;
+
+/// A volume's file while it is open.
+pub(super) struct OpenFile {
+    target: Arc<dyn BlockTarget>,
+    /// Keeps the volume from being removed under the file; `None` when its opener does that.
+    hold: Option<TargetHold>,
+    /// True if it was opened to be written.
+    writes: bool,
+}
+
+/// The errno of an engine's error.
+#[expect(clippy::needless_pass_by_value, reason = "to be used with map_err")]
+pub(super) fn errno(error: Error) -> c_int {
+    error.errno()
+}
+
+impl OpenFile {
+    /// Opens the target's file; `is_held` says that the opener keeps the target for longer.
+    pub(super) fn open(
+        target: Arc<dyn BlockTarget>,
+        for_writing: bool,
+        is_held: bool,
+    ) -> Answer<Self> {
+        if for_writing && target.info().map_err(errno)?.is_read_only {
+            return Err(libc::EROFS);
+        }
+        Self::reopen(target, for_writing, is_held)
+    }
+
+    /// As `open`, of a file that was opened before.
+    pub(super) fn reopen(
+        target: Arc<dyn BlockTarget>,
+        for_writing: bool,
+        is_held: bool,
+    ) -> Answer<Self> {
+        let hold = if is_held {
+            None
+        } else {
+            Some(target.hold().map_err(errno)?)
+        };
+        Ok(Self {
+            target,
+            hold,
+            writes: for_writing,
+        })
+    }
+
+    /// Its volume.
+    pub(super) fn id(&self) -> VolumeId {
+        self.target.id()
+    }
+
+    /// Whether it keeps its volume from being removed itself.
+    pub(super) fn holds(&self) -> bool {
+        self.hold.is_some()
+    }
+
+    /// True if it was opened to be written.
+    pub(super) fn writes(&self) -> bool {
+        self.writes
+    }
+
+    /// Fills the start of `buf` from `offset`; answers how much, less than all only at the end.
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Answer<usize> {
+        let len = self.clip(offset, buf.len());
+        if len > 0 {
+            self.target
+                .read_at(&mut buf[..len], offset)
+                .map_err(errno)?;
+        }
+        Ok(len)
+    }
+
+    /// Writes as much of `data` as fits before the end, and answers how much.
+    pub(super) fn write(&self, data: &[u8], offset: u64, durable: bool) -> Answer<usize> {
+        let len = self.clip(offset, data.len());
+        if len == 0 {
+            // A file of fixed size has no room past its end, as a block device has none.
+            return if data.is_empty() {
+                Ok(0)
+            } else {
+                Err(libc::ENOSPC)
+            };
+        }
+        self.target.write_at(&data[..len], offset).map_err(errno)?;
+        if durable {
+            self.flush()?;
+        }
+        Ok(len)
+    }
+
+    pub(super) fn flush(&self) -> Answer<()> {
+        self.target.flush().map_err(errno)
+    }
+
+    /// fallocate(2): punching and zeroing discard, and allocating has nothing to do, as a volume
+    /// allocates when it is written.
+    pub(super) fn fallocate(&self, offset: u64, len: u64, mode: c_int) -> Answer<()> {
+        let size = self.target.size_bytes();
+        let end = offset.checked_add(len).ok_or(libc::EFBIG)?;
+        if mode & KEEP_SIZE == 0 && end > size {
+            return Err(libc::EFBIG);
+        }
+        match mode {
+            PUNCH_HOLE | ZERO_RANGE | ZERO_RANGE_KEEP_SIZE => {
+                let end = end.min(size);
+                if offset < end {
+                    self.target.discard(offset, end - offset).map_err(errno)?;
+                }
+                Ok(())
+            }
+            0 | KEEP_SIZE if self.target.info().map_err(errno)?.is_read_only => Err(libc::EROFS),
+            0 | KEEP_SIZE => Ok(()),
+            _ => Err(libc::EOPNOTSUPP),
+        }
+    }
+
+    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
+    pub(super) fn seek(&self, offset: i64, whence: c_int) -> Answer<i64> {
+        let wanted = match whence {
+            libc::SEEK_DATA => ExtentKind::Data,
+            libc::SEEK_HOLE => ExtentKind::Zero,
+            _ => return Err(libc::EINVAL),
+        };
+        let size = self.target.size_bytes();
+        let mut position = u64::try_from(offset).map_err(|_| libc::ENXIO)?;
+        if position >= size {
+            return Err(libc::ENXIO);
+        }
+        while let Some(extent) = self.target.extent_at(position).map_err(errno)? {
+            if extent.kind == wanted {
+                return i64::try_from(position).map_err(|_| libc::EOVERFLOW);
+            }
+            // From where we are, so that an extent that starts earlier does no harm; and an empty
+            // one must not keep this thread for ever.
+            let next = extent.offset_bytes.saturating_add(extent.len_bytes);
+            if next <= position {
+                return Err(libc::EIO);
+            }
+            position = next;
+        }
+        match wanted {
+            // The end of a file counts as a hole.
+            ExtentKind::Zero => i64::try_from(size).map_err(|_| libc::EOVERFLOW),
+            ExtentKind::Data => Err(libc::ENXIO),
+        }
+    }
+
+    /// How many of `len` bytes at `offset` lie before the end.
+    fn clip(&self, offset: u64, len: usize) -> usize {
+        let room = self.target.size_bytes().saturating_sub(offset);
+        usize::try_from(room).map_or(len, |room| len.min(room))
+    }
+}

@@ -1,0 +1,80 @@
+//! Which volumes had a write refused, in the keepsake: a volume's user may have been told of that
+//! long ago, and only once.
+//!
+//! # Invariants
+//! - What was noted is not forgotten as long as the volume is there, whichever process serves it.
+//! - When there is no room for one more, all volumes count as such.
+
+use super::keepsake::Records;
+use cowshed_format::base::VolumeId;
+use std::sync::atomic::Ordering;
+
+/// What stands for no volume: the catalogue, which is nobody's file.
+const NONE: u64 = 0;
+
+impl Records {
+    /// Notes that a write to the volume was refused. A word of a volume that `is_there` says is
+    /// gone is used again.
+    pub(crate) fn refuse(&self, volume: VolumeId, is_there: impl Fn(VolumeId) -> bool) {
+        let words = self.refused_words();
+        let take = |old: u64| {
+            let take = |word: &std::sync::atomic::AtomicU64| {
+                word.compare_exchange(old, volume.0, Ordering::SeqCst, Ordering::SeqCst)
+            };
+            words.iter().any(|word| take(word).is_ok())
+        };
+        if self.is_noted(volume) || take(NONE) {
+            return;
+        }
+        let gone = self.refused().into_iter().find(|id| !is_there(*id));
+        if !gone.is_some_and(|id| take(id.0)) {
+            self.refused_any().store(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a write to the volume was, or may have been, refused.
+    pub(crate) fn was_refused(&self, volume: VolumeId) -> bool {
+        self.refused_any().load(Ordering::SeqCst) != 0 || self.is_noted(volume)
+    }
+
+    fn is_noted(&self, volume: VolumeId) -> bool {
+        let words = self.refused_words();
+        words
+            .iter()
+            .any(|word| word.load(Ordering::SeqCst) == volume.0)
+    }
+
+    /// The volumes that were noted.
+    pub(crate) fn refused(&self) -> Vec<VolumeId> {
+        let words = self.refused_words();
+        let ids = words.iter().map(|word| word.load(Ordering::SeqCst));
+        ids.filter(|id| *id != NONE).map(VolumeId).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Keepsake;
+    use super::*;
+
+    #[test]
+    fn a_refused_write_is_known_to_all_successors_and_never_crowded_out() {
+        let first = Keepsake::create().unwrap();
+        let there = |_| true;
+        assert!(!first.records().was_refused(VolumeId(7)));
+        first.records().refuse(VolumeId(7), there);
+        first.records().refuse(VolumeId(7), there);
+        let second = Keepsake::adopt(first.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let records = second.records();
+        assert_eq!(records.refused(), [VolumeId(7)]);
+        assert!(records.was_refused(VolumeId(7)) && !records.was_refused(VolumeId(8)));
+        let room = records.refused_words().len() as u64;
+        for id in 1..=room {
+            records.refuse(VolumeId(100 + id), |id| id != VolumeId(7));
+        }
+        assert!(!records.was_refused(VolumeId(7)), "it is gone");
+        assert!(records.was_refused(VolumeId(100 + room)));
+        records.refuse(VolumeId(50), there);
+        assert!(records.was_refused(VolumeId(50)) && records.was_refused(VolumeId(7)));
+    }
+}

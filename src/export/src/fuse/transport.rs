@@ -1,0 +1,202 @@
+//! How requests arrive and answers leave: read from and written to the FUSE device.
+//!
+//! One buffer for each thread serves both ways. A request is read so that the data of a write,
+//! which comes after 80 bytes of headers, starts at a page; the data of a read is put at that same
+//! place and leaves with its header, which comes before it, in one piece:
+//!
+//! ```text
+//!   REQUEST                      ANSWER_HEADER    BODY = one page, where data lies both ways
+//!      | header 40 | arguments 40 ...      | 16 |  data, up to REQUEST_BYTES_MAX
+//! ```
+//!
+//! # Invariants
+//! - The buffer's pages are all in memory: were one missing when the thread is killed while the
+//!   kernel copies a request, the request would be lost to a successor, and fail.
+
+use super::abi::{InHeader, OutHeader, WriteIn, opcode};
+use super::dispatch::{self, Reply, Request};
+use super::files::VolumeFiles;
+use super::pace::Timed;
+use cowshed_sys::aligned::AlignedBuffer;
+use cowshed_sys::fuse_device;
+use nix::errno::Errno;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// The most bytes in one read or write request; the kernel's limit without tuning.
+pub(super) const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// Where the data of requests and answers starts in the buffer.
+pub(super) const BODY: usize = 4096;
+/// Where an answer starts, so that its body follows its header.
+pub(super) const ANSWER_HEADER: usize = BODY - size_of::<OutHeader>();
+/// Where a request starts, so that a write's data is at `BODY`.
+pub(super) const REQUEST: usize = BODY - size_of::<InHeader>() - size_of::<WriteIn>();
+/// The most arguments that are looked at; names are shorter, and longer requests are not served.
+const ARGUMENTS_MAX: usize = 8192;
+
+/// What a thread reads requests into and answers from.
+pub(super) struct Frame {
+    buffer: AlignedBuffer,
+    /// Arguments that reach into the body, where the answer will be.
+    arguments: Box<[u8]>,
+}
+
+/// Why a thread stops serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It was told to.
+    Told,
+    /// The mount is gone.
+    Gone,
+}
+
+impl Frame {
+    pub(super) fn new() -> Self {
+        let mut buffer = AlignedBuffer::zeroed(BODY + REQUEST_BYTES_MAX);
+        // Brings every page into memory, which zeros alone would not.
+        buffer.fill(0xC0);
+        Self {
+            buffer,
+            arguments: vec![0; ARGUMENTS_MAX].into(),
+        }
+    }
+
+    /// Answers the request of `len` bytes that lies in the buffer; the length of the answer, which
+    /// starts at `ANSWER_HEADER`, or `None` when there is none.
+    pub(super) fn answer(&mut self, files: &VolumeFiles, len: usize) -> Option<usize> {
+        let (head, payload) = self.buffer.split_at_mut(BODY);
+        let whole = REQUEST + len;
+        let header = match InHeader::read_from_prefix(&head[REQUEST..whole.min(BODY)]) {
+            Ok((header, _)) if header.len as usize == len => header,
+            _ => {
+                tracing::error!(len, "the kernel sent no whole FUSE request");
+                return None;
+            }
+        };
+        let start = REQUEST + size_of::<InHeader>();
+        let beyond = whole.saturating_sub(BODY);
+        let arguments = if header.opcode == opcode::WRITE || beyond == 0 {
+            &head[start..whole.min(BODY)]
+        } else {
+            let inside = BODY - start;
+            let more = beyond.min(ARGUMENTS_MAX - inside);
+            self.arguments[..inside].copy_from_slice(&head[start..]);
+            self.arguments[inside..inside + more].copy_from_slice(&payload[..more]);
+            &self.arguments[..inside + more]
+        };
+        let request = Request {
+            header,
+            arguments,
+            payload,
+            data_len: beyond,
+        };
+        let reply = dispatch::answer(files, request);
+        if reply == Reply::None {
+            return None;
+        }
+        let (error, body) = reply.code_and_bytes();
+        Some(self.finish(header.unique, error, body))
+    }
+
+    /// What is asked for by the request in the buffer.
+    fn opcode(&self) -> u32 {
+        let header = InHeader::read_from_prefix(&self.buffer[REQUEST..BODY]);
+        header.map_or(0, |(header, _)| header.opcode)
+    }
+
+    /// The answer to `request`, as the device would take it.
+    #[cfg(test)]
+    pub(super) fn ask(&mut self, files: &VolumeFiles, request: &[u8]) -> Option<Vec<u8>> {
+        self.buffer[REQUEST..REQUEST + request.len()].copy_from_slice(request);
+        let len = self.answer(files, request.len())?;
+        Some(self.buffer[ANSWER_HEADER..ANSWER_HEADER + len].to_vec())
+    }
+
+    /// Puts the header before a body of `body` bytes.
+    fn finish(&mut self, unique: u64, error: i32, body: usize) -> usize {
+        let len = size_of::<OutHeader>() + body;
+        let header = OutHeader {
+            // The body is at most REQUEST_BYTES_MAX, as the buffer is.
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            error,
+            unique,
+        };
+        self.buffer[ANSWER_HEADER..BODY].copy_from_slice(header.as_bytes());
+        len
+    }
+}
+
+/// One request in so many is timed.
+const TIMED: u32 = 8;
+/// Whatever else the device may answer once, it cannot be served through after so many in a row.
+const ERRORS_MAX: u32 = 8;
+
+/// Whether a request is timed, by how many have come: few flushes come, and they are what takes
+/// longest.
+pub(super) const fn is_timed(number: u32, opcode: u32) -> bool {
+    number.is_multiple_of(TIMED) || opcode == opcode::FSYNC
+}
+
+/// Serves requests of `device` until the mount is gone or `goes_on` says no, which is asked before
+/// each. `took` hears how long some of them took, and how many bytes came and went.
+///
+/// # Errors
+/// What the device answers time and again when it answers neither.
+pub(super) fn serve(
+    device: BorrowedFd<'_>,
+    files: &VolumeFiles,
+    goes_on: impl Fn() -> bool,
+    took: impl Fn(Duration, usize),
+) -> io::Result<End> {
+    let mut frame = Frame::new();
+    let (mut number, mut errors) = (0_u32, 0);
+    while goes_on() {
+        let len = match fuse_device::read(device, &mut frame.buffer[REQUEST..]) {
+            Ok(len) => len,
+            // Taken back by the kernel, or a signal.
+            Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => continue,
+            Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
+            // The kernel has ended that request.
+            Err(error) if errors < ERRORS_MAX => {
+                tracing::error!(%error, "the kernel gave no FUSE request");
+                errors += 1;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        errors = 0;
+        number = number.wrapping_add(1);
+        let opcode = frame.opcode();
+        let timed = is_timed(number, opcode).then(|| Timed::begin(opcode, files.writes_wait()));
+        let Some(answer) = frame.answer(files, len) else {
+            continue;
+        };
+        let time = timed.map(Timed::end);
+        match fuse_device::write(device, &frame.buffer[ANSWER_HEADER..ANSWER_HEADER + answer]) {
+            // Nobody waits for it any more.
+            Ok(()) | Err(Errno::ENOENT | Errno::EINTR) => {}
+            Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
+            Err(error) => tracing::error!(%error, "the kernel refused a FUSE answer"),
+        }
+        if let Some(time) = time {
+            took(time, len + answer);
+        }
+    }
+    Ok(End::Told)
+}
+
+/// Asks the kernel to send again every request that was read and not answered. Whoever reads
+/// requests meanwhile would be sent those again too, while still at them; so nobody may.
+///
+/// # Errors
+/// EINVAL when the kernel cannot do that.
+pub(super) fn ask_again(device: BorrowedFd<'_>) -> io::Result<()> {
+    let notification = OutHeader {
+        len: u32::try_from(size_of::<OutHeader>()).map_err(io::Error::other)?,
+        error: super::abi::NOTIFY_RESEND,
+        unique: 0,
+    };
+    Ok(fuse_device::write(device, notification.as_bytes())?)
+}

@@ -1,0 +1,221 @@
+//! Volumes shown to the kernel: as files of a FUSE mount, and as loop devices over those files.
+//!
+//! Not a place where volumes are made or removed, and not where their file systems are mounted.
+//! The traits in `target` are all that is known of the pool. Read on in `fuse` for the files, in
+//! `attachments` for the rules of attaching and in `succession` for mounts that outlive a process.
+//!
+//! # Invariants
+//! - The kernel's requests for the files are answered by threads of this process, while other
+//!   threads of this process wait in the kernel for those answers (opening a file, attaching a
+//!   loop device, flushing one). So nothing that the answering threads need is ever locked
+//!   across such a wait.
+//! - A volume that is attached or open is held: the pool does not remove it.
+
+mod attach;
+mod attachments;
+mod detach;
+mod device;
+mod device_records;
+mod empty;
+mod entry;
+mod error;
+mod file_io;
+mod fuse;
+mod holders;
+mod own_opens;
+mod refusals;
+mod stale;
+mod succession;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use attachments::{AttachKind, AttachOptions, Attached, Attachment};
+pub use device_records::{DEVICES, clean_recorded};
+pub use empty::{EMPTY_FILE, Empty};
+pub use error::{AttachMode, ExportError};
+pub use fuse::{Connection, ConnectionParts, Keepsake, Negotiated, Transport};
+pub use holders::{Holder, Holders};
+pub use stale::{Cleaned, StaleDevice, clean_stale};
+pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
+
+use attachments::{Slot, Table};
+use cowshed_engine::pool::Pool;
+use cowshed_format::base::{Name, VolumeId};
+use fuse::{Origin, Session, VolumeFiles};
+use own_opens::OwnOpens;
+use parking_lot::{Mutex, RwLock};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// How volumes are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// How many threads serve the files; `None` for one for each processor, at least two.
+    pub threads: Option<usize>,
+    /// How requests reach the threads.
+    pub transport: Transport,
+    /// The logical block of loop devices: 4096 bytes, or 512 for guests that need it. Writes of
+    /// less than 4096 bytes cost a read each.
+    pub loop_block_bytes: u32,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            transport: Transport::Threads,
+            loop_block_bytes: entry::BLOCK_SIZE,
+        }
+    }
+}
+
+/// A mounted directory of volumes with the loop devices on it. Dropping it cleans up as far as
+/// its users let it; `unmount` says what went wrong.
+pub struct Export {
+    directory: Arc<dyn Directory>,
+    session: Session,
+    keepsake: Keepsake,
+    attached: Table,
+    own_opens: OwnOpens,
+    options: ExportOptions,
+    /// Where loop devices are noted for whoever clears up after a kill.
+    device_records: OnceLock<PathBuf>,
+    /// Held while a record of an attachment is made.
+    recording: Mutex<()>,
+    /// Read while attaching or detaching, written while unmounting.
+    mounted: RwLock<bool>,
+}
+
+impl Export {
+    /// Shows the pool's volumes at `dir`, which is made when it is missing. What a killed daemon
+    /// left there is cleared away first.
+    ///
+    /// # Errors
+    /// `NotRoot`, `NoFuse`, `Served` when a live cowshed is mounted there, `Io`.
+    pub fn mount(pool: Pool, dir: &Path, options: ExportOptions) -> Result<Self, ExportError> {
+        Self::over(Arc::new(pool), dir, options)
+    }
+
+    /// Shows any directory of targets at `dir`.
+    ///
+    /// # Errors
+    /// As `mount`.
+    pub fn over(
+        directory: Arc<dyn Directory>,
+        dir: &Path,
+        options: ExportOptions,
+    ) -> Result<Self, ExportError> {
+        let origin = Origin::Mount {
+            dir: dir.to_owned(),
+            threads: options.threads,
+            transport: options.transport,
+        };
+        let keepsake = Keepsake::create().map_err(ExportError::io("keep a record for", dir))?;
+        Self::start(directory, origin, keepsake, options)
+    }
+
+    fn start(
+        directory: Arc<dyn Directory>,
+        origin: Origin,
+        keepsake: Keepsake,
+        options: ExportOptions,
+    ) -> Result<Self, ExportError> {
+        let own_opens = OwnOpens::default();
+        let files = VolumeFiles::new(
+            directory.clone(),
+            own_opens.clone(),
+            keepsake.records().clone(),
+        );
+        let session = Session::start(files, directory.clone(), origin)?;
+        Ok(Self {
+            directory,
+            session,
+            keepsake,
+            attached: Table::default(),
+            own_opens,
+            options,
+            device_records: OnceLock::new(),
+            recording: Mutex::new(()),
+            mounted: RwLock::new(true),
+        })
+    }
+
+    /// Has the loop devices of this export noted in `folder`, for `clean_recorded` when all
+    /// processes that serve it were killed. To be called before anything is attached.
+    pub fn note_devices_in(&self, folder: PathBuf) {
+        // The first folder stays.
+        let _ = self.device_records.set(folder);
+    }
+
+    /// Where the files are.
+    #[must_use]
+    pub fn mount_point(&self) -> &Path {
+        self.session.dir()
+    }
+
+    /// How requests reach the threads that serve.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.session.transport()
+    }
+
+    /// What a killed daemon had left and was cleared away before mounting.
+    #[must_use]
+    pub fn cleaned(&self) -> &Cleaned {
+        self.session.cleaned()
+    }
+
+    /// The path of a volume's file under its present name; whoever attaches keeps the volume, not
+    /// its name.
+    #[must_use]
+    pub fn file_path(&self, volume: &dyn BlockTarget) -> PathBuf {
+        self.path_of(&volume.name())
+    }
+
+    fn path_of(&self, name: &Name) -> PathBuf {
+        self.mount_point().join(entry::file_name(name))
+    }
+
+    /// Tells the kernel of a new size of the volume, where it is attached as a loop device.
+    ///
+    /// # Errors
+    /// `Io` when the kernel refuses.
+    pub fn resized(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
+        let _mounted = self.mounted.read();
+        let slot = self.attached.slot(volume.id());
+        let entries = slot.lock();
+        for attached in entries.iter().filter_map(|entry| entry.device) {
+            let path = self.file_path(volume);
+            // The kernel keeps a size with the file's inode; looking at the file renews it.
+            fs::metadata(&path).map_err(ExportError::io("look at", &path))?;
+            attached.refresh_size()?;
+        }
+        drop(entries);
+        drop(slot);
+        self.attached.tidy();
+        Ok(())
+    }
+
+    /// What is attached, in the order of volume ids.
+    #[must_use]
+    pub fn attachments(&self) -> Vec<Attachment> {
+        let slots = self.attached.all();
+        let of_slot = |(id, slot): (VolumeId, Slot)| {
+            // A held volume is not removed, so it has a name.
+            let name = self.directory.by_id(id).ok()?.name();
+            let entries = slot.lock();
+            let list = entries.iter().map(|entry| Attachment {
+                volume: id,
+                name: name.clone(),
+                path: self.entry_path(entry, &name),
+                kind: entry.kind(),
+                read_only: entry.read_only,
+                count: entry.count,
+            });
+            Some(list.collect::<Vec<_>>())
+        };
+        slots.into_iter().filter_map(of_slot).flatten().collect()
+    }
+}

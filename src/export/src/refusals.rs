@@ -1,0 +1,69 @@
+//! What became of an attached volume behind this process: writes to it that were refused, and who
+//! has made a block device of it.
+
+use super::Export;
+use super::attachments::AttachKind;
+use super::entry;
+use super::target::BlockTarget;
+use cowshed_format::base::VolumeId;
+use cowshed_sys::loop_device;
+use cowshed_sys::mount;
+use std::path::PathBuf;
+
+impl Export {
+    /// Whether something that was written to the volume was, or may have been, refused, in this
+    /// process or one before it. A write that was held and then done was not.
+    #[must_use]
+    pub fn was_refused(&self, volume: VolumeId) -> bool {
+        self.keepsake.records().was_refused(volume)
+    }
+
+    /// The volumes that are known to have had a write refused.
+    #[must_use]
+    pub fn refused(&self) -> Vec<VolumeId> {
+        self.keepsake.records().refused()
+    }
+
+    /// Remembers that something written to the volume is lost, for one who heard of it otherwise.
+    pub fn note_refusal(&self, volume: VolumeId) {
+        let is_there = |id| self.directory.by_id(id).is_ok();
+        self.keepsake.records().refuse(volume, is_there);
+    }
+
+    /// The volume's loop device, unless somebody else has detached it meanwhile.
+    #[must_use]
+    pub fn loop_device(&self, volume: VolumeId) -> Option<PathBuf> {
+        let slot = self.attached.slot(volume);
+        let entries = slot.lock();
+        let mut devices = entries.iter().filter_map(|entry| entry.device);
+        let found = devices.find(|device| !device.is_lost());
+        drop(entries);
+        drop(slot);
+        self.attached.tidy();
+        found.map(super::device::AttachedDevice::path)
+    }
+
+    /// All loop devices over the volume's file: our own, and those of others, which were made in
+    /// sight of this process.
+    #[must_use]
+    pub fn devices_over(&self, volume: &dyn BlockTarget) -> Vec<PathBuf> {
+        let mut devices: Vec<_> = self.loop_device(volume.id()).into_iter().collect();
+        let is_file = |kind| kind == AttachKind::File;
+        let slot = self.attached.slot(volume.id());
+        let has_file = slot.lock().iter().any(|entry| is_file(entry.kind()));
+        drop(slot);
+        self.attached.tidy();
+        if !devices.is_empty() && !has_file {
+            return devices;
+        }
+        let inode = entry::inode(volume.id());
+        for (device, file) in loop_device::attached().unwrap_or_default() {
+            let is_it = mount::lies_in(&file, self.mount_point())
+                && device.backing_id().is_ok_and(|id| id.inode == inode);
+            if is_it && !devices.contains(&device.path()) {
+                devices.push(device.path());
+            }
+        }
+        devices
+    }
+}

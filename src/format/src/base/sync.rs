@@ -1,0 +1,22 @@
+//! The locks and atomics of the engine, in one place, so that a model checker can put its own in
+//! theirs: with the feature `shuttle` (`tools/models`) these are the checker's, and the engine runs
+//! in every order that threads could take.
+//!
+//! Here it is nothing but names. What is not taken from here is invisible to the models: a plain
+//! `Arc` or `OnceLock` is one step there.
+
+#[cfg(feature = "shuttle")]
+mod modelled;
+
+#[cfg(not(feature = "shuttle"))]
+pub use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+#[cfg(feature = "shuttle")]
+pub use modelled::*;
+#[cfg(not(feature = "shuttle"))]
+pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+#[cfg(not(feature = "shuttle"))]
+pub use std::hint::spin_loop;
+#[cfg(not(feature = "shuttle"))]
+pub use std::sync::atomic;
+#[cfg(not(feature = "shuttle"))]
+pub use std::thread_local;

@@ -1,0 +1,327 @@
+//! Opening and creating the file or block device of a pool, and locking it.
+//!
+//! Nothing is looked at or changed before the lock is held.
+
+use super::{Direct, FileDevice, Host, aliases, host_len_bytes};
+use crate::base::{BLOCK_BYTES, Error, Result};
+use cowshed_sys::{aligned, extent, geometry};
+use parking_lot::Mutex;
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+use std::time::Duration;
+
+/// How often a lock is tried. Some are held for a moment only: udev's, which probes a block device
+/// whenever a writer has closed it, and a killed process's, whose child was about to execute
+/// another program and still has the file.
+const LOCK_TRIES: u32 = 30;
+/// How long to wait between the tries.
+const LOCK_WAIT: Duration = Duration::from_millis(10);
+
+/// How to open a pool's file or block device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileOptions {
+    /// Data goes past the host's page cache (O_DIRECT).
+    pub direct: bool,
+    /// Nothing may be written; others may read at the same time.
+    pub read_only: bool,
+}
+
+/// How to create a pool's file, or take a block device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CreateFile {
+    /// The host allocates the whole length now, so that it cannot fill up later.
+    pub preallocate: bool,
+    /// Data goes past the host's page cache (O_DIRECT).
+    pub direct: bool,
+    /// What a regular file holds is thrown away. A block device keeps its bytes either way.
+    pub overwrite: bool,
+}
+
+impl FileDevice {
+    /// Opens and locks the regular file or block device at `path`.
+    ///
+    /// # Errors
+    /// `InUse` when another process has it open; `Io` when it cannot be opened, is neither, or
+    /// cannot do direct I/O though that was asked for.
+    pub fn open(path: impl AsRef<Path>, options: FileOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let host = Host::of(&fs::metadata(path).map_err(opening)?)?;
+        let buffered = open_locked(path, host, options.read_only)?;
+        Self::from_locked(path, buffered, host, options)
+    }
+
+    /// The same pool as `locked`, which `lock_pool` answered here or in the process that started
+    /// this one: the lock goes with the open file, not with the process, so it is held already.
+    ///
+    /// # Errors
+    /// `Io` when it is neither a regular file nor a block device, or cannot do direct I/O though
+    /// that was asked for.
+    pub fn on_locked(locked: File, options: FileOptions) -> Result<Self> {
+        let host = Host::of(&locked.metadata().map_err(opening)?)?;
+        // By way of the descriptor it is the same file, whatever lies at the path by now.
+        let path = format!("/proc/self/fd/{}", locked.as_raw_fd());
+        Self::from_locked(Path::new(&path), locked, host, options)
+    }
+
+    /// Creates a regular file of `len_bytes` at `path`, durable and readable by its owner alone,
+    /// and locks it. At a block device, takes the whole device instead, which must be that long;
+    /// whether it holds something is for the caller to see.
+    ///
+    /// # Errors
+    /// As `open`; `DeviceNotEmpty` when there is a regular file that holds anything and
+    /// `overwrite` is off; `BeyondDevice` when the block device is shorter than `len_bytes`; `Io`
+    /// when the host cannot hold or preallocate it. A file that it made is then removed.
+    pub fn create(path: impl AsRef<Path>, len_bytes: u64, create: CreateFile) -> Result<Self> {
+        let path = path.as_ref();
+        let options = FileOptions {
+            direct: create.direct,
+            read_only: false,
+        };
+        let host = match fs::metadata(path) {
+            Ok(metadata) => Host::of(&metadata)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Self::create_new(path, len_bytes, create.preallocate, options);
+            }
+            Err(error) => return Err(opening(error)),
+        };
+        let buffered = open_locked(path, host, false)?;
+        let found_bytes = host_len_bytes(&buffered, host).map_err(opening)?;
+        match host {
+            Host::BlockDevice if found_bytes < len_bytes => {
+                return Err(Error::BeyondDevice {
+                    device_bytes: found_bytes,
+                });
+            }
+            Host::BlockDevice => {}
+            Host::RegularFile if found_bytes > 0 && !create.overwrite => {
+                return Err(Error::DeviceNotEmpty { found: "data" });
+            }
+            Host::RegularFile => lay_out(&buffered, path, len_bytes, create.preallocate)?,
+        }
+        Self::from_locked(path, buffered, host, options)
+    }
+
+    fn create_new(
+        path: &Path,
+        len_bytes: u64,
+        preallocate: bool,
+        options: FileOptions,
+    ) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| Error::io("create the pool", source))?;
+        lock(&file, false)?;
+        let laid_out = lay_out(&file, path, len_bytes, preallocate)
+            .and_then(|()| Opened::of(path, &file, Host::RegularFile, options));
+        if laid_out.is_err() {
+            // The lock is still held, so nobody else has taken the file into use. The first error
+            // says why; that the file could not be removed either adds nothing.
+            let _ = fs::remove_file(path);
+        }
+        Ok(laid_out?.into_device(file))
+    }
+
+    fn from_locked(path: &Path, buffered: File, host: Host, options: FileOptions) -> Result<Self> {
+        Ok(Opened::of(path, &buffered, host, options)?.into_device(buffered))
+    }
+}
+
+/// Opens and locks the regular file or block device at `path` for reading and writing. The lock is
+/// held as long as a descriptor of it is open, in whichever process.
+///
+/// # Errors
+/// As `FileDevice::open`.
+pub fn lock_pool(path: &Path) -> Result<File> {
+    let host = Host::of(&fs::metadata(path).map_err(opening)?)?;
+    open_locked(path, host, false)
+}
+
+/// What belongs to a device beside its locked file.
+struct Opened {
+    direct: Option<Direct>,
+    host: Host,
+    read_only: bool,
+    len_bytes: u64,
+}
+
+impl Opened {
+    fn of(path: &Path, buffered: &File, host: Host, options: FileOptions) -> Result<Self> {
+        let direct = options
+            .direct
+            .then(|| open_direct(path, buffered, options.read_only))
+            .transpose()?;
+        Ok(Self {
+            direct,
+            host,
+            read_only: options.read_only,
+            len_bytes: host_len_bytes(buffered, host).map_err(opening)?,
+        })
+    }
+
+    fn into_device(self, buffered: File) -> FileDevice {
+        FileDevice {
+            log: OnceLock::new(),
+            direct: self.direct,
+            buffered,
+            host: self.host,
+            read_only: self.read_only,
+            len_bytes: AtomicU64::new(self.len_bytes),
+            growing: Mutex::new(()),
+        }
+    }
+}
+
+impl Host {
+    fn of(metadata: &Metadata) -> Result<Self> {
+        let kind = metadata.file_type();
+        if kind.is_file() {
+            Ok(Self::RegularFile)
+        } else if kind.is_block_device() {
+            Ok(Self::BlockDevice)
+        } else {
+            let what = "it is neither a regular file nor a block device";
+            Err(opening(io::Error::new(io::ErrorKind::InvalidInput, what)))
+        }
+    }
+}
+
+fn opening(source: io::Error) -> Error {
+    Error::io("open the pool", source)
+}
+
+fn open_locked(path: &Path, host: Host, read_only: bool) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(!read_only);
+    if host == Host::BlockDevice && !read_only {
+        // The kernel then refuses whoever else claims the device, under whatever name: a mount,
+        // a volume manager, another pool.
+        options.custom_flags(libc::O_EXCL);
+    }
+    let file = options.open(path).map_err(|error| {
+        if host == Host::BlockDevice && error.raw_os_error() == Some(libc::EBUSY) {
+            Error::InUse
+        } else {
+            opening(error)
+        }
+    })?;
+    lock(&file, read_only)?;
+    let opened = file.metadata().map_err(opening)?;
+    if Host::of(&opened)? != host {
+        return Err(Error::InUse);
+    }
+    check_still_at(path, &opened)?;
+    aliases::check_unlocked(&opened, read_only)?;
+    Ok(file)
+}
+
+pub(super) fn lock(file: &File, read_only: bool) -> Result<()> {
+    let mut tries = LOCK_TRIES;
+    loop {
+        let locked = if read_only {
+            file.try_lock_shared()
+        } else {
+            file.try_lock()
+        };
+        tries -= 1;
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if tries == 0 => return Err(Error::InUse),
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_WAIT),
+            Err(TryLockError::Error(source)) => return Err(Error::io("lock the pool", source)),
+        }
+    }
+}
+
+/// Checks that `path` still names what was opened: whoever removed or replaced it in between did
+/// so under a lock, and this one guards a file that nobody will find again.
+fn check_still_at(path: &Path, opened: &Metadata) -> Result<()> {
+    let named = fs::metadata(path).map_err(opening)?;
+    if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) {
+        Ok(())
+    } else {
+        Err(Error::InUse)
+    }
+}
+
+fn open_direct(path: &Path, buffered: &File, read_only: bool) -> Result<Direct> {
+    const ACTION: &str = "open the pool for direct I/O";
+    let memory_align_bytes = match geometry::direct_alignment(buffered) {
+        Ok(None) => Ok(aligned::ALIGN_BYTES),
+        Ok(Some(asked)) => usable_alignment(asked),
+        Err(error) => Err(error),
+    }
+    .map_err(|source| Error::io(ACTION, source))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .map_err(|source| Error::io(ACTION, source))?;
+    let opened = file.metadata().map_err(opening)?;
+    let locked = buffered.metadata().map_err(opening)?;
+    if (opened.dev(), opened.ino()) != (locked.dev(), locked.ino()) {
+        return Err(Error::InUse);
+    }
+    Ok(Direct {
+        file,
+        memory_align_bytes,
+    })
+}
+
+/// The alignment of memory, where the host's direct I/O can do single blocks.
+pub(super) fn usable_alignment(asked: geometry::DirectAlignment) -> io::Result<usize> {
+    let memory = usize::try_from(asked.memory_bytes).unwrap_or(usize::MAX);
+    let offset = usize::try_from(asked.offset_bytes).unwrap_or(usize::MAX);
+    let usable = (1..=aligned::ALIGN_BYTES).contains(&memory)
+        && (1..=BLOCK_BYTES).contains(&offset)
+        && BLOCK_BYTES.is_multiple_of(offset)
+        && aligned::ALIGN_BYTES.is_multiple_of(memory);
+    if usable {
+        Ok(memory)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the host cannot read and write single blocks past its page cache",
+        ))
+    }
+}
+
+/// Gives an empty or overwritten file its length, durably. When that fails, the file is empty.
+fn lay_out(file: &File, path: &Path, len_bytes: u64, preallocate: bool) -> Result<()> {
+    let laid_out = file
+        .set_len(0)
+        .and_then(|()| file.set_len(len_bytes))
+        .and_then(|()| {
+            if preallocate && len_bytes > 0 {
+                extent::allocate(file, 0, len_bytes)
+            } else {
+                Ok(())
+            }
+        })
+        .and_then(|()| file.sync_all())
+        .and_then(|()| sync_folder_of(path));
+    if laid_out.is_err() {
+        // The first error says why; an empty file is the most that could be left.
+        let _ = file.set_len(0);
+    }
+    laid_out.map_err(|source| Error::io("create the pool", source))
+}
+
+/// Makes the name of a new file durable.
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)?.sync_all()
+}

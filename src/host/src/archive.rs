@@ -1,0 +1,299 @@
+//! Writing images as one OCI layout archive.
+//!
+//! The pool does not keep the tar files that layers came from. A layer is made again from its
+//! volume and the one below: the same tree, but seldom the same bytes, so its diff id may be new.
+//! The configuration then says the new diff ids and so has another digest; the answer tells.
+
+use super::commit::write_layer;
+use super::error::{Error, Result};
+use super::host::{Host, random_hex};
+use super::record::{self, FoundImage, ImageRecord, LayerRecord};
+use super::tree;
+use cowshed_oci::{
+    Compression, Digest, ImageConfig, LayerBlob, LayerSummary, LayerWriter, LayoutImage, Reference,
+    write_layouts,
+};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// An image that was written to an archive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ExportedImage {
+    /// The digest of the configuration in the archive.
+    pub id: Digest,
+    /// The digest of the configuration in the pool; differs if a layer could not be made again
+    /// byte by byte.
+    pub image: Digest,
+    /// The digest of the manifest in the archive.
+    pub manifest: Digest,
+    /// The names in the archive.
+    pub names: Vec<String>,
+    /// Names that an archive cannot state: those with a digest, and those of older versions that
+    /// are not valid.
+    pub left_out: Vec<String>,
+    /// Its layers, lowest first.
+    pub layers: Vec<ExportedLayer>,
+}
+
+/// One layer of an exported image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ExportedLayer {
+    /// The digest of the uncompressed layer in the archive.
+    pub diff_id: Digest,
+    /// What it was when the image came into the pool.
+    pub original_diff_id: Digest,
+    /// Bytes of the layer as it is stored in the archive.
+    pub size_bytes: u64,
+}
+
+/// An image that is to be exported.
+struct Found {
+    id: Digest,
+    record: ImageRecord,
+    names: Vec<String>,
+}
+
+/// An image as it goes into the archive.
+struct Outgoing {
+    config: ImageConfig,
+    names: Vec<Reference>,
+    left_out: Vec<String>,
+    /// The chain ids of its layers, lowest first.
+    chain: Vec<Digest>,
+}
+
+/// A layer, compressed in a file without a name.
+struct Spooled {
+    file: File,
+    summary: LayerSummary,
+}
+
+impl Host {
+    /// Writes `image` to `out` as an OCI layout in a tar archive, which is a docker-archive too.
+    ///
+    /// # Errors
+    /// `NotFound` or `Ambiguous`, and what the pool, the host and `out` answer.
+    pub fn export_image<W: Write>(
+        &self,
+        image: &str,
+        compression: Compression,
+        out: W,
+    ) -> Result<(W, ExportedImage)> {
+        let (out, mut exported) = self.export_images(&[image], compression, out)?;
+        let exported = exported.pop().ok_or(Error::Config("it is missing"))?;
+        Ok((out, exported))
+    }
+
+    /// Writes `images` as one archive, in which each layer is stored once. An image that is meant
+    /// by several names is written once, with these names.
+    ///
+    /// # Errors
+    /// As `export_image`.
+    pub fn export_images<W: Write>(
+        &self,
+        images: &[&str],
+        compression: Compression,
+        out: W,
+    ) -> Result<(W, Vec<ExportedImage>)> {
+        let found = self.find_for_export(images)?;
+        let mut spooled = HashMap::new();
+        let mut outgoing = Vec::with_capacity(found.len());
+        for image in &found {
+            outgoing.push(self.spool_image(image, compression, &mut spooled)?);
+        }
+        let layouts = outgoing.iter().map(|image| LayoutImage {
+            config: &image.config,
+            names: &image.names,
+            layers: image.chain.iter().map(|id| spooled[id].blob()).collect(),
+        });
+        let (out, manifests) = write_layouts(out, layouts.collect())?;
+        let done = found.iter().zip(&outgoing).zip(manifests);
+        let report = done.map(|((found, image), manifest)| {
+            let layers = found.record.layers.iter();
+            ExportedImage {
+                id: image.config.digest(),
+                image: found.id,
+                manifest,
+                names: image.names.iter().map(Reference::short).collect(),
+                left_out: image.left_out.clone(),
+                layers: layers
+                    .map(|layer| report(layer, &spooled[&layer.chain_id]))
+                    .collect(),
+            }
+        });
+        Ok((out, report.collect()))
+    }
+
+    /// The images with the names that they get in the archive: the name that was asked for, all of
+    /// them for one that was asked for by id.
+    fn find_for_export(&self, images: &[&str]) -> Result<Vec<Found>> {
+        let mut all: Vec<Found> = Vec::new();
+        for image in images {
+            let FoundImage { id, record, name } = record::find_image(self.pool(), image)?;
+            let names = match name {
+                Some(name) => vec![name.shown],
+                None => self.names()?.remove(&id).unwrap_or_default(),
+            };
+            match all.iter_mut().find(|known| known.id == id) {
+                Some(known) => {
+                    let new = names.into_iter().filter(|name| !known.names.contains(name));
+                    let new: Vec<String> = new.collect();
+                    known.names.extend(new);
+                }
+                None => all.push(Found { id, record, names }),
+            }
+        }
+        Ok(all)
+    }
+
+    fn spool_image(
+        &self,
+        image: &Found,
+        compression: Compression,
+        spooled: &mut HashMap<Digest, Spooled>,
+    ) -> Result<Outgoing> {
+        let mut below = None;
+        for layer in &image.record.layers {
+            // Another image of the archive may have it too.
+            if let Entry::Vacant(place) = spooled.entry(layer.chain_id) {
+                place.insert(self.spool_layer(below, layer, compression)?);
+            }
+            below = Some(layer);
+        }
+        let chain: Vec<Digest> = image.record.layers.iter().map(|l| l.chain_id).collect();
+        let diff_ids: Vec<Digest> = chain.iter().map(|id| spooled[id].summary.diff_id).collect();
+        let config = ImageConfig::parse(image.record.config.clone().into_bytes())?;
+        let (mut names, mut left_out) = (Vec::new(), Vec::new());
+        for name in &image.names {
+            match Reference::parse_given(name) {
+                Ok(reference) => names.push(reference),
+                Err(_) => left_out.push(name.clone()),
+            }
+        }
+        Ok(Outgoing {
+            config: with_diff_ids(config, &diff_ids)?,
+            names,
+            left_out,
+            chain,
+        })
+    }
+
+    fn spool_layer(
+        &self,
+        below: Option<&LayerRecord>,
+        layer: &LayerRecord,
+        compression: Compression,
+    ) -> Result<Spooled> {
+        let new = self.view(&self.layer(layer.chain_id)?)?;
+        let changes = match below {
+            Some(below) => {
+                let base = self.view(&self.layer(below.chain_id)?)?;
+                tree::compare(base.path(), new.path())?
+            }
+            None => {
+                let empty = EmptyFolder::make(self.state_dir())?;
+                tree::compare(&empty.path, new.path())?
+            }
+        };
+        let file = unnamed_file(self.state_dir())?;
+        let layer = LayerWriter::new(BufWriter::new(file), compression)?;
+        let (out, summary) = write_layer(layer, new.path(), &changes)?;
+        let file = out
+            .into_inner()
+            .map_err(|error| spool_failed(error.into_error()))?;
+        Ok(Spooled { file, summary })
+    }
+}
+
+impl Spooled {
+    /// The layer for one image; several may have it.
+    fn blob(&self) -> LayerBlob<'_> {
+        LayerBlob {
+            media_type: self.summary.compression.layer_media_type(),
+            digest: self.summary.blob_digest,
+            size_bytes: self.summary.blob_size_bytes,
+            content: Box::new(FromStart {
+                file: &self.file,
+                offset_bytes: 0,
+            }),
+        }
+    }
+}
+
+/// A file from its start, without a position that is shared with others.
+struct FromStart<'a> {
+    file: &'a File,
+    offset_bytes: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read_at(buffer, self.offset_bytes)?;
+        self.offset_bytes += u64::try_from(len).map_err(io::Error::other)?;
+        Ok(len)
+    }
+}
+
+fn report(record: &LayerRecord, spooled: &Spooled) -> ExportedLayer {
+    ExportedLayer {
+        diff_id: spooled.summary.diff_id,
+        original_diff_id: record.diff_id,
+        size_bytes: spooled.summary.blob_size_bytes,
+    }
+}
+
+/// The configuration with the diff ids that the layers have now; as it is if they are the same.
+fn with_diff_ids(config: ImageConfig, found: &[Digest]) -> Result<ImageConfig> {
+    if config.diff_ids() == found {
+        return Ok(config);
+    }
+    let invalid = |_| Error::Config("it is not JSON");
+    let mut value: serde_json::Value = serde_json::from_slice(config.raw()).map_err(invalid)?;
+    value["rootfs"]["diff_ids"] = serde_json::json!(found);
+    Ok(ImageConfig::parse(
+        serde_json::to_vec(&value).map_err(invalid)?,
+    )?)
+}
+
+fn spool_failed(source: io::Error) -> Error {
+    Error::Io {
+        action: "keep a layer in",
+        path: "a temporary file".into(),
+        source,
+    }
+}
+
+/// A file in `folder` that is gone with its last descriptor.
+fn unnamed_file(folder: &Path) -> Result<File> {
+    let path = folder.join(format!("layer-{}", random_hex::<16>()?));
+    let mut options = File::options();
+    let opened = options.read(true).write(true).create_new(true).open(&path);
+    let file = opened.map_err(Error::io("make", &path))?;
+    fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    Ok(file)
+}
+
+/// What the lowest layer is compared with.
+struct EmptyFolder {
+    path: PathBuf,
+}
+
+impl EmptyFolder {
+    fn make(folder: &Path) -> Result<Self> {
+        let path = folder.join("work").join(random_hex::<16>()?);
+        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for EmptyFolder {
+    fn drop(&mut self) {
+        // An empty folder that stays is removed at the next start.
+        let _ = fs::remove_dir(&self.path);
+    }
+}

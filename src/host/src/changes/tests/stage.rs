@@ -1,0 +1,149 @@
+//! A host with a pool in memory; images and containers made on the spot.
+
+use super::super::inodes::ChangedInodes;
+use super::super::*;
+use crate::ext4::{Inode, ROOT_INODE};
+use crate::{Comparison, CreateContainer, Host, ImportOptions, record};
+use cowshed_engine::pool::{CreateOptions, OpenOptions};
+use cowshed_format::base::Name;
+use cowshed_format::device::MemoryDevice;
+use cowshed_oci::SourceInput;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+pub(super) struct Stage {
+    pub(super) host: Host,
+    pub(super) pool: Pool,
+    folder: tempfile::TempDir,
+}
+
+impl Stage {
+    pub(super) fn new() -> Self {
+        let device = Arc::new(MemoryDevice::new(16 << 30));
+        Pool::create(device.as_ref(), &CreateOptions::default()).unwrap();
+        let pool = Pool::open(device, &OpenOptions::default()).unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("cowshed-")
+            .tempdir()
+            .unwrap();
+        let host = Host::new(pool.clone(), &folder.path().join("state")).unwrap();
+        Self { host, pool, folder }
+    }
+
+    /// Makes an image of what `fill` puts into an empty folder.
+    pub(super) fn image(&self, name: &str, fill: impl FnOnce(&Path)) {
+        let content = self.folder.path().join("content");
+        std::fs::create_dir(&content).unwrap();
+        fill(&content);
+        let tar = self.folder.path().join("content.tar");
+        let options = "--format=pax --xattrs --xattrs-include=* --sparse --numeric-owner";
+        shell(&content, &format!("tar {options} -cf ../content.tar ."));
+        let image = self.host.open_image(SourceInput::Path(tar), None).unwrap();
+        let options = ImportOptions {
+            name: Some(Name::new(name).unwrap()),
+            file_system_bytes: Some(1 << 30),
+            ..ImportOptions::default()
+        };
+        self.host
+            .import_image(&image, &options, &mut |_| true)
+            .unwrap();
+        std::fs::remove_dir_all(&content).unwrap();
+    }
+
+    pub(super) fn container(&self, image: &str, name: &str) -> PathBuf {
+        self.container_of_size(image, name, None)
+    }
+
+    /// A mounted container; a size below its image's is the image's.
+    pub(super) fn container_of_size(
+        &self,
+        image: &str,
+        name: &str,
+        size_bytes: Option<u64>,
+    ) -> PathBuf {
+        let mut options = CreateContainer {
+            name: Some(Name::new(name).unwrap()),
+            size_bytes,
+        };
+        if self.host.create_container(image, &options).is_err() {
+            options.size_bytes = None;
+            self.host.create_container(image, &options).unwrap();
+        }
+        self.host.mount_container(name, None).unwrap().path
+    }
+
+    /// What the container changed, which both ways of comparing must agree on.
+    pub(super) fn compare(&self, name: &str, what: &str) -> TreeChanges {
+        let record = record::find_container(&self.pool, name).unwrap();
+        let lock = self.host.container_lock(&record.id);
+        let _held = lock.lock();
+        let mut instant = self.host.instant(&record).unwrap();
+        let found = {
+            let (base, now) = instant.volumes();
+            let sides = self.sides(base, now);
+            let inodes = ChangedInodes::between(&sides).unwrap();
+            assert_eq!(inodes.found_by_content, 0, "{what}: found by content");
+            let indexes = &self.host.comparing.indexes;
+            between(&self.pool, base, now, indexes).unwrap_or_else(|e| panic!("{what}: {e}"))
+        };
+        let expected = instant.changes_by_trees().unwrap();
+        for (path, change) in &expected {
+            assert_eq!(found.get(path), Some(change), "{what}: {path:?}");
+        }
+        for (path, change) in &found {
+            assert_eq!(expected.get(path), Some(change), "{what}: {path:?}");
+        }
+        found
+    }
+
+    /// Commits the container by blocks and by trees: the layers must be the same byte for byte.
+    pub(super) fn commit_both_ways(&self, container: &str, image: &str) {
+        let commit = |name: &str| {
+            let name = Name::new(name).unwrap();
+            self.host.commit_container(container, &name, None).unwrap()
+        };
+        let by_blocks = commit(image);
+        self.host.set_comparison(Comparison::Trees);
+        let by_trees = commit("again:1");
+        self.host.set_comparison(Comparison::Blocks);
+        let diff_id = |image: &crate::ImportedImage| image.layers.last().map(|layer| layer.diff_id);
+        assert_eq!(diff_id(&by_blocks), diff_id(&by_trees));
+    }
+
+    /// The volumes of a container's image and of the container itself.
+    pub(super) fn volumes_of(&self, container: &str) -> (Volume, Volume) {
+        let record = record::find_container(&self.pool, container).unwrap();
+        let image = self.host.image_of(&record).unwrap();
+        let base = self
+            .host
+            .layer(image.layers.last().unwrap().chain_id)
+            .unwrap();
+        (base, record.volume(&self.pool).unwrap())
+    }
+
+    pub(super) fn sides<'v>(&self, base: &'v Volume, now: &'v Volume) -> Sides<'v> {
+        Sides::open(&self.pool, base, now).unwrap()
+    }
+
+    /// The inode at a path.
+    pub(super) fn inode_of(&self, reader: &FileSystem<'_>, path: &[&str]) -> Inode {
+        let mut inode = reader.inode(ROOT_INODE).unwrap();
+        for name in path {
+            let found = names::listing(reader, &inode).unwrap()[name.as_bytes()];
+            inode = reader.live_inode(found).unwrap();
+        }
+        inode
+    }
+}
+
+/// Runs a command line of the shell, which must succeed.
+pub(super) fn shell(folder: &Path, script: &str) {
+    let done = Command::new("bash")
+        .args(["-euc", script])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{script}: {said}");
+}

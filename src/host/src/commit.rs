@@ -1,0 +1,109 @@
+//! Making an image of a container: its changes as one layer more.
+//!
+//! The layer's tar is written only to learn its diff id; the layer's volume is the snapshot that
+//! was compared, so that nothing is applied again.
+
+use super::error::{Error, Result};
+use super::filesystem::Mode;
+use super::host::{Host, hold};
+use super::import::{ImportedImage, StackedLayer};
+use super::record::{self, LayerRecord};
+use super::time;
+use super::tree::{TreeChange, TreeChanges};
+use cowshed_format::base::Name;
+use cowshed_oci::{
+    Compression, ImageConfig, LayerOrigin, LayerSummary, LayerWriter, Reference, chain_above,
+};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// What a layer's history says unless told otherwise.
+const CREATED_BY: &str = "cowshed container commit";
+
+impl Host {
+    /// Makes the image `name` of the container as it is now; the container may run. `created_by`
+    /// goes into the image's history. Durable when it returns.
+    ///
+    /// # Errors
+    /// `Name`, `NotFound` or `Ambiguous`, a name that no layer can hold, and what the pool and the host
+    /// answer.
+    pub fn commit_container(
+        &self,
+        container: &str,
+        name: &Name,
+        created_by: Option<&str>,
+    ) -> Result<ImportedImage> {
+        let reference = Reference::parse_given(name.as_str())?;
+        let record = record::find_container(self.pool(), container)?;
+        let lock = self.container_lock(&record.id);
+        let _held = hold(&lock)?;
+        let image = self.image_of(&record)?;
+        let volume = record.volume(self.pool())?;
+        // Before, since what failed to write may not be written out any more, and after it was.
+        self.check_complete(&volume)?;
+        let mut instant = self.instant(&record)?;
+        self.check_complete(&volume)?;
+        instant.settle()?;
+        let changes = instant.changes()?;
+        let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;
+        let layer = LayerWriter::new(io::sink(), Compression::None)?;
+        let (_, summary) = write_layer(layer, mount.path(), &changes)?;
+        mount.unmount()?;
+        let mut stack = Vec::with_capacity(image.layers.len() + 1);
+        for layer in image.layers {
+            let volume = self.layer(layer.chain_id)?;
+            stack.push(StackedLayer {
+                record: layer,
+                volume,
+                reused: true,
+            });
+        }
+        let below = stack.last().map(|layer| layer.record.chain_id);
+        let layer = LayerRecord {
+            chain_id: chain_above(below, summary.diff_id),
+            diff_id: summary.diff_id,
+            size_bytes: Some(summary.size_bytes),
+        };
+        stack.push(StackedLayer {
+            record: layer,
+            volume: instant.volume,
+            reused: false,
+        });
+        let origin = LayerOrigin {
+            created: &time::now(),
+            created_by: created_by.unwrap_or(CREATED_BY),
+        };
+        let config =
+            ImageConfig::parse(image.config.into_bytes())?.with_layer(summary.diff_id, origin)?;
+        let committed = self.settle_image(&config, std::slice::from_ref(&reference), stack)?;
+        // The volume has its place now; what is left in work (a snapshot below it) goes.
+        instant.work.keep_named();
+        Ok(committed)
+    }
+}
+
+/// Writes `changes` of the tree at `root` to `layer`, and finishes it.
+pub(super) fn write_layer<W: Write>(
+    mut layer: LayerWriter<W>,
+    root: &Path,
+    changes: &TreeChanges,
+) -> Result<(W, LayerSummary)> {
+    let directory = File::open(root).map_err(Error::io("open", root))?;
+    for (path, change) in changes {
+        match change {
+            TreeChange::Removed => layer.whiteout(path.as_bytes())?,
+            TreeChange::Added | TreeChange::Changed => {
+                let path = if path.as_bytes().is_empty() {
+                    b".".as_slice()
+                } else {
+                    path.as_bytes()
+                };
+                // A socket is not stored: it means nothing without its process.
+                layer.add(directory.as_fd(), path)?;
+            }
+        }
+    }
+    Ok(layer.finish()?)
+}

@@ -1,0 +1,322 @@
+//! Where data volumes are mounted and who uses them.
+//!
+//! A data volume is mounted for its first user and unmounted with the last one. In the state
+//! folder, `data/<volume>` is its place, and the file `data/<volume>.users` says who uses it; both
+//! are there for a successor of this process, and gone after a reboot, as the mount is.
+//!
+//! # Invariants
+//! - The folder is made before the volume is attached, and removed after it is detached.
+//! - The list of users is written before a new user hears of the mount, and before the mount goes
+//!   with the last one. So whoever is found mounted without users was being mounted or unmounted.
+//! - A user is counted once, however often he says the same.
+
+use super::adoption::device_of;
+use super::error::{Error, Result};
+use super::filesystem::{self, Access, Mode};
+use super::host::Host;
+use cowshed_engine::pool::Volume;
+use cowshed_export::Export;
+use cowshed_format::base::VolumeId;
+use cowshed_sys::mount::{self, MountEntry};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What the file of a mount's users ends with.
+const USERS_SUFFIX: &str = ".users";
+/// The longest name of a user, in bytes; Docker's have 64.
+const USER_BYTES_MAX: usize = 256;
+/// The most users of one data volume.
+const USERS_MAX: usize = 4096;
+
+/// Where a data volume is mounted, and for whom.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DataMount {
+    path: PathBuf,
+    device: PathBuf,
+    users: BTreeSet<String>,
+}
+
+impl Host {
+    /// Mounts the data volume `name` for `user`, and answers where. What is mounted already is
+    /// shared; a user who is known stays so.
+    ///
+    /// # Errors
+    /// `NotFound`, `DataVolumeUser`, `NoFileSystem`, and what the host answers.
+    pub fn mount_data_volume(&self, name: &str, user: &str) -> Result<PathBuf> {
+        let refused = |why| Error::DataVolumeUser {
+            name: name.into(),
+            why,
+        };
+        if user.is_empty() || user.len() > USER_BYTES_MAX || user.contains(char::is_control) {
+            return Err(refused("an ID is 1 to 256 bytes of text"));
+        }
+        let volume = self.known_data_volume(name)?;
+        let lock = self.data_lock(volume.id());
+        let _held = lock.lock();
+        let mut mount = match self.data_mount(volume.id()) {
+            Some(known) => self.mount_again(&volume, known)?,
+            None => self.mount_data(&volume)?,
+        };
+        if mount.users.len() >= USERS_MAX && !mount.users.contains(user) {
+            return Err(refused("it has as many users as it can have"));
+        }
+        mount.users.insert(user.to_owned());
+        let path = mount.path.clone();
+        let written = self.write_users(volume.id(), &mount.users);
+        if written.is_err() {
+            mount.users.remove(user);
+        }
+        self.data_mounts.lock().insert(volume.id(), mount);
+        written.map(|()| path)
+    }
+
+    /// Ends `user`'s use of the data volume `name`, and unmounts it when that was the last one.
+    /// What was written is durable then. Who does not use it has nothing to end.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the host answers.
+    pub fn unmount_data_volume(&self, name: &str, user: &str) -> Result<()> {
+        let volume = self.known_data_volume(name)?;
+        let lock = self.data_lock(volume.id());
+        let _held = lock.lock();
+        let Some(mut mount) = self.data_mount(volume.id()) else {
+            return Ok(());
+        };
+        if mount.users.remove(user) {
+            self.write_users(volume.id(), &mount.users)?;
+            self.data_mounts.lock().insert(volume.id(), mount.clone());
+        }
+        if !mount.users.is_empty() {
+            return Ok(());
+        }
+        if is_mounted(&mount)? {
+            let synced = mount::sync_file_system(&mount.path);
+            synced.map_err(Error::io("write out", &mount.path))?;
+        }
+        if let Err(error) = self.unmount_data(&volume) {
+            // Somebody else still looks at it. It goes with the next one who is done with it.
+            tracing::warn!(%error, volume = %volume.name(), "stays in use without a user");
+        }
+        Ok(self.pool().flush()?)
+    }
+
+    /// Unmounts the data volume if nobody uses it.
+    ///
+    /// # Errors
+    /// `DataVolumeInUse`, `MountBusy`.
+    pub(super) fn release_unused_data(&self, name: &str, volume: &Volume) -> Result<()> {
+        match self.data_mount(volume.id()) {
+            Some(mount) if !mount.users.is_empty() => Err(Error::DataVolumeInUse {
+                name: name.into(),
+                users: mount.users.len(),
+            }),
+            Some(_) => self.unmount_data(volume),
+            None => Ok(()),
+        }
+    }
+
+    /// Unmounts all of them.
+    pub(super) fn close_data(&self) -> Result<()> {
+        let mounted: Vec<VolumeId> = self.data_mounts.lock().keys().copied().collect();
+        for id in mounted {
+            let lock = self.data_lock(id);
+            let _held = lock.lock();
+            self.unmount_data(&self.pool().volume_by_id(id)?)?;
+        }
+        Ok(())
+    }
+
+    /// Where the volume is mounted as a data volume, as far as is known without asking the kernel.
+    pub(super) fn data_place(&self, id: VolumeId) -> Option<PathBuf> {
+        let mounts = self.data_mounts.lock();
+        mounts.get(&id).map(|mount| mount.path.clone())
+    }
+
+    /// Where all data volumes are mounted.
+    #[must_use]
+    pub fn data_places(&self) -> Vec<PathBuf> {
+        let mounts = self.data_mounts.lock();
+        mounts.values().map(|mount| mount.path.clone()).collect()
+    }
+
+    pub(super) fn data_lock(&self, id: VolumeId) -> Arc<Mutex<()>> {
+        self.container_lock(&lock_key(id))
+    }
+
+    /// Does `work` with the data volume's lock.
+    pub(super) fn with_data_lock<T>(&self, id: VolumeId, work: impl FnOnce() -> T) -> T {
+        let lock = self.data_lock(id);
+        let held = lock.lock();
+        let done = work();
+        drop(held);
+        drop(lock);
+        self.forget_idle_lock(&lock_key(id));
+        done
+    }
+
+    pub(super) fn forget_data_lock(&self, id: VolumeId) {
+        self.forget_container_lock(&lock_key(id));
+    }
+
+    fn data_mount(&self, id: VolumeId) -> Option<DataMount> {
+        self.data_mounts.lock().get(&id).cloned()
+    }
+
+    /// Mounts what was mounted before and is not any more, though its device may be in use:
+    /// somebody else has unmounted it, or has kept a mount of his own when the last user went.
+    fn mount_again(&self, volume: &Volume, known: DataMount) -> Result<DataMount> {
+        if is_mounted(&known)? {
+            return Ok(known);
+        }
+        let device = device_of(&*self.export()?, volume.id());
+        if device.is_none_or(|device| device != known.device) {
+            self.data_mounts.lock().remove(&volume.id());
+            return Ok(DataMount {
+                users: known.users,
+                ..self.mount_data(volume)?
+            });
+        }
+        fs::create_dir_all(&known.path).map_err(Error::io("make the folder", &known.path))?;
+        filesystem::mount(
+            &known.device,
+            &known.path,
+            Mode::Container,
+            Access::Programs,
+        )?;
+        Ok(known)
+    }
+
+    fn mount_data(&self, volume: &Volume) -> Result<DataMount> {
+        let path = self.data_dir().join(volume.id().to_string());
+        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        let device = self
+            .fit_file_system(volume)
+            .and_then(|()| self.attach_and_mount(volume, &path, Mode::Container, Access::Programs))
+            .inspect_err(|_| self.forget_place(volume.id()))?;
+        let mount = DataMount {
+            path,
+            device,
+            users: BTreeSet::new(),
+        };
+        let mut mounts = self.data_mounts.lock();
+        mounts.insert(volume.id(), mount.clone());
+        Ok(mount)
+    }
+
+    /// Undoes `mount_data`; what fails can be tried again.
+    fn unmount_data(&self, volume: &Volume) -> Result<()> {
+        let Some(known) = self.data_mounts.lock().get(&volume.id()).cloned() else {
+            return Ok(());
+        };
+        if is_mounted(&known)? {
+            self.unmount_and_detach(volume, &known.path)?;
+        } else {
+            self.export()?.detach(volume)?;
+        }
+        self.data_mounts.lock().remove(&volume.id());
+        self.forget_place(volume.id());
+        Ok(())
+    }
+
+    /// Where data volumes are mounted.
+    pub(super) fn data_dir(&self) -> PathBuf {
+        self.state_dir().join("data")
+    }
+
+    fn users_file(&self, id: VolumeId) -> PathBuf {
+        self.data_dir().join(format!("{id}{USERS_SUFFIX}"))
+    }
+
+    fn write_users(&self, id: VolumeId, users: &BTreeSet<String>) -> Result<()> {
+        let path = self.users_file(id);
+        let new = path.with_extension("new");
+        let text = users.iter().map(|user| format!("{user}\n"));
+        fs::write(&new, text.collect::<String>()).map_err(Error::io("write", &new))?;
+        fs::rename(&new, &path).map_err(Error::io("write", &path))
+    }
+
+    fn read_users(&self, id: VolumeId) -> BTreeSet<String> {
+        // Without the file there are no users yet.
+        let text = fs::read_to_string(self.users_file(id)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Removes the folder and the list of users of a volume that is not mounted.
+    fn forget_place(&self, id: VolumeId) {
+        let _ = fs::remove_file(self.users_file(id));
+        // rmdir refuses what is not empty, and that is meant.
+        let _ = fs::remove_dir(self.data_dir().join(id.to_string()));
+    }
+
+    /// Takes over the data volumes that a predecessor had mounted. What it was mounting or
+    /// unmounting is unmounted.
+    pub(super) fn adopt_data(&self, mounts: &[MountEntry], export: &Export) {
+        for id in self.data_folders() {
+            let path = self.data_dir().join(id.to_string());
+            let device = device_of(export, id);
+            let known = DataMount {
+                path,
+                device: device.clone().unwrap_or_default(),
+                users: self.read_users(id),
+            };
+            let is_mounted = device.is_some() && lies_on(mounts, &known);
+            if is_mounted && !known.users.is_empty() {
+                tracing::info!(path = %known.path.display(), "stays mounted");
+                self.data_mounts.lock().insert(id, known);
+                continue;
+            }
+            if is_mounted && let Err(error) = filesystem::unmount(&known.path) {
+                tracing::warn!(%error, "stays mounted without a user");
+                self.data_mounts.lock().insert(id, known);
+                continue;
+            }
+            self.let_go(export, id);
+            if device_of(export, id).is_some() && known.path.exists() {
+                // Somebody still uses its device; it goes with the next one who is done with it.
+                self.data_mounts.lock().insert(id, known);
+                continue;
+            }
+            self.forget_place(id);
+        }
+    }
+
+    /// Removes what an earlier process, whose mounts are gone, left in the folder.
+    pub(super) fn clean_data(&self) {
+        for entry in fs::read_dir(self.data_dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            // Of the two, one is right for a list, and the other for an empty folder.
+            let _ = fs::remove_file(entry.path());
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+
+    fn data_folders(&self) -> Vec<VolumeId> {
+        let entries = fs::read_dir(self.data_dir()).into_iter().flatten();
+        let names = entries.flatten().map(|entry| entry.file_name());
+        names
+            .filter_map(|name| Some(VolumeId(name.to_str()?.parse().ok()?)))
+            .collect()
+    }
+}
+
+fn lock_key(id: VolumeId) -> String {
+    // No container has an id like this.
+    format!("data {id}")
+}
+
+fn lies_on(mounts: &[MountEntry], known: &DataMount) -> bool {
+    let top = mounts.iter().rfind(|entry| entry.mount_point == known.path);
+    top.is_some_and(|entry| Path::new(&entry.source) == known.device)
+}
+
+fn is_mounted(known: &DataMount) -> Result<bool> {
+    let failed = |source: io::Error| Error::io("read", Path::new("/proc/self/mountinfo"))(source);
+    Ok(lies_on(&mount::mounts().map_err(failed)?, known))
+}

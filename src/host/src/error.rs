@@ -1,0 +1,352 @@
+//! What can go wrong with images and containers, kept distinct up to the command line.
+
+use cowshed_export as export;
+use cowshed_format::base;
+use cowshed_oci as oci;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The room's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on images or containers was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The pool refused or failed.
+    #[error(transparent)]
+    Pool(#[from] base::Error),
+    /// The image input is wrong, or a layer could not be applied or written.
+    #[error(transparent)]
+    Oci(#[from] oci::Error),
+    /// A text cannot be the name of an image.
+    #[error(transparent)]
+    Name(#[from] oci::InvalidReference),
+    /// A volume could not be shown as a file or a loop device.
+    #[error(transparent)]
+    Export(#[from] export::ExportError),
+    /// The host failed.
+    #[error("{action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// A program of the host is missing.
+    #[error("{program} is not installed; install the package {package}")]
+    NoProgram {
+        /// The program.
+        program: &'static str,
+        /// The package that usually holds it.
+        package: &'static str,
+    },
+    /// A program of the host failed.
+    #[error("{program} failed ({status}): {message}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The last line that it wrote about it.
+        message: Box<str>,
+    },
+    /// Nothing has this name or id.
+    #[error("there is no {kind} {name}")]
+    NotFound {
+        /// What was looked for.
+        kind: Kind,
+        /// The name or id that was given.
+        name: Box<str>,
+    },
+    /// A short id fits several.
+    #[error("the id {prefix} fits more than one {kind}; give more of it")]
+    Ambiguous {
+        /// What was looked for.
+        kind: Kind,
+        /// The short id that was given.
+        prefix: Box<str>,
+    },
+    /// The name belongs to another container.
+    #[error("there is a container {0} already; choose another name or remove it")]
+    ContainerExists(base::Name),
+    /// Containers still stand on the image.
+    #[error("the image {image} is in use by {containers}; remove them first")]
+    ImageInUse {
+        /// The image as it was named.
+        image: Box<str>,
+        /// The names of the containers.
+        containers: Names,
+    },
+    /// The image has no layer to make a container of.
+    #[error("the image {0} has no layers, so there is no root to start from")]
+    EmptyImage(Box<str>),
+    /// The container is mounted at another place.
+    #[error("the container {container} is mounted at {path} already; unmount it first", path = path.display())]
+    MountedElsewhere {
+        /// The container's name.
+        container: Box<str>,
+        /// Where it is mounted.
+        path: PathBuf,
+    },
+    /// The container is not mounted.
+    #[error("the container {0} is not mounted")]
+    NotMounted(Box<str>),
+    /// The kind of file system cannot be held still.
+    #[error(
+        "the file system at {path} cannot be held still while it is mounted; unmount it, then take the snapshot", path = path.display()
+    )]
+    CannotHold {
+        /// Where it is mounted.
+        path: PathBuf,
+    },
+    /// The file system lies on other devices as well.
+    #[error(
+        "the file system at {path} lies on {others} as well as on this volume, and a snapshot of one alone holds parts that do not fit; freeze it (fsfreeze --freeze {path}), take a snapshot of each, and thaw it, or unmount it first", path = path.display()
+    )]
+    OnOthersToo {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// The other devices.
+        others: Names,
+    },
+    /// Somebody thaws the file system whenever it is held still.
+    #[error(
+        "somebody else thawed the file system on the volume {0} during each of several attempts at a snapshot; end what does so, then try again"
+    )]
+    ThawedMeanwhile(base::Name),
+    /// Something in the mounted file system is open.
+    #[error("{path} is in use by a process; end it, then try again", path = path.display())]
+    MountBusy {
+        /// The mount point.
+        path: PathBuf,
+    },
+    /// The asked size is smaller than the image's file system.
+    #[error("the size must be at least {min_bytes} bytes, which the file system to begin with has")]
+    TooSmall {
+        /// The least.
+        min_bytes: u64,
+    },
+    /// A record in the pool cannot be understood.
+    #[error("the record of the {kind} {key} in the pool is unreadable: {fault}")]
+    Record {
+        /// What it is a record of.
+        kind: Kind,
+        /// Its key.
+        key: Box<str>,
+        /// What is wrong.
+        fault: RecordFault,
+    },
+    /// The file's name cannot be stored in a layer.
+    #[error("{path} cannot be stored in an image layer, whose names must not start with .wh.; rename it", path = path.display())]
+    ReservedName {
+        /// The file, seen from the container's root.
+        path: PathBuf,
+    },
+    /// The text names no data volume.
+    #[error(
+        "{0:?} is no name for a data volume: letters, digits and . _ -, the first one a letter or digit, up to 250"
+    )]
+    DataVolumeName(Box<str>),
+    /// Another data volume has this name, or this one was made with other options.
+    #[error("there is a data volume {0} already; choose another name or remove it")]
+    DataVolumeExists(Box<str>),
+    /// Somebody has the data volume mounted.
+    #[error("the data volume {name} has {users} users; stop what uses it first")]
+    DataVolumeInUse {
+        /// The data volume.
+        name: Box<str>,
+        /// How many use it.
+        users: usize,
+    },
+    /// Nobody can use a data volume so.
+    #[error("cannot mount the data volume {name}: {why}")]
+    DataVolumeUser {
+        /// The data volume.
+        name: Box<str>,
+        /// What is wrong with the user.
+        why: &'static str,
+    },
+    /// The volume cannot be mounted.
+    #[error("{0} holds no ext4 file system with blocks of 4096 bytes; make one in it first")]
+    NoFileSystem(base::Name),
+    /// A write to the volume was refused.
+    #[error(
+        "{0} does not hold all that was written to it, because a write found no room in the pool or failed: make room, remove it, and write it anew"
+    )]
+    Incomplete(base::Name),
+    /// The file system in a volume has no room, though the pool has.
+    #[error("the volume's file system of {size_bytes} bytes has no {what} left; {why}")]
+    FileSystemFull {
+        /// What it lacks.
+        what: Shortage,
+        /// How large it is.
+        size_bytes: u64,
+        /// Why it stays so, and what to do.
+        why: Box<str>,
+    },
+    /// The pool could take more, but its host cannot.
+    #[error("the host's file system that holds the pool is full; make room there")]
+    HostFull,
+    /// Copying needs exactly one container.
+    #[error("exactly one side of a copy is CONTAINER:PATH")]
+    CopySides,
+    /// A folder cannot replace a file.
+    #[error("{path} is not a directory", path = path.display())]
+    NotADirectory {
+        /// The copy's target.
+        path: PathBuf,
+    },
+    /// The target of a copy is neither a directory nor a file.
+    #[error(
+        "{path} is {what} and is not replaced; the target of a copy must be a directory or a regular file",
+        path = path.display()
+    )]
+    CopyTarget {
+        /// What is in the way.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The source of a copy cannot be copied.
+    #[error("{path} is a socket, which means nothing without its process", path = path.display())]
+    CopySocket {
+        /// The copy's source.
+        path: PathBuf,
+    },
+    /// The image's configuration cannot be extended.
+    #[error("the image's configuration is not valid: {0}")]
+    Config(&'static str),
+    /// Everything of an operation was undone because the caller asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+/// What a file system lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// Room for content.
+    #[error("free blocks")]
+    Blocks,
+    /// Room for further files, however small.
+    #[error("free inodes (it holds too many files)")]
+    Inodes,
+}
+
+impl From<base::Cancelled> for Error {
+    fn from(_: base::Cancelled) -> Self {
+        Self::Cancelled
+    }
+}
+
+/// What a name or id stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An image.
+    Image,
+    /// A container.
+    Container,
+    /// A layer of an image.
+    Layer,
+    /// A name of an image.
+    Reference,
+    /// A data volume.
+    DataVolume,
+}
+
+/// What is wrong with a record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordFault {
+    /// It is not the JSON that was written.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// A newer cowshed wrote it.
+    #[error("it has version {0}, which this cowshed does not know")]
+    Version(u32),
+    /// It contradicts itself or the pool.
+    #[error("{0}")]
+    Contradiction(&'static str),
+}
+
+/// Some names, shown with commas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names(pub Vec<String>);
+
+impl fmt::Display for Kind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Image => "image",
+            Self::Container => "container",
+            Self::Layer => "layer",
+            Self::Reference => "image name",
+            Self::DataVolume => "data volume",
+        })
+    }
+}
+
+impl fmt::Display for Names {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, name) in self.0.iter().enumerate() {
+            write!(out, "{}{name}", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// A closure that makes an `Io` error about `action` on `path`, for `map_err`.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// Nothing has this name.
+    pub(super) fn not_found(kind: Kind, name: &str) -> Self {
+        Self::NotFound {
+            kind,
+            name: name.into(),
+        }
+    }
+
+    /// Whether a volume cannot be shown because it is shown in another way.
+    #[must_use]
+    pub const fn is_shown_otherwise(&self) -> bool {
+        matches!(self, Self::Export(export::ExportError::Attached { .. }))
+    }
+
+    /// Whether the work was cancelled, and nothing is wrong.
+    #[must_use]
+    pub const fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Oci(oci::Error::Cancelled(_))
+                | Self::Pool(base::Error::Cancelled(_))
+        )
+    }
+
+    /// Whether something has no room: the pool, its host, or a file system in a volume.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Pool(base::Error::NoSpace) | Self::HostFull | Self::FileSystemFull { .. } => true,
+            _ => self.raw_os_error() == Some(libc::ENOSPC),
+        }
+    }
+
+    /// The host's errno behind this error, if there is one.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::Io { source, .. } => source.raw_os_error(),
+            Self::Oci(error) => error.raw_os_error(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! What this crate reads of an ext4 by itself. This file: is it one, is it clean, where is its
+//! journal. Its folder reads the rest, to compare two file systems: `reader` blocks, groups and
+//! inodes, `inode`, `extents`, `directory` and `attributes` one structure each. Writing is left to
+//! the kernel and to e2fsprogs.
+//!
+//! Source: the kernel's `Documentation/filesystems/ext4/super.rst` and `journal.rst`. The bytes
+//! may have been written by a container, so each field is checked before it is used.
+
+mod attributes;
+pub(super) mod directory;
+mod extents;
+mod fault;
+mod inode;
+mod reader;
+
+pub(super) use extents::Run as ExtentRun;
+pub(super) use fault::{Fault, Result as ReadResult};
+pub(super) use inode::{Inode, InodeKind};
+pub(super) use reader::{
+    BLOCK_LEN, FileSystem, Group, INODES_PER_BLOCK, JOURNAL_INODE, RESIZE_INODE, ROOT_INODE,
+};
+
+use cowshed_engine::pool::Volume;
+use cowshed_format::base::Result;
+
+const SUPERBLOCK_OFFSET: u64 = 1024;
+const SUPERBLOCK_BYTES: usize = 1024;
+const MAGIC: u16 = 0xEF53;
+/// `EXT4_ERROR_FS` in `s_state`.
+const STATE_ERRORS: u16 = 0x2;
+const COMPAT_HAS_JOURNAL: u32 = 0x4;
+const INCOMPAT_RECOVER: u32 = 0x4;
+const INCOMPAT_64BIT: u32 = 0x80;
+/// `s_jnl_backup_type` when `s_jnl_blocks` holds the journal inode's `i_block`.
+const JOURNAL_BACKUP_BLOCKS: u8 = 1;
+const BLOCK_BYTES: u64 = 4096;
+const EXTENT_MAGIC: u16 = 0xF30A;
+/// Extents longer than this are unwritten ones.
+const EXTENT_LEN_MAX: u16 = 32_768;
+/// Extents that fit in an inode.
+const INODE_EXTENTS_MAX: u16 = 4;
+const JOURNAL_MAGIC: u32 = 0xC03B_3998;
+const JOURNAL_SUPERBLOCK_V2: u32 = 4;
+
+/// The superblock of an ext4 with 4 KiB blocks.
+pub(super) struct Superblock {
+    bytes: [u8; SUPERBLOCK_BYTES],
+}
+
+/// A run of file-system blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    start: u64,
+    blocks: u64,
+}
+
+impl Superblock {
+    /// Reads it; `None` when the volume holds no ext4 that this crate could have made.
+    pub(super) fn read(volume: &Volume) -> Result<Option<Self>> {
+        let end = SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES as u64;
+        if volume.size_bytes() < end {
+            return Ok(None);
+        }
+        let mut bytes = [0; SUPERBLOCK_BYTES];
+        volume.read_at(&mut bytes, SUPERBLOCK_OFFSET)?;
+        Ok(Self::parse(bytes))
+    }
+
+    fn parse(bytes: [u8; SUPERBLOCK_BYTES]) -> Option<Self> {
+        let superblock = Self { bytes };
+        let block_bytes = 1024_u64.checked_shl(superblock.u32_at(0x18))?;
+        (superblock.u16_at(0x38) == MAGIC && block_bytes == BLOCK_BYTES).then_some(superblock)
+    }
+
+    /// How large the file system takes its device to be.
+    pub(super) fn size_bytes(&self) -> u64 {
+        let mut blocks = u64::from(self.u32_at(0x4));
+        if self.u32_at(0x60) & INCOMPAT_64BIT != 0 {
+            blocks |= u64::from(self.u32_at(0x150)) << 32;
+        }
+        blocks.saturating_mul(BLOCK_BYTES)
+    }
+
+    /// How many inodes are in use, those that ext4 keeps for itself included.
+    pub(super) fn used_inodes(&self) -> u64 {
+        u64::from(self.u32_at(0x0).saturating_sub(self.u32_at(0x10)))
+    }
+
+    /// How many blocks nothing has, as far as it was written down.
+    pub(super) fn free_blocks(&self) -> u64 {
+        let mut blocks = u64::from(self.u32_at(0xC));
+        if self.u32_at(0x60) & INCOMPAT_64BIT != 0 {
+            blocks |= u64::from(self.u32_at(0x158)) << 32;
+        }
+        blocks
+    }
+
+    /// Whether nothing waits in the journal to be replayed and no deleted file to be released.
+    pub(super) fn is_clean(&self) -> bool {
+        let orphan = self.u32_at(0xE8);
+        !self.needs_replay() && orphan == 0
+    }
+
+    /// Whether the journal holds what has not reached its place.
+    pub(super) fn needs_replay(&self) -> bool {
+        self.u32_at(0x60) & INCOMPAT_RECOVER != 0
+    }
+
+    /// Whether the kernel has found errors in it, or could not write what it had to.
+    pub(super) fn has_errors(&self) -> bool {
+        self.u16_at(0x3A) & STATE_ERRORS != 0 || self.u32_at(0x194) != 0
+    }
+
+    /// The journal's runs of blocks, if the superblock's copy of the journal inode makes sense.
+    fn journal_runs(&self) -> Option<Vec<Run>> {
+        let has_journal = self.u32_at(0x5C) & COMPAT_HAS_JOURNAL != 0;
+        if !has_journal || self.bytes[0xFD] != JOURNAL_BACKUP_BLOCKS {
+            return None;
+        }
+        let root = self.bytes.get(0x10C..0x10C + 60)?;
+        let entries = le16(root, 2);
+        let depth = le16(root, 6);
+        if le16(root, 0) != EXTENT_MAGIC
+            || depth != 0
+            || !(1..=INODE_EXTENTS_MAX).contains(&entries)
+        {
+            return None;
+        }
+        let limit = self.size_bytes() / BLOCK_BYTES;
+        let mut next_logical = 0_u64;
+        let mut runs = Vec::new();
+        for entry in root[12..].chunks_exact(12).take(usize::from(entries)) {
+            let len = le16(entry, 4);
+            let start = u64::from(le16(entry, 6)) << 32 | u64::from(le32(entry, 8));
+            let run = Run {
+                start,
+                blocks: u64::from(len),
+            };
+            let in_order = u64::from(le32(entry, 0)) == next_logical;
+            let inside = start > 0 && run.end()? <= limit;
+            if !in_order || !inside || len == 0 || len > EXTENT_LEN_MAX {
+                return None;
+            }
+            next_logical += run.blocks;
+            runs.push(run);
+        }
+        Some(runs)
+    }
+
+    fn u16_at(&self, offset: usize) -> u16 {
+        le16(&self.bytes, offset)
+    }
+
+    fn u32_at(&self, offset: usize) -> u32 {
+        le32(&self.bytes, offset)
+    }
+
+    fn bytes_at<const LEN: usize>(&self, offset: usize) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        bytes.copy_from_slice(&self.bytes[offset..offset + LEN]);
+        bytes
+    }
+}
+
+impl Run {
+    fn end(self) -> Option<u64> {
+        self.start.checked_add(self.blocks)
+    }
+}
+
+fn le16(bytes: &[u8], offset: usize) -> u16 {
+    u16::from_le_bytes([bytes[offset], bytes[offset + 1]])
+}
+
+fn le32(bytes: &[u8], offset: usize) -> u32 {
+    u32::from(le16(bytes, offset)) | u32::from(le16(bytes, offset + 2)) << 16
+}
+
+/// Whether all of the file system is in its place: either it says that no journal is to be
+/// replayed, or there is nothing in the journal. Of a volume that does not change meanwhile.
+pub(super) fn is_settled(volume: &Volume) -> Result<bool> {
+    let Some(superblock) = Superblock::read(volume)? else {
+        return Ok(false);
+    };
+    Ok(!superblock.needs_replay() || empty_journal(volume, &superblock)?.is_some())
+}
+
+/// The journal's runs of blocks, if nothing about it is unusual and nothing is in it.
+fn empty_journal(volume: &Volume, superblock: &Superblock) -> Result<Option<Vec<Run>>> {
+    let inside = superblock.size_bytes() <= volume.size_bytes();
+    let Some(runs) = superblock.journal_runs().filter(|_| inside) else {
+        return Ok(None);
+    };
+    let mut head = [0; 32];
+    volume.read_at(&mut head, runs[0].start * BLOCK_BYTES)?;
+    Ok(is_empty_journal(&head).then_some(runs))
+}
+
+/// Gives the blocks of an empty journal back to the pool, all but its superblock, and says how
+/// many bytes those were. Does nothing where anything about the journal is unusual.
+///
+/// After a clean unmount the journal's `s_start` is zero and the rest of it is never read again,
+/// but every layer and container would keep its own copy of those blocks.
+pub(super) fn release_journal(volume: &Volume) -> Result<u64> {
+    let Some(superblock) = Superblock::read(volume)?.filter(Superblock::is_clean) else {
+        return Ok(0);
+    };
+    let Some(runs) = empty_journal(volume, &superblock)? else {
+        return Ok(0);
+    };
+    let mut released_bytes = 0;
+    for (index, run) in runs.iter().enumerate() {
+        let kept = u64::from(index == 0);
+        let len_bytes = (run.blocks - kept) * BLOCK_BYTES;
+        if len_bytes > 0 {
+            volume.discard((run.start + kept) * BLOCK_BYTES, len_bytes)?;
+            released_bytes += len_bytes;
+        }
+    }
+    Ok(released_bytes)
+}
+
+/// Whether `head`, the start of a journal's superblock (big-endian), says that it is empty.
+fn is_empty_journal(head: &[u8; 32]) -> bool {
+    let field =
+        |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    field(0) == JOURNAL_MAGIC && field(4) == JOURNAL_SUPERBLOCK_V2 && field(0x1C) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn superblock() -> [u8; SUPERBLOCK_BYTES] {
+        let mut bytes = [0; SUPERBLOCK_BYTES];
+        bytes[0x4..0x8].copy_from_slice(&10_000_u32.to_le_bytes());
+        bytes[0x18] = 2;
+        bytes[0x38..0x3A].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[0x5C] = 4;
+        bytes[0xFD] = JOURNAL_BACKUP_BLOCKS;
+        bytes[0x10C..0x10E].copy_from_slice(&EXTENT_MAGIC.to_le_bytes());
+        bytes[0x10E] = 2;
+        put_extent(&mut bytes, 0, 0, 100, 500);
+        put_extent(&mut bytes, 1, 100, 200, 9_800);
+        bytes
+    }
+
+    fn put_extent(bytes: &mut [u8], index: usize, logical: u32, len: u16, start: u32) {
+        let at = 0x118 + 12 * index;
+        bytes[at..at + 4].copy_from_slice(&logical.to_le_bytes());
+        bytes[at + 4..at + 6].copy_from_slice(&len.to_le_bytes());
+        bytes[at + 8..at + 12].copy_from_slice(&start.to_le_bytes());
+    }
+
+    #[test]
+    fn the_journal_is_found_through_the_superblock() {
+        let parsed = Superblock::parse(superblock()).unwrap();
+        assert_eq!(parsed.size_bytes(), 40_960_000);
+        assert!(parsed.is_clean());
+        let runs = [
+            Run {
+                start: 500,
+                blocks: 100,
+            },
+            Run {
+                start: 9_800,
+                blocks: 200,
+            },
+        ];
+        assert_eq!(parsed.journal_runs().unwrap(), runs);
+    }
+
+    #[test]
+    fn journals_that_break_a_rule_are_left_alone() {
+        let breaks: [fn(&mut [u8]); 8] = [
+            |bytes| bytes[0x5C] = 0,
+            |bytes| bytes[0xFD] = 0,
+            |bytes| bytes[0x10C] = 0,
+            |bytes| bytes[0x10E] = 5,
+            |bytes| bytes[0x112] = 1,
+            |bytes| put_extent(bytes, 1, 101, 200, 9_800),
+            |bytes| put_extent(bytes, 1, 100, 201, 9_800),
+            |bytes| put_extent(bytes, 0, 0, 0, 500),
+        ];
+        for (index, change) in breaks.iter().enumerate() {
+            let mut bytes = superblock();
+            change(&mut bytes);
+            let parsed = Superblock::parse(bytes).unwrap();
+            assert_eq!(parsed.journal_runs(), None, "rule {index}");
+        }
+    }
+
+    #[test]
+    fn a_pending_journal_or_orphan_is_not_clean() {
+        for (offset, value) in [(0x60, 0x4), (0xE8, 12)] {
+            let mut bytes = superblock();
+            bytes[offset] = value;
+            assert!(!Superblock::parse(bytes).unwrap().is_clean());
+        }
+    }
+
+    #[test]
+    fn errors_are_seen_in_the_state_and_in_their_count() {
+        assert!(!Superblock::parse(superblock()).unwrap().has_errors());
+        for (offset, value) in [(0x3A, 0x2), (0x194, 1)] {
+            let mut bytes = superblock();
+            bytes[offset] = value;
+            assert!(Superblock::parse(bytes).unwrap().has_errors());
+        }
+    }
+
+    #[test]
+    fn only_a_journal_without_a_start_is_empty() {
+        let mut head = [0; 32];
+        head[..4].copy_from_slice(&JOURNAL_MAGIC.to_be_bytes());
+        head[7] = 4;
+        assert!(is_empty_journal(&head));
+        head[0x1F] = 1;
+        assert!(!is_empty_journal(&head));
+    }
+
+    #[test]
+    fn other_bytes_are_no_ext4() {
+        assert!(Superblock::parse([0; SUPERBLOCK_BYTES]).is_none());
+        assert!(Superblock::parse([0xFF; SUPERBLOCK_BYTES]).is_none());
+    }
+}

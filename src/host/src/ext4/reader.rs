@@ -1,0 +1,363 @@
+//! An ext4 read straight from its volume: geometry, blocks, inodes.
+//!
+//! Not a driver: nothing is mounted and nothing is written. It knows the file systems that
+//! `filesystem` makes and that the kernel and `resize2fs` make of them; whatever else it meets is
+//! `Unsupported`, and the caller asks the kernel instead. It does not verify ext4's checksums: the
+//! pool has verified each block.
+//!
+//! # Invariants
+//! - The bytes may be anything: every number that leads to a block or an inode is checked against
+//!   the file system's size, and the number of blocks that are read is bounded by what the volume
+//!   holds, so that nothing panics or goes on for ever.
+//! - The volume does not change meanwhile.
+
+use super::fault::{Fault, Result};
+use super::inode::{INODE_BYTES, Inode, InodeKind};
+use super::{BLOCK_BYTES, INCOMPAT_RECOVER, Superblock, le16, le32};
+use cowshed_engine::pool::Volume;
+use cowshed_format::base::cancel;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Bytes of one block.
+pub(crate) type Block = [u8; BLOCK_LEN];
+/// `BLOCK_BYTES` as a length.
+pub(crate) const BLOCK_LEN: usize = 4096;
+/// The root directory's inode.
+pub(crate) const ROOT_INODE: u32 = 2;
+/// The inode of the space that is kept for more group descriptors.
+pub(crate) const RESIZE_INODE: u32 = 7;
+/// The journal's inode.
+pub(crate) const JOURNAL_INODE: u32 = 8;
+
+/// Blocks that are kept once they were read (8 MiB).
+const CACHE_BLOCKS: usize = 2048;
+/// How often each block that a volume maps may be read on average, before it counts as endless.
+const READS_PER_BLOCK: u64 = 8;
+/// Reads that any volume is granted.
+const READS_MIN: u64 = 1 << 16;
+/// Inodes in one block of a table.
+pub(crate) const INODES_PER_BLOCK: u32 = 16;
+
+const COMPAT_KNOWN: u32 = 0x4 | 0x8 | 0x10 | 0x20; // has_journal, ext_attr, resize_inode, dir_index
+const INCOMPAT_FILETYPE: u32 = 0x2;
+const INCOMPAT_EXTENTS: u32 = 0x40;
+const INCOMPAT_64BIT: u32 = 0x80;
+const INCOMPAT_FLEX_BG: u32 = 0x200;
+// sparse_super, large_file, huge_file, gdt_csum, dir_nlink, extra_isize, metadata_csum
+const RO_COMPAT_KNOWN: u32 = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x400;
+/// `bg_flags`: the inode bitmap and table were never used.
+const GROUP_INODE_UNINIT: u16 = 0x1;
+/// `bg_flags`: the block bitmap was never written.
+const GROUP_BLOCK_UNINIT: u16 = 0x2;
+const REVISION_DYNAMIC: u32 = 1;
+const DESCRIPTOR_BYTES_64BIT: u16 = 64;
+const DESCRIPTOR_BYTES: u16 = 32;
+/// Bits of one bitmap block.
+const BITMAP_BITS: u32 = 32_768;
+
+/// What must be the same for two file systems to be compared number by number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    uuid: [u8; 16],
+    blocks_per_group: u32,
+    inodes_per_group: u32,
+}
+
+/// A file system that is being read.
+pub(crate) struct FileSystem<'v> {
+    volume: &'v Volume,
+    layout: Layout,
+    blocks: u64,
+    groups: u32,
+    /// All group descriptors.
+    descriptors: Vec<u8>,
+    descriptor_len: usize,
+    reserved_descriptor_blocks: u64,
+    cache: RefCell<HashMap<u64, Rc<Block>>>,
+    reads_left: Cell<u64>,
+}
+
+/// Where a group's own blocks are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub block_bitmap: u64,
+    pub inode_bitmap: u64,
+    pub inode_table: Range<u64>,
+    /// Inodes of the table that were ever used; the rest of it holds anything.
+    pub used_inodes: u32,
+    /// Nothing in the group is allocated, apart from its own blocks.
+    pub is_block_bitmap_unused: bool,
+}
+
+impl<'v> FileSystem<'v> {
+    /// Reads the superblock and the group descriptors.
+    pub(crate) fn open(volume: &'v Volume) -> Result<Self> {
+        let superblock = Superblock::read(volume)?.ok_or(Fault::Unsupported("another kind"))?;
+        if !super::is_settled(volume)? {
+            return Err(Fault::Unsupported("a journal that waits to be replayed"));
+        }
+        check_features(&superblock)?;
+        let layout = layout(&superblock)?;
+        let blocks = superblock.size_bytes() / BLOCK_BYTES;
+        if blocks == 0 || blocks > volume.size_bytes() / BLOCK_BYTES || blocks > 1 << 32 {
+            return Err(Fault::Corrupt("it is larger than its volume"));
+        }
+        let groups = blocks.div_ceil(u64::from(layout.blocks_per_group));
+        let inodes = groups.checked_mul(u64::from(layout.inodes_per_group));
+        if inodes != Some(u64::from(superblock.u32_at(0x0))) {
+            return Err(Fault::Corrupt("its number of inodes"));
+        }
+        let groups = u32::try_from(groups).map_err(|_| Fault::Corrupt("its number of groups"))?;
+        let descriptor_len = usize::from(descriptor_bytes(&superblock)?);
+        let len = usize::try_from(groups).unwrap_or(usize::MAX) * descriptor_len;
+        let mapped_blocks = volume.info()?.referenced_bytes / BLOCK_BYTES;
+        let mut file_system = Self {
+            volume,
+            layout,
+            blocks,
+            groups,
+            descriptors: vec![0; len],
+            descriptor_len,
+            reserved_descriptor_blocks: u64::from(superblock.u16_at(0xCE)),
+            cache: RefCell::default(),
+            reads_left: Cell::new(READS_MIN + READS_PER_BLOCK * mapped_blocks),
+        };
+        if len as u64 > (blocks - 1).saturating_mul(BLOCK_BYTES) {
+            return Err(Fault::Corrupt("its group descriptors"));
+        }
+        volume.read_at(&mut file_system.descriptors, BLOCK_BYTES)?;
+        Ok(file_system)
+    }
+
+    pub(crate) const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) const fn groups(&self) -> u32 {
+        self.groups
+    }
+
+    pub(crate) const fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    pub(crate) const fn inodes_per_group(&self) -> u32 {
+        self.layout.inodes_per_group
+    }
+
+    /// The group that a block lies in.
+    pub(crate) fn group_of_block(&self, block: u64) -> u32 {
+        u32::try_from(block / u64::from(self.layout.blocks_per_group)).unwrap_or(u32::MAX)
+    }
+
+    /// A group's first block.
+    pub(crate) fn first_block(&self, group: u32) -> u64 {
+        u64::from(group) * u64::from(self.layout.blocks_per_group)
+    }
+
+    /// A group's copy of the superblock and the descriptors, with what is reserved for more.
+    pub(crate) fn copies(&self, group: u32) -> Range<u64> {
+        let first = self.first_block(group);
+        if !has_copies(group) {
+            return first..first;
+        }
+        let descriptor_blocks = (self.descriptors.len() as u64).div_ceil(BLOCK_BYTES);
+        first..first + 1 + descriptor_blocks + self.reserved_descriptor_blocks
+    }
+
+    /// A group's descriptor; `None` past the last.
+    pub(crate) fn group(&self, group: u32) -> Result<Option<Group>> {
+        if group >= self.groups {
+            return Ok(None);
+        }
+        let start = usize::try_from(group).unwrap_or(usize::MAX) * self.descriptor_len;
+        let bytes = &self.descriptors[start..start + self.descriptor_len];
+        let wide = self.descriptor_len >= usize::from(DESCRIPTOR_BYTES_64BIT);
+        let number = |low: usize, high: usize| {
+            let high = if wide { le32(bytes, high) } else { 0 };
+            u64::from(high) << 32 | u64::from(le32(bytes, low))
+        };
+        let high_unused = if wide { le16(bytes, 0x32) } else { 0 };
+        let unused = u32::from(high_unused) << 16 | u32::from(le16(bytes, 0x1C));
+        let flags = le16(bytes, 0x12);
+        let table = number(0x8, 0x28);
+        let table_blocks = u64::from(self.layout.inodes_per_group / INODES_PER_BLOCK);
+        let group = Group {
+            block_bitmap: number(0x0, 0x20),
+            inode_bitmap: number(0x4, 0x24),
+            inode_table: table..table.saturating_add(table_blocks),
+            used_inodes: if flags & GROUP_INODE_UNINIT == 0 {
+                self.layout.inodes_per_group.saturating_sub(unused)
+            } else {
+                0
+            },
+            is_block_bitmap_unused: flags & GROUP_BLOCK_UNINIT != 0,
+        };
+        let inside = |block: u64| (1..self.blocks).contains(&block);
+        let sound = inside(group.block_bitmap)
+            && inside(group.inode_bitmap)
+            && inside(table)
+            && group.inode_table.end <= self.blocks;
+        sound
+            .then_some(Some(group))
+            .ok_or(Fault::Corrupt("a group descriptor"))
+    }
+
+    /// Whether `block` is free for anything.
+    pub(crate) fn is_free(&self, block: u64) -> Result<bool> {
+        let Some(group) = self.group(self.group_of_block(block))? else {
+            return Ok(true);
+        };
+        if group.is_block_bitmap_unused {
+            return Ok(true);
+        }
+        let bitmap = self.block(group.block_bitmap)?;
+        let bit = usize::try_from(block % u64::from(self.layout.blocks_per_group)).unwrap_or(0);
+        Ok(bitmap[bit / 8] & 1 << (bit % 8) == 0)
+    }
+
+    /// A block's bytes.
+    pub(crate) fn block(&self, number: u64) -> Result<Rc<Block>> {
+        cancel::check()?;
+        if let Some(found) = self.cache.borrow().get(&number) {
+            return Ok(Rc::clone(found));
+        }
+        self.check(&(number..number.saturating_add(1)))?;
+        let mut block = Rc::new([0; BLOCK_LEN]);
+        if let Some(bytes) = Rc::get_mut(&mut block) {
+            self.volume.read_at(bytes, number * BLOCK_BYTES)?;
+        }
+        let mut cache = self.cache.borrow_mut();
+        if cache.len() >= CACHE_BLOCKS {
+            cache.clear();
+        }
+        cache.insert(number, Rc::clone(&block));
+        Ok(block)
+    }
+
+    /// Fills `buf`, whole blocks, from the block `first` on.
+    pub(crate) fn read_run(&self, first: u64, buf: &mut [u8]) -> Result<()> {
+        cancel::check()?;
+        let blocks = buf.len() as u64 / BLOCK_BYTES;
+        self.check(&(first..first.saturating_add(blocks)))?;
+        Ok(self.volume.read_at(buf, first * BLOCK_BYTES)?)
+    }
+
+    /// How many blocks may still be read.
+    #[cfg(test)]
+    pub(crate) fn reads_left(&self) -> u64 {
+        self.reads_left.get()
+    }
+
+    /// Refuses a directory or file of more blocks than may still be read.
+    pub(super) fn check_len(&self, blocks: u64) -> Result<()> {
+        if blocks > self.reads_left.get() {
+            return Err(Fault::Endless);
+        }
+        Ok(())
+    }
+
+    /// Counts a read, which must lie inside.
+    fn check(&self, blocks: &Range<u64>) -> Result<()> {
+        if blocks.end > self.blocks {
+            return Err(Fault::Corrupt("a block number"));
+        }
+        let left = self.reads_left.get();
+        let left = left.checked_sub(blocks.end.saturating_sub(blocks.start));
+        self.reads_left.set(left.ok_or(Fault::Endless)?);
+        Ok(())
+    }
+
+    /// An inode, which may be one that is not in use; those that do not exist are not.
+    pub(crate) fn inode(&self, number: u32) -> Result<Inode> {
+        let Some(index) = number.checked_sub(1) else {
+            return Ok(Inode::unused(number));
+        };
+        let group = self.group(index / self.layout.inodes_per_group)?;
+        let index = index % self.layout.inodes_per_group;
+        let Some(group) = group.filter(|group| index < group.used_inodes) else {
+            return Ok(Inode::unused(number));
+        };
+        let block = self.block(group.inode_table.start + u64::from(index / INODES_PER_BLOCK))?;
+        Ok(Inode::in_block(number, &block, index % INODES_PER_BLOCK))
+    }
+
+    /// An inode that a directory entry names.
+    pub(crate) fn live_inode(&self, number: u32) -> Result<Inode> {
+        let inode = self.inode(number)?;
+        inode.check_known()?;
+        if inode.is_live() && inode.kind() != InodeKind::Unknown {
+            Ok(inode)
+        } else {
+            Err(Fault::Corrupt("a name of an inode that is not in use"))
+        }
+    }
+}
+
+const _: () = assert!(INODES_PER_BLOCK as usize * INODE_BYTES == BLOCK_LEN);
+
+fn check_features(superblock: &Superblock) -> Result<()> {
+    let (compat, incompat) = (superblock.u32_at(0x5C), superblock.u32_at(0x60));
+    let needed = INCOMPAT_FILETYPE | INCOMPAT_EXTENTS;
+    let known = needed | INCOMPAT_64BIT | INCOMPAT_FLEX_BG | INCOMPAT_RECOVER;
+    let all_known = compat & !COMPAT_KNOWN == 0
+        && incompat & !known == 0
+        && incompat & needed == needed
+        && superblock.u32_at(0x64) & !RO_COMPAT_KNOWN == 0
+        && superblock.u32_at(0x4C) == REVISION_DYNAMIC
+        && usize::from(superblock.u16_at(0x58)) == INODE_BYTES
+        && superblock.u32_at(0x14) == 0;
+    all_known
+        .then_some(())
+        .ok_or(Fault::Unsupported("features that are not ours"))
+}
+
+fn layout(superblock: &Superblock) -> Result<Layout> {
+    let layout = Layout {
+        uuid: superblock.bytes_at(0x68),
+        blocks_per_group: superblock.u32_at(0x20),
+        inodes_per_group: superblock.u32_at(0x28),
+    };
+    let sound = layout.blocks_per_group == BITMAP_BITS
+        && (1..=BITMAP_BITS).contains(&layout.inodes_per_group)
+        && layout.inodes_per_group.is_multiple_of(INODES_PER_BLOCK);
+    sound
+        .then_some(layout)
+        .ok_or(Fault::Unsupported("groups of an unusual size"))
+}
+
+fn descriptor_bytes(superblock: &Superblock) -> Result<u16> {
+    if superblock.u32_at(0x60) & INCOMPAT_64BIT == 0 {
+        return Ok(DESCRIPTOR_BYTES);
+    }
+    let bytes = superblock.u16_at(0xFE);
+    (bytes == DESCRIPTOR_BYTES_64BIT)
+        .then_some(bytes)
+        .ok_or(Fault::Unsupported("unusual group descriptors"))
+}
+
+/// With `sparse_super`: the groups 0 and 1 and the powers of 3, 5 and 7.
+fn has_copies(group: u32) -> bool {
+    let is_power = |base: u32| {
+        let mut rest = group;
+        while rest.is_multiple_of(base) {
+            rest /= base;
+        }
+        rest == 1
+    };
+    group <= 1 || [3, 5, 7].into_iter().any(is_power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_lie_in_the_groups_that_sparse_super_names() {
+        let with_copies: Vec<u32> = (0..130).filter(|group| has_copies(*group)).collect();
+        assert_eq!(with_copies, [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125]);
+    }
+}

@@ -1,0 +1,102 @@
+//! A mounted file system that is held still for a moment.
+//!
+//! Somebody else may have frozen it: a backup's hook, with fsfreeze(8). Then that freeze serves, and
+//! stays. The kernel keeps one freeze of a file system and does not say whose it is, so:
+//!
+//! - A folder tells a successor of this process what to let go on. It is there while the freeze is
+//!   ours, and for the moment in which the kernel says whose it is.
+//! - Whoever thaws it, thaws it for all. That is noticed when the hold ends, and the caller begins
+//!   anew.
+
+use super::error::{Error, Result};
+use cowshed_sys::mount::FileSystem;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A frozen file system. When this is dropped, it goes on, if the freeze is ours.
+pub(super) struct FrozenMount {
+    file_system: FileSystem,
+    path: PathBuf,
+    /// The folder that tells a successor of this process, should it die now.
+    note: PathBuf,
+    is_ours: bool,
+}
+
+impl FrozenMount {
+    /// Freezes `file_system`, which was found at `path`, unless somebody has done so already.
+    pub(super) fn freeze(file_system: FileSystem, path: PathBuf, note: PathBuf) -> Result<Self> {
+        let is_ours = try_freeze(&file_system, &path, &note)?;
+        Ok(Self {
+            file_system,
+            path,
+            note,
+            is_ours,
+        })
+    }
+
+    /// Whether nobody else had frozen it.
+    pub(super) const fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
+    /// Ends the hold; returns whether the file system was frozen all the time, as far as can be
+    /// known: `false` when somebody has thawed it meanwhile.
+    pub(super) fn end(mut self) -> bool {
+        if self.is_ours {
+            return self.let_go();
+        }
+        match try_freeze(&self.file_system, &self.path, &self.note) {
+            Ok(was_thawed) => {
+                self.is_ours = was_thawed;
+                !was_thawed
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot see whether a file system is still frozen");
+                false
+            }
+        }
+    }
+
+    /// Thaws what is ours; returns `false` when it was thawed already.
+    fn let_go(&mut self) -> bool {
+        self.is_ours = false;
+        let thawed = self.file_system.thaw();
+        // An empty folder that stays does no harm.
+        let _ = fs::remove_dir(&self.note);
+        match thawed {
+            Ok(()) => true,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+            Err(error) => {
+                tracing::error!(%error, path = %self.path.display(), "could not thaw a file system");
+                false
+            }
+        }
+    }
+}
+
+impl Drop for FrozenMount {
+    fn drop(&mut self) {
+        if self.is_ours {
+            self.let_go();
+        }
+    }
+}
+
+/// Freezes a file system, and leaves the note if it did; `false` when it is frozen already.
+fn try_freeze(file_system: &FileSystem, path: &Path, note: &Path) -> Result<bool> {
+    fs::create_dir_all(note).map_err(Error::io("make the folder", note))?;
+    let frozen = file_system.freeze();
+    if frozen.is_err() {
+        // It tells nothing now.
+        let _ = fs::remove_dir(note);
+    }
+    match frozen {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Error::CannotHold {
+            path: path.to_owned(),
+        }),
+        Err(source) => Err(Error::io("freeze the file system at", path)(source)),
+    }
+}

@@ -1,0 +1,281 @@
+//! Listing, inspecting and removing images.
+
+use super::error::{Error, Result};
+use super::host::Host;
+use super::record::{self, FoundImage, ImageRecord, StoredName};
+use cowshed_engine::pool::RecordKind;
+use cowshed_oci::{Digest, ImageConfig, same_reference};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::SystemTime;
+
+/// An image in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageSummary {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The references that lead to it.
+    pub names: Vec<String>,
+    /// Bytes that its root shows, shared ones included.
+    pub size_bytes: u64,
+    /// Bytes in layers that no other image has: what goes when it is removed.
+    pub own_bytes: u64,
+    /// When it came into the pool.
+    #[serde(serialize_with = "super::time::rfc3339")]
+    pub created: SystemTime,
+    /// How many layers it has.
+    pub layers: usize,
+}
+
+/// All about an image.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImageDetails {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The references that lead to it.
+    pub names: Vec<String>,
+    /// Bytes that its root shows, shared ones included.
+    pub size_bytes: u64,
+    /// Bytes in layers that no other image has.
+    pub own_bytes: u64,
+    /// When it came into the pool.
+    #[serde(serialize_with = "super::time::rfc3339")]
+    pub created: SystemTime,
+    /// Its layers, lowest first.
+    pub layers: Vec<LayerDetails>,
+    /// Its configuration.
+    pub config: serde_json::Value,
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LayerDetails {
+    /// The identity of the stack up to here.
+    pub chain_id: Digest,
+    /// The digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Bytes of the uncompressed layer, where they are known.
+    pub size_bytes: Option<u64>,
+    /// Bytes that only its volume holds.
+    pub own_bytes: u64,
+    /// The name of its volume.
+    pub volume: String,
+}
+
+/// One step in the making of an image, newest first in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HistoryStep {
+    /// When, as the image says it.
+    pub created: Option<String>,
+    /// By which command.
+    pub created_by: Option<String>,
+    /// What its maker noted.
+    pub comment: Option<String>,
+    /// The layer that it made, if it made one.
+    pub diff_id: Option<Digest>,
+    /// Bytes of that layer, where they are known; 0 without one.
+    pub size_bytes: Option<u64>,
+}
+
+/// What removing an image did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RemovedImage {
+    /// References that are gone.
+    pub untagged: Vec<String>,
+    /// The image, if it is gone.
+    pub removed: Option<Digest>,
+    /// The chain ids of layers that are gone.
+    pub layers: Vec<Digest>,
+}
+
+impl Host {
+    /// All images, newest last.
+    ///
+    /// # Errors
+    /// `Record` when a record is unreadable, and the pool's.
+    pub fn images(&self) -> Result<Vec<ImageSummary>> {
+        let images = record::images(self.pool())?;
+        let mut names = self.names()?;
+        let users = layer_users(&images);
+        let mut summaries = Vec::with_capacity(images.len());
+        for (id, record) in &images {
+            summaries.push(ImageSummary {
+                id: *id,
+                names: names.remove(id).unwrap_or_default(),
+                size_bytes: self.image_size(record)?,
+                own_bytes: self.image_own_bytes(record, &users)?,
+                created: record.created(),
+                layers: record.layers.len(),
+            });
+        }
+        summaries.sort_by_key(|image| image.created);
+        Ok(summaries)
+    }
+
+    /// All about one image.
+    ///
+    /// # Errors
+    /// `NotFound` or `Ambiguous`, `Record`, and the pool's.
+    pub fn inspect_image(&self, image: &str) -> Result<ImageDetails> {
+        let FoundImage { id, record, .. } = record::find_image(self.pool(), image)?;
+        let users = layer_users(&record::images(self.pool())?);
+        let mut layers = Vec::with_capacity(record.layers.len());
+        for layer in &record.layers {
+            let info = self.layer(layer.chain_id)?.info()?;
+            layers.push(LayerDetails {
+                chain_id: layer.chain_id,
+                diff_id: layer.diff_id,
+                size_bytes: layer.size_bytes,
+                own_bytes: info.own_bytes,
+                volume: info.name.to_string(),
+            });
+        }
+        Ok(ImageDetails {
+            id,
+            names: self.names()?.remove(&id).unwrap_or_default(),
+            size_bytes: self.image_size(&record)?,
+            own_bytes: self.image_own_bytes(&record, &users)?,
+            created: record.created(),
+            layers,
+            config: serde_json::from_str(&record.config)
+                .map_err(|_| Error::Config("it is not JSON"))?,
+        })
+    }
+
+    /// How an image was made, newest step first.
+    ///
+    /// # Errors
+    /// `NotFound` or `Ambiguous`, and `Oci` when its configuration is unreadable.
+    pub fn image_history(&self, image: &str) -> Result<Vec<HistoryStep>> {
+        let record = record::find_image(self.pool(), image)?.record;
+        let config = ImageConfig::parse(record.config.into_bytes())?;
+        let mut layers = record.layers.iter();
+        let mut steps = Vec::new();
+        for step in config.history() {
+            let is_empty = step.empty_layer.unwrap_or(false);
+            let layer = if is_empty { None } else { layers.next() };
+            steps.push(HistoryStep {
+                created: step.created.clone(),
+                created_by: step.created_by.clone(),
+                comment: step.comment.clone(),
+                diff_id: layer.map(|layer| layer.diff_id),
+                size_bytes: if is_empty {
+                    Some(0)
+                } else {
+                    layer.and_then(|l| l.size_bytes)
+                },
+            });
+        }
+        // A history may be missing or too short; every layer is shown all the same.
+        steps.extend(layers.map(|layer| HistoryStep {
+            created: None,
+            created_by: None,
+            comment: None,
+            diff_id: Some(layer.diff_id),
+            size_bytes: layer.size_bytes,
+        }));
+        steps.reverse();
+        Ok(steps)
+    }
+
+    /// Removes an image: by reference only that reference, and the image with the last one; by id
+    /// all of it. Layers of other images stay. Durable when it returns.
+    ///
+    /// # Errors
+    /// `NotFound` or `Ambiguous`; `ImageInUse` while a container stands on it.
+    pub fn remove_image(&self, image: &str) -> Result<RemovedImage> {
+        let removed = {
+            let _held = self.lock_catalogue();
+            self.remove_image_locked(image)?
+        };
+        self.pool().flush()?;
+        Ok(removed)
+    }
+
+    fn remove_image_locked(&self, image: &str) -> Result<RemovedImage> {
+        let FoundImage { id, record, name } = record::find_image(self.pool(), image)?;
+        let mut names = record::names(self.pool())?;
+        names.retain(|name| name.image == id);
+        let all = names.len();
+        // All records of the name that is meant: older versions may have stored it in two forms.
+        let is_meant = |one: &StoredName| {
+            let meant = name.as_ref();
+            meant.is_none_or(|name| same_reference(&one.key, &name.key))
+        };
+        names.retain(is_meant);
+        let is_last = names.len() == all;
+        let mut untagged: Vec<String> = names.iter().map(|name| name.shown.clone()).collect();
+        untagged.dedup();
+        let mut removed = RemovedImage {
+            untagged,
+            removed: None,
+            layers: Vec::new(),
+        };
+        let mut transaction = self.pool().transaction();
+        for name in &names {
+            transaction.remove_record(RecordKind::REFERENCE, name.key.as_bytes());
+        }
+        if is_last {
+            let containers = self.users_of(id)?;
+            if !containers.0.is_empty() {
+                return Err(Error::ImageInUse {
+                    image: image.into(),
+                    containers,
+                });
+            }
+            transaction.remove_record(RecordKind::IMAGE, id.to_string().as_bytes());
+            let users = layer_users(&record::images(self.pool())?);
+            // From the top, so that at no time a layer lacks the one below it.
+            for layer in record.layers.iter().rev() {
+                if users.get(&layer.chain_id).copied().unwrap_or(0) <= 1 {
+                    transaction.remove(self.layer(layer.chain_id)?.id());
+                    removed.layers.push(layer.chain_id);
+                }
+            }
+            removed.removed = Some(id);
+        }
+        transaction.commit()?;
+        Ok(removed)
+    }
+
+    /// The names of each image, as people read them.
+    pub(super) fn names(&self) -> Result<HashMap<Digest, Vec<String>>> {
+        let mut names: HashMap<Digest, Vec<String>> = HashMap::new();
+        for name in record::names(self.pool())? {
+            let names = names.entry(name.image).or_default();
+            if !names.contains(&name.shown) {
+                names.push(name.shown);
+            }
+        }
+        Ok(names)
+    }
+
+    fn image_size(&self, record: &ImageRecord) -> Result<u64> {
+        match record.layers.last() {
+            Some(top) => Ok(self.layer(top.chain_id)?.info()?.referenced_bytes),
+            None => Ok(0),
+        }
+    }
+
+    fn image_own_bytes(&self, record: &ImageRecord, users: &HashMap<Digest, usize>) -> Result<u64> {
+        let mut own_bytes = 0_u64;
+        for layer in &record.layers {
+            if users.get(&layer.chain_id).copied().unwrap_or(0) <= 1 {
+                own_bytes = own_bytes.saturating_add(self.layer(layer.chain_id)?.info()?.own_bytes);
+            }
+        }
+        Ok(own_bytes)
+    }
+}
+
+/// How many images have each layer.
+fn layer_users(images: &BTreeMap<Digest, ImageRecord>) -> HashMap<Digest, usize> {
+    let mut users = HashMap::new();
+    for record in images.values() {
+        let layers: HashSet<Digest> = record.layers.iter().map(|layer| layer.chain_id).collect();
+        for chain_id in layers {
+            *users.entry(chain_id).or_insert(0) += 1;
+        }
+    }
+    users
+}

@@ -1,0 +1,394 @@
+//! Importing an image: each layer a clone of the one below, mounted, the layer's tar applied,
+//! unmounted, frozen.
+//!
+//! # Invariants
+//! - Until the last transaction every new volume has a name in work, so that whatever interrupts
+//!   the import leaves nothing: the guard removes them, or the next start does.
+//! - The last transaction gives the layers their names and writes the image's record and
+//!   references, all or nothing.
+//! - A layer of which the pool has the chain id already is not applied again. If two imports make
+//!   the same layer at once, the one that finishes later takes the other's.
+
+use super::error::{Error, Kind, Result};
+use super::filesystem::{self, Mode};
+use super::host::{Host, WorkVolumes};
+use super::record::{self, ImageRecord, LayerRecord};
+use super::room::{LayerRoom, Mounted, Sizing};
+use super::time;
+use cowshed_engine::pool::{Labels, Transaction, Volume};
+use cowshed_format::base::Name;
+use cowshed_oci::{
+    self as oci, ApplyOptions, Digest, Dropped, Image, ImageConfig, LayerOrigin, Reference, Select,
+    SourceInput, chain_above,
+};
+use serde::Serialize;
+use std::fs::File;
+
+/// How an image is imported.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// The name that it gets; the names that it brings along unless given.
+    pub name: Option<Name>,
+    /// The size of the file systems of new layers. Unless given, it follows the image and leaves
+    /// the usual room.
+    pub file_system_bytes: Option<u64>,
+    /// The usual room; 10 GiB unless given.
+    pub usual_bytes: Option<u64>,
+}
+
+/// An image that is in the pool now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportedImage {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The first of its names, if it has one.
+    pub name: Option<String>,
+    /// All names that it was given.
+    pub names: Vec<String>,
+    /// Its layers, lowest first.
+    pub layers: Vec<ImportedLayer>,
+    /// What was left out of it, a line for each kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// One layer of an imported image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportedLayer {
+    /// The identity of the stack up to here.
+    pub chain_id: Digest,
+    /// The digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Bytes that only this layer holds.
+    pub own_bytes: u64,
+    /// Whether the pool had it before.
+    pub reused: bool,
+}
+
+/// How far an import is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Layers that are done.
+    pub done_layers: usize,
+    /// All layers.
+    pub layers: usize,
+}
+
+/// A layer that has its place in the stack, named or still in work.
+pub(super) struct StackedLayer {
+    pub record: LayerRecord,
+    pub volume: Volume,
+    pub reused: bool,
+}
+
+impl Host {
+    /// Opens all images in `input` that `select` means.
+    ///
+    /// # Errors
+    /// Those of [`Image::open_all`].
+    pub fn open_images(&self, input: SourceInput, select: &Select) -> Result<Vec<Image>> {
+        Ok(Image::open_all(input, self.state_dir(), select)?)
+    }
+
+    /// Opens the only image in `input`; `reference` chooses one of several.
+    ///
+    /// # Errors
+    /// Those of [`Image::open`].
+    pub fn open_image(&self, input: SourceInput, reference: Option<&str>) -> Result<Image> {
+        Ok(Image::open(
+            input,
+            self.state_dir(),
+            &Select::named(reference),
+        )?)
+    }
+
+    /// Imports `image`; of the names that it brings, those that are valid become its names. Durable
+    /// when it returns; on an error nothing of it stays.
+    ///
+    /// `progress` is called between layers and stops the import by answering false.
+    ///
+    /// # Errors
+    /// What is wrong with the image, `Cancelled`, and what the pool and the host answer; a full
+    /// pool is the pool's `NoSpace`.
+    pub fn import_image(
+        &self,
+        image: &Image,
+        options: &ImportOptions,
+        progress: &mut dyn FnMut(ImportProgress) -> bool,
+    ) -> Result<ImportedImage> {
+        let names = match &options.name {
+            Some(name) => vec![Reference::parse_given(name.as_str())?],
+            None => image
+                .reference_names()
+                .iter()
+                .filter_map(|name| Reference::parse(name).ok())
+                .collect(),
+        };
+        let mut work = WorkVolumes::new(self.pool());
+        let mut dropped = Dropped::default();
+        let stack = self
+            .import_layers(image, options, progress, &mut work, &mut dropped)
+            .map_err(|error| self.explain(error))?;
+        let config = match image.config() {
+            Some(config) => config.clone(),
+            None => config_of_root(&stack)?,
+        };
+        let too_late = size_without_effect(options, &stack);
+        let mut imported = self.settle_image(&config, &names, stack)?;
+        imported.notes = dropped.lines().chain(too_late).collect();
+        work.keep();
+        Ok(imported)
+    }
+
+    fn import_layers(
+        &self,
+        image: &Image,
+        options: &ImportOptions,
+        progress: &mut dyn FnMut(ImportProgress) -> bool,
+        work: &mut WorkVolumes<'_>,
+        dropped: &mut Dropped,
+    ) -> Result<Vec<StackedLayer>> {
+        let layers = image.layers().len();
+        let mut stack: Vec<StackedLayer> = Vec::new();
+        for index in 0..layers {
+            if !progress(ImportProgress {
+                done_layers: index,
+                layers,
+            }) {
+                return Err(Error::Cancelled);
+            }
+            let below = stack.last();
+            let layer = match self.present_layer(image, index, below)? {
+                Some(present) => present,
+                None => {
+                    let volume = self.layer_to_fill(below, options, work)?;
+                    self.apply_layer(image, index, below, volume, options, dropped)?
+                }
+            };
+            stack.push(layer);
+        }
+        progress(ImportProgress {
+            done_layers: layers,
+            layers,
+        });
+        Ok(stack)
+    }
+
+    /// The layer if the pool has it, as far as that can be told without reading it.
+    fn present_layer(
+        &self,
+        image: &Image,
+        index: usize,
+        below: Option<&StackedLayer>,
+    ) -> Result<Option<StackedLayer>> {
+        let Some(diff_id) = image.layers()[index].diff_id else {
+            return Ok(None);
+        };
+        let chain_id = chain_above(below.map(|layer| layer.record.chain_id), diff_id);
+        let volume = record::layer_volume(self.pool(), chain_id)?;
+        Ok(volume.map(|volume| {
+            let size_bytes = labelled_size(&volume);
+            let record = LayerRecord {
+                chain_id,
+                diff_id,
+                size_bytes,
+            };
+            StackedLayer {
+                record,
+                volume,
+                reused: true,
+            }
+        }))
+    }
+
+    /// A volume in work that holds what is below the next layer.
+    fn layer_to_fill(
+        &self,
+        below: Option<&StackedLayer>,
+        options: &ImportOptions,
+        work: &mut WorkVolumes<'_>,
+    ) -> Result<Volume> {
+        let wanted_bytes = options.file_system_bytes;
+        let parent = match below {
+            Some(below) => below.volume.clone(),
+            None => {
+                let size_bytes = wanted_bytes.unwrap_or_else(|| options.usual_bytes());
+                filesystem::template(self.pool(), size_bytes, &self.work_name()?)?
+            }
+        };
+        let min_bytes = parent.size_bytes();
+        match wanted_bytes.map(filesystem::checked_size).transpose()? {
+            Some(size_bytes) if size_bytes < min_bytes => Err(Error::TooSmall { min_bytes }),
+            Some(size_bytes) if size_bytes > min_bytes => {
+                self.larger_copy(&parent, size_bytes, work)
+            }
+            _ => {
+                let volume = self.pool().clone_volume(&parent, &self.work_name()?)?;
+                work.push(volume.clone());
+                Ok(volume)
+            }
+        }
+    }
+
+    fn apply_layer(
+        &self,
+        image: &Image,
+        index: usize,
+        below: Option<&StackedLayer>,
+        volume: Volume,
+        options: &ImportOptions,
+        dropped: &mut Dropped,
+    ) -> Result<StackedLayer> {
+        let mut reader = image.open_layer(index)?;
+        let mounted = self.mount_for_work(&volume, Mode::Fill)?;
+        let root = File::open(mounted.path()).map_err(Error::io("open", mounted.path()))?;
+        let sizing = match options.file_system_bytes {
+            Some(_) => Sizing::Fixed,
+            None => Sizing::Following {
+                usual_bytes: options.usual_bytes(),
+            },
+        };
+        let mut room = LayerRoom::new(self, &volume, mounted.path(), Mounted::ForWork, sizing)?;
+        let strict = image.layers()[index].diff_id.is_none();
+        let options = ApplyOptions {
+            require_end_marker: strict,
+            is_plain_tar: false,
+        };
+        let applied = oci::apply_with(root.into(), &mut reader, options, &mut room);
+        dropped.add(applied.map_err(|error| room.explain(error))?.dropped);
+        let found = reader.finish()?;
+        room.settle()?;
+        mounted.unmount()?;
+        self.pool().freeze(&volume)?;
+        let chain_id = chain_above(below.map(|layer| layer.record.chain_id), found.diff_id);
+        let size_bytes = Some(found.size_bytes);
+        let record = LayerRecord {
+            chain_id,
+            diff_id: found.diff_id,
+            size_bytes,
+        };
+        Ok(StackedLayer {
+            record,
+            volume,
+            reused: false,
+        })
+    }
+
+    /// The last transaction: names the layers, writes the record and the references.
+    pub(super) fn settle_image(
+        &self,
+        config: &ImageConfig,
+        names: &[Reference],
+        mut stack: Vec<StackedLayer>,
+    ) -> Result<ImportedImage> {
+        let id = config.digest();
+        {
+            let _held = self.lock_catalogue();
+            let mut transaction = self.pool().transaction();
+            for layer in &mut stack {
+                self.settle_layer(&mut transaction, layer)?;
+            }
+            let text = String::from_utf8(config.raw().to_vec())
+                .map_err(|_| Error::Config("it is not UTF-8"))?;
+            if record::image(self.pool(), id)?.is_none() {
+                let layers = stack.iter().map(|layer| layer.record.clone()).collect();
+                record::put_image(&mut transaction, id, &ImageRecord::new(text, layers))?;
+            }
+            let stored = record::names(self.pool())?;
+            for name in names {
+                record::put_reference(&mut transaction, &stored, name, id);
+            }
+            transaction.commit()?;
+        }
+        self.pool().flush()?;
+        let layers = stack
+            .iter()
+            .map(StackedLayer::report)
+            .collect::<Result<_>>()?;
+        let names: Vec<String> = names.iter().map(Reference::short).collect();
+        Ok(ImportedImage {
+            id,
+            name: names.first().cloned(),
+            names,
+            layers,
+            notes: Vec::new(),
+        })
+    }
+
+    fn settle_layer(&self, transaction: &mut Transaction, layer: &mut StackedLayer) -> Result<()> {
+        let chain_id = layer.record.chain_id;
+        match (record::layer_volume(self.pool(), chain_id)?, layer.reused) {
+            (None, false) => {
+                let name = record::layer_volume_name(chain_id)?;
+                transaction.rename(layer.volume.id(), &name);
+                transaction.set_labels(layer.volume.id(), labels(&layer.record));
+            }
+            (Some(theirs), false) => {
+                transaction.remove(layer.volume.id());
+                layer.volume = theirs;
+                layer.reused = true;
+            }
+            // Its last image was removed while this one was being imported.
+            (None, true) => return Err(Error::not_found(Kind::Layer, &chain_id.to_string())),
+            (Some(present), true) => layer.volume = present,
+        }
+        Ok(())
+    }
+}
+
+impl ImportOptions {
+    fn usual_bytes(&self) -> u64 {
+        self.usual_bytes.unwrap_or(filesystem::DEFAULT_SIZE_BYTES)
+    }
+}
+
+/// A line about a size that was asked for, where the top layer was in the pool with another.
+fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Option<String> {
+    let wanted_bytes = options.file_system_bytes?;
+    let top = stack.last().filter(|layer| layer.reused)?;
+    let size_bytes = top.volume.size_bytes();
+    (size_bytes != wanted_bytes).then(|| {
+        format!(
+            "the layers are in the pool already, in file systems of {size_bytes} bytes: the size \
+             has no effect; make containers with a size of their own"
+        )
+    })
+}
+
+impl StackedLayer {
+    fn report(&self) -> Result<ImportedLayer> {
+        Ok(ImportedLayer {
+            chain_id: self.record.chain_id,
+            diff_id: self.record.diff_id,
+            own_bytes: self.volume.info()?.own_bytes,
+            reused: self.reused,
+        })
+    }
+}
+
+const DIFF_ID_LABEL: &str = "cowshed.diff-id";
+const SIZE_LABEL: &str = "cowshed.layer-bytes";
+
+fn labels(record: &LayerRecord) -> Labels {
+    let mut labels = Labels::from([(DIFF_ID_LABEL.to_owned(), record.diff_id.to_string())]);
+    if let Some(size_bytes) = record.size_bytes {
+        labels.insert(SIZE_LABEL.to_owned(), size_bytes.to_string());
+    }
+    labels
+}
+
+fn labelled_size(volume: &Volume) -> Option<u64> {
+    volume.info().ok()?.labels.get(SIZE_LABEL)?.parse().ok()
+}
+
+/// A configuration for a root file system that came without one.
+fn config_of_root(stack: &[StackedLayer]) -> Result<ImageConfig> {
+    let [layer] = stack else {
+        return Err(Error::Config("it is missing"));
+    };
+    let origin = LayerOrigin {
+        created: &time::now(),
+        created_by: "cowshed image import",
+    };
+    Ok(ImageConfig::of_single_layer(layer.record.diff_id, origin)?)
+}

@@ -1,0 +1,141 @@
+//! Taking over the roots that a dead process has left mounted or handed out.
+
+use super::super::adoption::device_of;
+use super::super::host::Host;
+use super::super::host::WORK_PREFIX;
+use super::{DEVICE_SUFFIX, FILE_SUFFIX, Mounted};
+use cowshed_engine::pool::Volume;
+use cowshed_export::{AttachKind, Export};
+use cowshed_format::base::VolumeId;
+use cowshed_sys::mount::{self, MountEntry};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+impl Host {
+    /// Takes over what is shown of roots. What nobody is to keep is taken out of sight; what
+    /// cannot be is left, and its volume with it.
+    pub(in super::super) fn adopt_roots(&self, mounts: &[MountEntry], export: &Export) {
+        for id in self.noted_roots() {
+            let path = self.root_path(id);
+            let mounted = mounts.iter().rfind(|entry| entry.mount_point == path);
+            let Ok(volume) = self.pool().volume_by_id(id) else {
+                // It was removed while its folder was still there.
+                self.forget_notes(id, mounted.is_some());
+                continue;
+            };
+            self.adopt_root(&volume, mounted, export);
+            if volume.name().as_str().starts_with(WORK_PREFIX)
+                && let Err(error) = self.discard_root(&volume)
+            {
+                tracing::info!(%error, volume = %volume.name(), "is left to its users");
+            }
+        }
+        self.roots.tidy();
+    }
+
+    fn adopt_root(&self, volume: &Volume, mounted: Option<&MountEntry>, export: &Export) {
+        let id = volume.id();
+        let root = self.roots.of(id);
+        let mut root = root.lock();
+        let device = device_of(export, id);
+        let handed_out = self.note(id, DEVICE_SUFFIX).exists();
+        match mounted {
+            Some(entry) if device.as_deref() == Some(Path::new(&entry.source)) => {
+                let path = &entry.mount_point;
+                // Without the note, a freeze is somebody else's.
+                if self.frozen_note(&format!("root-{id}")).exists() {
+                    super::super::adoption::thaw_at(path);
+                }
+                root.mounted = Some(Mounted {
+                    number: libc::makedev(entry.major, entry.minor),
+                    purpose: None,
+                });
+            }
+            Some(entry) => {
+                // Its device is not the volume's any more: nothing of it can be used.
+                let _ = mount::unmount_lazy(&entry.mount_point);
+            }
+            // Attached, but not mounted yet or no more.
+            None if device.is_some() && !handed_out => {
+                self.let_go(export, id);
+                // Mounted in another mount namespace: it is given up when that is gone.
+                root.mounted = number_of(export, id).map(|number| Mounted {
+                    number,
+                    purpose: None,
+                });
+            }
+            None => {}
+        }
+        if handed_out {
+            root.device = device_of(export, id);
+        }
+        let files = export.attachments();
+        let file = files
+            .into_iter()
+            .find(|found| found.volume == id && found.kind == AttachKind::File);
+        root.file = file.map(|found| found.path);
+        if root.mounted.is_none() {
+            let _ = fs::remove_dir(self.root_path(id));
+        }
+        for (suffix, is_shown) in [
+            (DEVICE_SUFFIX, root.device.is_some()),
+            (FILE_SUFFIX, root.file.is_some()),
+        ] {
+            if !is_shown {
+                let _ = fs::remove_dir(self.note(id, suffix));
+            }
+        }
+    }
+
+    /// The volumes of which the state folder tells that they may be shown.
+    fn noted_roots(&self) -> BTreeSet<VolumeId> {
+        let entries = fs::read_dir(self.roots_dir());
+        let names = entries.into_iter().flatten().flatten();
+        names
+            .filter_map(|entry| volume_of_note(entry.file_name().to_str()?))
+            .collect()
+    }
+
+    fn forget_notes(&self, id: VolumeId, is_mounted: bool) {
+        let path = self.root_path(id);
+        if is_mounted {
+            let _ = mount::unmount_lazy(&path);
+        }
+        for folder in [
+            path,
+            self.note(id, DEVICE_SUFFIX),
+            self.note(id, FILE_SUFFIX),
+        ] {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// The number of the volume's loop device.
+fn number_of(export: &Export, id: VolumeId) -> Option<u64> {
+    let device = export.loop_device(id)?;
+    fs::metadata(device).ok().map(|found| found.rdev())
+}
+
+fn volume_of_note(name: &str) -> Option<VolumeId> {
+    let id = name
+        .strip_suffix(DEVICE_SUFFIX)
+        .or_else(|| name.strip_suffix(FILE_SUFFIX))
+        .unwrap_or(name);
+    id.parse().ok().map(VolumeId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_name_their_volume() {
+        for (name, id) in [("7", 7), ("12.device", 12), ("40.file", 40)] {
+            assert_eq!(volume_of_note(name), Some(VolumeId(id)));
+        }
+        assert_eq!(volume_of_note("lost+found"), None);
+    }
+}

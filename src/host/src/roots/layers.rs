@@ -1,0 +1,134 @@
+//! Layers into roots and out of them: applying one to a root, and writing what changed from one
+//! root to another as one.
+//!
+//! A layer is written from an instant: the root's file system is held still while a snapshot is
+//! taken, and goes on while that is compared and read. The comparison is of blocks, so its time
+//! grows with the change and not with the root.
+
+use super::super::commit::write_layer;
+use super::super::diff::Instant;
+use super::super::error::{Error, Result};
+use super::super::filesystem::Mode;
+use super::super::host::{Host, WorkVolumes};
+use super::super::room::{LayerRoom, Mounted, Sizing};
+use super::RootUse;
+use cowshed_engine::pool::Volume;
+use cowshed_oci::{
+    self as oci, ApplyOptions, Compression, Dropped, LayerDigest, LayerReader, LayerSummary,
+    LayerWriter, Time,
+};
+use cowshed_sys::mount;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+/// How a layer is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LayerOptions {
+    /// How it is compressed.
+    pub compression: Compression,
+    /// What was changed later is shown as changed then.
+    pub latest: Option<Time>,
+}
+
+impl Host {
+    /// Unpacks `layer` into the root, which is mounted for that if it was not; returns what the
+    /// layer turned out to be and what was left out. After a failure the root holds a part of it.
+    ///
+    /// # Errors
+    /// `Oci` when the layer is not what was stated of it or cannot be trusted, `Pool` with
+    /// `NoSpace`, `FileSystemFull`, and what the host answers.
+    pub fn fill_root(
+        &self,
+        volume: &Volume,
+        layer: LayerReader,
+        sizing: Sizing,
+    ) -> Result<(LayerDigest, Dropped)> {
+        let path = self.mount_root(volume, RootUse::Container)?;
+        let applied = self.fill_mounted(volume, &path, layer, sizing);
+        let unmounted = self.unmount_device(volume);
+        // The first failure is the one to report.
+        let applied = applied?;
+        unmounted.map(|()| applied)
+    }
+
+    fn fill_mounted(
+        &self,
+        volume: &Volume,
+        path: &Path,
+        mut layer: LayerReader,
+        sizing: Sizing,
+    ) -> Result<(LayerDigest, Dropped)> {
+        let root = File::open(path).map_err(Error::io("open", path))?;
+        let mut room = LayerRoom::new(self, volume, path, Mounted::AsRoot, sizing)?;
+        let options = ApplyOptions::default();
+        let applied = oci::apply_with(root.into(), &mut layer, options, &mut room)
+            .and_then(|applied| Ok((layer.finish()?, applied.dropped)));
+        let applied = applied.map_err(|error| room.explain(error))?;
+        room.settle().map_err(|error| self.explain(error))?;
+        Ok(applied)
+    }
+
+    /// Unmounts a root that was handed out as a device, and mounted here only to work on it.
+    fn unmount_device(&self, volume: &Volume) -> Result<()> {
+        let root = self.roots.of(volume.id());
+        let mut root = root.lock();
+        if root.device.is_none() || root.mounted.is_none() {
+            return Ok(());
+        }
+        drop(self.sync_locked(volume, &root)?);
+        let path = self.root_path(volume.id());
+        if mount::unmount(&path).is_err() {
+            // Another call works on it, and does this when it is done.
+            return Ok(());
+        }
+        self.detach_loop(volume)?;
+        root.mounted = None;
+        let _ = fs::remove_dir(&path);
+        Ok(())
+    }
+
+    /// Writes what changed from `lower` to `upper` to `out` as a layer. Either may be in use.
+    ///
+    /// # Errors
+    /// What the pool and the host answer, and `Oci` with what `out` does.
+    pub fn write_root_changes<W: Write>(
+        &self,
+        lower: &Volume,
+        upper: &Volume,
+        out: W,
+        options: LayerOptions,
+    ) -> Result<(W, LayerSummary)> {
+        let mut work = WorkVolumes::new(self.pool());
+        let base = self.root_at_an_instant(lower, &mut work)?;
+        let volume = self.root_at_an_instant(upper, &mut work)?;
+        let mut instant = Instant {
+            host: self,
+            base,
+            volume,
+            work,
+        };
+        let changes = instant.changes()?;
+        let layer = LayerWriter::new(out, options.compression)?.not_after(options.latest);
+        let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;
+        let written = write_layer(layer, mount.path(), &changes)?;
+        mount.unmount()?;
+        Ok(written)
+    }
+
+    /// The volume if it is frozen, and else a snapshot with all that was written to the root.
+    fn root_at_an_instant(&self, volume: &Volume, work: &mut WorkVolumes<'_>) -> Result<Volume> {
+        if volume.is_frozen() {
+            return Ok(volume.clone());
+        }
+        let root = self.roots.of(volume.id());
+        // It is neither mounted nor sealed meanwhile.
+        let _held = root.lock();
+        // Before, since what failed to write may not be written out any more, and after it was.
+        self.check_complete(volume)?;
+        let snapshot = self.snapshot_passing(volume, &self.work_name()?)?;
+        work.push(snapshot.clone());
+        self.check_complete(volume)?;
+        Ok(snapshot)
+    }
+}

@@ -1,0 +1,273 @@
+//! Snapshots of volumes that may be mounted: their file systems are held still meanwhile, so that
+//! the snapshot holds everything that was written, and needs no journal replayed.
+//!
+//! While one is held, the folder `work/still-<volume>-<device>` tells a successor of this process.
+
+use super::error::{Error, Names, Result};
+use super::ext4::{self, Superblock};
+use super::frozen::FrozenMount;
+use super::host::Host;
+use super::stacked::{OnVolume, SYSFS, Stack};
+use cowshed_engine::pool::Volume;
+use cowshed_export::Export;
+use cowshed_format::base::{Name, VolumeId};
+use cowshed_sys::mount::{self, FileSystem, MountEntry};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How the name of a folder begins that tells of a volume whose file system is held still.
+const STILL_PREFIX: &str = "still-";
+/// As many snapshots are taken and dropped because somebody thawed what was held.
+const HOLDS_MAX: u32 = 3;
+
+impl Host {
+    /// Freezes what `volume` holds now under the name `name`, with all that was written to the file
+    /// systems on it, where it is attached as a loop device and they are mounted on this host: on
+    /// the device, on partitions of it, or on what LVM, LUKS or a btrfs makes of it. Where somebody
+    /// has frozen them already, that freeze serves, and stays.
+    ///
+    /// # Errors
+    /// `CannotHold` and `OnOthersToo`, where only the user can make it consistent;
+    /// `ThawedMeanwhile`; `Io` when a file system cannot be held still, and the pool's.
+    pub fn snapshot_volume(&self, volume: &Volume, name: &Name) -> Result<Volume> {
+        self.with_data_lock(volume.id(), || {
+            self.snapshot_held(volume, name, Reach::InSight)
+        })
+    }
+
+    /// As `snapshot_volume`, but where the file system writes nothing just then, it is not held
+    /// still: to hold it, the kernel waits for all processors, for tens of milliseconds on a busy
+    /// host. The snapshot may say that its journal is to be replayed; there is nothing in it.
+    pub(super) fn snapshot_passing(&self, volume: &Volume, name: &Name) -> Result<Volume> {
+        let passing = self.with_data_lock(volume.id(), || self.snapshot_checkpointed(volume, name));
+        match passing? {
+            Some(snapshot) => Ok(snapshot),
+            None => self.snapshot_volume(volume, name),
+        }
+    }
+
+    /// Writes out what is in memory of the volume's file system, has the kernel bring all that is
+    /// in its journal to its place, and snapshots the volume, if nothing got into the journal
+    /// meanwhile. The volume's lock is held.
+    fn snapshot_checkpointed(&self, volume: &Volume, name: &Name) -> Result<Option<Volume>> {
+        let mut found = self.mounted_on(volume)?;
+        let (Some(it), true) = (found.pop(), found.is_empty()) else {
+            return Ok(None);
+        };
+        if !it.others.is_empty() {
+            return Ok(None);
+        }
+        self.write_out(volume, &it)?;
+        if let Err(error) = it.at.checkpoint() {
+            tracing::debug!(%error, path = %it.path.display(), "its journal cannot be emptied");
+            return Ok(None);
+        }
+        let snapshot = self.pool().snapshot(volume, name)?;
+        let settled = ext4::is_settled(&snapshot);
+        if matches!(settled, Ok(true)) {
+            return Ok(Some(snapshot));
+        }
+        self.pool().remove(&snapshot)?;
+        Ok(settled.map(|_| None)?)
+    }
+
+    /// As `snapshot_volume`, of a root, whose user may have it mounted out of this process's sight:
+    /// then all of this host is written out.
+    pub(super) fn snapshot_in_use(&self, volume: &Volume, name: &Name) -> Result<Volume> {
+        self.with_data_lock(volume.id(), || {
+            self.snapshot_held(volume, name, Reach::AllOfHost)
+        })
+    }
+
+    /// Snapshots the volume while its file systems are held; again, when somebody thawed one of
+    /// them meanwhile. The volume's lock is held.
+    fn snapshot_held(&self, volume: &Volume, name: &Name, reach: Reach) -> Result<Volume> {
+        for _ in 0..HOLDS_MAX {
+            let held = self.hold_in_sight(volume)?;
+            match reach {
+                Reach::AllOfHost => self.prepare_root(volume, &held)?,
+                // What programs have written to shared mappings of its file.
+                Reach::InSight if volume.is_held() => self.export()?.write_back(volume)?,
+                Reach::InSight => {}
+            }
+            let snapshot = self.pool().snapshot(volume, name);
+            // Each of them goes on, whatever became of another.
+            let ends: Vec<bool> = held.into_iter().map(FrozenMount::end).collect();
+            let snapshot = snapshot?;
+            if !ends.contains(&false) {
+                return Ok(snapshot);
+            }
+            tracing::info!(volume = %volume.name(), "was thawed by somebody: taking another snapshot");
+            self.pool().remove(&snapshot)?;
+        }
+        Err(Error::ThawedMeanwhile(volume.name()))
+    }
+
+    fn prepare_root(&self, volume: &Volume, held: &[FrozenMount]) -> Result<()> {
+        if held.is_empty() && volume.is_held() {
+            // In another mount namespace. Nothing less reaches every file system there is.
+            nix::unistd::sync();
+        }
+        let is_ours = held.first().is_some_and(FrozenMount::is_ours);
+        if is_ours && Superblock::read(volume)?.is_some() {
+            // The journal is empty while the file system is held, and never read.
+            ext4::release_journal(volume)?;
+        }
+        Ok(())
+    }
+
+    /// Writes out what is in memory of the volume's file systems and holds them still, where they
+    /// are mounted in sight of this process, by whomever. The volume's lock is held.
+    fn hold_in_sight(&self, volume: &Volume) -> Result<Vec<FrozenMount>> {
+        let found = self.mounted_on(volume)?;
+        // All before the first is held, so that none is held for long.
+        for it in &found {
+            self.write_out(volume, it)?;
+        }
+        let mut held = Vec::new();
+        for it in found {
+            let note = self.still_note(volume.id(), it.numbers);
+            let is_read_only = it.is_read_only();
+            let still = match FrozenMount::freeze(it.at, it.path.clone(), note) {
+                // One that is never written need not be held.
+                Err(Error::CannotHold { .. }) if is_read_only => continue,
+                outcome => outcome?,
+            };
+            if still.is_ours() && !it.others.is_empty() {
+                return Err(Error::OnOthersToo {
+                    path: it.path,
+                    others: Names(it.others),
+                });
+            }
+            held.push(still);
+        }
+        Ok(held)
+    }
+
+    fn write_out(&self, volume: &Volume, it: &Mounted) -> Result<()> {
+        // Writes that had no room in the pool are told here, and by nothing later.
+        let synced = it.at.sync().map_err(Error::io("write out", &it.path));
+        synced.inspect_err(|_| self.note_refusal(volume))
+    }
+
+    /// The file systems on the volume that are mounted in sight of this process.
+    fn mounted_on(&self, volume: &Volume) -> Result<Vec<Mounted>> {
+        if !volume.is_held() {
+            return Ok(Vec::new());
+        }
+        let mounts = mount::mounts();
+        let mounts = mounts.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
+        mounted_over(&self.export()?.devices_over(volume), &mounts)
+    }
+
+    fn still_note(&self, id: VolumeId, (major, minor): (u32, u32)) -> PathBuf {
+        self.work_dir()
+            .join(format!("{STILL_PREFIX}{id}-{major}-{minor}"))
+    }
+
+    /// Lets the file systems go on that a predecessor held.
+    pub(super) fn thaw_still(&self, mounts: &[MountEntry], export: &Export) {
+        for entry in fs::read_dir(self.work_dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name();
+            let Some((id, numbers)) = name.to_str().and_then(parse_note) else {
+                continue;
+            };
+            let volume = self.pool().volume_by_id(id);
+            let devices = volume.map_or_else(|_| Vec::new(), |it| export.devices_over(&it));
+            let found = mounted_over(&devices, mounts).unwrap_or_else(|error| {
+                tracing::error!(%error, "a file system may still be held");
+                Vec::new()
+            });
+            for it in found {
+                if numbers.is_none_or(|numbers| numbers == it.numbers) {
+                    super::adoption::thaw_at(&it.path);
+                }
+            }
+            // An empty folder that stays does no harm.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// How far a snapshot looks for what is not written out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// To the mounts that this process sees.
+    InSight,
+    /// To all of this host, where this process sees none.
+    AllOfHost,
+}
+
+/// A file system on a volume.
+struct Mounted {
+    at: FileSystem,
+    path: PathBuf,
+    /// As the table of mounts shows them.
+    numbers: (u32, u32),
+    /// The devices of others on which it lies as well.
+    others: Vec<String>,
+}
+
+impl Mounted {
+    fn is_read_only(&self) -> bool {
+        let read_only = nix::sys::statvfs::FsFlags::ST_RDONLY;
+        self.at
+            .room()
+            .is_ok_and(|room| room.flags().contains(read_only))
+    }
+}
+
+/// The file systems that are mounted from these devices and from all that lies on them.
+fn mounted_over(devices: &[PathBuf], mounts: &[MountEntry]) -> Result<Vec<Mounted>> {
+    let stack = Stack::over(Path::new(SYSFS), devices);
+    stack.mounted(mounts).into_iter().map(open).collect()
+}
+
+/// Opens a file system at one of its mounts; of some, others have mounted something over them.
+fn open(found: OnVolume<'_>) -> Result<Mounted> {
+    let mut outcome = None;
+    for entry in &found.mounts {
+        let path = &entry.mount_point;
+        match FileSystem::on_mount(path, entry.id) {
+            Ok(at) => {
+                return Ok(Mounted {
+                    at,
+                    path: path.clone(),
+                    numbers: (entry.major, entry.minor),
+                    others: found.others,
+                });
+            }
+            Err(error) => outcome = Some(Error::io("open", path)(error)),
+        }
+    }
+    Err(outcome.expect("a file system that was found has a mount"))
+}
+
+/// The volume of a note, and the numbers of the file system.
+fn parse_note(name: &str) -> Option<(VolumeId, Option<(u32, u32)>)> {
+    let mut parts = name.strip_prefix(STILL_PREFIX)?.split('-');
+    let id = parts.next()?.parse().ok().map(VolumeId)?;
+    let mut number = || parts.next()?.parse().ok();
+    let numbers = number().zip(number());
+    Some((id, numbers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_names_the_volume_and_the_file_system() {
+        assert_eq!(
+            parse_note("still-12-7-3"),
+            Some((VolumeId(12), Some((7, 3))))
+        );
+        assert_eq!(parse_note("still-12"), Some((VolumeId(12), None)));
+        assert_eq!(parse_note("still-x"), None);
+        assert_eq!(parse_note("frozen-12"), None);
+    }
+}

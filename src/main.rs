@@ -1,5 +1,0 @@
-//! The `cowshed` command.
-
-fn main() -> std::process::ExitCode {
-    cowshed::cli::main()
-}

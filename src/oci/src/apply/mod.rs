@@ -1,0 +1,304 @@
+//! Applying a layer: the entries of one tar stream, made beneath a root directory.
+//!
+//! Invariants:
+//! - Nothing outside the root is touched. Parents are resolved with `RESOLVE_IN_ROOT`, last
+//!   components are never followed, entries with `..` are refused, and absolute names count from
+//!   the root.
+//! - A whiteout or opaque marker removes only what lower layers left, never what this layer has
+//!   added, in whatever order the entries come.
+//! - A file is always made anew and never written through an existing name, so that a hard link of
+//!   a lower layer keeps its content.
+//! - The same layer on the same tree gives the same tree, times included: a directory that an entry
+//!   describes gets that entry's times, and one that only had children changed keeps its own.
+//!
+//! - What cannot be made is an error, or is left out and counted in [`Applied::dropped`].
+//!
+//! An error leaves the root half-changed; the caller discards the volume. Nothing is synced here.
+
+mod acl;
+mod attributes;
+mod content;
+mod create;
+mod parents;
+mod remove;
+#[cfg(test)]
+mod tests;
+
+use super::dropped::{Dropped, Loss};
+use super::error::{Error, HeaderFault, Printable, Result};
+use super::limits::{COPY_BUFFER_BYTES, DEPTH_MAX, READ_BUFFER_BYTES};
+use super::tarball::{Entry, Kind, TarReader, Time};
+use cowshed_format::base::cancel;
+use cowshed_sys::aligned::AlignedBuffer;
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{SFlag, fstatat};
+use parents::{Directory, Parents};
+use remove::Added;
+use std::ffi::OsStr;
+use std::io::{BufReader, Read};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
+
+const WHITEOUT: &[u8] = b".wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Names with which AUFS kept books inside layers; they mean nothing to anyone else.
+const AUFS_BOOKS: &[u8] = b".wh..wh.";
+
+/// How an archive is taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ApplyOptions {
+    /// Refuse an archive without an end marker, which may have been cut short: for archives whose
+    /// digest nobody has stated.
+    pub require_end_marker: bool,
+    /// The archive is no layer: names that begin with `.wh.` are only names, what an existing
+    /// directory has stays, and neither a directory nor a device, FIFO or socket is replaced by
+    /// something else.
+    pub is_plain_tar: bool,
+}
+
+/// What a layer brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Entries, whiteouts included.
+    pub entries: u64,
+    /// Bytes of file content that were written; holes are not counted.
+    pub written_bytes: u64,
+    /// What was left out.
+    pub dropped: Dropped,
+}
+
+/// Who sees to the room of the file system below the root.
+pub trait Room {
+    /// Returns whether an entry fits whose content takes so many bytes at most. Where it does not,
+    /// all that is open in the file system is closed, and `make` is called.
+    fn fits(&mut self, content_bytes: u64) -> bool;
+
+    /// Makes room, if it can, and opens the root again.
+    ///
+    /// # Errors
+    /// When there is no root any more.
+    fn make(&mut self) -> Result<OwnedFd>;
+}
+
+/// The room that there is.
+struct PresentRoom;
+
+impl Room for PresentRoom {
+    fn fits(&mut self, _: u64) -> bool {
+        true
+    }
+
+    fn make(&mut self) -> Result<OwnedFd> {
+        let error = std::io::ErrorKind::Unsupported.into();
+        Err(Error::io("make room", error))
+    }
+}
+
+/// Applies the uncompressed tar stream `layer` onto the directory `root`.
+///
+/// # Errors
+/// As [`apply_with`].
+pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> Result<Applied> {
+    let root = root
+        .try_clone_to_owned()
+        .map_err(|source| Error::io("open the root", source))?;
+    apply_with(root, layer, options, &mut PresentRoom)
+}
+
+/// Applies the uncompressed tar stream `layer` onto the directory `root`, in whose file system
+/// `room` makes room.
+///
+/// # Errors
+/// `Escapes` for an entry that would leave the root, `Header` and `Archive` for a bad stream,
+/// `Unsupported` for an entry that makes no file here, `Attributes` for attributes that are too
+/// large, `Entry` with the host's errno (`ENOSPC` for a full volume) where an entry could not be
+/// made, and whatever error of this room `layer` itself carries, such as `DigestMismatch`.
+pub fn apply_with(
+    root: OwnedFd,
+    layer: impl Read,
+    options: ApplyOptions,
+    room: &mut dyn Room,
+) -> Result<Applied> {
+    let mut archive = TarReader::new(BufReader::with_capacity(READ_BUFFER_BYTES, layer));
+    let mut applier = Applier {
+        parents: Parents::new(root),
+        added: Added::default(),
+        buffer: AlignedBuffer::zeroed(COPY_BUFFER_BYTES),
+        applied: Applied::default(),
+        is_plain_tar: options.is_plain_tar,
+    };
+    while let Some(entry) = archive.next_entry()? {
+        cancel::check()?;
+        if !room.fits(entry.segments.iter().map(|part| part.len_bytes).sum()) {
+            applier.parents.close();
+            applier.parents.reopen(room.make()?);
+        }
+        applier.entry(&entry, &mut archive)?;
+        applier.applied.entries += 1;
+    }
+    archive.read_rest()?;
+    if options.require_end_marker && !archive.saw_end_marker() {
+        let entry = Printable::from("its end");
+        return Err(Error::Header {
+            entry,
+            fault: HeaderFault::NoEnd,
+        });
+    }
+    applier.parents.set_directory_times()?;
+    let mut applied = applier.applied;
+    applied.dropped.add(archive.into_dropped());
+    if options.require_end_marker && applied.entries == 0 {
+        if applied.dropped.count(Loss::AfterEnd) > 0 {
+            return Err(Error::NotAnImage("it begins with zeros"));
+        }
+        applied.dropped.note(Loss::Nothing, b"");
+    }
+    Ok(applied)
+}
+
+struct Applier {
+    parents: Parents,
+    added: Added,
+    buffer: AlignedBuffer,
+    applied: Applied,
+    is_plain_tar: bool,
+}
+
+/// Where an entry goes: its parent directory and its name there.
+struct Place<'a> {
+    parent: Rc<Directory>,
+    name: &'a [u8],
+    path: &'a [u8],
+}
+
+impl Applier {
+    fn entry(&mut self, entry: &Entry, archive: &mut TarReader<impl Read>) -> Result<()> {
+        let path = normalize(&entry.path)?;
+        let Some((parent, name)) = split(&path) else {
+            return self.root(entry);
+        };
+        if let Some(hidden) = name.strip_prefix(WHITEOUT)
+            && !self.is_plain_tar
+        {
+            return self.whiteout(parent, name, hidden, &entry.path);
+        }
+        let parent = self.parents.open_or_make(parent, entry.mtime)?;
+        let place = Place {
+            parent,
+            name,
+            path: &path,
+        };
+        if self.is_plain_tar {
+            refuse_in_the_way(&place, entry.kind)?;
+        }
+        match entry.kind {
+            Kind::File => self.file(&place, entry, archive)?,
+            Kind::Directory => self.directory(&place, entry)?,
+            Kind::HardLink => self.hard_link(&place, entry)?,
+            Kind::Symlink => self.symlink(&place, entry)?,
+            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => self.node(&place, entry)?,
+        }
+        self.added.insert(place.parent.inode, name);
+        Ok(())
+    }
+
+    fn whiteout(&mut self, parent: &[u8], name: &[u8], hidden: &[u8], entry: &[u8]) -> Result<()> {
+        let Some(parent) = self.parents.open(parent)? else {
+            return Ok(());
+        };
+        if name == OPAQUE {
+            self.parents.forget();
+            return remove::clear_lower(&parent, &self.added)
+                .map_err(|source| Error::entry("clear the folder of", entry, source));
+        }
+        if name.starts_with(AUFS_BOOKS) {
+            return Ok(());
+        }
+        match hidden {
+            b"" => Err(Error::Header {
+                entry: Printable::from(entry),
+                fault: HeaderFault::Path,
+            }),
+            b"." | b".." => Err(Error::Escapes {
+                entry: Printable::from(entry),
+            }),
+            _ => {
+                self.parents.forget();
+                remove::remove_lower(&parent, hidden, &self.added)
+                    .map_err(|source| Error::entry("remove what is hidden by", entry, source))
+            }
+        }
+    }
+}
+
+/// Refuses to put one kind of object in the place of another that is not to be lost.
+fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
+    let name = OsStr::from_bytes(place.name);
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+    let found = match fstatat(&place.parent.fd, name, flags) {
+        Ok(found) => SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT,
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(Error::entry("look at", place.path, errno)),
+    };
+    let what = match (found, kind) {
+        (SFlag::S_IFDIR, Kind::Directory)
+        | (SFlag::S_IFCHR, Kind::CharDevice)
+        | (SFlag::S_IFBLK, Kind::BlockDevice)
+        | (SFlag::S_IFIFO, Kind::Fifo) => return Ok(()),
+        (SFlag::S_IFDIR, _) => "a directory",
+        (SFlag::S_IFCHR | SFlag::S_IFBLK, _) => "a device",
+        (SFlag::S_IFIFO, _) => "a FIFO",
+        (SFlag::S_IFSOCK, _) => "a socket",
+        (_, Kind::Directory) => "no directory",
+        _ => return Ok(()),
+    };
+    let entry = Printable::from(place.path);
+    Err(Error::InTheWay { entry, what })
+}
+
+/// The path without empty and `.` components, counted from the root.
+fn normalize(path: &[u8]) -> Result<Vec<u8>> {
+    let mut normal = Vec::with_capacity(path.len());
+    let mut depth = 0;
+    for component in path.split(|byte| *byte == b'/') {
+        match component {
+            b"" | b"." => continue,
+            b".." => {
+                return Err(Error::Escapes {
+                    entry: Printable::from(path),
+                });
+            }
+            _ => {}
+        }
+        depth += 1;
+        if depth > DEPTH_MAX {
+            return Err(Error::Header {
+                entry: Printable::from(path),
+                fault: HeaderFault::Path,
+            });
+        }
+        if !normal.is_empty() {
+            normal.push(b'/');
+        }
+        normal.extend_from_slice(component);
+    }
+    Ok(normal)
+}
+
+/// The parent and the last component of a normalized path; `None` for the root itself.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    if path.is_empty() {
+        return None;
+    }
+    Some(match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&[], path),
+    })
+}
+
+/// A time as the kernel takes it.
+fn time_spec(time: Time) -> nix::sys::time::TimeSpec {
+    nix::sys::time::TimeSpec::new(time.seconds, time.nanoseconds.into())
+}

@@ -1,0 +1,505 @@
+//! The OCI image layout: from `index.json` to the manifests of the images that are meant, and to
+//! their configurations and layers. Skopeo's folder has the same documents under other names.
+
+use super::blobs::{Blob, Blobs};
+use super::{Content, Image, LayerInfo, Select, docker};
+use crate::config::ImageConfig;
+use crate::digest::Digest;
+use crate::error::{Error, Part, Printable, Result};
+use crate::limits::{CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX};
+use crate::platform::Platform;
+use crate::reference::same_reference;
+use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+const ATTESTATION: &str = "vnd.docker.reference.type";
+const INDEX_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+const MANIFEST_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+/// The last four are what registries made of Docker's type, and what Docker takes for it since
+/// (distribution/issues/1621).
+const CONFIG_TYPES: [&str; 6] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/octet-stream",
+    "application/json",
+    "text/html",
+    "",
+];
+/// What a layer's type begins with; how it is compressed follows, and its first bytes tell. Those
+/// that are not to be distributed are layers like others where they are there.
+const LAYER_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+const LAYER_COMPRESSIONS: [&str; 9] = [
+    "", "+gzip", ".gzip", "+zstd", ".zstd", "+xz", ".xz", "+bzip2", ".bzip2",
+];
+
+fn is_layer_type(media_type: &str) -> bool {
+    LAYER_TYPES
+        .iter()
+        .filter_map(|base| media_type.strip_prefix(base))
+        .any(|compression| LAYER_COMPRESSIONS.contains(&compression))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LayoutFile {
+    image_layout_version: String,
+}
+
+/// The blobs of a layout, by digest.
+struct Store {
+    blobs: Arc<Blobs>,
+    /// They lie as skopeo's `dir:` stores them.
+    is_directory: bool,
+}
+
+impl Store {
+    /// Where the blob may lie, the usual place first.
+    fn places(&self, digest: Digest) -> Vec<Vec<u8>> {
+        let hex = digest.hex();
+        let places = if self.is_directory {
+            // Before version 1.1 layers had a suffix; manifests of an index still have one.
+            vec![
+                hex.clone(),
+                format!("{hex}.manifest.json"),
+                format!("{hex}.tar"),
+            ]
+        } else {
+            vec![format!("blobs/sha256/{hex}")]
+        };
+        places.into_iter().map(String::into_bytes).collect()
+    }
+
+    /// The blob that `descriptor` refers to, with its digest and place; `None` where it is missing.
+    fn find(&self, descriptor: &Descriptor) -> Result<Option<(Digest, Vec<u8>, Blob)>> {
+        let digest: Digest = descriptor.digest().to_string().parse()?;
+        for place in self.places(digest) {
+            if let Some(blob) = self.blobs.find(&place)? {
+                return Ok(Some((digest, place, blob)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As `find`, for the blob that is `what` and has to be there.
+    fn open(&self, descriptor: &Descriptor, what: Part) -> Result<(Digest, Vec<u8>, Blob)> {
+        self.find(descriptor)?.ok_or_else(|| Error::Missing {
+            what,
+            name: Printable::from(&*descriptor.digest().to_string()),
+        })
+    }
+
+    fn has(&self, descriptor: &Descriptor) -> bool {
+        self.find(descriptor).is_ok_and(|found| found.is_some())
+    }
+}
+
+/// Opens the images that are meant; a docker `manifest.json` beside the index adds its names.
+pub(super) fn open(
+    blobs: &Arc<Blobs>,
+    docker: Option<&[docker::Entry]>,
+    select: &Select,
+) -> Result<Vec<Image>> {
+    let what = Part::LayoutFile;
+    if let Some(bytes) = blobs.document(b"oci-layout", what, MANIFEST_BYTES_MAX)? {
+        let layout: LayoutFile = parse(what, &bytes)?;
+        if !layout.image_layout_version.starts_with("1.") {
+            return Err(Error::Document {
+                what,
+                fault: "its version is not 1",
+            });
+        }
+    }
+    let bytes = blobs
+        .document(b"index.json", Part::Index, MANIFEST_BYTES_MAX)?
+        .unwrap_or_default();
+    let index: ImageIndex = parse(Part::Index, &bytes)?;
+    let store = Store {
+        blobs: Arc::clone(blobs),
+        is_directory: false,
+    };
+    let chosen = choose(candidates(&index), select)?;
+    let images = chosen.into_iter().map(|candidate| {
+        let mut image = open_platform(&store, &candidate.platforms, select)?;
+        image.names = candidate.names;
+        let id = image.config().map(ImageConfig::digest);
+        add_docker_names(&mut image.names, docker, id);
+        Ok(image)
+    });
+    images.collect()
+}
+
+/// Opens the image of skopeo's folder, whose `manifest.json` is `bytes`.
+pub(super) fn open_directory(
+    blobs: &Arc<Blobs>,
+    bytes: &[u8],
+    select: &Select,
+) -> Result<Vec<Image>> {
+    let store = Store {
+        blobs: Arc::clone(blobs),
+        is_directory: true,
+    };
+    let kind: ManifestKind = parse(Part::Manifest, bytes)?;
+    if kind.schema_version == 1 {
+        let old = "application/vnd.docker.distribution.manifest.v1+json";
+        return Err(unsupported(Part::Manifest, old));
+    }
+    if kind.manifests.is_none() {
+        return Ok(vec![open_manifest(&store, bytes)?]);
+    }
+    let index: ImageIndex = parse(Part::Index, bytes)?;
+    let images: Vec<&Descriptor> = images_of(&index).collect();
+    Ok(vec![open_platform(&store, &images, select)?])
+}
+
+/// What tells a manifest from an index where nothing states the media type.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ManifestKind {
+    schema_version: u32,
+    manifests: Option<Vec<serde_json::Value>>,
+}
+
+/// An image with the names that the index gives it.
+struct Candidate<'a> {
+    names: Vec<String>,
+    /// The same image for one or several platforms.
+    platforms: Vec<&'a Descriptor>,
+}
+
+fn images_of(index: &ImageIndex) -> impl Iterator<Item = &Descriptor> {
+    index
+        .manifests()
+        .iter()
+        .filter(|descriptor| !is_attestation(descriptor))
+}
+
+/// The images of an index: what has the same digest is one image with several names, and what has
+/// the same names is one image for several platforms.
+fn candidates(index: &ImageIndex) -> Vec<Candidate<'_>> {
+    let mut by_digest: Vec<(&Descriptor, BTreeSet<String>)> = Vec::new();
+    for descriptor in images_of(index) {
+        let names = names_of(descriptor);
+        let same = |(other, _): &&mut (&Descriptor, _)| other.digest() == descriptor.digest();
+        match by_digest.iter_mut().find(same) {
+            Some((_, known)) => known.extend(names),
+            None => by_digest.push((descriptor, names.into_iter().collect())),
+        }
+    }
+    let unnamed = by_digest.iter().filter(|(_, names)| names.is_empty());
+    let are_platforms = have_different_platforms(unnamed.map(|(descriptor, _)| *descriptor));
+    let mut candidates: Vec<Candidate<'_>> = Vec::new();
+    for (descriptor, names) in by_digest {
+        let names: Vec<String> = names.into_iter().collect();
+        let is_known = !names.is_empty() || are_platforms;
+        match candidates
+            .iter_mut()
+            .find(|known| is_known && known.names == names)
+        {
+            Some(known) => known.platforms.push(descriptor),
+            None => candidates.push(Candidate {
+                names,
+                platforms: vec![descriptor],
+            }),
+        }
+    }
+    candidates
+}
+
+/// Returns true if each is for a platform that no other is for.
+fn have_different_platforms<'a>(descriptors: impl Iterator<Item = &'a Descriptor>) -> bool {
+    let mut seen = Vec::new();
+    for descriptor in descriptors {
+        let Some(platform) = stated_platform(descriptor).filter(|one| !seen.contains(one)) else {
+            return false;
+        };
+        seen.push(platform);
+    }
+    true
+}
+
+fn stated_platform(descriptor: &Descriptor) -> Option<Platform> {
+    let platform = descriptor.platform().as_ref()?;
+    let variant = platform.variant().as_deref().unwrap_or_default();
+    let (os, architecture) = (
+        platform.os().to_string(),
+        platform.architecture().to_string(),
+    );
+    Some(Platform::new(&os, &architecture, variant))
+}
+
+fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
+    descriptor
+        .annotations()
+        .as_ref()?
+        .get(key)
+        .map(String::as_str)
+}
+
+fn is_attestation(descriptor: &Descriptor) -> bool {
+    annotation(descriptor, ATTESTATION).is_some()
+}
+
+fn names_of(descriptor: &Descriptor) -> Vec<String> {
+    let full = annotation(descriptor, CONTAINERD_NAME);
+    let reference = annotation(descriptor, ANNOTATION_REF_NAME)
+        // Docker repeats the tag of the full name here.
+        .filter(|tag| full.is_none_or(|full| *tag != full && !full.ends_with(&format!(":{tag}"))));
+    full.into_iter()
+        .chain(reference)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The images that are meant among those of `index.json`.
+fn choose<'a>(mut all: Vec<Candidate<'a>>, select: &Select) -> Result<Vec<Candidate<'a>>> {
+    if all.is_empty() {
+        return Err(Error::NotAnImage("its index lists no image"));
+    }
+    // The name of the only image is for its importer to choose.
+    let Some(wanted) = select.reference.as_deref().filter(|_| all.len() > 1) else {
+        return Ok(all);
+    };
+    let is_wanted = |one: &Candidate<'_>| one.names.iter().any(|name| same_reference(name, wanted));
+    let Some(chosen) = all.iter().position(is_wanted) else {
+        let available: BTreeSet<&String> = all.iter().flat_map(|one| &one.names).collect();
+        return Err(Error::NoSuchReference {
+            wanted: Printable::from(wanted),
+            available: available.into_iter().collect(),
+        });
+    };
+    Ok(vec![all.swap_remove(chosen)])
+}
+
+/// Opens the image for the platform that suits best among `images`, which may be indexes of further
+/// platforms.
+fn open_platform(store: &Store, images: &[&Descriptor], select: &Select) -> Result<Image> {
+    let mut descriptor = choose_platform(store, images, select)?.clone();
+    let mut platform = stated_platform(&descriptor);
+    for _ in 0..INDEX_DEPTH_MAX {
+        let media_type = descriptor.media_type().to_string();
+        if MANIFEST_TYPES.contains(&&*media_type) {
+            let bytes = read_verified(store, &descriptor, Part::Manifest, MANIFEST_BYTES_MAX)?;
+            let mut image = open_manifest(store, &bytes)?;
+            image.stated_platform = platform;
+            return Ok(image);
+        }
+        if !INDEX_TYPES.contains(&&*media_type) {
+            return Err(unsupported(Part::Manifest, &media_type));
+        }
+        let bytes = read_verified(store, &descriptor, Part::Index, MANIFEST_BYTES_MAX)?;
+        let index: ImageIndex = parse(Part::Index, &bytes)?;
+        let images: Vec<&Descriptor> = images_of(&index).collect();
+        let next = choose_platform(store, &images, select)?.clone();
+        platform = stated_platform(&next).or(platform);
+        descriptor = next;
+    }
+    Err(Error::Document {
+        what: Part::Index,
+        fault: "it refers to further indexes without end",
+    })
+}
+
+/// The one that suits best. Those that the input lists and does not hold count only where it holds
+/// none.
+fn choose_platform<'a>(
+    store: &Store,
+    images: &[&'a Descriptor],
+    select: &Select,
+) -> Result<&'a Descriptor> {
+    if let [only] = images {
+        return Ok(only);
+    }
+    let held: Vec<&Descriptor> = images
+        .iter()
+        .copied()
+        .filter(|one| store.has(one))
+        .collect();
+    let images = if held.is_empty() { images } else { &held };
+    let platforms: Vec<Option<Platform>> =
+        images.iter().map(|one| platform_of(store, one)).collect();
+    let rank = |platform: &Option<Platform>| match platform {
+        Some(platform) => select.rank(platform),
+        // It does not say; others come first.
+        None => Some(usize::MAX),
+    };
+    let ranked = images.iter().zip(&platforms);
+    let fitting = ranked.filter_map(|(one, platform)| Some((rank(platform)?, *one)));
+    if let Some((_, best)) = fitting.min_by_key(|(rank, _)| *rank) {
+        return Ok(best);
+    }
+    match images {
+        [] => Err(Error::NotAnImage("its index lists no image")),
+        // It is refused or told about once it is read.
+        [only] => Ok(only),
+        _ => {
+            let available: BTreeSet<String> = platforms
+                .iter()
+                .flatten()
+                .map(Platform::to_string)
+                .collect();
+            Err(Error::NoPlatform {
+                wanted: Printable::from(&*select.wanted().to_string()),
+                available: available.into_iter().collect(),
+            })
+        }
+    }
+}
+
+/// The platform of an image: as the index states it, else its configuration.
+fn platform_of(store: &Store, descriptor: &Descriptor) -> Option<Platform> {
+    let of_config = || {
+        let media_type = descriptor.media_type().to_string();
+        if !MANIFEST_TYPES.contains(&&*media_type) {
+            return None;
+        }
+        // What is not sound is told once it is chosen.
+        let what = Part::Manifest;
+        let bytes = read_verified(store, descriptor, what, MANIFEST_BYTES_MAX).ok()?;
+        let manifest: ImageManifest = parse(what, &bytes).ok()?;
+        let raw = read_verified(store, manifest.config(), Part::Config, CONFIG_BYTES_MAX).ok()?;
+        ImageConfig::parse(raw).ok()?.platform()
+    };
+    stated_platform(descriptor).or_else(of_config)
+}
+
+fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
+    let what = Part::Manifest;
+    let manifest: ImageManifest = parse(what, bytes)?;
+    if manifest.schema_version() != 2 {
+        return Err(Error::Document {
+            what,
+            fault: "its schema version is not 2",
+        });
+    }
+    let media_type = manifest.config().media_type().to_string();
+    if !CONFIG_TYPES.contains(&&*media_type) {
+        return Err(unsupported(Part::Config, &media_type));
+    }
+    let raw = read_verified(store, manifest.config(), Part::Config, CONFIG_BYTES_MAX)?;
+    let config = ImageConfig::parse(raw)?;
+    let (stated, diff_ids) = (manifest.layers(), config.diff_ids());
+    if stated.len() != diff_ids.len() {
+        return Err(Error::LayerCount {
+            layers: stated.len(),
+            diff_ids: diff_ids.len(),
+        });
+    }
+    let (mut layers, mut contents) = (Vec::new(), Vec::new());
+    for (index, (layer, diff_id)) in stated.iter().zip(diff_ids).enumerate() {
+        let (info, path) = check_layer(store, layer, index, *diff_id)?;
+        layers.push(info);
+        contents.push(Content::Blob(Arc::clone(&store.blobs), path));
+    }
+    let manifest_digest = Some(Digest::of(bytes));
+    Ok(Image {
+        config: Some(config),
+        names: Vec::new(),
+        manifest_digest,
+        stated_platform: None,
+        other_platform: None,
+        layers,
+        contents,
+    })
+}
+
+/// Whether the layer can be read, as far as that shows before reading it.
+fn check_layer(
+    store: &Store,
+    layer: &Descriptor,
+    index: usize,
+    diff_id: Digest,
+) -> Result<(LayerInfo, Vec<u8>)> {
+    let what = Part::layer(index);
+    let media_type = layer.media_type().to_string();
+    if !is_layer_type(&media_type) {
+        return Err(unsupported(what, &media_type));
+    }
+    let (digest, path, blob) = store.open(layer, what)?;
+    let found_bytes = blob.size_bytes;
+    if found_bytes != layer.size() {
+        return Err(Error::SizeMismatch {
+            what,
+            expected_bytes: layer.size(),
+            found_bytes,
+        });
+    }
+    let info = LayerInfo {
+        diff_id: Some(diff_id),
+        media_type,
+        compressed_digest: Some(digest),
+        size_bytes: Some(layer.size()),
+    };
+    Ok((info, path))
+}
+
+/// The document that `descriptor` refers to, if it is what the descriptor says.
+fn read_verified(store: &Store, descriptor: &Descriptor, what: Part, max: u64) -> Result<Vec<u8>> {
+    let (expected, path, _) = store.open(descriptor, what)?;
+    let bytes = store.blobs.document(&path, what, max)?.unwrap_or_default();
+    let found_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if found_bytes != descriptor.size() {
+        return Err(Error::SizeMismatch {
+            what,
+            expected_bytes: descriptor.size(),
+            found_bytes,
+        });
+    }
+    let found = Digest::of(&bytes);
+    if found == expected {
+        Ok(bytes)
+    } else {
+        Err(Error::DigestMismatch {
+            what,
+            expected,
+            found,
+        })
+    }
+}
+
+/// The tags that a docker manifest gives the image with this configuration.
+fn add_docker_names(
+    names: &mut Vec<String>,
+    docker: Option<&[docker::Entry]>,
+    config: Option<Digest>,
+) {
+    let Some(path) = config.map(|digest| format!("blobs/sha256/{}", digest.hex())) else {
+        return;
+    };
+    for entry in docker
+        .unwrap_or_default()
+        .iter()
+        .filter(|entry| entry.config == path)
+    {
+        for tag in entry.tags.iter().flatten() {
+            if !names.iter().any(|name| same_reference(name, tag)) {
+                names.push(tag.clone());
+            }
+        }
+    }
+}
+
+fn unsupported(what: Part, media_type: &str) -> Error {
+    Error::UnsupportedMediaType {
+        what,
+        media_type: Printable::from(media_type),
+    }
+}
+
+fn parse<T: DeserializeOwned>(what: Part, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|source| Error::Json { what, source })
+}
