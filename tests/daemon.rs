@@ -4,7 +4,7 @@
 
 mod fixtures;
 
-use fixtures::shed::Shed;
+use fixtures::service::Service;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,11 +42,11 @@ fn write_until_it_dies(file: &File, first: u64, acknowledged: &AtomicU64) {
 
 #[test]
 fn what_was_acknowledged_is_there_after_the_daemon_is_killed() {
-    let mut shed = Shed::open("1G");
-    shed.cowshed(["volume", "create", "disk", "--size", "16M"]);
+    let mut service = Service::open("1G");
+    service.cowshed(["volume", "create", "disk", "--size", "16M"]);
     let mut last = vec![0; usize::try_from(BLOCKS).unwrap()];
     for round in 0..3 {
-        let answer = shed.json(["attach", "disk", "--as", "file"]);
+        let answer = service.json(["attach", "disk", "--as", "file"]);
         let file = File::options()
             .write(true)
             .open(answer["path"].as_str().unwrap())
@@ -59,25 +59,25 @@ fn what_was_acknowledged_is_there_after_the_daemon_is_killed() {
                 thread::sleep(Duration::from_millis(5));
             }
             thread::sleep(Duration::from_millis(100 * round));
-            shed.kill();
+            service.kill();
         });
         drop(file);
         let acknowledged = acknowledged.into_inner();
         for version in first..=acknowledged {
             last[usize::try_from(place(version)).unwrap()] = version;
         }
-        shed.start();
+        service.start();
         // One more may have been done without an answer.
-        verify(&shed, &mut last, acknowledged + 1);
+        verify(&service, &mut last, acknowledged + 1);
     }
-    shed.check_pool();
+    service.check_pool();
 }
 
 /// Reads the volume back; takes over the one version that may be newer.
-fn verify(shed: &Shed, last: &mut [u64], unanswered: u64) {
+fn verify(service: &Service, last: &mut [u64], unanswered: u64) {
     let copy = tempfile::NamedTempFile::new().unwrap();
     let path = copy.path().to_str().unwrap().to_owned();
-    shed.cowshed(["volume", "export", "disk", &path]);
+    service.cowshed(["volume", "export", "disk", &path]);
     let copy = File::open(path).unwrap();
     for (index, version) in (0..).zip(last) {
         let mut found = vec![0; 4096];

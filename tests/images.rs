@@ -5,7 +5,7 @@
 
 mod fixtures;
 
-use fixtures::shed::Shed;
+use fixtures::service::Service;
 use fixtures::{busybox, debian, listing, reference};
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -90,15 +90,15 @@ fn a_listing_sees_every_kind_of_difference() {
 }
 
 /// Imports the image in one of its forms; answers its layers.
-fn import(shed: &Shed, source: &Path, name: &str) -> Vec<serde_json::Value> {
-    let answer = shed.json(["image", "import", source.to_str().unwrap(), "--name", name]);
+fn import(service: &Service, source: &Path, name: &str) -> Vec<serde_json::Value> {
+    let answer = service.json(["image", "import", source.to_str().unwrap(), "--name", name]);
     answer["layers"].as_array().expect("layers").clone()
 }
 
-fn assert_root(shed: &Shed, container: &str, wanted: &listing::Listing) {
-    let root = shed.mount(container);
+fn assert_root(service: &Service, container: &str, wanted: &listing::Listing) {
+    let root = service.mount(container);
     listing::assert_same(&listing::of(&root), wanted, container);
-    shed.cowshed(["container", "unmount", container]);
+    service.cowshed(["container", "unmount", container]);
 }
 
 #[test]
@@ -106,59 +106,59 @@ fn a_busybox_image_becomes_the_root_that_tar_makes() {
     let image = busybox::image();
     let folder = tempfile::tempdir().unwrap();
     let wanted = reference_root(&image.layers, folder.path());
-    let mut shed = Shed::open("2G");
-    let layers = import(&shed, &image.oci, "first:1");
+    let mut service = Service::open("2G");
+    let layers = import(&service, &image.oci, "first:1");
     assert_eq!(layers.len(), image.layers.len());
     assert!(
         layers.iter().all(|layer| layer["reused"] == false),
         "{layers:?}"
     );
     for container in ["one", "two"] {
-        shed.cowshed(["container", "create", "first:1", "--name", container]);
-        assert_root(&shed, container, &wanted);
+        service.cowshed(["container", "create", "first:1", "--name", container]);
+        assert_root(&service, container, &wanted);
     }
-    shed.check_file_systems();
-    shed.check_pool();
+    service.check_file_systems();
+    service.check_pool();
 }
 
 #[test]
 fn layers_that_are_there_already_are_not_applied_again_whatever_brings_them() {
     let image = busybox::image();
-    let mut shed = Shed::open("2G");
-    import(&shed, &image.docker, "docker:1");
-    let used = |shed: &Shed| {
-        shed.cowshed(["pool", "checkpoint"]);
-        shed.json(["pool", "status"])["used_bytes"]
+    let mut service = Service::open("2G");
+    import(&service, &image.docker, "docker:1");
+    let used = |service: &Service| {
+        service.cowshed(["pool", "checkpoint"]);
+        service.json(["pool", "status"])["used_bytes"]
             .as_u64()
             .unwrap()
     };
-    let before = used(&shed);
+    let before = used(&service);
     for (source, name) in [(&image.oci, "folder:1"), (&image.oci_tar, "tar:1")] {
-        let layers = import(&shed, source, name);
+        let layers = import(&service, source, name);
         assert!(
             layers.iter().all(|layer| layer["reused"] == true),
             "{name}: {layers:?}"
         );
     }
-    shed.fed(&image.docker, ["image", "import", "-", "--name", "pipe:1"]);
+    service.fed(&image.docker, ["image", "import", "-", "--name", "pipe:1"]);
     assert_eq!(
-        shed.json(["image", "ls"]).as_array().unwrap().len(),
+        service.json(["image", "ls"]).as_array().unwrap().len(),
         1,
         "one image, four names"
     );
     assert!(
-        used(&shed) < before + (1 << 20),
+        used(&service) < before + (1 << 20),
         "{} bytes more",
-        used(&shed) - before
+        used(&service) - before
     );
-    shed.check_file_systems();
-    shed.check_pool();
+    service.check_file_systems();
+    service.check_pool();
 }
 
 #[test]
 fn a_damaged_layer_leaves_nothing_behind() {
     let image = busybox::image();
-    let mut shed = Shed::open("2G");
+    let mut service = Service::open("2G");
     let blobs = image.oci.join("blobs/sha256");
     let largest = fs::read_dir(blobs)
         .unwrap()
@@ -174,7 +174,7 @@ fn a_damaged_layer_leaves_nothing_behind() {
     let (middle, mut byte) = (file.metadata().unwrap().len() / 2, [0]);
     file.read_exact_at(&mut byte, middle).unwrap();
     file.write_all_at(&[!byte[0]], middle).unwrap();
-    let found = shed.attempt([
+    let found = service.attempt([
         "image",
         "import",
         image.oci.to_str().unwrap(),
@@ -187,9 +187,9 @@ fn a_damaged_layer_leaves_nothing_behind() {
         said.trim_end().lines().count() == 1 && !said.contains("panic"),
         "{said}"
     );
-    assert_eq!(shed.json(["image", "ls"]), serde_json::json!([]));
-    shed.check_pool();
-    let names = shed.json(["volume", "ls"]);
+    assert_eq!(service.json(["image", "ls"]), serde_json::json!([]));
+    service.check_pool();
+    let names = service.json(["volume", "ls"]);
     let left = names
         .as_array()
         .unwrap()
@@ -201,10 +201,10 @@ fn a_damaged_layer_leaves_nothing_behind() {
 #[test]
 fn what_a_container_changed_is_told_and_committed() {
     let image = busybox::image();
-    let mut shed = Shed::open("2G");
-    import(&shed, &image.oci, "first:1");
-    shed.cowshed(["container", "create", "first:1", "--name", "changed"]);
-    let root = shed.mount("changed");
+    let mut service = Service::open("2G");
+    import(&service, &image.oci, "first:1");
+    service.cowshed(["container", "create", "first:1", "--name", "changed"]);
+    let root = service.mount("changed");
     fs::write(root.join("srv/new"), "new").unwrap();
     fs::remove_file(root.join("var/keep/a")).unwrap();
     fs::set_permissions(root.join("etc/passwd"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -217,7 +217,7 @@ fn what_a_container_changed_is_told_and_committed() {
     fs::remove_dir_all(root.join("var/opaque")).unwrap();
     fs::create_dir(root.join("var/opaque")).unwrap();
     fs::write(root.join("var/opaque/fresh"), "fresh").unwrap();
-    let changes = shed.cowshed(["container", "diff", "changed"]);
+    let changes = service.cowshed(["container", "diff", "changed"]);
     for line in [
         "A /srv/new",
         "D /var/keep/a",
@@ -238,12 +238,12 @@ fn what_a_container_changed_is_told_and_committed() {
         );
     }
     let wanted = listing::of(&root);
-    shed.cowshed(["container", "commit", "changed", "changed:1"]);
-    shed.cowshed(["container", "create", "changed:1", "--name", "copy"]);
-    assert_root(&shed, "copy", &wanted);
-    shed.cowshed(["container", "unmount", "changed"]);
-    shed.check_file_systems();
-    shed.check_pool();
+    service.cowshed(["container", "commit", "changed", "changed:1"]);
+    service.cowshed(["container", "create", "changed:1", "--name", "copy"]);
+    assert_root(&service, "copy", &wanted);
+    service.cowshed(["container", "unmount", "changed"]);
+    service.check_file_systems();
+    service.check_pool();
 }
 
 #[test]
@@ -256,12 +256,12 @@ fn containers_of_a_debian_root_start_equal_cost_little_and_change_alone() {
         "only {} paths in a Debian root",
         wanted.len()
     );
-    let mut shed = Shed::open("4G");
-    shed.fed(&tar, ["image", "import", "-", "--name", "debian"]);
+    let mut service = Service::open("4G");
+    service.fed(&tar, ["image", "import", "-", "--name", "debian"]);
     for number in 0..5 {
         let name = format!("c{number}");
-        shed.cowshed(["container", "create", "debian", "--name", &name]);
-        let root = shed.mount(&name);
+        service.cowshed(["container", "create", "debian", "--name", &name]);
+        let root = service.mount(&name);
         if number > 0 {
             fs::write(root.join("etc/hostname"), &name).unwrap();
             continue;
@@ -271,9 +271,9 @@ fn containers_of_a_debian_root_start_equal_cost_little_and_change_alone() {
         file.write_all_at(b"!", 500_000).unwrap();
     }
     for number in 0..5 {
-        shed.cowshed(["container", "unmount", &format!("c{number}")]);
+        service.cowshed(["container", "unmount", &format!("c{number}")]);
     }
-    let list = shed.json(["container", "ls"]);
+    let list = service.json(["container", "ls"]);
     for container in list.as_array().expect("a list") {
         let own = container["own_bytes"].as_u64().expect("a number");
         assert!(
@@ -281,11 +281,11 @@ fn containers_of_a_debian_root_start_equal_cost_little_and_change_alone() {
             "a small change cost {own} bytes: {container}"
         );
     }
-    shed.cowshed(["container", "create", "debian", "--name", "fresh"]);
-    assert_root(&shed, "fresh", &wanted);
-    shed.check_file_systems();
+    service.cowshed(["container", "create", "debian", "--name", "fresh"]);
+    assert_root(&service, "fresh", &wanted);
+    service.check_file_systems();
     let names = ["c0", "c1", "c2", "c3", "c4", "fresh"];
-    shed.cowshed(["container", "rm"].into_iter().chain(names));
-    shed.cowshed(["image", "rm", "debian"]);
-    shed.check_pool();
+    service.cowshed(["container", "rm"].into_iter().chain(names));
+    service.cowshed(["image", "rm", "debian"]);
+    service.check_pool();
 }

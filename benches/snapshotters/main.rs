@@ -35,9 +35,9 @@ mod packages;
 mod process;
 #[path = "../../tests/runtimes/sandbox.rs"]
 mod sandbox;
-#[path = "../../tests/runtimes/shed.rs"]
+#[path = "../../tests/runtimes/service.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
-mod shed;
+mod service;
 mod subjects;
 mod table;
 use cowshed_daemon::snapshotter::wire;

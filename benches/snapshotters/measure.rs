@@ -5,7 +5,7 @@ use crate::containerd::Containerd;
 use crate::docker::Docker;
 use crate::engine;
 use crate::fixtures::run;
-use crate::shed::Shed;
+use crate::service::Service;
 use crate::subjects::{Archives, LARGE, OwnFileSystem, small_file};
 use crate::table::{Table, Value};
 use crate::world::{Setting, Snapshotter, World};
@@ -126,8 +126,8 @@ impl Measurement<'_> {
                 "Remove, through containerd",
             ],
         );
-        if self.world.shed.is_some() {
-            let client = Client::connect(&Shed::socket(&self.setting.folder), "", "");
+        if self.world.service.is_some() {
+            let client = Client::connect(&Service::socket(&self.setting.folder), "", "");
             // What containerd calls it when it asks.
             let below = inner_name(&self.setting.folder, &parent);
             self.timed(
@@ -268,8 +268,8 @@ impl Measurement<'_> {
 
     /// What the snapshotter takes of the disk.
     fn space(&self) -> u64 {
-        if let Some(shed) = &self.world.shed {
-            return shed.used_bytes();
+        if let Some(service) = &self.world.service {
+            return service.used_bytes();
         }
         run("sync", [""; 0]);
         let root = self.setting.snapshotter.root(&self.setting.folder);
@@ -351,7 +351,7 @@ fn synced(row: &'static str) -> &'static str {
 /// The name that cowshed knows a committed snapshot by: containerd puts a namespace and a number
 /// before it.
 fn inner_name(folder: &Path, name: &str) -> String {
-    let mut client = Client::connect(&Shed::socket(folder), "", "");
+    let mut client = Client::connect(&Service::socket(folder), "", "");
     let names = client.names();
     let found = names.into_iter().find(|inner| inner.ends_with(name));
     found.expect("cowshed knows the image's uppermost layer")

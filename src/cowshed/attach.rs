@@ -3,9 +3,9 @@
 use super::console::Console;
 use super::failure::Usage;
 use super::kept_names;
+use super::open_pool::OpenPool;
 use super::output::{Column, counted};
 use super::sectors::{self, SectorSize};
-use super::shed::Shed;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use cowshed_engine::pool::{Pool, Volume};
@@ -70,16 +70,20 @@ pub(super) struct Detach {
 /// # Errors
 /// When no daemon runs, the name is kept for containers or images and writing is asked for, and what
 /// the export says.
-pub(super) fn attach(attach: &Attach, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+pub(super) fn attach(
+    attach: &Attach,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
     let Some(name) = &attach.volume else {
-        return list(shed, console);
+        return list(open_pool, console);
     };
     let what = || format!("attach volume {name}");
     if attach.kind == Kind::File && attach.sector_size.is_some() {
         return Err(Usage("--sector-size is for --as loop: a file has no sectors".into()).into());
     }
-    let export = shed.daemon_export().with_context(what)?;
-    let volume = shed.pool().volume(name).with_context(what)?;
+    let export = open_pool.daemon_export().with_context(what)?;
+    let volume = open_pool.pool().volume(name).with_context(what)?;
     if !attach.read_only {
         kept_names::refuse(&volume.name()).with_context(what)?;
     }
@@ -97,7 +101,7 @@ pub(super) fn attach(attach: &Attach, shed: &Shed, console: &Console) -> anyhow:
         scan_partitions: true,
     };
     let attached = export.attach(&volume, kind, options).with_context(what)?;
-    keep_sectors(attach, &volume, shed.pool()).with_context(what)?;
+    keep_sectors(attach, &volume, open_pool.pool()).with_context(what)?;
     let count = attached.count;
     let attachment = Attachment {
         volume: volume.id(),
@@ -133,10 +137,14 @@ fn keep_sectors(attach: &Attach, volume: &Volume, pool: &Pool) -> anyhow::Result
 ///
 /// # Errors
 /// When no daemon runs, the volume is not attached, or it is in use.
-pub(super) fn detach(detach: &Detach, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+pub(super) fn detach(
+    detach: &Detach,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
     let what = || format!("detach volume {}", detach.volume);
-    let export = shed.daemon_export().with_context(what)?;
-    let volume = shed.pool().volume(&detach.volume).with_context(what)?;
+    let export = open_pool.daemon_export().with_context(what)?;
+    let volume = open_pool.pool().volume(&detach.volume).with_context(what)?;
     // What containers and images have attached is theirs to detach.
     let is_kept = kept_names::refuse(&volume.name()).is_err();
     let left = export.detach_by_hand(&volume, is_kept).with_context(what)?;
@@ -154,8 +162,11 @@ pub(super) fn detach(detach: &Detach, shed: &Shed, console: &Console) -> anyhow:
     )
 }
 
-fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
-    let attachments = shed.daemon_export().context("attach --ls")?.attachments();
+fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let attachments = open_pool
+        .daemon_export()
+        .context("attach --ls")?
+        .attachments();
     let documents: Vec<_> = attachments.iter().map(document).collect();
     console.result(&documents, || {
         let columns = [

@@ -3,10 +3,10 @@
 use super::console::{Console, output_error};
 use super::failure::Usage;
 use super::image;
+use super::open_pool::OpenPool;
 use super::output::{Column, time};
 use super::place::{CopySide, HostPath};
 use super::removal;
-use super::shed::Shed;
 use super::size::{Size, human};
 use super::streams::Output;
 use anyhow::Context;
@@ -142,26 +142,26 @@ impl ContainerCommand {
     }
 }
 
-/// Runs a command on the open pool of `shed`.
+/// Runs a command on `open_pool`.
 ///
 /// # Errors
-/// What the room of containers says.
+/// What `cowshed-host` says.
 pub(super) fn run(
     command: &ContainerCommand,
-    shed: &Shed,
+    open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
     match command {
         ContainerCommand::Create(new) => {
-            let created = create(new, shed)?;
+            let created = create(new, open_pool)?;
             console.result(&created, || created.name.clone())
         }
-        ContainerCommand::CreateMounted(new) => create_mounted(new, shed, console),
+        ContainerCommand::CreateMounted(new) => create_mounted(new, open_pool, console),
         ContainerCommand::Mount(mount) => {
             let what = || format!("mount container {}", mount.container);
-            shed.daemon_export().with_context(what)?;
+            open_pool.daemon_export().with_context(what)?;
             let dir = mount.dir.as_ref().map(HostPath::as_path);
-            let mounted = shed
+            let mounted = open_pool
                 .containers()
                 .and_then(|host| Ok(host.mount_container(&mount.container, dir)?))
                 .with_context(what)?;
@@ -169,19 +169,19 @@ pub(super) fn run(
         }
         ContainerCommand::Unmount(one) => {
             let what = || format!("unmount container {}", one.container);
-            shed.daemon_export().with_context(what)?;
-            let unmounted = shed
+            open_pool.daemon_export().with_context(what)?;
+            let unmounted = open_pool
                 .containers()
                 .and_then(|host| Ok(host.unmount_container(&one.container)?))
                 .with_context(what)?;
             console.result(&unmounted, String::new)
         }
-        ContainerCommand::Diff(one) => diff(one, shed, console),
-        ContainerCommand::Commit(new) => commit(new, shed, console),
-        ContainerCommand::Cp(copied) => copy(copied, shed, console),
-        ContainerCommand::Ls => list(shed, console),
+        ContainerCommand::Diff(one) => diff(one, open_pool, console),
+        ContainerCommand::Commit(new) => commit(new, open_pool, console),
+        ContainerCommand::Cp(copied) => copy(copied, open_pool, console),
+        ContainerCommand::Ls => list(open_pool, console),
         ContainerCommand::Rm(remove) => {
-            let host = shed.containers().context("remove containers")?;
+            let host = open_pool.containers().context("remove containers")?;
             removal::each(&remove.containers, "container", |name| {
                 host.remove_container(name)?;
                 Ok(())
@@ -191,7 +191,7 @@ pub(super) fn run(
     }
 }
 
-fn create(new: &Create, shed: &Shed) -> anyhow::Result<CreatedContainer> {
+fn create(new: &Create, open_pool: &OpenPool) -> anyhow::Result<CreatedContainer> {
     let what = || format!("create a container of {}", new.image);
     let name = new
         .name
@@ -203,16 +203,17 @@ fn create(new: &Create, shed: &Shed) -> anyhow::Result<CreatedContainer> {
         name,
         size_bytes: new.size.map(|size| size.0),
     };
-    shed.containers()
+    open_pool
+        .containers()
         .and_then(|host| Ok(host.create_container(&new.image, &options)?))
         .with_context(what)
 }
 
-fn create_mounted(new: &Create, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn create_mounted(new: &Create, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("create a container of {} and mount it", new.image);
-    shed.daemon_export().with_context(what)?;
-    let host = shed.containers().with_context(what)?;
-    let CreatedContainer { id, name } = create(new, shed)?;
+    open_pool.daemon_export().with_context(what)?;
+    let host = open_pool.containers().with_context(what)?;
+    let CreatedContainer { id, name } = create(new, open_pool)?;
     let dir = new.dir.as_ref().map(HostPath::as_path);
     let path = match host.mount_container(&id, dir) {
         Ok(mounted) => mounted.path,
@@ -232,9 +233,9 @@ fn create_mounted(new: &Create, shed: &Shed, console: &Console) -> anyhow::Resul
     console.result(&mounted, || path.display().to_string())
 }
 
-fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = "list the containers";
-    let containers = shed
+    let containers = open_pool
         .containers()
         .and_then(|host| Ok(host.containers()?))
         .context(what)?;
@@ -267,9 +268,9 @@ fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn diff(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn diff(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("compare container {} with its image", one.container);
-    let host = shed.containers().with_context(what)?;
+    let host = open_pool.containers().with_context(what)?;
     let changes = host.diff_container(&one.container).with_context(what)?;
     console.result(&changes, || {
         let line = |change: &ContainerChange| {
@@ -279,10 +280,10 @@ fn diff(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn commit(new: &Commit, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn commit(new: &Commit, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("commit container {}", new.container);
     let name = Name::new(&new.reference).with_context(what)?;
-    let host = shed.containers().with_context(what)?;
+    let host = open_pool.containers().with_context(what)?;
     let created_by = format!("cowshed container commit {}", new.container);
     let image = host
         .commit_container(&new.container, &name, Some(&created_by))
@@ -291,9 +292,9 @@ fn commit(new: &Commit, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     image::show_imported(&image, console)
 }
 
-fn copy(copied: &Copy, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn copy(copied: &Copy, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("copy {} to {}", copied.source, copied.target);
-    let host = shed.containers().with_context(what)?;
+    let host = open_pool.containers().with_context(what)?;
     let options = CopyOptions {
         follow_link: copied.follow_link,
     };

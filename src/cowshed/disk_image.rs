@@ -118,8 +118,8 @@ const MARKS: [(usize, &[u8], &str, Remedy); 26] = [
     ),
 ];
 
-/// The format of a file that begins and ends so, if it is not a disk's bytes. `tail` is empty where the
-/// end is not known yet.
+/// The format of a file that begins and ends so, if it is not a disk's bytes. `tail` is empty where
+/// the end is not known yet.
 pub(super) fn recognise(head: &[u8], tail: &[u8]) -> Option<Foreign> {
     let is_there =
         |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));

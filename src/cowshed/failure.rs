@@ -76,7 +76,7 @@ pub(super) struct Warning(pub String);
 #[error("{0}")]
 pub(super) struct Damage(pub String);
 
-/// The rooms' errors show an engine's error as their own, so each is looked into.
+/// The crates' errors show an engine's error as their own, so each is looked into.
 fn is_damage(cause: &(dyn std::error::Error + 'static)) -> bool {
     let engine = match (cause.downcast_ref(), cause.downcast_ref()) {
         (Some(container::Error::Pool(error)), _) => Some(error),
@@ -97,7 +97,7 @@ pub(super) fn line(error: &anyhow::Error) -> Option<String> {
     let mut last = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        // Errors of the rooms below show their source themselves.
+        // Errors of the crates below show their source themselves.
         if !last.ends_with(&text) {
             line.push_str(": ");
             line.push_str(&text);

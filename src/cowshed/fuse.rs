@@ -26,7 +26,8 @@ impl Fuse {
     }
 
     /// What is used. A worker that is killed must be a pause unless its user has chosen otherwise,
-    /// and the kernel sends a dead process's requests again only where they came through the device.
+    /// and the kernel sends a dead process's requests again only where they came through the
+    /// device.
     pub(super) const fn transport(self) -> Transport {
         match self {
             Self::Auto | Self::Threads => Transport::Threads,

@@ -6,8 +6,8 @@
 //! command that runs.
 
 use super::console::Console;
+use super::open_pool::{OpenPool, clear_folder};
 use super::output::{Column, counted};
-use super::shed::{Shed, clear_folder};
 use super::size::human;
 use super::state::StateFolder;
 use anyhow::Context;
@@ -78,18 +78,18 @@ pub(super) fn users_of(pool: &Pool) -> VolumeUsers {
 ///
 /// # Errors
 /// When a record is unreadable: then nobody can say what is garbage.
-pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()> {
-    let pool = shed.pool();
+pub(super) fn run(gc: &Gc, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let pool = open_pool.pool();
     VolumeUsers::of(pool).context("see what is in use")?;
     snapshotter::snapshot_uses(pool).context("the record of a snapshot is unreadable")?;
-    let alone = shed.serving().is_none();
+    let alone = open_pool.serving().is_none();
     let all = explain(pool, young(alone));
     if gc.explain {
         return show(&all, console);
     }
     if alone && nix::unistd::geteuid().is_root() {
         // Opening the pool for containers clears away what killed commands had mounted.
-        shed.containers()?;
+        open_pool.containers()?;
     }
     if nix::unistd::geteuid().is_root() {
         clear_abandoned(console);
@@ -98,7 +98,7 @@ pub(super) fn run(gc: &Gc, shed: &Shed, console: &Console) -> anyhow::Result<()>
     let mut bytes = 0;
     for garbage in all.into_iter().filter(|it| it.garbage) {
         console.cancel().check()?;
-        match remove(shed, VolumeId(garbage.id), alone) {
+        match remove(open_pool, VolumeId(garbage.id), alone) {
             Ok(false) => {}
             Ok(true) => {
                 bytes += garbage.own_bytes;
@@ -126,8 +126,8 @@ fn clear_abandoned(console: &Console) {
 }
 
 /// Removes the volume if it is still garbage: a command that runs may have found a use for it.
-fn remove(shed: &Shed, id: VolumeId, alone: bool) -> anyhow::Result<bool> {
-    let pool = shed.pool();
+fn remove(open_pool: &OpenPool, id: VolumeId, alone: bool) -> anyhow::Result<bool> {
+    let pool = open_pool.pool();
     let volume = match pool.volume_by_id(id) {
         // Somebody else was faster.
         Err(base::Error::NoSuchVolume(_)) => return Ok(true),

@@ -2,11 +2,11 @@
 
 use super::console::{Console, output_error};
 use super::failure::Usage;
+use super::open_pool::OpenPool;
 use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
 use super::place::FileOrPipe;
 use super::removal;
-use super::shed::Shed;
 use super::size::{Size, human};
 use super::streams::{Input, Output};
 use anyhow::Context;
@@ -195,27 +195,31 @@ pub(super) fn short(id: &str) -> String {
     }
 }
 
-/// Runs a command on the open pool of `shed`.
+/// Runs a command on `open_pool`.
 ///
 /// # Errors
-/// What the room of containers says.
-pub(super) fn run(command: &ImageCommand, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+/// What `cowshed-host` says.
+pub(super) fn run(
+    command: &ImageCommand,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
     match command {
         ImageCommand::Import(new) => {
             let what = || format!("import image {}", new.source);
-            let imported = import(new, shed, console).with_context(what)?;
+            let imported = import(new, open_pool, console).with_context(what)?;
             for image in &imported {
                 tell_notes(image, console);
             }
             let text = || shown_lines(&imported);
             console.result(&Several::new(&imported), text)
         }
-        ImageCommand::Export(export) => export_images(export, shed, console),
-        ImageCommand::Ls => list(shed, console),
-        ImageCommand::Inspect(one) => inspect(one, shed, console),
-        ImageCommand::History(one) => history(one, shed, console),
+        ImageCommand::Export(export) => export_images(export, open_pool, console),
+        ImageCommand::Ls => list(open_pool, console),
+        ImageCommand::Inspect(one) => inspect(one, open_pool, console),
+        ImageCommand::History(one) => history(one, open_pool, console),
         ImageCommand::Rm(remove) => {
-            let host = shed.containers().context("remove images")?;
+            let host = open_pool.containers().context("remove images")?;
             removal::each(&remove.images, "image", |name| {
                 host.remove_image(name)?;
                 Ok(())
@@ -243,8 +247,12 @@ impl<'a, T> Several<'a, T> {
 }
 
 /// Imports all images of the source, or the one that is named.
-fn import(new: &Import, shed: &Shed, console: &Console) -> anyhow::Result<Vec<ImportedImage>> {
-    let host = shed.containers()?;
+fn import(
+    new: &Import,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<Vec<ImportedImage>> {
+    let host = open_pool.containers()?;
     let name = new.name.as_deref().map(Name::new).transpose()?;
     // A name that cannot be given is refused before anything is read.
     new.name
@@ -341,9 +349,9 @@ fn is_stream(path: &Path) -> bool {
     found.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device())
 }
 
-fn export_images(export: &Export, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("export {} to {}", export.described(), export.file);
-    let host = shed.containers().with_context(what)?;
+    let host = open_pool.containers().with_context(what)?;
     let compression = match export.compression {
         Compressed::None => Compression::None,
         Compressed::Gzip => Compression::Gzip,
@@ -416,9 +424,9 @@ fn shown_name(image: &ImportedImage) -> String {
     }
 }
 
-fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = "list the images";
-    let images = shed
+    let images = open_pool
         .containers()
         .and_then(|host| Ok(host.images()?))
         .context(what)?;
@@ -445,9 +453,9 @@ fn list(shed: &Shed, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn inspect(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn inspect(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("inspect image {}", one.image);
-    let host = shed.containers().with_context(what)?;
+    let host = open_pool.containers().with_context(what)?;
     let image = host.inspect_image(&one.image).with_context(what)?;
     console.result(&image, || {
         let mut text = facts([
@@ -477,9 +485,9 @@ fn inspect(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn history(one: &One, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn history(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("show the history of image {}", one.image);
-    let host = shed.containers().with_context(what)?;
+    let host = open_pool.containers().with_context(what)?;
     let steps = host.image_history(&one.image).with_context(what)?;
     console.result(&steps, || {
         let columns = [

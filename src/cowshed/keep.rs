@@ -4,16 +4,16 @@
 use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
+use super::open_pool::{FILES, VOLUMES, clear_devices, clear_stale};
 use super::place::HostPath;
 use super::serve::{Ready, Serve, tell_failure, tell_ready};
-use super::shed::{FILES, VOLUMES, clear_devices, clear_stale};
 use super::state::StateFolder;
 use super::{logging, plugin};
 use anyhow::Context;
-use cowshed_daemon::keeper::{self, Estate, Keeper, KeeperSignals};
+use cowshed_daemon::keeper::{self, InheritedFds, Keeper, KeeperSignals};
 use cowshed_daemon::{Listening, service_manager};
 use cowshed_engine::pool;
-use cowshed_export::{Connection, Keepsake};
+use cowshed_export::{Connection, HandoverState};
 use cowshed_format::device::{FileDevice, FileOptions, lock_pool};
 use cowshed_sys as sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -32,11 +32,13 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
     let signals = KeeperSignals::block().context("catch signals")?;
     sys::process::set_name(c"cowshed");
     if let Some(told) = &serve.keeper {
-        let owner = |estate: &Estate| {
-            let mut state =
-                StateFolder::of_another(estate.folder.clone(), estate.folder_lock.try_clone()?);
+        let owner = |inherited_fds: &InheritedFds| {
+            let mut state = StateFolder::of_another(
+                inherited_fds.folder.clone(),
+                inherited_fds.folder_lock.try_clone()?,
+            );
             state.keep(true);
-            let mount = estate.connection.dir().to_owned();
+            let mount = inherited_fds.connection.dir().to_owned();
             Ok(Owner::new(state, mount, None))
         };
         let status = keeper::resume(told, signals, owner).context("take over as the keeper")?;
@@ -50,14 +52,14 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
         // The export tells it too, with what follows from it.
         tracing::debug!(%error, "cannot be marked as part of the writeback path");
     }
-    let (estate, state) = take(serve, place)?;
-    let mount = estate.connection.dir().to_owned();
+    let (inherited_fds, state) = take(serve, place)?;
+    let mount = inherited_fds.connection.dir().to_owned();
     let told = Tell {
         console,
         detached: serve.detached,
         ready: Ready {
             pool: place.pool.clone(),
-            socket: HostPath::new(estate.listening.path())?,
+            socket: HostPath::new(inherited_fds.listening.path())?,
             mount: HostPath::new(&mount)?,
             containerd_socket: serve.containerd.containerd_socket.clone(),
             pid: std::process::id(),
@@ -66,12 +68,12 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
         },
     };
     let owner = Owner::new(state, mount, Some(told));
-    let keeper = Keeper::new(owner, signals, estate).context("look at the pool's file")?;
+    let keeper = Keeper::new(owner, signals, inherited_fds).context("look at the pool's file")?;
     Ok(Exit::from_status(keeper.run()))
 }
 
 /// Takes everything that must outlive a worker.
-fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
+fn take(serve: &Serve, place: &Place) -> anyhow::Result<(InheritedFds, StateFolder)> {
     let pool = lock_pool(place.pool.as_path()).map_err(|error| place.explain(error))?;
     let uuid = pool
         .try_clone()
@@ -97,7 +99,8 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
     let containerd = serve.containerd.listen()?;
     let plugin = serve.docker_plugin_socket.as_ref().map(plugin::listen);
     let plugin = plugin.transpose()?;
-    let keepsake = Keepsake::create().context("make memory for what workers leave each other")?;
+    let handover_state =
+        HandoverState::create().context("make memory for what workers leave each other")?;
     let folder = state.path().to_owned();
     let folder_lock = state.lock().try_clone_to_owned();
     let folder_lock = folder_lock
@@ -105,17 +108,17 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(Estate, StateFolder)> {
         .into();
     let connection = Connection::mount(dir, None, serve.fuse.unwrap_or_default().transport())
         .with_context(|| format!("mount the volumes at {}", dir.display()))?;
-    let estate = Estate {
+    let inherited_fds = InheritedFds {
         pool,
         folder,
         folder_lock,
         listening,
         containerd,
         plugin,
-        keepsake,
+        handover_state,
         connection,
     };
-    Ok((estate, state))
+    Ok((inherited_fds, state))
 }
 
 /// Takes the socket that the service manager listens on, if it is where clients of the pool look.

@@ -1,8 +1,8 @@
 //! Names of volumes that images and containers keep for themselves.
 //!
-//! A volume command that removed, renamed or changed such a volume would leave a record without what
-//! it tells of, or take a file system's blocks away under it. Reading, comparing and cloning them is
-//! free to all, and so is attaching them read-only.
+//! A volume command that removed, renamed or changed such a volume would leave a record without
+//! what it tells of, or take a file system's blocks away under it. Reading, comparing and cloning
+//! them is free to all, and so is attaching them read-only.
 
 use cowshed_format::base::Name;
 

@@ -48,8 +48,8 @@ pub(super) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<Strin
     finish(&mut table)
 }
 
-/// A table that fits a usual terminal: long hexadecimal numbers lose their end, and where that is not
-/// enough, the widest texts a part. What was left out is marked.
+/// A table that fits a usual terminal: long hexadecimal numbers lose their end, and where that is
+/// not enough, the widest texts a part. What was left out is marked.
 #[must_use]
 pub(super) fn short_table(
     columns: &[Column],

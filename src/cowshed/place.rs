@@ -205,7 +205,7 @@ impl CopySide {
         }
     }
 
-    /// As the room of containers has it; `None` for the pipe.
+    /// As `cowshed-host` has it; `None` for the pipe.
     #[must_use]
     pub(super) fn to_room(&self) -> Option<container::CopySide> {
         match self {

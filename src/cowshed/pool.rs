@@ -9,7 +9,7 @@ use super::size::{Size, human};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use cowshed_daemon::keeper::Serving;
-use cowshed_engine::pool::{Pool, PoolState, Status, WaterLevel};
+use cowshed_engine::pool::{Pool, PoolState, Status, Watermark};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -199,11 +199,11 @@ impl From<&Status> for StatusDocument {
             },
             holds_writes: status.holds_writes,
             low_water: match status.low_water {
-                WaterLevel::Ample => "ample",
-                WaterLevel::Low => "low",
-                WaterLevel::VeryLow => "very-low",
-                WaterLevel::Critical => "critical",
-                WaterLevel::Full => "full",
+                Watermark::Ample => "ample",
+                Watermark::Low => "low",
+                Watermark::VeryLow => "very-low",
+                Watermark::Critical => "critical",
+                Watermark::Full => "full",
             },
             warnings: warnings(status),
             daemon: None,
@@ -217,7 +217,7 @@ fn warnings(status: &Status) -> Vec<String> {
     if status.holds_writes {
         warnings.push("writes are held until there is room".to_owned());
     }
-    if status.low_water > WaterLevel::Ample {
+    if status.low_water > Watermark::Ample {
         let level = status.low_water;
         warnings.push(format!(
             "{level}: grow it (cowshed pool grow), or remove or trim something"

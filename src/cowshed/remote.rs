@@ -4,9 +4,9 @@ use super::arguments::OnPool;
 use super::console::{Console, Style};
 use super::failure::Exit;
 use super::open::Place;
+use super::open_pool::OpenPool;
 use super::place::FileOrPipe;
 use super::running::Running;
-use super::shed::Shed;
 use super::volume::VolumeCommand;
 use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
 use anyhow::Context;
@@ -65,16 +65,16 @@ pub(super) fn run_anywhere(
         if let Connection::Daemon(client) = connection {
             return run_in_daemon(&client, command, place, console);
         }
-        match Shed::open(place) {
-            Ok(shed) => {
-                if shed.pool().is_read_only() {
+        match OpenPool::open(place) {
+            Ok(open_pool) => {
+                if open_pool.pool().is_read_only() {
                     let pool = &place.pool;
                     console.message(&format!(
                         "pool {pool}: its file system is mounted read-only; the pool is opened for \
                          reading only"
                     ));
                 }
-                return run_here(&command, shed, console).map(|()| Exit::Done);
+                return run_here(&command, open_pool, console).map(|()| Exit::Done);
             }
             Err(Error::InUse) if place.socket.as_path().exists() && Instant::now() < deadline => {
                 thread::sleep(DAEMON_RETRY);
@@ -170,18 +170,18 @@ fn open_own_file(command: &mut OnPool) -> anyhow::Result<Option<OwnFile>> {
     }))
 }
 
-fn run_here(command: &OnPool, shed: Shed, console: &Console) -> anyhow::Result<()> {
+fn run_here(command: &OnPool, open_pool: OpenPool, console: &Console) -> anyhow::Result<()> {
     signals::cancel_on_signals(console.cancel())?;
-    let ran = run(command, &shed, console);
-    let closed = shed.close();
+    let ran = run(command, &open_pool, console);
+    let closed = open_pool.close();
     ran.and(closed)
 }
 
 /// Runs `command` on an open pool, as work that the console's token cancels.
-fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn run(command: &OnPool, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let ran = console
         .cancel()
-        .during(|| run_to_its_end(command, shed, console));
+        .during(|| run_to_its_end(command, open_pool, console));
     // Whatever a cancelled command failed on, it was interrupted.
     ran.map_err(|error| match console.cancel().check() {
         Err(cancelled) => anyhow::Error::new(cancelled).context(error.to_string()),
@@ -189,17 +189,22 @@ fn run(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn run_to_its_end(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::Result<()> {
+fn run_to_its_end(command: &OnPool, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     match command {
-        OnPool::Pool(command) => pool::run(command, shed.pool(), shed.serving().as_ref(), console),
-        OnPool::Volume(command) => volume::run(command, shed, console),
-        OnPool::Attach(command) => attach::attach(command, shed, console),
-        OnPool::Detach(command) => attach::detach(command, shed, console),
-        OnPool::Image(command) => image::run(command, shed, console),
-        OnPool::Container(command) => container::run(command, shed, console),
-        OnPool::Gc(command) => gc::run(command, shed, console),
+        OnPool::Pool(command) => pool::run(
+            command,
+            open_pool.pool(),
+            open_pool.serving().as_ref(),
+            console,
+        ),
+        OnPool::Volume(command) => volume::run(command, open_pool, console),
+        OnPool::Attach(command) => attach::attach(command, open_pool, console),
+        OnPool::Detach(command) => attach::detach(command, open_pool, console),
+        OnPool::Image(command) => image::run(command, open_pool, console),
+        OnPool::Container(command) => container::run(command, open_pool, console),
+        OnPool::Gc(command) => gc::run(command, open_pool, console),
         OnPool::Serving => {
-            let serving = shed.serving().context("no daemon serves")?;
+            let serving = open_pool.serving().context("no daemon serves")?;
             let text = serde_json::to_string(&serving)?;
             console.print(&text)
         }
@@ -211,16 +216,20 @@ fn run_to_its_end(command: &OnPool, shed: &Shed, console: &Console) -> anyhow::R
 
 /// Runs the commands that come to the daemon.
 pub(super) struct Commands {
-    shed: Arc<Shed>,
+    open_pool: Arc<OpenPool>,
     control: Arc<ToKeeper>,
     running: Running,
 }
 
 impl Commands {
-    /// Commands on the pool of `shed`, in the daemon that was started as `running`.
-    pub(super) const fn new(shed: Arc<Shed>, control: Arc<ToKeeper>, running: Running) -> Self {
+    /// Commands on `open_pool`, in the daemon that was started as `running`.
+    pub(super) const fn new(
+        open_pool: Arc<OpenPool>,
+        control: Arc<ToKeeper>,
+        running: Running,
+    ) -> Self {
         Self {
-            shed,
+            open_pool,
             control,
             running,
         }
@@ -231,7 +240,7 @@ impl Commands {
         if self.control.is_keeper_gone() {
             anyhow::bail!("the daemon's keeper is gone; stop the daemon and start it again");
         }
-        let export = self.shed.daemon_export()?;
+        let export = self.open_pool.daemon_export()?;
         if export.transport() == Transport::IoUring {
             let dir = export.mount_point().to_owned();
             return Err(ExportError::NoSuccessor { dir }.into());
@@ -260,7 +269,7 @@ impl Handler for Commands {
                 self.hand_over(&file, &arguments.collect::<Vec<_>>())
             }
             (OnPool::Running, _) => self.running.tell(&console),
-            (command, _) => run(&command, &self.shed, &console),
+            (command, _) => run(&command, &self.open_pool, &console),
         };
         finish(ran.map(|()| Exit::Done), &console)
     }

@@ -2,7 +2,7 @@
 //! the new end, so that is done only when asked for, and never under somebody who uses the volume.
 
 use super::kept_names;
-use super::shed::Shed;
+use super::open_pool::OpenPool;
 use super::size::{NewSize, human};
 use clap::Args;
 use cowshed_engine::pool::Volume;
@@ -46,14 +46,14 @@ enum Refused {
 ///
 /// # Errors
 /// `Refused`, `KeptName`, and what the engine or the host says.
-pub(super) fn resize(resize: &Resize, volume: &Volume, shed: &Shed) -> anyhow::Result<()> {
+pub(super) fn resize(resize: &Resize, volume: &Volume, open_pool: &OpenPool) -> anyhow::Result<()> {
     kept_names::refuse(&volume.name())?;
-    let pool = shed.pool();
+    let pool = open_pool.pool();
     let (old, new) = (volume.size_bytes(), resize.size.0);
     if new >= old {
         pool.resize(volume, new)?;
         // Whoever has it as a block device should see the new size too.
-        return shed
+        return open_pool
             .export()
             .map_or(Ok(()), |export| Ok(export.resized(volume)?));
     }

@@ -1,10 +1,10 @@
 //! `cowshed serve --upgrade`: the daemon that runs hands over to this program.
 //!
-//! The client sends its own program as an open file, with arguments where options are to change. The
-//! daemon asks that program whether it can take over, and the keeper starts it beside the worker
-//! that serves. Once it has read the pool, the worker stops serving without unmounting anything, and
-//! the program goes on. One that does not come to serve is followed by the old one. The client
-//! waits, and asks whoever then serves how it went.
+//! The client sends its own program as an open file, with arguments where options are to change.
+//! The daemon asks that program whether it can take over, and the keeper starts it beside the
+//! worker that serves. Once it has read the pool, the worker stops serving without unmounting
+//! anything, and the program goes on. One that does not come to serve is followed by the old one.
+//! The client waits, and asks whoever then serves how it went.
 
 use super::arguments::OnPool;
 use super::console::Console;

@@ -1,10 +1,10 @@
 //! `cowshed volume …`: thin volumes, snapshots and clones.
 
 use super::console::Console;
+use super::open_pool::OpenPool;
 use super::output::{Column, exact, facts, time};
 use super::place::FileOrPipe;
 use super::resize::{self, Resize};
-use super::shed::Shed;
 use super::size::{Size, human};
 use super::{export_volume, import_volume, kept_names, removal, sectors};
 use anyhow::Context;
@@ -163,11 +163,15 @@ pub(super) struct Export {
 ///
 /// # Errors
 /// What the engine or the host says.
-pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> anyhow::Result<()> {
-    let pool = shed.pool();
+pub(super) fn run(
+    command: &VolumeCommand,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let pool = open_pool.pool();
     match command {
         VolumeCommand::Create(new) => make(
-            shed,
+            open_pool,
             &format!("create volume {}", new.name),
             console,
             &new.name,
@@ -175,12 +179,12 @@ pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> an
         ),
         VolumeCommand::Snapshot(new) => {
             let what = format!("snapshot volume {} as {}", new.volume, new.name);
-            make(shed, &what, console, &new.name, |name| {
+            make(open_pool, &what, console, &new.name, |name| {
                 let volume = pool.volume(&new.volume)?;
                 kept_names::refuse(&volume.name())?;
-                let snapshot = match shed.export() {
+                let snapshot = match open_pool.export() {
                     // What is written to a file system on it belongs to what it holds.
-                    Some(_) => shed.containers()?.snapshot_volume(&volume, name)?,
+                    Some(_) => open_pool.containers()?.snapshot_volume(&volume, name)?,
                     None => pool.snapshot(&volume, name)?,
                 };
                 inherit_sectors(&volume, &snapshot, pool)?;
@@ -189,7 +193,7 @@ pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> an
         }
         VolumeCommand::Clone(new) => {
             let what = format!("clone {} as {}", new.snapshot, new.name);
-            make(shed, &what, console, &new.name, |name| {
+            make(open_pool, &what, console, &new.name, |name| {
                 let snapshot = pool.volume(&new.snapshot)?;
                 let clone = pool.clone_volume(&snapshot, name)?;
                 inherit_sectors(&snapshot, &clone, pool)?;
@@ -198,7 +202,7 @@ pub(super) fn run(command: &VolumeCommand, shed: &Shed, console: &Console) -> an
         }
         VolumeCommand::Rm(volumes) => remove(volumes, pool, console),
         VolumeCommand::Resize(resize) => change(pool, &resize.name, "resize", console, |volume| {
-            resize::resize(resize, volume, shed)
+            resize::resize(resize, volume, open_pool)
         }),
         VolumeCommand::Rename(rename) => {
             change(pool, &rename.volume, "rename", console, |volume| {
@@ -241,7 +245,7 @@ fn inherit_sectors(source: &Volume, new: &Volume, pool: &Pool) -> anyhow::Result
 
 /// Makes a volume called `name`, makes that durable, and shows it.
 fn make(
-    shed: &Shed,
+    open_pool: &OpenPool,
     what: &str,
     console: &Console,
     name: &str,
@@ -251,11 +255,11 @@ fn make(
         let name = Name::new(name)?;
         kept_names::refuse(&name)?;
         let volume = act(&name)?;
-        shed.pool().flush()?;
+        open_pool.pool().flush()?;
         Ok(volume.info()?)
     };
     let info = made().with_context(|| what.to_owned())?;
-    show_changed(shed.pool(), &info, console)
+    show_changed(open_pool.pool(), &info, console)
 }
 
 /// Changes the volume `name`, makes that durable, and shows what the volume is now.

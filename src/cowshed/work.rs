@@ -8,15 +8,15 @@ use super::console::Style;
 use super::failure;
 use super::import_volume::remove_unfinished;
 use super::open::Place;
+use super::open_pool::OpenPool;
 use super::plugin::Plugin;
 use super::remote::Commands;
 use super::running::Running;
 use super::serve::Serve;
-use super::shed::Shed;
 use super::state::StateFolder;
 use super::{logging, panics};
 use anyhow::Context;
-use cowshed_daemon::keeper::{self, Estate, HANDOVER, Serving, ToKeeper, ToWorker, Told};
+use cowshed_daemon::keeper::{self, HANDOVER, InheritedFds, Serving, ToKeeper, ToWorker, Told};
 use cowshed_daemon::snapshotter;
 use cowshed_daemon::{Listening, Server};
 use cowshed_engine::pool::{self, FullOptions, Notes, Pool};
@@ -74,7 +74,7 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
     let control = Arc::clone(&inherited.control);
     panics::tell(&control);
     if serve.standby {
-        prove(serve, place, &inherited.estate)?;
+        prove(serve, place, &inherited.inherited_fds)?;
         match wait_for_start(&control) {
             Some(serving) => inherited.know(serving),
             // Nobody needs this process any more.
@@ -82,7 +82,7 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
         }
     }
     hear_keeper(&inherited, events).context("hear the keeper")?;
-    let mount = inherited.estate.connection.dir();
+    let mount = inherited.inherited_fds.connection.dir();
     let running = Running::new(serve, place, style, mount)?;
     let daemon = Daemon::start(serve, place, inherited, running).inspect_err(|error| {
         if let Some(line) = failure::line(error) {
@@ -106,13 +106,13 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
 }
 
 /// Shows that this program could serve the pool with these options, without changing anything.
-fn prove(serve: &Serve, place: &Place, estate: &Estate) -> anyhow::Result<()> {
+fn prove(serve: &Serve, place: &Place, inherited_fds: &InheritedFds) -> anyhow::Result<()> {
     let _: FullOptions = serve.full.options(place)?;
     let options = FileOptions {
         direct: serve.direct,
         read_only: true,
     };
-    let locked = estate.pool.try_clone().context("open the pool")?;
+    let locked = inherited_fds.pool.try_clone().context("open the pool")?;
     FileDevice::on_locked(locked, options)
         .and_then(|device| pool::uuid_of(&device))
         .map_err(|error| place.explain(error))?;
@@ -192,7 +192,7 @@ struct Inherited {
     serving: Arc<Mutex<Serving>>,
     /// The pool, once it is open.
     opened: Arc<OnceLock<Pool>>,
-    estate: Estate,
+    inherited_fds: InheritedFds,
     keeps_socket_file: bool,
     control: Arc<ToKeeper>,
     predecessors: Vec<OwnedFd>,
@@ -207,12 +207,12 @@ impl Inherited {
         let _: i32 = keeper::take_descriptor(told.life)?.into_raw_fd();
         let predecessors = told.predecessors.into_iter().map(keeper::take_descriptor);
         let predecessors = predecessors.collect::<Result<_, _>>()?;
-        let keeps_socket_file = told.estate.keeps_socket_file();
-        let estate = Estate::take(told.estate)?;
+        let keeps_socket_file = told.inherited_fds.keeps_socket_file();
+        let inherited_fds = InheritedFds::take(told.inherited_fds)?;
         Ok(Self {
             serving: Arc::new(Mutex::new(as_this_worker(told.serving))),
             opened: Arc::default(),
-            estate,
+            inherited_fds,
             keeps_socket_file,
             control,
             predecessors,
@@ -329,7 +329,7 @@ struct Daemon {
     containerd: Option<Listening>,
     server: Server<Commands>,
     plugin: Option<Plugin>,
-    shed: Arc<Shed>,
+    open_pool: Arc<OpenPool>,
     export: Arc<Export>,
     control: Arc<ToKeeper>,
     keeps_socket_file: bool,
@@ -347,14 +347,18 @@ impl Daemon {
             read_only: false,
         };
         let started = Instant::now();
-        let locked = inherited.estate.pool.try_clone().context("open the pool")?;
+        let locked = inherited
+            .inherited_fds
+            .pool
+            .try_clone()
+            .context("open the pool")?;
         let full = serve.full.options(place)?;
         // A keeper's memory does not outlive the kernel: what it has, was noted since it started.
-        let keepsake = &inherited.estate.keepsake;
-        let resumes = keepsake.durable();
+        let handover_state = &inherited.inherited_fds.handover_state;
+        let resumes = handover_state.durable();
         let notes = Notes {
-            device_failed: Some(Arc::new(keepsake.failure_note())),
-            durable: Some(Arc::new(keepsake.durable_note())),
+            device_failed: Some(Arc::new(handover_state.failure_note())),
+            durable: Some(Arc::new(handover_state.durable_note())),
         };
         let pool = FileDevice::on_locked(locked, options)
             .and_then(|device| Place::open_on(device, full, resumes, notes))
@@ -379,14 +383,14 @@ impl Daemon {
         let Inherited {
             serving,
             opened,
-            estate,
+            inherited_fds,
             keeps_socket_file,
             control,
             predecessors,
             is_successor,
         } = inherited;
         let _ = opened.set(pool.clone());
-        match estate.connection.negotiated().transport() {
+        match inherited_fds.connection.negotiated().transport() {
             Transport::Threads => tracing::info!(
                 "volumes are served by threads; if this process is killed, their users see a pause"
             ),
@@ -396,8 +400,8 @@ impl Daemon {
         }
         let export = Export::resume(
             Arc::new(pool.clone()),
-            estate.connection,
-            estate.keepsake,
+            inherited_fds.connection,
+            inherited_fds.handover_state,
             ExportOptions::default(),
             is_successor,
         )
@@ -410,9 +414,9 @@ impl Daemon {
         if let Err(error) = remove_unfinished(&pool) {
             tracing::warn!(%error, "what an interrupted import left stays");
         }
-        let state = StateFolder::of_another(estate.folder, estate.folder_lock);
+        let state = StateFolder::of_another(inherited_fds.folder, inherited_fds.folder_lock);
         export.note_devices_in(state.path().join(DEVICES));
-        let shed = Shed::of_daemon(
+        let open_pool = OpenPool::of_daemon(
             pool,
             place.clone(),
             Arc::clone(&export),
@@ -420,21 +424,21 @@ impl Daemon {
             serving,
             is_successor,
         )?;
-        let shed = Arc::new(shed);
-        let containerd = estate.containerd;
+        let open_pool = Arc::new(open_pool);
+        let containerd = inherited_fds.containerd;
         let snapshots = match &containerd {
             Some(socket) => {
-                let (socket, host) = (socket.socket()?, shed.containers()?);
+                let (socket, host) = (socket.socket()?, open_pool.containers()?);
                 let options = serve.containerd.options();
                 let server = snapshotter::Server::start(socket, host, options);
                 Some(server.context("answer containerd")?)
             }
             None => None,
         };
-        let commands = Commands::new(Arc::clone(&shed), Arc::clone(&control), running);
-        let server = Server::start(estate.listening, commands).context("take commands")?;
-        let plugin = match estate.plugin {
-            Some(socket) => Some(Plugin::start(socket, shed.containers()?)?),
+        let commands = Commands::new(Arc::clone(&open_pool), Arc::clone(&control), running);
+        let server = Server::start(inherited_fds.listening, commands).context("take commands")?;
+        let plugin = match inherited_fds.plugin {
+            Some(socket) => Some(Plugin::start(socket, open_pool.containers()?)?),
             None => None,
         };
         Ok(Self {
@@ -442,7 +446,7 @@ impl Daemon {
             containerd,
             server,
             plugin,
-            shed,
+            open_pool,
             export,
             control,
             keeps_socket_file,
@@ -455,13 +459,13 @@ impl Daemon {
             mut containerd,
             mut server,
             mut plugin,
-            shed,
+            open_pool,
             export,
             control,
             keeps_socket_file,
         } = self;
         // Unmounting writes out what is in memory, which must not wait for room.
-        shed.pool().stop_holding();
+        open_pool.pool().stop_holding();
         end_calls(snapshots, snapshotter::Server::stop);
         end_plugin(&mut plugin);
         let running = server.stop(COMMANDS_TIME);
@@ -469,7 +473,7 @@ impl Daemon {
             tracing::warn!(running, "commands did not end in time");
         }
         if control.is_keeper_gone() {
-            shed.keep_folder();
+            open_pool.keep_folder();
             if keeps_socket_file {
                 server.keep_file();
             }
@@ -483,7 +487,7 @@ impl Daemon {
         let deadline = Instant::now() + BUSY_TIME;
         let mut told = String::new();
         loop {
-            let Err(busy) = shed.unmount(&export) else {
+            let Err(busy) = open_pool.unmount(&export) else {
                 break;
             };
             let line = failure::line(&busy).unwrap_or_default();
@@ -493,12 +497,12 @@ impl Daemon {
             }
             let forced = events.try_iter().any(|event| matches!(event, Event::Stop));
             if forced || Instant::now() >= deadline {
-                return cut_off(server, &shed, busy);
+                return cut_off(server, &open_pool, busy);
             }
             thread::sleep(BUSY_RETRY);
         }
         // The socket goes last: whoever finds none may open the pool, whose lock goes with it.
-        let closed = shed.pool().close().context("close the pool");
+        let closed = open_pool.pool().close().context("close the pool");
         drop(server);
         tracing::info!("stopped");
         closed
@@ -512,7 +516,7 @@ impl Daemon {
             snapshots,
             mut server,
             mut plugin,
-            shed,
+            open_pool,
             export,
             ..
         } = self;
@@ -523,13 +527,13 @@ impl Daemon {
             tracing::warn!(running, "commands did not end in time, and are interrupted");
             running = server.stop(COMMANDS_TIME);
         }
-        shed.leave();
+        open_pool.leave();
         // Writes that wait for room go on waiting with the next worker.
-        let holds_writes = shed.pool().status().is_ok_and(|now| now.holds_writes);
+        let holds_writes = open_pool.pool().status().is_ok_and(|now| now.holds_writes);
         if running == 0 && !holds_writes {
             match export.hand_over() {
                 Ok(()) => {
-                    if let Err(error) = shed.pool().close() {
+                    if let Err(error) = open_pool.pool().close() {
                         tracing::error!(%error, "the pool was not closed cleanly");
                     }
                 }
@@ -566,8 +570,12 @@ fn end_plugin(plugin: &mut Option<Plugin>) {
 
 /// Writes out what can be written, takes the mounts out of sight, and closes the pool under
 /// whoever still uses them.
-fn cut_off(server: Server<Commands>, shed: &Shed, busy: anyhow::Error) -> anyhow::Result<()> {
-    for path in shed.mounted_paths() {
+fn cut_off(
+    server: Server<Commands>,
+    open_pool: &OpenPool,
+    busy: anyhow::Error,
+) -> anyhow::Result<()> {
+    for path in open_pool.mounted_paths() {
         if let Err(error) = sys::mount::sync_file_system(&path) {
             tracing::error!(%error, path = %path.display(), "not all of it was written out");
         }
@@ -575,8 +583,8 @@ fn cut_off(server: Server<Commands>, shed: &Shed, busy: anyhow::Error) -> anyhow
             tracing::error!(%error, path = %path.display(), "it stays mounted");
         }
     }
-    shed.keep_refusals();
-    let closed = shed.pool().close();
+    open_pool.keep_refusals();
+    let closed = open_pool.pool().close();
     drop(server);
     closed.context("close the pool")?;
     Err(busy.context("stopped, but cut off what was in use"))

@@ -1,5 +1,5 @@
-//! Images that the tools of users make: skopeo, umoci and buildah write them in every form that they
-//! know, cowshed imports them, and the trees are compared. What cowshed exports, skopeo reads.
+//! Images that the tools of users make: skopeo, umoci and buildah write them in every form that
+//! they know, cowshed imports them, and the trees are compared. What cowshed exports, skopeo reads.
 
 use crate::harness::{Bench, Daemon, host};
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! Volumes as disks: their sectors and partitions, imports of disk images, shared mappings, and what
-//! is left of loop devices when all processes are killed.
+//! Volumes as disks: their sectors and partitions, imports of disk images, shared mappings, and
+//! what is left of loop devices when all processes are killed.
 
 use crate::harness::{
     Bench, Reaped, clear_mounts, expect_failure, host, loops_below, mounts_below, noise,

@@ -1,5 +1,5 @@
-//! What commands refuse to do to volumes that somebody uses, and to volumes that are not the user's:
-//! shrinking, rolling back, removing, attaching twice.
+//! What commands refuse to do to volumes that somebody uses, and to volumes that are not the
+//! user's: shrinking, rolling back, removing, attaching twice.
 
 use crate::harness::{Bench, Reaped, expect_failure, host, noise};
 use serde_json::Value;

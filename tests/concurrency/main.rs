@@ -9,16 +9,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod crew;
 mod history;
 mod stamps;
 mod subject;
+mod workers;
 
 use cowshed_check::{CheckOptions, check};
 use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
 use cowshed_format::base::Error;
 use cowshed_format::device::{Device, FileDevice, MemoryDevice};
-use crew::World;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::path::Path;
@@ -26,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use workers::World;
 
 /// How long each test goes on starting rounds.
 const SECONDS: u64 = 8;
@@ -40,7 +40,7 @@ const CACHE_BYTES: u64 = 64 << 10;
 type Work = fn(&World, &mut StdRng);
 
 /// Who works in a round.
-const CREW: [Work; 9] = [
+const WORKERS: [Work; 9] = [
     World::write,
     World::write,
     World::write,
@@ -161,7 +161,7 @@ fn round(seed: u64, device: Arc<dyn Device>, again: Again, duration: Duration) {
 fn work(world: &World, seed: u64, duration: Duration) {
     let (stop, started) = (AtomicBool::new(false), Instant::now());
     thread::scope(|scope| {
-        for (stream, work) in (0..).zip(CREW) {
+        for (stream, work) in (0..).zip(WORKERS) {
             let stop = &stop;
             let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(31) ^ stream);
             scope.spawn(move || {

@@ -224,8 +224,8 @@ impl Subject {
     pub(crate) fn resize(&self, record: &Record, blocks: u64, resize: impl FnOnce() -> Result<()>) {
         let _size = self.size.write().unwrap();
         let old = self.volume.size_bytes() / BLOCK;
-        // What lies beyond the smaller size becomes zeros, of a shorter and of a longer volume: once
-        // as it is discarded, and what is written meanwhile, again as the size changes.
+        // What lies beyond the smaller size becomes zeros, of a shorter and of a longer volume:
+        // once as it is discarded, and what is written meanwhile, again as the size changes.
         let from = blocks.min(old).max(TAIL_START) - TAIL_START;
         let from = usize::try_from(from).unwrap().min(CLUSTER) * LANES;
         let span = Span::new(CLUSTERS.len() - 1, from..CLUSTER_LANES);

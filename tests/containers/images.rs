@@ -34,7 +34,8 @@ fn rich_image(stage: &Stage) -> ImageFolder {
 fn an_imported_image_has_the_tree_that_gnu_tar_makes_of_its_layers() {
     let stage = Stage::new();
     let image = rich_image(&stage);
-    // The newline's whiteout scan in the shell would stumble over the odd name, but it hides nothing.
+    // The newline's whiteout scan in the shell would stumble over the odd name, but it hides
+    // nothing.
     let imported = stage.import(&image.archive("rich:1"), "rich:1");
     assert_eq!(imported.layers.len(), 3);
     assert!(imported.layers.iter().all(|layer| !layer.reused));

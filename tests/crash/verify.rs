@@ -128,8 +128,8 @@ pub(crate) fn recover(
     }
 }
 
-/// The check finds nothing but what is `expected`: a slot of the superblock that was torn is written
-/// again by the next checkpoint but one, as `FORMAT.md` says.
+/// The check finds nothing but what is `expected`: a slot of the superblock that was torn is
+/// written again by the next checkpoint but one, as `FORMAT.md` says.
 fn checked(device: &Arc<MemoryDevice>, deep: bool, expected: &[FindingKind]) -> CheckReport {
     let options = CheckOptions {
         deep,

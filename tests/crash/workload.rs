@@ -133,8 +133,9 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// A run on the pool that `ground` holds. If it is open already, it is in the state of `oracle`;
-    /// else it is opened now. Until it was open, a power cut could have left any state of `before`.
+    /// A run on the pool that `ground` holds. If it is open already, it is in the state of
+    /// `oracle`; else it is opened now. Until it was open, a power cut could have left any state of
+    /// `before`.
     pub(crate) fn new(
         seed: u64,
         ground: Ground,

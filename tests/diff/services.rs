@@ -1,4 +1,5 @@
-//! What else a content store's clients ask of containerd: leases, and where its plugins keep things.
+//! What else a content store's clients ask of containerd: leases, and where its plugins keep
+//! things.
 
 use crate::content_wire::{LeaseRequest, Plugin, PluginsRequest, PluginsResponse};
 use crate::store::{Answer, Shared, unary};

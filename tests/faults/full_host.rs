@@ -1,6 +1,6 @@
-//! A sparse pool whose host is full, on each file system that pools are known to lie on: writers are
-//! told so, nothing acknowledged is lost, what gives room back goes through, and once the host has
-//! room, the pool works again without a restart.
+//! A sparse pool whose host is full, on each file system that pools are known to lie on: writers
+//! are told so, nothing acknowledged is lost, what gives room back goes through, and once the host
+//! has room, the pool works again without a restart.
 
 use crate::small_host::{KINDS, REFLINKS, SmallHost};
 use cowshed_check::{CheckOptions, check};
@@ -103,7 +103,7 @@ fn full_host(kind: &str, background: bool, copied: bool) {
     }
     let error = volume.write_at(&block(1), 900 * MIB).unwrap_err();
     assert_eq!(error.errno(), libc::ENOSPC, "{error}");
-    assert!(!matches!(error, Error::Latched { .. }));
+    assert!(!matches!(error, Error::FailStopped { .. }));
     verify(&volume, written);
     pool.remove(&pool.volume("spare").unwrap()).unwrap();
     pool.flush().unwrap();
@@ -204,7 +204,7 @@ fn refused_records(kind: &str) {
                 Ok(()) => holds[at] = now,
                 Err(error) => {
                     assert_eq!(error.errno(), libc::ENOSPC, "{kind}: {error}");
-                    assert!(!matches!(error, Error::Latched { .. }));
+                    assert!(!matches!(error, Error::FailStopped { .. }));
                     // A refused discard may have been done.
                     let mut found = vec![0; 4096];
                     volume.read_at(&mut found, number * BLOCK).unwrap();

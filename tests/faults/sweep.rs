@@ -172,7 +172,7 @@ impl Run {
         });
         for answer in answers.into_iter().chain(writes) {
             match answer {
-                Err(Error::Latched { source, .. }) if source.raw_os_error() == Some(errno) => {}
+                Err(Error::FailStopped { source, .. }) if source.raw_os_error() == Some(errno) => {}
                 other => self.fail(&format!("a stopped pool answers {other:?}")),
             }
         }

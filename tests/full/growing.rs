@@ -1,7 +1,7 @@
 //! Pools that grow by themselves, and hosts that have no room for it.
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, options, verify};
-use cowshed_engine::pool::{CreateOptions, FullOptions, OpenOptions, Pool, WaterLevel};
+use cowshed_engine::pool::{CreateOptions, FullOptions, OpenOptions, Pool, Watermark};
 use cowshed_format::base::Error;
 use cowshed_format::device::{CreateFile, FileDevice, MemoryDevice};
 use std::fs;
@@ -23,13 +23,13 @@ fn a_pool_grows_by_need_up_to_its_limit_and_no_further() {
     let limit = 24 * MIB + 100;
     let pool = Pool::open(device.clone(), &options(growing(limit))).unwrap();
     assert_eq!(pool.status().unwrap().limit_bytes, 24 * MIB);
-    assert_eq!(pool.status().unwrap().low_water, WaterLevel::Ample);
+    assert_eq!(pool.status().unwrap().low_water, Watermark::Ample);
     let volume = pool.create_volume(&name("v"), 1 << 40).unwrap();
     let took = fill(&volume, 0);
     let status = pool.status().unwrap();
     assert_eq!(status.size_bytes, 24 * MIB);
     assert!(took * BLOCK > 20 * MIB, "{took}");
-    assert_eq!(status.low_water, WaterLevel::Full);
+    assert_eq!(status.low_water, Watermark::Full);
     verify(&volume, 0, took);
     drop((volume, pool));
     let device = Arc::new(MemoryDevice::from_image(device.snapshot_image()));

@@ -149,7 +149,10 @@ fn a_pool_that_stops_wakes_held_writes() {
         assert!(pool.flush().is_err());
         held.join().unwrap()
     });
-    assert!(matches!(refused, Err(Error::Latched { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::FailStopped { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is kept back for what must work in a full pool, and the counts of one.
 
 use crate::bench::{BLOCK, MIB, block, expect_sound, fill, name, options, pool, verify};
-use cowshed_engine::pool::{CreateOptions, FullOptions, Pool, PoolState, Status, WaterLevel};
+use cowshed_engine::pool::{CreateOptions, FullOptions, Pool, PoolState, Status, Watermark};
 use cowshed_format::base::{BLOCK_BYTES, Error};
 use cowshed_format::device::MemoryDevice;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ fn a_full_pool_in_which_nothing_changes_refuses_without_a_checkpoint() {
         "what is refused is given back"
     );
     assert_eq!(after.state, PoolState::Full);
-    assert_eq!(after.low_water, WaterLevel::Full);
+    assert_eq!(after.low_water, Watermark::Full);
 }
 
 #[test]

@@ -133,8 +133,8 @@ fn a_damaged_node_in_the_way_of_replay_costs_its_own_range_and_nothing_else() {
     assert!(report.clean(), "{:?}", report.findings);
 }
 
-/// A pool of one group, whose bitmap is lost together with a map node: no block is known to be free,
-/// and giving the node's range up takes some.
+/// A pool of one group, whose bitmap is lost together with a map node: no block is known to be
+/// free, and giving the node's range up takes some.
 #[test]
 fn a_repair_that_finds_no_free_block_says_so_and_goes_on_once_the_pool_is_larger() {
     let device = Arc::new(MemoryDevice::from_image(pool_with_a_log()));

@@ -5,7 +5,7 @@ use crate::harness::eventually;
 use crate::packages::Release;
 use crate::process::Process;
 use crate::sandbox::control_group;
-use crate::shed::Shed;
+use crate::service::Service;
 use crate::world::{Setting, Snapshotter};
 use std::ffi::OsStr;
 use std::fs;
@@ -251,7 +251,7 @@ fn sample(after: &str, setting: &Setting) -> String {
     let (_, rest) = readme.split_once(after).expect("the README's sample");
     let (_, rest) = rest.split_once("```toml\n").expect("a sample");
     let (sample, _) = rest.split_once("```").expect("the sample's end");
-    let socket = Shed::socket(&setting.folder);
+    let socket = Service::socket(&setting.folder);
     let platform = format!("linux/{}", crate::images::architecture());
     sample
         .replace("/run/cowshed/containerd.sock", socket.to_str().unwrap())

@@ -92,7 +92,7 @@ fn layers_become_the_tree_that_tar_makes(world: &World, folder: &Path) {
     ]);
     assert!(!is_mounted(&view));
     // containerd's own differ loses holes, trusted attributes and the root's times.
-    if world.shed.is_some() && ctr.asks_differs() {
+    if world.service.is_some() && ctr.asks_differs() {
         listing::assert_same(&found, &listing::of(&wanted), "the image's tree");
     }
     assert_eq!(

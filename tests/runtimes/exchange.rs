@@ -4,7 +4,7 @@
 use crate::containerd::Containerd;
 use crate::docker::Docker;
 use crate::images::shell_root;
-use crate::shed::Shed;
+use crate::service::Service;
 use crate::world::{Setting, World};
 use serde_json::{Value, json};
 use std::fs;
@@ -46,13 +46,13 @@ pub(crate) fn with_dockers_own_store(setting: &Setting) {
 
 fn close(world: World) {
     world.containerd.stop();
-    if let Some(shed) = world.shed {
-        shed.close();
+    if let Some(service) = world.service {
+        service.close();
     }
 }
 
 fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
-    let Some(shed) = &world.shed else {
+    let Some(service) = &world.service else {
         return;
     };
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
@@ -61,10 +61,10 @@ fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
         fs::create_dir(&root).unwrap();
         shell_root(Path::new(&root));
         fs::write(folder.join(content).join("content"), content).unwrap();
-        shed.cowshed(["image", "import", &*root, "--name", name]);
+        service.cowshed(["image", "import", &*root, "--name", name]);
     }
     let out = path("out.tar");
-    shed.cowshed(["image", "export", NAMES[0], NAMES[1], "--output", &*out]);
+    service.cowshed(["image", "export", NAMES[0], NAMES[1], "--output", &*out]);
     docker.ok(["load", "--input", &*out]);
     for (name, content) in [
         (NAMES[0], "first"),
@@ -83,8 +83,8 @@ fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
     let nameless = path("nameless.tar");
     docker.ok(["save", "--output", &*nameless, &*id]);
     // All that cowshed has of them comes from Docker now.
-    shed.cowshed(["image", "rm", NAMES[0], NAMES[1]]);
-    let imported = shed.json(["image", "import", &*back]);
+    service.cowshed(["image", "rm", NAMES[0], NAMES[1]]);
+    let imported = service.json(["image", "import", &*back]);
     let name = |image: &Value| {
         image["names"].as_array().unwrap()[0]
             .as_str()
@@ -95,20 +95,20 @@ fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
     let mut names: Vec<String> = images.map(name).collect();
     names.sort();
     assert_eq!(names, [NAMES[1], NAMES[0]]);
-    expect_content(shed, folder, "docker.io/library/t:1", "first");
-    expect_content(shed, folder, NAMES[1], "second");
-    let imported = shed.json(["image", "import", &*nameless, "--name", "nameless"]);
+    expect_content(service, folder, "docker.io/library/t:1", "first");
+    expect_content(service, folder, NAMES[1], "second");
+    let imported = service.json(["image", "import", &*nameless, "--name", "nameless"]);
     assert_eq!(imported["layers"][0]["reused"], true, "{imported}");
-    expect_content(shed, folder, "nameless", "first");
-    shed.cowshed(["image", "rm", NAMES[0], NAMES[1], "nameless"]);
+    expect_content(service, folder, "nameless", "first");
+    service.cowshed(["image", "rm", NAMES[0], NAMES[1], "nameless"]);
 }
 
 /// That a container of the image has this content.
-fn expect_content(shed: &Shed, folder: &Path, image: &str, content: &str) {
+fn expect_content(service: &Service, folder: &Path, image: &str, content: &str) {
     let copied = folder.join("from-cowshed");
-    shed.cowshed(["container", "create", image, "--name", "c"]);
-    shed.cowshed(["container", "cp", "c:/content", copied.to_str().unwrap()]);
-    shed.cowshed(["container", "rm", "c"]);
+    service.cowshed(["container", "create", image, "--name", "c"]);
+    service.cowshed(["container", "cp", "c:/content", copied.to_str().unwrap()]);
+    service.cowshed(["container", "rm", "c"]);
     assert_eq!(fs::read_to_string(&copied).unwrap(), content, "{image}");
     fs::remove_file(copied).unwrap();
 }
@@ -116,11 +116,11 @@ fn expect_content(shed: &Shed, folder: &Path, image: &str, content: &str) {
 /// What `ctr` imports has the full name, under which containerd's other clients find it.
 pub(crate) fn with_ctr(setting: &Setting) {
     let world = World::open(setting);
-    let shed = world.shed.as_ref().expect("cowshed's snapshots");
+    let service = world.service.as_ref().expect("cowshed's snapshots");
     let root = setting.folder.join("root");
     fs::create_dir(&root).unwrap();
     shell_root(&root);
-    shed.cowshed([
+    service.cowshed([
         "image",
         "import",
         root.to_str().unwrap(),
@@ -129,7 +129,7 @@ pub(crate) fn with_ctr(setting: &Setting) {
     ]);
     let out = setting.folder.join("out.tar");
     let out = out.to_str().unwrap();
-    shed.cowshed(["image", "export", NAMES[0], out]);
+    service.cowshed(["image", "export", NAMES[0], out]);
     let ctr: &Containerd = &world.containerd;
     ctr.ok(["images", "import", "--no-unpack", out]);
     let names = ctr.ok(["images", "ls", "-q"]);
@@ -137,8 +137,8 @@ pub(crate) fn with_ctr(setting: &Setting) {
     let back = setting.folder.join("back.tar");
     let back = back.to_str().unwrap();
     ctr.ok(["images", "export", back, "docker.io/library/t:1"]);
-    shed.cowshed(["image", "rm", NAMES[0]]);
-    let imported = shed.json(["image", "import", back]);
+    service.cowshed(["image", "rm", NAMES[0]]);
+    let imported = service.json(["image", "import", back]);
     assert_eq!(imported["name"], NAMES[0]);
     ctr.ok(["images", "rm", "--sync", "docker.io/library/t:1"]);
     close(world);

@@ -63,10 +63,10 @@ impl Moments {
 impl World {
     fn strike(&mut self, victims: &[Victim]) {
         for victim in victims {
-            match (victim, &mut self.shed) {
+            match (victim, &mut self.service) {
                 (Victim::Containerd, _) => self.containerd.kill(),
-                (Victim::Worker, Some(shed)) => shed.kill_worker(),
-                (Victim::Cowshed, Some(shed)) => shed.kill(),
+                (Victim::Worker, Some(service)) => service.kill_worker(),
+                (Victim::Cowshed, Some(service)) => service.kill(),
                 (Victim::Worker | Victim::Cowshed, None) => {}
             }
         }
@@ -74,9 +74,9 @@ impl World {
 
     /// Starts again what a service manager would.
     fn recover(&mut self) {
-        if let Some(shed) = &mut self.shed {
-            shed.restart();
-            shed.wait();
+        if let Some(service) = &mut self.service {
+            service.restart();
+            service.wait();
         }
         self.containerd.restart();
         // containerd takes up to three seconds to connect again. What it knows itself it answers

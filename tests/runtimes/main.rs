@@ -4,7 +4,7 @@
 //!
 //! - [`sandbox`]: the namespaces, and what has to go when they end.
 //! - [`packages`]: where `tools/runtimes` has put the programs.
-//! - [`shed`]: a pool with its daemon. [`containerd`], [`docker`]: the daemons of others.
+//! - [`service`]: a pool with its daemon. [`containerd`], [`docker`]: the daemons of others.
 //! - [`images`]: images made on the spot; nothing is pulled.
 //! - [`suite`]: containerd's own tests of snapshotters.
 //! - [`containers`]: containerd and runc: import, run, exec, commit, diff, remove.
@@ -34,7 +34,7 @@ mod packages;
 mod process;
 #[allow(dead_code, reason = "a measurement uses the rest")]
 mod sandbox;
-mod shed;
+mod service;
 mod suite;
 mod walk;
 mod world;

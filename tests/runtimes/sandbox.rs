@@ -161,8 +161,8 @@ fn loop_devices() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Detaches what the tests left. A device whose file was on a mount that went with the sandbox shows
-/// the file's name alone; those of `before` are not ours.
+/// Detaches what the tests left. A device whose file was on a mount that went with the sandbox
+/// shows the file's name alone; those of `before` are not ours.
 fn remove_loop_devices(folder: &Path, before: &[(String, String)]) {
     let folder = folder.to_str().unwrap();
     for entry in loop_devices() {

@@ -281,10 +281,10 @@ impl Walk<'_> {
             docker.run(&[], "acme/committed:1", "cat /out.txt"),
             "hello\n"
         );
-        if let Some(shed) = &self.world.shed {
+        if let Some(service) = &self.world.service {
             // What Docker saves, cowshed reads, too.
-            shed.cowshed(["image", "import", archive, "--name", "from-docker:1"]);
-            shed.cowshed(["image", "rm", "from-docker:1"]);
+            service.cowshed(["image", "import", archive, "--name", "from-docker:1"]);
+            service.cowshed(["image", "rm", "from-docker:1"]);
         }
     }
 

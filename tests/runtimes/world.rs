@@ -3,7 +3,7 @@
 use crate::containerd::Containerd;
 use crate::harness::{PATIENCE, eventually};
 use crate::packages::Release;
-use crate::shed::Shed;
+use crate::service::Service;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -77,20 +77,23 @@ pub(crate) struct World {
     // In this order: containerd ends before the snapshotter does.
     pub(crate) containerd: Containerd,
     /// Where the snapshots are cowshed's.
-    pub(crate) shed: Option<Shed>,
+    pub(crate) service: Option<Service>,
 }
 
 impl World {
     pub(crate) fn open(setting: &Setting) -> Self {
-        let shed = (setting.snapshotter == Snapshotter::Cowshed)
-            .then(|| Shed::open(&setting.folder, setting.mounts));
+        let service = (setting.snapshotter == Snapshotter::Cowshed)
+            .then(|| Service::open(&setting.folder, setting.mounts));
         let containerd = Containerd::start(setting);
-        Self { containerd, shed }
+        Self {
+            containerd,
+            service,
+        }
     }
 
     /// The space that the pool has given away; nothing to say of others' snapshots.
     pub(crate) fn used_bytes(&self) -> Option<u64> {
-        self.shed.as_ref().map(Shed::used_bytes)
+        self.service.as_ref().map(Service::used_bytes)
     }
 
     /// Removes every image, lease and snapshot that a client knows of, and waits until the
@@ -113,13 +116,13 @@ impl World {
 
     /// Waits until the snapshotter has nothing more of containerd's.
     pub(crate) fn wait_until_empty(&self) {
-        let Some(shed) = &self.shed else {
+        let Some(service) = &self.service else {
             return;
         };
         let mut left = Vec::new();
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            left = left_over(&shed.json(["gc", "--explain"]));
+            left = left_over(&service.json(["gc", "--explain"]));
             if left.is_empty() {
                 return;
             }
@@ -131,8 +134,8 @@ impl World {
     /// Stops both; the pool must be sound.
     pub(crate) fn close(self) {
         self.containerd.stop();
-        if let Some(shed) = self.shed {
-            shed.close();
+        if let Some(service) = self.service {
+            service.close();
         }
     }
 }

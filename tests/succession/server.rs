@@ -4,7 +4,8 @@ use super::stalling::{STALLS, Stalling};
 use cowshed_check::{CheckOptions, check};
 use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
 use cowshed_export::{
-    Connection, ConnectionParts, Directory, Export, ExportOptions, Keepsake, Transport, clean_stale,
+    Connection, ConnectionParts, Directory, Export, ExportOptions, HandoverState, Transport,
+    clean_stale,
 };
 use cowshed_format::base::Name;
 use cowshed_format::device::{CreateFile, FileDevice, FileOptions};
@@ -29,7 +30,7 @@ static SPAWNING: Mutex<()> = Mutex::new(());
 #[derive(Serialize, Deserialize)]
 struct Order {
     parts: ConnectionParts,
-    keepsake: RawFd,
+    handover_state: RawFd,
     pool: PathBuf,
     is_successor: bool,
     can_stall: bool,
@@ -46,7 +47,7 @@ pub(crate) fn serve_as_told() {
     };
     let order: Order = serde_json::from_str(order.to_str().unwrap()).unwrap();
     let connection = Connection::adopt(order.parts).unwrap();
-    let keepsake = Keepsake::adopt(inherited(order.keepsake)).unwrap();
+    let handover_state = HandoverState::adopt(inherited(order.handover_state)).unwrap();
     let device = FileDevice::open(&order.pool, FileOptions::default()).unwrap();
     let pool = Pool::open(Arc::new(device), &OpenOptions::default()).unwrap();
     let directory: Arc<dyn Directory> = if order.can_stall {
@@ -55,8 +56,14 @@ pub(crate) fn serve_as_told() {
         Arc::new(pool.clone())
     };
     let options = ExportOptions::default();
-    let export =
-        Export::resume(directory, connection, keepsake, options, order.is_successor).unwrap();
+    let export = Export::resume(
+        directory,
+        connection,
+        handover_state,
+        options,
+        order.is_successor,
+    )
+    .unwrap();
     answer("serves");
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
@@ -136,7 +143,7 @@ impl Server {
 pub(crate) struct Kept {
     connection: Option<Connection>,
     parts: ConnectionParts,
-    keepsake: Keepsake,
+    handover_state: HandoverState,
     server: Option<Server>,
     ext4: Option<PathBuf>,
     place: TempDir,
@@ -167,7 +174,7 @@ impl Kept {
         Self {
             parts: connection.parts(),
             connection: Some(connection),
-            keepsake: Keepsake::create().unwrap(),
+            handover_state: HandoverState::create().unwrap(),
             server: None,
             ext4: None,
             place,
@@ -195,7 +202,7 @@ impl Kept {
     pub(crate) fn serve(&mut self, is_successor: bool, can_stall: bool) {
         let order = Order {
             parts: self.parts(),
-            keepsake: self.keepsake.descriptor().as_raw_fd(),
+            handover_state: self.handover_state.descriptor().as_raw_fd(),
             pool: self.place.path().join("pool"),
             is_successor,
             can_stall,
@@ -226,7 +233,7 @@ impl Kept {
         for descriptor in self.connection.as_ref().unwrap().descriptors() {
             set(descriptor);
         }
-        set(self.keepsake.descriptor());
+        set(self.handover_state.descriptor());
     }
 
     fn order(&mut self, order: &str) {

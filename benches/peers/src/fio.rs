@@ -1,7 +1,7 @@
 //! fio: what it is to do, and what it measured.
 //!
-//! Every job reads and writes past the page cache of the device that it is given. What fio prints is
-//! read as JSON; a number that is not there is an error, not a zero.
+//! Every job reads and writes past the page cache of the device that it is given. What fio prints
+//! is read as JSON; a number that is not there is an error, not a zero.
 
 use crate::host;
 use anyhow::{Context, ensure};

@@ -1,8 +1,8 @@
 //! `tools/bench`: cowshed beside what one would use instead, on one machine in one run.
 //!
-//! `block` makes block devices out of the same backing and has fio and PostgreSQL work on them, `roots`
-//! makes roots of containers; `results` is what is written, `statistics` what is said about it, `report`
-//! how it is shown. All that is set up is held by `guards`, and goes when they do.
+//! `block` makes block devices out of the same backing and has fio and PostgreSQL work on them,
+//! `roots` makes roots of containers; `results` is what is written, `statistics` what is said about
+//! it, `report` how it is shown. All that is set up is held by `guards`, and goes when they do.
 
 mod against;
 mod area;
@@ -20,7 +20,7 @@ mod report;
 mod results;
 mod roots;
 mod run;
-mod shed;
+mod service;
 mod signals;
 mod statistics;
 

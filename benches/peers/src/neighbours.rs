@@ -1,6 +1,6 @@
-//! Others that keep a host busy, as containers do that compute: one process for each processor, which
-//! never waits. Each is in a session of its own, for which the kernel has a group of the scheduler
-//! where autogroups are on (sched(7)), as it has for each container.
+//! Others that keep a host busy, as containers do that compute: one process for each processor,
+//! which never waits. Each is in a session of its own, for which the kernel has a group of the
+//! scheduler where autogroups are on (sched(7)), as it has for each container.
 
 use anyhow::Context;
 use nix::sys::prctl;

@@ -22,8 +22,8 @@ const OWNER: &str = "bench";
 const DATABASE: &str = "postgres";
 /// The threads of pgbench, of which each serves some clients.
 const THREADS_MAX: u32 = 2;
-/// Each transaction changes the balance of an account, a teller and a branch, and adds a line to the
-/// history: the number of lines, and whether all sums are the same.
+/// Each transaction changes the balance of an account, a teller and a branch, and adds a line to
+/// the history: the number of lines, and whether all sums are the same.
 const AUDIT: &str = "SELECT count(*), \
     coalesce(sum(delta), 0) = (SELECT sum(abalance) FROM pgbench_accounts) AND \
     coalesce(sum(delta), 0) = (SELECT sum(tbalance) FROM pgbench_tellers) AND \

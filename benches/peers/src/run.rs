@@ -81,8 +81,8 @@ impl Run {
     }
 }
 
-/// Indexes of `count` peers for a turn: two by turns, so that each is first as often, and more in an
-/// order of their own each time, so that none always comes after the same one.
+/// Indexes of `count` peers for a turn: two by turns, so that each is first as often, and more in
+/// an order of their own each time, so that none always comes after the same one.
 pub(crate) fn turn(count: usize, number: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     if count > 2 {

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 /// Medians that differ by less are called the same, whatever the rounds say.
 pub(crate) const SAME_WITHIN: f64 = 0.05;
-/// Fewer rounds say nothing about noise: of two builds that are the same, three rounds each lie apart
-/// by chance in one of 10 measurements, five in one of 126, seven in one of 1716.
+/// Fewer rounds say nothing about noise: of two builds that are the same, three rounds each lie
+/// apart by chance in one of 10 measurements, five in one of 126, seven in one of 1716.
 pub(crate) const ROUNDS_MIN: usize = 5;
 
 /// The rounds of one measurement.

@@ -248,7 +248,7 @@ impl Detail {
     pub(super) fn of(error: &Error) -> Self {
         match error {
             Error::Corrupt(kind) => Self::Corrupt(*kind),
-            Error::Io { source, .. } | Error::Latched { source, .. } => {
+            Error::Io { source, .. } | Error::FailStopped { source, .. } => {
                 Self::Io(source.raw_os_error())
             }
             Error::NotAPool => Self::Fact("it holds no superblock"),

@@ -1,7 +1,7 @@
 //! Checking a pool as if the enemy had written it, and mending what can be derived.
 //!
-//! It reads the device through the format room alone and trusts no state of the engine. It is not
-//! a scrub: nobody else may have the pool open. `docs/FORMAT.md` says what must hold.
+//! It reads the device through the crate `cowshed-format` alone and trusts no state of the engine.
+//! It is not a scrub: nobody else may have the pool open. `docs/FORMAT.md` says what must hold.
 //!
 //! # Invariants
 //! - No bytes make it panic, recurse deeper than a tree is high, or run without end.
@@ -16,11 +16,11 @@ mod finding;
 mod forest;
 mod give_up;
 mod marks;
+mod parent_view;
 mod repair;
 mod rewrite;
 mod ring;
 mod slots;
-mod twin;
 mod walk;
 
 pub use finding::{Detail, FINDINGS_MAX, Finding, FindingKind, Note, Place};

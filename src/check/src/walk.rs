@@ -10,7 +10,7 @@
 
 use super::finding::{Detail, FindingKind, Findings, Place};
 use super::marks::Marks;
-use super::twin::Twin;
+use super::parent_view::ParentView;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{
     BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Generation, VolumeId,
@@ -151,7 +151,7 @@ impl Walker<'_> {
         let (parent, outside) = self.beside(subject.parent, height, delta);
         let from = match subject.settled {
             Settled::Inherited { from, .. } => self.beside(from, height, false).0,
-            _ => Twin::ABSENT,
+            _ => ParentView::ABSENT,
         };
         visit.counts.mapped = match self.check_root(root) {
             Err(kind) => {
@@ -200,40 +200,40 @@ impl Walker<'_> {
         visit: &mut Visit,
         at: Position,
         pointer: Pointer,
-        parent: Twin,
-        from: Twin,
+        parent: ParentView,
+        from: ParentView,
     ) -> Option<i64> {
         let subject = visit.subject;
         let settled = at.end() <= subject.cursor;
-        let (branch, twin) = match subject.settled {
+        let (branch, parent_view) = match subject.settled {
             Settled::Gone if settled => return Some(0),
             Settled::Inherited { branch, .. } if settled => (branch, from),
             _ => (subject.branch, parent),
         };
         let compared = if subject.counts_delta() {
-            twin
+            parent_view
         } else {
-            Twin::ABSENT
+            ParentView::ABSENT
         };
         if pointer.is_hole() {
             return self.count(compared).map(|count| -count);
         }
         if pointer.is_lost() {
-            return self.visit_lost(subject, at, pointer, branch, twin, compared);
+            return self.visit_lost(subject, at, pointer, branch, parent_view, compared);
         }
         if pointer.birth() > branch {
             // What is settled of the parent may hold something else by now: it is not looked at.
-            let parent = if settled { Twin::ABSENT } else { parent };
+            let parent = if settled { ParentView::ABSENT } else { parent };
             return self.visit_own(visit, at, pointer, [parent, from], compared);
         }
-        let Some(expected) = twin.here(at.level) else {
+        let Some(expected) = parent_view.here(at.level) else {
             self.touch(pointer, at.level);
             return None;
         };
         if expected.is_lost() {
             // What says that the parent has it is lost; nobody else can have it, either.
             self.touch(pointer, at.level);
-            return self.count(Twin::of(pointer, at.level));
+            return self.count(ParentView::of(pointer, at.level));
         }
         if pointer != expected {
             let place = place(subject.volume, at, pointer);
@@ -252,7 +252,7 @@ impl Walker<'_> {
         if subject.counts_delta() {
             Some(0)
         } else {
-            self.count(Twin::of(pointer, at.level))
+            self.count(ParentView::of(pointer, at.level))
         }
     }
 
@@ -264,8 +264,8 @@ impl Walker<'_> {
         at: Position,
         pointer: Pointer,
         branch: Generation,
-        twin: Twin,
-        compared: Twin,
+        parent_view: ParentView,
+        compared: ParentView,
     ) -> Option<i64> {
         if pointer.birth() > branch {
             self.lost.push(LostRange {
@@ -275,7 +275,7 @@ impl Walker<'_> {
             });
             return self.count(compared).map(|count| -count);
         }
-        if twin.here(at.level) == Some(pointer) {
+        if parent_view.here(at.level) == Some(pointer) {
             return Some(0);
         }
         let place = place(subject.volume, at, pointer);
@@ -290,8 +290,8 @@ impl Walker<'_> {
         visit: &mut Visit,
         at: Position,
         pointer: Pointer,
-        twins: [Twin; 2],
-        compared: Twin,
+        parent_views: [ParentView; 2],
+        compared: ParentView,
     ) -> Option<i64> {
         let subject = visit.subject;
         let place = place(subject.volume, at, pointer);
@@ -314,7 +314,7 @@ impl Walker<'_> {
             return self.count(compared).map(|count| 1 - count);
         }
         match self.read_node(pointer, at.level) {
-            Ok(entries) => self.descend(visit, at, &entries, twins),
+            Ok(entries) => self.descend(visit, at, &entries, parent_views),
             Err(error) => {
                 let kind = match &error {
                     Error::Corrupt(CorruptKind::NodeChecksum(_)) | Error::Io { .. } => {
@@ -334,7 +334,7 @@ impl Walker<'_> {
         visit: &mut Visit,
         at: Position,
         entries: &Entries,
-        [parent, from]: [Twin; 2],
+        [parent, from]: [ParentView; 2],
     ) -> Option<i64> {
         let parents = self.expand(parent, at.level);
         let froms = self.expand(from, at.level);

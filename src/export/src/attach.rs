@@ -1,8 +1,8 @@
 //! Attaching volumes: as a file that is kept, or as a loop device over that file.
 //!
 //! # Invariants
-//! - An attachment is in the keepsake before its device is made and before the file's writers are
-//!   looked at, so no writer and no exclusive device ever miss each other.
+//! - An attachment is in the handover state before its device is made and before the file's writers
+//!   are looked at, so no writer and no exclusive device ever miss each other.
 
 use super::attachments::{AttachKind, AttachOptions, Attached, Entry, Slot};
 use super::device::AttachedDevice;
@@ -103,7 +103,7 @@ impl Export {
             self.check_sectors(entry, &info.name, options)?;
             entry.count += 1;
             entry.by_hand += u64::from(options.by_hand);
-            self.keepsake
+            self.handover_state
                 .records()
                 .count(entry.slot, entry.count, entry.by_hand);
             return Ok(self.outcome(entry, &info.name));
@@ -152,9 +152,9 @@ impl Export {
                 let made = self
                     .refuse_writers(volume, options)
                     .and_then(|()| self.make_device(volume, options));
-                let made = made.inspect_err(|_| self.keepsake.records().detach(slot))?;
+                let made = made.inspect_err(|_| self.handover_state.records().detach(slot))?;
                 record.device = made.record();
-                self.keepsake.records().made(slot, &record);
+                self.handover_state.records().made(slot, &record);
                 device_records::note(self.device_records.get(), made.number());
                 Some(made)
             }
@@ -176,7 +176,7 @@ impl Export {
         volume: &dyn BlockTarget,
         options: AttachOptions,
     ) -> Result<(), ExportError> {
-        if options.shared || !self.keepsake.records().users_of(volume.id()).writers {
+        if options.shared || !self.handover_state.records().users_of(volume.id()).writers {
             return Ok(());
         }
         Err(self.file_busy(volume))
@@ -226,7 +226,7 @@ impl Export {
 
     /// Has no successor, and nobody who clears up, look for the attachment any more.
     pub(super) fn forget(&self, entry: &Entry) {
-        self.keepsake.records().detach(entry.slot);
+        self.handover_state.records().detach(entry.slot);
         if let Some(device) = entry.device {
             device_records::forget(self.device_records.get(), device.number());
         }
@@ -236,8 +236,8 @@ impl Export {
     fn record(&self, record: &AttachedRecord) -> Result<usize, ExportError> {
         // Attachments of other volumes may be made at the same time.
         let _one = self.recording.lock();
-        self.keepsake.records().attach(record).ok_or_else(|| {
-            let attached = self.keepsake.records().attached().len();
+        self.handover_state.records().attach(record).ok_or_else(|| {
+            let attached = self.handover_state.records().attached().len();
             ExportError::TooMany { attached }
         })
     }
@@ -275,7 +275,7 @@ impl Export {
     /// `Io`, also when a write had no room.
     pub fn write_back(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
         let mounted = self.mounted.read();
-        if !*mounted || !self.keepsake.records().users_of(volume.id()).writers {
+        if !*mounted || !self.handover_state.records().users_of(volume.id()).writers {
             return Ok(());
         }
         let (path, file) = self.open_file(volume, true)?;

@@ -89,7 +89,7 @@ pub(super) struct Entry {
     pub(super) shared: bool,
     /// The loop device; `None` for a file.
     pub(super) device: Option<AttachedDevice>,
-    /// Where the keepsake has it.
+    /// Where the handover state has it.
     pub(super) slot: usize,
     /// Keeps the volume from being removed.
     pub(super) _hold: TargetHold,

@@ -2,8 +2,8 @@
 //! leaves all of it as it is, in `succession`.
 //!
 //! # Invariants
-//! - A record leaves the keepsake after its device is detached, so a successor never meets a device
-//!   that no record has.
+//! - A record leaves the handover state after its device is detached, so a successor never meets a
+//!   device that no record has.
 
 use super::attachments::{Entry, Slot};
 use super::error::ExportError;
@@ -70,7 +70,7 @@ impl Export {
         let left = self.give_back(&mut entries, index, volume)?;
         if let Some(entry) = entries.get_mut(index).filter(|_| left > 0) {
             entry.by_hand = entry.by_hand.saturating_sub(1);
-            let records = self.keepsake.records();
+            let records = self.handover_state.records();
             records.count(entry.slot, entry.count, entry.by_hand);
         }
         Ok(left)
@@ -131,7 +131,7 @@ impl Export {
         let entry = &mut entries[index];
         if entry.count > 1 {
             entry.count -= 1;
-            self.keepsake
+            self.handover_state
                 .records()
                 .count(entry.slot, entry.count, entry.by_hand);
             return Ok(entry.count);
@@ -149,7 +149,7 @@ impl Export {
     /// waiting for this process to hear of it.
     fn await_unused_file(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
         let deadline = Instant::now() + CLOSE_WAIT;
-        while self.keepsake.records().users_of(volume.id()).any {
+        while self.handover_state.records().users_of(volume.id()).any {
             if Instant::now() >= deadline {
                 return Err(self.file_busy(volume));
             }

@@ -44,7 +44,7 @@ impl AttachedDevice {
         }
     }
 
-    /// The device that a predecessor has attached, as the keepsake has it.
+    /// The device that a predecessor has attached, as the handover state has it.
     pub(super) fn restore(number: u32, backing: BackingId) -> Self {
         Self {
             device: LoopDevice::numbered(number),

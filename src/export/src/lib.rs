@@ -34,7 +34,7 @@ pub use attachments::{AttachKind, AttachOptions, Attached, Attachment};
 pub use device_records::{DEVICES, clean_recorded};
 pub use empty::{EMPTY_FILE, Empty};
 pub use error::{AttachMode, ExportError};
-pub use fuse::{Connection, ConnectionParts, Keepsake, Negotiated, Transport};
+pub use fuse::{Connection, ConnectionParts, HandoverState, Negotiated, Transport};
 pub use holders::{Holder, Holders};
 pub use stale::{Cleaned, StaleDevice, clean_stale};
 pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
@@ -76,7 +76,7 @@ impl Default for ExportOptions {
 pub struct Export {
     directory: Arc<dyn Directory>,
     session: Session,
-    keepsake: Keepsake,
+    handover_state: HandoverState,
     attached: Table,
     own_opens: OwnOpens,
     options: ExportOptions,
@@ -112,27 +112,28 @@ impl Export {
             threads: options.threads,
             transport: options.transport,
         };
-        let keepsake = Keepsake::create().map_err(ExportError::io("keep a record for", dir))?;
-        Self::start(directory, origin, keepsake, options)
+        let handover_state =
+            HandoverState::create().map_err(ExportError::io("keep a record for", dir))?;
+        Self::start(directory, origin, handover_state, options)
     }
 
     fn start(
         directory: Arc<dyn Directory>,
         origin: Origin,
-        keepsake: Keepsake,
+        handover_state: HandoverState,
         options: ExportOptions,
     ) -> Result<Self, ExportError> {
         let own_opens = OwnOpens::default();
         let files = VolumeFiles::new(
             directory.clone(),
             own_opens.clone(),
-            keepsake.records().clone(),
+            handover_state.records().clone(),
         );
         let session = Session::start(files, directory.clone(), origin)?;
         Ok(Self {
             directory,
             session,
-            keepsake,
+            handover_state,
             attached: Table::default(),
             own_opens,
             options,

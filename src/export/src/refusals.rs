@@ -15,19 +15,19 @@ impl Export {
     /// process or one before it. A write that was held and then done was not.
     #[must_use]
     pub fn was_refused(&self, volume: VolumeId) -> bool {
-        self.keepsake.records().was_refused(volume)
+        self.handover_state.records().was_refused(volume)
     }
 
     /// The volumes that are known to have had a write refused.
     #[must_use]
     pub fn refused(&self) -> Vec<VolumeId> {
-        self.keepsake.records().refused()
+        self.handover_state.records().refused()
     }
 
     /// Remembers that something written to the volume is lost, for one who heard of it otherwise.
     pub fn note_refusal(&self, volume: VolumeId) {
         let is_there = |id| self.directory.by_id(id).is_ok();
-        self.keepsake.records().refuse(volume, is_there);
+        self.handover_state.records().refuse(volume, is_there);
     }
 
     /// The volume's loop device, unless somebody else has detached it meanwhile.

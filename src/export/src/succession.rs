@@ -1,8 +1,9 @@
 //! A mount that outlives the process that serves it: serving it on, and leaving it to be served.
 //!
-//! Whoever keeps the mount alive holds the `Connection`'s descriptors and the `Keepsake`. A process
-//! that serves it may die at any moment; its successor resumes with copies of both, and takes the
-//! holds on the volumes again. The dead process must be unable to write to the pool by then.
+//! Whoever keeps the mount alive holds the `Connection`'s descriptors and the `HandoverState`. A
+//! process that serves it may die at any moment; its successor resumes with copies of both, and
+//! takes the holds on the volumes again. The dead process must be unable to write to the pool by
+//! then.
 //!
 //! # What users see
 //! Their requests wait until the successor serves. Those that the dead process took and did not
@@ -19,7 +20,7 @@ use super::attachments::Entry;
 use super::device::AttachedDevice;
 use super::entry;
 use super::error::ExportError;
-use super::fuse::{AttachedRecord, Connection, DeviceRecord, Keepsake, Origin};
+use super::fuse::{AttachedRecord, Connection, DeviceRecord, HandoverState, Origin};
 use super::target::{Directory, TargetHold};
 use super::{Export, ExportOptions};
 use cowshed_format::base::{Result, VolumeId};
@@ -29,8 +30,8 @@ use std::sync::Arc;
 
 impl Export {
     /// Serves a mount that is there, by copies of its descriptors that this process alone has;
-    /// `keepsake` tells what is open and attached. `is_successor` says that another process has
-    /// served it, which can no longer write to the pool. The number of threads is that of the
+    /// `handover_state` tells what is open and attached. `is_successor` says that another process
+    /// has served it, which can no longer write to the pool. The number of threads is that of the
     /// connection's descriptors.
     ///
     /// # Errors
@@ -38,7 +39,7 @@ impl Export {
     pub fn resume(
         directory: Arc<dyn Directory>,
         connection: Connection,
-        keepsake: Keepsake,
+        handover_state: HandoverState,
         options: ExportOptions,
         is_successor: bool,
     ) -> std::result::Result<Self, ExportError> {
@@ -46,9 +47,9 @@ impl Export {
             connection,
             is_successor,
         };
-        let export = Self::start(directory, origin, keepsake, options)?;
+        let export = Self::start(directory, origin, handover_state, options)?;
         // Looking at a device may ask for attributes of its file: so only now.
-        for (slot, record) in export.keepsake.records().attached() {
+        for (slot, record) in export.handover_state.records().attached() {
             export.restore(slot, &record);
         }
         Ok(export)
@@ -56,7 +57,7 @@ impl Export {
 
     /// Stops serving without unmounting or detaching anything: each thread ends after the request
     /// that it is at. Does nothing when it is unmounted. From then on this is as good as unmounted,
-    /// and whoever has the connection's descriptors and the keepsake can have it served on.
+    /// and whoever has the connection's descriptors and the handover state can have it served on.
     ///
     /// # Errors
     /// `Io` when the host refuses what is needed to stop; it then goes on serving.
@@ -67,7 +68,7 @@ impl Export {
         }
         self.session.hand_over()?;
         *mounted = false;
-        // Here alone: the keepsake keeps them.
+        // Here alone: the handover state keeps them.
         for (_, slot) in self.attached.all() {
             slot.lock().clear();
         }
@@ -95,7 +96,7 @@ impl Export {
         };
         if let Some(device) = device.filter(|device| device.is_lost()) {
             tracing::warn!(device = %device.path().display(), "was detached by someone else");
-            return self.keepsake.records().detach(slot);
+            return self.handover_state.records().detach(slot);
         }
         match self.hold(record.volume) {
             Ok(hold) => self.attached.slot(record.volume).lock().push(Entry {
@@ -112,7 +113,7 @@ impl Export {
                 if let Some(device) = device {
                     device.leave_to_kernel();
                 }
-                self.keepsake.records().detach(slot);
+                self.handover_state.records().detach(slot);
             }
         }
     }
@@ -120,10 +121,10 @@ impl Export {
     /// Detaches the loop devices that predecessors were making when they died. To be called once
     /// none of their threads is left, which might finish one, and before anything is attached here.
     pub fn let_go_of_started(&self) {
-        for (slot, record) in self.keepsake.records().attached() {
+        for (slot, record) in self.handover_state.records().attached() {
             if record.device == DeviceRecord::Started {
                 self.let_go_of_unknown(record.volume);
-                self.keepsake.records().detach(slot);
+                self.handover_state.records().detach(slot);
             }
         }
     }
@@ -136,7 +137,7 @@ impl Export {
     /// one that no record has. The kernel does so when its last user is gone.
     fn let_go_of_unknown(&self, volume: VolumeId) {
         let known: Vec<_> = self
-            .keepsake
+            .handover_state
             .records()
             .attached()
             .into_iter()

@@ -1,4 +1,4 @@
-//! Catalogue blocks: fragments of entries (volumes, and records of the rooms above).
+//! Catalogue blocks: fragments of entries (volumes, and records of the crates above).
 //!
 //! A catalogue block is a sequence of fragments, ended by a zero length or the block's end. An
 //! entry that is too long for one fragment is cut into parts; each part stands in any block.

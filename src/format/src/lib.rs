@@ -1,7 +1,7 @@
 //! What lies on a pool's device: the on-disk format, version 2, and the devices that hold it.
 //!
-//! - One module for each structure of the format, `docs/FORMAT.md` as the specification. Every decoder
-//!   takes hostile bytes and returns an error, never a panic.
+//! - One module for each structure of the format, `docs/FORMAT.md` as the specification. Every
+//!   decoder takes hostile bytes and returns an error, never a panic.
 //! - [`device`]: where the bytes lie (a file, a block device, memory), with exact reads and writes
 //!   and one barrier.
 //! - [`base`]: names, errors, units and checksums, which all crates above share.

@@ -8,8 +8,8 @@
 //! |---|---|
 //! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
-//! | `work/frozen-<container>` | the container's file system held still |
-//! | `work/still-<volume>-<device>` | a file system on that volume held still |
+//! | `work/frozen-<container>` | the container's file system quiesced |
+//! | `work/still-<volume>-<device>` | a file system on that volume quiesced |
 //! | `data/<volume>` | that data volume attached, and mounted here |
 //! | `roots/<volume>` | that volume attached, and mounted here |
 //! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as one |
@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 /// How the name of a view's folder in work begins; the volume's id follows.
 pub(super) const VIEW_PREFIX: &str = "view-";
-/// How the name of a folder begins that tells of a file system that is held still.
+/// How the name of a folder begins that tells of a file system that is quiesced.
 const FROZEN_PREFIX: &str = "frozen-";
 
 impl Host {
@@ -60,7 +60,7 @@ impl Host {
         let mounts = mount::mounts();
         let mounts = mounts.map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
         let export = self.export()?;
-        self.thaw_still(&mounts, &export);
+        self.thaw_quiesced(&mounts, &export);
         self.undo_work(&mounts, &export);
         self.adopt_data(&mounts, &export);
         for record in record::containers(self.pool())? {
@@ -146,7 +146,7 @@ impl Host {
         }
     }
 
-    /// The folder that tells that the container's file system is held still.
+    /// The folder that tells that the container's file system is quiesced.
     pub(super) fn frozen_note(&self, container: &str) -> PathBuf {
         self.work_dir().join(format!("{FROZEN_PREFIX}{container}"))
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The room's result.
+/// The module's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation on images or containers was refused or failed.
@@ -94,7 +94,7 @@ pub enum Error {
     /// The container is not mounted.
     #[error("the container {0} is not mounted")]
     NotMounted(Box<str>),
-    /// The kind of file system cannot be held still.
+    /// The kind of file system cannot be quiesced.
     #[error(
         "the file system at {path} cannot be held still while it is mounted; unmount it, then take the snapshot", path = path.display()
     )]
@@ -112,7 +112,7 @@ pub enum Error {
         /// The other devices.
         others: Names,
     },
-    /// Somebody thaws the file system whenever it is held still.
+    /// Somebody thaws the file system whenever it is quiesced.
     #[error(
         "somebody else thawed the file system on the volume {0} during each of several attempts at a snapshot; end what does so, then try again"
     )]

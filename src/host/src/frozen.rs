@@ -1,7 +1,7 @@
-//! A mounted file system that is held still for a moment.
+//! A mounted file system that is quiesced for a moment.
 //!
-//! Somebody else may have frozen it: a backup's hook, with fsfreeze(8). Then that freeze serves, and
-//! stays. The kernel keeps one freeze of a file system and does not say whose it is, so:
+//! Somebody else may have frozen it: a backup's hook, with fsfreeze(8). Then that freeze serves,
+//! and stays. The kernel keeps one freeze of a file system and does not say whose it is, so:
 //!
 //! - A folder tells a successor of this process what to let go on. It is there while the freeze is
 //!   ours, and for the moment in which the kernel says whose it is.

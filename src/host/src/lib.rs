@@ -4,9 +4,9 @@
 //! host, and every operation is one of its methods: [`Host::import_image`] and its like in
 //! `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`, `diff`,
 //! `commit` and `copy`, [`Host::create_data_volume`] and its like in `data`; `roots` shows volumes
-//! to others without a record of its own. `filesystem` and `ext4` know what is in a volume, `record`
-//! what is in the catalogue, `changes` what two volumes' file systems differ in and `tree` what two
-//! mounted trees do.
+//! to others without a record of its own. `filesystem` and `ext4` know what is in a volume,
+//! `record` what is in the catalogue, `changes` what two volumes' file systems differ in and `tree`
+//! what two mounted trees do.
 //!
 //! # Invariants
 //! - What an operation makes has a name in work until one transaction gives it its place; whatever
@@ -30,13 +30,13 @@ mod frozen;
 mod host;
 mod image;
 mod import;
+mod quiesce;
 mod record;
 mod refusals;
 mod room;
 mod root;
 mod roots;
 mod stacked;
-mod still;
 mod streams;
 mod time;
 mod transfer;
@@ -56,5 +56,5 @@ pub use image::{HistoryStep, ImageDetails, ImageSummary, LayerDetails, RemovedIm
 pub use import::{ImportOptions, ImportProgress, ImportedImage, ImportedLayer};
 pub use room::Sizing;
 pub use root::{ContainerSummary, CreateContainer, CreatedContainer, MountedContainer};
-pub use roots::{LayerOptions, RootUse, Sealed, StillRoot};
+pub use roots::{LayerOptions, QuiescedRoot, RootUse, Sealed};
 pub use users::VolumeUsers;

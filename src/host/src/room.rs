@@ -196,8 +196,8 @@ impl<'a> LayerRoom<'a> {
         Ok(bytes.saturating_sub(self.left_bytes).max(for_inodes))
     }
 
-    /// Grows volume and file system so that about `missing_bytes` more are free, while nothing in it
-    /// is open. The inner result tells why it stayed as it was, and is mounted as before.
+    /// Grows volume and file system so that about `missing_bytes` more are free, while nothing in
+    /// it is open. The inner result tells why it stayed as it was, and is mounted as before.
     fn grow(&self, missing_bytes: u64) -> Result<Result<()>> {
         let old_bytes = self.volume.size_bytes();
         let more = missing_bytes.saturating_add(missing_bytes / OVERHEAD_PART);

@@ -1,5 +1,5 @@
-//! Compressed streams, told apart by their first bytes and never by a name: gzip, zstd, xz and bzip2
-//! are read, gzip and zstd written.
+//! Compressed streams, told apart by their first bytes and never by a name: gzip, zstd, xz and
+//! bzip2 are read, gzip and zstd written.
 
 use super::error::Error;
 use super::limits::READ_BUFFER_BYTES;

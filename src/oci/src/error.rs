@@ -8,7 +8,7 @@ use cowshed_format::base::Cancelled;
 use std::fmt;
 use std::io;
 
-/// The room's result.
+/// The module's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an image could not be read, applied or written.

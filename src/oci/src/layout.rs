@@ -234,8 +234,8 @@ impl<W: Write> Archive<W> {
     }
 
     fn header(&mut self, path: &str, kind: EntryType, size_bytes: u64) -> Result<()> {
-        // Every path is ours and shorter than 100 bytes; a size beyond 8 GiB becomes base-256, which
-        // only a GNU header allows.
+        // Every path is ours and shorter than 100 bytes; a size beyond 8 GiB becomes base-256,
+        // which only a GNU header allows.
         let mut header = Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(kind);

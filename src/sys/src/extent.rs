@@ -198,8 +198,8 @@ fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
     }
 }
 
-/// The next range of `file` from `at` to `end` that may hold data; `None` where only a hole is left.
-/// On a file system that cannot tell holes everything is data. It moves the file's cursor.
+/// The next range of `file` from `at` to `end` that may hold data; `None` where only a hole is
+/// left. On a file system that cannot tell holes everything is data. It moves the file's cursor.
 pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);

@@ -281,7 +281,8 @@ impl FuseRing {
 
 impl Drop for FuseRing {
     fn drop(&mut self) {
-        // The kernel may write there until it has let go of the ring, which it does some time later.
+        // The kernel may write there until it has let go of the ring, which it does some time
+        // later.
         for place in self.lent.drain(..).flatten() {
             let _ = ManuallyDrop::new(place);
         }

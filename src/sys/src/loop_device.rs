@@ -246,8 +246,8 @@ impl LoopDevice {
         }
     }
 
-    /// The number that tells this use of the device from all others since the host was started; `None`
-    /// before Linux 5.15.
+    /// The number that tells this use of the device from all others since the host was started;
+    /// `None` before Linux 5.15.
     pub fn sequence(self) -> Option<u64> {
         let text = fs::read_to_string(self.sys_path("diskseq")).ok()?;
         text.trim().parse().ok()

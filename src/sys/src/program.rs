@@ -9,8 +9,8 @@ use std::process::Command;
 /// Where programs are looked for after the folders that `PATH` names.
 const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// The folders in which programs are looked for, in this order: the absolute ones of `PATH`, and the
-/// system's own.
+/// The folders in which programs are looked for, in this order: the absolute ones of `PATH`, and
+/// the system's own.
 pub fn folders() -> Vec<PathBuf> {
     folders_of(&env::var_os("PATH").unwrap_or_default())
 }

@@ -1,8 +1,8 @@
 //! Extended attributes of any object that a descriptor stands for, `O_PATH` ones included.
 //!
-//! The `f*xattr` calls refuse `O_PATH` descriptors, which are the only ones that symbolic links
-//! and device nodes have; so the calls go through `/proc/self/fd/N`, which leads to the object
-//! itself and no further. `/proc` must be mounted. Each call borrows the object until the kernel has
+//! The `f*xattr` calls refuse `O_PATH` descriptors, which are the only ones that symbolic links and
+//! device nodes have; so the calls go through `/proc/self/fd/N`, which leads to the object itself
+//! and no further. `/proc` must be mounted. Each call borrows the object until the kernel has
 //! answered: a number whose descriptor is closed leads nowhere, or to another file.
 #![allow(unsafe_code)]
 

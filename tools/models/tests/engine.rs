@@ -132,7 +132,8 @@ fn a_late_reader_finds_the_block_where_it_has_gone() {
             thread::spawn(move || {
                 for version in 2..4 {
                     write(&writer, 0, version);
-                    // The old block is free from here on, and the next write takes the first that is.
+                    // The old block is free from here on, and the next write takes the first that
+                    // is.
                     pool.checkpoint().unwrap();
                     write(&other, u64::from(version), 0xaa);
                 }

@@ -3,7 +3,7 @@
 use super::{Peer, Place, Subject};
 use crate::fio::Target;
 use crate::host::Ran;
-use crate::shed::{Build, Shed};
+use crate::service::{Build, Service};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -48,20 +48,20 @@ impl Peer for Cowshed {
 
     fn prepare(&self, place: &Place) -> anyhow::Result<Box<dyn Subject>> {
         let folder = place.folder.join(place.name);
-        let shed = Shed::open(&self.build, folder, place.size_bytes)?;
+        let service = Service::open(&self.build, folder, place.size_bytes)?;
         let size = place.size_bytes.to_string();
-        shed.run(["volume", "create", VOLUME, "--size", &size])?;
-        let device = shed.run(["attach", VOLUME, "--as", "loop"])?.output;
+        service.run(["volume", "create", VOLUME, "--size", &size])?;
+        let device = service.run(["attach", VOLUME, "--as", "loop"])?.output;
         Ok(Box::new(Volume {
             target: Target::Device(PathBuf::from(device.trim())),
-            shed,
+            service,
         }))
     }
 }
 
 struct Volume {
     target: Target,
-    shed: Shed,
+    service: Service,
 }
 
 impl Subject for Volume {
@@ -70,22 +70,22 @@ impl Subject for Volume {
     }
 
     fn snapshot(&mut self, name: &str) -> anyhow::Result<Ran> {
-        self.shed.run(["volume", "snapshot", VOLUME, name])
+        self.service.run(["volume", "snapshot", VOLUME, name])
     }
 
     fn remove_snapshot(&mut self, name: &str) -> anyhow::Result<Ran> {
-        self.shed.run(["volume", "rm", name])
+        self.service.run(["volume", "rm", name])
     }
 
     fn settle(&mut self) -> anyhow::Result<()> {
-        self.shed.settle()
+        self.service.settle()
     }
 
     fn host_bytes(&self) -> anyhow::Result<u64> {
-        self.shed.host_bytes()
+        self.service.host_bytes()
     }
 
     fn checkpoint(&self) -> Option<Command> {
-        Some(self.shed.command(["pool", "checkpoint"]))
+        Some(self.service.command(["pool", "checkpoint"]))
     }
 }

@@ -48,7 +48,7 @@ impl Peer for Empty {
         let Ok(asked) = host::run(&self.program, [COMMAND, "--help"]) else {
             return Some("this cowshed has no empty server".into());
         };
-        crate::shed::missing_options(&self.options, &asked.output)
+        crate::service::missing_options(&self.options, &asked.output)
     }
 
     fn prepare(&self, place: &Place) -> anyhow::Result<Box<dyn Subject>> {

@@ -19,7 +19,7 @@ pub(crate) use work::works;
 use crate::backing::Backing;
 use crate::fio::Target;
 use crate::host::Ran;
-use crate::shed::{Build, RINGS};
+use crate::service::{Build, RINGS};
 use anyhow::bail;
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! A database on each device: PostgreSQL on an ext4 that is mounted, and pgbench's transactions, each
-//! of which waits until it is durable.
+//! A database on each device: PostgreSQL on an ext4 that is mounted, and pgbench's transactions,
+//! each of which waits until it is durable.
 
 use super::work::Stage;
 use crate::fio::{Part, Target};

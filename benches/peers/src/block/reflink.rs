@@ -1,5 +1,5 @@
-//! A file on a file system that can share blocks between files, with a loop device on it; a snapshot
-//! is a reflink copy.
+//! A file on a file system that can share blocks between files, with a loop device on it; a
+//! snapshot is a reflink copy.
 
 use super::{Peer, Place, Subject};
 use crate::area::{Area, Kind};

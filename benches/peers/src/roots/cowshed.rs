@@ -1,7 +1,7 @@
 //! cowshed: images and containers of a pool.
 
 use super::{Peer, Roots};
-use crate::shed::{Build, Shed};
+use crate::service::{Build, Service};
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 
@@ -34,38 +34,42 @@ impl Peer for Cowshed {
     }
 
     fn open(&self, folder: PathBuf, bytes: u64) -> anyhow::Result<Box<dyn Roots>> {
-        let shed = Shed::open(&self.build, folder, bytes)?;
-        Ok(Box::new(Containers { shed, committed: 0 }))
+        let service = Service::open(&self.build, folder, bytes)?;
+        Ok(Box::new(Containers {
+            service,
+            committed: 0,
+        }))
     }
 }
 
 struct Containers {
-    shed: Shed,
+    service: Service,
     committed: u32,
 }
 
 impl Roots for Containers {
     fn unpack(&mut self, image: &str, tar: &Path) -> anyhow::Result<()> {
         let tar = crate::host::text(tar)?;
-        self.shed.run(["image", "import", tar, "--name", image])?;
+        self.service
+            .run(["image", "import", tar, "--name", image])?;
         Ok(())
     }
 
     fn create(&mut self, image: &str, root: &str) -> anyhow::Result<PathBuf> {
         let path = self
-            .shed
+            .service
             .run(["container", "create", image, "--name", root, "--mount"])?
             .output;
         Ok(PathBuf::from(path.trim()))
     }
 
     fn remove(&mut self, root: &str) -> anyhow::Result<()> {
-        self.shed.run(["container", "rm", root])?;
+        self.service.run(["container", "rm", root])?;
         Ok(())
     }
 
     fn changes(&mut self, _image: &str, root: &str) -> anyhow::Result<Vec<PathBuf>> {
-        let output = self.shed.run(["container", "diff", root])?.output;
+        let output = self.service.run(["container", "diff", root])?.output;
         output
             .lines()
             .map(|line| {
@@ -78,15 +82,15 @@ impl Roots for Containers {
     fn commit(&mut self, root: &str, _changed: &[PathBuf]) -> anyhow::Result<()> {
         self.committed += 1;
         let image = format!("committed{}", self.committed);
-        self.shed.run(["container", "commit", root, &image])?;
+        self.service.run(["container", "commit", root, &image])?;
         Ok(())
     }
 
     fn settle(&mut self) -> anyhow::Result<()> {
-        self.shed.settle()
+        self.service.settle()
     }
 
     fn host_bytes(&self) -> anyhow::Result<u64> {
-        self.shed.host_bytes()
+        self.service.host_bytes()
     }
 }

@@ -11,7 +11,7 @@ mod work;
 
 pub(crate) use work::{run, works};
 
-use crate::shed::{Build, RINGS};
+use crate::service::{Build, RINGS};
 use std::path::{Path, PathBuf};
 
 /// What makes roots.

@@ -1,7 +1,7 @@
 //! What a worker and its keeper say to each other: lines of JSON, with a descriptor where one
 //! belongs to it.
 
-use super::estate::Serving;
+use super::inherited_fds::Serving;
 use cowshed_sys::descriptors;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};

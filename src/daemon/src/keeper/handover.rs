@@ -1,5 +1,6 @@
-//! Another program is to take over: a worker of it is started beside the one that serves, and proves
-//! that it can read the pool. Only then is the one that serves told to leave everything to it.
+//! Another program is to take over: a worker of it is started beside the one that serves, and
+//! proves that it can read the pool. Only then is the one that serves told to leave everything to
+//! it.
 //!
 //! # Invariants
 //! - A worker that waits opens nothing for writing before it is told to start, which it is when the
@@ -82,7 +83,7 @@ impl<O: Owner> Keeper<O> {
         let lives = self.predecessors.iter().chain([&current.life]);
         let started = Worker::start(Start {
             program: &program,
-            estate: &self.estate,
+            inherited_fds: &self.inherited_fds,
             serving: &self.serving,
             predecessors: lives.map(AsFd::as_fd).collect(),
             oom_score: self.oom_score,

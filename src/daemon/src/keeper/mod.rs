@@ -1,8 +1,9 @@
 //! The keeper: the daemon's main process, which outlives the one that serves.
 //!
-//! It has no pool, and one thread beside the log's, which starts nothing. It holds every descriptor that must not be closed while
-//! somebody uses a volume (`estate`), starts a *worker* that serves with them, and when that dies,
-//! starts another one, which goes on where the first one was: users see a pause.
+//! It has no pool, and one thread beside the log's, which starts nothing. It holds every descriptor
+//! that must not be closed while somebody uses a volume (`inherited_fds`), starts a *worker* that
+//! serves with them, and when that dies, starts another one, which goes on where the first one was:
+//! users see a pause.
 //!
 //! # Invariants
 //! - A successor opens the pool only when the dead worker cannot change it any more (`fence`).
@@ -15,9 +16,9 @@
 mod arguments;
 mod children;
 mod control;
-mod estate;
 mod fence;
 mod handover;
+mod inherited_fds;
 mod restarts;
 mod shield;
 mod signals;
@@ -27,7 +28,9 @@ mod worker;
 
 pub use arguments::own as own_arguments;
 pub use control::{ToKeeper, ToWorker};
-pub use estate::{Estate, EstateParts, HANDOVER, Serving, Told, is_understood, take_descriptor};
+pub use inherited_fds::{
+    HANDOVER, InheritedFdParts, InheritedFds, Serving, Told, is_understood, take_descriptor,
+};
 pub use shield::restore_oom_score;
 pub use signals::KeeperSignals;
 pub use succession::resume;
@@ -85,7 +88,7 @@ pub trait Owner {
 pub struct Keeper<O> {
     owner: O,
     signals: KeeperSignals,
-    estate: Estate,
+    inherited_fds: InheritedFds,
     pool: PoolFile,
     /// The pool's file, opened apart from the workers': it learns of a failed write although the
     /// worker that was told of it died of something else at that moment.
@@ -125,18 +128,18 @@ enum State {
 }
 
 impl<O: Owner> Keeper<O> {
-    /// A keeper of `estate`, without a worker yet.
+    /// A keeper of `inherited_fds`, without a worker yet.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn new(owner: O, signals: KeeperSignals, estate: Estate) -> io::Result<Self> {
+    pub fn new(owner: O, signals: KeeperSignals, inherited_fds: InheritedFds) -> io::Result<Self> {
         let oom_score = shield::raise();
         Ok(Self {
-            pool: PoolFile::of(&estate.pool)?,
-            witness: File::open(format!("/proc/self/fd/{}", estate.pool.as_raw_fd()))?,
+            pool: PoolFile::of(&inherited_fds.pool)?,
+            witness: File::open(format!("/proc/self/fd/{}", inherited_fds.pool.as_raw_fd()))?,
             owner,
             signals,
-            estate,
+            inherited_fds,
             serving: Serving {
                 keeper: std::process::id(),
                 worker: 0,
@@ -226,9 +229,9 @@ impl<O: Owner> Keeper<O> {
 
     fn start(&mut self) -> State {
         if write_back::has_failed(self.witness.as_fd()) {
-            self.estate.keepsake.failure_note()();
+            self.inherited_fds.handover_state.failure_note()();
         }
-        if self.estate.keepsake.has_device_failed() {
+        if self.inherited_fds.handover_state.has_device_failed() {
             // Another worker would find in the page cache what the host could not write, and take
             // it for durable.
             tracing::error!(
@@ -245,7 +248,7 @@ impl<O: Owner> Keeper<O> {
         self.predecessors.retain(|life| !is_over(life));
         let started = Worker::start(Start {
             program: &Program::Own,
-            estate: &self.estate,
+            inherited_fds: &self.inherited_fds,
             serving: &self.serving,
             predecessors: self.predecessors.iter().map(AsFd::as_fd).collect(),
             oom_score: self.oom_score,
@@ -429,7 +432,7 @@ impl<O: Owner> Keeper<O> {
         }
         // A successor is told to stop, too.
         self.stops_sent = 0;
-        if self.estate.connection.negotiated().transport() == Transport::IoUring {
+        if self.inherited_fds.connection.negotiated().transport() == Transport::IoUring {
             // What it had been sent is lost, and nobody else could answer it.
             tracing::error!(
                 "the volumes were served over io_uring, where no other worker can go on; they are \
@@ -467,7 +470,7 @@ impl<O: Owner> Keeper<O> {
     /// Ends the mount, since nobody will serve it.
     fn give_up(&mut self, worker: Option<u32>, exit: u8) -> State {
         self.lingering.extend(worker);
-        let connection = self.estate.connection.parts();
+        let connection = self.inherited_fds.connection.parts();
         // By its source it is known to be ours, and not what somebody mounted there since.
         let top = mount::mount_at(&connection.dir).ok().flatten();
         if top.is_some_and(|top| top.source == *connection.source) {
@@ -501,12 +504,12 @@ impl<O: Owner> Keeper<O> {
     fn close(mut self, status: u8) -> u8 {
         self.end_standby();
         let deadline = Instant::now() + END_TIME;
-        let Estate {
+        let InheritedFds {
             pool,
             listening,
             connection,
             ..
-        } = self.estate;
+        } = self.inherited_fds;
         // The last copies: whoever still waits for a volume gets an error.
         drop(connection);
         while !self.lingering.is_empty() && Instant::now() < deadline {

@@ -2,7 +2,7 @@
 //! takes over as the keeper of that worker: the same process, with the same descriptors.
 
 use super::arguments::{Handed, Role};
-use super::estate::{Estate, HANDOVER, LeftOpen, Succession, is_understood};
+use super::inherited_fds::{HANDOVER, InheritedFds, LeftOpen, Succession, is_understood};
 use super::worker::{KEEPER_ARGUMENT, Program, Worker};
 use super::{Keeper, KeeperSignals, Owner, State};
 use std::convert::Infallible;
@@ -27,7 +27,7 @@ impl<O: Owner> Keeper<O> {
         let succession = Succession {
             handover: HANDOVER,
             serving: self.serving.clone(),
-            estate: self.estate.parts(),
+            inherited_fds: self.inherited_fds.parts(),
             worker: worker.parts(),
             oom_score: self.oom_score,
             stops: self.stops,
@@ -35,13 +35,13 @@ impl<O: Owner> Keeper<O> {
         };
         let mut all = program.arguments();
         all.push(format!("{KEEPER_ARGUMENT}{}", serde_json::to_string(&succession)?).into());
-        let handed = Handed::new(Role::Keeper, &self.estate.pool, &all)?;
+        let handed = Handed::new(Role::Keeper, &self.inherited_fds.pool, &all)?;
         let mut arguments = vec![CString::new("cowshed")?];
         for argument in handed.shown() {
             arguments.push(CString::new(argument.as_bytes())?);
         }
         let path = CString::new(program.path())?;
-        let mut left = self.estate.descriptors();
+        let mut left = self.inherited_fds.descriptors();
         left.extend([
             worker.control.as_fd(),
             worker.pulse.as_fd(),
@@ -62,7 +62,7 @@ impl<O: Owner> Keeper<O> {
 pub fn resume<O: Owner>(
     told: &str,
     signals: KeeperSignals,
-    owner: impl FnOnce(&Estate) -> io::Result<O>,
+    owner: impl FnOnce(&InheritedFds) -> io::Result<O>,
 ) -> io::Result<u8> {
     let told: Succession = serde_json::from_str(told)?;
     if !is_understood(told.handover) {
@@ -70,16 +70,16 @@ pub fn resume<O: Owner>(
         let what = format!("the hand-over has version {theirs}, not {HANDOVER}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     }
-    let keeps_socket_file = told.estate.keeps_socket_file();
-    let mut estate = Estate::take(told.estate)?;
-    estate.listening.keep_file(keeps_socket_file);
+    let keeps_socket_file = told.inherited_fds.keeps_socket_file();
+    let mut inherited_fds = InheritedFds::take(told.inherited_fds)?;
+    inherited_fds.listening.keep_file(keeps_socket_file);
     // No service manager has made these.
-    for socket in [&mut estate.containerd, &mut estate.plugin] {
+    for socket in [&mut inherited_fds.containerd, &mut inherited_fds.plugin] {
         socket.iter_mut().for_each(|socket| socket.keep_file(true));
     }
     let worker = Worker::take(&told.worker)?;
-    let owner = owner(&estate)?;
-    let mut keeper = Keeper::new(owner, signals, estate)?;
+    let owner = owner(&inherited_fds)?;
+    let mut keeper = Keeper::new(owner, signals, inherited_fds)?;
     keeper.serving = told.serving;
     keeper.oom_score = told.oom_score;
     keeper.stops = told.stops;

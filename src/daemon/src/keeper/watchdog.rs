@@ -1,4 +1,5 @@
-//! The service manager's watchdog: it is fed when the worker has shown that it works, and only then.
+//! The service manager's watchdog: it is fed when the worker has shown that it works, and only
+//! then.
 //!
 //! A worker that does not answer is killed while there is still time for another one to answer:
 //! users see a pause. When the keeper itself hangs, or no worker comes to answer, the service

@@ -2,7 +2,7 @@
 
 use super::arguments::{self, Handed, Role};
 use super::control::FromWorker;
-use super::estate::{Estate, HANDOVER, LeftOpen, Serving, Told, WorkerParts};
+use super::inherited_fds::{HANDOVER, InheritedFds, LeftOpen, Serving, Told, WorkerParts};
 use crate::service_manager;
 use cowshed_sys::descriptors;
 use nix::errno::Errno;
@@ -91,7 +91,7 @@ pub(super) struct Worker {
 /// What a worker is started with.
 pub(super) struct Start<'a> {
     pub(super) program: &'a Program,
-    pub(super) estate: &'a Estate,
+    pub(super) inherited_fds: &'a InheritedFds,
     pub(super) serving: &'a Serving,
     /// The ends of `life` of the workers before.
     pub(super) predecessors: Vec<BorrowedFd<'a>>,
@@ -105,7 +105,7 @@ impl Worker {
     pub(super) fn start(start: Start<'_>) -> io::Result<Self> {
         let Start {
             program,
-            estate,
+            inherited_fds,
             serving,
             predecessors,
             oom_score,
@@ -117,7 +117,7 @@ impl Worker {
         let told = Told {
             handover: HANDOVER,
             serving: serving.clone(),
-            estate: estate.parts(),
+            inherited_fds: inherited_fds.parts(),
             control: their_control.as_raw_fd(),
             pulse: their_pulse.as_raw_fd(),
             life: their_life.as_raw_fd(),
@@ -128,7 +128,7 @@ impl Worker {
         let mut arguments = program.arguments();
         arguments.extend(standby.then(|| STANDBY_ARGUMENT.into()));
         arguments.push(format!("{WORKER_ARGUMENT}{}", serde_json::to_string(&told)?).into());
-        let handed = Handed::new(Role::Worker, &estate.pool, &arguments)?;
+        let handed = Handed::new(Role::Worker, &inherited_fds.pool, &arguments)?;
         let mut command = Command::new(program.path());
         command
             .arg0("cowshed")
@@ -140,7 +140,7 @@ impl Worker {
         for name in service_manager::VARIABLES {
             command.env_remove(name);
         }
-        let mut left = estate.descriptors();
+        let mut left = inherited_fds.descriptors();
         left.extend([
             their_control.as_fd(),
             their_pulse.as_fd(),

@@ -1,5 +1,5 @@
-//! The messages of `containerd.services.diff.v1`, written by hand after containerd's `diff.proto` and
-//! `descriptor.proto`: field numbers and types are its, and fixed.
+//! The messages of `containerd.services.diff.v1`, written by hand after containerd's `diff.proto`
+//! and `descriptor.proto`: field numbers and types are its, and fixed.
 
 #![allow(missing_docs, reason = "the fields are described where they come from")]
 

@@ -6,7 +6,7 @@ use cowshed_format::base;
 use cowshed_host as container;
 use tonic::{Code, Status};
 
-/// The room's result.
+/// The module's result.
 pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call was refused or failed.

@@ -3,13 +3,13 @@
 //!
 //! Not a place where file systems are mounted or volumes made: that is `container::roots`. Not a
 //! second database: what is known of a snapshot is a record in the pool's catalogue, which commits
-//! together with the volume that it names. `server` listens, `incoming` has its connections, `rpc` brings messages to functions
-//! and back, `wire` has the messages, `convert` makes values of them and `error` codes of errors;
-//! `service` is the table of the snapshots service's calls, `store` does them on the records in
-//! `record`, and `reaper` clears away behind them what nobody is to wait for. The diff service is
-//! `diff_service` with its messages in `diff_wire`; `differ` does its calls, with the blobs that
-//! `content` fetches from containerd and takes to it (`content_wire`), as long as somebody waits
-//! (`cancel`).
+//! together with the volume that it names. `server` listens, `incoming` has its connections, `rpc`
+//! brings messages to functions and back, `wire` has the messages, `convert` makes values of them
+//! and `error` codes of errors; `service` is the table of the snapshots service's calls, `store`
+//! does them on the records in `record`, and `reaper` clears away behind them what nobody is to
+//! wait for. The diff service is `diff_service` with its messages in `diff_wire`; `differ` does its
+//! calls, with the blobs that `content` fetches from containerd and takes to it (`content_wire`),
+//! as long as somebody waits (`cancel`).
 //!
 //! # Invariants
 //! - A call that has returned is durable where containerd relies on it: one flush for a Prepare,

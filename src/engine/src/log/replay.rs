@@ -128,7 +128,8 @@ impl<'a> Replay<'a> {
     }
 
     /// A valid record behind the end that was written when the missing one was durable already
-    /// proves that the log is damaged, and did not just end. Answers whether there is any later one.
+    /// proves that the log is damaged, and did not just end. Answers whether there is any later
+    /// one.
     fn search_behind(&mut self, end: &ReplayEnd) -> Result<bool> {
         let mut at = end.position.bytes.next_multiple_of(ALIGN_BYTES as u64);
         let stop = self.start.bytes + self.ring_bytes;

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 type Children = [ArcSwapOption<Node>; NODE_ENTRIES];
 
-/// A node in memory. See the room's header for who may change it.
+/// A node in memory. See the module's header for who may change it.
 pub(crate) struct Node {
     birth: Generation,
     pub(super) entries: SharedEntries,

@@ -7,8 +7,8 @@ use super::store::NodeStore;
 use super::tree::{Link, Root, Tree, child_in_memory, entry_base};
 use crate::space::{BlockList, Space};
 use cowshed_format::Pointer;
+use cowshed_format::base::background_yield;
 use cowshed_format::base::checksum::crc32;
-use cowshed_format::base::turns;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 use cowshed_format::device::Device;
 use cowshed_format::node::{encode, entry_blocks};
@@ -115,7 +115,7 @@ impl Persist {
         self.waiting
             .extend(waiting.map(|(index, child)| (Arc::clone(node), index, child)));
         self.write_whole(to)?;
-        turns::offer();
+        background_yield::offer();
         Ok(pointer)
     }
 
@@ -158,7 +158,7 @@ impl Persist {
     pub(crate) fn finish(&mut self, to: Outlet<'_>) -> Result<()> {
         self.write_but(to, 0)?;
         for (parent, index, pointer) in self.waiting.drain(..) {
-            turns::offer();
+            background_yield::offer();
             // The entry first: a reader that finds the child gone looks at the entry again.
             put_link(&parent, index, &Link::Stored(pointer));
             parent.set_child(index, None);

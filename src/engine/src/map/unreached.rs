@@ -1,8 +1,8 @@
 //! Finding what a removed volume's map leads to and none of its children's maps does.
 //!
-//! Nothing is changed here and no lock is needed, as long as the maps are those of one moment: neither
-//! a child nor a branch of it ever comes to lead to a block of its parent's that it did not lead to
-//! then, so what was unreached stays so. What cannot be read counts as reached.
+//! Nothing is changed here and no lock is needed, as long as the maps are those of one moment:
+//! neither a child nor a branch of it ever comes to lead to a block of its parent's that it did not
+//! lead to then, so what was unreached stays so. What cannot be read counts as reached.
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};

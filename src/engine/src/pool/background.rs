@@ -1,11 +1,11 @@
-//! The background threads: checkpoints by time and by need, reclaim, giving space back to the
-//! host, growing ahead of need, and saying that space runs out. They hold no strong reference to the
-//! pool while they wait, so that dropping its last handle ends them.
+//! The background threads: checkpoints by time and by need, reclaim, giving space back to the host,
+//! growing ahead of need, and saying that space runs out. They hold no strong reference to the pool
+//! while they wait, so that dropping its last handle ends them.
 
 use super::prune::Pace;
 use super::shared::{Shared, Signal};
 use cowshed_format::base::Sequence;
-use cowshed_format::base::turns::Background;
+use cowshed_format::base::background_yield::Background;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -80,7 +80,7 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             tracing::error!("the pool has stopped: {error}");
             return;
         }
-        shared.watch_water();
+        shared.watch_watermark();
         // Others run checkpoints, too: when asked to, or when they find no room.
         let finished = shared.checkpoints.load(Ordering::Acquire);
         if std::mem::replace(&mut checkpoints, finished) != finished {

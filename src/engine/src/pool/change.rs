@@ -1,6 +1,6 @@
 //! Carrying operations out in memory: the same code for a live change and for its replay.
 
-use super::forest::{Forest, Tended};
+use super::forest::{Forest, VolumeNode};
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::VolumeCore;
 use crate::map::Root;
@@ -58,8 +58,8 @@ impl Shared {
             }
             Operation::Rename { volume, name } => {
                 self.touch(forest, *volume);
-                let tended = forest.volumes.get_mut(volume).expect("planned");
-                if let Some(old) = tended.name.replace(name.clone()) {
+                let volume_node = forest.volumes.get_mut(volume).expect("planned");
+                if let Some(old) = volume_node.name.replace(name.clone()) {
                     forest.names.remove(&old);
                 }
                 forest.names.insert(name.clone(), *volume);
@@ -107,7 +107,7 @@ impl Shared {
         self.next_volume_id
             .fetch_max(core.id.0 + 1, Ordering::AcqRel);
         self.note_changed(&core);
-        forest.insert(Tended {
+        forest.insert(VolumeNode {
             core,
             name: name.cloned(),
             parent,
@@ -159,9 +159,9 @@ impl Shared {
         let core = self.touch(forest, volume);
         core.removed.store(true, Ordering::Release);
         core.frozen.store(true, Ordering::Release);
-        let tended = forest.volumes.get_mut(&volume).expect("planned");
-        tended.labels.clear();
-        if let Some(name) = tended.name.take() {
+        let volume_node = forest.volumes.get_mut(&volume).expect("planned");
+        volume_node.labels.clear();
+        if let Some(name) = volume_node.name.take() {
             forest.names.remove(&name);
         }
         forest.removed.insert(volume);

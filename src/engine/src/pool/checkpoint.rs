@@ -14,7 +14,7 @@
 //! stops: the last checkpoint and the log still have everything, and the next open finds it.
 
 use super::catalogue::{Catalogue, Change, Pen};
-use super::forest::{Counts, Tended};
+use super::forest::{Counts, VolumeNode};
 use super::shared::{Changes, Shared};
 use super::volume::VolumeCore;
 use crate::log::Position;
@@ -188,7 +188,7 @@ impl Shared {
                 checkpointer.unfinished = Some(unfinished);
             }
         }
-        self.room.tell();
+        self.space_wait.tell();
         outcome
     }
 
@@ -212,10 +212,10 @@ impl Shared {
             writer.freed_counted = 0;
             let branch = writer.branch;
             drop(writer);
-            let Some(tended) = forest.volumes.get(&core.id) else {
+            let Some(volume_node) = forest.volumes.get(&core.id) else {
                 continue;
             };
-            volumes.push(volume_cut(tended, branch));
+            volumes.push(volume_cut(volume_node, branch));
         }
         self.resolve(replaced, &mut freed);
         self.freed_since_cut.store(0, Ordering::Relaxed);
@@ -446,8 +446,8 @@ impl Shared {
     }
 }
 
-fn volume_cut(tended: &Tended, branch: Generation) -> VolumeCut {
-    let core = Arc::clone(&tended.core);
+fn volume_cut(volume_node: &VolumeNode, branch: Generation) -> VolumeCut {
+    let core = Arc::clone(&volume_node.core);
     let root = core.tree.root_to_keep();
     let settled = core.settled.load(Ordering::Acquire);
     let counts = Counts {
@@ -457,7 +457,7 @@ fn volume_cut(tended: &Tended, branch: Generation) -> VolumeCut {
         mapped_blocks: core.mapped_blocks(),
         settled,
     };
-    let entry = tended.entry(Pointer::HOLE, root.height, &counts);
+    let entry = volume_node.entry(Pointer::HOLE, root.height, &counts);
     VolumeCut {
         core,
         root,

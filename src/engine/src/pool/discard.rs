@@ -98,7 +98,7 @@ impl Volume {
                 match publish_discard(&self.shared, &self.core, at, end) {
                     Ok(()) => {
                         self.core.unlogged.fetch_sub(made, Ordering::AcqRel);
-                        self.shared.room.tell();
+                        self.shared.space_wait.tell();
                         break;
                     }
                     Err(Refusal::LogFull) => {

@@ -1,4 +1,4 @@
-//! The forest: which volumes there are, how they are named and related, and the upper rooms'
+//! The forest: which volumes there are, how they are named and related, and the crates' above
 //! records. In memory it is an index of the catalogue.
 
 use super::volume::VolumeCore;
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 /// Volumes, names and records.
 #[derive(Default)]
 pub(super) struct Forest {
-    pub(super) volumes: HashMap<VolumeId, Tended>,
+    pub(super) volumes: HashMap<VolumeId, VolumeNode>,
     pub(super) names: BTreeMap<Name, VolumeId>,
     /// Removed volumes that wait to be reclaimed.
     pub(super) removed: BTreeSet<VolumeId>,
@@ -21,7 +21,7 @@ pub(super) struct Forest {
 }
 
 /// A volume with what the forest knows of it.
-pub(super) struct Tended {
+pub(super) struct VolumeNode {
     pub(super) core: Arc<VolumeCore>,
     pub(super) name: Option<Name>,
     pub(super) parent: Option<VolumeId>,
@@ -38,7 +38,7 @@ struct Kept {
     value: Arc<[u8]>,
 }
 
-impl Tended {
+impl VolumeNode {
     /// The catalogue's entry of the volume, with `root` as its map's root.
     pub(super) fn entry(&self, root: Pointer, height: u8, cut: &Counts) -> VolumeEntry {
         VolumeEntry {
@@ -80,25 +80,25 @@ pub(super) struct Counts {
 
 impl Forest {
     /// The volume of this name.
-    pub(super) fn by_name(&self, name: &str) -> Option<&Tended> {
+    pub(super) fn by_name(&self, name: &str) -> Option<&VolumeNode> {
         self.volumes.get(self.names.get(name)?)
     }
 
     /// Puts a volume in, and makes it its parent's child.
-    pub(super) fn insert(&mut self, tended: Tended) {
-        let id = tended.core.id;
-        if let Some(name) = &tended.name {
+    pub(super) fn insert(&mut self, volume_node: VolumeNode) {
+        let id = volume_node.core.id;
+        if let Some(name) = &volume_node.name {
             self.names.insert(name.clone(), id);
         } else {
             self.removed.insert(id);
         }
-        if let Some(parent) = tended
+        if let Some(parent) = volume_node
             .parent
             .and_then(|parent| self.volumes.get_mut(&parent))
         {
             parent.children.insert(id);
         }
-        self.volumes.insert(id, tended);
+        self.volumes.insert(id, volume_node);
     }
 
     /// Makes `id` a child of `parent` instead of what it was.
@@ -159,9 +159,9 @@ impl Forest {
         RemovedBlocks { unneeded, shared }
     }
 
-    /// Whether the settling of its parent or of one of its children has begun and not ended. What is
-    /// settled of that one is no longer told by its map, and belongs to its child: nothing is given
-    /// back of its neighbours before.
+    /// Whether the settling of its parent or of one of its children has begun and not ended. What
+    /// is settled of that one is no longer told by its map, and belongs to its child: nothing is
+    /// given back of its neighbours before.
     pub(super) fn is_beside_begun(&self, id: VolumeId) -> bool {
         let begun = |id: &VolumeId| {
             let core = &self.volumes[id].core;

@@ -76,7 +76,7 @@ impl Shared {
         checkpointer.superblock.layout = layout;
         self.store.set_layout(layout);
         self.run(checkpointer)?;
-        self.room.tell();
+        self.space_wait.tell();
         self.host_reserve.forget();
         self.keep_host_reserve();
         // The other slot, too: it would speak of the old size.

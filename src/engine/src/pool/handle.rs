@@ -1,4 +1,4 @@
-//! The handles that other rooms work with.
+//! The handles that other crates work with.
 
 use super::forest::KeyAndValue;
 use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
@@ -239,8 +239,8 @@ impl Pool {
         commit(size_bytes)
     }
 
-    /// Makes a volume smaller that nobody holds, and gives up what lies beyond its new end. A larger
-    /// size is refused.
+    /// Makes a volume smaller that nobody holds, and gives up what lies beyond its new end. A
+    /// larger size is refused.
     ///
     /// # Errors
     /// `Busy` while the volume is held, `InvalidSize`, `Frozen`, `NoSuchVolume`, `NoSpace`, `Io`.
@@ -357,14 +357,14 @@ fn push_block(extents: &mut Vec<Extent>, block: u64, mapped: bool) {
 }
 
 fn info(forest: &super::forest::Forest, id: VolumeId) -> Option<VolumeInfo> {
-    let tended = forest.volumes.get(&id)?;
-    let core = &tended.core;
+    let volume_node = forest.volumes.get(&id)?;
+    let core = &volume_node.core;
     let block = BLOCK_BYTES as u64;
     let frozen = core.frozen.load(Ordering::Acquire);
     Some(VolumeInfo {
         id,
-        name: tended.name.clone()?,
-        parent: tended.parent,
+        name: volume_node.name.clone()?,
+        parent: volume_node.parent,
         kind: if frozen {
             VolumeKind::Snapshot
         } else {
@@ -373,9 +373,9 @@ fn info(forest: &super::forest::Forest, id: VolumeId) -> Option<VolumeInfo> {
         size_bytes: core.size_bytes(),
         own_bytes: core.own_blocks() * block,
         referenced_bytes: core.mapped_blocks() * block,
-        created: UNIX_EPOCH + Duration::from_nanos(tended.created_ns),
-        labels: tended.labels.clone(),
-        children: u32::try_from(tended.children.len()).unwrap_or(u32::MAX),
+        created: UNIX_EPOCH + Duration::from_nanos(volume_node.created_ns),
+        labels: volume_node.labels.clone(),
+        children: u32::try_from(volume_node.children.len()).unwrap_or(u32::MAX),
     })
 }
 

@@ -31,8 +31,8 @@ pub struct OpenOptions {
     /// Go on where a process stopped that had the pool open until a moment ago, on a kernel that
     /// has run on since: the newest superblock known to be durable then (`Notes::durable`). What
     /// that process wrote is all there, flushed or not, so nothing needs to be verified or made
-    /// durable before the pool serves. Without it, or if the device has a newer superblock, the pool
-    /// is recovered as after a power cut.
+    /// durable before the pool serves. Without it, or if the device has a newer superblock, the
+    /// pool is recovered as after a power cut.
     pub resumes: Option<Generation>,
     /// Who is told of what a successor must know.
     pub notes: Notes,
@@ -45,8 +45,8 @@ pub struct OpenOptions {
 #[derive(Clone, Default)]
 pub struct Notes {
     /// Called when the device fails and the pool stops, before anybody is answered with that: what
-    /// the host reported as not written may be in its page cache all the same, and must not be taken
-    /// for durable by whoever opens the pool next.
+    /// the host reported as not written may be in its page cache all the same, and must not be
+    /// taken for durable by whoever opens the pool next.
     pub device_failed: Option<Arc<dyn Fn() + Send + Sync>>,
     /// Called with the generation of each superblock that has become durable: what a successor
     /// needs in order to go on (`OpenOptions::resumes`).
@@ -193,7 +193,7 @@ pub struct Status {
     /// A write is held until there is room.
     pub holds_writes: bool,
     /// How near it is to being full, growth by itself counted as room.
-    pub low_water: WaterLevel,
+    pub low_water: Watermark,
 }
 
 impl Status {
@@ -222,7 +222,7 @@ impl Status {
 
 /// How near a pool is to being full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WaterLevel {
+pub enum Watermark {
     /// A tenth or more is left.
     #[default]
     Ample,
@@ -236,7 +236,7 @@ pub enum WaterLevel {
     Full,
 }
 
-impl fmt::Display for WaterLevel {
+impl fmt::Display for Watermark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ample => "the pool has ample room",
@@ -281,7 +281,7 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
-/// What kind of record the catalogue keeps for the rooms above (images, containers, …). The pool
+/// What kind of record the catalogue keeps for the crates above (images, containers, …). The pool
 /// keeps keys and values as bytes, in the same transactions as the volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordKind(pub u16);

@@ -1,7 +1,7 @@
 //! The pool: volumes, their forest, and how they are opened, written, checkpointed and reclaimed.
 //!
 //! This is the engine's outside: [`Pool`], [`Volume`] and [`Transaction`]. It knows nothing of
-//! files, loop devices, images or containers; for the rooms above it keeps records as bytes.
+//! files, loop devices, images or containers; for the crates above it keeps records as bytes.
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `checkpointer`: one checkpoint at a time.
@@ -33,13 +33,13 @@ mod publish;
 mod read;
 mod reclaim;
 mod replay;
-mod room;
 mod scrub;
 mod shared;
+mod space_wait;
 mod status;
 mod transaction;
 mod volume;
-mod water;
+mod watermark;
 mod write;
 
 #[cfg(test)]
@@ -51,7 +51,7 @@ pub use handle::{Hold, Pool, Volume};
 pub use info::{
     CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, Notes, OpenOptions,
     PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status,
-    VolumeInfo, VolumeKind, WaterLevel,
+    VolumeInfo, VolumeKind, Watermark,
 };
 pub use open::uuid_of;
 pub use pause::FlushPause;

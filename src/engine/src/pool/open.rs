@@ -3,14 +3,14 @@
 use super::background;
 use super::catalogue::Catalogue;
 use super::checkpoint::Checkpointer;
-use super::forest::{Forest, Tended};
+use super::forest::{Forest, VolumeNode};
 use super::handle::Pool;
 use super::host::HostReserve;
 use super::info::OpenOptions;
-use super::room::Room;
 use super::shared::{Changes, Shared, Signal};
+use super::space_wait::SpaceWait;
 use super::volume::VolumeCore;
-use super::water::Watch;
+use super::watermark::Watch;
 use crate::log::{Log, Position};
 use crate::map::{Inheritance, NodeStore};
 use crate::space::{Committed, Space};
@@ -18,7 +18,7 @@ use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Order
 use cowshed_format::base::sync::{Mutex, RwLock};
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Name, Result};
 use cowshed_format::catalogue::{EntryId, RecordEntry, VolumeEntry};
-use cowshed_format::device::{Device, LatchedDevice, ReadOnlyDevice};
+use cowshed_format::device::{Device, FailStopDevice, ReadOnlyDevice};
 use cowshed_format::pointer::PointerKind;
 use cowshed_format::{Layout, Pointer, Superblock, layout::TAIL_BLOCKS};
 use std::collections::{BTreeSet, HashSet};
@@ -41,7 +41,7 @@ impl Pool {
         } else {
             device
         };
-        let device = Arc::new(LatchedDevice::new(device));
+        let device = Arc::new(FailStopDevice::new(device));
         if let Some(alarm) = options.notes.device_failed.clone() {
             device.on_failure(Box::new(move || alarm()));
         }
@@ -74,7 +74,7 @@ impl Pool {
         if self.shared.is_read_only() {
             return Ok(());
         }
-        self.shared.room.tell();
+        self.shared.space_wait.tell();
         background::stop(&self.shared);
         let mut checkpointer = self.shared.checkpointer.lock();
         // Clean already: a checkpoint that was about to begin when the pool was closed was the last
@@ -163,7 +163,7 @@ fn read_superblock(device: &dyn Device, block: u64) -> Result<Superblock> {
 }
 
 fn load(
-    device: Arc<LatchedDevice>,
+    device: Arc<FailStopDevice>,
     superblock: Superblock,
     slot: u8,
     options: &OpenOptions,
@@ -212,11 +212,11 @@ fn load(
         stopped: OnceLock::new(),
         signal: Arc::new(Signal::default()),
         full: options.full,
-        room: Room::default(),
+        space_wait: SpaceWait::default(),
         host_reserve: HostReserve::default(),
         notes: options.notes.clone(),
         growth_refused: Mutex::new(None),
-        water: Watch::default(),
+        watermark: Watch::default(),
         threads: Mutex::default(),
     })
 }
@@ -244,7 +244,7 @@ impl Loading<'_> {
                 if !sound {
                     return Err(CorruptKind::Catalogue("a volume's entry is impossible").into());
                 }
-                forest.insert(Tended {
+                forest.insert(VolumeNode {
                     core: Arc::new(VolumeCore::from_entry(&entry)),
                     name: entry.name,
                     parent: entry.parent,

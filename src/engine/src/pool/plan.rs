@@ -171,16 +171,16 @@ impl<'a> Plan<'a> {
 
     fn volume(&mut self, id: VolumeId) -> Result<&Planned> {
         if !self.volumes.contains_key(&id) {
-            let tended = self
+            let volume_node = self
                 .forest
                 .volumes
                 .get(&id)
                 .ok_or(Error::NoSuchVolume(id))?;
-            let frozen = tended.core.frozen.load(Ordering::Relaxed);
+            let frozen = volume_node.core.frozen.load(Ordering::Relaxed);
             self.volumes.insert(
                 id,
                 Planned {
-                    name: tended.name.clone(),
+                    name: volume_node.name.clone(),
                     frozen,
                 },
             );

@@ -6,9 +6,9 @@
 //! Nothing of it is logged; after a crash, what no checkpoint held is found again.
 //!
 //! # Invariants
-//! - A block is looked for without a lock, in maps that were all children's at one moment, and stays
-//!   unneeded: neither a child nor a branch of it ever comes to lead to a block of its parent's that
-//!   it did not lead to at that moment.
+//! - A block is looked for without a lock, in maps that were all children's at one moment, and
+//!   stays unneeded: neither a child nor a branch of it ever comes to lead to a block of its
+//!   parent's that it did not lead to at that moment.
 //! - A node that a child shares is never changed, so what a child has of its parent is at the same
 //!   place of both maps afterwards, too.
 //! - It starts only where a child has let go of something since the last time, and takes a small
@@ -20,7 +20,7 @@ use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::VolumeCore;
 use crate::map::{Found, Root, Unreached};
 use crate::space::Demand;
-use cowshed_format::base::turns;
+use cowshed_format::base::background_yield;
 use cowshed_format::base::{Generation, Result, VolumeId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,8 +129,8 @@ impl Shared {
         forest.removed.iter().filter(is_due).copied().collect()
     }
 
-    /// Searches one volume; returns `false` when the pool is too full to change its map, or is being
-    /// closed.
+    /// Searches one volume; returns `false` when the pool is too full to change its map, or is
+    /// being closed.
     fn prune(&self, id: VolumeId) -> Result<bool> {
         let began = Instant::now();
         let (mut from, mut let_go) = (0, None);
@@ -155,7 +155,7 @@ impl Shared {
                     return Ok(true);
                 }
             }
-            turns::offer();
+            background_yield::offer();
         }
     }
 

@@ -14,8 +14,8 @@ use super::publish::settle_account;
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::VolumeCore;
 use crate::map::{Inheritance, Root, Settling};
+use cowshed_format::base::background_yield;
 use cowshed_format::base::cancel;
-use cowshed_format::base::turns;
 use cowshed_format::base::{Result, VolumeId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -93,7 +93,7 @@ impl Shared {
             if self.settle_batch(id)? {
                 return Ok(());
             }
-            turns::offer();
+            background_yield::offer();
         }
     }
 

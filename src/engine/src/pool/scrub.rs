@@ -10,8 +10,8 @@ use super::read::read_block;
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::map::{NodeStore, Own, Tree, next_own};
+use cowshed_format::base::background_yield::{self, Background};
 use cowshed_format::base::codec::{Reader, Writer};
-use cowshed_format::base::turns::{self, Background};
 use cowshed_format::base::{
     BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Result, VolumeId,
 };
@@ -255,7 +255,7 @@ impl Scrub<'_> {
         let mut buf = [0; BLOCK_BYTES];
         let _background = Background::begin();
         while let Some(own) = self.next(&core.tree, next, branch) {
-            turns::offer();
+            background_yield::offer();
             let (kind, range, error) = match own {
                 Own::Data(block) => {
                     let read = read_block(self.shared, core, block, &mut buf);

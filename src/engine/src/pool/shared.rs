@@ -4,16 +4,16 @@ use super::checkpoint::Checkpointer;
 use super::forest::Forest;
 use super::host::HostReserve;
 use super::info::{FullOptions, Notes};
-use super::room::Room;
+use super::space_wait::SpaceWait;
 use super::volume::VolumeCore;
-use super::water::Watch;
+use super::watermark::Watch;
 use crate::log::Log;
 use crate::map::NodeStore;
 use crate::space::Space;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use cowshed_format::base::sync::{Condvar, Mutex, RwLock};
 use cowshed_format::base::{CorruptKind, Error, Generation, Result, VolumeId};
-use cowshed_format::device::LatchedDevice;
+use cowshed_format::device::FailStopDevice;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -29,7 +29,7 @@ const FREED_BLOCKS_MAX: u64 = 16 << 10;
 
 /// An open pool.
 pub(super) struct Shared {
-    pub(super) device: Arc<LatchedDevice>,
+    pub(super) device: Arc<FailStopDevice>,
     pub(super) space: Space,
     pub(super) log: Log,
     pub(super) store: NodeStore,
@@ -61,14 +61,14 @@ pub(super) struct Shared {
     pub(super) signal: Arc<Signal>,
     /// What is done when the pool is full.
     pub(super) full: FullOptions,
-    pub(super) room: Room,
+    pub(super) space_wait: SpaceWait,
     /// What is kept on the host for giving room back.
     pub(super) host_reserve: HostReserve,
     /// Who is told of what a successor must know.
     pub(super) notes: Notes,
     /// When the host last refused to let the pool grow.
     pub(super) growth_refused: Mutex<Option<Instant>>,
-    pub(super) water: Watch,
+    pub(super) watermark: Watch,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -94,7 +94,7 @@ pub(super) struct Changes {
     pub(super) volumes: Vec<Arc<VolumeCore>>,
     /// Volumes that are gone.
     pub(super) gone: Vec<VolumeId>,
-    /// Records of upper rooms by number: their entry, or `None` when they are gone.
+    /// Records of the crates above by number: their entry, or `None` when they are gone.
     pub(super) records: BTreeMap<u64, Option<Vec<u8>>>,
     /// Blocks promised for all of these.
     pub(super) promised: u64,

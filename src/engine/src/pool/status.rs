@@ -1,9 +1,9 @@
 //! What the pool as a whole looks like.
 
 use super::handle::Pool;
-use super::info::{PoolState, Status, WaterLevel};
+use super::info::{PoolState, Status, Watermark};
 use super::shared::{ENTRY_PROMISE, Shared};
-use super::water;
+use super::watermark;
 use cowshed_format::base::{BLOCK_BYTES, Result};
 use cowshed_format::device::Device;
 use cowshed_format::layout::{GROUP_BLOCKS, GROUP_HEADER_BLOCKS};
@@ -57,9 +57,9 @@ impl Shared {
             PoolState::Open
         };
         let low_water = if full {
-            WaterLevel::Full
+            Watermark::Full
         } else {
-            water::level(writable + pending + growth, total + growth)
+            watermark::level(writable + pending + growth, total + growth)
         };
         Ok(Status {
             size_bytes,
@@ -77,7 +77,7 @@ impl Shared {
             log_used_bytes: self.log.used_bytes(),
             log_bytes: self.log.ring_bytes(),
             state,
-            holds_writes: self.room.is_awaited(),
+            holds_writes: self.space_wait.is_awaited(),
             low_water,
         })
     }

@@ -183,7 +183,7 @@ impl Transaction {
         }
         if demand == Demand::Remove {
             shared.ask(|wanted| &mut wanted.reclaim);
-            shared.room.tell();
+            shared.space_wait.tell();
         }
         Ok(())
     }

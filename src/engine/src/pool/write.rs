@@ -3,8 +3,8 @@
 use super::handle::Volume;
 use super::publish::{Refusal, publish};
 use super::read::read_block;
-use super::room::Patience;
 use super::shared::Shared;
+use super::space_wait::Patience;
 use super::volume::VolumeCore;
 use crate::space::{BlockRun, Demand};
 use cowshed_format::Pointer;

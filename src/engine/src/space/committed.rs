@@ -2,7 +2,7 @@
 
 use super::bitmap::{bits, bits_mut, fresh};
 use super::{BlockList, BlockRun, RUNS_AT_ONCE};
-use cowshed_format::base::turns;
+use cowshed_format::base::background_yield;
 use cowshed_format::base::{BlockAddr, CorruptKind, Error, Generation, Result};
 use cowshed_format::device::Device;
 use cowshed_format::group::{self, Bitmap, SLOT_BYTES};
@@ -178,7 +178,7 @@ impl Committed {
         for runs in list.runs().chunks(RUNS_AT_ONCE) {
             runs.iter()
                 .try_for_each(|run| self.set(*run, used, wrong))?;
-            turns::offer();
+            background_yield::offer();
         }
         Ok(())
     }
@@ -263,8 +263,8 @@ impl Committed {
     }
 }
 
-/// A group's newest bitmap that the superblock counts on, and whether the other slot is one that
-/// an unfinished checkpoint wrote, whole or in part: that must be overwritten before a superblock of
+/// A group's newest bitmap that the superblock counts on, and whether the other slot is one that an
+/// unfinished checkpoint wrote, whole or in part: that must be overwritten before a superblock of
 /// its generation is written. (A header alone would count together with its bitmap block, should a
 /// later checkpoint, itself unfinished, write just that one.)
 fn load_group(

@@ -4,9 +4,9 @@ use super::bitmap::{Bits, bits, bits_mut, first_clear_run, fresh};
 use super::{BlockList, BlockRun, RUNS_AT_ONCE};
 use cowshed_format::Layout;
 use cowshed_format::base::BlockAddr;
+use cowshed_format::base::background_yield;
 use cowshed_format::base::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use cowshed_format::base::sync::{Mutex, RwLock};
-use cowshed_format::base::turns;
 use cowshed_format::group::Bitmap;
 use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use std::ops::Range;
@@ -290,7 +290,7 @@ impl Space {
     pub(crate) fn free(&self, list: &BlockList) {
         for runs in list.runs().chunks(RUNS_AT_ONCE) {
             runs.iter().for_each(|run| self.put(*run, true));
-            turns::offer();
+            background_yield::offer();
         }
     }
 

@@ -51,8 +51,8 @@ pub enum Transport {
     /// Each thread reads from and writes to a descriptor of its own.
     #[default]
     Threads,
-    /// FUSE over io_uring (Linux 6.14), a ring for each processor. Such a mount ends with the process
-    /// that serves it.
+    /// FUSE over io_uring (Linux 6.14), a ring for each processor. Such a mount ends with the
+    /// process that serves it.
     IoUring,
 }
 

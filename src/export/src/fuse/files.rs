@@ -8,13 +8,14 @@
 //!   removals and resizes are seen at once. `readdirplus` would only fill that cache, so it is
 //!   left out.
 //! - Data that can change is not cached by the kernel either (direct I/O): when a write has
-//!   returned, the pool has it. Only a shared mapping has pages in the kernel, which writes them out
-//!   and drops them around direct reads and writes of the same file.
+//!   returned, the pool has it. Only a shared mapping has pages in the kernel, which writes them
+//!   out and drops them around direct reads and writes of the same file.
 //! - A snapshot's data never changes, so the kernel caches it and reads ahead while it is open.
-//! - While a volume is attached as a device that is not shared, nobody else opens its file to write.
+//! - While a volume is attached as a device that is not shared, nobody else opens its file to
+//!   write.
 
 use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, fattr, fopen};
-use super::keepsake::Records;
+use super::handover_state::Records;
 use super::listings::{Listing, Listings};
 use super::open_files::OpenFiles;
 use crate::entry::{
@@ -45,7 +46,7 @@ pub(crate) struct VolumeFiles {
 }
 
 impl VolumeFiles {
-    /// With what the keepsake says to be open.
+    /// With what the handover state says to be open.
     pub(crate) fn new(
         directory: Arc<dyn Directory>,
         own_opens: OwnOpens,

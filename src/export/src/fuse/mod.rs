@@ -1,9 +1,9 @@
 //! The volumes as files of a FUSE mount: our own side of the kernel's protocol.
 //!
-//! `connection` makes the mount, `session` and `crew` run the threads that serve it, `transport`, or
-//! `rings`, takes requests from the kernel and brings answers back, `dispatch` turns a request into its
-//! answer by what `files` knows, and `keepsake` is what a successor is left, with the volumes that
-//! had a write `refused`.
+//! `connection` makes the mount, `session` and `serve_threads` run the threads that serve it,
+//! `transport`, or `rings`, takes requests from the kernel and brings answers back, `dispatch`
+//! turns a request into its answer by what `files` knows, and `handover_state` is what a successor
+//! is left, with the volumes that had a write `refused`.
 //!
 //! # Invariants
 //! - Any thread may serve any request, and no handler waits for another request of the same
@@ -15,24 +15,24 @@
 
 pub(super) mod abi;
 mod connection;
-mod crew;
+mod disk_pressure;
 mod dispatch;
 mod files;
-mod keepsake;
+mod handover_state;
 mod listings;
 mod open_files;
-mod pace;
 mod refused;
 mod rings;
+mod serve_threads;
 mod session;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 pub use connection::{Connection, ConnectionParts, Negotiated, Transport};
-pub use keepsake::Keepsake;
+pub use handover_state::HandoverState;
 
 pub(super) use connection::FS_TYPE;
 pub(super) use files::VolumeFiles;
-pub(super) use keepsake::{AttachedRecord, DeviceRecord};
+pub(super) use handover_state::{AttachedRecord, DeviceRecord};
 pub(super) use session::{Origin, Session};

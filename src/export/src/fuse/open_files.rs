@@ -1,13 +1,13 @@
-//! The open files by handle, found without a lock, and remembered in the keepsake.
+//! The open files by handle, found without a lock, and remembered in the handover state.
 //!
 //! # Invariants
-//! - A file is in the keepsake before its handle is given, and leaves it after its last request,
-//!   so a successor knows every handle that the kernel may name.
-//! - The volume's hold is taken before the keepsake has the file.
+//! - A file is in the handover state before its handle is given, and leaves it after its last
+//!   request, so a successor knows every handle that the kernel may name.
+//! - The volume's hold is taken before the handover state has the file.
 
 use super::abi::InHeader;
 use super::dispatch::first_unique;
-use super::keepsake::{OPEN_MAX, OpenRecord, Records};
+use super::handover_state::{OPEN_MAX, OpenRecord, Records};
 use crate::file_io::{Answer, OpenFile};
 use crate::target::Directory;
 use arc_swap::{ArcSwapOption, Guard};
@@ -42,8 +42,8 @@ struct Free {
 }
 
 impl OpenFiles {
-    /// The table of what the keepsake says to be open. A file whose volume is gone is left out,
-    /// and its handle stays dead.
+    /// The table of what the handover state says to be open. A file whose volume is gone is left
+    /// out, and its handle stays dead.
     pub(super) fn adopt(records: Arc<Records>, directory: &dyn Directory) -> Self {
         let files = Self {
             records,

@@ -1,11 +1,11 @@
-//! Which volumes had a write refused, in the keepsake: a volume's user may have been told of that
-//! long ago, and only once.
+//! Which volumes had a write refused, in the handover state: a volume's user may have been told of
+//! that long ago, and only once.
 //!
 //! # Invariants
 //! - What was noted is not forgotten as long as the volume is there, whichever process serves it.
 //! - When there is no room for one more, all volumes count as such.
 
-use super::keepsake::Records;
+use super::handover_state::Records;
 use cowshed_format::base::VolumeId;
 use std::sync::atomic::Ordering;
 
@@ -54,17 +54,18 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Keepsake;
+    use super::super::HandoverState;
     use super::*;
 
     #[test]
     fn a_refused_write_is_known_to_all_successors_and_never_crowded_out() {
-        let first = Keepsake::create().unwrap();
+        let first = HandoverState::create().unwrap();
         let there = |_| true;
         assert!(!first.records().was_refused(VolumeId(7)));
         first.records().refuse(VolumeId(7), there);
         first.records().refuse(VolumeId(7), there);
-        let second = Keepsake::adopt(first.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        let second =
+            HandoverState::adopt(first.descriptor().try_clone_to_owned().unwrap()).unwrap();
         let records = second.records();
         assert_eq!(records.refused(), [VolumeId(7)]);
         assert!(records.was_refused(VolumeId(7)) && !records.was_refused(VolumeId(8)));

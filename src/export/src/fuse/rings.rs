@@ -1,10 +1,10 @@
-//! The second way for requests to arrive and answers to leave: FUSE over io_uring. The kernel puts a
-//! request into a place of this process, and the answer and the wish for the next request go back
+//! The second way for requests to arrive and answers to leave: FUSE over io_uring. The kernel puts
+//! a request into a place of this process, and the answer and the wish for the next request go back
 //! in one call, for all the requests that have come meanwhile.
 //!
 //! Each processor has a queue in the kernel, with many places; a thread for each of them answers
-//! one request after another. What waits for room in a full pool is left to a helper, a thread of its
-//! own, and so are requests while a disk is at work; another place takes its place meanwhile.
+//! one request after another. What waits for room in a full pool is left to a helper, a thread of
+//! its own, and so are requests while a disk is at work; another place takes its place meanwhile.
 //!
 //! What the kernel still sends to the device (it forgets inodes there) is read there: a thread with
 //! `transport` belongs to each mount with rings.
@@ -28,10 +28,10 @@
 //! - If a ring fails, the mount is ended: its queue's requests would wait for ever.
 
 use super::abi::{InHeader, OutHeader, opcode};
-use super::crew::{Crew, DISK_HELPERS_MAX, WAITING_MAX};
+use super::disk_pressure::Timed;
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
-use super::pace::Timed;
+use super::serve_threads::{DISK_HELPERS_MAX, ServeThreads, WAITING_MAX};
 use super::transport::{End, REQUEST_BYTES_MAX, is_timed};
 use cowshed_format::base::waiting::{self, Owner};
 use cowshed_sys::fuse_ring::{self, Event, FuseRing, Parts, Place, Waker};
@@ -126,7 +126,7 @@ impl Owner for Postponing {
 
 /// A thread's ring.
 struct Server<'a> {
-    crew: &'a Arc<Crew>,
+    serve_threads: &'a Arc<ServeThreads>,
     ring: FuseRing,
     returned: Arc<Returned>,
     postponing: Arc<Postponing>,
@@ -146,7 +146,7 @@ struct Server<'a> {
 /// # Errors
 /// What the kernel answers when it does not take the ring; the mount must be ended then.
 pub(super) fn serve(
-    crew: &Arc<Crew>,
+    serve_threads: &Arc<ServeThreads>,
     device: BorrowedFd<'_>,
     queues: Queues,
     thread: u16,
@@ -164,7 +164,7 @@ pub(super) fn serve(
     let postponing = Arc::new(Postponing::default());
     waiting::own_thread(postponing.clone());
     let mut server = Server {
-        crew,
+        serve_threads,
         ring,
         returned: Arc::new(returned),
         postponing,
@@ -188,7 +188,7 @@ impl Server<'_> {
     fn run(&mut self) -> io::Result<End> {
         loop {
             self.ring.wait()?;
-            if self.crew.is_stopping() {
+            if self.serve_threads.is_stopping() {
                 return Ok(End::Told);
             }
             while let Some(event) = self.ring.next_event() {
@@ -221,7 +221,7 @@ impl Server<'_> {
 
     fn take(&mut self, mut place: Place) -> io::Result<()> {
         let header = header_of(&mut place);
-        if self.crew.is_slow() {
+        if self.serve_threads.is_slow() {
             let Some(back) = self.leave_to_helper(place, DISK_HELPERS_MAX)? else {
                 return Ok(());
             };
@@ -230,7 +230,7 @@ impl Server<'_> {
         self.postponing.reset(false);
         self.number = self.number.wrapping_add(1);
         let is_timed = is_timed(self.number, header.opcode);
-        let mut reply = answer(self.crew, header, &mut place, is_timed);
+        let mut reply = answer(self.serve_threads, header, &mut place, is_timed);
         // What was done after all has its answer where its data was.
         if self.postponing.begins_anew() && !matches!(reply, Reply::Body(_)) {
             let Some(back) = self.leave_to_helper(place, WAITING_MAX)? else {
@@ -238,7 +238,7 @@ impl Server<'_> {
             };
             place = back;
             self.postponing.reset(true);
-            reply = answer(self.crew, header, &mut place, false);
+            reply = answer(self.serve_threads, header, &mut place, false);
         }
         finish(&header, &reply, &mut place);
         self.ring.commit(place)
@@ -248,15 +248,15 @@ impl Server<'_> {
     fn leave_to_helper(&mut self, place: Place, most: usize) -> io::Result<Option<Place>> {
         let queue = place.queue();
         let returned = Arc::clone(&self.returned);
-        let errand = move |crew: &Crew, mut place: Place| {
+        let errand = move |serve_threads: &ServeThreads, mut place: Place| {
             waiting::own_freely();
             let header = header_of(&mut place);
-            let reply = answer(crew, header, &mut place, true);
+            let reply = answer(serve_threads, header, &mut place, true);
             finish(&header, &reply, &mut place);
             returned.places.lock().push(place);
             returned.waker.wake();
         };
-        if let Err(place) = self.crew.leave_to_helper(place, most, errand) {
+        if let Err(place) = self.serve_threads.leave_to_helper(place, most, errand) {
             return Ok(Some(place));
         }
         let depth = self.depth;
@@ -292,16 +292,21 @@ fn header_of(place: &mut Place) -> InHeader {
         .unwrap_or_default()
 }
 
-fn answer(crew: &Crew, header: InHeader, place: &mut Place, is_timed: bool) -> Reply {
-    let timed = is_timed.then(|| Timed::begin(header.opcode, crew.files().writes_wait()));
-    let reply = answer_in(crew.files(), header, place);
+fn answer(
+    serve_threads: &ServeThreads,
+    header: InHeader,
+    place: &mut Place,
+    is_timed: bool,
+) -> Reply {
+    let timed = is_timed.then(|| Timed::begin(header.opcode, serve_threads.files().writes_wait()));
+    let reply = answer_in(serve_threads.files(), header, place);
     if let Some(timed) = timed {
         let answered = match reply {
             Reply::Body(bytes) => bytes,
             Reply::None | Reply::Error(_) => 0,
         };
         // A write's answer has overwritten nothing that tells its length.
-        crew.note(timed.end(), answered + place.parts().data_bytes);
+        serve_threads.note(timed.end(), answered + place.parts().data_bytes);
     }
     reply
 }

@@ -3,9 +3,9 @@
 //! We mount and unmount by ourselves: by path, but never what is not ours.
 
 use super::connection::{Connection, ConnectionParts, Transport};
-use super::crew::{Control, Crew, Means};
 use super::files::VolumeFiles;
 use super::rings::Queues;
+use super::serve_threads::{Control, Means, ServeThreads};
 use super::transport;
 use crate::error::ExportError;
 use crate::holders::{Holder, Holders};
@@ -95,15 +95,15 @@ impl Session {
         let dir = place.clone();
         let control = Arc::new(Control::default());
         let (ready, answer) = mpsc::sync_channel(1);
-        let crew_control = control.clone();
+        let serve_threads_control = control.clone();
         let server = thread::Builder::new()
             .name("fuse".to_owned())
             .spawn(move || {
                 let is_new = matches!(plan, Plan::Mount { .. });
                 let opened = set_apart(&*directory, &plan).and_then(|()| open(plan));
                 let result = opened.and_then(|(started, means)| {
-                    match Crew::start(&crew_control, files, means) {
-                        Ok(crew) => Ok((started, crew)),
+                    match ServeThreads::start(&serve_threads_control, files, means) {
+                        Ok(serve_threads) => Ok((started, serve_threads)),
                         Err(error) => {
                             if is_new {
                                 forsake(&started.dir);
@@ -112,10 +112,10 @@ impl Session {
                         }
                     }
                 });
-                let crew = match result {
-                    Ok((started, crew)) => {
+                let serve_threads = match result {
+                    Ok((started, serve_threads)) => {
                         let _ = ready.send(Ok(started));
-                        crew
+                        serve_threads
                     }
                     Err(error) => {
                         // The caller waits for it.
@@ -123,8 +123,8 @@ impl Session {
                         return file_table::close_all();
                     }
                 };
-                crew_control.join();
-                drop(crew);
+                serve_threads_control.join();
+                drop(serve_threads);
                 drop(directory);
                 // All serving threads have been joined; but the kernel closes their table only
                 // some time after that, and the pool's lock would stay with it.
@@ -437,8 +437,8 @@ fn queues_for(
 }
 
 /// Takes the devices over that others keep too, and the witnesses. What a predecessor took and did
-/// not answer comes again, before anyone reads: asked for later, it would bring what is being served
-/// a second time, and a write could then land after one that followed it.
+/// not answer comes again, before anyone reads: asked for later, it would bring what is being
+/// served a second time, and a write could then land after one that followed it.
 fn take_over(
     parts: &ConnectionParts,
     witnesses: &[RawFd],

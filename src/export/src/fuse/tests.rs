@@ -5,7 +5,7 @@ use super::abi::{
     UNIQUE_RESEND, WriteIn, opcode,
 };
 use super::files::VolumeFiles;
-use super::keepsake::Keepsake;
+use super::handover_state::HandoverState;
 use super::transport::{Frame, REQUEST_BYTES_MAX};
 use crate::BlockTarget;
 use crate::entry::inode;
@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 struct Server {
     files: VolumeFiles,
     frame: Frame,
-    keepsake: Keepsake,
+    handover_state: HandoverState,
     pool: Arc<FakePool>,
     volume: Arc<FakeVolume>,
 }
@@ -32,15 +32,15 @@ impl Server {
     fn new() -> Self {
         let pool = FakePool::new();
         let volume = pool.create("v", MIB);
-        let keepsake = Keepsake::create().unwrap();
+        let handover_state = HandoverState::create().unwrap();
         Self {
             files: VolumeFiles::new(
                 pool.clone(),
                 OwnOpens::default(),
-                keepsake.records().clone(),
+                handover_state.records().clone(),
             ),
             frame: Frame::new(),
-            keepsake,
+            handover_state,
             pool,
             volume,
         }
@@ -48,18 +48,22 @@ impl Server {
 
     /// What serves after this one has died, which takes its holds with it.
     fn successor(self) -> Self {
-        let memfd = self.keepsake.descriptor().try_clone_to_owned().unwrap();
-        let keepsake = Keepsake::adopt(memfd).unwrap();
+        let memfd = self
+            .handover_state
+            .descriptor()
+            .try_clone_to_owned()
+            .unwrap();
+        let handover_state = HandoverState::adopt(memfd).unwrap();
         drop(self.files);
         assert_eq!(self.volume.holds(), 0);
         Self {
             files: VolumeFiles::new(
                 self.pool.clone(),
                 OwnOpens::default(),
-                keepsake.records().clone(),
+                handover_state.records().clone(),
             ),
             frame: Frame::new(),
-            keepsake,
+            handover_state,
             pool: self.pool,
             volume: self.volume,
         }
@@ -273,14 +277,18 @@ fn a_file_whose_volume_is_gone_stays_dead_and_harms_no_other() {
     let first = server.open(2);
     let other = server.pool.create("other", MIB);
     // Not through the pool of this process, which would refuse.
-    let memfd = server.keepsake.descriptor().try_clone_to_owned().unwrap();
+    let memfd = server
+        .handover_state
+        .descriptor()
+        .try_clone_to_owned()
+        .unwrap();
     drop(server.files);
     server.pool.remove(&server.volume);
-    let keepsake = Keepsake::adopt(memfd).unwrap();
+    let handover_state = HandoverState::adopt(memfd).unwrap();
     server.files = VolumeFiles::new(
         server.pool.clone(),
         OwnOpens::default(),
-        keepsake.records().clone(),
+        handover_state.records().clone(),
     );
     assert_eq!(server.read_at(first, 0, 10).0, -libc::EBADF);
     server.release(4, first);

@@ -14,9 +14,9 @@
 //!   kernel copies a request, the request would be lost to a successor, and fail.
 
 use super::abi::{InHeader, OutHeader, WriteIn, opcode};
+use super::disk_pressure::Timed;
 use super::dispatch::{self, Reply, Request};
 use super::files::VolumeFiles;
-use super::pace::Timed;
 use cowshed_sys::aligned::AlignedBuffer;
 use cowshed_sys::fuse_device;
 use nix::errno::Errno;

@@ -25,7 +25,7 @@ pub enum Error {
     #[error(
         "the pool stopped after a failed {action}: {source}; close it and open it again once the device works"
     )]
-    Latched {
+    FailStopped {
         /// What failed first.
         action: &'static str,
         /// How it failed.
@@ -183,7 +183,7 @@ impl Error {
         match self {
             // A quota of the host's is no matter of the volume's user.
             _ if self.is_host_full() => libc::ENOSPC,
-            Self::Io { source, .. } | Self::Latched { source, .. } => {
+            Self::Io { source, .. } | Self::FailStopped { source, .. } => {
                 source.raw_os_error().unwrap_or(libc::EIO)
             }
             Self::NoSpace => libc::ENOSPC,

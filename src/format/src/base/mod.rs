@@ -2,6 +2,7 @@
 //!
 //! Nothing here does input or output, and nothing here knows the pool.
 
+pub mod background_yield;
 pub mod cancel;
 pub mod checksum;
 pub mod codec;
@@ -10,7 +11,6 @@ pub mod name;
 pub mod printable;
 pub mod size;
 pub mod sync;
-pub mod turns;
 pub mod units;
 pub mod waiting;
 

@@ -11,15 +11,15 @@
 //!   before it was called survives a power cut.
 //! - A write or a store that has returned survives the death of the process.
 
+mod fail_stop;
 mod faulty;
 mod file;
-mod latch;
 mod memory;
 mod read_only;
 
+pub use fail_stop::{Alarm, FailStopDevice};
 pub use faulty::{Effect, Fault, FaultyDevice, Lasting, Operation};
 pub use file::{CreateFile, FileDevice, FileOptions, lock_pool};
-pub use latch::{Alarm, LatchedDevice};
 pub use memory::{DeviceImage, MemoryDevice, RecordedOp, Recording};
 pub use read_only::ReadOnlyDevice;
 

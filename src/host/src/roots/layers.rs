@@ -1,7 +1,7 @@
 //! Layers into roots and out of them: applying one to a root, and writing what changed from one
 //! root to another as one.
 //!
-//! A layer is written from an instant: the root's file system is held still while a snapshot is
+//! A layer is written from an instant: the root's file system is quiesced while a snapshot is
 //! taken, and goes on while that is compared and read. The comparison is of blocks, so its time
 //! grows with the change and not with the root.
 

@@ -1,10 +1,10 @@
 //! Making a frozen volume of a root: what a snapshotter's commit stands on.
 //!
 //! A mounted root is unmounted, and its volume frozen as it is. If others have it mounted, or the
-//! next layer is to go on with it, its file system is held still for the moment in which its volume
-//! is snapshotted: everything is on the volume then and the journal is empty. Where somebody had the
-//! device and has not unmounted it, it is held still where it is mounted, and if that is out of sight,
-//! all of this host is written out, and a copy of the volume is settled.
+//! next layer is to go on with it, its file system is quiesced for the moment in which its volume
+//! is snapshotted: everything is on the volume then and the journal is empty. Where somebody had
+//! the device and has not unmounted it, it is quiesced where it is mounted, and if that is out of
+//! sight, all of this host is written out, and a copy of the volume is settled.
 //!
 //! # Invariants
 //! - What was refused by the pool while it was written out makes no frozen volume, however often
@@ -23,22 +23,22 @@ use parking_lot::{ArcMutexGuard, RawMutex};
 /// How the caller's transaction makes a frozen volume of a root.
 pub enum Sealed {
     /// By a snapshot, while this lives; what is left can be written on.
-    Still(StillRoot),
+    Quiesced(QuiescedRoot),
     /// By freezing the volume itself.
-    Idle(StillRoot),
+    Idle(QuiescedRoot),
     /// By taking this frozen copy in its place; it has a name in work.
     Copy(Volume),
 }
 
-/// Keeps a root as it is: its file system held still if it is mounted, and else not mounted.
-pub struct StillRoot {
+/// Keeps a root as it is: its file system quiesced if it is mounted, and else not mounted.
+pub struct QuiescedRoot {
     // The file system goes on before others may show the root.
     _frozen: Option<FrozenMount>,
     is_alone: bool,
     _root: ArcMutexGuard<RawMutex, Root>,
 }
 
-impl StillRoot {
+impl QuiescedRoot {
     /// Whether nobody else has it mounted, who could write to it once it goes on.
     #[must_use]
     pub const fn is_alone(&self) -> bool {
@@ -69,7 +69,7 @@ impl Host {
         let mut root = self.roots.of(volume.id()).lock_arc();
         if self.show_again(volume, &mut root)? && !self.unmount_alone(volume, &mut root)? {
             return self
-                .hold_still(volume, root)
+                .quiesce(volume, root)
                 .map_err(|error| self.explain(error));
         }
         match self.hide(volume, &mut root) {
@@ -85,7 +85,7 @@ impl Host {
         if Superblock::read(volume)?.is_some_and(|found| found.is_clean()) {
             tracing::debug!(volume = %volume.name(), "sealing it as it is");
             ext4::release_journal(volume)?;
-            return Ok(Sealed::Idle(StillRoot {
+            return Ok(Sealed::Idle(QuiescedRoot {
                 _frozen: None,
                 is_alone: true,
                 _root: root,
@@ -96,8 +96,8 @@ impl Host {
         self.settled_copy(volume).map(Sealed::Copy)
     }
 
-    /// Whether the root's file system is in use by nobody, and was not unmounted: its host went down
-    /// with what was not written out.
+    /// Whether the root's file system is in use by nobody, and was not unmounted: its host went
+    /// down with what was not written out.
     ///
     /// # Errors
     /// What the pool answers.
@@ -123,7 +123,7 @@ impl Host {
         }
     }
 
-    fn hold_still(&self, volume: &Volume, root: ArcMutexGuard<RawMutex, Root>) -> Result<Sealed> {
+    fn quiesce(&self, volume: &Volume, root: ArcMutexGuard<RawMutex, Root>) -> Result<Sealed> {
         let at = self.sync_locked(volume, &root)?;
         let note = self.frozen_note(&format!("root-{}", volume.id()));
         let frozen = FrozenMount::freeze(at, self.root_path(volume.id()), note)?;
@@ -132,7 +132,7 @@ impl Host {
             // The journal is empty while the file system is held, and never read.
             ext4::release_journal(volume)?;
         }
-        Ok(Sealed::Still(StillRoot {
+        Ok(Sealed::Quiesced(QuiescedRoot {
             _frozen: Some(frozen),
             is_alone,
             _root: root,

@@ -1,9 +1,10 @@
 //! POSIX access control lists in the text form in which tar programs write them
 //! (`SCHILY.acl.access`, `SCHILY.acl.default`), as the attributes that the kernel takes.
 //!
-//! The text is that of acl(5), with commas (star, bsdtar) or newlines (GNU tar) between entries, and
-//! with star's extension: a fourth field that holds the number of the user or group. Names without
-//! one are looked up in the image's own `/etc/passwd` and `/etc/group`, as far as it is unpacked.
+//! The text is that of acl(5), with commas (star, bsdtar) or newlines (GNU tar) between entries,
+//! and with star's extension: a fourth field that holds the number of the user or group. Names
+//! without one are looked up in the image's own `/etc/passwd` and `/etc/group`, as far as it is
+//! unpacked.
 
 use crate::limits::{ACCOUNTS_BYTES_MAX, ACL_ENTRIES_MAX};
 use cowshed_sys::beneath;

@@ -1,7 +1,8 @@
 //! Telling what form an input has: which kind of image, or a root file system.
 //!
 //! Invariant: what looks like an image is opened as one or refused with what it lacks; a root file
-//! system is what remains. Where everything lies below one folder, that folder is looked at as well.
+//! system is what remains. Where everything lies below one folder, that folder is looked at as
+//! well.
 
 use super::blobs::{Blobs, TopName, lexical};
 use super::docker;

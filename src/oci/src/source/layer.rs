@@ -1,5 +1,5 @@
-//! Reading one layer: decompressed and verified on the way, by a thread of its own, so that unpacking
-//! and writing use a processor each.
+//! Reading one layer: decompressed and verified on the way, by a thread of its own, so that
+//! unpacking and writing use a processor each.
 
 use super::LayerInfo;
 use crate::compression::Decoder;
@@ -19,8 +19,8 @@ const PIECE_BYTES: usize = COPY_BUFFER_BYTES / 2;
 /// The uncompressed content of a layer.
 ///
 /// The end of the stream is reached only if every stated digest and size holds; else the last read
-/// fails with the mismatch (an [`Error`] inside the [`io::Error`], see [`Error::io`]). Whoever stops
-/// before the end has verified nothing, so call [`LayerReader::finish`].
+/// fails with the mismatch (an [`Error`] inside the [`io::Error`], see [`Error::io`]). Whoever
+/// stops before the end has verified nothing, so call [`LayerReader::finish`].
 pub struct LayerReader {
     /// `None` once the reader is done with; then the thread ends at its next piece.
     pieces: Option<Receiver<Piece>>,
@@ -78,8 +78,8 @@ impl LayerReader {
         })
     }
 
-    /// Reads the layer from `stored`, bytes from someone who may never send them: dropping the reader
-    /// does not wait for that.
+    /// Reads the layer from `stored`, bytes from someone who may never send them: dropping the
+    /// reader does not wait for that.
     ///
     /// # Errors
     /// `Io` where no thread can be started.

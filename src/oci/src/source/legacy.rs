@@ -1,6 +1,6 @@
 //! The docker-archive before Docker 1.10: a folder for each layer with its description, and
-//! `repositories` with the names. There is no configuration; it is made here as Docker makes it when
-//! it loads such an archive.
+//! `repositories` with the names. There is no configuration; it is made here as Docker makes it
+//! when it loads such an archive.
 //!
 //! Nothing in such an archive states a digest of a layer, so each layer is read once to learn it.
 

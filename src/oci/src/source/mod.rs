@@ -1,6 +1,6 @@
-//! Opening images, whatever their form: OCI layout, docker-archive of any age, skopeo's folder, root
-//! file system; a folder, an archive or a pipe; plain or compressed. What it is, is decided by its
-//! content (see `form`), never by its name.
+//! Opening images, whatever their form: OCI layout, docker-archive of any age, skopeo's folder,
+//! root file system; a folder, an archive or a pipe; plain or compressed. What it is, is decided by
+//! its content (see `form`), never by its name.
 //!
 //! Invariants: every digest and size that the input states is verified, documents before they are
 //! believed and layers while they are read ([`LayerReader`]); memory is bounded whatever the input

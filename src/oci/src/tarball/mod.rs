@@ -1,10 +1,11 @@
 //! The tar format: entries as values, read from a stream without trust.
 //!
-//! Understood are v7, ustar, star's, GNU (long names, sparse, incremental, base-256 numbers) and PAX
-//! (all records that matter for a root file system, sparse 0.0, 0.1 and 1.0). What has a meaning that
-//! a root file system cannot have is counted ([`Loss`](super::dropped::Loss)) or refused. The layout of the headers comes from
-//! the `tar` crate; the iteration is ours, because memory must stay bounded, sizes may be stated in
-//! PAX records only, and holes must be known to whoever writes the file.
+//! Understood are v7, ustar, star's, GNU (long names, sparse, incremental, base-256 numbers) and
+//! PAX (all records that matter for a root file system, sparse 0.0, 0.1 and 1.0). What has a
+//! meaning that a root file system cannot have is counted ([`Loss`](super::dropped::Loss)) or
+//! refused. The layout of the headers comes from the `tar` crate; the iteration is ours, because
+//! memory must stay bounded, sizes may be stated in PAX records only, and holes must be known to
+//! whoever writes the file.
 //!
 //! Invariants: no length that an archive claims is allocated before it is checked against a limit
 //! of [`super::limits`]; the segments of an entry ascend, do not overlap, end within its size and

@@ -45,7 +45,7 @@ impl Store {
             container::Error::Incomplete(_) => Error::Incomplete(key()),
             error => error.into(),
         })?;
-        let is_alone = matches!(&sealed, Sealed::Still(still) if still.is_alone());
+        let is_alone = matches!(&sealed, Sealed::Quiesced(still) if still.is_alone());
         let committed = self.settle(&committing, &active, volume.id(), &sealed);
         if let (Err(_), Sealed::Copy(copy)) = (&committed, &sealed) {
             self.reaper.volume(copy.id());
@@ -78,7 +78,7 @@ impl Store {
         committing.check(&index)?;
         let mut transaction = self.pool().transaction();
         let (frozen, left) = match sealed {
-            Sealed::Still(_) => {
+            Sealed::Quiesced(_) => {
                 transaction.rename(volume, &passing);
                 (transaction.snapshot(volume, &name), Some(volume))
             }

@@ -1,5 +1,5 @@
-//! Removed volumes that several others share, and a crash while something of them is freed. The rest
-//! is in tests/pruning.rs.
+//! Removed volumes that several others share, and a crash while something of them is freed. The
+//! rest is in tests/pruning.rs.
 
 use super::*;
 

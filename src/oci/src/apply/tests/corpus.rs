@@ -163,7 +163,7 @@ fn access_control_lists_in_text_form_are_set_by_number_or_by_the_names_of_the_im
     let bench = Bench::new();
     bench.run(
         "cd source; mkdir -p etc dir; echo x > file
-         echo 'lisa:x:4242:4242::/:/bin/sh' > etc/passwd; echo 'crew:x:777:' > etc/group
+         echo 'lisa:x:4242:4242::/:/bin/sh' > etc/passwd; echo 'serve_threads:x:777:' > etc/group
          setfacl -m u:12345:rwx,g:54321:r-x file
          setfacl -m u:22222:rx -d -m u:1234:rwX,g::r-x,m::rwx dir",
     );
@@ -185,14 +185,14 @@ fn access_control_lists_in_text_form_are_set_by_number_or_by_the_names_of_the_im
     let record = |user: &str| {
         let mut records = Vec::new();
         let list = format!(
-            "user::rw-\nuser:{user}:r--\ngroup::r--\ngroup:crew:rw-\nmask::rw-\nother::r--\n"
+            "user::rw-\nuser:{user}:r--\ngroup::r--\ngroup:serve_threads:rw-\nmask::rw-\nother::r--\n"
         );
         put_record(&mut records, b"SCHILY.acl.access", list.as_bytes());
         records
     };
     let layer = Tarball::new()
         .file("etc/passwd", b"lisa:x:4242:4242::/:/bin/sh\n")
-        .file("etc/group", b"crew:x:777:\n")
+        .file("etc/group", b"serve_threads:x:777:\n")
         .raw(EntryType::XHeader, "x", "", &record("lisa"))
         .file("known", b"1")
         .raw(EntryType::XHeader, "x", "", &record("nobody-here"))

@@ -6,7 +6,7 @@
 //! - A process takes what it is told only if it speaks the same `HANDOVER`.
 
 use super::super::Listening;
-use cowshed_export::{Connection, ConnectionParts, Keepsake};
+use cowshed_export::{Connection, ConnectionParts, HandoverState};
 use cowshed_sys::descriptors;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Raised when what is handed over changes its meaning, in these values or in the keepsake.
+/// Raised when what is handed over changes its meaning, in these values or in the handover state.
 pub const HANDOVER: u32 = 3;
 /// The oldest hand-over that this program can be the receiver of: it differs in where the arguments
 /// are, which does not concern the receiver.
@@ -30,7 +30,7 @@ pub const fn is_understood(handover: u32) -> bool {
 }
 
 /// What the keeper holds for its workers.
-pub struct Estate {
+pub struct InheritedFds {
     /// The pool's file, locked.
     pub pool: File,
     /// The folder of mounts.
@@ -44,14 +44,14 @@ pub struct Estate {
     /// Where Docker connects to its volume plugin, if it is served.
     pub plugin: Option<Listening>,
     /// What workers leave to each other.
-    pub keepsake: Keepsake,
+    pub handover_state: HandoverState,
     /// The mount.
     pub connection: Connection,
 }
 
-/// An estate as values, for a process that inherits the descriptors.
+/// The same as values, for a process that inherits the descriptors.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct EstateParts {
+pub struct InheritedFdParts {
     pool: RawFd,
     /// Its bytes: a path may be no text.
     folder: Vec<u8>,
@@ -60,15 +60,15 @@ pub struct EstateParts {
     keeps_socket_file: bool,
     containerd: Option<RawFd>,
     plugin: Option<RawFd>,
-    keepsake: RawFd,
+    handover_state: RawFd,
     connection: ConnectionParts,
 }
 
-impl Estate {
+impl InheritedFds {
     /// What another process must be told to take it.
     #[must_use]
-    pub fn parts(&self) -> EstateParts {
-        EstateParts {
+    pub fn parts(&self) -> InheritedFdParts {
+        InheritedFdParts {
             pool: self.pool.as_raw_fd(),
             folder: self.folder.as_os_str().as_bytes().to_vec(),
             folder_lock: self.folder_lock.as_raw_fd(),
@@ -76,17 +76,17 @@ impl Estate {
             keeps_socket_file: self.listening.keeps_file(),
             containerd: number_of(self.containerd.as_ref()),
             plugin: number_of(self.plugin.as_ref()),
-            keepsake: self.keepsake.descriptor().as_raw_fd(),
+            handover_state: self.handover_state.descriptor().as_raw_fd(),
             connection: self.connection.parts(),
         }
     }
 
-    /// Takes the estate that another process left open for this one. The socket's file is not
-    /// this one's to remove.
+    /// Takes the inherited descriptors that another process left open for this one. The socket's
+    /// file is not this one's to remove.
     ///
     /// # Errors
     /// When a descriptor is not what it should be.
-    pub fn take(parts: EstateParts) -> io::Result<Self> {
+    pub fn take(parts: InheritedFdParts) -> io::Result<Self> {
         Ok(Self {
             pool: descriptors::inherited(parts.pool)?.into(),
             folder: PathBuf::from(OsString::from_vec(parts.folder)),
@@ -94,7 +94,7 @@ impl Estate {
             listening: Listening::take(descriptors::inherited(parts.listening)?)?,
             containerd: parts.containerd.map(take_listening).transpose()?,
             plugin: parts.plugin.map(take_listening).transpose()?,
-            keepsake: Keepsake::adopt(descriptors::inherited(parts.keepsake)?)?,
+            handover_state: HandoverState::adopt(descriptors::inherited(parts.handover_state)?)?,
             connection: Connection::adopt(parts.connection)?,
         })
     }
@@ -105,7 +105,7 @@ impl Estate {
             self.pool.as_fd(),
             self.folder_lock.as_fd(),
             self.listening.as_fd(),
-            self.keepsake.descriptor(),
+            self.handover_state.descriptor(),
         ];
         all.extend(self.containerd.iter().map(AsFd::as_fd));
         all.extend(self.plugin.iter().map(AsFd::as_fd));
@@ -122,7 +122,7 @@ fn take_listening(number: RawFd) -> io::Result<Listening> {
     Listening::take(descriptors::inherited(number)?)
 }
 
-impl EstateParts {
+impl InheritedFdParts {
     /// Whether the keeper removes the socket's file in the end, and not a service manager.
     #[must_use]
     pub const fn keeps_socket_file(&self) -> bool {
@@ -158,7 +158,7 @@ pub struct Told {
     /// The keeper's part; `worker` and `version` are the worker's to fill in.
     pub serving: Serving,
     /// What it serves.
-    pub estate: EstateParts,
+    pub inherited_fds: InheritedFdParts,
     /// A socket to the keeper.
     pub control: RawFd,
     /// Whose closing tells that this worker was killed.
@@ -178,7 +178,7 @@ pub struct Told {
 pub(super) struct Succession {
     pub handover: u32,
     pub serving: Serving,
-    pub estate: EstateParts,
+    pub inherited_fds: InheritedFdParts,
     pub worker: WorkerParts,
     pub oom_score: Option<i32>,
     /// How many signals to stop have come.

@@ -18,7 +18,7 @@ mod seal;
 mod usage;
 
 pub use layers::LayerOptions;
-pub use seal::{Sealed, StillRoot};
+pub use seal::{QuiescedRoot, Sealed};
 
 use super::error::{Error, Result};
 use super::ext4;
@@ -259,8 +259,8 @@ impl Host {
         Ok(device)
     }
 
-    /// Does `work` while nobody shows, seals or hides the root; it is given what the root was mounted
-    /// for, where that is known.
+    /// Does `work` while nobody shows, seals or hides the root; it is given what the root was
+    /// mounted for, where that is known.
     pub(super) fn with_root_held<T>(
         &self,
         volume: &Volume,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const BLOCK: [u8; BLOCK_BYTES] = [1; BLOCK_BYTES];
 
-fn failing_once(operation: Operation, errno: i32) -> (LatchedDevice, Arc<MemoryDevice>) {
+fn failing_once(operation: Operation, errno: i32) -> (FailStopDevice, Arc<MemoryDevice>) {
     let memory = Arc::new(MemoryDevice::new(1 << 20));
     let faulty = FaultyDevice::new(memory.clone());
     faulty.inject(Fault {
@@ -15,12 +15,12 @@ fn failing_once(operation: Operation, errno: i32) -> (LatchedDevice, Arc<MemoryD
         lasting: Lasting::Once,
         effect: Effect::Errno(errno),
     });
-    let latched = LatchedDevice::new(Arc::new(faulty));
+    let latched = FailStopDevice::new(Arc::new(faulty));
     latched.map_log(0, 8192).unwrap();
     (latched, memory)
 }
 
-fn changes(device: &LatchedDevice) -> [Result<()>; 6] {
+fn changes(device: &FailStopDevice) -> [Result<()>; 6] {
     [
         device.write_at(&BLOCK, 8192),
         device.write_vectored_at(&[IoSlice::new(&BLOCK)], 8192),
@@ -31,13 +31,13 @@ fn changes(device: &LatchedDevice) -> [Result<()>; 6] {
     ]
 }
 
-fn assert_stopped(device: &LatchedDevice, memory: &MemoryDevice, action: &str, errno: i32) {
+fn assert_stopped(device: &FailStopDevice, memory: &MemoryDevice, action: &str, errno: i32) {
     let before = memory.snapshot_image();
     for change in changes(device)
         .into_iter()
         .chain([Err(device.error().unwrap())])
     {
-        let Err(Error::Latched {
+        let Err(Error::FailStopped {
             action: first,
             source,
         }) = change
@@ -53,7 +53,7 @@ fn assert_stopped(device: &LatchedDevice, memory: &MemoryDevice, action: &str, e
     device.read_at(&mut [0; BLOCK_BYTES], 8192).unwrap();
 }
 
-fn assert_running(device: &LatchedDevice) {
+fn assert_running(device: &FailStopDevice) {
     assert!(device.error().is_none());
     for change in changes(device) {
         change.unwrap();
@@ -139,7 +139,7 @@ fn a_failed_read_or_discard_stops_nothing() {
 #[test]
 fn the_first_failure_is_the_one_that_is_told() {
     let memory: Arc<dyn Device> = Arc::new(MemoryDevice::new(1 << 20));
-    let device = LatchedDevice::new(memory);
+    let device = FailStopDevice::new(memory);
     device.stop(
         "flush",
         &Error::io("flush", io::Error::from_raw_os_error(libc::EIO)),
@@ -147,7 +147,7 @@ fn the_first_failure_is_the_one_that_is_told() {
     device.stop("write", &Error::ReadOnly);
     assert!(matches!(
         device.error(),
-        Some(Error::Latched {
+        Some(Error::FailStopped {
             action: "flush",
             ..
         })
@@ -203,7 +203,7 @@ fn no_flush_succeeds_beside_one_that_was_told_of_lost_data() {
         memory: MemoryDevice::new(1 << 20),
         flushes: AtomicU64::new(0),
     };
-    let device = LatchedDevice::new(Arc::new(host));
+    let device = FailStopDevice::new(Arc::new(host));
     let together = Barrier::new(4);
     std::thread::scope(|scope| {
         for _ in 0..4 {

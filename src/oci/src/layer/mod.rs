@@ -1,15 +1,15 @@
 //! Writing a layer: files, links, nodes and whiteouts as one tar stream.
 //!
-//! The caller gives the paths, sorted as it likes; a whiteout of a name and an entry of the same name
-//! do not belong in one layer. The same objects in the same order give the same bytes: names of
-//! users, access times and inode numbers are not stored. The format is ustar with PAX headers where
-//! ustar falls short, as every tool reads it.
+//! The caller gives the paths, sorted as it likes; a whiteout of a name and an entry of the same
+//! name do not belong in one layer. The same objects in the same order give the same bytes: names
+//! of users, access times and inode numbers are not stored. The format is ustar with PAX headers
+//! where ustar falls short, as every tool reads it.
 //!
-//! Holes are not read. The first [`PLAIN_HOLES_BYTES_MAX`] of a layer are written as zeros: Docker's
-//! graph drivers and containers/storage unpack sparse entries, but cannot make the same tar again
-//! when they save or push such a layer. A file whose holes would exceed that is written in the
-//! sparse form of PAX (GNU tar's 1.0), since a file system may claim more zeros than anyone can
-//! write.
+//! Holes are not read. The first [`PLAIN_HOLES_BYTES_MAX`] of a layer are written as zeros:
+//! Docker's graph drivers and containers/storage unpack sparse entries, but cannot make the same
+//! tar again when they save or push such a layer. A file whose holes would exceed that is written
+//! in the sparse form of PAX (GNU tar's 1.0), since a file system may claim more zeros than anyone
+//! can write.
 
 use super::compression::{Compression, Encoder};
 use super::data_map::DataMap;
@@ -472,5 +472,4 @@ fn last_component(path: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
-#[path = "layer_tests.rs"]
 mod tests;

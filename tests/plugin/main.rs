@@ -3,17 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "plugin/caller.rs"]
 mod caller;
-#[path = "plugin/calls.rs"]
 mod calls;
-#[path = "plugin/data.rs"]
 mod data;
 #[allow(dead_code, reason = "the command line's tests use all of it")]
-#[path = "cli/harness.rs"]
+#[path = "../cli/harness.rs"]
 mod harness;
-#[path = "plugin/kills.rs"]
 mod kills;
 #[allow(dead_code, reason = "the command line's tests use all of it")]
-#[path = "cli/load.rs"]
+#[path = "../cli/load.rs"]
 mod load;

@@ -100,18 +100,18 @@ pub(crate) enum DeviceRecord {
 }
 
 /// The shared memory with the descriptor by which it is handed on.
-pub struct Keepsake {
+pub struct HandoverState {
     records: Arc<Records>,
     descriptor: OwnedFd,
 }
 
-impl Keepsake {
+impl HandoverState {
     /// New memory, in which nothing is open or attached.
     ///
     /// # Errors
     /// When the host gives no memory, or no memfd.
     pub fn create() -> io::Result<Self> {
-        let (memory, descriptor) = SharedWords::create(c"cowshed-keepsake", WORDS)?;
+        let (memory, descriptor) = SharedWords::create(c"cowshed-handover_state", WORDS)?;
         for (word, value) in memory.words().iter().zip(HEAD) {
             word.store(value, Ordering::Release);
         }
@@ -125,7 +125,7 @@ impl Keepsake {
     /// The memory that another process made.
     ///
     /// # Errors
-    /// `InvalidData` when it is not a keepsake of this version.
+    /// `InvalidData` when it is not a handover state of this version.
     pub fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
         let memory = SharedWords::adopt(descriptor.as_fd(), WORDS)?;
         let found = memory
@@ -395,15 +395,15 @@ impl Records {
 mod tests {
     use super::*;
 
-    fn successor(of: &Keepsake) -> Keepsake {
-        Keepsake::adopt(of.descriptor().try_clone_to_owned().unwrap()).unwrap()
+    fn successor(of: &HandoverState) -> HandoverState {
+        HandoverState::adopt(of.descriptor().try_clone_to_owned().unwrap()).unwrap()
     }
 
     #[test]
     fn a_successor_finds_what_is_open_and_no_handle_is_used_twice() {
-        let kept = Keepsake::create().unwrap();
-        let keepsake = kept.records();
-        let first = keepsake.open(5, VolumeId(77), 1234, true, true);
+        let kept = HandoverState::create().unwrap();
+        let handover_state = kept.records();
+        let first = handover_state.open(5, VolumeId(77), 1234, true, true);
         assert_eq!(Records::slot_of(first), Some(5));
         let found = successor(&kept).records().opened(5).unwrap();
         let wanted = OpenRecord {
@@ -414,17 +414,17 @@ mod tests {
             writes: true,
         };
         assert_eq!(found, wanted);
-        keepsake.close(5);
+        handover_state.close(5);
         assert_eq!(successor(&kept).records().opened(5), None);
-        let second = keepsake.open(5, VolumeId(77), 1236, false, false);
+        let second = handover_state.open(5, VolumeId(77), 1236, false, false);
         assert_ne!(first, second);
         assert_eq!(Records::slot_of(u64::MAX), None);
     }
 
     #[test]
     fn a_successor_finds_attachments_as_they_were_left() {
-        let kept = Keepsake::create().unwrap();
-        let keepsake = kept.records();
+        let kept = HandoverState::create().unwrap();
+        let handover_state = kept.records();
         let mut record = AttachedRecord {
             volume: VolumeId(3),
             read_only: true,
@@ -433,30 +433,30 @@ mod tests {
             by_hand: 1,
             device: DeviceRecord::Started,
         };
-        let slot = keepsake.attach(&record).unwrap();
+        let slot = handover_state.attach(&record).unwrap();
         assert_eq!(successor(&kept).records().attached(), [(slot, record)]);
         record.device = DeviceRecord::Made {
             number: 12,
             backing_device: 40,
             backing_inode: 19,
         };
-        keepsake.made(slot, &record);
+        handover_state.made(slot, &record);
         (record.count, record.by_hand) = (9, 4);
-        keepsake.count(slot, 9, 4);
+        handover_state.count(slot, 9, 4);
         assert_eq!(successor(&kept).records().attached(), [(slot, record)]);
         let file = AttachedRecord {
             device: DeviceRecord::None,
             ..record
         };
-        let other = keepsake.attach(&file).unwrap();
-        keepsake.detach(slot);
+        let other = handover_state.attach(&file).unwrap();
+        handover_state.detach(slot);
         assert_eq!(successor(&kept).records().attached(), [(other, file)]);
-        assert_eq!(keepsake.attach(&file), Some(slot));
+        assert_eq!(handover_state.attach(&file), Some(slot));
     }
 
     #[test]
     fn a_successor_knows_that_the_device_has_failed() {
-        let first = Keepsake::create().unwrap();
+        let first = HandoverState::create().unwrap();
         let note = first.failure_note();
         let second = successor(&first);
         assert!(!first.has_device_failed() && !second.has_device_failed());
@@ -467,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_successor_knows_which_superblock_is_durable() {
-        let first = Keepsake::create().unwrap();
+        let first = HandoverState::create().unwrap();
         assert_eq!(first.durable(), None);
         let note = first.durable_note();
         let second = successor(&first);
@@ -479,6 +479,6 @@ mod tests {
     #[test]
     fn other_memory_is_refused() {
         let (_words, memfd) = SharedWords::create(c"cowshed-test", WORDS).unwrap();
-        assert!(Keepsake::adopt(memfd).is_err());
+        assert!(HandoverState::adopt(memfd).is_err());
     }
 }

@@ -79,7 +79,8 @@ impl Containerd {
         Ok(Self { channel, store })
     }
 
-    /// The contents for a call with this metadata in that namespace. To be called inside the runtime.
+    /// The contents for a call with this metadata in that namespace. To be called inside the
+    /// runtime.
     pub(super) fn contents(
         &self,
         call: &MetadataMap,

@@ -7,23 +7,13 @@
     reason = "a test fails where something is missing"
 )]
 
-#[path = "containers/copies.rs"]
 mod copies;
-#[path = "containers/diffs.rs"]
 mod diffs;
-#[path = "containers/failures.rs"]
 mod failures;
-#[path = "containers/images.rs"]
 mod images;
-#[path = "containers/kills.rs"]
 mod kills;
-#[path = "containers/roots.rs"]
 mod roots;
-#[path = "containers/sizes.rs"]
 mod sizes;
-#[path = "containers/stage.rs"]
 mod stage;
-#[path = "containers/superblocks.rs"]
 mod superblocks;
-#[path = "containers/trees.rs"]
 mod trees;

@@ -1,6 +1,7 @@
 //! The comparison by blocks against the one by trees, on real mounted containers.
 //!
-//! `COWSHED_TEST_SECONDS` sets how long random changes are made, `COWSHED_TEST_SEED` repeats one run.
+//! `COWSHED_TEST_SECONDS` sets how long random changes are made, `COWSHED_TEST_SEED` repeats one
+//! run.
 
 mod hostile;
 mod mutations;

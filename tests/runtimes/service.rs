@@ -8,23 +8,23 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-pub(crate) struct Shed {
+pub(crate) struct Service {
     folder: PathBuf,
     mounts: Mounts,
     daemon: Option<Process>,
 }
 
-impl Shed {
+impl Service {
     /// A new pool with its daemon running.
     pub(crate) fn open(folder: &Path, mounts: Mounts) -> Self {
-        let mut shed = Self {
+        let mut service = Self {
             folder: folder.to_owned(),
             mounts,
             daemon: None,
         };
-        shed.cowshed(["pool", "create", "--size", "40G"]);
-        shed.start();
-        shed
+        service.cowshed(["pool", "create", "--size", "40G"]);
+        service.start();
+        service
     }
 
     /// Where containerd finds the snapshots service, and the diff service.
@@ -119,7 +119,7 @@ impl Shed {
     }
 }
 
-impl Drop for Shed {
+impl Drop for Service {
     fn drop(&mut self) {
         // Only a test that has failed comes here with a daemon that runs.
         if let Some(daemon) = self.daemon.take() {

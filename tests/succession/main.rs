@@ -1,14 +1,11 @@
 //! A mount outlives the process that serves it: by dying under load, and by handing over.
 //!
-//! The test keeps the connection and the keepsake, as a keeper does; the processes that serve are
-//! this binary again. Needs root, FUSE, loop devices and mkfs.ext4.
+//! The test keeps the connection and the handover state, as a keeper does; the processes that serve
+//! are this binary again. Needs root, FUSE, loop devices and mkfs.ext4.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "succession/load.rs"]
 mod load;
-#[path = "succession/server.rs"]
 mod server;
-#[path = "succession/stalling.rs"]
 mod stalling;
 
 use cowshed_export::Connection;

@@ -1,14 +1,14 @@
 //! Taking turns: long work in the background, in pieces, between which those threads run that
 //! somebody waits for.
 //!
-//! A scheduler that looks around once in some milliseconds lets a thread run that long, though others
-//! are ready; a request that found a processor a moment too late waits for all of it.
+//! A scheduler that looks around once in some milliseconds lets a thread run that long, though
+//! others are ready; a request that found a processor a moment too late waits for all of it.
 //!
 //! # Invariants
 //! - Only threads that said that they are in the background offer turns: the same work is done by
 //!   others, too, when they have to wait for it.
-//! - Turns are offered where nothing is locked that a read or a write takes on its way, unless it has
-//!   to wait for that very work.
+//! - Turns are offered where nothing is locked that a read or a write takes on its way, unless it
+//!   has to wait for that very work.
 
 use std::cell::Cell;
 use std::thread;

@@ -75,7 +75,7 @@ pub(crate) fn missing_options(options: &[String], help: &str) -> Option<String> 
 }
 
 /// A pool that is served. The daemon goes before its folder.
-pub(crate) struct Shed {
+pub(crate) struct Service {
     daemon: Daemon,
     build: Build,
     pool: PathBuf,
@@ -91,7 +91,7 @@ struct Daemon {
 /// The mounts and loop devices below a daemon's state folder.
 struct Leftovers(PathBuf);
 
-impl Shed {
+impl Service {
     /// Makes a pool for `bytes` of data in a new folder, and serves it.
     pub(crate) fn open(build: &Build, folder: PathBuf, bytes: u64) -> anyhow::Result<Self> {
         let folder = Folder::at(folder)?;

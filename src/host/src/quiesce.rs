@@ -1,4 +1,4 @@
-//! Snapshots of volumes that may be mounted: their file systems are held still meanwhile, so that
+//! Snapshots of volumes that may be mounted: their file systems are quiesced meanwhile, so that
 //! the snapshot holds everything that was written, and needs no journal replayed.
 //!
 //! While one is held, the folder `work/still-<volume>-<device>` tells a successor of this process.
@@ -15,8 +15,8 @@ use cowshed_sys::mount::{self, FileSystem, MountEntry};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// How the name of a folder begins that tells of a volume whose file system is held still.
-const STILL_PREFIX: &str = "still-";
+/// How the name of a folder begins that tells of a volume whose file system is quiesced.
+const QUIESCED_PREFIX: &str = "still-";
 /// As many snapshots are taken and dropped because somebody thawed what was held.
 const HOLDS_MAX: u32 = 3;
 
@@ -28,7 +28,7 @@ impl Host {
     ///
     /// # Errors
     /// `CannotHold` and `OnOthersToo`, where only the user can make it consistent;
-    /// `ThawedMeanwhile`; `Io` when a file system cannot be held still, and the pool's.
+    /// `ThawedMeanwhile`; `Io` when a file system cannot be quiesced, and the pool's.
     pub fn snapshot_volume(&self, volume: &Volume, name: &Name) -> Result<Volume> {
         self.with_data_lock(volume.id(), || {
             self.snapshot_held(volume, name, Reach::InSight)
@@ -126,7 +126,7 @@ impl Host {
         }
         let mut held = Vec::new();
         for it in found {
-            let note = self.still_note(volume.id(), it.numbers);
+            let note = self.quiesced_note(volume.id(), it.numbers);
             let is_read_only = it.is_read_only();
             let still = match FrozenMount::freeze(it.at, it.path.clone(), note) {
                 // One that is never written need not be held.
@@ -160,13 +160,13 @@ impl Host {
         mounted_over(&self.export()?.devices_over(volume), &mounts)
     }
 
-    fn still_note(&self, id: VolumeId, (major, minor): (u32, u32)) -> PathBuf {
+    fn quiesced_note(&self, id: VolumeId, (major, minor): (u32, u32)) -> PathBuf {
         self.work_dir()
-            .join(format!("{STILL_PREFIX}{id}-{major}-{minor}"))
+            .join(format!("{QUIESCED_PREFIX}{id}-{major}-{minor}"))
     }
 
     /// Lets the file systems go on that a predecessor held.
-    pub(super) fn thaw_still(&self, mounts: &[MountEntry], export: &Export) {
+    pub(super) fn thaw_quiesced(&self, mounts: &[MountEntry], export: &Export) {
         for entry in fs::read_dir(self.work_dir())
             .into_iter()
             .flatten()
@@ -249,7 +249,7 @@ fn open(found: OnVolume<'_>) -> Result<Mounted> {
 
 /// The volume of a note, and the numbers of the file system.
 fn parse_note(name: &str) -> Option<(VolumeId, Option<(u32, u32)>)> {
-    let mut parts = name.strip_prefix(STILL_PREFIX)?.split('-');
+    let mut parts = name.strip_prefix(QUIESCED_PREFIX)?.split('-');
     let id = parts.next()?.parse().ok().map(VolumeId)?;
     let mut number = || parts.next()?.parse().ok();
     let numbers = number().zip(number());

@@ -5,11 +5,11 @@
 //! durable can still be read, and opening the pool again recovers from that.
 //!
 //! # Invariants
-//! - Once a write, store or flush has failed, every later change and flush answers `Latched`.
+//! - Once a write, store or flush has failed, every later change and flush answers `FailStopped`.
 //! - A flush answers `Ok` only if no flush failed before it: flushes run one at a time, because
 //!   a host reports a failed writeback to only one of several that run at once.
-//! - A failed read or discard stops nothing. Neither does a write or store for which the host had no
-//!   room: it was answered as an error, nobody was told that it is there, and room may come.
+//! - A failed read or discard stops nothing. Neither does a write or store for which the host had
+//!   no room: it was answered as an error, nobody was told that it is there, and room may come.
 
 use super::Device;
 use crate::base::sync::Mutex;
@@ -26,7 +26,7 @@ struct Failure {
 
 impl Failure {
     fn to_error(&self) -> Error {
-        Error::Latched {
+        Error::FailStopped {
             action: self.action,
             source: Error::copy_io(&self.source),
         }
@@ -34,7 +34,7 @@ impl Failure {
 }
 
 /// A device that stops for good at the first failed change.
-pub struct LatchedDevice {
+pub struct FailStopDevice {
     inner: Arc<dyn Device>,
     /// Set once. To look at it costs one atomic load.
     first: OnceLock<Failure>,
@@ -47,8 +47,8 @@ pub struct LatchedDevice {
 /// Who is to know at once that a device has failed.
 pub type Alarm = Box<dyn Fn() + Send + Sync>;
 
-impl LatchedDevice {
-    /// Puts a latch before `inner`.
+impl FailStopDevice {
+    /// Puts a fail-stop before `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Device>) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl LatchedDevice {
         let _ = self.alarm.set(alarm);
     }
 
-    /// The `Latched` error that changes now get, if one has failed.
+    /// The `FailStopped` error that changes now get, if one has failed.
     #[must_use]
     pub fn error(&self) -> Option<Error> {
         self.first.get().map(Failure::to_error)
@@ -81,7 +81,7 @@ impl LatchedDevice {
     /// Stops the device. Of several failures at once, the first one here is kept.
     fn stop(&self, action: &'static str, error: &Error) {
         let source = match error {
-            Error::Io { source, .. } | Error::Latched { source, .. } => Error::copy_io(source),
+            Error::Io { source, .. } | Error::FailStopped { source, .. } => Error::copy_io(source),
             other => io::Error::from_raw_os_error(other.errno()),
         };
         let is_first = self.first.set(Failure { action, source }).is_ok();
@@ -100,7 +100,7 @@ impl LatchedDevice {
     }
 }
 
-impl Device for LatchedDevice {
+impl Device for FailStopDevice {
     fn len_bytes(&self) -> u64 {
         self.inner.len_bytes()
     }

@@ -9,7 +9,7 @@ use cowshed_format::node::{Entries, NODE_ENTRIES};
 
 /// What another tree holds at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Twin {
+pub(super) enum ParentView {
     /// A pointer with the level of what it leads to. At a place of a higher level it stands at
     /// the left edge below: the other tree is less tall.
     Known(Pointer, u8),
@@ -17,20 +17,20 @@ pub(super) enum Twin {
     Unknown,
 }
 
-/// The entries of a twin's node.
-pub(super) enum TwinEntries {
+/// The entries of a node of the parent's.
+pub(super) enum ParentEntries {
     /// A node's, with their level.
     Node(Box<Entries>, u8),
     /// All the same; `first` stands in entry 0.
     Sparse {
         /// What stands in the first entry.
-        first: Twin,
+        first: ParentView,
         /// What stands in the others.
-        others: Twin,
+        others: ParentView,
     },
 }
 
-impl Twin {
+impl ParentView {
     /// Nothing: a hole, or no other tree.
     pub(super) const ABSENT: Self = Self::Known(Pointer::HOLE, 0);
 
@@ -49,10 +49,10 @@ impl Twin {
     }
 }
 
-impl TwinEntries {
-    pub(super) fn entry(&self, index: usize) -> Twin {
+impl ParentEntries {
+    pub(super) fn entry(&self, index: usize) -> ParentView {
         match self {
-            Self::Node(entries, level) => Twin::of(entries[index], *level),
+            Self::Node(entries, level) => ParentView::of(entries[index], *level),
             Self::Sparse { first, .. } if index == 0 => *first,
             Self::Sparse { others, .. } => *others,
         }
@@ -67,55 +67,57 @@ impl Walker<'_> {
         tree: Option<Tree>,
         height: u8,
         counted: bool,
-    ) -> (Twin, Option<i64>) {
+    ) -> (ParentView, Option<i64>) {
         let Some(Tree {
             root,
             height: mut level,
         }) = tree
         else {
-            return (Twin::ABSENT, Some(0));
+            return (ParentView::ABSENT, Some(0));
         };
-        let (mut twin, mut outside) = (Twin::of(root, level), Some(0));
+        let (mut parent_view, mut outside) = (ParentView::of(root, level), Some(0));
         while level > height {
-            let entries = self.expand(twin, level);
+            let entries = self.expand(parent_view, level);
             for index in 1..NODE_ENTRIES {
                 if counted {
                     let count = self.count(entries.entry(index));
                     outside = outside.zip(count).map(|(sum, count)| sum + count);
                 }
             }
-            twin = entries.entry(0);
+            parent_view = entries.entry(0);
             level -= 1;
         }
-        (twin, outside)
+        (parent_view, outside)
     }
 
-    /// What stands below a twin at a place of `level`.
-    pub(super) fn expand(&self, twin: Twin, level: u8) -> TwinEntries {
-        let same = |first, others| TwinEntries::Sparse { first, others };
-        match twin {
-            Twin::Unknown => same(Twin::Unknown, Twin::Unknown),
-            Twin::Known(pointer, _) if pointer.is_hole() => same(Twin::ABSENT, Twin::ABSENT),
-            Twin::Known(pointer, at) if at == level && pointer.is_lost() => {
-                let below = Twin::of(pointer, level - 1);
+    /// What stands below the parent's view at a place of `level`.
+    pub(super) fn expand(&self, parent_view: ParentView, level: u8) -> ParentEntries {
+        let same = |first, others| ParentEntries::Sparse { first, others };
+        match parent_view {
+            ParentView::Unknown => same(ParentView::Unknown, ParentView::Unknown),
+            ParentView::Known(pointer, _) if pointer.is_hole() => {
+                same(ParentView::ABSENT, ParentView::ABSENT)
+            }
+            ParentView::Known(pointer, at) if at == level && pointer.is_lost() => {
+                let below = ParentView::of(pointer, level - 1);
                 same(below, below)
             }
-            Twin::Known(pointer, at) if at == level => match self.read_node(pointer, level) {
-                Ok(entries) => TwinEntries::Node(entries, level - 1),
-                Err(_) => same(Twin::Unknown, Twin::Unknown),
+            ParentView::Known(pointer, at) if at == level => match self.read_node(pointer, level) {
+                Ok(entries) => ParentEntries::Node(entries, level - 1),
+                Err(_) => same(ParentView::Unknown, ParentView::Unknown),
             },
-            Twin::Known(..) => same(twin, Twin::ABSENT),
+            ParentView::Known(..) => same(parent_view, ParentView::ABSENT),
         }
     }
 
-    /// How many data blocks a twin maps; `None` when it cannot be read, or the walk has
+    /// How many data blocks the parent's view maps; `None` when it cannot be read, or the walk has
     /// counted more than the pool has, as it does in a tree that leads into itself.
-    pub(super) fn count(&mut self, twin: Twin) -> Option<i64> {
-        match twin {
-            Twin::Unknown => None,
-            Twin::Known(pointer, _) if pointer.is_hole() || pointer.is_lost() => Some(0),
-            Twin::Known(_, 0) => Some(1),
-            Twin::Known(pointer, level) => self.count_node(pointer, level),
+    pub(super) fn count(&mut self, parent_view: ParentView) -> Option<i64> {
+        match parent_view {
+            ParentView::Unknown => None,
+            ParentView::Known(pointer, _) if pointer.is_hole() || pointer.is_lost() => Some(0),
+            ParentView::Known(_, 0) => Some(1),
+            ParentView::Known(pointer, level) => self.count_node(pointer, level),
         }
     }
 

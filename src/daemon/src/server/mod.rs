@@ -348,5 +348,4 @@ fn while_watching<H: Handler, T>(
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

@@ -1,16 +1,17 @@
 //! The threads that serve: one for each descriptor, more while a disk is at work, and others in the
-//! place of those that wait. With rings, also one for each ring, and helpers that wait in their stead.
+//! place of those that wait. With rings, also one for each ring, and helpers that wait in their
+//! stead.
 //!
 //! # Invariants
 //! - As many threads as there are descriptors are ready to serve, whatever waits; up to
 //!   `WAITING_MAX` may wait, and more are told not to.
-//! - A mount without its threads hangs, and a ring without its thread, too: if one cannot go on, the
-//!   mount is ended.
-//! - `Crew` has descriptors of the serving threads' own table, so it lives in those threads only;
-//!   what others may see of it is its `Control`.
+//! - A mount without its threads hangs, and a ring without its thread, too: if one cannot go on,
+//!   the mount is ended.
+//! - `ServeThreads` has descriptors of the serving threads' own table, so it lives in those threads
+//!   only; what others may see of it is its `Control`.
 
+use super::disk_pressure::DiskPressure;
 use super::files::VolumeFiles;
-use super::pace::Pace;
 use super::rings::{self, Queues};
 use super::transport::{self, End};
 use cowshed_format::base::waiting::{self, Owner};
@@ -34,7 +35,8 @@ pub(super) const WAITING_MAX: usize = 512;
 /// The most requests that helpers do at once for a disk's sake: those that must wait for room need
 /// helpers, too.
 pub(super) const DISK_HELPERS_MAX: usize = 32;
-/// How many threads serve at the least while a disk is at work: as many requests as it gets at once.
+/// How many threads serve at the least while a disk is at work: as many requests as it gets at
+/// once.
 const SLOW_THREADS: usize = 16;
 /// How long more threads stay at the least: starting one takes longer than many requests.
 const SLOW_THREADS_STAY_MS: u64 = 5000;
@@ -44,7 +46,7 @@ const HELPER_IDLE: Duration = Duration::from_secs(2);
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
 /// What a helper does.
-type Errand = Box<dyn FnOnce(&Crew) + Send>;
+type Errand = Box<dyn FnOnce(&ServeThreads) + Send>;
 
 /// How many threads there are, and telling them to stop.
 #[derive(Default)]
@@ -136,12 +138,12 @@ pub(super) struct Means {
 }
 
 /// What the threads serve and through what.
-pub(super) struct Crew {
+pub(super) struct ServeThreads {
     control: Arc<Control>,
     files: VolumeFiles,
     /// Closed with the rest, the witnesses too.
     means: Means,
-    pace: Pace,
+    disk_pressure: DiskPressure,
     /// Until when more threads than descriptors are wanted, in milliseconds from `begun` on; 0 when
     /// they are not.
     larger_until: AtomicU64,
@@ -150,7 +152,7 @@ pub(super) struct Crew {
     processors: Option<CpuSet>,
 }
 
-impl Crew {
+impl ServeThreads {
     /// Starts a thread for each device, and for the rings.
     ///
     /// # Errors
@@ -160,26 +162,26 @@ impl Crew {
         files: VolumeFiles,
         means: Means,
     ) -> io::Result<Arc<Self>> {
-        let crew = Arc::new(Self {
+        let serve_threads = Arc::new(Self {
             control: control.clone(),
             files,
             means,
-            pace: Pace::default(),
+            disk_pressure: DiskPressure::default(),
             larger_until: AtomicU64::new(0),
             begun: Instant::now(),
             processors: sched_getaffinity(THIS_THREAD).ok(),
         });
         let mut state = control.state.lock();
-        state.wanted = crew.means.devices.len();
-        let started = (0..crew.means.devices.len())
-            .try_for_each(|_| crew.add_thread(&mut state))
-            .and_then(|()| crew.add_rings(&mut state));
+        state.wanted = serve_threads.means.devices.len();
+        let started = (0..serve_threads.means.devices.len())
+            .try_for_each(|_| serve_threads.add_thread(&mut state))
+            .and_then(|()| serve_threads.add_rings(&mut state));
         drop(state);
         if let Err(error) = started {
-            crew.give_up();
+            serve_threads.give_up();
             return Err(error);
         }
-        Ok(crew)
+        Ok(serve_threads)
     }
 
     fn add_rings(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
@@ -187,7 +189,9 @@ impl Crew {
             return Ok(());
         };
         for thread in 0..queues.threads {
-            self.add_ring_thread(state, move |crew| crew.work_on_ring(queues, thread))?;
+            self.add_ring_thread(state, move |serve_threads| {
+                serve_threads.work_on_ring(queues, thread)
+            })?;
         }
         Ok(())
     }
@@ -198,13 +202,13 @@ impl Crew {
         work: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) -> io::Result<()> {
         state.threads.retain(|thread| !thread.is_finished());
-        let crew = self.clone();
+        let serve_threads = self.clone();
         let thread = thread::Builder::new()
             .name("fuse".to_owned())
             .spawn(move || {
-                let _place = RingPlace(&crew.control);
+                let _place = RingPlace(&serve_threads.control);
                 be_prompt();
-                work(&crew);
+                work(&serve_threads);
             })?;
         state.threads.push(thread);
         state.of_rings += 1;
@@ -218,8 +222,8 @@ impl Crew {
         }
     }
 
-    /// Has `work` done with `value` by a helper, which may wait; gives `value` back when `most` are at
-    /// work, or the host gives none.
+    /// Has `work` done with `value` by a helper, which may wait; gives `value` back when `most` are
+    /// at work, or the host gives none.
     pub(super) fn leave_to_helper<T: Send + 'static>(
         self: &Arc<Self>,
         value: T,
@@ -232,7 +236,9 @@ impl Crew {
             return Err(value);
         }
         if state.idle_helpers <= state.errands.len() {
-            if let Err(error) = self.add_ring_thread(&mut state, |crew| crew.help()) {
+            if let Err(error) =
+                self.add_ring_thread(&mut state, |serve_threads| serve_threads.help())
+            {
                 tracing::warn!(%error, "no thread to wait while a ring serves");
                 return Err(value);
             }
@@ -242,7 +248,7 @@ impl Crew {
         }
         state
             .errands
-            .push_back(Box::new(move |crew| work(crew, value)));
+            .push_back(Box::new(move |serve_threads| work(serve_threads, value)));
         drop(state);
         self.control.errand_came.notify_one();
         Ok(())
@@ -290,18 +296,18 @@ impl Crew {
 
     /// Whether requests take long because a disk is at work.
     pub(super) fn is_slow(&self) -> bool {
-        self.pace.is_slow()
+        self.disk_pressure.is_slow()
     }
 
     /// A request took so long for so many bytes.
     pub(super) fn note(&self, took: Duration, bytes: usize) {
-        self.pace.note(took, bytes);
+        self.disk_pressure.note(took, bytes);
     }
 
     /// Has more threads serve while a disk is at work, and less some time after.
-    fn suit_pace(self: &Arc<Self>) {
+    fn suit_disk_pressure(self: &Arc<Self>) {
         let until = self.larger_until.load(Ordering::Relaxed);
-        let is_slow = self.pace.is_slow() && self.means.queues.is_none();
+        let is_slow = self.disk_pressure.is_slow() && self.means.queues.is_none();
         if (!is_slow && until == 0) || self.is_stopping() {
             return;
         }
@@ -360,12 +366,12 @@ impl Crew {
     fn add_thread(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         // Those that left before.
         state.threads.retain(|thread| !thread.is_finished());
-        let crew = self.clone();
+        let serve_threads = self.clone();
         // Several threads may share a descriptor; each answers where it has read.
         let device = state.alive % self.means.devices.len();
         let thread = thread::Builder::new()
             .name("fuse".to_owned())
-            .spawn(move || crew.work(device))?;
+            .spawn(move || serve_threads.work(device))?;
         state.threads.push(thread);
         state.alive += 1;
         Ok(())
@@ -381,7 +387,7 @@ impl Crew {
         let device = self.means.devices[device].as_fd();
         let took = |took, bytes| {
             self.note(took, bytes);
-            self.suit_pace();
+            self.suit_disk_pressure();
         };
         match transport::serve(device, &self.files, || place.goes_on(), took) {
             Ok(End::Gone | End::Told) => {}
@@ -448,7 +454,7 @@ impl Drop for RingPlace<'_> {
 }
 
 /// Puts another thread in the place of one that waits.
-struct StandIns(Arc<Crew>);
+struct StandIns(Arc<ServeThreads>);
 
 impl Owner for StandIns {
     fn may_begin(&self) -> bool {

@@ -4,7 +4,7 @@
 //! # Invariants
 //! - Whoever makes or awaits room holds no lock, so that removing, discarding, growing,
 //!   checkpoints and reading go on meanwhile.
-//! - `Room::events` rises whenever blocks may have become free, so that a writer that read it
+//! - `SpaceWait::events` rises whenever blocks may have become free, so that a writer that read it
 //!   before it looked for room misses nothing.
 
 use super::handle::Pool;
@@ -28,7 +28,7 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Where writers wait for room.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct SpaceWait {
     events: AtomicU64,
     gate: Mutex<()>,
     changed: Condvar,
@@ -42,7 +42,7 @@ pub(super) struct Room {
     refusing: AtomicBool,
 }
 
-impl Room {
+impl SpaceWait {
     /// Says that blocks may have become free, or that nobody needs to wait any longer.
     pub(super) fn tell(&self) {
         self.events.fetch_add(1, Ordering::AcqRel);
@@ -71,7 +71,7 @@ pub(super) struct Patience<'a> {
 impl Drop for Patience<'_> {
     fn drop(&mut self) {
         if self.waiting.is_some() {
-            self.shared.room.held.fetch_sub(1, Ordering::Relaxed);
+            self.shared.space_wait.held.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -82,7 +82,7 @@ impl<'a> Patience<'a> {
         Self {
             shared,
             deadline: None,
-            seen: shared.room.events.load(Ordering::Acquire),
+            seen: shared.space_wait.events.load(Ordering::Acquire),
             waiting: None,
         }
     }
@@ -105,8 +105,11 @@ impl Pool {
     /// Holds no write any longer, from now on, and refuses those that are held: for whoever wants
     /// to unmount and close without waiting for room that nobody makes.
     pub fn stop_holding(&self) {
-        self.shared.room.refusing.store(true, Ordering::Release);
-        self.shared.room.tell();
+        self.shared
+            .space_wait
+            .refusing
+            .store(true, Ordering::Release);
+        self.shared.space_wait.tell();
     }
 }
 
@@ -162,7 +165,7 @@ impl Shared {
         let Some(deadline) = patience.deadline() else {
             return Ok(false);
         };
-        if self.room.refusing.load(Ordering::Acquire) {
+        if self.space_wait.refusing.load(Ordering::Acquire) {
             return Ok(false);
         }
         if Instant::now() >= deadline {
@@ -175,19 +178,24 @@ impl Shared {
                 return Ok(false);
             };
             patience.waiting = Some(waiting);
-            self.room.held.fetch_add(1, Ordering::Relaxed);
+            self.space_wait.held.fetch_add(1, Ordering::Relaxed);
         }
         self.tell_held();
         let tick = deadline.min(Instant::now() + TICK);
-        let mut gate = self.room.gate.lock();
+        let mut gate = self.space_wait.gate.lock();
         loop {
             self.check_alive()?;
-            let events = self.room.events.load(Ordering::Acquire);
+            let events = self.space_wait.events.load(Ordering::Acquire);
             if events != patience.seen {
                 patience.seen = events;
                 return Ok(true);
             }
-            if self.room.changed.wait_until(&mut gate, tick).timed_out() {
+            if self
+                .space_wait
+                .changed
+                .wait_until(&mut gate, tick)
+                .timed_out()
+            {
                 // At the deadline it looks one last time.
                 return Ok(true);
             }
@@ -200,15 +208,15 @@ impl Shared {
         self.device.error().map_or(Ok(()), Err)
     }
 
-    /// Returns true if a write that failed with `error` may be held. By default a full host is told to the writer at
-    /// once: no command of the pool's makes room there.
+    /// Returns true if a write that failed with `error` may be held. By default a full host is told
+    /// to the writer at once: no command of the pool's makes room there.
     pub(super) fn may_hold(&self, error: &Error) -> bool {
         let by_default = matches!(self.full.policy, FullPolicy::WaitAttached(_));
         error.errno() == libc::ENOSPC && !(by_default && error.is_host_full())
     }
 
     fn tell_held(&self) {
-        if !self.room.told.swap(true, Ordering::AcqRel) {
+        if !self.space_wait.told.swap(true, Ordering::AcqRel) {
             let most = match self.full.policy {
                 FullPolicy::Wait(time) | FullPolicy::WaitAttached(time) => {
                     format!(" for up to {} s", time.as_secs())
@@ -224,7 +232,7 @@ impl Shared {
 
     /// Says, once until there is room, that a write that was held is refused now.
     fn tell_given_up(&self) {
-        if !self.room.given_up.swap(true, Ordering::AcqRel) {
+        if !self.space_wait.given_up.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 "nobody made room in the full pool in time, and writes that were held are refused \
                  now: what writes to the volumes gets \"no space left\""
@@ -234,8 +242,10 @@ impl Shared {
 
     /// Says that held writes go on, once there is room.
     pub(super) fn tell_released(&self) {
-        self.room.given_up.store(false, Ordering::Release);
-        if self.room.told.load(Ordering::Relaxed) && self.room.told.swap(false, Ordering::AcqRel) {
+        self.space_wait.given_up.store(false, Ordering::Release);
+        if self.space_wait.told.load(Ordering::Relaxed)
+            && self.space_wait.told.swap(false, Ordering::AcqRel)
+        {
             tracing::info!("the pool has room again, and writes are no longer held");
         }
     }

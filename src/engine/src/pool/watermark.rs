@@ -1,16 +1,16 @@
 //! How near a pool is to being full, and saying so once for each step on the way.
 
-use super::info::WaterLevel;
+use super::info::Watermark;
 use super::shared::Shared;
 use cowshed_format::base::BLOCK_BYTES;
 use cowshed_format::base::sync::Mutex;
 use cowshed_format::device::Device;
 
 /// What is left, in thousandths of what the pool can hold, below which each level begins.
-const BELOW: [(u64, WaterLevel); 3] = [
-    (10, WaterLevel::Critical),
-    (50, WaterLevel::VeryLow),
-    (100, WaterLevel::Low),
+const BELOW: [(u64, Watermark); 3] = [
+    (10, Watermark::Critical),
+    (50, Watermark::VeryLow),
+    (100, Watermark::Low),
 ];
 
 /// What was last said of the pool's level, and of its host's.
@@ -21,26 +21,26 @@ pub(super) struct Watch {
 
 #[derive(Default)]
 struct Said {
-    level: WaterLevel,
+    level: Watermark,
     host_is_short: bool,
 }
 
 /// The level at which `left` blocks of `all` are left.
-pub(super) fn level(left: u64, all: u64) -> WaterLevel {
-    let below = |(thousandths, _): &&(u64, WaterLevel)| {
+pub(super) fn level(left: u64, all: u64) -> Watermark {
+    let below = |(thousandths, _): &&(u64, Watermark)| {
         u128::from(left) * 1000 < u128::from(all) * u128::from(*thousandths)
     };
     BELOW
         .iter()
         .find(below)
-        .map_or(WaterLevel::Ample, |(_, level)| *level)
+        .map_or(Watermark::Ample, |(_, level)| *level)
 }
 
 /// The level to stay with, after `said` and now at `now`: it rises only once a quarter more is
 /// left than where the lower level began, and from a full pool at half a hundredth, so that a pool
 /// on the edge is not told again and again.
-fn settled(said: WaterLevel, now: WaterLevel, left: u64, all: u64) -> WaterLevel {
-    if now >= said || (said == WaterLevel::Full && left < all / 200) {
+fn settled(said: Watermark, now: Watermark, left: u64, all: u64) -> Watermark {
+    if now >= said || (said == Watermark::Full && left < all / 200) {
         return now.max(said);
     }
     level(left - left / 5, all).min(said)
@@ -48,22 +48,22 @@ fn settled(said: WaterLevel, now: WaterLevel, left: u64, all: u64) -> WaterLevel
 
 impl Shared {
     /// Logs a level that was reached since the last call, and that held writes can go on.
-    pub(super) fn watch_water(&self) {
+    pub(super) fn watch_watermark(&self) {
         let Ok(status) = self.status() else { return };
-        if status.low_water < WaterLevel::Full {
+        if status.low_water < Watermark::Full {
             self.tell_released();
         }
         let block = BLOCK_BYTES as u64;
         let left = status.available_bytes() / block;
         let all = status.capacity_bytes() / block;
-        let mut said = self.water.said.lock();
+        let mut said = self.watermark.said.lock();
         let level = settled(said.level, status.low_water, left, all);
         if level > said.level {
             tracing::warn!(
                 left_bytes = left * block,
                 "{level}: grow the pool, or remove or trim something"
             );
-        } else if level == WaterLevel::Ample && said.level > level {
+        } else if level == Watermark::Ample && said.level > level {
             tracing::info!(left_bytes = left * block, "the pool has ample room again");
         }
         said.level = level;
@@ -90,7 +90,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use WaterLevel::{Ample, Critical, Full, Low, VeryLow};
+    use Watermark::{Ample, Critical, Full, Low, VeryLow};
 
     #[test]
     fn levels_begin_below_a_tenth_a_twentieth_and_a_hundredth() {

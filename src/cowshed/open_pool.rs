@@ -68,7 +68,7 @@ fn tell_cleaned(cleaned: &Cleaned, dir: &Path) {
 }
 
 /// An open pool on this host.
-pub(super) struct Shed {
+pub(super) struct OpenPool {
     pool: Pool,
     place: Place,
     /// The daemon's files and loop devices.
@@ -84,7 +84,7 @@ struct Hosted {
     state: StateFolder,
 }
 
-impl Shed {
+impl OpenPool {
     /// Opens the pool for one command.
     ///
     /// # Errors
@@ -100,8 +100,8 @@ impl Shed {
         })
     }
 
-    /// The daemon's shed: all of it is there from the beginning. A successor takes over what its
-    /// predecessor had mounted.
+    /// The daemon's open pool: all of it is there from the beginning. A successor takes over what
+    /// its predecessor had mounted.
     ///
     /// # Errors
     /// When the containers' leftovers cannot be cleared away.

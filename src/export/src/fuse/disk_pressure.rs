@@ -60,9 +60,9 @@ fn sleeps() -> Option<i64> {
 
 /// What the last requests have told.
 #[derive(Default)]
-pub(super) struct Pace(AtomicU32);
+pub(super) struct DiskPressure(AtomicU32);
 
-impl Pace {
+impl DiskPressure {
     /// A request that moved so many bytes took so long.
     pub(super) fn note(&self, took: Duration, bytes: usize) {
         let copying = Duration::from_nanos(bytes as u64 * PICOSECONDS_PER_BYTE / 1000);
@@ -108,22 +108,22 @@ mod tests {
 
     #[test]
     fn some_slow_requests_in_a_row_tell_and_many_fast_ones_take_it_back() {
-        let pace = Pace::default();
-        let note = |micros, bytes| pace.note(Duration::from_micros(micros), bytes);
+        let disk_pressure = DiskPressure::default();
+        let note = |micros, bytes| disk_pressure.note(Duration::from_micros(micros), bytes);
         note(900, 4096);
-        assert!(!pace.is_slow());
+        assert!(!disk_pressure.is_slow());
         (0..20).for_each(|_| note(5, 4096));
         note(900, 4096);
-        assert!(!pace.is_slow());
+        assert!(!disk_pressure.is_slow());
         note(900, 4096);
-        assert!(pace.is_slow());
+        assert!(disk_pressure.is_slow());
         (0..100).for_each(|_| note(900, 4096));
         (0..40).for_each(|_| note(5, 4096));
-        assert!(pace.is_slow());
+        assert!(disk_pressure.is_slow());
         (0..40).for_each(|_| note(5, 4096));
-        assert!(!pace.is_slow());
+        assert!(!disk_pressure.is_slow());
         // A large one from memory is no slow one.
         (0..10).for_each(|_| note(500, 1 << 20));
-        assert!(!pace.is_slow());
+        assert!(!disk_pressure.is_slow());
     }
 }

@@ -1,0 +1,32 @@
+//! The `cowshed` command as its users meet it: arguments, results, exit statuses, the daemon.
+//!
+//! Everything runs the real binary on real pools; what mounts needs root, FUSE and loop devices.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod advice;
+mod copying;
+mod corpus;
+mod daemon;
+mod damage;
+mod devices;
+mod fence;
+mod full;
+mod full_host;
+mod harness;
+mod images;
+mod in_use;
+mod interrupting;
+mod keeper;
+mod load;
+mod logging;
+mod mounted;
+mod quickstart;
+mod rings;
+#[path = "../fixtures/small_host.rs"]
+mod small_host;
+mod stopping;
+mod takeover;
+mod terminal;
+mod usage;
+mod volumes;
