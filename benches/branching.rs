@@ -5,7 +5,7 @@
 
 mod subject;
 
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::cell::Cell;
 use std::path::Path;

@@ -9,7 +9,7 @@
 
 mod subject;
 
-use cowshed_engine::pool::{Pool, Volume};
+use cowshed_engine::{Pool, Volume};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use subject::{Action, BLOCK, Load, Order, Subject, name, new_pool, noise, open_pool};

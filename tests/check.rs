@@ -2,7 +2,7 @@
 //! machine could have stopped, and after the recovery from them.
 
 use cowshed_check::{CheckOptions, CheckReport, FindingKind, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
 use cowshed_format::Superblock;
 use cowshed_format::base::Name;
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice, RecordedOp};

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod fixtures;
+use cowshed_testkit::fixtures;
 
 use fixtures::service::Service;
 use fixtures::{busybox, debian, listing, reference};

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_format::device::MemoryDevice;
 use rand::rngs::StdRng;

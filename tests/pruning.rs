@@ -7,7 +7,7 @@
 )]
 
 use cowshed_check as check;
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Status, Volume};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, Status, Volume};
 use cowshed_format::base::Name;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::device::{Device, MemoryDevice};

@@ -11,39 +11,20 @@
 #![allow(clippy::unwrap_used, reason = "a measurement that goes wrong ends")]
 
 mod calls;
-#[path = "../../tests/runtimes/containerd.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod containerd;
-#[path = "../../tests/runtimes/docker.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod docker;
+use cowshed_testkit::containerd;
+use cowshed_testkit::docker;
 mod engine;
-#[path = "../../tests/fixtures/mod.rs"]
-mod fixtures;
-#[path = "../../tests/cli/harness.rs"]
-#[allow(dead_code, reason = "the command line's tests use the rest")]
-mod harness;
-#[path = "../../tests/runtimes/images.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod images;
+use cowshed_testkit::fixtures;
+use cowshed_testkit::harness;
+use cowshed_testkit::images;
 mod measure;
-#[path = "../../tests/runtimes/packages.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod packages;
-#[path = "../../tests/runtimes/process.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod process;
-#[path = "../../tests/runtimes/sandbox.rs"]
-mod sandbox;
-#[path = "../../tests/runtimes/service.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod service;
+use cowshed_testkit::packages;
+use cowshed_testkit::sandbox;
+use cowshed_testkit::service;
 mod subjects;
 mod table;
 use cowshed_daemon::snapshotter::wire;
-#[path = "../../tests/runtimes/world.rs"]
-#[allow(dead_code, reason = "the tests use the rest")]
-mod world;
+use cowshed_testkit::world;
 
 use clap::Parser;
 use measure::Measurement;
@@ -88,7 +69,7 @@ fn main() -> ExitCode {
         return sandbox::exit_code();
     };
     if options.names.is_empty() {
-        options.names = Snapshotter::measured();
+        options.names = measure::measured();
     }
     let archives = Archives::make(&sandbox.folder_for("images"), &options);
     let mut table = Table::new(&options.names);

@@ -319,20 +319,18 @@ impl Measurement<'_> {
     }
 }
 
-impl Snapshotter {
-    /// All that can be measured here.
-    pub(crate) fn measured() -> Vec<Self> {
-        let mut all = vec![
-            Self::Cowshed,
-            Self::Overlayfs,
-            Self::Native,
-            Self::Blockfile,
-        ];
-        if Path::new("/sbin/mkfs.btrfs").exists() {
-            all.push(Self::Btrfs);
-        }
-        all
+/// All that can be measured here.
+pub(crate) fn measured() -> Vec<Snapshotter> {
+    let mut all = vec![
+        Snapshotter::Cowshed,
+        Snapshotter::Overlayfs,
+        Snapshotter::Native,
+        Snapshotter::Blockfile,
+    ];
+    if Path::new("/sbin/mkfs.btrfs").exists() {
+        all.push(Snapshotter::Btrfs);
     }
+    all
 }
 
 fn reference(name: &str) -> String {

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each benchmark uses its own part of this")]
 #![allow(unreachable_pub, reason = "each benchmark has a copy of this module")]
 
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Name};
 use cowshed_format::device::{FileDevice, FileOptions};
 use rand::rngs::StdRng;

@@ -3,7 +3,6 @@
 use super::attach::{Attach, Detach};
 use super::console::Style;
 use super::container::ContainerCommand;
-use super::empty_file::EmptyFile;
 use super::gc::Gc;
 use super::image::ImageCommand;
 use super::place::HostPath;
@@ -99,9 +98,6 @@ pub(super) enum Command {
     Gc(Gc),
     /// Keep the pool open, its volumes mounted, and answer commands
     Serve(Serve),
-    /// Serve a file that holds nothing, to measure by
-    #[command(hide = true)]
-    EmptyFile(EmptyFile),
 }
 
 /// A command that works on an open pool, here or in the daemon.

@@ -8,7 +8,7 @@ use super::output::{Column, counted};
 use super::sectors::{self, SectorSize};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use cowshed_engine::pool::{Pool, Volume};
+use cowshed_engine::{Pool, Volume};
 use cowshed_export::{AttachKind, AttachOptions, Attachment};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

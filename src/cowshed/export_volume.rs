@@ -10,7 +10,7 @@ use super::place::FileOrPipe;
 use super::progress::Progress;
 use super::streams::Output;
 use anyhow::Context;
-use cowshed_engine::pool::{ExtentKind, Pool, Volume};
+use cowshed_engine::{ExtentKind, Pool, Volume};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::json;
 use std::fs::File;

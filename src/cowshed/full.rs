@@ -4,7 +4,7 @@ use super::open::Place;
 use super::size::Size;
 use anyhow::Context;
 use clap::Args;
-use cowshed_engine::pool::{FullOptions, FullPolicy};
+use cowshed_engine::{FullOptions, FullPolicy};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;

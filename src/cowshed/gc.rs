@@ -13,7 +13,7 @@ use super::state::StateFolder;
 use anyhow::Context;
 use clap::Args;
 use cowshed_daemon::snapshotter;
-use cowshed_engine::pool::{Pool, RemovedVolume, VolumeInfo};
+use cowshed_engine::{Pool, RemovedVolume, VolumeInfo};
 use cowshed_format::base::{self, VolumeId};
 use cowshed_host::VolumeUsers;
 use serde::{Deserialize, Serialize};
@@ -277,7 +277,7 @@ fn row(it: &Explained) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cowshed_engine::pool::{Labels, VolumeKind};
+    use cowshed_engine::{Labels, VolumeKind};
     use cowshed_format::base::Name;
 
     fn info(name: &str, children: u32, age: Duration) -> VolumeInfo {

@@ -13,7 +13,7 @@ use super::streams::Input;
 use super::volume::Import as Wanted;
 use super::{kept_names, sectors};
 use anyhow::Context;
-use cowshed_engine::pool::{Labels, Pool, Volume};
+use cowshed_engine::{Labels, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_sys::extent;
 use nix::unistd::{Whence, lseek};

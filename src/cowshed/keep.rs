@@ -12,7 +12,7 @@ use super::{logging, plugin};
 use anyhow::Context;
 use cowshed_daemon::keeper::{self, InheritedFds, Keeper, KeeperSignals};
 use cowshed_daemon::{Listening, service_manager};
-use cowshed_engine::pool;
+use cowshed_engine as engine;
 use cowshed_export::{Connection, HandoverState};
 use cowshed_format::device::{FileDevice, FileOptions, lock_pool};
 use cowshed_sys as sys;
@@ -79,7 +79,7 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(InheritedFds, StateFold
         .try_clone()
         .map_err(|source| cowshed_format::base::Error::io("open the pool", source))
         .and_then(|pool| FileDevice::on_locked(pool, FileOptions::default()))
-        .and_then(|device| pool::uuid_of(&device))
+        .and_then(|device| engine::uuid_of(&device))
         .map_err(|error| place.explain(error))?;
     let state = StateFolder::take(uuid)?;
     let default_dir = state.path().join(VOLUMES);

@@ -14,7 +14,6 @@ mod console;
 mod container;
 mod containerd;
 mod disk_image;
-mod empty_file;
 mod export_volume;
 mod failure;
 mod full;
@@ -143,9 +142,6 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         }
         Command::Serve(serve) => {
             return serve::serve(&serve, &place()?, console);
-        }
-        Command::EmptyFile(empty) => {
-            return empty_file::serve(&empty, console).map(|()| Exit::Done);
         }
         Command::Volume(volume) => OnPool::Volume(volume),
         Command::Attach(attach) => OnPool::Attach(attach),

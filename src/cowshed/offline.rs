@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use cowshed_check::{self as check, CheckOptions, CheckReport, Detail};
 use cowshed_daemon::{Client, Connection};
-use cowshed_engine::pool::{CreateOptions, Pool};
+use cowshed_engine::{CreateOptions, Pool};
 use cowshed_format::base::Error;
 use cowshed_format::device::{CreateFile, Device, FileDevice, FileOptions};
 use serde_json::json;

@@ -7,7 +7,7 @@ use super::open::Place;
 use super::state::StateFolder;
 use anyhow::Context;
 use cowshed_daemon::keeper::Serving;
-use cowshed_engine::pool::Pool;
+use cowshed_engine::Pool;
 use cowshed_export::{self as export, Cleaned, Export};
 use cowshed_format::base;
 use cowshed_host::{self as container, Host};

@@ -9,7 +9,7 @@ use super::size::{Size, human};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use cowshed_daemon::keeper::Serving;
-use cowshed_engine::pool::{Pool, PoolState, Status, Watermark};
+use cowshed_engine::{Pool, PoolState, Status, Watermark};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

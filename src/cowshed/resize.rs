@@ -5,7 +5,7 @@ use super::kept_names;
 use super::open_pool::OpenPool;
 use super::size::{NewSize, human};
 use clap::Args;
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_format::base;
 use serde::{Deserialize, Serialize};
 

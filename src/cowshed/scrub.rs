@@ -5,7 +5,7 @@ use super::failure::Damage;
 use super::gc;
 use super::output::counted;
 use anyhow::Context;
-use cowshed_engine::pool::{Pool, ScrubFault, VolumeInfo};
+use cowshed_engine::{Pool, ScrubFault, VolumeInfo};
 use cowshed_format::base::{BLOCK_BYTES, VolumeId};
 use cowshed_host::VolumeUsers;
 use serde_json::json;

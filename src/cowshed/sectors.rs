@@ -5,7 +5,7 @@
 //! than they were made on.
 
 use clap::ValueEnum;
-use cowshed_engine::pool::{Labels, Volume};
+use cowshed_engine::{Labels, Volume};
 use cowshed_format::base::Result;
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,7 @@ pub(super) fn keep(labels: &mut Labels, size: SectorSize) {
 /// What the engine says.
 pub(super) fn keep_with(
     volume: &Volume,
-    pool: &cowshed_engine::pool::Pool,
+    pool: &cowshed_engine::Pool,
     size: SectorSize,
 ) -> Result<()> {
     let mut labels = volume.info()?.labels;

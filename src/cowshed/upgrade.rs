@@ -17,7 +17,7 @@ use super::serve::Serve;
 use anyhow::Context;
 use cowshed_daemon::keeper::{HANDOVER, Serving, is_understood};
 use cowshed_daemon::{Answer, Client, Connection};
-use cowshed_engine::pool;
+use cowshed_engine as engine;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -64,8 +64,8 @@ pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
     if !is_understood(handover) {
         anyhow::bail!("the running daemon's hand-over has version {handover}, not {HANDOVER}");
     }
-    if format != pool::FORMAT_VERSION {
-        let known = pool::FORMAT_VERSION;
+    if format != engine::FORMAT_VERSION {
+        let known = engine::FORMAT_VERSION;
         anyhow::bail!("the running daemon's pools have format {format}, not {known}");
     }
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -80,7 +80,7 @@ pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
 pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
     let question = serde_json::to_string(&Question {
         handover: HANDOVER,
-        format: pool::FORMAT_VERSION,
+        format: engine::FORMAT_VERSION,
     })?;
     let mut child = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
         .args(["serve", "--can-take-over", &question])

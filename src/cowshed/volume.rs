@@ -9,7 +9,7 @@ use super::size::{Size, human};
 use super::{export_volume, import_volume, kept_names, removal, sectors};
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use cowshed_engine::pool::{
+use cowshed_engine::{
     Extent, ExtentKind, Labels, Pool, RemovedVolume, Volume, VolumeInfo, VolumeKind,
 };
 use cowshed_format::base::{Name, VolumeId};

@@ -19,7 +19,7 @@ use anyhow::Context;
 use cowshed_daemon::keeper::{self, HANDOVER, InheritedFds, Serving, ToKeeper, ToWorker, Told};
 use cowshed_daemon::snapshotter;
 use cowshed_daemon::{Listening, Server};
-use cowshed_engine::pool::{self, FullOptions, Notes, Pool};
+use cowshed_engine::{self as engine, FullOptions, Notes, Pool};
 use cowshed_export::{DEVICES, Export, ExportOptions, Transport};
 use cowshed_format::device::{FileDevice, FileOptions};
 use cowshed_sys as sys;
@@ -114,7 +114,7 @@ fn prove(serve: &Serve, place: &Place, inherited_fds: &InheritedFds) -> anyhow::
     };
     let locked = inherited_fds.pool.try_clone().context("open the pool")?;
     FileDevice::on_locked(locked, options)
-        .and_then(|device| pool::uuid_of(&device))
+        .and_then(|device| engine::uuid_of(&device))
         .map_err(|error| place.explain(error))?;
     Ok(())
 }

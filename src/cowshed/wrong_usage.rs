@@ -1,5 +1,5 @@
-//! What is said of arguments that cannot be understood: as the parser says it, but without what is
-//! hidden from people, and as JSON where that is asked for.
+//! What is said of arguments that cannot be understood: as the parser says it, but without the
+//! options that are hidden, and as JSON where that is asked for.
 
 use super::arguments::Arguments;
 use super::failure::{self, Exit};
@@ -39,7 +39,7 @@ fn eprint_lossy(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Takes hidden commands and options out of lists and suggestions.
+/// Takes hidden options out of suggestions.
 fn leave_out_hidden(error: &mut clap::Error) {
     let mut hidden = Vec::new();
     collect_hidden(&Arguments::command(), &mut hidden);
@@ -47,12 +47,7 @@ fn leave_out_hidden(error: &mut clap::Error) {
         text.split(|c: char| c.is_whitespace() || c == '\'' || c == '=')
             .any(|word| hidden.iter().any(|name| name == word))
     };
-    for kind in [
-        ContextKind::ValidSubcommand,
-        ContextKind::SuggestedSubcommand,
-        ContextKind::SuggestedArg,
-        ContextKind::Suggested,
-    ] {
+    for kind in [ContextKind::SuggestedArg, ContextKind::Suggested] {
         let kept = match error.remove(kind) {
             Some(ContextValue::Strings(mut list)) => {
                 list.retain(|text| !names(text));
@@ -79,9 +74,6 @@ fn collect_hidden(command: &Command, hidden: &mut Vec<String>) {
         .filter(|option| option.is_hide_set());
     hidden.extend(options.filter_map(|option| Some(format!("--{}", option.get_long()?))));
     for part in command.get_subcommands() {
-        if part.is_hide_set() {
-            hidden.push(part.get_name().to_owned());
-        }
         collect_hidden(part, hidden);
     }
 }
@@ -92,15 +84,12 @@ mod tests {
     use clap::Parser;
 
     #[test]
-    fn hidden_commands_and_options_are_in_no_list_and_no_suggestion() {
+    fn hidden_options_are_in_no_suggestion() {
         let mut hidden = Vec::new();
         collect_hidden(&Arguments::command(), &mut hidden);
-        assert!(hidden.contains(&"empty-file".to_owned()), "{hidden:?}");
         assert!(hidden.contains(&"--worker".to_owned()), "{hidden:?}");
         for arguments in [
             &["cowshed", "--json"][..],
-            &["cowshed", "empty-fil"],
-            &["cowshed", "empty-files", "x"],
             &["cowshed", "serve", "--worke"],
             &["cowshed", "serve", "--keepe={}"],
             &["cowshed", "--detache"],
@@ -115,7 +104,6 @@ mod tests {
                     .any(|line| line.contains(name.as_str()));
                 assert!(!is_named, "{arguments:?}: {text}");
             }
-            assert!(!text.contains("empty-file,"), "{text}");
         }
         // What is not hidden is still suggested.
         let mut error = Arguments::try_parse_from(["cowshed", "volum"]).unwrap_err();

@@ -15,7 +15,7 @@ mod subject;
 mod workers;
 
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_format::base::Error;
 use cowshed_format::device::{Device, FileDevice, MemoryDevice};
 use rand::SeedableRng;

@@ -2,7 +2,7 @@
 
 use crate::history::{BlockHistory, Clock, LANES, Outcome, Tick};
 use crate::stamps::{BLOCK, LANE_BYTES, fill, value_of};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_format::base::{Error, Result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

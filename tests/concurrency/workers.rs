@@ -2,7 +2,7 @@
 
 use crate::stamps::BLOCK;
 use crate::subject::{FULL_BLOCKS, Frozen, Record, Span, Subject, TAIL};
-use cowshed_engine::pool::Pool;
+use cowshed_engine::Pool;
 use cowshed_format::base::{Error, Name};
 use rand::Rng;
 use rand::rngs::StdRng;

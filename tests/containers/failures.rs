@@ -1,7 +1,7 @@
 //! Bad images and interruptions leave nothing.
 
 use crate::stage::{ImageFolder, Stage, pool_of, small_image};
-use cowshed_engine::pool::RecordKind;
+use cowshed_engine::RecordKind;
 use cowshed_format::base::Name;
 use cowshed_host::{Error, Host, ImportOptions};
 use cowshed_oci::SourceInput;

@@ -2,7 +2,7 @@
 
 use crate::stage::{ImageFolder, Stage, shell, small_image};
 use crate::trees;
-use cowshed_engine::pool::RecordKind;
+use cowshed_engine::RecordKind;
 use cowshed_format::base::Name;
 use cowshed_host::{CreateContainer, Error, ImportOptions};
 use cowshed_oci::{Compression, SourceInput};

@@ -2,7 +2,7 @@
 
 use crate::stage::{ImageFolder, shell};
 use crate::trees;
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_format::base::Name;
 use cowshed_format::device::{CreateFile, FileDevice, FileOptions};
 use cowshed_host::{Host, ImportOptions};

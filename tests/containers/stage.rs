@@ -1,7 +1,7 @@
 //! A pool in memory with a host on it, and images made on the spot.
 
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_export::{Export, ExportOptions};
 use cowshed_format::base::Name;
 use cowshed_format::device::MemoryDevice;

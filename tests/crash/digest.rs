@@ -6,7 +6,7 @@
 
 use crate::compare::RECORD_KINDS;
 use crate::oracle::{BLOCK, Oracle, Volume as Model};
-use cowshed_engine::pool::{ExtentKind, Pool, Volume, VolumeInfo, VolumeKind};
+use cowshed_engine::{ExtentKind, Pool, Volume, VolumeInfo, VolumeKind};
 use cowshed_format::base::{BLOCK_BYTES, Result};
 use std::collections::BTreeMap;
 

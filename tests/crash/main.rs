@@ -19,12 +19,8 @@ mod prove;
 mod verify;
 mod workload;
 
-#[path = "../model/compare.rs"]
-#[allow(dead_code, reason = "the model's own tests use the rest")]
-mod compare;
-#[path = "../model/oracle.rs"]
-#[allow(dead_code, reason = "the model's own tests use the rest")]
-mod oracle;
+use cowshed_testkit::compare;
+use cowshed_testkit::oracle;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};

@@ -6,7 +6,7 @@ use crate::history::{History, State, Window};
 use crate::oracle::BLOCK;
 use crate::workload::open;
 use cowshed_check::{CheckOptions, CheckReport, FindingKind, check};
-use cowshed_engine::pool::{Pool, VolumeInfo};
+use cowshed_engine::{Pool, VolumeInfo};
 use cowshed_format::device::{Device, MemoryDevice};
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;

@@ -7,7 +7,7 @@ use crate::digest;
 use crate::history::{History, Moment, State};
 use crate::meddler::Meddler;
 use crate::oracle::{BLOCK, Oracle};
-use cowshed_engine::pool::{CreateOptions, Notes, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, Notes, OpenOptions, Pool, Volume};
 use cowshed_format::base::{Error, Generation, Result, VolumeId};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
 use rand::rngs::StdRng;

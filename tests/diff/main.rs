@@ -9,19 +9,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod apply;
-#[path = "../snapshots/client.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod client;
+use cowshed_testkit::snapshots_client as client;
 mod compare;
 use cowshed_daemon::snapshotter::content_wire;
 use cowshed_daemon::snapshotter::diff_wire;
 mod differ;
-#[path = "../fixtures/mod.rs"]
-mod fixtures;
+use cowshed_testkit::fixtures;
 mod giving_up;
-#[path = "../cli/harness.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod harness;
+use cowshed_testkit::harness;
 mod hostile;
 mod kills;
 mod services;

@@ -7,7 +7,7 @@ use crate::store::Store;
 use crate::wire::Mount;
 use cowshed_check::{CheckOptions, check};
 use cowshed_daemon::snapshotter::{MountMode, Options, Server};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_export::{Export, ExportOptions};
 use cowshed_format::device::MemoryDevice;
 use cowshed_host::Host;

@@ -2,7 +2,7 @@
 //! nothing is lost where what was cut off comes back.
 
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_format::base::{CorruptKind, Error, Name};
 use cowshed_format::device::{Device, FileDevice, FileOptions, MemoryDevice};
 use std::fs::{self, File};

@@ -4,7 +4,7 @@
 
 use crate::small_host::{KINDS, REFLINKS, SmallHost};
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{OpenOptions, Pool, PoolState, Volume};
+use cowshed_engine::{OpenOptions, Pool, PoolState, Volume};
 use cowshed_format::base::{Error, Name};
 use cowshed_format::device::{Device, FileDevice, FileOptions};
 use std::path::Path;
@@ -60,7 +60,7 @@ fn assert_clean(path: &Path) {
 
 fn create(host: &SmallHost) {
     let device = FileDevice::create(host.pool(), POOL_BYTES, Default::default()).unwrap();
-    let create = cowshed_engine::pool::CreateOptions {
+    let create = cowshed_engine::CreateOptions {
         log_bytes: Some(4 * MIB),
         force: false,
     };

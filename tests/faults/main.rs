@@ -10,8 +10,7 @@
 mod cut_short;
 mod full_host;
 mod model;
-#[path = "../fixtures/small_host.rs"]
-mod small_host;
+use cowshed_testkit::small_host;
 mod sweep;
 mod workload;
 

@@ -1,6 +1,6 @@
 //! The pool as it ought to be: plain maps, with every value that a failed call may have left.
 
-use cowshed_engine::pool::{Pool, RecordKind, Volume as Handle, VolumeKind};
+use cowshed_engine::{Pool, RecordKind, Volume as Handle, VolumeKind};
 use cowshed_format::base::{BLOCK_BYTES, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,7 +3,7 @@
 use crate::model::{Model, Seen};
 use crate::workload::{Op, POOL_BYTES, is_refusal, operations};
 use cowshed_check::{CheckOptions, FindingKind, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, PoolState};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, PoolState};
 use cowshed_format::base::{Error, Name};
 use cowshed_format::device::{DeviceImage, Fault, FaultyDevice, Lasting, MemoryDevice, Operation};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The operations of a run: each on the pool, and what it does to the model.
 
 use crate::model::{Model, PART, PARTS, Tag, Volume, bytes_of};
-use cowshed_engine::pool::{Pool, RecordKind};
+use cowshed_engine::{Pool, RecordKind};
 use cowshed_format::base::{Error, Name, Result};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;

@@ -1,7 +1,7 @@
 //! Small pools in memory, and what fills them.
 
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, FullOptions, FullPolicy, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, FullOptions, FullPolicy, OpenOptions, Pool, Volume};
 use cowshed_format::base::waiting::{self, Owner};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result};
 use cowshed_format::device::{Device, MemoryDevice};

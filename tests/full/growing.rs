@@ -1,7 +1,7 @@
 //! Pools that grow by themselves, and hosts that have no room for it.
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, options, verify};
-use cowshed_engine::pool::{CreateOptions, FullOptions, OpenOptions, Pool, Watermark};
+use cowshed_engine::{CreateOptions, FullOptions, OpenOptions, Pool, Watermark};
 use cowshed_format::base::Error;
 use cowshed_format::device::{CreateFile, FileDevice, MemoryDevice};
 use std::fs;

@@ -3,7 +3,7 @@
 use crate::bench::{
     BLOCK, MIB, block, eventually, expect_sound, fill, name, options, pool, verify, waiting,
 };
-use cowshed_engine::pool::{CreateOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Result};
 use cowshed_format::device::{Effect, FaultyDevice, Lasting, MemoryDevice, Operation};
 use std::sync::Arc;

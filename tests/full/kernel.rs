@@ -1,7 +1,7 @@
 //! Full pools as the kernel sees them: through files, and through file systems on loop devices.
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, verify, waiting};
-use cowshed_engine::pool::{CreateOptions, FullOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, FullOptions, OpenOptions, Pool, Volume};
 use cowshed_export::{Export, ExportError, ExportOptions};
 use cowshed_format::device::{CreateFile, FileDevice, FileOptions};
 use nix::fcntl::{FallocateFlags, fallocate};

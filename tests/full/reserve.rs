@@ -1,7 +1,7 @@
 //! What is kept back for what must work in a full pool, and the counts of one.
 
 use crate::bench::{BLOCK, MIB, block, expect_sound, fill, name, options, pool, verify};
-use cowshed_engine::pool::{CreateOptions, FullOptions, Pool, PoolState, Status, Watermark};
+use cowshed_engine::{CreateOptions, FullOptions, Pool, PoolState, Status, Watermark};
 use cowshed_format::base::{BLOCK_BYTES, Error};
 use cowshed_format::device::MemoryDevice;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use crate::bench::BLOCK;
 use crate::shape::random_pool;
 use crate::subject::Subject;
-use cowshed_engine::pool::PoolState;
+use cowshed_engine::PoolState;
 use cowshed_format::base::Error;
 use rand::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

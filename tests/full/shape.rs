@@ -2,7 +2,7 @@
 
 use crate::bench::{BLOCK, MIB};
 use crate::subject::{Ground, Subject};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_format::base::Error;
 use cowshed_format::device::{CreateFile, FileDevice, MemoryDevice};
 use rand::rngs::StdRng;

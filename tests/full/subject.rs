@@ -1,7 +1,7 @@
 //! A pool under test beside a model of what it must hold: every volume's blocks in memory.
 
 use crate::bench::{BLOCK, block, expect_sound, name, write_now};
-use cowshed_engine::pool::{Notes, OpenOptions, Pool, Volume};
+use cowshed_engine::{Notes, OpenOptions, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Generation};
 use cowshed_format::device::{Device, FileDevice, FileOptions, MemoryDevice};
 use rand::rngs::StdRng;

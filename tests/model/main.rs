@@ -5,9 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod compare;
+use cowshed_testkit::compare;
 mod operations;
-mod oracle;
+use cowshed_testkit::oracle;
 mod run;
 mod storage;
 

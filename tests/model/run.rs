@@ -6,7 +6,7 @@
 use crate::compare;
 use crate::oracle::{BLOCK, Oracle};
 use crate::storage::{Stop, Storage};
-use cowshed_engine::pool::{Pool, RecordKind, Volume};
+use cowshed_engine::{Pool, RecordKind, Volume};
 use cowshed_format::base::VolumeId;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;

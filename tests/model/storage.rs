@@ -1,7 +1,7 @@
 //! What a pool under test lies on, and the ways in which it can be closed and come back.
 
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_format::device::{Device, FileDevice, FileOptions, MemoryDevice};
 use std::path::PathBuf;
 use std::sync::Arc;

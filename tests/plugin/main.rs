@@ -7,9 +7,7 @@ mod caller;
 mod calls;
 mod data;
 #[allow(dead_code, reason = "the command line's tests use all of it")]
-#[path = "../cli/harness.rs"]
-mod harness;
+use cowshed_testkit::harness;
 mod kills;
 #[allow(dead_code, reason = "the command line's tests use all of it")]
-#[path = "../cli/load.rs"]
-mod load;
+use cowshed_testkit::load;

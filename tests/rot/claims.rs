@@ -2,7 +2,7 @@
 
 use crate::golden::{open, options};
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, Pool};
+use cowshed_engine::{CreateOptions, Pool};
 use cowshed_format::Superblock;
 use cowshed_format::base::{CorruptKind, Error};
 use cowshed_format::device::{Device, MemoryDevice};

@@ -1,6 +1,6 @@
 //! The pools that are damaged, with what they hold and what each of their blocks is.
 
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
 use cowshed_format::Superblock;
 use cowshed_format::base::{BlockAddr, Name};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice};

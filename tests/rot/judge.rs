@@ -3,7 +3,7 @@
 
 use crate::golden::{BLOCK, State, open};
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{Pool, ScrubFault, ScrubReport};
+use cowshed_engine::{Pool, ScrubFault, ScrubReport};
 use cowshed_format::base::{Error, Name};
 use cowshed_format::device::{DeviceImage, MemoryDevice};
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 use crate::golden::{BLOCK, open};
 use crate::put;
 use cowshed_check::{CheckOptions, Note, Refusal, Repair, check};
-use cowshed_engine::pool::{CreateOptions, Pool, ScrubFaultKind};
+use cowshed_engine::{CreateOptions, Pool, ScrubFaultKind};
 use cowshed_format::base::{CorruptKind, Error, Name};
 use cowshed_format::device::{DeviceImage, MemoryDevice};
 use cowshed_format::record::SALT_OFFSET;

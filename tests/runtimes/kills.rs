@@ -60,7 +60,18 @@ impl Moments {
     }
 }
 
-impl World {
+/// Killing parts of a world, and what follows.
+trait Kills {
+    fn strike(&mut self, victims: &[Victim]);
+
+    /// Starts again what a service manager would.
+    fn recover(&mut self);
+
+    /// Kills while `action` goes on, at a moment within `limit`; waits for the action's end.
+    fn strike_during(&mut self, action: &mut Command, after: Duration, victims: &[Victim]);
+}
+
+impl Kills for World {
     fn strike(&mut self, victims: &[Victim]) {
         for victim in victims {
             match (victim, &mut self.service) {
@@ -72,7 +83,6 @@ impl World {
         }
     }
 
-    /// Starts again what a service manager would.
     fn recover(&mut self) {
         if let Some(service) = &mut self.service {
             service.restart();
@@ -93,7 +103,6 @@ impl World {
         });
     }
 
-    /// Kills while `action` goes on, at a moment within `limit`; waits for the action's end.
     fn strike_during(&mut self, action: &mut Command, after: Duration, victims: &[Victim]) {
         let mut child = Running::start(action);
         sleep(after);

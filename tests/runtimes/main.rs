@@ -18,26 +18,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod containerd;
+use cowshed_testkit::containerd;
 mod containers;
-mod docker;
+use cowshed_testkit::docker;
 mod exchange;
-#[path = "../fixtures/mod.rs"]
-mod fixtures;
-#[path = "../cli/harness.rs"]
-#[allow(dead_code, reason = "the command line's tests use the rest")]
-mod harness;
-mod images;
+use cowshed_testkit::fixtures;
+use cowshed_testkit::harness;
+use cowshed_testkit::images;
 mod kills;
 mod kubelet;
-mod packages;
-mod process;
-#[allow(dead_code, reason = "a measurement uses the rest")]
-mod sandbox;
-mod service;
+use cowshed_testkit::packages;
+use cowshed_testkit::sandbox;
+use cowshed_testkit::service;
 mod suite;
 mod walk;
-mod world;
+use cowshed_testkit::world;
 
 use clap::Parser;
 use packages::Release;

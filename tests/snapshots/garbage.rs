@@ -1,7 +1,7 @@
 //! `cowshed gc`: what is kept and why, and what is not.
 
 use crate::place::{Place, Snapshotter, layer};
-use cowshed_engine::pool::{OpenOptions, Pool};
+use cowshed_engine::{OpenOptions, Pool};
 use cowshed_format::base::Name;
 use cowshed_format::device::{FileDevice, FileOptions};
 use serde_json::Value;

@@ -9,14 +9,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod client;
+use cowshed_testkit::snapshots_client as client;
 mod crowd;
 mod elsewhere;
 mod full;
 mod garbage;
-#[path = "../cli/harness.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod harness;
+use cowshed_testkit::harness;
 mod input;
 mod life;
 mod modes;

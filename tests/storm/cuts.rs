@@ -6,7 +6,7 @@ use crate::file_system::{FileSystem, Mounted};
 use crate::harness::noise;
 use crate::ledger::{BLOCK, Compared, Ledger, Version, Written, block_of};
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_export::{Export, ExportOptions};
 use cowshed_format::base::Name;
 use cowshed_format::device::{DeviceImage, MemoryDevice, RecordedOp, Recording};

@@ -11,9 +11,7 @@
 mod cuts;
 mod file_system;
 mod fsx;
-#[path = "../cli/harness.rs"]
-#[allow(dead_code, reason = "the command line's tests use the rest")]
-mod harness;
+use cowshed_testkit::harness;
 mod kernel_log;
 mod ledger;
 mod loads;

@@ -2,7 +2,7 @@
 
 use super::stalling::{STALLS, Stalling};
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_export::{
     Connection, ConnectionParts, Directory, Export, ExportOptions, HandoverState, Transport,
     clean_stale,

@@ -1,6 +1,6 @@
 //! A pool whose volumes can be told to take requests and never answer.
 
-use cowshed_engine::pool::{Extent, Pool};
+use cowshed_engine::{Extent, Pool};
 use cowshed_export::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
 use cowshed_format::base::{Name, Result, VolumeId};
 use std::os::fd::BorrowedFd;

@@ -12,6 +12,7 @@ pub const FINDINGS_MAX: usize = 10_000;
 
 /// Which fact is violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FindingKind {
     /// A superblock slot or copy cannot be read.
     SuperblockUnreadable,

@@ -4,7 +4,7 @@ use super::super::open::Place;
 use super::super::place::HostPath;
 use super::super::size::human;
 use anyhow::Context;
-use cowshed_engine::pool::{CreateOptions, Pool};
+use cowshed_engine::{CreateOptions, Pool};
 use cowshed_format::device::{CreateFile, FileDevice};
 use cowshed_host::Host;
 use cowshed_sys::{mount, program};

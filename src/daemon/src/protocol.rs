@@ -24,6 +24,7 @@ pub const STREAMS: usize = 3;
 
 /// Why a message could not be exchanged.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProtocolError {
     /// The socket failed or ended in the middle of a message.
     #[error("the connection failed: {0}")]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Why an export refused or failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ExportError {
     /// The kernel has no FUSE.
     #[error("the kernel offers no /dev/fuse; load the module `fuse` (modprobe fuse)")]

@@ -4,7 +4,7 @@
 //! No FUSE types and no replies here; an error is an errno.
 
 use super::target::{BlockTarget, TargetHold};
-use cowshed_engine::pool::ExtentKind;
+use cowshed_engine::ExtentKind;
 use cowshed_format::base::{Error, VolumeId};
 use libc::c_int;
 use std::sync::Arc;

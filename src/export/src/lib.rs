@@ -16,7 +16,6 @@ mod attachments;
 mod detach;
 mod device;
 mod device_records;
-mod empty;
 mod entry;
 mod error;
 mod file_io;
@@ -32,7 +31,6 @@ mod tests;
 
 pub use attachments::{AttachKind, AttachOptions, Attached, Attachment};
 pub use device_records::{DEVICES, clean_recorded};
-pub use empty::{EMPTY_FILE, Empty};
 pub use error::{AttachMode, ExportError};
 pub use fuse::{Connection, ConnectionParts, HandoverState, Negotiated, Transport};
 pub use holders::{Holder, Holders};
@@ -40,7 +38,7 @@ pub use stale::{Cleaned, StaleDevice, clean_stale};
 pub use target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
 
 use attachments::{Slot, Table};
-use cowshed_engine::pool::Pool;
+use cowshed_engine::Pool;
 use cowshed_format::base::{Name, VolumeId};
 use fuse::{Origin, Session, VolumeFiles};
 use own_opens::OwnOpens;

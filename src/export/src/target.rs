@@ -2,7 +2,7 @@
 //!
 //! The pool's volumes implement them; so does a fake in the tests. Nothing here knows FUSE.
 
-use cowshed_engine::pool::{Extent, Pool, Volume, VolumeInfo, VolumeKind};
+use cowshed_engine::{Extent, Pool, Volume, VolumeInfo, VolumeKind};
 use cowshed_format::base::{Error, Name, Result, VolumeId};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

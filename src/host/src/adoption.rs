@@ -21,7 +21,7 @@ use super::error::{Error, Result};
 use super::filesystem;
 use super::host::{ContainerMount, Host, WORK_PREFIX, remove_empty_folders};
 use super::record;
-use cowshed_engine::pool::Pool;
+use cowshed_engine::Pool;
 use cowshed_export::{AttachKind, Attachment, Export};
 use cowshed_format::base::VolumeId;
 use cowshed_sys::loop_device;

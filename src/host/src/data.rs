@@ -13,7 +13,7 @@ use super::error::{Error, Kind, Result};
 use super::ext4::Superblock;
 use super::filesystem::{self, Mode};
 use super::host::{Host, WorkVolumes};
-use cowshed_engine::pool::{Labels, Volume, VolumeInfo, VolumeKind};
+use cowshed_engine::{Labels, Volume, VolumeInfo, VolumeKind};
 use cowshed_format::base::{self, Name};
 use std::path::PathBuf;
 use std::time::SystemTime;

@@ -14,7 +14,7 @@ use super::adoption::device_of;
 use super::error::{Error, Result};
 use super::filesystem::{self, Access, Mode};
 use super::host::Host;
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_export::Export;
 use cowshed_format::base::VolumeId;
 use cowshed_sys::mount::{self, MountEntry};

@@ -15,7 +15,7 @@ use super::frozen::FrozenMount;
 use super::host::{Host, WorkVolumes, hold};
 use super::record::{self, ContainerRecord, ImageRecord};
 use super::tree::{self, TreeChange, TreeChanges};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_sys::mount::FileSystem;
 use serde::{Serialize, Serializer};
 use std::fmt;

@@ -8,7 +8,7 @@
 //! image's root holds exactly what its layers say.
 
 use super::error::{Error, Result};
-use cowshed_engine::pool::{Labels, Pool, Volume};
+use cowshed_engine::{Labels, Pool, Volume};
 use cowshed_format::base::{self, BLOCK_BYTES, Name};
 use cowshed_sys::extent;
 use cowshed_sys::mount::{self, MountFlags};

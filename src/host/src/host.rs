@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 use super::ext4;
 use super::filesystem::{self, Access, Mode};
 use super::roots::Roots;
-use cowshed_engine::pool::{Pool, Volume};
+use cowshed_engine::{Pool, Volume};
 use cowshed_export::{AttachKind, AttachOptions, DEVICES, Export, ExportError, ExportOptions};
 use cowshed_format::base::{self, Name, VolumeId, cancel};
 use cowshed_sys::mount;

@@ -3,7 +3,7 @@
 use super::error::{Error, Result};
 use super::host::Host;
 use super::record::{self, FoundImage, ImageRecord, StoredName};
-use cowshed_engine::pool::RecordKind;
+use cowshed_engine::RecordKind;
 use cowshed_oci::{Digest, ImageConfig, same_reference};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -15,7 +15,7 @@ use super::host::{Host, WorkVolumes};
 use super::record::{self, ImageRecord, LayerRecord};
 use super::room::{LayerRoom, Mounted, Sizing};
 use super::time;
-use cowshed_engine::pool::{Labels, Transaction, Volume};
+use cowshed_engine::{Labels, Transaction, Volume};
 use cowshed_format::base::Name;
 use cowshed_oci::{
     self as oci, ApplyOptions, Digest, Dropped, Image, ImageConfig, LayerOrigin, Reference, Select,

@@ -8,7 +8,7 @@ use super::ext4::{self, Superblock};
 use super::frozen::FrozenMount;
 use super::host::Host;
 use super::stacked::{OnVolume, SYSFS, Stack};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_export::Export;
 use cowshed_format::base::{Name, VolumeId};
 use cowshed_sys::mount::{self, FileSystem, MountEntry};

@@ -11,7 +11,7 @@
 //!   image has its volume `layer/<chain id>`. All changes keep this in single transactions.
 
 use super::error::{Error, Kind, RecordFault, Result};
-use cowshed_engine::pool::{Pool, RecordKind, Transaction, Volume};
+use cowshed_engine::{Pool, RecordKind, Transaction, Volume};
 use cowshed_format::base::{self, Name};
 use cowshed_oci::{Digest, Reference, same_reference};
 use serde::de::DeserializeOwned;

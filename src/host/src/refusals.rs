@@ -12,7 +12,7 @@
 use super::error::{Error, Result};
 use super::ext4::Superblock;
 use super::host::Host;
-use cowshed_engine::pool::{RecordKind, Volume};
+use cowshed_engine::{RecordKind, Volume};
 use cowshed_format::base::VolumeId;
 
 impl Host {

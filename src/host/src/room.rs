@@ -16,7 +16,7 @@ use super::ext4::Superblock;
 use super::filesystem::{self, Access, MAX_SIZE_BYTES, Mode};
 use super::host::Host;
 use super::roots::RootUse;
-use cowshed_engine::pool::{PoolState, Volume};
+use cowshed_engine::{PoolState, Volume};
 use cowshed_format::base::{self, BLOCK_BYTES};
 use cowshed_oci::{self as oci, Room};
 use cowshed_sys::mount::{self, FileSystem};

@@ -8,7 +8,7 @@ use super::filesystem::{self, Access, Mode};
 use super::host::{ContainerMount, Host, WorkVolumes, hold, random_hex};
 use super::record::{self, ContainerRecord, FoundImage};
 use super::words;
-use cowshed_engine::pool::{Labels, Volume};
+use cowshed_engine::{Labels, Volume};
 use cowshed_format::base::{self, Name};
 use cowshed_oci::Digest;
 use cowshed_sys::mount;

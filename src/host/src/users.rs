@@ -2,7 +2,7 @@
 
 use super::error::Result;
 use super::record;
-use cowshed_engine::pool::Pool;
+use cowshed_engine::Pool;
 use std::collections::BTreeMap;
 
 /// Containers and images by the name of the volume that they use.

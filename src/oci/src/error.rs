@@ -13,6 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an image could not be read, applied or written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The host failed.
     #[error("{action}: {source}")]
@@ -228,6 +229,7 @@ pub enum Error {
 
 /// Which fact about a tar header was violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum HeaderFault {
     /// The header's checksum is wrong.
     #[error("its header has a wrong checksum")]

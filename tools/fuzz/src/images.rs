@@ -4,7 +4,7 @@
 use crate::parts::Parts;
 use crate::plant::{PLANTS, Plant, block_of, options, put};
 use cowshed_check::{CheckOptions, CheckReport, FindingKind, Note, check};
-use cowshed_engine::pool::{Pool, RecordKind, Volume};
+use cowshed_engine::{Pool, RecordKind, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
 use std::sync::Arc;

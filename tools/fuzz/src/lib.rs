@@ -15,9 +15,7 @@ pub mod filters;
 pub mod images;
 pub mod mutate;
 pub mod operations;
-#[path = "../../../tests/model/oracle.rs"]
-#[allow(dead_code, reason = "the oracle serves the tests of the model as well")]
-mod oracle;
+use cowshed_testkit::oracle;
 mod parts;
 mod plant;
 pub mod requests;

@@ -3,7 +3,7 @@
 use crate::oracle::{BLOCK, Oracle};
 use crate::parts::Parts;
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, Volume};
 use cowshed_format::base::{Error, Name, VolumeId};
 use cowshed_format::device::{Device, MemoryDevice};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A small pool to begin from, and the map of its metadata: which block's checksum is held where,
 //! so that a change can be made to look as if the engine had written it.
 
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, RecordKind};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind};
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, Name};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice, RecordedOp};
@@ -46,7 +46,7 @@ fn grow(close: bool) -> Plant {
     let pool = Pool::open(Arc::clone(&device) as Arc<dyn Device>, &options()).unwrap();
     let name = |text: &str| Name::new(text).unwrap();
     let base = pool.create_volume(&name("base"), 400 * BLOCK).unwrap();
-    let fill = |volume: &cowshed_engine::pool::Volume, first: u64, count: usize, with: u8| {
+    let fill = |volume: &cowshed_engine::Volume, first: u64, count: usize, with: u8| {
         let bytes = vec![with; count * BLOCK_BYTES];
         volume.write_at(&bytes, first * BLOCK).unwrap();
     };

@@ -8,7 +8,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowshed_engine::pool::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_format::device::{Device, MemoryDevice};
 use shuttle::thread;

@@ -9,7 +9,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const COMMAND: &str = "empty-file";
+/// The server, beside this program.
+const SERVER: &str = "cowshed-bench-empty";
 
 pub(crate) struct Empty {
     name: String,
@@ -18,10 +19,11 @@ pub(crate) struct Empty {
 }
 
 impl Empty {
-    pub(crate) fn new(name: &str, program: &Path, options: &[&str]) -> Self {
+    pub(crate) fn new(name: &str, options: &[&str]) -> Self {
+        let own = std::env::current_exe().unwrap_or_default();
         Self {
             name: name.to_owned(),
-            program: program.to_owned(),
+            program: own.with_file_name(SERVER),
             options: options.iter().map(ToString::to_string).collect(),
         }
     }
@@ -45,8 +47,8 @@ impl Peer for Empty {
     }
 
     fn missing(&self) -> Option<String> {
-        let Ok(asked) = host::run(&self.program, [COMMAND, "--help"]) else {
-            return Some("this cowshed has no empty server".into());
+        let Ok(asked) = host::run(&self.program, ["--help"]) else {
+            return Some("there is no cowshed-bench-empty beside this program".into());
         };
         crate::service::missing_options(&self.options, &asked.output)
     }
@@ -57,7 +59,6 @@ impl Peer for Empty {
         fs::create_dir(&mount)?;
         let mut command = Command::new(&self.program);
         command
-            .arg(COMMAND)
             .arg(&mount)
             .args(["--size", &place.size_bytes.to_string()])
             .args(&self.options)

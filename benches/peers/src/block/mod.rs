@@ -114,7 +114,7 @@ pub(crate) fn peers(program: &Path, backing: &Backing) -> Vec<Box<dyn Peer>> {
     let rings: &[&str] = &["--fuse", RINGS];
     for (suffix, options) in [("", &[][..]), (" (io-uring)", rings)] {
         let name = format!("empty server{suffix}");
-        peers.push(Box::new(empty::Empty::new(&name, program, options)));
+        peers.push(Box::new(empty::Empty::new(&name, options)));
     }
     for (suffix, options) in [("", &[][..]), (" (io-uring)", rings)] {
         let name = format!("cowshed{suffix}");

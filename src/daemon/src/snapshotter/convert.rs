@@ -4,7 +4,7 @@ use super::MountMode;
 use super::error::{Error, Result};
 use super::record::{Kind, Labels, Record};
 use super::wire;
-use cowshed_engine::pool::MAX_KEY_BYTES;
+use cowshed_engine::MAX_KEY_BYTES;
 use cowshed_host::{ERRORS_OPTION, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
 use std::path::Path;
 

@@ -8,7 +8,7 @@ use super::content::{Contents, Failure};
 use super::diff_wire::{ApplyRequest, ApplyResponse, Descriptor, DiffRequest, DiffResponse};
 use super::record::{Index, Kind};
 use super::wire::Mount;
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_format::base;
 use cowshed_format::base::sync::RwLock;
 use cowshed_host::{self as container, Host, LayerOptions, Sizing};

@@ -10,7 +10,7 @@
 //!   without a parent, at the empty file system.
 
 use super::MountMode;
-use cowshed_engine::pool::{Pool, RecordKind, Transaction};
+use cowshed_engine::{Pool, RecordKind, Transaction};
 use cowshed_format::base::VolumeId;
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;

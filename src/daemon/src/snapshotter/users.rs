@@ -1,7 +1,7 @@
 //! Which snapshots a volume serves, for messages about volumes.
 
 use super::record::{self, Kind};
-use cowshed_engine::pool::Pool;
+use cowshed_engine::Pool;
 use cowshed_format::base::VolumeId;
 
 /// A snapshot and the volume that it shows.

@@ -316,6 +316,7 @@ pub struct ScrubReport {
 
 /// What a bad block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ScrubFaultKind {
     /// A block of a volume's data.
     Data,

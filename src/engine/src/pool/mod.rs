@@ -3,16 +3,8 @@
 //! This is the engine's outside: [`Pool`], [`Volume`] and [`Transaction`]. It knows nothing of
 //! files, loop devices, images or containers; for the crates above it keeps records as bytes.
 //!
-//! # Locks, in the order in which they are taken
-//! 1. `checkpointer`: one checkpoint at a time.
-//! 2. `forest`: names, parents and records; writers of data never take it.
-//! 3. `cut`: shared by whoever appends to the log and publishes to a map, so that each record and
-//!    its effect are on the same side of a checkpoint's cut; exclusive for the cut itself and for
-//!    changes of the forest.
-//! 4. a volume's `writer` (a removed parent's before its child's).
-//! 5. `changes`: what the next checkpoint has to write.
-//!
-//! Reading data takes none of them. No lock is held while data is read or written.
+//! `lock_order` lists the locks in the order in which they are taken. Reading data takes none of
+//! them. No lock is held while data is read or written.
 
 mod background;
 mod catalogue;
@@ -25,6 +17,7 @@ mod grow;
 mod handle;
 mod host;
 mod info;
+mod lock_order;
 mod open;
 mod pause;
 mod plan;

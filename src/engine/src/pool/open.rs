@@ -7,6 +7,7 @@ use super::forest::{Forest, VolumeNode};
 use super::handle::Pool;
 use super::host::HostReserve;
 use super::info::OpenOptions;
+use super::lock_order::{OrderedMutex, OrderedRwLock, Rank};
 use super::shared::{Changes, Shared, Signal};
 use super::space_wait::SpaceWait;
 use super::volume::VolumeCore;
@@ -14,8 +15,8 @@ use super::watermark::Watch;
 use crate::log::{Log, Position};
 use crate::map::{Inheritance, NodeStore};
 use crate::space::{Committed, Space};
+use cowshed_format::base::sync::Mutex;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use cowshed_format::base::sync::{Mutex, RwLock};
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Name, Result};
 use cowshed_format::catalogue::{EntryId, RecordEntry, VolumeEntry};
 use cowshed_format::device::{Device, FailStopDevice, ReadOnlyDevice};
@@ -197,12 +198,15 @@ fn load(
         generation: AtomicU64::new(superblock.generation.next().0),
         last_cut: AtomicU64::new(superblock.generation.0),
         next_volume_id: AtomicU64::new(superblock.next_volume_id),
-        checkpointer: Mutex::new(Checkpointer::new(catalogue, committed, superblock, slot)),
+        checkpointer: OrderedMutex::new(
+            Rank::Checkpointer,
+            Checkpointer::new(catalogue, committed, superblock, slot),
+        ),
         device,
-        reclaiming: Mutex::new(()),
-        forest: RwLock::new(forest),
-        cut: RwLock::new(()),
-        changes: Mutex::new(Changes::default()),
+        reclaiming: OrderedMutex::new(Rank::Reclaiming, ()),
+        forest: OrderedRwLock::new(Rank::Forest, forest),
+        cut: OrderedRwLock::new(Rank::Cut, ()),
+        changes: OrderedMutex::new(Rank::Changes, Changes::default()),
         pending_free: AtomicI64::new(0),
         freed_since_cut: AtomicU64::new(0),
         checkpoints: AtomicU64::new(0),
@@ -215,7 +219,7 @@ fn load(
         space_wait: SpaceWait::default(),
         host_reserve: HostReserve::default(),
         notes: options.notes.clone(),
-        growth_refused: Mutex::new(None),
+        growth_refused: OrderedMutex::new(Rank::Growing, None),
         watermark: Watch::default(),
         threads: Mutex::default(),
     })

@@ -4,6 +4,7 @@ use super::checkpoint::Checkpointer;
 use super::forest::Forest;
 use super::host::HostReserve;
 use super::info::{FullOptions, Notes};
+use super::lock_order::{OrderedMutex, OrderedRwLock};
 use super::space_wait::SpaceWait;
 use super::volume::VolumeCore;
 use super::watermark::Watch;
@@ -11,7 +12,7 @@ use crate::log::Log;
 use crate::map::NodeStore;
 use crate::space::Space;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use cowshed_format::base::sync::{Condvar, Mutex, RwLock};
+use cowshed_format::base::sync::{Condvar, Mutex};
 use cowshed_format::base::{CorruptKind, Error, Generation, Result, VolumeId};
 use cowshed_format::device::FailStopDevice;
 use std::collections::BTreeMap;
@@ -38,12 +39,12 @@ pub(super) struct Shared {
     pub(super) generation: AtomicU64,
     /// The generation of the last checkpoint's cut.
     pub(super) last_cut: AtomicU64,
-    pub(super) checkpointer: Mutex<Checkpointer>,
+    pub(super) checkpointer: OrderedMutex<Checkpointer>,
     /// One thread at a time settles removed volumes.
-    pub(super) reclaiming: Mutex<()>,
-    pub(super) forest: RwLock<Forest>,
-    pub(super) cut: RwLock<()>,
-    pub(super) changes: Mutex<Changes>,
+    pub(super) reclaiming: OrderedMutex<()>,
+    pub(super) forest: OrderedRwLock<Forest>,
+    pub(super) cut: OrderedRwLock<()>,
+    pub(super) changes: OrderedMutex<Changes>,
     /// Blocks that a running checkpoint will free.
     pub(super) pending_free: AtomicI64,
     /// Blocks that were freed since the last cut, which the next checkpoint will free.
@@ -67,7 +68,7 @@ pub(super) struct Shared {
     /// Who is told of what a successor must know.
     pub(super) notes: Notes,
     /// When the host last refused to let the pool grow.
-    pub(super) growth_refused: Mutex<Option<Instant>>,
+    pub(super) growth_refused: OrderedMutex<Option<Instant>>,
     pub(super) watermark: Watch,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
 }

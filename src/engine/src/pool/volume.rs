@@ -1,9 +1,9 @@
 //! A volume in memory: its map, its counts, and what its writers share.
 
+use super::lock_order::{OrderedMutex, Rank};
 use super::prune::Pruned;
 use crate::map::{Inheritance, Ledger, Link, Ownership, Root, Tree};
 use crate::space::Stream;
-use cowshed_format::base::sync::Mutex;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use cowshed_format::base::{Generation, VolumeId};
 use cowshed_format::catalogue::VolumeEntry;
@@ -29,7 +29,7 @@ pub(super) struct VolumeCore {
     /// Blocks and nodes of ancestors that it no longer leads to, counted since the pool was opened.
     pub(super) let_go: AtomicU64,
     /// Once removed: when its children were last asked what they still need of it.
-    pub(super) pruned: Mutex<Pruned>,
+    pub(super) pruned: OrderedMutex<Pruned>,
     /// How many holds keep it from being removed.
     pub(super) holds: AtomicU32,
     /// How many put its flushes off.
@@ -40,8 +40,8 @@ pub(super) struct VolumeCore {
     /// process.
     pub(super) unlogged: AtomicU32,
     /// Where its next data goes.
-    pub(super) stream: Mutex<Stream>,
-    pub(super) writer: Mutex<Writer>,
+    pub(super) stream: OrderedMutex<Stream>,
+    pub(super) writer: OrderedMutex<Writer>,
 }
 
 /// What only the holder of a volume's write lock touches.
@@ -68,18 +68,21 @@ impl VolumeCore {
             mapped: AtomicI64::new(0),
             settled: AtomicU64::new(0),
             let_go: AtomicU64::new(0),
-            pruned: Mutex::default(),
+            pruned: OrderedMutex::new(Rank::Pruned, Pruned::default()),
             holds: AtomicU32::new(0),
             pauses: AtomicU32::new(0),
             changed: AtomicBool::new(false),
             unlogged: AtomicU32::new(0),
-            stream: Mutex::default(),
-            writer: Mutex::new(Writer {
-                branch,
-                inheritance: None,
-                ledger: Ledger::default(),
-                freed_counted: 0,
-            }),
+            stream: OrderedMutex::new(Rank::Stream, Stream::default()),
+            writer: OrderedMutex::new(
+                Rank::Writer,
+                Writer {
+                    branch,
+                    inheritance: None,
+                    ledger: Ledger::default(),
+                    freed_counted: 0,
+                },
+            ),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Targets in memory that count what reaches them and can be told to misbehave.
 
 use crate::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
-use cowshed_engine::pool::{Extent, ExtentKind};
+use cowshed_engine::{Extent, ExtentKind};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result, VolumeId, waiting};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::BTreeMap;

@@ -12,6 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why the engine refused or failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The device or the host failed.
     #[error("{action}: {source}")]
@@ -223,6 +224,7 @@ impl From<CorruptKind> for Error {
 
 /// Which fact about the format was violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CorruptKind {
     /// No superblock slot is valid.
     #[error("no superblock slot is readable")]

@@ -12,14 +12,18 @@
 //! - A write or a store that has returned survives the death of the process.
 
 mod fail_stop;
+#[cfg(any(test, feature = "testing"))]
 mod faulty;
 mod file;
+#[cfg(any(test, feature = "testing"))]
 mod memory;
 mod read_only;
 
 pub use fail_stop::{Alarm, FailStopDevice};
+#[cfg(any(test, feature = "testing"))]
 pub use faulty::{Effect, Fault, FaultyDevice, Lasting, Operation};
 pub use file::{CreateFile, FileDevice, FileOptions, lock_pool};
+#[cfg(any(test, feature = "testing"))]
 pub use memory::{DeviceImage, MemoryDevice, RecordedOp, Recording};
 pub use read_only::ReadOnlyDevice;
 

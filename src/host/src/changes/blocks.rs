@@ -1,6 +1,6 @@
 //! Sorted ranges of blocks: those that differ, and those that are accounted for.
 
-use cowshed_engine::pool::{Pool, Volume};
+use cowshed_engine::{Pool, Volume};
 use cowshed_format::base::{self, BLOCK_BYTES};
 use std::ops::Range;
 

@@ -5,7 +5,7 @@
 
 use crate::ext4::directory::{TYPE_DIRECTORY, TYPE_UNKNOWN};
 use crate::ext4::{Fault, FileSystem, ROOT_INODE, ReadResult};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_format::base::VolumeId;
 use parking_lot::Mutex;
 use std::collections::HashMap;

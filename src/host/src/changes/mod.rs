@@ -43,7 +43,7 @@ pub(super) use index::Indexes;
 use super::ext4::{Fault, FileSystem, ReadResult};
 use super::tree::TreeChanges;
 use blocks::ChangedBlocks;
-use cowshed_engine::pool::{Pool, Volume};
+use cowshed_engine::{Pool, Volume};
 use inodes::ChangedInodes;
 use names::Names;
 use walk::Walk;

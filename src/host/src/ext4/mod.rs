@@ -20,7 +20,7 @@ pub(super) use reader::{
     BLOCK_LEN, FileSystem, Group, INODES_PER_BLOCK, JOURNAL_INODE, RESIZE_INODE, ROOT_INODE,
 };
 
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_format::base::Result;
 
 const SUPERBLOCK_OFFSET: u64 = 1024;

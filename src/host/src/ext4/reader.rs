@@ -14,7 +14,7 @@
 use super::fault::{Fault, Result};
 use super::inode::{INODE_BYTES, Inode, InodeKind};
 use super::{BLOCK_BYTES, INCOMPAT_RECOVER, Superblock, le16, le32};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_format::base::cancel;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

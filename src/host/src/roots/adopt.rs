@@ -4,7 +4,7 @@ use super::super::adoption::device_of;
 use super::super::host::Host;
 use super::super::host::WORK_PREFIX;
 use super::{DEVICE_SUFFIX, FILE_SUFFIX, Mounted};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_export::{AttachKind, Export};
 use cowshed_format::base::VolumeId;
 use cowshed_sys::mount::{self, MountEntry};

@@ -12,7 +12,7 @@ use super::super::filesystem::Mode;
 use super::super::host::{Host, WorkVolumes};
 use super::super::room::{LayerRoom, Mounted, Sizing};
 use super::RootUse;
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_oci::{
     self as oci, ApplyOptions, Compression, Dropped, LayerDigest, LayerReader, LayerSummary,
     LayerWriter, Time,

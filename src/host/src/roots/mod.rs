@@ -24,7 +24,7 @@ use super::error::{Error, Result};
 use super::ext4;
 use super::filesystem::{self, Access, Mode};
 use super::host::{Host, WORK_PREFIX, WorkVolumes, attach_device, random_hex};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_export::{AttachKind, ExportError};
 use cowshed_format::base::{Name, VolumeId};
 use cowshed_sys::mount::{self, FileSystem};

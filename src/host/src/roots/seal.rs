@@ -16,7 +16,7 @@ use super::super::filesystem::Mode;
 use super::super::frozen::FrozenMount;
 use super::super::host::{Host, WorkVolumes};
 use super::{Root, RootUse, is_alone};
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_export::ExportError;
 use parking_lot::{ArcMutexGuard, RawMutex};
 

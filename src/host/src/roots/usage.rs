@@ -3,7 +3,7 @@
 use super::super::error::Result;
 use super::super::ext4::Superblock;
 use super::super::host::Host;
-use cowshed_engine::pool::Volume;
+use cowshed_engine::Volume;
 use cowshed_format::base::VolumeId;
 use cowshed_sys::mount::FileSystem;
 

@@ -21,7 +21,7 @@ use super::wire::{
     MountsResponse, PrepareRequest, UpdateRequest, UsageResponse,
 };
 use super::{MountMode, Options};
-use cowshed_engine::pool::{Pool, Volume};
+use cowshed_engine::{Pool, Volume};
 use cowshed_format::base;
 use cowshed_format::base::sync::RwLock;
 use cowshed_host::{Host, RootUse};

@@ -6,7 +6,7 @@ use super::super::error::{Error, Result};
 use super::super::record::{Index, Kind, Labels, REF_LABEL, Record};
 use super::super::wire::{MountsResponse, PrepareRequest};
 use super::Store;
-use cowshed_engine::pool::{Transaction, Volume};
+use cowshed_engine::{Transaction, Volume};
 use cowshed_format::base::VolumeId;
 use std::sync::Arc;
 use std::thread;

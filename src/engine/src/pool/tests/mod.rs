@@ -92,6 +92,7 @@ fn a_pool_that_is_open_read_only_is_recovered_in_memory_and_refuses_every_change
         refused(pool.reclaim().map(drop));
         refused(pool.grow(128 * MIB));
         pool.flush().unwrap();
+        volume.flush().unwrap();
         assert!(content(&volume) == expected);
         pool.close().unwrap();
         drop((volume, pool));

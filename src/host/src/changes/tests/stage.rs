@@ -4,7 +4,7 @@ use super::super::inodes::ChangedInodes;
 use super::super::*;
 use crate::ext4::{Inode, ROOT_INODE};
 use crate::{Comparison, CreateContainer, Host, ImportOptions, record};
-use cowshed_engine::pool::{CreateOptions, OpenOptions};
+use cowshed_engine::{CreateOptions, OpenOptions};
 use cowshed_format::base::Name;
 use cowshed_format::device::MemoryDevice;
 use cowshed_oci::SourceInput;

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-pub(crate) struct Docker {
+pub struct Docker {
     folder: PathBuf,
     release: Release,
     process: Option<Process>,
@@ -20,7 +20,7 @@ pub(crate) struct Docker {
 
 impl Docker {
     /// Starts it over the containerd that runs for the same setting.
-    pub(crate) fn start(setting: &Setting) -> Self {
+    pub fn start(setting: &Setting) -> Self {
         let configuration = json!({
             "features": {"containerd-snapshotter": true},
             "storage-driver": setting.snapshotter.word(),
@@ -29,7 +29,7 @@ impl Docker {
     }
 
     /// As `start`, with a configuration of the caller's.
-    pub(crate) fn start_with(setting: &Setting, configuration: &Value) -> Self {
+    pub fn start_with(setting: &Setting, configuration: &Value) -> Self {
         let folder = setting.folder.clone();
         fs::write(folder.join("daemon.json"), configuration.to_string()).unwrap();
         let plugins = folder.join("docker-client/cli-plugins");
@@ -44,11 +44,11 @@ impl Docker {
         docker
     }
 
-    pub(crate) fn socket(folder: &Path) -> PathBuf {
+    pub fn socket(folder: &Path) -> PathBuf {
         folder.join("d.sock")
     }
 
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         let path = |name: &str| self.folder.join(name);
         let mut command = Command::new(self.release.root().join("usr/sbin/dockerd"));
         command
@@ -78,15 +78,12 @@ impl Docker {
         self.process = Some(Process::start("dockerd", command, log, ready));
     }
 
-    pub(crate) fn stop(mut self) {
+    pub fn stop(mut self) {
         self.process.take().unwrap().stop();
     }
 
     /// The client with these arguments.
-    pub(crate) fn command<S: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Command {
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(self.release.root().join("usr/bin/docker"));
         command
             .env(
@@ -100,44 +97,41 @@ impl Docker {
     }
 
     /// Runs the client, which must do its work, and answers what it printed.
-    pub(crate) fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+    pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         output(&mut self.command(arguments)).trim_end().to_owned()
     }
 
-    pub(crate) fn attempt<S: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Output {
+    pub fn attempt<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// `docker inspect` of anything, of which there is one.
-    pub(crate) fn inspect(&self, name: &str) -> Value {
+    pub fn inspect(&self, name: &str) -> Value {
         let text = self.ok(["inspect", "--size", name]);
         let found: Value = serde_json::from_str(&text).unwrap();
         found[0].clone()
     }
 
     /// Starts a container that waits; further options come before the image.
-    pub(crate) fn run_waiting(&self, name: &str, options: &[&str], image: &str) {
+    pub fn run_waiting(&self, name: &str, options: &[&str], image: &str) {
         let mut command = self.command(["run", "--detach", "--network=none", "--name", name]);
         command.args(options).args([image, "sleep", "1000"]);
         output(&mut command);
     }
 
     /// Runs a line of the shell in a container of its own, and answers what it printed.
-    pub(crate) fn run(&self, options: &[&str], image: &str, script: &str) -> String {
+    pub fn run(&self, options: &[&str], image: &str, script: &str) -> String {
         let mut command = self.command(["run", "--rm", "--network=none"]);
         command.args(options).args([image, "sh", "-euc", script]);
         output(&mut command)
     }
 
-    pub(crate) fn exec(&self, container: &str, script: &str) -> String {
+    pub fn exec(&self, container: &str, script: &str) -> String {
         output(&mut self.command(["exec", container, "sh", "-euc", script]))
     }
 
     /// Builds a folder with a `Dockerfile` in it.
-    pub(crate) fn build(&self, folder: &Path, tag: &str) -> String {
+    pub fn build(&self, folder: &Path, tag: &str) -> String {
         let mut command =
             self.command(["build", "--progress=plain", "--network=none", "--tag", tag]);
         let answer = command.arg(folder).output().unwrap();
@@ -147,7 +141,7 @@ impl Docker {
     }
 
     /// What `docker ps --size` counts as a container's own.
-    pub(crate) fn own_bytes(&self, container: &str) -> u64 {
+    pub fn own_bytes(&self, container: &str) -> u64 {
         let size = &self.inspect(container)["SizeRw"];
         size.as_u64().unwrap_or_else(|| panic!("a size: {size}"))
     }

@@ -12,17 +12,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-pub(crate) struct Containerd {
+pub struct Containerd {
     folder: PathBuf,
     release: Release,
-    pub(crate) snapshotter: &'static str,
+    pub snapshotter: &'static str,
     /// Of containerd's; its control groups have the name, too.
-    pub(crate) namespace: String,
+    pub namespace: String,
     process: Option<Process>,
 }
 
 impl Containerd {
-    pub(crate) fn start(setting: &Setting) -> Self {
+    pub fn start(setting: &Setting) -> Self {
         let folder = setting.folder.clone();
         fs::write(folder.join("containerd.toml"), configuration(setting)).unwrap();
         let mut containerd = Self {
@@ -36,17 +36,17 @@ impl Containerd {
         containerd
     }
 
-    pub(crate) fn socket(folder: &Path) -> PathBuf {
+    pub fn socket(folder: &Path) -> PathBuf {
         folder.join("c.sock")
     }
 
     /// Whether layers are unpacked and written by cowshed where the snapshots are its.
-    pub(crate) fn asks_differs(&self) -> bool {
+    pub fn asks_differs(&self) -> bool {
         takes_differs(self.release)
     }
 
     /// Starts it when it does not run.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         if self.process.is_some() {
             return;
         }
@@ -59,11 +59,11 @@ impl Containerd {
         self.process = Some(Process::start("containerd", command, log, ready));
     }
 
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.process.take().unwrap().kill();
     }
 
-    pub(crate) fn stop(mut self) {
+    pub fn stop(mut self) {
         self.process.take().unwrap().stop();
     }
 
@@ -80,7 +80,7 @@ impl Containerd {
     }
 
     /// `ctr` with these arguments.
-    pub(crate) fn ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub fn ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.program("ctr");
         command
             .arg("--address")
@@ -91,33 +91,27 @@ impl Containerd {
     }
 
     /// Runs `ctr`, which must do its work, and answers what it printed.
-    pub(crate) fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+    pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         output(&mut self.ctr(arguments))
     }
 
-    pub(crate) fn attempt<S: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Output {
+    pub fn attempt<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
         self.ctr(arguments).output().unwrap()
     }
 
     /// `ctr snapshots` of our snapshotter.
-    pub(crate) fn snapshot<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
+    pub fn snapshot<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
         output(&mut self.snapshot_command(arguments))
     }
 
-    pub(crate) fn snapshot_command<'a>(
-        &self,
-        arguments: impl IntoIterator<Item = &'a str>,
-    ) -> Command {
+    pub fn snapshot_command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = self.ctr(["snapshots", "--snapshotter", self.snapshotter]);
         command.args(arguments);
         command
     }
 
     /// The keys of all snapshots.
-    pub(crate) fn snapshots(&self) -> Vec<String> {
+    pub fn snapshots(&self) -> Vec<String> {
         let table = self.snapshot(["ls"]);
         let lines = table.lines().skip(1);
         lines
@@ -126,7 +120,7 @@ impl Containerd {
     }
 
     /// Imports an archive and unpacks it; all its names begin with `name`.
-    pub(crate) fn import(&self, archive: &Path, name: &str) -> Command {
+    pub fn import(&self, archive: &Path, name: &str) -> Command {
         let mut command = self.ctr(["images", "import", "--snapshotter", self.snapshotter]);
         command
             .args(["--base-name", name, "--digests"])
@@ -135,7 +129,7 @@ impl Containerd {
     }
 
     /// Runs a container to its end, and answers what it printed.
-    pub(crate) fn run<'a>(
+    pub fn run<'a>(
         &self,
         image: &str,
         id: &str,
@@ -146,7 +140,7 @@ impl Containerd {
     }
 
     /// Starts a container that waits.
-    pub(crate) fn start_container(&self, image: &str, id: &str) {
+    pub fn start_container(&self, image: &str, id: &str) {
         let options = ["run", "--detach", "--null-io", "--snapshotter"];
         let mut command = self.ctr(options);
         command.args([self.snapshotter, image, id]);
@@ -154,13 +148,13 @@ impl Containerd {
     }
 
     /// Runs a line of the shell in a running container.
-    pub(crate) fn exec(&self, id: &str, process: &str, script: &str) -> String {
+    pub fn exec(&self, id: &str, process: &str, script: &str) -> String {
         let mut command = self.ctr(["tasks", "exec", "--exec-id", process, id]);
         output(command.args(["/bin/busybox", "sh", "-euc", script]))
     }
 
     /// Kills a container's process and removes the container with its snapshot.
-    pub(crate) fn remove_container(&self, id: &str) {
+    pub fn remove_container(&self, id: &str) {
         self.attempt(["tasks", "kill", "--signal", "KILL", id]);
         eventually("the task's removal", || {
             let removed = self.attempt(["tasks", "rm", "--force", id]);
@@ -246,7 +240,7 @@ disabled_plugins = [{disabled}]
 /// The sample of the README after the line that contains `after`, as it stands but for this test's
 /// socket and processor.
 fn sample(after: &str, setting: &Setting) -> String {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = crate::repository().join("README.md");
     let readme = fs::read_to_string(readme).unwrap();
     let (_, rest) = readme.split_once(after).expect("the README's sample");
     let (_, rest) = rest.split_once("```toml\n").expect("a sample");

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How much of a log is shown after a failure.
 const LAST_LINES: usize = 30;
 
-pub(crate) struct Process {
+pub struct Process {
     name: &'static str,
     log: PathBuf,
     child: Option<Child>,
@@ -22,7 +22,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts `command`, and waits until it is `ready`.
-    pub(crate) fn start(
+    pub fn start(
         name: &'static str,
         mut command: Command,
         log: PathBuf,
@@ -50,19 +50,19 @@ impl Process {
         process
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
     /// Kills it in the middle of whatever it does.
-    pub(crate) fn kill(mut self) {
+    pub fn kill(mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// Stops it, which must go well.
-    pub(crate) fn stop(mut self) {
+    pub fn stop(mut self) {
         let status = self.end();
         let name = self.name;
         assert!(
@@ -88,7 +88,7 @@ impl Process {
     }
 
     /// The end of its log.
-    pub(crate) fn said(&self) -> String {
+    pub fn said(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
@@ -106,7 +106,7 @@ impl Drop for Process {
     }
 }
 
-pub(crate) fn signal(process: u32, signal: Signal) {
+pub fn signal(process: u32, signal: Signal) {
     // It may have ended by itself.
     let _ = kill(Pid::from_raw(i32::try_from(process).unwrap()), signal);
 }

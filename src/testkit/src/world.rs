@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// Whose snapshots the containers have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Snapshotter {
+pub enum Snapshotter {
     Cowshed,
     /// containerd's default.
     Overlayfs,
@@ -23,7 +23,7 @@ pub(crate) enum Snapshotter {
 
 impl Snapshotter {
     /// What containerd knows it by.
-    pub(crate) fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::Cowshed => "cowshed",
             Self::Overlayfs => "overlayfs",
@@ -34,7 +34,7 @@ impl Snapshotter {
     }
 
     /// Where one of containerd's own keeps all it has.
-    pub(crate) fn root(self, folder: &Path) -> PathBuf {
+    pub fn root(self, folder: &Path) -> PathBuf {
         let name = format!("c-root/io.containerd.snapshotter.v1.{}", self.word());
         folder.join(name)
     }
@@ -42,7 +42,7 @@ impl Snapshotter {
 
 /// What cowshed gives containerd to mount.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mounts {
+pub enum Mounts {
     /// A folder of a file system that cowshed has mounted.
     Dir,
     /// A loop device.
@@ -52,7 +52,7 @@ pub(crate) enum Mounts {
 }
 
 impl Mounts {
-    pub(crate) fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::Dir => "dir",
             Self::Loop => "loop",
@@ -62,26 +62,26 @@ impl Mounts {
 }
 
 /// What a test is asked to run with.
-pub(crate) struct Setting {
-    pub(crate) release: Release,
-    pub(crate) snapshotter: Snapshotter,
-    pub(crate) mounts: Mounts,
+pub struct Setting {
+    pub release: Release,
+    pub snapshotter: Snapshotter,
+    pub mounts: Mounts,
     /// The test's own.
-    pub(crate) folder: PathBuf,
-    pub(crate) rounds: u64,
-    pub(crate) seed: u64,
+    pub folder: PathBuf,
+    pub rounds: u64,
+    pub seed: u64,
 }
 
 /// A containerd with its snapshotter.
-pub(crate) struct World {
+pub struct World {
     // In this order: containerd ends before the snapshotter does.
-    pub(crate) containerd: Containerd,
+    pub containerd: Containerd,
     /// Where the snapshots are cowshed's.
-    pub(crate) service: Option<Service>,
+    pub service: Option<Service>,
 }
 
 impl World {
-    pub(crate) fn open(setting: &Setting) -> Self {
+    pub fn open(setting: &Setting) -> Self {
         let service = (setting.snapshotter == Snapshotter::Cowshed)
             .then(|| Service::open(&setting.folder, setting.mounts));
         let containerd = Containerd::start(setting);
@@ -92,13 +92,13 @@ impl World {
     }
 
     /// The space that the pool has given away; nothing to say of others' snapshots.
-    pub(crate) fn used_bytes(&self) -> Option<u64> {
+    pub fn used_bytes(&self) -> Option<u64> {
         self.service.as_ref().map(Service::used_bytes)
     }
 
     /// Removes every image, lease and snapshot that a client knows of, and waits until the
     /// snapshotter has nothing more, also of what only one of the two sides knew.
-    pub(crate) fn clear(&self) {
+    pub fn clear(&self) {
         let ctr = &self.containerd;
         for lease in ctr.ok(["leases", "ls", "-q"]).lines() {
             ctr.ok(["leases", "rm", "--sync", lease]);
@@ -115,7 +115,7 @@ impl World {
     }
 
     /// Waits until the snapshotter has nothing more of containerd's.
-    pub(crate) fn wait_until_empty(&self) {
+    pub fn wait_until_empty(&self) {
         let Some(service) = &self.service else {
             return;
         };
@@ -132,7 +132,7 @@ impl World {
     }
 
     /// Stops both; the pool must be sound.
-    pub(crate) fn close(self) {
+    pub fn close(self) {
         self.containerd.stop();
         if let Some(service) = self.service {
             service.close();

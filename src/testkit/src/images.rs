@@ -8,10 +8,10 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The image of a pod's own container, as containerd's configuration names it.
-pub(crate) const PAUSE: &str = "docker.io/test/pause:1";
+pub const PAUSE: &str = "docker.io/test/pause:1";
 
 /// The machine, as images name it.
-pub(crate) fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -20,12 +20,12 @@ pub(crate) fn architecture() -> &'static str {
 }
 
 /// The host's static busybox.
-pub(crate) fn busybox() -> PathBuf {
+pub fn busybox() -> PathBuf {
     PathBuf::from(run("which", ["busybox"]).trim())
 }
 
 /// Fills a folder with what a shell needs.
-pub(crate) fn shell_root(root: &Path) {
+pub fn shell_root(root: &Path) {
     for folder in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "var"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
@@ -58,7 +58,7 @@ pub(crate) fn shell_root(root: &Path) {
 }
 
 /// Packs a folder as a plain layer.
-pub(crate) fn pack(folder: &Path, tar: &Path) {
+pub fn pack(folder: &Path, tar: &Path) {
     let (folder, tar) = (folder.to_str().unwrap(), tar.to_str().unwrap());
     run(
         "tar",
@@ -77,7 +77,7 @@ pub(crate) fn pack(folder: &Path, tar: &Path) {
 }
 
 /// An image in the making: a layout as a folder.
-pub(crate) struct Image {
+pub struct Image {
     folder: PathBuf,
     layers: Vec<(String, u64)>,
     /// What Docker calls it.
@@ -86,7 +86,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    pub(crate) fn new(folder: PathBuf) -> Self {
+    pub fn new(folder: PathBuf) -> Self {
         fs::create_dir_all(folder.join("blobs/sha256")).unwrap();
         Self {
             folder,
@@ -97,19 +97,19 @@ impl Image {
     }
 
     /// Gives it a full name, for those who do not choose one when they load it.
-    pub(crate) fn named(mut self, name: &str) -> Self {
+    pub fn named(mut self, name: &str) -> Self {
         self.name = Some(name.to_owned());
         self
     }
 
     /// Sets what its containers run.
-    pub(crate) fn running(mut self, command: &[&str]) -> Self {
+    pub fn running(mut self, command: &[&str]) -> Self {
         self.command = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
     /// Adds a plain tar as the next layer; the file goes into the layout.
-    pub(crate) fn layer(mut self, tar: &Path) -> Self {
+    pub fn layer(mut self, tar: &Path) -> Self {
         let (digest, size) = digest_of(tar);
         let blob = self.folder.join("blobs/sha256").join(&digest);
         if fs::rename(tar, &blob).is_err() {
@@ -120,7 +120,7 @@ impl Image {
     }
 
     /// Adds a layer with what `fill` puts into a folder.
-    pub(crate) fn filled(self, fill: impl FnOnce(&Path)) -> Self {
+    pub fn filled(self, fill: impl FnOnce(&Path)) -> Self {
         let work = self.folder.join("work");
         fs::create_dir(&work).unwrap();
         fill(&work);
@@ -131,7 +131,7 @@ impl Image {
     }
 
     /// Writes the archive, of which the image's name is `latest` below any base name.
-    pub(crate) fn write(self) -> PathBuf {
+    pub fn write(self) -> PathBuf {
         let diff_ids: Vec<_> = self
             .layers
             .iter()
@@ -194,7 +194,7 @@ fn digest_of(file: &Path) -> (String, u64) {
 
 /// An image of a shell, many small files, and a few large ones; what it holds can be told from
 /// `seed`, and `sums` in it says what must be in there.
-pub(crate) fn varied(folder: &Path, seed: u64) -> PathBuf {
+pub fn varied(folder: &Path, seed: u64) -> PathBuf {
     const LAYERS: u64 = 4;
     const FILES: u64 = 400;
     let mut image = Image::new(folder.join(format!("image-{seed}"))).filled(shell_root);
@@ -221,5 +221,5 @@ pub(crate) fn varied(folder: &Path, seed: u64) -> PathBuf {
 }
 
 /// What a container of a varied image runs to see that all of it is there.
-pub(crate) const VERIFY: &str =
+pub const VERIFY: &str =
     "for n in 0 1 2 3; do sha256sum -c /data/$n/sums >/dev/null || exit 1; done; echo whole";

@@ -30,17 +30,17 @@ const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 static EXIT_CODE: AtomicU8 = AtomicU8::new(1);
 
 /// The inside of the namespaces.
-pub(crate) struct Sandbox {
+pub struct Sandbox {
     folder: PathBuf,
 }
 
 /// Whether this process is in there: then it has no network.
-pub(crate) fn is_inside() -> bool {
+pub fn is_inside() -> bool {
     env::var_os(STAGE).is_some()
 }
 
 /// Goes in; answers nothing to the processes that stay outside, once the tests are over.
-pub(crate) fn enter() -> Option<Sandbox> {
+pub fn enter() -> Option<Sandbox> {
     match env::var(STAGE).as_deref() {
         Err(_) => {
             stay_outside();
@@ -59,13 +59,13 @@ pub(crate) fn enter() -> Option<Sandbox> {
 }
 
 /// What the processes outside exit with.
-pub(crate) fn exit_code() -> ExitCode {
+pub fn exit_code() -> ExitCode {
     EXIT_CODE.load(Ordering::Relaxed).into()
 }
 
 impl Sandbox {
     /// A folder for one test, by a short name: paths of sockets have a limit.
-    pub(crate) fn folder_for(&self, test: &str) -> PathBuf {
+    pub fn folder_for(&self, test: &str) -> PathBuf {
         let number = fs::read_dir(&self.folder).unwrap().count();
         let folder = self.folder.join(format!("{number:02}"));
         fs::create_dir(&folder).unwrap();
@@ -75,7 +75,7 @@ impl Sandbox {
 }
 
 /// The name that our control groups begin with.
-pub(crate) fn control_group(folder: &Path) -> String {
+pub fn control_group(folder: &Path) -> String {
     // The folder of the sandbox has a name that nobody else uses.
     let mut above = folder.ancestors();
     let own = above.find(|path| {

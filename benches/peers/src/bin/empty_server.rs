@@ -1,23 +1,31 @@
-//! A directory with one file that holds nothing: what is read is whatever the buffer held, and what
-//! is written is forgotten. The limit of any volume on the same path, to measure against.
+//! `empty_server MOUNTPOINT --size BYTES [--fuse threads|io-uring]`: a mount of one file,
+//! `MOUNTPOINT/empty`, that is served as volumes are but has no pool. What is read is whatever the
+//! buffer held, and what is written is forgotten: it shows what the way from the kernel to a volume
+//! and back costs by itself, which limits every volume on that way.
 //!
-//! Not for users: its reads show what other requests of the same mount left in memory.
+//! It is no part of the product: its reads show what other requests of the same mount left in
+//! memory. It prints the file's path once it is served, and ends by SIGTERM or SIGINT, when it
+//! unmounts. A loop device on the file is its user's to make and to detach.
 
-use super::target::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
-use cowshed_engine::pool::{Extent, ExtentKind};
-use cowshed_format::base::{Error, Name, Result, VolumeId};
+use clap::Parser;
+use cowshed_engine::{Error, Extent, ExtentKind, Name, Result, VolumeId};
+use cowshed_export::{
+    BlockTarget, Directory, Export, ExportOptions, Space, TargetHold, TargetInfo, Transport,
+};
+use nix::sys::signal::{SigSet, Signal};
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 /// The file's name.
-pub const EMPTY_FILE: &str = "empty";
+const EMPTY_FILE: &str = "empty";
 /// The file's id.
 const ID: VolumeId = VolumeId(1);
 
 /// The file, and the directory that it is in.
 #[derive(Clone)]
-pub struct Empty {
+struct Empty {
     name: Name,
     size_bytes: u64,
     made: SystemTime,
@@ -28,7 +36,7 @@ impl Empty {
     ///
     /// # Errors
     /// `InvalidName`, if the name of the constant were none.
-    pub fn new(size_bytes: u64) -> Result<Self> {
+    fn new(size_bytes: u64) -> Result<Self> {
         Ok(Self {
             name: Name::new(EMPTY_FILE)?,
             size_bytes,
@@ -126,4 +134,45 @@ impl Directory for Empty {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
+}
+
+/// How requests reach the server.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Fuse {
+    Threads,
+    IoUring,
+}
+
+/// Serve a file that keeps nothing
+#[derive(Parser)]
+struct Arguments {
+    /// Where the file appears
+    mount_point: PathBuf,
+    /// The file's size in bytes
+    #[arg(long, value_name = "BYTES")]
+    size: u64,
+    /// How requests come
+    #[arg(long, value_enum, default_value_t = Fuse::Threads)]
+    fuse: Fuse,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    // Before any thread is started, so that none of them is sent the signal.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+    let options = ExportOptions {
+        transport: match arguments.fuse {
+            Fuse::Threads => Transport::Threads,
+            Fuse::IoUring => Transport::IoUring,
+        },
+        ..ExportOptions::default()
+    };
+    let directory = Arc::new(Empty::new(arguments.size)?);
+    let export = Export::over(directory, &arguments.mount_point, options)?;
+    println!("{}", export.mount_point().join(EMPTY_FILE).display());
+    signals.wait()?;
+    Ok(export.unmount()?)
 }

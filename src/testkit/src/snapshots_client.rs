@@ -1,6 +1,6 @@
 //! A client of the snapshots service that waits for each answer.
 
-use crate::wire::{
+use cowshed_daemon::snapshotter::wire::{
     CleanupRequest, CommitRequest, Empty, FieldMask, Info, InfoResponse, KeyRequest, ListRequest,
     ListResponse, Mount, MountsResponse, PrepareRequest, UpdateRequest, UsageResponse,
 };
@@ -19,22 +19,22 @@ const SERVICE: &str = "/containerd.services.snapshots.v1.Snapshots/";
 /// How long a daemon that was killed may be away.
 const AWAY_TIME: Duration = Duration::from_secs(60);
 
-pub(crate) type Labels = BTreeMap<String, String>;
+pub type Labels = BTreeMap<String, String>;
 
-pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
+pub fn labels(pairs: &[(&str, &str)]) -> Labels {
     let pairs = pairs.iter();
     pairs
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
         .collect()
 }
 
-pub(crate) struct Client {
+pub struct Client {
     runtime: Runtime,
     grpc: Grpc<Channel>,
 }
 
 impl Client {
-    pub(crate) fn connect(socket: &Path) -> Self {
+    pub fn connect(socket: &Path) -> Self {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -53,7 +53,7 @@ impl Client {
         format!("{SERVICE}{call}").parse().unwrap()
     }
 
-    pub(crate) fn call<Q, A>(&mut self, call: &str, message: Q) -> Result<A, Status>
+    pub fn call<Q, A>(&mut self, call: &str, message: Q) -> Result<A, Status>
     where
         Q: Message + Default + 'static,
         A: Message + Default + 'static,
@@ -69,7 +69,7 @@ impl Client {
     }
 
     /// As `call`, again and again while the daemon is away.
-    pub(crate) fn persist<T>(
+    pub fn persist<T>(
         &mut self,
         mut call: impl FnMut(&mut Self) -> Result<T, Status>,
     ) -> Result<T, Status> {
@@ -84,11 +84,11 @@ impl Client {
         }
     }
 
-    pub(crate) fn prepare(&mut self, key: &str, parent: &str) -> Result<Mount, Status> {
+    pub fn prepare(&mut self, key: &str, parent: &str) -> Result<Mount, Status> {
         self.prepare_with(key, parent, Labels::new())
     }
 
-    pub(crate) fn prepare_with(
+    pub fn prepare_with(
         &mut self,
         key: &str,
         parent: &str,
@@ -97,11 +97,11 @@ impl Client {
         self.make("Prepare", key, parent, labels)
     }
 
-    pub(crate) fn view(&mut self, key: &str, parent: &str) -> Result<Mount, Status> {
+    pub fn view(&mut self, key: &str, parent: &str) -> Result<Mount, Status> {
         self.make("View", key, parent, Labels::new())
     }
 
-    pub(crate) fn make(
+    pub fn make(
         &mut self,
         call: &str,
         key: &str,
@@ -117,15 +117,15 @@ impl Client {
         self.call(call, request).map(only)
     }
 
-    pub(crate) fn mounts(&mut self, key: &str) -> Result<Mount, Status> {
+    pub fn mounts(&mut self, key: &str) -> Result<Mount, Status> {
         self.call("Mounts", request(key)).map(only)
     }
 
-    pub(crate) fn commit(&mut self, name: &str, key: &str) -> Result<(), Status> {
+    pub fn commit(&mut self, name: &str, key: &str) -> Result<(), Status> {
         self.commit_with(name, key, Labels::new(), "")
     }
 
-    pub(crate) fn commit_with(
+    pub fn commit_with(
         &mut self,
         name: &str,
         key: &str,
@@ -142,21 +142,16 @@ impl Client {
         self.call::<_, Empty>("Commit", request).map(drop)
     }
 
-    pub(crate) fn remove(&mut self, key: &str) -> Result<(), Status> {
+    pub fn remove(&mut self, key: &str) -> Result<(), Status> {
         self.call::<_, Empty>("Remove", request(key)).map(drop)
     }
 
-    pub(crate) fn stat(&mut self, key: &str) -> Result<Info, Status> {
+    pub fn stat(&mut self, key: &str) -> Result<Info, Status> {
         let answer: InfoResponse = self.call("Stat", request(key))?;
         Ok(answer.info.unwrap())
     }
 
-    pub(crate) fn update(
-        &mut self,
-        name: &str,
-        labels: Labels,
-        paths: &[&str],
-    ) -> Result<Info, Status> {
+    pub fn update(&mut self, name: &str, labels: Labels, paths: &[&str]) -> Result<Info, Status> {
         let info = Info {
             name: name.to_owned(),
             parent: "not to be changed".to_owned(),
@@ -173,17 +168,17 @@ impl Client {
         Ok(answer.info.unwrap())
     }
 
-    pub(crate) fn usage(&mut self, key: &str) -> Result<UsageResponse, Status> {
+    pub fn usage(&mut self, key: &str) -> Result<UsageResponse, Status> {
         self.call("Usage", request(key))
     }
 
-    pub(crate) fn cleanup(&mut self) -> Result<(), Status> {
+    pub fn cleanup(&mut self) -> Result<(), Status> {
         let snapshotter = "cowshed".to_owned();
         self.call::<_, Empty>("Cleanup", CleanupRequest { snapshotter })
             .map(drop)
     }
 
-    pub(crate) fn list(&mut self, filters: &[&str]) -> Result<Vec<Info>, Status> {
+    pub fn list(&mut self, filters: &[&str]) -> Result<Vec<Info>, Status> {
         let request = ListRequest {
             snapshotter: "cowshed".to_owned(),
             filters: filters.iter().map(|text| (*text).to_owned()).collect(),
@@ -205,7 +200,7 @@ impl Client {
     }
 
     /// The names that match, sorted.
-    pub(crate) fn names(&mut self, filters: &[&str]) -> Vec<String> {
+    pub fn names(&mut self, filters: &[&str]) -> Vec<String> {
         let infos = self.list(filters).unwrap();
         let mut names: Vec<_> = infos.into_iter().map(|info| info.name).collect();
         names.sort();
@@ -226,7 +221,7 @@ fn only(answer: MountsResponse) -> Mount {
 }
 
 /// Whether the daemon went away before it answered: it may have done what was asked, or not.
-pub(crate) fn is_lost(status: &Status) -> bool {
+pub fn is_lost(status: &Status) -> bool {
     let message = status.message();
     let broken = [
         "transport error",
@@ -243,7 +238,7 @@ pub(crate) fn is_lost(status: &Status) -> bool {
 
 /// The call must be refused with this code.
 #[track_caller]
-pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code) {
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code) {
     match answer {
         Ok(answer) => panic!("{answer:?} instead of {code:?}"),
         Err(status) => assert_eq!(status.code(), code, "{status:?}"),

@@ -2,11 +2,11 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A release of Debian, for the versions that it carries.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Release {
+pub enum Release {
     /// containerd 1.6, runc, Go.
     Bookworm,
     /// containerd 1.7, Docker 26.
@@ -17,7 +17,7 @@ pub(crate) enum Release {
 
 impl Release {
     /// The root below which the packages of the release were unpacked.
-    pub(crate) fn root(self) -> PathBuf {
+    pub fn root(self) -> PathBuf {
         let name = match self {
             Self::Bookworm => "bookworm",
             Self::Trixie => "trixie",
@@ -33,7 +33,7 @@ impl Release {
     }
 
     /// Where the release's programs are looked for, before the host's own.
-    pub(crate) fn path(self) -> OsString {
+    pub fn path(self) -> OsString {
         let root = self.root();
         // One runc serves all of them.
         let mut folders = vec![root.join("usr/bin"), root.join("usr/sbin")];
@@ -44,7 +44,7 @@ impl Release {
 }
 
 /// Docker's build plugin.
-pub(crate) fn buildx() -> PathBuf {
+pub fn buildx() -> PathBuf {
     Release::Sid
         .root()
         .join("usr/libexec/docker/cli-plugins/docker-buildx")
@@ -52,5 +52,5 @@ pub(crate) fn buildx() -> PathBuf {
 
 fn folder() -> PathBuf {
     let given = env::var_os("COWSHED_RUNTIMES").map(PathBuf::from);
-    given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/runtimes"))
+    given.unwrap_or_else(|| crate::repository().join("target/runtimes"))
 }

@@ -9,25 +9,22 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up on it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The command's program.
-pub(crate) fn program() -> PathBuf {
-    assert_cmd::cargo::cargo_bin!("cowshed").to_path_buf()
+pub fn program() -> PathBuf {
+    crate::program()
 }
 
 /// Runs a host's program, which must succeed.
-pub(crate) fn host<S: AsRef<OsStr>>(
-    program: &str,
-    arguments: impl IntoIterator<Item = S>,
-) -> String {
+pub fn host<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Waits until something holds.
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "{what} did not come about");
@@ -36,7 +33,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Bytes that no two seeds share.
-pub(crate) fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
+pub fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(len_bytes + 8);
     while bytes.len() < len_bytes {
@@ -50,13 +47,13 @@ pub(crate) fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
 }
 
 /// A pool in a folder of its own.
-pub(crate) struct Bench {
+pub struct Bench {
     folder: tempfile::TempDir,
 }
 
 impl Bench {
     /// A folder without a pool.
-    pub(crate) fn empty() -> Self {
+    pub fn empty() -> Self {
         // Not on a memory file system, which has neither holes to see nor room.
         let folder = tempfile::Builder::new()
             .prefix("cowshed-cli-")
@@ -67,25 +64,22 @@ impl Bench {
     }
 
     /// A folder with a new pool.
-    pub(crate) fn with_pool(size: &str) -> Self {
+    pub fn with_pool(size: &str) -> Self {
         let bench = Self::empty();
         bench.ok(["pool", "create", "--size", size]);
         bench
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub(crate) fn pool(&self) -> PathBuf {
+    pub fn pool(&self) -> PathBuf {
         self.path("pool")
     }
 
     /// The command on this pool.
-    pub(crate) fn command<S: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Command {
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(program());
         command.env_remove("COWSHED_POOL").env_remove("COWSHED_LOG");
         command
@@ -96,12 +90,12 @@ impl Bench {
         command
     }
 
-    pub(crate) fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// Runs the command, which must succeed without a word on the error stream; its output.
-    pub(crate) fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+    pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && errors.is_empty(), "{output:?}");
@@ -109,20 +103,20 @@ impl Bench {
     }
 
     /// Runs the command, which must succeed, whatever it says.
-    pub(crate) fn ok_quietly<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) {
+    pub fn ok_quietly<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) {
         let output = self.run(arguments);
         assert!(output.status.success(), "{output:?}");
     }
 
     /// Runs the command with `--json`.
-    pub(crate) fn json<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Value {
+    pub fn json<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Value {
         let output = self.command(arguments).arg("--json").output().unwrap();
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// Runs the command, which must fail with `status` and one line that says `why`.
-    pub(crate) fn fails<S: AsRef<OsStr>>(
+    pub fn fails<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
         status: i32,
@@ -132,29 +126,26 @@ impl Bench {
     }
 
     /// The names of all volumes.
-    pub(crate) fn volumes(&self) -> Vec<String> {
+    pub fn volumes(&self) -> Vec<String> {
         let list = self.json(["volume", "ls"]);
         let name = |volume: &Value| volume["name"].as_str().unwrap().to_owned();
         list.as_array().unwrap().iter().map(name).collect()
     }
 
     /// Everything that a check can find, which must be nothing.
-    pub(crate) fn expect_sound(&self) {
+    pub fn expect_sound(&self) {
         let report = self.json(["pool", "check", "--deep"]);
         assert_eq!(report["clean"], true, "{report}");
         assert_eq!(report["errors"].as_array().unwrap().len(), 0, "{report}");
     }
 
     /// Starts a daemon on the pool.
-    pub(crate) fn serve(&self) -> Daemon {
+    pub fn serve(&self) -> Daemon {
         self.serve_with([""; 0])
     }
 
     /// Starts a daemon with more options.
-    pub(crate) fn serve_with<S: AsRef<OsStr>>(
-        &self,
-        options: impl IntoIterator<Item = S>,
-    ) -> Daemon {
+    pub fn serve_with<S: AsRef<OsStr>>(&self, options: impl IntoIterator<Item = S>) -> Daemon {
         let mut command = self.command(["serve", "--foreground", "--json"]);
         command.args(options);
         Daemon::start(command)
@@ -162,7 +153,7 @@ impl Bench {
 }
 
 /// A failure is one line, with the right status and reason.
-pub(crate) fn expect_failure(output: &Output, status: i32, why: &str) {
+pub fn expect_failure(output: &Output, status: i32, why: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{output:?}");
     assert!(errors.contains(why), "{why:?} is not in {errors:?}");
@@ -173,15 +164,15 @@ pub(crate) fn expect_failure(output: &Output, status: i32, why: &str) {
 }
 
 /// A running daemon, stopped when dropped, whatever it takes.
-pub(crate) struct Daemon {
+pub struct Daemon {
     child: Option<Child>,
     /// Where its volumes are.
-    pub(crate) mount: PathBuf,
+    pub mount: PathBuf,
 }
 
 impl Daemon {
     /// Starts the daemon that `command` is, with `--foreground` and `--json`.
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -207,16 +198,16 @@ impl Daemon {
         }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
-    pub(crate) fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         host("kill", [format!("-{name}"), self.pid().to_string()]);
     }
 
     /// Waits for its end, and gives what it said.
-    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
+    pub fn wait(mut self) -> (ExitStatus, String) {
         let child = self.child.as_mut().unwrap();
         eventually("the daemon's end", || child.try_wait().unwrap().is_some());
         let output = self.child.take().unwrap().wait_with_output().unwrap();
@@ -227,7 +218,7 @@ impl Daemon {
     }
 
     /// Stops it, which must go well.
-    pub(crate) fn stop(self) {
+    pub fn stop(self) {
         let mount = self.mount.clone();
         self.signal("TERM");
         let (status, said) = self.wait();
@@ -236,12 +227,12 @@ impl Daemon {
     }
 
     /// The process that has the pool open now.
-    pub(crate) fn worker(&self) -> Option<u32> {
+    pub fn worker(&self) -> Option<u32> {
         children_of(self.pid()).into_iter().next()
     }
 
     /// Kills all of it in the middle of whatever it does.
-    pub(crate) fn kill(mut self) {
+    pub fn kill(mut self) {
         let worker = self.worker();
         let mut child = self.child.take().unwrap();
         // The keeper first, or it would start another worker.
@@ -253,13 +244,13 @@ impl Daemon {
     }
 
     /// Kills the worker; the keeper starts another one.
-    pub(crate) fn kill_worker(&self) {
+    pub fn kill_worker(&self) {
         let worker = self.worker().expect("a worker");
         host("kill", ["-KILL", &worker.to_string()]);
     }
 
     /// Kills both of its processes, so that nobody clears away what they had mounted.
-    pub(crate) fn kill_all(self) {
+    pub fn kill_all(self) {
         let worker = self.worker().expect("a worker").to_string();
         // The keeper first, or it would start another worker.
         host("kill", ["-KILL", &self.pid().to_string(), &worker]);
@@ -270,7 +261,7 @@ impl Daemon {
 }
 
 /// The processes that `parent` has started and not yet waited for.
-pub(crate) fn children_of(parent: u32) -> Vec<u32> {
+pub fn children_of(parent: u32) -> Vec<u32> {
     let mut children = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry
@@ -295,7 +286,7 @@ pub(crate) fn children_of(parent: u32) -> Vec<u32> {
 }
 
 /// Kills a process that is not a child of this one.
-pub(crate) fn kill_and_wait(pid: u32) {
+pub fn kill_and_wait(pid: u32) {
     // It may have ended by itself.
     let _ = Command::new("kill")
         .args(["-KILL", &pid.to_string()])
@@ -305,7 +296,7 @@ pub(crate) fn kill_and_wait(pid: u32) {
 
 /// Whether a process has ended with all its threads; one that nobody waits for stays as a zombie,
 /// and so does the first thread of one while others still end.
-pub(crate) fn is_over(pid: u32) -> bool {
+pub fn is_over(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;
     };
@@ -339,7 +330,7 @@ impl Drop for Daemon {
 }
 
 /// The mount points below a folder, the innermost first.
-pub(crate) fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let points = mounts
         .lines()
@@ -351,7 +342,7 @@ pub(crate) fn mounts_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Takes away what a killed daemon or command left: mounts, and loop devices on files below.
-pub(crate) fn clear_mounts(folder: &Path) {
+pub fn clear_mounts(folder: &Path) {
     // Looked for first: once the mount is gone, nothing says whose they were.
     let devices = loops_below(folder);
     for point in mounts_below(folder) {
@@ -362,12 +353,12 @@ pub(crate) fn clear_mounts(folder: &Path) {
     }
 }
 
-pub(crate) fn is_mounted(path: &Path) -> bool {
+pub fn is_mounted(path: &Path) -> bool {
     mounts_below(path).iter().any(|point| point == path)
 }
 
 /// The loop devices whose file lies below `folder`.
-pub(crate) fn loops_below(folder: &Path) -> Vec<String> {
+pub fn loops_below(folder: &Path) -> Vec<String> {
     let list = host(
         "losetup",
         ["--list", "--noheadings", "--output", "NAME,BACK-FILE"],
@@ -380,7 +371,7 @@ pub(crate) fn loops_below(folder: &Path) -> Vec<String> {
 }
 
 /// Ends a child and waits for it when dropped.
-pub(crate) struct Reaped(pub(crate) Child);
+pub struct Reaped(pub Child);
 
 impl Drop for Reaped {
     fn drop(&mut self) {

@@ -13,23 +13,23 @@ use cowshed_format::base::BLOCK_BYTES;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub(crate) const BLOCK: u64 = BLOCK_BYTES as u64;
+pub const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// Blocks under one leaf of a map.
-pub(crate) const LEAF_BLOCKS: u64 = 256;
+pub const LEAF_BLOCKS: u64 = 256;
 
 /// One written block.
-pub(crate) struct Block {
-    pub(crate) id: u64,
-    pub(crate) bytes: [u8; BLOCK_BYTES],
+pub struct Block {
+    pub id: u64,
+    pub bytes: [u8; BLOCK_BYTES],
 }
 
 /// The blocks of a volume that hold something other than zeros.
-pub(crate) type Blocks = BTreeMap<u64, Arc<Block>>;
+pub type Blocks = BTreeMap<u64, Arc<Block>>;
 
 /// Why the model refuses an operation; the engine must refuse it for the same reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub enum Refusal {
     Exists,
     Frozen,
     NotFrozen,
@@ -38,23 +38,23 @@ pub(crate) enum Refusal {
 }
 
 #[derive(Clone)]
-pub(crate) struct Volume {
+pub struct Volume {
     /// `None` once it is removed and waits for its children.
-    pub(crate) name: Option<String>,
-    pub(crate) parent: Option<u64>,
-    pub(crate) frozen: bool,
-    pub(crate) size_bytes: u64,
-    pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) blocks: Blocks,
+    pub name: Option<String>,
+    pub parent: Option<u64>,
+    pub frozen: bool,
+    pub size_bytes: u64,
+    pub labels: BTreeMap<String, String>,
+    pub blocks: Blocks,
     /// Ids of the blocks that it owns.
-    pub(crate) own: BTreeSet<u64>,
+    pub own: BTreeSet<u64>,
     /// Leaves of its map that it has had changed: those, and the nodes above them, are all the
     /// nodes that can be its own.
-    pub(crate) touched: BTreeSet<u64>,
+    pub touched: BTreeSet<u64>,
 }
 
 impl Volume {
-    pub(crate) fn read(&self, offset_bytes: u64, len_bytes: u64) -> Vec<u8> {
+    pub fn read(&self, offset_bytes: u64, len_bytes: u64) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(len_bytes).unwrap()];
         for (index, from, len, at) in pieces(offset_bytes, len_bytes) {
             if let Some(block) = self.blocks.get(&index) {
@@ -90,16 +90,16 @@ fn pieces(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = (u64, usize
 
 /// A pool as it ought to be.
 #[derive(Clone, Default)]
-pub(crate) struct Oracle {
-    pub(crate) volumes: BTreeMap<u64, Volume>,
-    pub(crate) records: BTreeMap<(u16, Vec<u8>), Vec<u8>>,
+pub struct Oracle {
+    pub volumes: BTreeMap<u64, Volume>,
+    pub records: BTreeMap<(u16, Vec<u8>), Vec<u8>>,
     /// Set by removals, which the engine settles in its own time.
-    pub(crate) unsettled: bool,
+    pub unsettled: bool,
     next_block: u64,
 }
 
 impl Oracle {
-    pub(crate) fn named(&self, name: &str) -> Option<u64> {
+    pub fn named(&self, name: &str) -> Option<u64> {
         let is_it = |volume: &Volume| volume.name.as_deref() == Some(name);
         self.volumes
             .iter()
@@ -108,7 +108,7 @@ impl Oracle {
     }
 
     /// Ids of all volumes that have a name.
-    pub(crate) fn all_named(&self) -> Vec<u64> {
+    pub fn all_named(&self) -> Vec<u64> {
         let named = self
             .volumes
             .iter()
@@ -116,12 +116,12 @@ impl Oracle {
         named.map(|(id, _)| *id).collect()
     }
 
-    pub(crate) fn children(&self, id: u64) -> Vec<u64> {
+    pub fn children(&self, id: u64) -> Vec<u64> {
         let children = self.volumes.iter().filter(|(_, v)| v.parent == Some(id));
         children.map(|(id, _)| *id).collect()
     }
 
-    pub(crate) fn check_free(&self, name: &str) -> Result<(), Refusal> {
+    pub fn check_free(&self, name: &str) -> Result<(), Refusal> {
         self.named(name).map_or(Ok(()), |_| Err(Refusal::Exists))
     }
 
@@ -131,14 +131,14 @@ impl Oracle {
             .expect("the driver uses volumes that exist")
     }
 
-    pub(crate) fn check_writable(&self, id: u64) -> Result<(), Refusal> {
+    pub fn check_writable(&self, id: u64) -> Result<(), Refusal> {
         if self.volumes[&id].frozen {
             return Err(Refusal::Frozen);
         }
         Ok(())
     }
 
-    pub(crate) fn create(&mut self, id: u64, name: &str, size_bytes: u64) {
+    pub fn create(&mut self, id: u64, name: &str, size_bytes: u64) {
         let volume = Volume {
             name: Some(name.to_owned()),
             parent: None,
@@ -155,7 +155,7 @@ impl Oracle {
         );
     }
 
-    pub(crate) fn write(&mut self, id: u64, offset_bytes: u64, bytes: &[u8]) {
+    pub fn write(&mut self, id: u64, offset_bytes: u64, bytes: &[u8]) {
         for (index, from, len, at) in pieces(offset_bytes, bytes.len() as u64) {
             self.next_block += 1;
             let block_id = self.next_block;
@@ -175,7 +175,7 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn discard(&mut self, id: u64, offset_bytes: u64, len_bytes: u64) {
+    pub fn discard(&mut self, id: u64, offset_bytes: u64, len_bytes: u64) {
         let whole = |index: u64| {
             index * BLOCK >= offset_bytes && (index + 1) * BLOCK <= offset_bytes + len_bytes
         };
@@ -194,7 +194,7 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn resize(&mut self, id: u64, size_bytes: u64) {
+    pub fn resize(&mut self, id: u64, size_bytes: u64) {
         let old_bytes = self.volumes[&id].size_bytes;
         if size_bytes < old_bytes {
             let end = old_bytes.next_multiple_of(BLOCK);
@@ -203,7 +203,7 @@ impl Oracle {
         self.get(id).size_bytes = size_bytes;
     }
 
-    pub(crate) fn snapshot(&mut self, id: u64, snapshot: u64, name: &str) {
+    pub fn snapshot(&mut self, id: u64, snapshot: u64, name: &str) {
         let volume = self.get(id);
         let taken = Volume {
             name: Some(name.to_owned()),
@@ -222,12 +222,7 @@ impl Oracle {
         );
     }
 
-    pub(crate) fn clone_volume(
-        &mut self,
-        snapshot: u64,
-        id: u64,
-        name: &str,
-    ) -> Result<(), Refusal> {
+    pub fn clone_volume(&mut self, snapshot: u64, id: u64, name: &str) -> Result<(), Refusal> {
         let origin = &self.volumes[&snapshot];
         if !origin.frozen {
             return Err(Refusal::NotFrozen);
@@ -249,11 +244,11 @@ impl Oracle {
         Ok(())
     }
 
-    pub(crate) fn freeze(&mut self, id: u64) {
+    pub fn freeze(&mut self, id: u64) {
         self.get(id).frozen = true;
     }
 
-    pub(crate) fn check_rollback(&self, id: u64, snapshot: u64) -> Result<(), Refusal> {
+    pub fn check_rollback(&self, id: u64, snapshot: u64) -> Result<(), Refusal> {
         self.check_writable(id)?;
         if !self.volumes[&snapshot].frozen {
             return Err(Refusal::NotFrozen);
@@ -268,7 +263,7 @@ impl Oracle {
         Err(Refusal::NotAncestor)
     }
 
-    pub(crate) fn rollback(&mut self, id: u64, snapshot: u64) {
+    pub fn rollback(&mut self, id: u64, snapshot: u64) {
         let origin = &self.volumes[&snapshot];
         let (blocks, size_bytes) = (origin.blocks.clone(), origin.size_bytes);
         let volume = self.get(id);
@@ -283,15 +278,15 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn rename(&mut self, id: u64, name: &str) {
+    pub fn rename(&mut self, id: u64, name: &str) {
         self.get(id).name = Some(name.to_owned());
     }
 
-    pub(crate) fn set_labels(&mut self, id: u64, labels: BTreeMap<String, String>) {
+    pub fn set_labels(&mut self, id: u64, labels: BTreeMap<String, String>) {
         self.get(id).labels = labels;
     }
 
-    pub(crate) fn remove(&mut self, id: u64) {
+    pub fn remove(&mut self, id: u64) {
         self.get(id).name = None;
         self.unsettled = true;
         self.settle(id);

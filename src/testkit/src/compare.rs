@@ -1,12 +1,12 @@
 //! Compares all that a pool says with the model.
 
 use crate::oracle::{BLOCK, LEAF_BLOCKS, Oracle, Volume as Model};
-use cowshed_engine::pool::{ExtentKind, Pool, RecordKind, Volume, VolumeInfo, VolumeKind};
+use cowshed_engine::{ExtentKind, Pool, RecordKind, Volume, VolumeInfo, VolumeKind};
 use cowshed_format::base::VolumeId;
 use std::collections::BTreeSet;
 
 /// The kinds of records that the runs use.
-pub(crate) const RECORD_KINDS: [RecordKind; 3] = [
+pub const RECORD_KINDS: [RecordKind; 3] = [
     RecordKind::IMAGE,
     RecordKind::CONTAINER,
     RecordKind::REFERENCE,
@@ -19,7 +19,7 @@ const HEIGHT_MAX: u64 = 5;
 const READ_BLOCKS_MAX: u64 = 64;
 
 /// Everything: names, records, what is known of each volume, and every byte.
-pub(crate) fn everything(pool: &Pool, oracle: &Oracle) {
+pub fn everything(pool: &Pool, oracle: &Oracle) {
     names(pool, oracle);
     records(pool, oracle);
     for id in oracle.all_named() {
@@ -71,7 +71,7 @@ fn records(pool: &Pool, oracle: &Oracle) {
 }
 
 /// What is known of one volume.
-pub(crate) fn info(info: &VolumeInfo, id: u64, oracle: &Oracle) {
+pub fn info(info: &VolumeInfo, id: u64, oracle: &Oracle) {
     let model = &oracle.volumes[&id];
     let what = format!("volume {id} ({})", info.name);
     assert_eq!(info.id.0, id, "{what}");
@@ -166,7 +166,7 @@ fn content(volume: &Volume, model: &Model) {
 }
 
 /// Reads one range of the volume and compares it.
-pub(crate) fn range(volume: &Volume, model: &Model, offset_bytes: u64, len_bytes: u64) {
+pub fn range(volume: &Volume, model: &Model, offset_bytes: u64, len_bytes: u64) {
     let mut found = vec![0xee; usize::try_from(len_bytes).unwrap()];
     volume
         .read_at(&mut found, offset_bytes)
@@ -227,7 +227,7 @@ fn extents(volume: &Volume, model: &Model) {
 
 /// The difference of two volumes names every block whose content differs, and none that they
 /// share, in order, each with what `b` holds there.
-pub(crate) fn difference(pool: &Pool, oracle: &Oracle, a: u64, b: u64) {
+pub fn difference(pool: &Pool, oracle: &Oracle, a: u64, b: u64) {
     let of = |id| {
         pool.volume_by_id(VolumeId(id))
             .expect("find a volume by its id")

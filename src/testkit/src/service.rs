@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-pub(crate) struct Service {
+pub struct Service {
     folder: PathBuf,
     mounts: Mounts,
     daemon: Option<Process>,
@@ -16,7 +16,7 @@ pub(crate) struct Service {
 
 impl Service {
     /// A new pool with its daemon running.
-    pub(crate) fn open(folder: &Path, mounts: Mounts) -> Self {
+    pub fn open(folder: &Path, mounts: Mounts) -> Self {
         let mut service = Self {
             folder: folder.to_owned(),
             mounts,
@@ -28,7 +28,7 @@ impl Service {
     }
 
     /// Where containerd finds the snapshots service, and the diff service.
-    pub(crate) fn socket(folder: &Path) -> PathBuf {
+    pub fn socket(folder: &Path) -> PathBuf {
         folder.join("snap.sock")
     }
 
@@ -42,7 +42,7 @@ impl Service {
         command
     }
 
-    pub(crate) fn start(&mut self) {
+    pub fn start(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
         let mut command = self.command(["serve", "--foreground", "--mount"]);
         let socket = Self::socket(&self.folder);
@@ -61,18 +61,18 @@ impl Service {
     }
 
     /// Starts it when it does not run.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         if self.daemon.is_none() {
             self.start();
         }
     }
 
     /// Runs a command that must do its work, and answers what it printed.
-    pub(crate) fn cowshed<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
+    pub fn cowshed<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
         crate::fixtures::output(&mut self.command(arguments))
     }
 
-    pub(crate) fn json<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Value {
+    pub fn json<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Value {
         let text = crate::fixtures::output(self.command(arguments).arg("--json"));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
@@ -82,21 +82,21 @@ impl Service {
     }
 
     /// What the pool has given to volumes, once all that is removed has been reclaimed.
-    pub(crate) fn used_bytes(&self) -> u64 {
+    pub fn used_bytes(&self) -> u64 {
         self.cowshed(["pool", "checkpoint"]);
         let status = self.json(["pool", "status"]);
         status["used_bytes"].as_u64().unwrap()
     }
 
     /// Kills the process that has the pool open; its keeper starts another one.
-    pub(crate) fn kill_worker(&self) {
+    pub fn kill_worker(&self) {
         let keeper = self.daemon.as_ref().unwrap().id();
         let workers = children_of(keeper);
         workers.into_iter().for_each(kill_and_wait);
     }
 
     /// Kills both processes, the keeper first, or it would start another worker.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let daemon = self.daemon.take().unwrap();
         let workers = children_of(daemon.id());
         daemon.kill();
@@ -104,14 +104,14 @@ impl Service {
     }
 
     /// Waits until a worker answers.
-    pub(crate) fn wait(&self) {
+    pub fn wait(&self) {
         eventually("an answer of cowshed", || {
             self.attempt(["pool", "status"]).status.success()
         });
     }
 
     /// Stops the daemon, which leaves nothing mounted, and checks the whole pool.
-    pub(crate) fn close(mut self) {
+    pub fn close(mut self) {
         self.daemon.take().unwrap().stop();
         assert_eq!(mounts_below(&self.folder), Vec::<PathBuf>::new());
         let report = self.json(["pool", "check", "--deep"]);

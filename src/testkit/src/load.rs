@@ -13,7 +13,7 @@ const BLOCK: usize = 4096;
 const PLACES: u64 = 1024;
 
 /// A thread that works until it is told to stop.
-pub(crate) struct Load<T> {
+pub struct Load<T> {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
     thread: Option<JoinHandle<T>>,
@@ -33,12 +33,12 @@ impl<T: Send + 'static> Load<T> {
     }
 
     /// How much it has done.
-    pub(crate) fn rounds(&self) -> u64 {
+    pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::SeqCst)
     }
 
     /// Ends it, and gives what it found.
-    pub(crate) fn end(mut self) -> T {
+    pub fn end(mut self) -> T {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().unwrap()
     }
@@ -67,7 +67,7 @@ fn aligned() -> (Vec<u8>, std::ops::Range<usize>) {
 
 /// Writes a device past the cache, reads some of it back, and flushes now and then. Answers the
 /// version that each place has; the first error, if there is one, ends it.
-pub(crate) fn on_device(device: &str) -> Load<Result<Vec<u64>, String>> {
+pub fn on_device(device: &str) -> Load<Result<Vec<u64>, String>> {
     let device = device.to_owned();
     Load::start(move |stop, rounds| {
         let mut versions = vec![0; usize::try_from(PLACES).unwrap()];
@@ -121,7 +121,7 @@ fn check_block(found: &[u8], version: u64, place: u64) -> Result<(), String> {
 }
 
 /// Every place of the device has its version.
-pub(crate) fn check_device(device: &str, versions: &[u64]) {
+pub fn check_device(device: &str, versions: &[u64]) {
     let file = open_direct(device);
     let (mut buffer, range) = aligned();
     for (place, version) in (0..).zip(versions) {
@@ -132,11 +132,11 @@ pub(crate) fn check_device(device: &str, versions: &[u64]) {
 }
 
 /// Files with what they hold.
-pub(crate) type Files = Vec<(PathBuf, Vec<u8>)>;
+pub type Files = Vec<(PathBuf, Vec<u8>)>;
 
 /// Makes, renames, reads back and removes files in a folder, each written through to its device.
 /// Answers what the files hold; the first error ends it.
-pub(crate) fn in_folder(folder: &Path) -> Load<Result<Files, String>> {
+pub fn in_folder(folder: &Path) -> Load<Result<Files, String>> {
     let folder = folder.join("load");
     fs::create_dir_all(&folder).unwrap();
     Load::start(move |stop, rounds| {
@@ -176,14 +176,14 @@ fn one_file(folder: &Path, number: u64) -> std::io::Result<(PathBuf, Vec<u8>)> {
 }
 
 /// Every file holds what was written to it.
-pub(crate) fn check_files(files: &[(PathBuf, Vec<u8>)]) {
+pub fn check_files(files: &[(PathBuf, Vec<u8>)]) {
     for (path, content) in files {
         assert!(fs::read(path).unwrap() == *content, "{}", path.display());
     }
 }
 
 /// Waits until the load has done more.
-pub(crate) fn goes_on<T: Send + 'static>(load: &Load<T>, rounds: u64) {
+pub fn goes_on<T: Send + 'static>(load: &Load<T>, rounds: u64) {
     let before = load.rounds();
     let is_over = || load.thread.as_ref().unwrap().is_finished();
     crate::harness::eventually("more work", || {
@@ -193,6 +193,6 @@ pub(crate) fn goes_on<T: Send + 'static>(load: &Load<T>, rounds: u64) {
 }
 
 /// Who serves the pool of `bench`, as the daemon says.
-pub(crate) fn serving(bench: &Bench) -> serde_json::Value {
+pub fn serving(bench: &Bench) -> serde_json::Value {
     bench.json(["pool", "status"])["daemon"].clone()
 }
