@@ -1,4 +1,4 @@
-//! The engine by itself, on a device in memory.
+//! The engine alone, on a device in memory.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -286,7 +286,7 @@ fn closing_a_pool_while_a_checkpoint_begins_succeeds() {
             Ok(volume) => volume,
             Err(_) => pool.create_volume(&name("v"), MIB).unwrap(),
         };
-        // A log that is half full asks for a checkpoint in the background.
+        // A half-full log requests a checkpoint in the background.
         while pool.status().unwrap().log_used_bytes < 33 << 10 {
             volume.write_at(&pattern(round, 4096), 0).unwrap();
         }
