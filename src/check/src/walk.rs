@@ -259,8 +259,8 @@ impl Walker<'_> {
         }
     }
 
-    /// A range that was given up holds nothing. If its birth is after the branch, the loss is the
-    /// volume's own, otherwise its parent's.
+    /// Visits a range that was given up and holds nothing. If its birth is after the branch, the
+    /// loss is the volume's own, otherwise its parent's.
     fn visit_lost(
         &mut self,
         subject: Subject,

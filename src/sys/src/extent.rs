@@ -256,7 +256,7 @@ mod tests {
         bytes
     }
 
-    /// Two islands of data; the host holds nothing between and around them.
+    /// Returns a file with two islands of data; the host holds nothing between and around them.
     fn with_islands() -> (File, Vec<u8>) {
         let file = sparse_file();
         file.write_all_at(&[5; 8192], 64 << 10).unwrap();

@@ -292,7 +292,7 @@ impl Drop for FuseRing {
     }
 }
 
-/// struct `fuse_uring_cmd_req`: flags, commit id, queue.
+/// Returns a struct `fuse_uring_cmd_req`: flags, commit id, queue.
 fn command(queue: u16, commit_id: [u8; 8]) -> [u8; 80] {
     let mut command = [0; 80];
     command[8..16].copy_from_slice(&commit_id);

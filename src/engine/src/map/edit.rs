@@ -168,7 +168,7 @@ impl Edit<'_> {
         })
     }
 
-    /// As `Link::entries`, with `load`.
+    /// Returns the same as `Link::entries`, but reads with `load`.
     pub(super) fn entries(&self, link: &Link, level: u8) -> Result<Option<Box<Entries>>> {
         match link {
             Link::Stored(pointer) => self.load(*pointer, level).map(Some),

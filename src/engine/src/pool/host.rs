@@ -144,7 +144,7 @@ impl Shared {
         })
     }
 
-    /// While the reserve is spent, refuses operations that do not free space; first takes the
+    /// Refuses operations that do not free space while the reserve is spent; first takes the
     /// reserve back if the host has space again.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ const REST_FACTOR: u32 = 20;
 /// from each other.
 const ROUNDS_MAX: usize = 64;
 
-/// How soon dropped blocks are searched for.
+/// The pace at which dropped blocks are searched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
     /// At once.

@@ -102,8 +102,8 @@ impl<'a> Patience<'a> {
 }
 
 impl Pool {
-    /// From now on, holds no write any longer and refuses those that are held: for callers that
-    /// want to unmount and close without waiting for space that nobody frees.
+    /// Stops holding writes from now on, and refuses those that are held: for callers that want to
+    /// unmount and close without waiting for space that nobody frees.
     pub fn stop_holding(&self) {
         self.shared
             .space_wait

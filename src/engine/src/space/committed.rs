@@ -236,8 +236,8 @@ impl Committed {
         Ok(self.dirty.len() as u64)
     }
 
-    /// Reads the bitmaps that the last checkpoint counts on, and has those that are damaged written
-    /// anew by the next one. Answers where they lie.
+    /// Reads the bitmaps that the last checkpoint uses, and makes the next one write the damaged
+    /// ones anew. Returns their places.
     pub(crate) fn find_damaged(&mut self, device: &dyn Device) -> Vec<BlockAddr> {
         let mut damaged = Vec::new();
         for (number, group) in (0..self.initialized).zip(&self.groups) {

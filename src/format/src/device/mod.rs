@@ -51,7 +51,7 @@ pub trait Device: Send + Sync {
     /// As `write_at`.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()>;
 
-    /// The barrier: makes all earlier changes durable.
+    /// Makes all earlier changes durable: the barrier.
     ///
     /// # Errors
     /// `Io`, after which nothing written since the last good flush is known to be durable.

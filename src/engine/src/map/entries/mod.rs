@@ -52,7 +52,7 @@ impl SharedEntries {
         (self.version.load(Ordering::Relaxed) == version).then_some(())
     }
 
-    /// As `try_read`, but waits for the writer, which takes less than a microsecond.
+    /// Reads as `try_read` does, but waits for the writer, which takes less than a microsecond.
     pub(super) fn read(&self, first: usize, out: &mut [Pointer]) {
         while self.try_read(first, out).is_none() {
             spin_loop();

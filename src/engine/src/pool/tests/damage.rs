@@ -5,7 +5,7 @@ use crate::map::Link;
 use cowshed_format::node;
 use std::sync::atomic::Ordering;
 
-/// A volume of `size_bytes` whose first two leaves are full of data, read from the device.
+/// Returns a volume of `size_bytes` whose first two leaves are full of data, read from the device.
 fn two_leaves(size_bytes: u64) -> (Arc<MemoryDevice>, Pool, Volume) {
     let (device, pool) = fresh(64 * MIB);
     let volume = pool.create_volume(&name("v"), size_bytes).unwrap();

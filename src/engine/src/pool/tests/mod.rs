@@ -63,7 +63,7 @@ fn a_pool_that_is_open_read_only_is_recovered_in_memory_and_refuses_every_change
     pool.flush().unwrap();
     let expected = content(&volume);
     drop((volume, pool));
-    // Whether the log has records to replay or the pool was closed.
+    // With records to replay in the log, and after the pool was closed.
     for closed in [false, true] {
         if closed {
             reopen(&device).close().unwrap();

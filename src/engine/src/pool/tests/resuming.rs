@@ -33,7 +33,7 @@ impl Memory {
     }
 }
 
-/// A recorded device with a pool, whose durable superblocks are noted.
+/// Returns a recorded device with a pool, whose durable superblocks are noted.
 fn watched() -> (Arc<MemoryDevice>, Pool, Memory) {
     let made = MemoryDevice::new(16 * MIB);
     Pool::create(&made, &CreateOptions::default()).unwrap();

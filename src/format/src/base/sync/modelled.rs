@@ -19,7 +19,7 @@ pub use shuttle::sync::atomic;
 pub use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};
 pub use shuttle::thread_local;
 
-/// A point at which the checker may run another thread.
+/// Lets the checker run another thread.
 fn point() {
     shuttle::thread::sleep(Duration::ZERO);
 }
