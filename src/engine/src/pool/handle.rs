@@ -299,7 +299,8 @@ impl Pool {
     /// takes time proportional to the difference.
     ///
     /// # Errors
-    /// `NoSuchVolume` when one of them was removed; `Corrupt` or `Io` when a map node cannot be read.
+    /// `NoSuchVolume` when one of them was removed; `Corrupt` or `Io` when a map node cannot be
+    /// read.
     pub fn diff(&self, a: &Volume, b: &Volume) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut walk = || {
