@@ -1,4 +1,4 @@
-//! The groups' bitmaps against the blocks that were reached.
+//! Comparing the groups' bitmaps with the blocks that were reached.
 
 use super::finding::{Detail, FindingKind, Findings, Place};
 use super::marks::{Marks, used_in, word_bit};
@@ -12,18 +12,18 @@ use std::collections::BTreeSet;
 pub(super) struct GroupSlots {
     /// The bitmap that counts, and its slot.
     pub(super) current: Option<(u8, BitmapSlot)>,
-    /// Whether the other slot was left by a checkpoint that was not finished, or is damaged.
+    /// True if the other slot was left by an unfinished checkpoint, or is damaged.
     pub(super) unfinished: bool,
 }
 
-/// What was found in all groups.
+/// The result of comparing all groups.
 #[derive(Default)]
 pub(super) struct Bitmaps {
-    /// Groups whose bitmap is not what was reached, or is lost.
+    /// Groups whose bitmap differs from the blocks that were reached, or is lost.
     pub(super) wrong: BTreeSet<u64>,
-    /// Groups with a slot of a checkpoint that was not finished.
+    /// Groups with a slot of an unfinished checkpoint.
     pub(super) unfinished: BTreeSet<u64>,
-    /// Whether an old bitmap stands where a newer one should: none of them is to be trusted.
+    /// True if an old bitmap is in place of a newer one: then no bitmap is to be trusted.
     pub(super) stale: bool,
 }
 
@@ -93,7 +93,7 @@ pub(super) fn compare(
         findings.add(FindingKind::SuperblockField, Place::Pool, detail);
         bitmaps.stale = true;
     }
-    // A group without slots is free throughout, as far as the superblock knows.
+    // A group without slots is free throughout, according to the superblock.
     let last = marks.last_group().map_or(0, |last| last + 1);
     for group in superblock.groups_initialized..last {
         let expected = marks.bitmap(group);
@@ -145,7 +145,7 @@ fn report(
     }
 }
 
-/// The bits of the blocks that a group of `blocks` blocks has.
+/// Returns a bitmap in which all blocks of a group of `blocks` blocks are set.
 pub(super) fn whole(blocks: u64) -> Box<Bitmap> {
     let mut bitmap = Box::new([0; BITMAP_WORDS]);
     for index in 0..blocks {

@@ -1,4 +1,4 @@
-//! Reading the catalogue from its blocks: entries joined from their parts, each verified.
+//! Reading the catalogue from its blocks: entries are joined from their parts and verified.
 
 use super::finding::{Detail, FindingKind, Place};
 use super::walk::{Settled, Subject, Tree, Walker};
@@ -12,20 +12,20 @@ use cowshed_format::record::MAX_RECORD_BYTES;
 use cowshed_format::{Pointer, Superblock};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// The most parts of an entry: no operation that makes an entry is longer than a record.
+/// Maximum number of an entry's parts: no operation that makes an entry is longer than a record.
 const PARTS_MAX: u16 = 2048;
 const _: () = assert!(PARTS_MAX as usize * (BLOCK_BYTES / 4) >= MAX_RECORD_BYTES);
 
-/// What the catalogue holds.
+/// The contents of the catalogue.
 #[derive(Default)]
 pub(super) struct Catalogue {
     /// The volumes, without their labels.
     pub(super) volumes: BTreeMap<VolumeId, VolumeEntry>,
-    /// Whether all of it could be read.
+    /// True if all of it could be read.
     pub(super) known: bool,
 }
 
-/// The entries that are not yet whole, and what was seen of the others.
+/// The incomplete entries, and a record of the complete ones.
 #[derive(Default)]
 struct Joining {
     partial: BTreeMap<EntryId, Partial>,
@@ -35,7 +35,7 @@ struct Joining {
     catalogue: Catalogue,
 }
 
-/// The parts of an entry so far. Their number alone takes no memory.
+/// The parts of an entry found so far. Their claimed number alone takes no memory.
 struct Partial {
     parts: u16,
     found: BTreeMap<u16, Vec<u8>>,
@@ -65,7 +65,7 @@ pub(super) fn read(walker: &mut Walker<'_>, superblock: &Superblock) -> Catalogu
     joining.finish(walker)
 }
 
-/// A block or node of the catalogue, read and verified.
+/// Reads and verifies a block or node of the catalogue.
 pub(super) fn read_block(device: &dyn Device, pointer: Pointer) -> Result<Vec<u8>> {
     let mut bytes = vec![0; BLOCK_BYTES];
     device.read_at(&mut bytes, pointer.addr().offset_bytes())?;

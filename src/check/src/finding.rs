@@ -1,22 +1,22 @@
-//! What a check found, as typed values: which fact is violated, where, and the numbers.
+//! The findings of a check, as typed values: the violated fact, its place, and the numbers.
 //!
-//! A finding is damage. A note is something to know that needs no repair.
+//! A finding is damage. A note is information that needs no repair.
 
 use cowshed_format::base::{
     BLOCK_SHIFT, BlockAddr, BlockIndex, CorruptKind, Error, Generation, Sequence, VolumeId,
 };
 use std::fmt;
 
-/// The most findings that a report keeps; it counts the rest.
+/// Maximum number of findings that a report keeps; it counts the rest.
 pub const FINDINGS_MAX: usize = 10_000;
 
-/// Which fact is violated.
+/// The fact that is violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FindingKind {
     /// A superblock slot or copy cannot be read.
     SuperblockUnreadable,
-    /// A superblock's field contradicts what the pool holds.
+    /// A field of the superblock contradicts the contents of the pool.
     SuperblockField,
     /// The superblock's count of blocks in use is wrong.
     UsedCount,
@@ -24,9 +24,9 @@ pub enum FindingKind {
     VolumeCount,
     /// No bitmap slot of a group is readable.
     BitmapUnreadable,
-    /// Blocks are marked as used, and nothing refers to them.
+    /// Blocks are marked as used, but nothing refers to them.
     BlocksLeaked,
-    /// Blocks are referred to, and not marked as used.
+    /// Blocks are referred to, but not marked as used.
     BlocksUnmarked,
     /// A map node cannot be read or has a wrong checksum.
     NodeUnreadable,
@@ -58,22 +58,22 @@ pub enum FindingKind {
     CatalogueBlock,
     /// A part of a catalogue entry is missing.
     CataloguePartMissing,
-    /// A part of a catalogue entry is there twice, or its parts disagree.
+    /// A part of a catalogue entry exists twice, or its parts disagree.
     CataloguePartTwice,
     /// A catalogue entry is ill-formed.
     CatalogueEntry,
-    /// Two volumes have one name, or two records one key.
+    /// Two volumes have the same name, or two records the same key.
     NameTwice,
-    /// A record of the log that had been flushed is damaged.
+    /// A log record that had been flushed is damaged.
     LogDamaged,
     /// The log cannot be read.
     LogUnreadable,
-    /// A log record has a valid checksum, and its operations make no sense.
+    /// A log record has a valid checksum, but its operations are invalid.
     LogRecord,
 }
 
 impl FindingKind {
-    /// The kind as a word for machines.
+    /// Returns the kind as a word for machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -115,7 +115,7 @@ impl fmt::Display for FindingKind {
     }
 }
 
-/// Where something was found.
+/// The place of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// The pool as a whole.
@@ -124,7 +124,7 @@ pub enum Place {
     Superblock {
         /// Slot 0 or 1.
         slot: u8,
-        /// Whether it is the copy.
+        /// True for the copy.
         copy: bool,
     },
     /// An allocation group.
@@ -133,7 +133,7 @@ pub enum Place {
     Blocks {
         /// The first one.
         first: BlockAddr,
-        /// How many.
+        /// The number of blocks.
         count: u64,
     },
     /// A volume as a whole.
@@ -146,7 +146,7 @@ pub enum Place {
         level: u8,
         /// The first block of the volume that it covers.
         first: BlockIndex,
-        /// Where it lies.
+        /// The node's address.
         addr: BlockAddr,
     },
     /// A block of a volume (volume 0 is the catalogue).
@@ -155,7 +155,7 @@ pub enum Place {
         volume: VolumeId,
         /// The block of the volume.
         block: BlockIndex,
-        /// Where it lies.
+        /// The block's address.
         addr: BlockAddr,
     },
     /// A catalogue entry of a record, by its number.
@@ -217,34 +217,34 @@ fn owner(f: &mut fmt::Formatter<'_>, volume: VolumeId) -> fmt::Result {
 /// The numbers of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// Kind and place say it all.
+    /// There is nothing beyond kind and place.
     None,
-    /// Which fact of the format is violated.
+    /// The violated fact of the format.
     Corrupt(CorruptKind),
     /// The host's error number, where there is one.
     Io(Option<i32>),
-    /// A number that does not agree with what was counted.
+    /// A number that differs from the counted one.
     Count {
-        /// What the pool says.
+        /// The number in the pool.
         recorded: u64,
-        /// What was counted.
+        /// The counted number.
         counted: u64,
     },
-    /// The other volume that is concerned.
+    /// The other volume concerned.
     Volume(VolumeId),
     /// A generation that contradicts another.
     Generations {
-        /// The one that is wrong.
+        /// The wrong generation.
         found: Generation,
-        /// The one that it contradicts.
+        /// The generation that it contradicts.
         bound: Generation,
     },
-    /// What is wrong, in words.
+    /// A description in words.
     Fact(&'static str),
 }
 
 impl Detail {
-    /// The detail of a failed read or decode.
+    /// Returns the detail of a failed read or decode.
     #[must_use]
     pub(super) fn of(error: &Error) -> Self {
         match error {
@@ -281,9 +281,9 @@ impl fmt::Display for Detail {
 /// One violated fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Which fact.
+    /// The violated fact.
     pub kind: FindingKind,
-    /// Where.
+    /// Its place.
     pub place: Place,
     /// The numbers.
     pub detail: Detail,
@@ -299,18 +299,19 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Something to know that is no damage.
+/// Information that is not damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// The pool was not closed; the next open replays the log, and the findings are about the
-    /// state before that.
+    /// The pool was not closed: the next open replays the log, and the findings describe the state
+    /// before that.
     LogToReplay {
-        /// How many records.
+        /// The number of records.
         records: u64,
     },
-    /// The log ends with a write that was never acknowledged as flushed and did not get through.
+    /// The log ends with a write that was never acknowledged as flushed and is incomplete.
     UnfinishedWrite(Sequence),
-    /// A superblock's copy is of an earlier checkpoint: the stop came between the two.
+    /// A superblock's copy is of an earlier checkpoint: the process stopped between writing the
+    /// two.
     CopyOutdated {
         /// The slot.
         slot: u8,
@@ -322,12 +323,12 @@ pub enum Note {
         volume: VolumeId,
         /// The first block.
         first: BlockIndex,
-        /// How many.
+        /// The number of blocks.
         blocks: u64,
     },
     /// Removed volumes wait to be reclaimed.
     Reclaiming {
-        /// How many.
+        /// The number of volumes.
         volumes: u64,
     },
 }

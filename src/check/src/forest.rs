@@ -1,4 +1,4 @@
-//! The volumes' forest: parents before children, what each should count, orphans and cycles.
+//! The volumes' forest: parents before children, expected counts, orphans and cycles.
 
 use super::catalogue::Catalogue;
 use super::finding::{Detail, FindingKind, Note, Place};
@@ -7,24 +7,24 @@ use cowshed_format::base::{Generation, VolumeId};
 use cowshed_format::catalogue::VolumeEntry;
 use std::collections::{BTreeMap, VecDeque};
 
-/// What was found out about a volume.
+/// The facts found out about a volume.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts {
     counts: Counts,
-    /// Data blocks that it maps, where all could be read.
+    /// Number of data blocks that it maps, if all could be read.
     mapped: Option<u64>,
-    /// Whether its parent is missing, and it was walked as one without.
+    /// True if its parent is missing, and it was walked as a volume without a parent.
     orphan: bool,
 }
 
-/// The volumes and what was found out about each.
+/// The volumes and the facts about each.
 pub(super) struct Forest<'a> {
     volumes: &'a BTreeMap<VolumeId, VolumeEntry>,
     children: BTreeMap<VolumeId, Vec<VolumeId>>,
     facts: BTreeMap<VolumeId, Facts>,
 }
 
-/// Walks all volumes. Afterwards each block has been reached, or nothing refers to it.
+/// Walks all volumes. Afterwards every block to which something refers has been reached.
 pub(super) fn walk<'a>(
     walker: &mut Walker<'_>,
     catalogue: &'a Catalogue,
@@ -50,7 +50,7 @@ pub(super) fn walk<'a>(
         }
     }
     forest.check_states(walker, notes);
-    // Orphans last: what they share with others then shows as theirs, not as the others' fault.
+    // Orphans last: blocks that they share with others are then reported as theirs.
     forest.walk_from(walker, &roots, false);
     forest.walk_from(walker, &orphans, true);
     forest.touch_cycles(walker);
@@ -63,7 +63,7 @@ impl<'a> Forest<'a> {
         self.children.get(&volume).map_or(&[], Vec::as_slice)
     }
 
-    /// What each volume's entry says against its neighbours in the forest.
+    /// Compares each volume's entry with those of its neighbours in the forest.
     fn check_states(&self, walker: &mut Walker<'_>, notes: &mut Vec<Note>) {
         let (mut removed, mut settling) = (0, 0);
         for volume in self.volumes.values() {
@@ -120,7 +120,7 @@ impl<'a> Forest<'a> {
                 }
                 _ => Some(0),
             };
-            // What a volume that is half reclaimed still maps is of no use to anyone.
+            // The blocks that a half reclaimed volume still maps are of no use to any volume.
             let delta = counts
                 .mapped
                 .map(|delta| if volume.reclaimed > 0 { 0 } else { delta });
@@ -175,7 +175,8 @@ impl<'a> Forest<'a> {
         }
     }
 
-    /// What no walk from a root or an orphan reached is in a cycle, or hangs on one.
+    /// Reports volumes that no walk reached, and marks their blocks: they are in a cycle, or
+    /// descend from one.
     fn touch_cycles(&self, walker: &mut Walker<'_>) {
         for volume in self.volumes.values() {
             if !self.facts.contains_key(&volume.id) {
@@ -194,7 +195,7 @@ impl<'a> Forest<'a> {
             let place = Place::Volume(recorded.id);
             let settling = recorded.parent.filter(|parent| self.is_settling(*parent));
             let sum = |of: fn(&VolumeEntry) -> u64| {
-                // While a reclaim passes blocks on, only the two counts together are exact.
+                // While a reclaim passes blocks on, only the sum of the two counts is exact.
                 let parent = settling.and_then(|parent| self.volumes.get(&parent));
                 of(recorded).saturating_add(parent.map_or(0, of))
             };
@@ -217,19 +218,19 @@ impl<'a> Forest<'a> {
         }
     }
 
-    /// Each volume that could be walked as a whole, beside what its entry should be.
+    /// Returns the entry of each volume that could be walked completely, with the correct entry.
     pub(super) fn pairs(&self) -> impl Iterator<Item = (&'a VolumeEntry, VolumeEntry)> + '_ {
         let volumes = self.volumes.values();
         volumes.filter_map(|volume| Some((volume, self.correct(volume.id)?)))
     }
 
-    /// A volume's entry with the counts, and for an orphan the parent, that its tree shows;
-    /// `None` when not all of it could be read.
+    /// Returns a volume's entry with the counts, and for an orphan the parent, that its tree shows;
+    /// `None` if a part of the tree could not be read.
     fn correct(&self, id: VolumeId) -> Option<VolumeEntry> {
         let (volume, facts) = (self.volumes.get(&id)?, self.facts.get(&id)?);
         let mut correct = volume.clone();
         let mapped = facts.mapped?;
-        // What its one child inherited so far still counts as the reclaimed volume's.
+        // Blocks that its one child inherited so far still count as the reclaimed volume's.
         let passed_on: u64 = match volume.reclaimed {
             0 => 0,
             _ => {

@@ -1,12 +1,12 @@
-//! Giving up the map nodes that cannot be read: a lost range takes the place of each, in every map
-//! that leads to it, so that the rest can be told apart, counted, reclaimed and written again.
+//! Giving up unreadable map nodes: a lost range replaces each of them, in every map that leads to
+//! it, so that the rest can be told apart, counted, reclaimed and written again.
 //!
-//! What read right before reads right afterwards, and what was an error stays one. Nothing is freed
-//! here: what only a lost node led to is found, and freed, by the next survey.
+//! Blocks that read correctly before still do afterwards, and errors stay errors. Nothing is freed
+//! here: the next survey finds and frees the blocks to which only a lost node led.
 //!
 //! # Invariants
-//! - A node that changes keeps its birth, and so does what takes a lost one's place: who owns what
-//!   stays as it was. Maps that shared a node share what replaces it.
+//! - A changed node keeps its birth, and a lost range has the birth of the node that it replaces:
+//!   ownership stays as it was. Maps that shared a node share its replacement.
 
 use super::repair::Draft;
 use cowshed_format::base::checksum::crc32;
@@ -16,13 +16,13 @@ use cowshed_format::node::{self, Bounds, Entries, NODE_BITS};
 use cowshed_format::{Pointer, PointerKind};
 use std::collections::{BTreeMap, HashMap};
 
-/// The entries of the volumes whose maps changed, each with what it is to be.
+/// Returns the entries of the volumes whose maps changed, each with its new entry.
 pub(super) fn give_up(
     draft: &mut Draft<'_>,
     volumes: &BTreeMap<VolumeId, VolumeEntry>,
 ) -> Result<Vec<(VolumeEntry, VolumeEntry)>> {
     let mut order: Vec<&VolumeEntry> = volumes.values().collect();
-    // A parent left its own parent before its child did.
+    // A parent left its own parent before its child left it.
     order.sort_by_key(|volume| volume.branch);
     let mut mending = Mending {
         draft,
@@ -31,7 +31,7 @@ pub(super) fn give_up(
     let mut changed = Vec::new();
     for volume in order {
         let parent = volume.parent.and_then(|parent| volumes.get(&parent));
-        // Below the cursor of a reclaim, the parent's blocks may be the child's already.
+        // Below the cursor of a reclaim, the parent's blocks may already be the child's.
         let branch = match parent {
             None => Generation(0),
             Some(parent) if parent.reclaimed > 0 => parent.branch,
@@ -52,24 +52,24 @@ pub(super) fn give_up(
     Ok(changed)
 }
 
-/// Which nodes of a map are looked at.
+/// The nodes of a map to examine.
 #[derive(Clone, Copy)]
 struct Scope {
-    /// Older ones are an ancestor's, and were looked at there.
+    /// Older nodes are an ancestor's, and were examined there.
     branch: Generation,
-    /// What ends at or below this block may have been used again.
+    /// Nodes that end at or below this block may have been reused.
     settled: u64,
 }
 
 struct Mending<'a, 'b> {
     draft: &'a mut Draft<'b>,
-    /// What took the place of each node that is lost or leads to a lost one.
+    /// The replacement of each node that is lost or leads to a lost one.
     replaced: HashMap<Pointer, Pointer>,
 }
 
 impl Mending<'_, '_> {
-    /// What takes the place of a pointer at `level` that covers blocks from `first` on; `None`
-    /// when it stays.
+    /// Returns the replacement of a pointer at `level` that covers blocks from `first` on; `None`
+    /// if it stays.
     fn mend(
         &mut self,
         pointer: Pointer,
@@ -115,7 +115,7 @@ impl Mending<'_, '_> {
         Ok(Some(new))
     }
 
-    /// The node's entries, where it is whole.
+    /// Returns the node's entries, if it is whole.
     fn read(&self, pointer: Pointer, level: u8) -> Option<Box<Entries>> {
         let bounds = Bounds {
             layout: self.draft.superblock.layout,

@@ -1,13 +1,14 @@
-//! Checking a pool as if the enemy had written it, and mending what can be derived.
+//! Checking a pool as if an enemy had written it, and repairing what can be derived.
 //!
 //! It reads the device through the crate `cowshed-format` alone and trusts no state of the engine.
-//! It is not a scrub: nobody else may have the pool open. `docs/FORMAT.md` says what must hold.
+//! It is not a scrub: no other process may have the pool open. `docs/FORMAT.md` says what must
+//! hold.
 //!
 //! # Invariants
-//! - No bytes make it panic, recurse deeper than a tree is high, or run without end.
+//! - No bytes make it panic, recurse deeper than a tree's height, or run without end.
 //! - It holds two bits for each block in use, the volumes without their labels, and one node for
-//!   each level: memory grows with what is stored, never with what a field claims.
-//! - Without `repair`, nothing is written. With it, a block is freed only when the owner of every
+//!   each level: memory grows with the stored data, never with what a field claims.
+//! - Without `repair`, nothing is written. With it, a block is freed only if the owner of every
 //!   block is known.
 
 mod bitmaps;
@@ -36,47 +37,47 @@ use cowshed_format::device::Device;
 use cowshed_format::node::Bounds;
 use std::collections::BTreeMap;
 
-/// What a check does beyond the structure.
+/// Options of a check beyond the structure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckOptions {
-    /// Reads every block of data and verifies its checksum.
+    /// True to read every block of data and verify its checksum.
     pub deep: bool,
-    /// Mends what can be derived.
+    /// True to repair what can be derived.
     pub repair: bool,
 }
 
-/// How far a check is.
+/// The progress of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Blocks reached so far.
+    /// Number of blocks reached so far.
     pub blocks: u64,
-    /// Blocks that the pool says are in use.
+    /// Number of blocks in use, according to the pool.
     pub blocks_expected: u64,
 }
 
-/// What a check found, and what it mended.
+/// The findings and the repairs of a check.
 #[derive(Clone, Debug, Default)]
 pub struct CheckReport {
-    /// What was found, up to `FINDINGS_MAX`.
+    /// The findings, up to `FINDINGS_MAX`.
     pub findings: Vec<Finding>,
-    /// How many more were found.
+    /// The number of further findings.
     pub findings_omitted: u64,
-    /// What there is to know besides.
+    /// Other information.
     pub notes: Vec<Note>,
-    /// What was mended.
+    /// The repairs made.
     pub repaired: Vec<Repair>,
-    /// Why nothing, or not everything, could be mended.
+    /// The reason for which nothing, or not everything, could be repaired.
     pub refused: Option<Refusal>,
-    /// What a second look found after the repair, when anything was written.
+    /// The findings of a second check after the repair, if anything was written.
     pub remaining: Option<Vec<Finding>>,
-    /// Blocks that something refers to.
+    /// Number of blocks that something refers to.
     pub blocks_used: u64,
-    /// Volumes, removed ones that wait for reclaim included.
+    /// Number of volumes, removed ones that wait for reclaim included.
     pub volumes: u64,
 }
 
 impl CheckReport {
-    /// Whether the pool is sound now: nothing was found, or all of it was mended.
+    /// Returns true if the pool is sound now: nothing was found, or all of it was repaired.
     #[must_use]
     pub fn clean(&self) -> bool {
         let findings = self.remaining.as_ref().unwrap_or(&self.findings);
@@ -84,16 +85,16 @@ impl CheckReport {
     }
 }
 
-/// How often a repair goes on with what the last one made possible: bitmaps first, then maps, and
-/// then what depends on who owns what.
+/// Maximum number of repair passes, each of which uses what the last one made possible: bitmaps
+/// first, then maps, then whatever depends on ownership.
 const PASSES_MAX: u32 = 3;
 
-/// Checks the pool on `device`, which nobody else may have open, and mends it if asked.
+/// Checks the pool on `device`, which no other process may have open, and repairs it on request.
 ///
 /// # Errors
-/// `NotAPool`, `Incompatible`, or `Corrupt` when there is no superblock to begin from or the
-/// device is shorter than the pool; `Io` when a repair cannot write. Anything else that is wrong
-/// is a finding.
+/// `NotAPool`, `Incompatible`, or `Corrupt` when there is no superblock to begin from or the device
+/// is shorter than the pool; `Io` when a repair cannot write. Everything else that is wrong is a
+/// finding.
 pub fn check(
     device: &dyn Device,
     options: CheckOptions,
@@ -124,19 +125,19 @@ pub fn check(
     Ok(report)
 }
 
-/// All that a check finds out.
+/// The complete result of a check.
 struct Survey {
     slots: slots::Slots,
     marks: Marks,
     bitmaps: bitmaps::Bitmaps,
-    /// The entries that are not as they should be, each with what it should be.
+    /// The wrong entries, each with the correct one.
     entries: Vec<(VolumeEntry, VolumeEntry)>,
     volumes: BTreeMap<VolumeId, VolumeEntry>,
-    /// Whether all of the catalogue could be read.
+    /// True if all of the catalogue could be read.
     catalogue_known: bool,
     next_volume_id: u64,
     log: ring::LogState,
-    /// Whether the owner of each block is known.
+    /// True if the owner of each block is known.
     ownership_known: bool,
     findings: Findings,
     notes: Vec<Note>,
@@ -225,7 +226,7 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
     })
 }
 
-/// Notes what was given up, neighbours as one.
+/// Notes the ranges that were given up, joining neighbours.
 fn note_lost(lost: &[LostRange], notes: &mut Vec<Note>) {
     let adjoin =
         |a: &LostRange, b: &LostRange| a.volume == b.volume && a.first.0 + a.blocks == b.first.0;

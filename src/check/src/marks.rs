@@ -1,9 +1,9 @@
-//! Which blocks the walk has reached: two bits for each block of the groups that it touched.
+//! The blocks that the walk has reached: two bits for each block of the groups that it touched.
 //!
 //! # Invariants
-//! - `owned` is set once for each block, by its one owner; a second owner is told so.
-//! - `loose` is set for blocks that something refers to without a right to them that was proved.
-//!   They count as in use, so that no repair frees them.
+//! - `owned` is set once for each block, by its one owner; a second owner gets `false`.
+//! - `loose` is set for blocks that something refers to without a proved right to them. They count
+//!   as in use, so that no repair frees them.
 
 use cowshed_format::Layout;
 use cowshed_format::base::BlockAddr;
@@ -32,22 +32,22 @@ impl Marks {
         }
     }
 
-    /// How many blocks were reached.
+    /// Returns the number of blocks reached.
     pub(super) const fn count(&self) -> u64 {
         self.count
     }
 
-    /// The last group that has a block that was reached.
+    /// Returns the last group with a reached block.
     pub(super) fn last_group(&self) -> Option<u64> {
         self.groups.last_key_value().map(|(group, _)| *group)
     }
 
-    /// Marks `addr` as owned; false when it has an owner already or cannot have one.
+    /// Marks `addr` as owned; returns false if it has an owner already or cannot have one.
     pub(super) fn claim(&mut self, addr: BlockAddr) -> bool {
         self.set(addr, true)
     }
 
-    /// Marks `addr` as referred to; false when it was reached before.
+    /// Marks `addr` as referred to; returns false if it was reached before.
     pub(super) fn touch(&mut self, addr: BlockAddr) -> bool {
         self.set(addr, false)
     }
@@ -78,7 +78,7 @@ impl Marks {
         fresh
     }
 
-    /// The bitmap that `group` should have.
+    /// Returns the bitmap that `group` should have.
     pub(super) fn bitmap(&self, group: u64) -> Box<Bitmap> {
         let mut bitmap = Box::new([0; BITMAP_WORDS]);
         if let Some(marks) = self.groups.get(&group) {
@@ -92,13 +92,13 @@ impl Marks {
     }
 }
 
-/// The word and the bit of a group's block.
+/// Returns the word and the bit of a group's block.
 pub(super) fn word_bit(index: u64) -> (usize, u64) {
     let word = usize::try_from(index / 64).expect("a group has 32,768 blocks");
     (word, 1 << (index % 64))
 }
 
-/// How many blocks a bitmap says are in use, the group's header not counted.
+/// Returns the number of blocks in use according to a bitmap, without the group's header.
 pub(super) fn used_in(bitmap: &Bitmap) -> u64 {
     let set: u64 = bitmap.iter().map(|word| u64::from(word.count_ones())).sum();
     let header = bitmap[0] & ((1 << GROUP_HEADER_BLOCKS) - 1);

@@ -1,31 +1,31 @@
-//! The parent's side of a walk: what stands in another tree at the same place.
+//! The parent's side of a walk: the contents of another tree at the same place.
 //!
-//! It marks nothing and reports nothing: what is wrong in the other tree is found by that tree's
-//! own walk, and makes the comparison unknown here.
+//! It marks nothing and reports nothing: errors in the other tree are found by that tree's own
+//! walk, and make the comparison unknown here.
 
 use super::walk::{Tree, Walker};
 use cowshed_format::Pointer;
 use cowshed_format::node::{Entries, NODE_ENTRIES};
 
-/// What another tree holds at a place.
+/// The contents of another tree at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ParentView {
-    /// A pointer with the level of what it leads to. At a place of a higher level it stands at
-    /// the left edge below: the other tree is less tall.
+    /// A pointer, and the level of its target. If the place has a higher level, the pointer is at
+    /// the left edge below it: the other tree is less tall.
     Known(Pointer, u8),
     /// The other tree could not be read.
     Unknown,
 }
 
-/// The entries of a node of the parent's.
+/// The entries of a node of the parent.
 pub(super) enum ParentEntries {
     /// A node's, with their level.
     Node(Box<Entries>, u8),
-    /// All the same; `first` stands in entry 0.
+    /// All entries are the same, except that `first` is entry 0.
     Sparse {
-        /// What stands in the first entry.
+        /// The first entry.
         first: ParentView,
-        /// What stands in the others.
+        /// The other entries.
         others: ParentView,
     },
 }
@@ -38,7 +38,7 @@ impl ParentView {
         Self::Known(pointer, level)
     }
 
-    /// The pointer at a place of `level`: a hole when the other tree has none, `None` when that
+    /// Returns the pointer at a place of `level`: a hole if the other tree has none, `None` if that
     /// is not known.
     pub(super) fn here(self, level: u8) -> Option<Pointer> {
         match self {
@@ -60,8 +60,8 @@ impl ParentEntries {
 }
 
 impl Walker<'_> {
-    /// The other tree as seen from a tree of `height`, and how many blocks it maps beyond that
-    /// one's reach (0 unless `counted`).
+    /// Returns the other tree as seen from a tree of `height`, and the number of blocks that it
+    /// maps beyond that tree's reach (0 unless `counted`).
     pub(super) fn beside(
         &mut self,
         tree: Option<Tree>,
@@ -90,7 +90,7 @@ impl Walker<'_> {
         (parent_view, outside)
     }
 
-    /// What stands below the parent's view at a place of `level`.
+    /// Returns the entries below the parent's view at a place of `level`.
     pub(super) fn expand(&self, parent_view: ParentView, level: u8) -> ParentEntries {
         let same = |first, others| ParentEntries::Sparse { first, others };
         match parent_view {
@@ -110,8 +110,8 @@ impl Walker<'_> {
         }
     }
 
-    /// How many data blocks the parent's view maps; `None` when it cannot be read, or the walk has
-    /// counted more than the pool has, as it does in a tree that leads into itself.
+    /// Returns the number of data blocks that the parent's view maps; `None` if it cannot be read,
+    /// or if the walk has counted more than the pool has, as in a tree that leads into itself.
     pub(super) fn count(&mut self, parent_view: ParentView) -> Option<i64> {
         match parent_view {
             ParentView::Unknown => None,

@@ -1,12 +1,12 @@
-//! Mending what can be derived: bitmaps, counts, leaks, orphans, and lost superblocks; and giving
-//! up what is damaged and keeps the rest from being mended: map nodes, and the end of a log.
+//! Repairing what can be derived: bitmaps, counts, leaks, orphans, and lost superblocks; and giving
+//! up damaged parts that keep the rest from being repaired: map nodes, and the end of a log.
 //!
-//! It writes as a checkpoint does: what is new goes to blocks that are free both in the old state
+//! It writes as a checkpoint does: new contents go to blocks that are free both in the old state
 //! and in the new one, bitmaps to the slots that do not count, then a barrier, then the older
 //! superblock slot. A stop anywhere leaves the old state or the new one.
 //!
 //! # Invariants
-//! - A log that holds anything is left as it is, up to the first record that is damaged.
+//! - A log that is not empty is left as it is, up to the first damaged record.
 //! - Unless the owner of every block is known, no block is freed and no count is changed.
 
 use super::Survey;
@@ -24,16 +24,16 @@ use cowshed_format::{Layout, Superblock};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Something that was mended.
+/// A repair that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
     /// A group's bitmap was written anew.
     Bitmap {
         /// The group.
         group: u64,
-        /// Blocks that were marked as used and are free now.
+        /// Number of blocks that were marked as used and are free now.
         freed: u64,
-        /// Blocks that are marked as used now and were not.
+        /// Number of blocks that are marked as used now and were not.
         marked: u64,
     },
     /// A group's lost bitmap was written again as it was.
@@ -41,13 +41,13 @@ pub enum Repair {
         /// The group.
         group: u64,
     },
-    /// A volume's counts were set.
+    /// A volume's counts were corrected.
     Counts(VolumeId),
     /// A volume whose parent is missing has none now, and owns all that it maps.
     Orphan(VolumeId),
-    /// What damaged map nodes of a volume led to was given up.
+    /// The ranges below a volume's damaged map nodes were given up.
     Map(VolumeId),
-    /// The log ends before a damaged record now; what came behind was given up.
+    /// The log ends before a damaged record now; the records behind it were given up.
     Log(Sequence),
     /// The superblock was written anew, with its counts and copies.
     Superblock,
@@ -82,17 +82,17 @@ impl fmt::Display for Repair {
     }
 }
 
-/// Why a repair did nothing or not everything.
+/// The reason for which a repair did nothing or not everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The pool was not closed, and its log holds what was acknowledged.
+    /// The pool was not closed, and its log holds acknowledged changes.
     LogNotEmpty,
     /// The log cannot be read.
     LogUnreadable,
-    /// Something is unreadable or used twice, so that the owner of some blocks is not known:
-    /// blocks were only marked, never freed, and counts were left alone.
+    /// Something is unreadable or used twice, so the owner of some blocks is not known: blocks were
+    /// only marked, never freed, and counts were left alone.
     OwnershipUnknown,
-    /// What is to be written anew finds no block that is known to be free.
+    /// No block that is known to be free is left for what must be written anew.
     NoFreeBlock,
 }
 
@@ -114,21 +114,21 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a repair did.
+/// The result of a repair.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) repaired: Vec<Repair>,
     pub(super) refused: Option<Refusal>,
-    /// Whether another repair may do more: who owns what may be known now that maps were changed,
-    /// and which blocks are free now that bitmaps were written.
+    /// True if another repair may do more: ownership may be known now that maps were changed, and
+    /// free blocks now that bitmaps were written.
     pub(super) more: bool,
 }
 
-/// Mends what `survey` found wrong.
+/// Repairs what `survey` found wrong.
 pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    // The newest superblock may be one that a process wrote and then died: nothing is changed that
-    // the one before it needs.
+    // The newest superblock may come from a process that died right after writing it: nothing that
+    // the previous one needs is changed before this one is durable.
     device.flush()?;
     match survey.log.damage {
         Damage::Unreadable => {
@@ -155,8 +155,8 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
         Err(Error::NoSpace) => {
             outcome.refused = Some(Refusal::NoFreeBlock);
             outcome.more = true;
-            // What was written lies in blocks that are free in the state that stays. What needs no
-            // block is mended all the same.
+            // The blocks written so far are free in the state that stays. Repairs that need no
+            // block are made all the same.
             draft = Draft::new(device, survey);
             draft.load_wrong_groups();
         }
@@ -168,7 +168,7 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Writes anew what cannot stay as it is of maps and entries.
+/// Rewrites the maps and entries that cannot stay as they are.
 fn rewrite_contents(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> {
     let survey = draft.survey;
     if survey.ownership_known {
@@ -182,9 +182,9 @@ fn rewrite_contents(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> 
     Ok(())
 }
 
-/// Writes bitmaps and superblocks again that are lost, as the last checkpoint wrote them: nothing
-/// that a log that is still to be replayed builds on changes. The digest says whether the bitmaps
-/// that follow from the trees are the ones that were lost.
+/// Rewrites lost bitmaps and superblocks as the last checkpoint wrote them, so that nothing changes
+/// that a log yet to be replayed builds on. The digest tells whether the bitmaps that follow from
+/// the trees are the lost ones.
 fn restore(device: &dyn Device, survey: &Survey, repaired: &mut Vec<Repair>) -> Result<()> {
     let superblock = survey.superblock();
     let groups = 0..superblock.groups_initialized;
@@ -215,11 +215,11 @@ struct DraftGroup {
     slot: u8,
     old: Box<Bitmap>,
     new: Box<Bitmap>,
-    /// Whether the old bitmap could not be read.
+    /// True if the old bitmap could not be read.
     lost: bool,
 }
 
-/// The next checkpoint, while it is made.
+/// The next checkpoint, under construction.
 pub(super) struct Draft<'a> {
     pub(super) device: &'a dyn Device,
     pub(super) survey: &'a Survey,
@@ -246,7 +246,7 @@ impl<'a> Draft<'a> {
         self.superblock.layout
     }
 
-    /// The generation of the checkpoint that is made.
+    /// Returns the generation of the new checkpoint.
     pub(super) const fn generation(&self) -> Generation {
         self.superblock.generation
     }
@@ -263,7 +263,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The state of a group now and in the next checkpoint.
+    /// Returns the state of a group now and in the next checkpoint.
     fn load(&mut self, group: u64) -> &mut DraftGroup {
         let (survey, device) = (self.survey, self.device);
         let blocks = self.superblock.layout.group_blocks(group);
@@ -289,7 +289,7 @@ impl<'a> Draft<'a> {
                     current: Some((slot, _)),
                     ..
                 } => (1 - slot, whole(blocks), true),
-                // What is not known to be free is in use.
+                // A block that is not known to be free is in use.
                 _ => (0, whole(blocks), true),
             };
             let mut new = reached;
@@ -308,7 +308,7 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// A block that is free in the old state and in the new one, and is used from now on.
+    /// Takes a block that is free in the old state and in the new one, for use in the new one.
     pub(super) fn allocate(&mut self) -> Result<BlockAddr> {
         while self.search_from < self.layout().group_count() {
             let group = self.search_from;
@@ -329,8 +329,8 @@ impl<'a> Draft<'a> {
         Err(Error::NoSpace)
     }
 
-    /// Notes that nothing refers to a block in the next checkpoint. Where it is not known who owns
-    /// what, it stays in use.
+    /// Notes that nothing refers to a block in the next checkpoint. If ownership is not known, the
+    /// block stays in use.
     pub(super) fn free(&mut self, addr: BlockAddr) {
         if !self.survey.ownership_known {
             return;
@@ -377,7 +377,7 @@ impl<'a> Draft<'a> {
         for group in 0..self.superblock.groups_initialized {
             match self.groups.get(&group) {
                 Some(state) => count(group, &state.new),
-                // One that is not changed.
+                // A group that is not changed.
                 None => {
                     let slots = read_group(self.device, self.survey.superblock(), group);
                     if let Some((_, slot)) = slots.current {
@@ -392,8 +392,8 @@ impl<'a> Draft<'a> {
     /// Writes the checkpoint.
     fn commit(&mut self, repaired: &mut Vec<Repair>) -> Result<()> {
         let survey = self.survey;
-        // Else the new superblock's generation would make what an unfinished checkpoint left
-        // there count.
+        // Otherwise the new superblock's generation would make the slots that an unfinished
+        // checkpoint left there count.
         for group in &survey.bitmaps.unfinished {
             self.load(*group);
         }

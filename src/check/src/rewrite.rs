@@ -17,7 +17,7 @@ struct Patches {
     applied: Vec<Repair>,
 }
 
-/// Writes the entries that are wrong anew, as far as the layout of their parts allows.
+/// Rewrites the wrong entries, as far as the layout of their parts allows.
 pub(super) fn rewrite_entries(
     draft: &mut Draft<'_>,
     entries: &[(VolumeEntry, VolumeEntry)],
@@ -50,7 +50,8 @@ pub(super) fn rewrite_entries(
     Ok(())
 }
 
-/// The part of an entry's encoding before its name: all that a repair changes, of fixed length.
+/// Returns the part of an entry's encoding before its name: all that a repair changes, of fixed
+/// length.
 fn head(entry: &VolumeEntry) -> Vec<u8> {
     let mut nameless = entry.clone();
     nameless.name = None;
@@ -62,7 +63,7 @@ fn head(entry: &VolumeEntry) -> Vec<u8> {
     bytes
 }
 
-/// Rewrites what changes below a pointer; `None` when nothing does.
+/// Rewrites the changes below a pointer; `None` if there are none.
 fn rewrite_below(
     draft: &mut Draft<'_>,
     patches: &mut Patches,
@@ -100,7 +101,7 @@ fn rewrite_below(
     Ok(Some(Pointer::node(addr, draft.generation(), crc)))
 }
 
-/// Puts the corrected heads over the first parts in a block; false when none stands here.
+/// Puts the corrected heads over the first parts in a block; returns false if the block has none.
 fn patch(block: &mut [u8], patches: &mut Patches) -> Result<bool> {
     let mut places: Vec<(u64, Range<usize>)> = Vec::new();
     let mut end = 0;
@@ -127,7 +128,7 @@ fn patch(block: &mut [u8], patches: &mut Patches) -> Result<bool> {
     Ok(changed)
 }
 
-/// Writes a block of the catalogue to a new place, and lets go of the old one.
+/// Writes a block of the catalogue to a new place, and frees the old one.
 fn write(draft: &mut Draft<'_>, old: Pointer, bytes: &[u8]) -> Result<(BlockAddr, u32)> {
     let addr = draft.allocate()?;
     draft.device.write_at(bytes, addr.offset_bytes())?;

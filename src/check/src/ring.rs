@@ -1,6 +1,6 @@
-//! The log as it lies: how many records a recovery would replay, and whether any is damaged.
+//! The log ring: the number of records that a recovery would replay, and whether any is damaged.
 //!
-//! It applies nothing. A log that is not empty makes the findings about the state before it.
+//! It applies nothing. If the log is not empty, the findings describe the state before it.
 
 use super::finding::{Detail, FindingKind, Findings, Note, Place};
 use cowshed_format::Superblock;
@@ -12,30 +12,30 @@ use cowshed_format::record::{
     self, ALIGN_BYTES, Frame, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
 };
 
-/// Bytes read at a time; two records fit.
+/// Number of bytes read at a time; two records fit.
 const WINDOW_BYTES: u64 = 8 << 20;
 const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
-/// How many places that bear the salt and are no records are looked at behind the end: data that
-/// imitates headers must not make this last for ever.
+/// Maximum number of places behind the end that are examined because they hold the salt, though
+/// they are no records: data that imitates headers must not make the search endless.
 const SEARCH_CANDIDATES: u32 = 4096;
 
-/// What the ring holds.
+/// The state of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LogState {
-    /// Records that a recovery replays.
+    /// Number of records that a recovery replays.
     pub(super) records: u64,
-    /// What is wrong with it.
+    /// The damage.
     pub(super) damage: Damage,
 }
 
-/// What is wrong with a ring.
+/// The damage of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Damage {
     /// Nothing.
     None,
-    /// A record that had been flushed is missing here, and later ones are there.
+    /// A record that had been flushed is missing here, and later ones exist.
     Behind(Cursor),
-    /// It cannot be read.
+    /// The ring cannot be read.
     Unreadable,
 }
 
@@ -46,7 +46,7 @@ struct Ring<'a> {
     window_start: u64,
 }
 
-/// Where a record stands, the ring's laps not counted, and how far the log may still reach.
+/// The place of a record, the ring's laps not counted, and how far the log may still reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) sequence: Sequence,
@@ -54,7 +54,7 @@ pub(super) struct Cursor {
     room: u64,
 }
 
-/// Voids all that lies behind `end`, so that the log ends there.
+/// Voids everything behind `end`, so that the log ends there.
 ///
 /// # Errors
 /// `Io`; it may then be repeated.
@@ -90,7 +90,7 @@ pub(super) fn check(
     notes: &mut Vec<Note>,
 ) -> LogState {
     if superblock.clean {
-        // No record was ever appended with its salt: whatever lies in the ring is older.
+        // No record was ever appended with its salt: everything in the ring is older.
         return LogState {
             records: 0,
             damage: Damage::None,
@@ -136,7 +136,7 @@ impl Ring<'_> {
             findings.add(kind, Place::Log(end.sequence), Detail::None);
             damage = Damage::Behind(end);
         }
-        // The second pass looks at what the records say, now that it is known which are flushed.
+        // The second pass examines the records' contents, now that it is known which are flushed.
         let mut at = start;
         while let Some((found, next)) = self.next(at)? {
             let place = Place::Log(at.sequence);
@@ -161,7 +161,7 @@ impl Ring<'_> {
         Ok(LogState { records, damage })
     }
 
-    /// The record that is expected at `at`, and where the next one is.
+    /// Returns the record that is expected at `at`, and the place of the next one.
     fn next(&mut self, at: Cursor) -> Result<Option<(Record, Cursor)>> {
         let ring = self.superblock.layout.log_bytes();
         let rest = ring - at.offset;
@@ -187,7 +187,8 @@ impl Ring<'_> {
         Ok(Some((found, next)))
     }
 
-    /// Whether a record behind the end was written when the missing one was flushed already.
+    /// Returns true if a record behind the end was written when the missing one had already been
+    /// flushed.
     fn is_damaged(&mut self, end: Cursor) -> Result<bool> {
         let ring = self.superblock.layout.log_bytes();
         let salt = self.superblock.log_salt.to_le_bytes();
@@ -227,7 +228,7 @@ impl Ring<'_> {
         ))
     }
 
-    /// At least `len` bytes of the ring from `offset`, or all up to its end.
+    /// Returns at least `len` bytes of the ring from `offset`, or all up to its end.
     fn bytes_at(&mut self, offset: u64, len: u64) -> Result<&[u8]> {
         let ring = self.superblock.layout.log_bytes();
         let wanted_end = (offset + len).min(ring);
@@ -246,7 +247,7 @@ impl Ring<'_> {
         Ok(&self.window[from..])
     }
 
-    /// Whether the data that an operation maps is what was written.
+    /// Returns true if the blocks that an operation maps hold the data that was written.
     fn data_is_there(&self, operation: &Operation) -> bool {
         let Operation::Write { runs, crcs, .. } = operation else {
             return true;

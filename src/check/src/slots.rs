@@ -7,7 +7,7 @@ use cowshed_format::device::Device;
 use cowshed_format::layout::TAIL_BLOCKS;
 use std::collections::BTreeSet;
 
-/// What stands where a superblock should.
+/// The contents of a superblock's place.
 enum Content {
     Valid(Box<Superblock>),
     /// Zeros: never written.
@@ -22,7 +22,7 @@ pub(super) struct SlotPlace {
     pub(super) copy: bool,
 }
 
-/// What the four places gave.
+/// The contents of the four places.
 pub(super) struct Slots {
     /// The newest valid superblock.
     pub(super) newest: Superblock,
@@ -30,21 +30,22 @@ pub(super) struct Slots {
     pub(super) slot: u8,
     /// The places of the newest slot that do not hold it.
     pub(super) lost: Vec<SlotPlace>,
-    /// Whether a place of either slot is damaged.
+    /// True if a place of either slot is damaged.
     pub(super) damaged: bool,
 }
 
-/// Reads the four places. The newest valid superblock counts, wherever it stands.
+/// Reads the four places. The newest valid superblock counts, in whichever place it is.
 ///
 /// # Errors
-/// `NotAPool`, `Incompatible`, or what is wrong with slot 0 when no place holds a superblock.
+/// `NotAPool`, `Incompatible`, or the error of slot 0 when no place holds a superblock.
 pub(super) fn read(
     device: &dyn Device,
     findings: &mut Findings,
     notes: &mut Vec<Note>,
 ) -> Result<Slots> {
     let primary = [0, 1].map(|slot| read_block(device, BlockAddr(slot)));
-    // A newer version may keep its state elsewhere: an older slot beside it is no way around it.
+    // A newer version may keep its state elsewhere: an older slot beside it must not be used
+    // instead.
     if let [Content::Lost(error @ Error::Incompatible { .. }), _]
     | [_, Content::Lost(error @ Error::Incompatible { .. })] = &primary
         && let &Error::Incompatible {
@@ -60,7 +61,7 @@ pub(super) fn read(
         });
     }
     let uuid = newest(&primary).map(|best| best.uuid);
-    // The slots may be of different lengths, when the pool has grown between them.
+    // The slots may give different lengths, if the pool has grown between them.
     let device_blocks = device.len_bytes() / BLOCK_BYTES as u64;
     let sizes = primary.iter().filter_map(Content::block_count);
     let ends: BTreeSet<u64> = sizes.chain([device_blocks]).collect();
@@ -69,7 +70,7 @@ pub(super) fn read(
     let valid = places
         .iter()
         .filter_map(|pair| Some((newest(pair)?, of(pair))));
-    // Of equals the first, which is the primary.
+    // Of equals the first one, which is the primary.
     let Some((newest, slot)) = valid.rev().max_by_key(|(found, _)| found.generation) else {
         return Err(no_superblock(&places[0]));
     };
@@ -85,11 +86,11 @@ pub(super) fn read(
     Ok(slots)
 }
 
-/// The copies of both slots of a pool that ends at block `end`.
+/// Returns the copies of both slots of a pool that ends at block `end`.
 fn read_copies(device: &dyn Device, end: u64, uuid: Option<[u8; 16]>) -> [Content; 2] {
     let tail = end.saturating_sub(TAIL_BLOCKS);
     [0, 1].map(|slot| match read_block(device, BlockAddr(tail + slot)) {
-        // What an earlier pool left at this place is no copy of this one's.
+        // A superblock that an earlier pool left at this place is not a copy of this pool's.
         Content::Valid(found)
             if uuid.is_some_and(|uuid| uuid != found.uuid) || found.layout.block_count() != end =>
         {
@@ -135,8 +136,8 @@ impl Slots {
                         }
                         continue;
                     }
-                    // The older slot may never have been written, and its copy not since the
-                    // pool grew.
+                    // The older slot may never have been written, and its copy not since the pool
+                    // grew.
                     Content::Blank if slot != self.slot => continue,
                     Content::Lost(_) if slot != self.slot && copy && self.moved(pair[0]) => {
                         continue;
@@ -154,7 +155,8 @@ impl Slots {
         }
     }
 
-    /// Whether the pool has grown since `slot` was written, so that its copy lies elsewhere.
+    /// Returns true if the pool has grown since `slot` was written, so that its copy lies
+    /// elsewhere.
     fn moved(&self, slot: &Content) -> bool {
         match slot {
             Content::Valid(found) => found.layout != self.newest.layout,
@@ -172,7 +174,7 @@ fn newest(places: &[Content; 2]) -> Option<&Superblock> {
     valid.max_by_key(|found| found.generation)
 }
 
-/// Which of the two places `newest` chose.
+/// Returns which of the two places `newest` chose.
 fn of(places: &[Content; 2]) -> u8 {
     let generation = |content: &Content| match content {
         Content::Valid(found) => Some(found.generation),
@@ -198,7 +200,7 @@ fn read_block(device: &dyn Device, addr: BlockAddr) -> Content {
     }
 }
 
-/// Why there is no pool: the most telling of the two slots' errors.
+/// Returns the reason why there is no pool: the more telling of the two slots' errors.
 fn no_superblock(primary: &[Content; 2]) -> Error {
     let errors = primary.iter().filter_map(|content| match content {
         Content::Lost(Error::Corrupt(kind)) => Some(Error::Corrupt(*kind)),

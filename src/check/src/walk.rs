@@ -1,11 +1,12 @@
-//! The walk of one volume's tree beside its parent's: who owns what, and how much is mapped.
+//! The walk of one volume's tree beside its parent's: which volume owns what, and how much is
+//! mapped.
 //!
-//! It knows one volume at a time; the order of the volumes is `forest`'s.
+//! It knows one volume at a time; `forest` decides the order of the volumes.
 //!
 //! # Invariants
-//! - A pointer that is equal to the parent's at its place is skipped as a whole.
-//! - A node is descended into as an owner's only once: a tree that leads back into itself or into
-//!   another one ends at the first block that has an owner already.
+//! - A pointer that equals the parent's at its place is skipped as a whole.
+//! - A node is descended into for its owner only once: in a tree that leads back into itself or
+//!   into another one, the walk ends at the first block that has an owner already.
 //! - Recursion is as deep as the tallest tree: six levels.
 
 use super::finding::{Detail, FindingKind, Findings, Place};
@@ -26,16 +27,17 @@ pub(super) struct Tree {
     pub(super) height: u8,
 }
 
-/// What a reclaim that is under way means for a volume's blocks below the cursor.
+/// The effect of a reclaim in progress on a volume's blocks below the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Settled {
     /// No reclaim is under way here.
     Nothing,
     /// The volume itself is being reclaimed: its blocks below the cursor are gone.
     Gone,
-    /// Its parent is: what that owned below the cursor now belongs to this volume.
+    /// Its parent is being reclaimed: blocks that the parent owned below the cursor now belong to
+    /// this volume.
     Inherited {
-        /// Where the parent left its own parent.
+        /// The generation at which the parent left its own parent.
         branch: Generation,
         /// The parent's parent.
         from: Option<Tree>,
@@ -62,47 +64,47 @@ pub(super) struct LostRange {
     pub(super) blocks: u64,
 }
 
-/// What a walk counted.
+/// The counts of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// The blocks that the volume owns.
+    /// Number of blocks that the volume owns.
     pub(super) own: u64,
-    /// Of these, the ones that its parent passed on.
+    /// Number of these that its parent passed on.
     pub(super) inherited: u64,
-    /// Data blocks mapped, less those that the parent maps where `Subject::counts_delta`; `None`
-    /// when something could not be read.
+    /// Number of data blocks mapped, less those that the parent maps if `Subject::counts_delta`;
+    /// `None` if something could not be read.
     pub(super) mapped: Option<i64>,
 }
 
 impl Subject {
-    /// Whether `Counts::mapped` is relative to the parent's. A parent whose tree is partly gone
-    /// cannot be compared with as a whole.
+    /// Returns true if `Counts::mapped` is relative to the parent's. A parent whose tree is partly
+    /// gone cannot be compared with as a whole.
     pub(super) const fn counts_delta(&self) -> bool {
         !matches!(self.settled, Settled::Inherited { .. })
     }
 }
 
-/// Walks volumes and collects what it reaches.
+/// Walks volumes and collects the blocks that it reaches.
 pub(super) struct Walker<'a> {
     pub(super) device: &'a dyn Device,
     pub(super) bounds: Bounds,
     pub(super) deep: bool,
     pub(super) marks: Marks,
     pub(super) findings: Findings,
-    /// Whether the owner of each block is known: nothing was unreadable or claimed twice.
+    /// True if the owner of each block is known: nothing was unreadable or claimed twice.
     pub(super) ownership_known: bool,
-    /// The blocks of the volume that is being walked: for the catalogue, to be read next.
+    /// The blocks of the volume being walked; for the catalogue, to be read next.
     pub(super) blocks: Vec<(BlockIndex, Pointer)>,
     pub(super) keep_blocks: bool,
     /// Ranges that were given up, each where it was.
     pub(super) lost: Vec<LostRange>,
-    /// How many more nodes and blocks this walk may count in other trees.
+    /// Number of further nodes and blocks that this walk may count in other trees.
     pub(super) count_budget: u64,
     pub(super) progress: &'a mut dyn FnMut(u64),
 }
 
-/// Where the walk stands: what a pointer leads to (level 0 is data), and the first block that it
-/// covers.
+/// The walk's position: the level of a pointer's target (level 0 is data), and the first block that
+/// it covers.
 #[derive(Clone, Copy)]
 struct Position {
     level: u8,
@@ -110,7 +112,7 @@ struct Position {
 }
 
 impl Position {
-    /// The first block behind what a pointer here covers; six levels reach 2^48.
+    /// Returns the first block behind those that a pointer here covers; six levels reach 2^48.
     const fn end(self) -> u64 {
         self.first + (1 << (NODE_BITS * self.level as u32))
     }
@@ -125,7 +127,7 @@ struct Visit {
 impl Walker<'_> {
     /// Walks one volume.
     pub(super) fn walk(&mut self, subject: Subject) -> Counts {
-        // No tree that is sound is counted twice in one walk.
+        // No part of a sound tree is counted twice in one walk.
         self.count_budget = self.bounds.layout.block_count();
         let mut visit = Visit {
             subject,
@@ -193,8 +195,8 @@ impl Walker<'_> {
         Ok(())
     }
 
-    /// A pointer of the volume, beside its parent's at the same place. Answers how many blocks it
-    /// maps, less what the parent maps here.
+    /// Visits a pointer of the volume, beside its parent's at the same place. Returns the number of
+    /// blocks that it maps, less those that the parent maps here.
     fn visit(
         &mut self,
         visit: &mut Visit,
@@ -222,7 +224,7 @@ impl Walker<'_> {
             return self.visit_lost(subject, at, pointer, branch, parent_view, compared);
         }
         if pointer.birth() > branch {
-            // What is settled of the parent may hold something else by now: it is not looked at.
+            // A settled part of the parent may hold something else by now: it is not examined.
             let parent = if settled { ParentView::ABSENT } else { parent };
             return self.visit_own(visit, at, pointer, [parent, from], compared);
         }
@@ -231,7 +233,7 @@ impl Walker<'_> {
             return None;
         };
         if expected.is_lost() {
-            // What says that the parent has it is lost; nobody else can have it, either.
+            // The parent's proof of ownership is lost; no other volume can have the block, either.
             self.touch(pointer, at.level);
             return self.count(ParentView::of(pointer, at.level));
         }
@@ -245,7 +247,8 @@ impl Walker<'_> {
         }
         let straddles = !settled && at.first < subject.cursor;
         if straddles && matches!(subject.settled, Settled::Inherited { .. }) {
-            // The node is the parent's, but what it leads to below the cursor is not any more.
+            // The node is the parent's, but blocks to which it leads below the cursor no longer
+            // are.
             let entries = self.read_node(pointer, at.level).ok()?;
             return self.descend(visit, at, &entries, [parent, from]);
         }
@@ -256,8 +259,8 @@ impl Walker<'_> {
         }
     }
 
-    /// A range that was given up holds nothing. What is above the branch is the volume's own loss,
-    /// the rest its parent's.
+    /// Visits a range that was given up and holds nothing. If its birth is after the branch, the
+    /// loss is the volume's own, otherwise its parent's.
     fn visit_lost(
         &mut self,
         subject: Subject,
@@ -361,7 +364,8 @@ impl Walker<'_> {
         total
     }
 
-    /// Marks what a pointer without a proved right leads to, so that it is never freed.
+    /// Marks the blocks to which a pointer without a proved right leads, so that they are never
+    /// freed.
     fn touch(&mut self, pointer: Pointer, level: u8) {
         if pointer.is_lost() || !self.marks.touch(pointer.addr()) || level == 0 {
             return;
@@ -381,7 +385,7 @@ impl Walker<'_> {
         }
     }
 
-    /// The node that `pointer` leads to, read and verified.
+    /// Reads and verifies the node that `pointer` leads to.
     pub(super) fn read_node(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>, Error> {
         let addr = pointer.addr();
         let mut bytes = Box::new([0; BLOCK_BYTES]);
@@ -394,7 +398,7 @@ impl Walker<'_> {
         Ok(entries)
     }
 
-    /// Reads and verifies the blocks that a leaf gave, runs of neighbours in one read.
+    /// Reads and verifies the blocks that a leaf gave; adjacent blocks in one read.
     fn verify_blocks(&mut self, volume: VolumeId) {
         let blocks = std::mem::take(&mut self.blocks);
         let adjoin =

@@ -1,9 +1,9 @@
 //! A copy-on-write pool of thin volumes in one file or block device.
 //!
-//! A [`Pool`] has named volumes of any size. A volume is read and written at any offset
-//! by any number of threads; a snapshot or a clone of it takes a microsecond and no space. What was
-//! flushed survives a power cut, what was written survives the process, and what the medium damages
-//! is an error to read and nothing else.
+//! A [`Pool`] has named volumes of any size. Any number of threads may read and write a
+//! volume at any offset; a snapshot or a clone of it takes a microsecond and no space. Flushed data
+//! survives a power cut, and written data survives the process. Damage of the medium makes the
+//! damaged range an error to read and affects nothing else.
 //!
 //! ```
 //! use cowshed_engine::{CreateFile, CreateOptions, FileDevice, Name, OpenOptions, Pool};
@@ -29,9 +29,9 @@
 //! # }
 //! ```
 //!
-//! It knows no files in volumes, no containers, and nobody who calls it: `cowshed-export` serves
-//! volumes, `cowshed-host` makes images and containers of them. Where a pool's bytes lie and what
-//! they mean is `cowshed-format`, which `cowshed-check` reads without this crate.
+//! It knows no files in volumes, no containers, and none of its callers: `cowshed-export` serves
+//! volumes, `cowshed-host` makes images and containers of them. The place and the meaning of a
+//! pool's bytes belong to `cowshed-format`, which `cowshed-check` reads without this crate.
 //!
 //! | module | what it does | uses |
 //! |---|---|---|
@@ -41,9 +41,9 @@
 //! | `pool` | volumes, writes, checkpoints, recovery | all of them |
 //!
 //! # Invariants
-//! - A write that has returned is in the log region of the device; one that was flushed is durable.
-//! - A block that a durable checkpoint or a record of the log needs is not written over.
-//! - No bytes of a device make it panic; what does not verify is an error.
+//! - A write that has returned is in the log region of the device; a flushed write is durable.
+//! - A block that a durable checkpoint or a log record needs is not overwritten.
+//! - No bytes of a device make it panic; bytes that do not verify are an error.
 
 mod log;
 mod map;

@@ -1,7 +1,7 @@
 //! Catalogue blocks: fragments of entries (volumes, and records of the crates above).
 //!
 //! A catalogue block is a sequence of fragments, ended by a zero length or the block's end. An
-//! entry that is too long for one fragment is cut into parts; each part stands in any block.
+//! entry that is too long for one fragment is cut into parts; each part may be in any block.
 
 use super::operation::{decode_labels, encode_labels};
 use super::pointer::Pointer;
@@ -10,17 +10,17 @@ use crate::base::codec::{Reader, Writer};
 use crate::base::{BLOCK_BYTES, CorruptKind, Generation, Name, VolumeId};
 use std::collections::BTreeMap;
 
-/// Bytes before a fragment's payload.
+/// Number of bytes before a fragment's payload.
 pub const FRAGMENT_HEADER_BYTES: usize = 16;
-/// The longest payload of a fragment.
+/// Maximum length of a fragment's payload.
 pub const MAX_PAYLOAD_BYTES: usize = BLOCK_BYTES - FRAGMENT_HEADER_BYTES;
 
-/// What an entry describes, with its number.
+/// The kind of an entry, and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EntryId {
     /// A volume, by its id.
     Volume(u64),
-    /// A record of an upper room, by a number of the catalogue's own.
+    /// A record of a crate above, by a number that the catalogue assigns.
     Record(u64),
 }
 
@@ -36,18 +36,18 @@ impl EntryId {
 /// A part of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment<'a> {
-    /// Whose part.
+    /// The entry.
     pub entry: EntryId,
-    /// Which part.
+    /// The part's number.
     pub part: u16,
-    /// Of how many.
+    /// The number of parts.
     pub parts: u16,
-    /// Its bytes.
+    /// The part's bytes.
     pub payload: &'a [u8],
 }
 
 impl Fragment<'_> {
-    /// Bytes that the fragment takes in a block.
+    /// Returns the number of bytes that the fragment takes in a block.
     #[must_use]
     pub const fn len_bytes(&self) -> usize {
         FRAGMENT_HEADER_BYTES + self.payload.len()
@@ -66,7 +66,7 @@ impl Fragment<'_> {
     }
 }
 
-/// The fragments of a catalogue block.
+/// Returns the fragments of a catalogue block.
 ///
 /// # Errors
 /// `Catalogue` when one is ill-formed.
@@ -124,7 +124,7 @@ pub fn cut(entry: EntryId, bytes: &[u8]) -> Vec<Fragment<'_>> {
         .collect()
 }
 
-/// A volume as the catalogue keeps it.
+/// A volume as the catalogue stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeEntry {
     /// Its id.
@@ -133,7 +133,7 @@ pub struct VolumeEntry {
     pub name: Option<Name>,
     /// Its parent in the forest.
     pub parent: Option<VolumeId>,
-    /// Whether it can no longer be written.
+    /// True if it can no longer be written.
     pub frozen: bool,
     /// The generation at which it left its parent.
     pub branch: Generation,
@@ -143,20 +143,20 @@ pub struct VolumeEntry {
     pub height: u8,
     /// The root of its block map.
     pub root: Pointer,
-    /// Blocks of data and map that it owns.
+    /// Number of blocks of data and map that it owns.
     pub own_blocks: u64,
-    /// Blocks of data that it maps.
+    /// Number of blocks of data that it maps.
     pub mapped_blocks: u64,
-    /// For a removed volume: its blocks below this one are reclaimed or passed on.
+    /// For a removed volume: the block below which everything is reclaimed or passed on.
     pub reclaimed: u64,
-    /// When it was made, in nanoseconds since 1970.
+    /// Its creation time, in nanoseconds since 1970.
     pub created_ns: u64,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
 }
 
 const ENTRY_VERSION: u8 = 1;
-/// The largest volume in bytes (1 PiB).
+/// Maximum size of a volume in bytes (1 PiB).
 pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
 
 const FLAG_FROZEN: u8 = 1;
@@ -164,7 +164,7 @@ const FLAG_NAMED: u8 = 2;
 const FLAG_PARENT: u8 = 4;
 
 impl VolumeEntry {
-    /// The encoded entry.
+    /// Returns the encoded entry.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let flag = |holds: bool, bit: u8| if holds { bit } else { 0 };
@@ -191,7 +191,7 @@ impl VolumeEntry {
         out.into_bytes()
     }
 
-    /// The entry in `bytes`.
+    /// Returns the entry in `bytes`.
     ///
     /// # Errors
     /// `Catalogue` when it breaks the format.
@@ -238,10 +238,10 @@ impl VolumeEntry {
     }
 }
 
-/// A record of an upper room as the catalogue keeps it.
+/// A record of a crate above, as the catalogue stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordEntry {
-    /// Whose record.
+    /// The kind of record, which tells its owner.
     pub kind: u16,
     /// Its key.
     pub key: Vec<u8>,
@@ -250,7 +250,7 @@ pub struct RecordEntry {
 }
 
 impl RecordEntry {
-    /// The encoded entry.
+    /// Returns the encoded entry.
     #[must_use]
     pub fn encode(kind: u16, key: &[u8], value: &[u8]) -> Vec<u8> {
         let mut out = Writer::new();
@@ -261,7 +261,7 @@ impl RecordEntry {
         out.into_bytes()
     }
 
-    /// The entry in `bytes`.
+    /// Returns the entry in `bytes`.
     ///
     /// # Errors
     /// `Catalogue` when it breaks the format.

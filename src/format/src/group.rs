@@ -8,9 +8,9 @@ use crate::base::checksum::crc32;
 use crate::base::codec::{Reader, Writer};
 use crate::base::{BLOCK_BYTES, Generation};
 
-/// Words in a bitmap: one bit for each block of a group; bit `b % 64` of word `b / 64`.
+/// Number of words in a bitmap: one bit for each block of a group; bit `b % 64` of word `b / 64`.
 pub const BITMAP_WORDS: usize = BLOCK_BYTES / 8;
-/// Bytes in a slot.
+/// Number of bytes in a slot.
 pub const SLOT_BYTES: usize = 2 * BLOCK_BYTES;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CWGB");
@@ -24,13 +24,13 @@ pub type Bitmap = [u64; BITMAP_WORDS];
 pub struct BitmapSlot {
     /// The group's number.
     pub group: u64,
-    /// The checkpoint that wrote it.
+    /// The generation of the checkpoint that wrote it.
     pub generation: Generation,
     /// The bits.
     pub bitmap: Box<Bitmap>,
 }
 
-/// The encoded slot.
+/// Returns the encoded slot.
 #[must_use]
 pub fn encode(
     uuid: &[u8; 16],
@@ -57,8 +57,9 @@ pub fn encode(
     bytes
 }
 
-/// What a superblock sums up over all groups, so that an older bitmap is not taken for the one that
-/// it was written with: the group and its bitmap's CRC, mixed so that changes do not cancel out.
+/// Returns the term that a superblock sums over all groups, so that an older bitmap is not mistaken
+/// for the one that belongs to the superblock: the group and its bitmap's CRC, mixed so that
+/// changes do not cancel out.
 #[must_use]
 pub fn digest(group: u64, bitmap: &Bitmap) -> u64 {
     let mut body = Vec::with_capacity(BLOCK_BYTES);
@@ -71,13 +72,13 @@ pub fn digest(group: u64, bitmap: &Bitmap) -> u64 {
     mixed ^ mixed >> 31
 }
 
-/// Whether nothing was ever written to the slot in `bytes`.
+/// Returns true if nothing was ever written to the slot in `bytes`.
 #[must_use]
 pub fn is_blank(bytes: &[u8; SLOT_BYTES]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// The slot in `bytes`; `None` when it is not a whole slot of this pool and group.
+/// Returns the slot in `bytes`; `None` if it is not a whole slot of this pool and group.
 #[must_use]
 pub fn decode(bytes: &[u8; SLOT_BYTES], uuid: &[u8; 16], group: u64) -> Option<BitmapSlot> {
     let (header, body) = bytes.split_at(BLOCK_BYTES);

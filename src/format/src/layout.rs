@@ -1,16 +1,16 @@
-//! Where the parts of a pool lie: superblocks, log, allocation groups, superblock copies.
+//! The layout of a pool: superblocks, log, allocation groups, superblock copies.
 
 use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 
-/// Blocks before the log: the two superblock slots and room that is kept.
+/// Number of blocks before the log: the two superblock slots and reserved blocks.
 pub const LOG_START: u64 = 16;
-/// Blocks at the end of the pool: a copy of each superblock slot.
+/// Number of blocks at the end of the pool: a copy of each superblock slot.
 pub const TAIL_BLOCKS: u64 = 2;
-/// Blocks in an allocation group (128 MiB).
+/// Number of blocks in an allocation group (128 MiB).
 pub const GROUP_BLOCKS: u64 = 32_768;
-/// Blocks at a group's start: two bitmap slots of a header and a bitmap each.
+/// Number of blocks in a group's header: two bitmap slots of a header and a bitmap each.
 pub const GROUP_HEADER_BLOCKS: u64 = 4;
-/// Fewest blocks in the last group; a shorter rest of the pool stays unused.
+/// Minimum number of blocks in the last group; a shorter rest of the pool stays unused.
 pub const MIN_GROUP_BLOCKS: u64 = 64;
 /// The smallest log, in bytes.
 pub const MIN_LOG_BYTES: u64 = 64 << 10;
@@ -29,7 +29,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of a pool of `block_count` blocks with a log of `log_blocks`.
+    /// Returns the layout of a pool of `block_count` blocks with a log of `log_blocks`.
     ///
     /// # Errors
     /// `InvalidSize` when the pool or the log is too small or too large.
@@ -58,43 +58,44 @@ impl Layout {
         })
     }
 
-    /// The log size that suits a pool of `pool_bytes`: a sixteenth of it, 256 KiB to 256 MiB.
+    /// Returns the default log size for a pool of `pool_bytes`: a sixteenth of it, 256 KiB to 256
+    /// MiB.
     #[must_use]
     pub fn default_log_bytes(pool_bytes: u64) -> u64 {
         (pool_bytes / 16).clamp(256 << 10, 256 << 20) & !(BLOCK_BYTES as u64 - 1)
     }
 
-    /// Blocks in the pool.
+    /// Returns the number of blocks in the pool.
     #[must_use]
     pub const fn block_count(self) -> u64 {
         self.block_count
     }
 
-    /// Blocks in the log ring.
+    /// Returns the number of blocks in the log ring.
     #[must_use]
     pub const fn log_blocks(self) -> u64 {
         self.log_blocks
     }
 
-    /// Byte offset of the log ring.
+    /// Returns the byte offset of the log ring.
     #[must_use]
     pub const fn log_offset_bytes(self) -> u64 {
         LOG_START * BLOCK_BYTES as u64
     }
 
-    /// Bytes in the log ring.
+    /// Returns the number of bytes in the log ring.
     #[must_use]
     pub const fn log_bytes(self) -> u64 {
         self.log_blocks * BLOCK_BYTES as u64
     }
 
-    /// The first block of the first group.
+    /// Returns the first block of the first group.
     #[must_use]
     pub const fn groups_start(self) -> u64 {
         LOG_START + self.log_blocks
     }
 
-    /// How many allocation groups there are.
+    /// Returns the number of allocation groups.
     #[must_use]
     pub const fn group_count(self) -> u64 {
         let room = self.block_count - TAIL_BLOCKS - self.groups_start();
@@ -106,13 +107,13 @@ impl Layout {
         }
     }
 
-    /// The first block of group `group`.
+    /// Returns the first block of group `group`.
     #[must_use]
     pub const fn group_start(self, group: u64) -> u64 {
         self.groups_start() + group * GROUP_BLOCKS
     }
 
-    /// Blocks in group `group`, its header included.
+    /// Returns the number of blocks in group `group`, its header included.
     #[must_use]
     pub const fn group_blocks(self, group: u64) -> u64 {
         let rest = self.block_count - TAIL_BLOCKS - self.group_start(group);
@@ -123,14 +124,15 @@ impl Layout {
         }
     }
 
-    /// Where bitmap slot `slot` (0 or 1) of `group` lies: its header; the bitmap follows.
+    /// Returns the address of bitmap slot `slot` (0 or 1) of `group`: that of its header, which the
+    /// bitmap follows.
     #[must_use]
     pub const fn bitmap_slot(self, group: u64, slot: u8) -> BlockAddr {
         BlockAddr(self.group_start(group) + slot as u64 * 2)
     }
 
-    /// The group of `addr` and the block's number in it; `None` for a block that cannot hold data
-    /// or a node.
+    /// Returns the group of `addr` and the block's number in it; `None` for a block that cannot
+    /// hold data or a node.
     #[must_use]
     pub const fn locate(self, addr: BlockAddr) -> Option<(u64, u64)> {
         if addr.0 < self.groups_start() {
@@ -147,7 +149,8 @@ impl Layout {
         Some((group, index))
     }
 
-    /// Where superblock slot `slot` (0 or 1) lies, and its copy at the end of the pool.
+    /// Returns the addresses of superblock slot `slot` (0 or 1) and of its copy at the end of the
+    /// pool.
     #[must_use]
     pub const fn superblock_slots(self, slot: u8) -> [BlockAddr; 2] {
         [

@@ -1,13 +1,13 @@
-//! What lies on a pool's device: the on-disk format, version 2, and the devices that hold it.
+//! The contents of a pool's device: the on-disk format, version 2, and the devices that hold it.
 //!
-//! - One module for each structure of the format, `docs/FORMAT.md` as the specification. Every
-//!   decoder takes hostile bytes and returns an error, never a panic.
-//! - [`device`]: where the bytes lie (a file, a block device, memory), with exact reads and writes
-//!   and one barrier.
+//! - One module for each structure of the format, as specified by `docs/FORMAT.md`. Every decoder
+//!   takes hostile bytes and returns an error, never a panic.
+//! - [`device`]: the store of the bytes (a file, a block device, memory), with exact reads and
+//!   writes and one barrier.
 //! - [`base`]: names, errors, units and checksums, which all crates above share.
 //!
-//! Nothing here decides what is written where: that is `cowshed-engine`. `cowshed-check` needs this
-//! crate alone, so that it trusts nothing that the engine has in memory.
+//! This crate does not decide what is written where: `cowshed-engine` does. `cowshed-check` depends
+//! on this crate alone, so that it trusts nothing that the engine has in memory.
 
 pub mod base;
 pub mod catalogue;

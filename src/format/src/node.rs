@@ -1,13 +1,14 @@
 //! A map node: 256 pointers in one block, without a header. Its checksum is in its parent.
 //!
 //! Level 1 nodes (leaves) hold data pointers, higher ones hold node pointers; any entry may be a
-//! hole. Position is identity: entry `i` of a node at level `l` covers 256^(l-1) blocks.
+//! hole or a lost range. Position is identity: entry `i` of a node at level `l` covers 256^(l-1)
+//! blocks.
 
 use super::layout::Layout;
 use super::pointer::{POINTER_BYTES, Pointer, PointerKind};
 use crate::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Generation};
 
-/// Pointers in a node.
+/// Number of pointers in a node.
 pub const NODE_ENTRIES: usize = 256;
 /// `log2(NODE_ENTRIES)`.
 pub const NODE_BITS: u32 = 8;
@@ -16,13 +17,13 @@ const _: () = assert!(NODE_ENTRIES * POINTER_BYTES == BLOCK_BYTES);
 /// A node's entries as values.
 pub type Entries = [Pointer; NODE_ENTRIES];
 
-/// How many blocks one entry of a node at `level` covers.
+/// Returns the number of blocks that one entry of a node at `level` covers.
 #[must_use]
 pub const fn entry_blocks(level: u8) -> u64 {
     1 << (NODE_BITS * (level as u32 - 1))
 }
 
-/// The levels that a map of `blocks` blocks needs; at least one.
+/// Returns the number of levels that a map of `blocks` blocks needs; at least one.
 #[must_use]
 pub fn height_for(blocks: u64) -> u8 {
     let mut height = 1;
@@ -32,14 +33,14 @@ pub fn height_for(blocks: u64) -> u8 {
     height
 }
 
-/// Which entry of a node at `level` leads to block `index`.
+/// Returns the number of the entry of a node at `level` that leads to block `index`.
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "masked to eight bits")]
 pub const fn slot(index: u64, level: u8) -> usize {
     (index >> (NODE_BITS * (level as u32 - 1)) & (NODE_ENTRIES as u64 - 1)) as usize
 }
 
-/// The node in a block, unchecked: see `verify`.
+/// Decodes the node in a block, unchecked: see `verify`.
 #[must_use]
 pub fn decode(bytes: &[u8; BLOCK_BYTES]) -> Entries {
     let mut entries = [Pointer::HOLE; NODE_ENTRIES];
@@ -49,7 +50,7 @@ pub fn decode(bytes: &[u8; BLOCK_BYTES]) -> Entries {
     entries
 }
 
-/// The block that holds `entries`.
+/// Returns the block that holds `entries`.
 #[must_use]
 pub fn encode(entries: &Entries) -> Box<[u8; BLOCK_BYTES]> {
     let mut bytes = Box::new([0; BLOCK_BYTES]);
@@ -59,17 +60,17 @@ pub fn encode(entries: &Entries) -> Box<[u8; BLOCK_BYTES]> {
     bytes
 }
 
-/// What a node's pointers must keep to.
+/// The bounds that a node's pointers must keep to.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Where blocks may lie.
+    /// The layout that blocks lie in.
     pub layout: Layout,
-    /// No birth is later than this.
+    /// The pool's generation; no birth is later.
     pub now: Generation,
 }
 
-/// Checks each entry of the node at `node`: the kind that fits `level`, an address inside a
-/// group, a birth no later than the node's own.
+/// Checks each entry of the node at `node`: its kind fits `level`, its address is inside a group,
+/// and its birth is no later than `bounds.now`.
 ///
 /// # Errors
 /// The first fact that is violated.

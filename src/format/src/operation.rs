@@ -4,7 +4,7 @@ use crate::base::codec::{Reader, Writer};
 use crate::base::{BlockAddr, BlockIndex, Name, VolumeId};
 use std::collections::BTreeMap;
 
-/// The most blocks that one write operation maps.
+/// Maximum number of blocks that one write operation maps.
 pub const MAX_WRITE_BLOCKS: usize = 256;
 
 /// A run of blocks that a write maps.
@@ -12,7 +12,7 @@ pub const MAX_WRITE_BLOCKS: usize = 256;
 pub struct Run {
     /// The first block's address; `None` maps holes.
     pub addr: Option<BlockAddr>,
-    /// How many blocks.
+    /// The number of blocks.
     pub count: u32,
 }
 
@@ -25,7 +25,7 @@ pub enum Operation {
         volume: VolumeId,
         /// The first block that is mapped.
         first: BlockIndex,
-        /// Where the blocks lie, run after run.
+        /// The runs of blocks, in order.
         runs: Vec<Run>,
         /// The CRC-32 of each block that is not a hole, in order.
         crcs: Vec<u32>,
@@ -36,7 +36,7 @@ pub enum Operation {
         volume: VolumeId,
         /// The first block.
         first: BlockIndex,
-        /// How many blocks.
+        /// The number of blocks.
         count: u64,
     },
     /// Makes an empty volume.
@@ -47,10 +47,11 @@ pub enum Operation {
         name: Name,
         /// Its size in bytes.
         size_bytes: u64,
-        /// When, in nanoseconds since 1970.
+        /// Its creation time, in nanoseconds since 1970.
         created_ns: u64,
     },
-    /// Freezes a volume's present state under a new id, of which the volume becomes the child.
+    /// Freezes a volume's present state under a new id; the volume becomes the new snapshot's
+    /// child.
     Snapshot {
         /// The volume.
         volume: VolumeId,
@@ -58,7 +59,7 @@ pub enum Operation {
         snapshot: VolumeId,
         /// The snapshot's name.
         name: Name,
-        /// When, in nanoseconds since 1970.
+        /// The snapshot's creation time, in nanoseconds since 1970.
         created_ns: u64,
     },
     /// Makes a writable child of a snapshot.
@@ -69,7 +70,7 @@ pub enum Operation {
         volume: VolumeId,
         /// The new volume's name.
         name: Name,
-        /// When, in nanoseconds since 1970.
+        /// The new volume's creation time, in nanoseconds since 1970.
         created_ns: u64,
     },
     /// Makes a volume a snapshot for ever.
@@ -103,7 +104,7 @@ pub enum Operation {
         /// The volume.
         volume: VolumeId,
     },
-    /// Makes a volume a fresh clone of its ancestor; what it held becomes `discarded`, removed.
+    /// Makes a volume a fresh clone of its ancestor; its old contents become `discarded`, removed.
     Rollback {
         /// The volume.
         volume: VolumeId,
@@ -112,18 +113,18 @@ pub enum Operation {
         /// The id under which the old state is reclaimed.
         discarded: VolumeId,
     },
-    /// Stores a record of an upper room.
+    /// Stores a record of a crate above.
     PutRecord {
-        /// Whose record.
+        /// The kind of record, which tells its owner.
         kind: u16,
         /// Its key.
         key: Vec<u8>,
         /// Its value.
         value: Vec<u8>,
     },
-    /// Removes a record of an upper room.
+    /// Removes a record of a crate above.
     RemoveRecord {
-        /// Whose record.
+        /// The kind of record, which tells its owner.
         kind: u16,
         /// Its key.
         key: Vec<u8>,
@@ -277,7 +278,7 @@ impl Operation {
     }
 }
 
-/// Appends an encoded write operation to `out`, from borrowed parts: the hot path's own.
+/// Appends an encoded write operation to `out`, from borrowed parts; for the hot path.
 pub fn encode_write(
     out: &mut Writer,
     volume: VolumeId,

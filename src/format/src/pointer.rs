@@ -1,10 +1,10 @@
-//! The 16-byte pointer: where a block lies, when it was written, and what its bytes sum to.
+//! The 16-byte pointer: a block's address, birth and checksum.
 //!
-//! The same for data blocks and map nodes. A hole is sixteen zero bytes.
+//! Data blocks and map nodes have the same pointers. A hole is sixteen zero bytes.
 
 use crate::base::{BlockAddr, Generation};
 
-/// Bytes in an encoded pointer.
+/// Number of bytes in an encoded pointer.
 pub const POINTER_BYTES: usize = 16;
 
 const ADDR_BITS: u32 = 40;
@@ -18,7 +18,7 @@ const KIND_LOST: u64 = 3;
 /// Set only in memory, where the child is a dirty node that has no address yet.
 const KIND_UNWRITTEN: u64 = 0x80;
 
-/// What a pointer leads to.
+/// The kind of thing that a pointer leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PointerKind {
     /// Nothing: the range reads as zeros.
@@ -27,9 +27,9 @@ pub enum PointerKind {
     Data,
     /// A map node.
     Node,
-    /// Nothing any more: the node that led further was damaged, and has been given up.
+    /// A lost range: the node that led further was damaged, and has been given up.
     Lost,
-    /// A map node that so far exists in memory only; never on disk.
+    /// A map node that exists only in memory so far; never on disk.
     Unwritten,
 }
 
@@ -49,25 +49,25 @@ impl Pointer {
     /// The largest block address that fits.
     pub const MAX_ADDR: BlockAddr = BlockAddr(ADDR_MASK);
 
-    /// A pointer to a data block.
+    /// Returns a pointer to a data block.
     #[must_use]
     pub const fn data(addr: BlockAddr, birth: Generation, crc: u32) -> Self {
         Self::pack(addr, KIND_DATA, birth, crc)
     }
 
-    /// A pointer to a map node.
+    /// Returns a pointer to a map node.
     #[must_use]
     pub const fn node(addr: BlockAddr, birth: Generation, crc: u32) -> Self {
         Self::pack(addr, KIND_NODE, birth, crc)
     }
 
-    /// What stands for a range whose node was damaged, given up in generation `birth`.
+    /// Returns the pointer for a range whose node was damaged, given up in generation `birth`.
     #[must_use]
     pub const fn lost(birth: Generation) -> Self {
         Self::pack(BlockAddr(0), KIND_LOST, birth, 0)
     }
 
-    /// The place holder for a child node that has no address yet.
+    /// Returns the placeholder for a child node that has no address yet.
     #[must_use]
     pub const fn unwritten(birth: Generation) -> Self {
         Self::pack(BlockAddr(0), KIND_UNWRITTEN, birth, 0)
@@ -83,19 +83,20 @@ impl Pointer {
         }
     }
 
-    /// The pointer in two words, as they lie on disk.
+    /// Returns the pointer in two words, as they lie on disk.
     #[must_use]
     pub const fn words(self) -> [u64; 2] {
         self.words
     }
 
-    /// A pointer from its two words, unchecked: `kind` answers `None` for an ill-formed one.
+    /// Returns a pointer from its two words, unchecked: `kind` returns `None` for an ill-formed
+    /// one.
     #[must_use]
     pub const fn from_words(words: [u64; 2]) -> Self {
         Self { words }
     }
 
-    /// What it leads to; `None` when its flags are not of this format version.
+    /// Returns the kind of thing it leads to; `None` if its flags are not of this format version.
     #[must_use]
     pub const fn kind(self) -> Option<PointerKind> {
         match self.words[0] >> FLAGS_SHIFT & 0xff {
@@ -110,37 +111,37 @@ impl Pointer {
         }
     }
 
-    /// Whether it leads nowhere.
+    /// Returns true if it leads nowhere.
     #[must_use]
     pub const fn is_hole(self) -> bool {
         self.words[0] == 0 && self.words[1] == 0
     }
 
-    /// Whether it stands for a range that was given up.
+    /// Returns true if it marks a range that was given up.
     #[must_use]
     pub const fn is_lost(self) -> bool {
         matches!(self.kind(), Some(PointerKind::Lost))
     }
 
-    /// Where the block lies.
+    /// Returns the block's address.
     #[must_use]
     pub const fn addr(self) -> BlockAddr {
         BlockAddr(self.words[0] & ADDR_MASK)
     }
 
-    /// The generation in which the block was written.
+    /// Returns the generation in which the block became part of the state.
     #[must_use]
     pub const fn birth(self) -> Generation {
         Generation(self.words[0] >> BIRTH_LOW_SHIFT | (self.words[1] & 0xffff_ffff) << 16)
     }
 
-    /// The CRC-32 of the block's bytes.
+    /// Returns the CRC-32 of the block's bytes.
     #[must_use]
     pub const fn crc(self) -> u32 {
         (self.words[1] >> 32) as u32
     }
 
-    /// The encoded pointer.
+    /// Returns the encoded pointer.
     #[must_use]
     pub fn encode(self) -> [u8; POINTER_BYTES] {
         let mut bytes = [0; POINTER_BYTES];
@@ -149,7 +150,7 @@ impl Pointer {
         bytes
     }
 
-    /// The pointer in `bytes`, unchecked as in `from_words`.
+    /// Returns the pointer in `bytes`, unchecked as in `from_words`.
     #[must_use]
     pub fn decode(bytes: &[u8; POINTER_BYTES]) -> Self {
         let (low, high) = bytes.split_at(8);

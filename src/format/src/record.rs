@@ -1,26 +1,26 @@
 //! Log records: a fixed header, then one or more operations that take effect together.
 //!
 //! A record is valid only where it is expected: the checksum covers its sequence and the salt of
-//! this life of the pool, so that what an earlier lap or an earlier life left is never taken.
+//! this life of the pool, so that a record of an earlier lap or an earlier life is never taken.
 
 use super::operation::Operation;
 use crate::base::checksum::crc32;
 use crate::base::codec::Reader;
 use crate::base::{Generation, Sequence};
 
-/// Bytes in a record's header.
+/// Number of bytes in a record's header.
 pub const HEADER_BYTES: usize = 40;
 /// Records start at multiples of this.
 pub const ALIGN_BYTES: usize = 8;
-/// Where the salt stands in a header.
+/// Offset of the salt in a header.
 pub const SALT_OFFSET: usize = 16;
-/// The longest record.
+/// Maximum length of a record.
 pub const MAX_RECORD_BYTES: usize = 2 << 20;
 
 const PAD_FLAG: u64 = 1 << 48;
 const GENERATION_MASK: u64 = PAD_FLAG - 1;
 
-/// What comes before a record's operations.
+/// The fields before a record's operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The record's number.
@@ -33,7 +33,7 @@ pub struct Header {
     pub generation: Generation,
 }
 
-/// How long the record of `body_bytes` of operations is, padding included.
+/// Returns the length of a record with `body_bytes` of operations, padding included.
 #[must_use]
 pub const fn record_bytes(body_bytes: usize) -> usize {
     (HEADER_BYTES + body_bytes).next_multiple_of(ALIGN_BYTES)
@@ -43,7 +43,7 @@ pub const fn record_bytes(body_bytes: usize) -> usize {
 /// zeros up to its full length.
 ///
 /// # Panics
-/// When the length is not one that `record_bytes` gives, or over `MAX_RECORD_BYTES`.
+/// When `record_bytes` cannot give the length, or it exceeds `MAX_RECORD_BYTES`.
 pub fn seal(record: &mut [u8], header: &Header) {
     assert!(record.len() >= HEADER_BYTES && record.len().is_multiple_of(ALIGN_BYTES));
     assert!(record.len() <= MAX_RECORD_BYTES);
@@ -57,7 +57,8 @@ pub fn seal(record: &mut [u8], header: &Header) {
     record[..4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// The header of a pad: it fills the ring's last `len_bytes`, and only the header is covered.
+/// Returns the header of a pad, which fills the ring's last `len_bytes`. The CRC covers only the
+/// header.
 #[must_use]
 pub fn pad(header: &Header, len_bytes: u32) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
@@ -75,30 +76,30 @@ fn put_header(record: &mut [u8], header: &Header, len: u32, flags: u64) {
     record[32..40].copy_from_slice(&(header.generation.0 | flags).to_le_bytes());
 }
 
-/// A valid record, found where one was looked for.
+/// A valid record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Its header.
     pub header: Header,
     /// Its length in the ring.
     pub len_bytes: usize,
-    /// Its operations; none for a pad. `None` when the checksum holds and they make no sense.
+    /// Its operations; empty for a pad. `None` if the checksum holds but they are ill-formed.
     pub operations: Option<Vec<Operation>>,
 }
 
-/// A record whose operations have not been looked at.
+/// A record whose operations have not been decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// The record's header.
     pub header: Header,
-    /// Bytes from this record's start to the next one's.
+    /// Number of bytes from this record's start to the next one's.
     pub len_bytes: usize,
     is_pad: bool,
 }
 
 impl Frame {
-    /// How many of its bytes are known to be its own: of a pad, which may be an earlier lap's, the
-    /// header; what it spans may have been written since.
+    /// Returns how many of its bytes are known to be its own. For a pad, only the header: the pad
+    /// may be an earlier lap's, and the bytes that it spans may have been written since.
     #[must_use]
     pub const fn own_bytes(&self) -> usize {
         if self.is_pad {
@@ -109,8 +110,8 @@ impl Frame {
     }
 }
 
-/// The frame of the record at the front of `bytes`, whatever its sequence and salt, with its CRC
-/// verified; `None` when there is none.
+/// Returns the frame of the record at the front of `bytes`, whatever its sequence and salt, with
+/// its CRC verified; `None` if there is none.
 #[must_use]
 pub fn decode_frame(bytes: &[u8]) -> Option<Frame> {
     let mut input = Reader::new(bytes);
@@ -136,16 +137,17 @@ pub fn decode_frame(bytes: &[u8]) -> Option<Frame> {
     sound.then_some(frame)
 }
 
-/// The record at the front of `bytes`, whatever its sequence and salt; `None` when there is none.
+/// Returns the record at the front of `bytes`, whatever its sequence and salt; `None` if there is
+/// none.
 #[must_use]
 pub fn decode(bytes: &[u8]) -> Option<Record> {
     decode_frame(bytes).map(|frame| complete(&frame, bytes))
 }
 
-/// The record whose frame was found at the front of `bytes`.
+/// Returns the record whose frame was found at the front of `bytes`.
 ///
 /// # Panics
-/// When `bytes` are others, and shorter.
+/// When `bytes` are not those of the frame, and shorter.
 #[must_use]
 pub fn complete(frame: &Frame, bytes: &[u8]) -> Record {
     let operations = if frame.is_pad {

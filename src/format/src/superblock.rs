@@ -1,4 +1,4 @@
-//! The superblock: the one block from which everything else is found.
+//! The superblock: the one block that leads to everything else.
 
 use super::layout::Layout;
 use super::pointer::{Pointer, PointerKind};
@@ -12,7 +12,7 @@ pub const MAGIC: [u8; 8] = *b"COWSHED\0";
 pub const VERSION: u32 = 2;
 /// Features that an older reader may ignore.
 pub const KNOWN_COMPAT: u64 = 0;
-/// Features that an older reader may ignore when it does not write.
+/// Features that an older reader may ignore if it does not write.
 pub const KNOWN_RO_COMPAT: u64 = 0;
 /// Features that a reader must know.
 pub const KNOWN_INCOMPAT: u64 = 0;
@@ -21,24 +21,24 @@ pub const MAX_HEIGHT: u8 = 6;
 
 const CRC_OFFSET: usize = BLOCK_BYTES - 4;
 
-/// What a checkpoint leaves for the next open.
+/// The state that a checkpoint leaves for the next open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// The pool was closed: no record was ever appended with this salt.
+    /// True if the pool was closed: no record was ever appended with this salt.
     pub clean: bool,
-    /// Features by who must know them: compat, `ro_compat`, incompat.
+    /// The compat, `ro_compat` and incompat features, in this order.
     pub features: [u64; 3],
     /// The pool's identity.
     pub uuid: [u8; 16],
-    /// Where everything lies.
+    /// The places of the pool's parts.
     pub layout: Layout,
-    /// How many groups have bitmaps on disk; later ones are free throughout.
+    /// Number of groups that have bitmaps on disk; later ones are free throughout.
     pub groups_initialized: u64,
     /// The generation that the checkpoint cut.
     pub generation: Generation,
-    /// The first record to replay.
+    /// The sequence of the first record to replay.
     pub log_sequence: Sequence,
-    /// Where in the ring that record lies, in bytes.
+    /// The offset of that record in the ring, in bytes.
     pub log_offset: u64,
     /// The salt of the records to replay.
     pub log_salt: u64,
@@ -46,22 +46,22 @@ pub struct Superblock {
     pub catalogue_root: Pointer,
     /// The height of the catalogue's block map.
     pub catalogue_height: u8,
-    /// Blocks of the catalogue, holes included.
+    /// Number of blocks of the catalogue, holes included.
     pub catalogue_blocks: u64,
-    /// Blocks in use by data, nodes and catalogue.
+    /// Number of blocks in use by data, nodes and catalogue.
     pub used_blocks: u64,
-    /// Volumes in the catalogue.
+    /// Number of volumes in the catalogue.
     pub volume_count: u64,
     /// The id that the next volume gets.
     pub next_volume_id: u64,
-    /// When the pool was made, in nanoseconds since 1970.
+    /// The pool's creation time, in nanoseconds since 1970.
     pub created_ns: u64,
     /// The sum of the `group::digest`s of all groups that have bitmaps, modulo 2^64.
     pub bitmaps_digest: u64,
 }
 
 impl Superblock {
-    /// The encoded superblock.
+    /// Returns the encoded superblock.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new();
@@ -92,7 +92,7 @@ impl Superblock {
         bytes
     }
 
-    /// The superblock in `bytes` (one block).
+    /// Decodes the superblock in `bytes` (one block).
     ///
     /// # Errors
     /// `NotAPool` without the magic, `Corrupt` with a wrong checksum or impossible fields,

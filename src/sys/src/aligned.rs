@@ -9,9 +9,10 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
 
-/// Where buffers start: enough for every host that can do direct I/O of single blocks.
+/// Alignment of a buffer's start, in bytes: enough for every host that can do direct I/O of single
+/// blocks.
 pub const ALIGN_BYTES: usize = 4096;
-/// How much one thread's bounce buffer holds. The host gives memory for the part that is used.
+/// Size of one thread's bounce buffer. The host allocates only the part that is used.
 pub const BOUNCE_BYTES: usize = 1 << 20;
 
 /// Initialised heap memory at a multiple of [`ALIGN_BYTES`].
@@ -20,14 +21,14 @@ pub struct AlignedBuffer {
     layout: Layout,
 }
 
-// SAFETY: the buffer owns its memory alone and has no tie to the thread that made it.
+// SAFETY: the buffer alone owns its memory, which is not tied to the thread that allocated it.
 unsafe impl Send for AlignedBuffer {}
 
 impl AlignedBuffer {
-    /// A buffer of `len_bytes` zeros.
+    /// Returns a buffer of `len_bytes` zeros.
     ///
     /// # Panics
-    /// When `len_bytes` is zero or beyond what any memory holds.
+    /// If `len_bytes` is zero or exceeds the address space.
     pub fn zeroed(len_bytes: usize) -> Self {
         assert!(len_bytes > 0, "an aligned buffer of no bytes");
         let layout = Layout::from_size_align(len_bytes, ALIGN_BYTES)
@@ -45,15 +46,15 @@ impl Deref for AlignedBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` is an allocation of `layout.size()` bytes, zeroed when it was made, that
-        // lives until `drop`; `&self` keeps writers out.
+        // SAFETY: `start` is an allocation of `layout.size()` bytes that was zeroed when it was
+        // made and lives until `drop`; `&self` excludes writers.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
     }
 }
 
 impl DerefMut for AlignedBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; `&mut self` keeps everybody else out.
+        // SAFETY: as in `deref`; `&mut self` excludes all other access.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
     }
 }
@@ -69,9 +70,9 @@ thread_local! {
     static BOUNCE: Cell<Option<AlignedBuffer>> = const { Cell::new(None) };
 }
 
-/// Lends `work` this thread's buffer of [`BOUNCE_BYTES`]; it holds what its last user left there.
+/// Lends this thread's buffer of [`BOUNCE_BYTES`] to `work`. It holds the last user's bytes.
 pub fn with_bounce<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
-    // It is taken out for the time of the call, so that a nested call makes one of its own.
+    // The buffer is taken out during the call, so a nested call allocates one of its own.
     let mut buffer = BOUNCE
         .take()
         .unwrap_or_else(|| AlignedBuffer::zeroed(BOUNCE_BYTES));
@@ -80,7 +81,7 @@ pub fn with_bounce<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     result
 }
 
-/// Whether memory at `start` suits direct I/O that asks for `align_bytes`.
+/// Returns true if memory at `start` suits direct I/O that requires `align_bytes`.
 pub fn is_aligned(start: *const u8, align_bytes: usize) -> bool {
     start.addr().is_multiple_of(align_bytes)
 }

@@ -11,13 +11,13 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-/// How often an `openat2` that raced with a rename elsewhere in the tree is tried again.
+/// Number of retries of an `openat2` that raced with a rename elsewhere in the tree.
 const RACE_RETRIES: u32 = 16;
 
 /// Opens `path` beneath `root`, following symbolic links as if `root` were `/`.
 ///
 /// # Errors
-/// What `openat2(2)` answers.
+/// Errors of `openat2(2)`.
 pub fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
     resolve(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT)
 }
@@ -25,25 +25,25 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<O
 /// Opens `path` beneath `root` without following any symbolic link, the last one included.
 ///
 /// # Errors
-/// `ELOOP` where a symbolic link is met on the way, else what `openat2(2)` answers.
+/// `ELOOP` where a symbolic link is on the way; otherwise errors of `openat2(2)`.
 pub fn open_plain(root: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
     let beneath = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
     resolve(root, path, flags | OFlag::O_NOFOLLOW, beneath)
 }
 
-/// The metadata of the object itself that `fd` (also one opened with `O_PATH`) stands for.
+/// Returns the metadata of the object that `fd` refers to; `fd` may be opened with `O_PATH`.
 ///
 /// # Errors
-/// What `fstatat(2)` answers.
+/// Errors of `fstatat(2)`.
 pub fn stat_itself(fd: impl AsFd) -> Result<FileStat, Errno> {
     fstatat(fd, "", AtFlags::AT_EMPTY_PATH)
 }
 
-/// Opens the very object that `object`, opened with `O_PATH`, stands for, whatever has its name by
-/// now: what was seen to be a file is not a device when it is opened.
+/// Opens the same object that `object`, opened with `O_PATH`, refers to, even if its name now leads
+/// elsewhere: an object seen to be a file cannot turn out to be a device when it is opened.
 ///
 /// # Errors
-/// What `open(2)` answers; `ENOENT` without `/proc`.
+/// Errors of `open(2)`; `ENOENT` without `/proc`.
 pub fn reopen(object: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
     openat(
@@ -72,7 +72,7 @@ fn resolve(
     let mut tries = 0;
     loop {
         match openat2(root, OsStr::from_bytes(path), how) {
-            // The kernel answers EAGAIN when a rename or mount elsewhere raced with a `..`.
+            // The kernel returns EAGAIN when a rename or mount elsewhere raced with a `..`.
             Err(Errno::EAGAIN | Errno::EINTR) if tries < RACE_RETRIES => tries += 1,
             answer => return answer,
         }

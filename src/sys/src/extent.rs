@@ -1,7 +1,6 @@
-//! A file's extents on its host: allocate them, give them back, fill the gaps.
+//! Operations on a file's extents on its host: allocate them, give them back, fill the gaps.
 //!
-//! Nothing here changes what allocated bytes hold, except `punch_hole` and `discard_device`, whose
-//! purpose it is.
+//! Only `punch_hole` and `discard_device` change the contents of allocated bytes.
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -12,7 +11,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-/// Zeros written at a time where a gap is filled.
+/// Number of zeros written at a time where a gap is filled.
 const FILL_BYTES: usize = 64 << 10;
 
 mod ioctl {
@@ -21,7 +20,7 @@ mod ioctl {
         nix::request_code_none!(0x12, 119),
         [u64; 2] // the start and the length, in bytes
     );
-    // The number is made with the header's size alone, 32 bytes.
+    // The request number is made with the header's size alone, 32 bytes.
     nix::ioctl_readwrite_bad!(
         fiemap,
         nix::request_code_readwrite!(b'f', 11, 32),
@@ -57,20 +56,20 @@ pub fn is_unsupported(error: &io::Error) -> bool {
     )
 }
 
-/// Allocates a range of a regular file. What it holds stays; what was a gap reads as zeros.
+/// Allocates a range of a regular file. Its contents stay; former gaps read as zeros.
 pub fn allocate(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     fallocate_range(file, FallocateFlags::empty(), offset_bytes, len_bytes)
 }
 
-/// The fewest bytes that are asked for at a time where the host may not have all of them.
+/// Smallest number of bytes requested at a time where the host may not have all of them.
 const STEP_BYTES: u64 = 1 << 20;
 
-/// Allocates up to `len_bytes` behind the end `from` of a regular file, whose length stays; tells
-/// how much is allocated there now, or `None` where the host cannot do that. A host without room
-/// gives less.
+/// Allocates up to `len_bytes` behind the end `from` of a regular file, whose length stays. Returns
+/// the number of bytes allocated there now, or `None` where the host cannot do that. A host short
+/// of space allocates less.
 pub fn allocate_behind(file: &File, from: u64, len_bytes: u64) -> io::Result<Option<u64>> {
     let mode = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    // Some hosts want room even for what is allocated already.
+    // Some hosts need free space even for a range that is already allocated.
     let mut held = allocated_run(file, from, len_bytes)?.min(len_bytes);
     while held < len_bytes {
         let step = (len_bytes / 8).max(STEP_BYTES).min(len_bytes - held);
@@ -91,8 +90,8 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
-/// How many bytes from `from` on are allocated without a gap, as far as `len_bytes` and
-/// `EXTENTS_MAX` extents; 0 where the host does not say.
+/// Returns the number of bytes from `from` on that are allocated without a gap, up to `len_bytes`
+/// and `EXTENTS_MAX` extents; 0 where the host does not tell.
 fn allocated_run(file: &File, from: u64, len_bytes: u64) -> io::Result<u64> {
     let mut map = Fiemap {
         start: from,
@@ -121,7 +120,7 @@ fn allocated_run(file: &File, from: u64, len_bytes: u64) -> io::Result<u64> {
     Ok(end - from)
 }
 
-/// Extents that are looked at in one call.
+/// Number of extents read in one call.
 const EXTENTS_MAX: usize = 64;
 
 /// `struct fiemap` of linux/fiemap.h.
@@ -154,7 +153,7 @@ pub fn punch_hole(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<
     fallocate_range(file, mode, offset_bytes, len_bytes)
 }
 
-/// Tells a block device that a range holds nothing.
+/// Tells a block device that a range is no longer used.
 pub fn discard_device(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let range = [offset_bytes, len_bytes];
     loop {
@@ -168,8 +167,8 @@ pub fn discard_device(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Res
     }
 }
 
-/// Writes zeros into the gaps of a range, which must lie inside the file; what is allocated stays
-/// as it is. For hosts that cannot [`allocate`]. It moves the file's cursor.
+/// Writes zeros into the gaps of a range, which must lie inside the file; allocated bytes stay as
+/// they are. For hosts that cannot [`allocate`]. It moves the file's cursor.
 pub fn fill_gaps(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let end = offset_bytes
         .checked_add(len_bytes)
@@ -177,7 +176,7 @@ pub fn fill_gaps(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<(
     let mut at = offset_bytes;
     while at < end {
         let gap = seek(file, at, Whence::SeekHole)?.unwrap_or(end).min(end);
-        // After the last data there is a gap to the end of the file.
+        // Behind the last data there is a gap to the end of the file.
         let data = if gap < end {
             seek(file, gap, Whence::SeekData)?.unwrap_or(end).min(end)
         } else {
@@ -189,7 +188,7 @@ pub fn fill_gaps(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<(
     Ok(())
 }
 
-/// Where the next gap or data starts, at or after `at`; `None` when there is none.
+/// Returns the start of the next gap or data at or after `at`; `None` if there is none.
 fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
     match lseek(file, signed(at)?, whence) {
         Ok(found) => Ok(u64::try_from(found).ok()),
@@ -198,8 +197,9 @@ fn seek(file: &File, at: u64, whence: Whence) -> io::Result<Option<u64>> {
     }
 }
 
-/// The next range of `file` from `at` to `end` that may hold data; `None` where only a hole is
-/// left. On a file system that cannot tell holes everything is data. It moves the file's cursor.
+/// Returns the next range of `file` between `at` and `end` that may hold data; `None` where only a
+/// hole is left. On a file system that cannot tell holes, everything is data. It moves the file's
+/// cursor.
 pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
@@ -217,7 +217,7 @@ pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>
         // A character device has no positions.
         return Ok(Some(at..end));
     }
-    // It may have become shorter meanwhile: whoever reads it sees.
+    // The file may have been shortened meanwhile: the reader notices.
     let hole = seek(file, start, Whence::SeekHole)?.unwrap_or(end);
     Ok(Some(start..hole.clamp(start + 1, end)))
 }
@@ -256,7 +256,7 @@ mod tests {
         bytes
     }
 
-    /// Two islands of data; the host holds nothing between and beside them.
+    /// Returns a file with two islands of data; the host holds nothing between and around them.
     fn with_islands() -> (File, Vec<u8>) {
         let file = sparse_file();
         file.write_all_at(&[5; 8192], 64 << 10).unwrap();

@@ -1,4 +1,4 @@
-//! A table of descriptors for some threads of a process, apart from that of the others.
+//! A descriptor table for some threads of a process, separate from that of the others.
 
 use super::descriptors;
 use nix::sched::{CloneFlags, unshare};
@@ -8,16 +8,16 @@ use std::os::fd::{OwnedFd, RawFd};
 /// The standard streams, which every table keeps.
 const STREAMS: i32 = 3;
 
-/// Gives this thread, and the threads that it starts from now on, a table of descriptors of their
-/// own, with nothing in it but the standard streams and `keep`.
+/// Gives this thread, and the threads that it starts from now on, a descriptor table of their own
+/// that holds only the standard streams and `keep`.
 ///
-/// What they open from now on is theirs alone: the kernel closes it when the last of them ends,
-/// also when the process is killed and another thread of it cannot end yet. In return, they must
-/// not use, nor drop, any other object with a descriptor that another thread has made or will
-/// make; its number may be free or stand for something else here.
+/// Descriptors that they open from now on are theirs alone: the kernel closes them when the last of
+/// these threads ends, also when the process is killed and another of its threads cannot end yet.
+/// In return, these threads must neither use nor drop any other object with a descriptor that
+/// another thread has made or will make: here its number may be free or refer to something else.
 ///
 /// # Errors
-/// What unshare(2) and close_range(2) answer; the latter exists since Linux 5.9.
+/// Errors of unshare(2) and close_range(2); the latter exists since Linux 5.9.
 pub fn keep_only(keep: &[RawFd]) -> io::Result<()> {
     unshare(CloneFlags::CLONE_FILES)?;
     let mut kept = keep.to_vec();
@@ -30,25 +30,26 @@ pub fn keep_only(keep: &[RawFd]) -> io::Result<()> {
     close_range(first, i32::MAX)
 }
 
-/// The objects for descriptors that `keep_only` kept in this thread's own table, as the table that
-/// it was copied from has others for them: each closes its own copy only.
+/// Returns owners for the descriptors that `keep_only` kept in this thread's own table. The table
+/// that it was copied from has other owners for them; each owner closes only its own table's copy.
 ///
 /// # Errors
-/// EBADF when one of them was not kept.
+/// EBADF if one of them was not kept.
 pub fn own_copies(numbers: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     descriptors::inherit(numbers)
 }
 
-/// Closes everything but the standard streams in the table that `keep_only` made, for the last of
-/// its threads that uses it: nothing of it lives on, not even until that thread has ended.
+/// Closes all but the standard streams in the table that `keep_only` made; for the last of its
+/// threads that uses it. Nothing in the table stays open, not even until that thread has ended.
 ///
 /// # Errors
-/// What close_range(2) answers.
+/// Errors of close_range(2).
 pub fn close_all() -> io::Result<()> {
     close_range(STREAMS, i32::MAX)
 }
 
-/// Closes the descriptors from `first` to `last`, if that is a range, in this thread's own table.
+/// Closes the descriptors from `first` to `last` in this thread's own table; nothing if the range
+/// is empty.
 fn close_range(first: i32, last: i32) -> io::Result<()> {
     let (Ok(from), Ok(to)) = (u32::try_from(first), u32::try_from(last)) else {
         return Ok(());
@@ -57,8 +58,8 @@ fn close_range(first: i32, last: i32) -> io::Result<()> {
         return Ok(());
     }
     // SAFETY: close_range takes plain numbers. The table belongs to the threads that `keep_only`
-    // set apart, and their code uses no object with one of these descriptors: that is the promise
-    // of both callers' callers.
+    // set apart, and their code uses no object with one of these descriptors: the callers of both
+    // callers guarantee that.
     let answer = unsafe { libc::close_range(from, to, 0) };
     nix::errno::Errno::result(answer)
         .map(drop)
@@ -87,7 +88,7 @@ mod tests {
         writer.write_all(b"open elsewhere").unwrap();
         drop(writer);
         let mut text = String::new();
-        // Reaches its end, since nobody else holds the other side.
+        // The read reaches its end, since nothing else holds the other side.
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "open elsewhere");
     }

@@ -1,6 +1,7 @@
-//! The device through which the kernel asks a FUSE server: `/dev/fuse`, and clones of it.
+//! The device through which the kernel sends requests to a FUSE server: `/dev/fuse`, and clones of
+//! it.
 //!
-//! Bytes only: what they mean is not known here.
+//! It moves bytes only and does not interpret them.
 
 use nix::errno::Errno;
 use std::fs::OpenOptions;
@@ -11,10 +12,10 @@ mod ioctl {
     nix::ioctl_read!(clone, 229, 0, u32);
 }
 
-/// Opens the device; it belongs to no mount yet.
+/// Opens the device, which belongs to no mount yet.
 ///
 /// # Errors
-/// What open(2) answers.
+/// Errors of open(2).
 pub fn open() -> io::Result<OwnedFd> {
     let file = OpenOptions::new()
         .read(true)
@@ -23,11 +24,11 @@ pub fn open() -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Another descriptor of the mount that `device` serves, with a list of requests of its own. When
-/// the last copy of it is closed, the kernel ends the requests that were read from it.
+/// Opens another descriptor of the mount that `device` serves, with its own list of requests. When
+/// its last copy is closed, the kernel ends the requests that were read from it.
 ///
 /// # Errors
-/// What open(2) and the ioctl `FUSE_DEV_IOC_CLONE` answer.
+/// Errors of open(2) and the ioctl `FUSE_DEV_IOC_CLONE`.
 pub fn clone(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let fresh = open()?;
     let mut number = u32::try_from(device.as_raw_fd()).map_err(io::Error::other)?;
@@ -37,10 +38,10 @@ pub fn clone(device: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(fresh)
 }
 
-/// Waits for a request and reads it into `buf`, which the kernel wants to have room for any.
+/// Waits for a request and reads it into `buf`; the kernel demands that `buf` can hold any request.
 ///
 /// # Errors
-/// ENODEV when the mount is gone, ENOENT when the request was taken back, EINTR.
+/// ENODEV if the mount is gone, ENOENT if the request was withdrawn, EINTR.
 pub fn read(device: BorrowedFd<'_>, buf: &mut [u8]) -> Result<usize, Errno> {
     nix::unistd::read(device, buf)
 }
@@ -48,8 +49,8 @@ pub fn read(device: BorrowedFd<'_>, buf: &mut [u8]) -> Result<usize, Errno> {
 /// Writes one whole message.
 ///
 /// # Errors
-/// ENOENT when nobody waits for this answer any more, ENODEV when the mount is gone, EINVAL when
-/// the kernel does not take the message.
+/// ENOENT if the request no longer waits for this answer, ENODEV if the mount is gone, EINVAL if
+/// the kernel rejects the message.
 pub fn write(device: BorrowedFd<'_>, message: &[u8]) -> Result<(), Errno> {
     match nix::unistd::write(device, message) {
         Ok(written) if written == message.len() => Ok(()),

@@ -1,10 +1,10 @@
-//! A ring through which the kernel brings the requests of a FUSE mount and takes the answers: FUSE
-//! over io_uring (Linux 6.14, fs/fuse/dev_uring.c).
+//! A ring through which the kernel delivers the requests of a FUSE mount and takes the answers:
+//! FUSE over io_uring (Linux 6.14, fs/fuse/dev_uring.c).
 //!
 //! A *place* is memory for one request at a time: its header, its arguments and its data, and the
-//! answer to it in the same bytes. Places are registered with one of the mount's queues, of which
-//! there is one for each possible processor, and requests that a processor makes go to its queue.
-//! What the bytes mean is not known here.
+//! answer to it in the same bytes. Places are registered with one of the mount's queues. A mount
+//! has one queue for each possible processor, and a processor's requests go to its queue. This
+//! module does not interpret the bytes.
 //!
 //! ```text
 //!   0        128         256                         1024           4096
@@ -12,9 +12,9 @@
 //! ```
 //!
 //! # Invariants
-//! - A place is the kernel's from its registration, or the commit of its answer, until its
-//!   completion is taken; in between nobody here can see its memory, and it is not unmapped: if
-//!   the ring goes meanwhile, the memory is leaked.
+//! - A place belongs to the kernel from its registration, or the commit of its answer, until its
+//!   completion is taken. Meanwhile no code here can access its memory, and it is not unmapped: if
+//!   the ring is dropped then, the memory is leaked.
 //! - One thread makes a ring and uses it. When that thread ends, the kernel takes the places back.
 
 use io_uring::squeue::Entry128;
@@ -27,9 +27,9 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-/// How long the header and the arguments of a request can be.
+/// Maximum length of a request's header, and of its arguments.
 pub const HEADER_BYTES: usize = 128;
-/// Where the data of a place starts.
+/// Offset of a place's data.
 const DATA: usize = 4096;
 const ARGUMENTS: usize = HEADER_BYTES;
 /// struct `fuse_uring_ent_in_out`: flags, commit id, length of the data, padding, reserved.
@@ -37,19 +37,19 @@ const COMMIT_ID: usize = 2 * HEADER_BYTES + 8;
 const DATA_BYTES: usize = COMMIT_ID + 8;
 /// The length of struct `fuse_uring_req_header`.
 const HEAD_BYTES: usize = 2 * HEADER_BYTES + 32;
-/// Where the io vectors are that tell the kernel of the place.
+/// Offset of the io vectors that describe the place to the kernel.
 const VECTORS: usize = 1024;
 
 /// `FUSE_IO_URING_CMD_REGISTER` and `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`.
 const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
-/// Where the length lies in a submission: `len` of struct `io_uring_sqe`.
+/// Offset of the length in a submission: `len` of struct `io_uring_sqe`.
 const SUBMISSION_LEN: usize = 24;
-/// The device among the ring's registered files.
+/// The device's index among the ring's registered files.
 const DEVICE: types::Fixed = types::Fixed(0);
-/// Marks the completions of waking.
+/// Marks the completions of the waker.
 const WAKE: u64 = u64::MAX;
-/// How many submissions fit; more are handed to the kernel earlier.
+/// Capacity of the submission queue; further submissions are handed to the kernel earlier.
 const SUBMISSIONS: u32 = 64;
 
 /// Memory for one request.
@@ -63,21 +63,21 @@ pub struct Place {
 pub struct Parts<'a> {
     /// The request's header, and then the answer's.
     pub header: &'a mut [u8],
-    /// The fixed arguments of the request; what it leaves out is as it was.
+    /// The fixed arguments of the request; bytes that the request leaves out keep their old values.
     pub arguments: &'a [u8],
     /// The request's data at its start, and then the answer's.
     pub data: &'a mut [u8],
-    /// How much data the request has.
+    /// Length of the request's data.
     pub data_bytes: usize,
 }
 
 impl Place {
-    /// The queue whose requests it takes.
+    /// Returns the queue whose requests the place takes.
     pub fn queue(&self) -> u16 {
         self.queue
     }
 
-    /// Its parts.
+    /// Returns the place's parts.
     pub fn parts(&mut self) -> Parts<'_> {
         let (head, data) = self.memory.split_at_mut(DATA);
         let (header, rest) = head.split_at_mut(ARGUMENTS);
@@ -92,7 +92,7 @@ impl Place {
         }
     }
 
-    /// Says how much data the answer has.
+    /// Sets the length of the answer's data.
     pub fn set_answer_bytes(&mut self, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.memory[DATA_BYTES..DATA_BYTES + 4].copy_from_slice(&bytes.to_ne_bytes());
@@ -104,7 +104,8 @@ impl Place {
         id
     }
 
-    /// Writes down where its two parts are for the kernel, and answers where it says that.
+    /// Writes io vectors for the place's two parts, for the kernel; returns the address of the
+    /// vectors.
     fn write_vectors(&mut self) -> u64 {
         let start = self.memory.as_ptr().expose_provenance() as u64;
         let data_bytes = (self.memory.len() - DATA) as u64;
@@ -117,41 +118,41 @@ impl Place {
     }
 }
 
-/// Ends the wait of a ring's thread, from any thread that has the same table of descriptors.
+/// Ends the wait of a ring's thread, from any thread that shares its descriptor table.
 #[derive(Clone)]
 pub struct Waker(Arc<EventFd>);
 
 impl Waker {
-    /// Makes the ring say `Event::Woken` soon, once for any number of calls before that.
+    /// Makes the ring return `Event::Woken` soon, once for any number of calls before that.
     pub fn wake(&self) {
-        // It fails only when it would count beyond 64 bits: then it is about to wake anyway.
+        // It fails only if the counter would exceed 64 bits: then the ring is about to wake anyway.
         let _ = self.0.write(1);
     }
 }
 
-/// What a ring has to say.
+/// An event of a ring.
 pub enum Event {
     /// A place holds a request, to be answered by `FuseRing::commit`.
     Request(Place),
-    /// Somebody has woken it.
+    /// The ring was woken.
     Woken,
-    /// The kernel has given a place back without a request: for good.
+    /// The kernel has given a place back without a request, for good.
     Ended(Errno),
 }
 
-/// A ring.
+/// A ring of one thread for one FUSE mount.
 pub struct FuseRing {
     ring: IoUring<Entry128>,
-    /// What the kernel has, by index.
+    /// The places that the kernel holds, by index.
     lent: Vec<Option<Place>>,
     waker: Waker,
 }
 
 impl FuseRing {
-    /// A ring of this thread for the mount that `device` serves.
+    /// Makes a ring of this thread for the mount that `device` serves.
     ///
     /// # Errors
-    /// What `io_uring_setup` and `io_uring_register` answer; EPERM where the host forbids rings.
+    /// Errors of `io_uring_setup` and `io_uring_register`; EPERM where the host forbids rings.
     pub fn new(device: BorrowedFd<'_>) -> io::Result<Self> {
         let ring: IoUring<Entry128> = IoUring::builder()
             .setup_single_issuer()
@@ -169,16 +170,17 @@ impl FuseRing {
         Ok(ring)
     }
 
-    /// What wakes it.
+    /// Returns the waker of this ring.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
 
-    /// Lends the kernel a new place for requests of `queue`, with room for `data_bytes`: at least
-    /// the most that was agreed on with the kernel. Whether the kernel takes it shows as an event.
+    /// Lends the kernel a new place for requests of `queue`, with space for `data_bytes` of data:
+    /// at least the maximum that was negotiated with the kernel. An event tells if the kernel
+    /// refuses the place.
     ///
     /// # Errors
-    /// When there is no memory.
+    /// If there is no memory.
     pub fn register(&mut self, queue: u16, data_bytes: usize) -> io::Result<()> {
         let mut place = Place {
             memory: MmapMut::map_anon(DATA + data_bytes)?,
@@ -200,7 +202,7 @@ impl FuseRing {
     /// Gives the kernel the answer in `place`, and the place for another request.
     ///
     /// # Errors
-    /// What `io_uring_enter` answers.
+    /// Errors of `io_uring_enter`.
     pub fn commit(&mut self, place: Place) -> io::Result<()> {
         let submission = opcode::UringCmd80::new(DEVICE, COMMIT_AND_FETCH)
             .cmd(command(place.queue, place.commit_id()))
@@ -217,8 +219,9 @@ impl FuseRing {
 
     fn push(&mut self, submission: &Entry128) -> io::Result<()> {
         loop {
-            // SAFETY: the memory that it tells of is a place in `lent`, where it stays until the
-            // completion, or is leaked with it; the waker's descriptor lives as long as the ring.
+            // SAFETY: the memory that the submission points to is a place in `lent`, where it stays
+            // until the completion, or is leaked with it; the waker's descriptor lives as long as
+            // the ring.
             if unsafe { self.ring.submission().push(submission) }.is_ok() {
                 return Ok(());
             }
@@ -226,10 +229,10 @@ impl FuseRing {
         }
     }
 
-    /// Hands over what was committed and waits until there is an event, or a signal comes.
+    /// Submits what was committed, and waits until there is an event or a signal arrives.
     ///
     /// # Errors
-    /// What `io_uring_enter` answers.
+    /// Errors of `io_uring_enter`.
     pub fn wait(&mut self) -> io::Result<()> {
         self.enter(1)
     }
@@ -250,11 +253,11 @@ impl FuseRing {
         }
     }
 
-    /// The next event, without waiting.
+    /// Returns the next event, without waiting.
     pub fn next_event(&mut self) -> Option<Event> {
         let completion: cqueue::Entry = self.ring.completion().next()?;
         if completion.user_data() == WAKE {
-            // What it counted does not matter.
+            // The counter's value does not matter.
             let _ = self.waker.0.read();
             return match self.watch_waker() {
                 Ok(()) => Some(Event::Woken),
@@ -281,15 +284,15 @@ impl FuseRing {
 
 impl Drop for FuseRing {
     fn drop(&mut self) {
-        // The kernel may write there until it has let go of the ring, which it does some time
-        // later.
+        // The kernel may write to the places until it has released the ring, which happens some
+        // time later.
         for place in self.lent.drain(..).flatten() {
             let _ = ManuallyDrop::new(place);
         }
     }
 }
 
-/// struct `fuse_uring_cmd_req`: flags, commit id, queue.
+/// Returns a struct `fuse_uring_cmd_req`: flags, commit id, queue.
 fn command(queue: u16, commit_id: [u8; 8]) -> [u8; 80] {
     let mut command = [0; 80];
     command[8..16].copy_from_slice(&commit_id);
@@ -297,7 +300,7 @@ fn command(queue: u16, commit_id: [u8; 8]) -> [u8; 80] {
     command
 }
 
-/// Says how many io vectors there are, for which the builder of commands has no word.
+/// Sets the number of io vectors, which the command builder has no method for.
 fn set_vectors(submission: &mut Entry128, count: u32) {
     const { assert!(size_of::<Entry128>() == 128) };
     let start = std::ptr::from_mut(submission).cast::<u8>();
@@ -306,23 +309,23 @@ fn set_vectors(submission: &mut Entry128, count: u32) {
     unsafe { start.add(SUBMISSION_LEN).cast::<u32>().write(count) };
 }
 
-/// Whether the kernel lets FUSE servers use rings: `None` where it does not know of that.
+/// Returns true if the kernel lets FUSE servers use rings; `None` where it does not know of that.
 pub fn is_enabled() -> Option<bool> {
     let text = std::fs::read_to_string("/sys/module/fuse/parameters/enable_uring").ok()?;
     Some(text.starts_with('Y'))
 }
 
-/// How many processors there can be: as many queues a mount has.
+/// Returns the number of possible processors: a mount has as many queues.
 ///
 /// # Errors
-/// When the kernel does not tell.
+/// If the kernel does not tell.
 pub fn possible_processors() -> io::Result<u16> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
     count_processors(text.trim())
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a strange list of processors"))
 }
 
-/// How many a list such as `0-3,6` names.
+/// Returns how many numbers a list such as `0-3,6` names.
 fn count_processors(list: &str) -> Option<u16> {
     list.split(',').try_fold(0_u16, |count, part| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -334,7 +337,7 @@ fn count_processors(list: &str) -> Option<u16> {
 /// Keeps this thread on one processor, where that is possible.
 ///
 /// # Errors
-/// What sched_setaffinity(2) answers: EINVAL where this process may not run there.
+/// Errors of sched_setaffinity(2): EINVAL where this process may not run there.
 pub fn stay_on(processor: u16) -> io::Result<()> {
     let mut processors = nix::sched::CpuSet::new();
     processors.set(processor.into())?;
@@ -381,7 +384,7 @@ mod tests {
         let parts = place.parts();
         assert_eq!((parts.arguments[0], parts.data_bytes), (9, 4096));
         assert_eq!((parts.header.len(), parts.data.len()), (128, 8192));
-        // More than there is room for is not believed.
+        // A length beyond the place's space is cut to it.
         place.set_answer_bytes(1 << 20);
         assert_eq!(place.parts().data_bytes, 8192);
     }

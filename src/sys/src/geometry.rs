@@ -1,4 +1,5 @@
-//! What a host says about a file or a block device: its length, and what direct I/O asks for.
+//! Properties of a file or a block device that the host reports: its length, and the alignment that
+//! direct I/O requires.
 
 use nix::errno::Errno;
 use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
@@ -16,7 +17,7 @@ mod ioctl {
     );
 }
 
-/// What direct I/O on a file asks of its callers.
+/// The alignment that direct I/O on a file requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectAlignment {
     /// Buffers start at a multiple of this.
@@ -25,7 +26,7 @@ pub struct DirectAlignment {
     pub offset_bytes: u32,
 }
 
-/// The length of a block device.
+/// Returns the length of a block device.
 pub fn block_device_bytes(file: &File) -> io::Result<u64> {
     let mut len_bytes = 0_u64;
     // SAFETY: the descriptor is open for as long as `file` is borrowed, and BLKGETSIZE64 writes one
@@ -34,17 +35,17 @@ pub fn block_device_bytes(file: &File) -> io::Result<u64> {
     Ok(len_bytes)
 }
 
-/// Returns whether `file`, a regular file, lies on a file system that always overwrites allocated
-/// space in place: then a store into a mapping of it never needs room. Where files can share
-/// extents (XFS, btrfs), a copy that is made at any later time takes that away; of what is not
-/// known here, nothing is expected.
+/// Returns true if `file`, a regular file, lies on a file system that always overwrites allocated
+/// space in place: then a store into a mapping of it never needs free space. Where files can share
+/// extents (XFS, btrfs), any later copy of the file ends that. Returns false for file systems that
+/// are not known here.
 pub fn overwrites_in_place(file: &File) -> bool {
     fstatfs(file)
         .is_ok_and(|found| [EXT4_SUPER_MAGIC, TMPFS_MAGIC].contains(&found.filesystem_type()))
 }
 
-/// What direct I/O on `file` asks for: zeros when it cannot do any, `None` when the host does not
-/// say (before Linux 6.1, and some file systems).
+/// Returns the alignment that direct I/O on `file` requires: zeros if it cannot do any, `None` if
+/// the host does not tell (before Linux 6.1, and some file systems).
 pub fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment>> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the descriptor is open for as long as `file` is borrowed, the path is an empty C

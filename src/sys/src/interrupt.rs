@@ -1,4 +1,4 @@
-//! Getting a thread out of a system call that waits, and keeping signals from threads that are not
+//! Interrupting a thread that waits in a system call, and keeping signals from threads that are not
 //! to handle them.
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -6,16 +6,16 @@ use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::thread::JoinHandle;
 
-/// Ignored unless someone asks for it, so that a stray one harms nobody.
+/// A signal that is ignored by default, so that a stray one does no harm.
 const SIGNAL: Signal = Signal::SIGURG;
 
 extern "C" fn nothing(_signal: libc::c_int) {}
 
-/// Leaves the signals that ask a process to end to other threads than this one and those that it
-/// starts.
+/// Blocks the signals that ask a process to end in this thread and those that it starts; other
+/// threads handle them.
 ///
 /// # Errors
-/// What pthread_sigmask(3) answers.
+/// Errors of pthread_sigmask(3).
 pub fn leave_requests_to_others() -> io::Result<()> {
     let requests = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
     let requests: SigSet = requests.into_iter().collect();
@@ -25,9 +25,9 @@ pub fn leave_requests_to_others() -> io::Result<()> {
 /// Makes `interrupt` end system calls: from now on SIGURG runs a handler that does nothing.
 ///
 /// # Errors
-/// What sigaction(2) answers.
+/// Errors of sigaction(2).
 pub fn prepare() -> io::Result<()> {
-    // Without SA_RESTART, so that the interrupted call answers EINTR.
+    // Without SA_RESTART, so that the interrupted call returns EINTR.
     let handler = SigHandler::Handler(nothing);
     let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing, so it is safe at any point of any thread.
@@ -35,8 +35,8 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the call in which the thread waits, with EINTR. One that is about to wait is missed, so
-/// this is repeated until the thread does what was wanted.
+/// Ends the call in which the thread waits, with EINTR. A thread that is just about to wait misses
+/// the signal, so the caller repeats this until the thread has done what was wanted.
 pub fn interrupt<T>(thread: &JoinHandle<T>) {
     if !thread.is_finished() {
         // SAFETY: the thread has neither been joined nor detached, since its handle is borrowed,

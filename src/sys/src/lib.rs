@@ -1,9 +1,9 @@
-//! The only room with `unsafe` and with calls that the standard library does not offer: mappings,
-//! aligned memory, what a host is asked about a file's extents, mounts, loop devices, the
-//! FUSE device and its rings, memory that outlives a process, time slices, attributes and paths
+//! The only crate with `unsafe` code and with calls that the standard library does not offer:
+//! mappings, aligned memory, a file's extents on its host, mounts, loop devices, the FUSE device
+//! and its rings, memory that outlives a process, time slices, extended attributes, and paths
 //! beneath a root.
 //!
-//! What it offers is safe to call: each file keeps its own invariants and says, at each `unsafe`
+//! Its interface is safe to call: each file keeps its own invariants and states, at each `unsafe`
 //! block, why they hold. It decides nothing about pools, volumes or durability.
 #![allow(unsafe_code)]
 

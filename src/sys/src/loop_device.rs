@@ -1,8 +1,8 @@
 //! Loop devices: block devices of the kernel over a file, attached and detached by ioctl.
 //!
-//! Works without udev: a missing node in `/dev` is made here. Another user of loop devices may
-//! take a free number or reuse one at any time, so attaching retries, and detaching first claims
-//! the device and lets the caller check that it is still the one that was meant.
+//! Works without udev: this module makes a missing node in `/dev`. Another user of loop devices may
+//! take a free number or reuse one at any time. Therefore attaching retries, and detaching first
+//! claims the device and lets the caller check that it is still the intended one.
 #![allow(unsafe_code)]
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a free number is asked for when others keep taking it.
+/// Number of attempts to get a free number while others keep taking it.
 const ATTACH_ATTEMPTS_MAX: u32 = 64;
-/// How long a detach waits for short-lived users of the device (blkid, udev).
+/// Maximum time that a detach waits for short-lived users of the device (blkid, udev).
 const DETACH_WAIT: Duration = Duration::from_secs(2);
 const DETACH_POLL: Duration = Duration::from_millis(5);
 
@@ -85,43 +85,42 @@ mod ioctl {
     nix::ioctl_none_bad!(get_free, 0x4C82);
 }
 
-/// How a file becomes a block device.
+/// Options for attaching a file to a loop device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopOptions {
-    /// The device refuses writes.
+    /// True if the device refuses writes.
     pub read_only: bool,
-    /// The file's page cache is bypassed; only where the file can do that.
+    /// True if the file's page cache is bypassed; only for files that can do that.
     pub direct_io: bool,
-    /// The kernel looks for a partition table, and shows its partitions.
+    /// True if the kernel looks for a partition table and shows its partitions.
     pub scan_partitions: bool,
-    /// The logical block: 512 or 4096 bytes. A kernel that refuses the latter gives 512.
+    /// Size of the logical block: 512 or 4096 bytes. A kernel that refuses the latter gives 512.
     pub block_bytes: u32,
 }
 
-/// What identifies the file behind a loop device: its file system's device and inode numbers.
+/// Identity of the file behind a loop device: its file system's device number and its inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackingId {
     /// The device number of the file system.
     pub device: u64,
-    /// The file's number in it.
+    /// The inode number of the file.
     pub inode: u64,
 }
 
-/// What a loop device lies on, and where in it the device begins.
+/// The file that a loop device lies on, and the offset in it at which the device begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backing {
     /// The device number of the file's file system.
     pub device: u64,
-    /// The file's number in it.
+    /// The inode number of the file.
     pub inode: u64,
-    /// The number of the block device that the file is; 0 for a regular file.
+    /// The device number of the block device that the file is; 0 for a regular file.
     pub rdevice: u64,
-    /// Where the device begins in it.
+    /// Offset in the file at which the device begins.
     pub offset_bytes: u64,
 }
 
-/// The loop device with a number, attached or not: a name, not an owner. Dropping it does
-/// nothing.
+/// The loop device with a number, attached or not: a name, not an owner. Dropping it does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopDevice {
     number: u32,
@@ -131,8 +130,8 @@ impl LoopDevice {
     /// Attaches `backing` to a free loop device.
     ///
     /// # Errors
-    /// `NotFound` when the kernel has no loop devices; `ResourceBusy` when others take every free
-    /// number; otherwise what the ioctls answer.
+    /// `NotFound` if the kernel has no loop devices; `ResourceBusy` if others take every free
+    /// number; otherwise errors of the ioctls.
     pub fn attach(backing: &File, options: LoopOptions) -> io::Result<Self> {
         let control = OpenOptions::new()
             .read(true)
@@ -145,7 +144,7 @@ impl LoopDevice {
             let device = Self { number };
             match device.configure(backing, options) {
                 Ok(()) => return Ok(device),
-                // Someone else was faster with this number, or removed it again.
+                // Another user took this number first, or removed it again.
                 Err(error)
                     if matches!(
                         error.raw_os_error(),
@@ -194,19 +193,19 @@ impl LoopDevice {
         }
     }
 
-    /// The device with a number that was told before.
+    /// Returns the device with a number that was learnt earlier.
     #[must_use]
     pub fn numbered(number: u32) -> Self {
         Self { number }
     }
 
-    /// Its number.
+    /// Returns its number.
     #[must_use]
     pub fn number(self) -> u32 {
         self.number
     }
 
-    /// The device's node.
+    /// Returns the path of the device's node.
     #[must_use]
     pub fn path(self) -> PathBuf {
         PathBuf::from(format!("/dev/loop{}", self.number))
@@ -216,10 +215,10 @@ impl LoopDevice {
         PathBuf::from(format!("/sys/block/loop{}/{file}", self.number))
     }
 
-    /// The device's major and minor numbers, as mounts of it show them.
+    /// Returns the device's major and minor numbers, as its mounts show them.
     ///
     /// # Errors
-    /// When sysfs does not know the device.
+    /// If sysfs does not know the device.
     pub fn device_numbers(self) -> io::Result<(u32, u32)> {
         let text = fs::read_to_string(self.sys_path("dev"))?;
         text.trim()
@@ -228,11 +227,11 @@ impl LoopDevice {
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
-    /// The path of the file behind the device as the kernel prints it (with ` (deleted)` at the
-    /// end when the name is gone); `None` when nothing is attached.
+    /// Returns the path of the file behind the device as the kernel prints it (with ` (deleted)` at
+    /// the end if the name is gone); `None` if nothing is attached.
     ///
     /// # Errors
-    /// When sysfs cannot be read.
+    /// If sysfs cannot be read.
     pub fn backing_file(self) -> io::Result<Option<PathBuf>> {
         match fs::read(self.sys_path("loop/backing_file")) {
             Ok(mut text) => {
@@ -246,20 +245,20 @@ impl LoopDevice {
         }
     }
 
-    /// The number that tells this use of the device from all others since the host was started;
-    /// `None` before Linux 5.15.
+    /// Returns the number that distinguishes this use of the device from all others since the host
+    /// started; `None` before Linux 5.15.
     pub fn sequence(self) -> Option<u64> {
         let text = fs::read_to_string(self.sys_path("diskseq")).ok()?;
         text.trim().parse().ok()
     }
 
-    /// The device's logical block.
+    /// Returns the size of the device's logical block.
     pub fn block_bytes(self) -> Option<u32> {
         let text = fs::read_to_string(self.sys_path("queue/logical_block_size")).ok()?;
         text.trim().parse().ok()
     }
 
-    /// True if `path` is the device's node or that of one of its partitions.
+    /// Returns true if `path` is the device's node or that of one of its partitions.
     pub fn has_node(self, path: &Path) -> bool {
         let (node, path) = (self.path(), path.as_os_str().as_encoded_bytes());
         let Some(rest) = path.strip_prefix(node.as_os_str().as_encoded_bytes()) else {
@@ -271,15 +270,15 @@ impl LoopDevice {
         }
     }
 
-    /// Whether the device bypasses the page cache of the file behind it.
+    /// Returns true if the device bypasses the page cache of the file behind it.
     ///
     /// # Errors
-    /// When nothing is attached.
+    /// If nothing is attached.
     pub fn uses_direct_io(self) -> io::Result<bool> {
         Ok(fs::read_to_string(self.sys_path("loop/dio"))?.trim() == "1")
     }
 
-    /// The names of the devices (device mapper, RAID) that are built on this one.
+    /// Returns the names of the devices (device mapper, RAID) that are built on this one.
     #[must_use]
     pub fn holders(self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.sys_path("holders")) else {
@@ -291,10 +290,10 @@ impl LoopDevice {
             .collect()
     }
 
-    /// Which file is behind the device.
+    /// Returns the identity of the file behind the device.
     ///
     /// # Errors
-    /// ENXIO when nothing is attached; ENOTCONN when the file's FUSE server has died.
+    /// ENXIO if nothing is attached; ENOTCONN if the file's FUSE server has died.
     pub fn backing_id(self) -> io::Result<BackingId> {
         let info = status(&File::open(self.path())?)?;
         Ok(BackingId {
@@ -303,7 +302,7 @@ impl LoopDevice {
         })
     }
 
-    /// Where the device's bytes lie.
+    /// Returns the file that holds the device's bytes, and the offset at which they begin.
     ///
     /// # Errors
     /// As `backing_id`.
@@ -317,10 +316,10 @@ impl LoopDevice {
         })
     }
 
-    /// Takes the file's present size as the device's.
+    /// Sets the device's size to the file's present size.
     ///
     /// # Errors
-    /// ENXIO when nothing is attached.
+    /// ENXIO if nothing is attached.
     pub fn refresh_size(self) -> io::Result<()> {
         let node = File::open(self.path())?;
         // SAFETY: the descriptor is open; LOOP_SET_CAPACITY takes no argument.
@@ -328,10 +327,10 @@ impl LoopDevice {
         Ok(())
     }
 
-    /// Opens the device so that nobody can mount it, or claim it in another way, meanwhile.
+    /// Opens the device so that nobody else can mount or claim it meanwhile.
     ///
     /// # Errors
-    /// EBUSY while it is mounted, in whichever mount namespace, or claimed by another user.
+    /// EBUSY while it is mounted, in any mount namespace, or claimed by another user.
     pub fn claim(self) -> io::Result<Claim> {
         let node = OpenOptions::new()
             .read(true)
@@ -340,10 +339,10 @@ impl LoopDevice {
         Ok(Claim { device: self, node })
     }
 
-    /// Asks the kernel to detach the device as soon as its last user lets go of it.
+    /// Asks the kernel to detach the device as soon as its last user closes it.
     ///
     /// # Errors
-    /// ENXIO when nothing is attached.
+    /// ENXIO if nothing is attached.
     pub fn detach_when_unused(self) -> io::Result<()> {
         clear(&File::open(self.path())?)
     }
@@ -367,7 +366,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Which file is behind the device.
+    /// Returns the identity of the file behind the device.
     ///
     /// # Errors
     /// As `LoopDevice::backing_id`.
@@ -382,15 +381,15 @@ impl Claim {
     /// Writes the device's own page cache into the file and makes it durable.
     ///
     /// # Errors
-    /// What fsync(2) answers.
+    /// Errors of fsync(2).
     pub fn sync(&self) -> io::Result<()> {
         self.node.sync_all()
     }
 
-    /// Detaches the device and waits until the kernel has let go of the file.
+    /// Detaches the device and waits until the kernel has released the file.
     ///
     /// # Errors
-    /// EBUSY when a process keeps the device open; it then stays attached.
+    /// EBUSY if a process keeps the device open; it then stays attached.
     pub fn detach(self) -> io::Result<()> {
         let attached = Attached {
             id: self.backing_id().ok(),
@@ -401,14 +400,14 @@ impl Claim {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
             result => result?,
         }
-        // The kernel detaches when the last descriptor is closed; this may be it.
+        // The kernel detaches when the last descriptor is closed; this may be that one.
         drop(node);
         let deadline = Instant::now() + DETACH_WAIT;
         while attached.is_still_on(device)? {
             if Instant::now() >= deadline {
                 return match device.keep() {
                     Ok(()) => Err(io::Error::from_raw_os_error(libc::EBUSY)),
-                    // Its user let go of it at this very moment.
+                    // The device's last user closed it at this very moment.
                     Err(error) if is_gone(&error) => Ok(()),
                     Err(error) => Err(error),
                 };
@@ -419,10 +418,10 @@ impl Claim {
     }
 }
 
-/// What a device had attached before it was detached. Its number may go to another user's file at
-/// once, which must not be taken for it.
+/// The file that a device had attached before it was detached. Another user's file may get the
+/// device's number at once, and must not be mistaken for the old one.
 struct Attached {
-    /// `None` when the file's server is dead.
+    /// `None` if the file's server is dead.
     id: Option<BackingId>,
     file: Option<PathBuf>,
 }
@@ -438,7 +437,7 @@ impl Attached {
     }
 }
 
-/// Whether an error says that there is no such device, or nothing attached to it.
+/// Returns true if an error says that there is no such device, or nothing attached to it.
 fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -488,10 +487,10 @@ fn clear(node: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// All attached loop devices with the paths of their files as the kernel prints them.
+/// Returns all attached loop devices with the paths of their files as the kernel prints them.
 ///
 /// # Errors
-/// When sysfs cannot be read.
+/// If sysfs cannot be read.
 pub fn attached() -> io::Result<Vec<(LoopDevice, PathBuf)>> {
     let mut found = Vec::new();
     let entries = match fs::read_dir(Path::new("/sys/block")) {

@@ -1,14 +1,14 @@
-//! A shared mapping of a file's region that is only ever stored into.
+//! A shared mapping of a file's region, for stores only.
 //!
-//! It is not a way to read the file: nobody gets a reference into the mapping.
+//! It is no way to read the file: no code gets a reference into the mapping.
 //!
 //! # Invariants
-//! - Every access to a page of the mapping holds that page's stripe, so that stores from several
-//!   threads never race, not even when they overlap.
+//! - Every access to a page of the mapping holds that page's stripe lock, so stores from several
+//!   threads never race, not even if they overlap.
 //! - A store reaches the page cache at once: it survives the process. It is durable after the
 //!   file's next `fdatasync`.
-//! - The region must stay inside the file and allocated. Otherwise the host answers a store with
-//!   SIGBUS, as it does for a page that it cannot read back.
+//! - The region must stay inside the file and allocated. Otherwise the host raises SIGBUS at a
+//!   store, as it does for a page that it cannot read back.
 
 use memmap2::{MmapOptions, MmapRaw};
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io;
 use std::ptr;
 
-/// Locks per mapping; pages share them round-robin.
+/// Number of locks per mapping; pages share them round-robin.
 const STRIPES: usize = 64;
 /// Bytes that one stripe covers at a time.
 const STRIPE_BYTES: usize = 4096;
@@ -42,7 +42,7 @@ impl Mapped {
         })
     }
 
-    /// Where the region lies in the file and how long it is, in bytes.
+    /// Returns the region's offset in the file and its length, in bytes.
     pub fn region(&self) -> (u64, u64) {
         (self.offset_bytes, self.mapping.len() as u64)
     }
@@ -51,7 +51,7 @@ impl Mapped {
     /// place leave, in each page, the bytes of one of them.
     ///
     /// # Panics
-    /// When the range is outside the region.
+    /// If the range is outside the region.
     pub fn store(&self, offset_bytes: usize, bytes: &[u8]) {
         let end = offset_bytes.checked_add(bytes.len());
         assert!(

@@ -1,6 +1,6 @@
-//! Mounts: making, removing, listing and freezing them, and telling a dead one from a live one.
+//! Mounts: making, removing, listing and freezing them, and telling a dead mount from a live one.
 //!
-//! Not a parser of mount options and not a policy: callers say exactly what they want. Paths in
+//! Neither a parser of mount options nor a policy: callers state exactly what they want. Paths in
 //! the list are those of this process's mount namespace.
 #![allow(unsafe_code)]
 
@@ -27,9 +27,9 @@ pub struct MountEntry {
     pub major: u32,
     /// The minor number of the file system's device.
     pub minor: u32,
-    /// Which directory of the file system is mounted; `/` unless it is a bind mount.
+    /// The directory of the file system that is mounted; `/` unless it is a bind mount.
     pub root: PathBuf,
-    /// Where it is mounted.
+    /// The mount point.
     pub mount_point: PathBuf,
     /// The file system's type with its subtype, e.g. `ext4` or `fuse.cowshed`.
     pub fs_type: OsString,
@@ -37,11 +37,11 @@ pub struct MountEntry {
     pub source: OsString,
 }
 
-/// All mounts of this namespace in the order of mounting: of two at one place the later one is
-/// on top.
+/// Returns all mounts of this namespace in the order of mounting: of two mounts at one place the
+/// later one is on top.
 ///
 /// # Errors
-/// When `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub fn mounts() -> io::Result<Vec<MountEntry>> {
     let text = fs::read("/proc/self/mountinfo")?;
     Ok(text
@@ -50,10 +50,10 @@ pub fn mounts() -> io::Result<Vec<MountEntry>> {
         .collect())
 }
 
-/// The topmost mount exactly at `path`, which must be absolute and free of links.
+/// Returns the topmost mount exactly at `path`, which must be absolute and free of links.
 ///
 /// # Errors
-/// When `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub fn mount_at(path: &Path) -> io::Result<Option<MountEntry>> {
     Ok(mounts()?
         .into_iter()
@@ -119,7 +119,7 @@ fn octal(digits: &[u8]) -> Option<u8> {
 /// Mounts `source` at `target`.
 ///
 /// # Errors
-/// What mount(2) answers.
+/// Errors of mount(2).
 pub fn mount(
     source: &OsStr,
     target: &Path,
@@ -131,38 +131,38 @@ pub fn mount(
         .map_err(io::Error::from)
 }
 
-/// Unmounts what is topmost at `target`, without following a link there.
+/// Unmounts the topmost mount at `target`, without following a link there.
 ///
 /// # Errors
-/// `ResourceBusy` (EBUSY) while something in it is open, and whatever else umount2(2) answers.
+/// `ResourceBusy` (EBUSY) while a file in it is open, and other errors of umount2(2).
 pub fn unmount(target: &Path) -> io::Result<()> {
     nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW).map_err(io::Error::from)
 }
 
-/// Takes the mount at `target` out of the tree at once; the kernel ends it when the last file
-/// in it is closed.
+/// Takes the mount at `target` out of the tree at once; the kernel ends it when the last file in it
+/// is closed.
 ///
 /// # Errors
-/// What umount2(2) answers.
+/// Errors of umount2(2).
 pub fn unmount_lazy(target: &Path) -> io::Result<()> {
     nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
         .map_err(io::Error::from)
 }
 
-/// Ends the connection of the FUSE mount at `target`, which gives an error to whoever waits for an
-/// answer, and unmounts it if it is not in use.
+/// Ends the connection of the FUSE mount at `target`, so requests that wait for an answer fail, and
+/// unmounts it if it is not in use.
 ///
 /// # Errors
-/// EBUSY when it is in use, though the connection has ended; and what else umount2(2) answers.
+/// EBUSY if it is in use, although the connection has ended; and other errors of umount2(2).
 pub fn abort(target: &Path) -> io::Result<()> {
     nix::mount::umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_FORCE)
         .map_err(io::Error::from)
 }
 
-/// Whether the file system at `path` is a FUSE mount whose server has died.
+/// Returns true if the file system at `path` is a FUSE mount whose server has died.
 ///
 /// # Errors
-/// What statfs(2) answers, other than what tells death.
+/// Errors of statfs(2), except for the one that shows a dead server.
 pub fn is_dead(path: &Path) -> io::Result<bool> {
     match nix::sys::statfs::statfs(path) {
         Ok(_) => Ok(false),
@@ -171,35 +171,35 @@ pub fn is_dead(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Writes everything of the file system that holds `path` to its device.
+/// Writes all data of the file system that holds `path` to its device.
 ///
 /// # Errors
-/// What open(2) and syncfs(2) answer, write-back errors included.
+/// Errors of open(2) and syncfs(2), write-back errors included.
 pub fn sync_file_system(path: &Path) -> io::Result<()> {
     FileSystem::at(path)?.sync()
 }
 
-/// A mounted file system, kept mounted while this lives.
+/// A mounted file system that stays mounted while this lives.
 pub struct FileSystem {
     directory: File,
     number: u64,
 }
 
 impl FileSystem {
-    /// The file system that holds `path`.
+    /// Opens the file system that holds `path`.
     ///
     /// # Errors
-    /// What open(2) and fstat(2) answer.
+    /// Errors of open(2) and fstat(2).
     pub fn at(path: &Path) -> io::Result<Self> {
         let directory = File::open(path)?;
         let number = directory.metadata()?.dev();
         Ok(Self { directory, number })
     }
 
-    /// The file system at `path` if its device has this number.
+    /// Opens the file system at `path` if its device has this number.
     ///
     /// # Errors
-    /// ESTALE when another one is there, and what open(2) and fstat(2) answer.
+    /// ESTALE if another one is there, and errors of open(2) and fstat(2).
     pub fn numbered(path: &Path, number: u64) -> io::Result<Self> {
         let found = Self::at(path)?;
         if found.number == number {
@@ -209,11 +209,11 @@ impl FileSystem {
         }
     }
 
-    /// The file system of the mount numbered `id`, which is to be what is found at `path`: also of
-    /// those that show other numbers than their device's.
+    /// Opens the file system at `path`, which must belong to the mount numbered `id`. This works
+    /// also for file systems that report numbers other than their device's.
     ///
     /// # Errors
-    /// ESTALE when another mount is there, and what open(2) and fstat(2) answer.
+    /// ESTALE if another mount is there, and errors of open(2) and fstat(2).
     pub fn on_mount(path: &Path, id: u64) -> io::Result<Self> {
         let found = Self::at(path)?;
         let info = format!("/proc/self/fdinfo/{}", found.directory.as_raw_fd());
@@ -226,36 +226,36 @@ impl FileSystem {
         }
     }
 
-    /// The number of its device.
+    /// Returns the number of its device.
     pub const fn number(&self) -> u64 {
         self.number
     }
 
-    /// Its directory that was opened.
+    /// Returns the directory that was opened.
     pub fn into_directory(self) -> File {
         self.directory
     }
 
-    /// Writes everything of it to its device.
+    /// Writes all its data to its device.
     ///
     /// # Errors
-    /// What syncfs(2) answers, write-back errors included; each of those once.
+    /// Errors of syncfs(2), including write-back errors, each of which is reported once.
     pub fn sync(&self) -> io::Result<()> {
         nix::unistd::syncfs(&self.directory).map_err(io::Error::from)
     }
 
-    /// How large it is and what is free.
+    /// Returns its size and free space.
     ///
     /// # Errors
-    /// What fstatvfs(3) answers.
+    /// Errors of fstatvfs(3).
     pub fn room(&self) -> io::Result<nix::sys::statvfs::Statvfs> {
         nix::sys::statvfs::fstatvfs(&self.directory).map_err(io::Error::from)
     }
 
-    /// Brings it to a clean state on its device and holds all writes to it until `thaw`.
+    /// Brings it to a clean state on its device and blocks all writes to it until `thaw`.
     ///
     /// # Errors
-    /// What the FIFREEZE ioctl answers: EBUSY when it is frozen already.
+    /// Errors of the FIFREEZE ioctl: EBUSY if it is frozen already.
     pub fn freeze(&self) -> io::Result<()> {
         let mut unused = 0;
         // SAFETY: the descriptor is open for the call, and FIFREEZE reads or writes at most the
@@ -264,10 +264,11 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Brings all that is in the journal of an ext4 to its place, which leaves the journal empty.
+    /// Writes everything in the journal of an ext4 to its final place, which leaves the journal
+    /// empty.
     ///
     /// # Errors
-    /// What the `EXT4_IOC_CHECKPOINT` ioctl answers: ENOTTY from other file systems and from
+    /// Errors of the `EXT4_IOC_CHECKPOINT` ioctl: ENOTTY from other file systems and from
     /// kernels before 5.15.
     pub fn checkpoint(&self) -> io::Result<()> {
         let flags = 0;
@@ -276,10 +277,10 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Lets the writes to it go on.
+    /// Unblocks the writes to it.
     ///
     /// # Errors
-    /// What the FITHAW ioctl answers: EINVAL when it is not frozen.
+    /// Errors of the FITHAW ioctl: EINVAL if it is not frozen.
     pub fn thaw(&self) -> io::Result<()> {
         let mut unused = 0;
         // SAFETY: as for FIFREEZE: an open descriptor and an int that outlives the call.
@@ -296,17 +297,17 @@ mod ioctl {
     nix::ioctl_readwrite!(thaw, b'X', 120, c_int);
 }
 
-/// Lets the writes to a frozen file system go on.
+/// Unblocks the writes to a frozen file system.
 ///
 /// # Errors
-/// What the FITHAW ioctl answers: EINVAL when it is not frozen.
+/// Errors of the FITHAW ioctl: EINVAL if it is not frozen.
 pub fn thaw(path: &Path) -> io::Result<()> {
     FileSystem::at(path)?.thaw()
 }
 
-/// Marks this thread, and the threads and processes that it starts later, as one that serves a
-/// block device: its allocations never wait for write-back, which might wait for this thread
-/// (prctl(2), `PR_SET_IO_FLUSHER`).
+/// Marks this thread, and the threads and processes that it starts later, as servers of a block
+/// device: their allocations never wait for write-back, which might wait for this thread (prctl(2),
+/// `PR_SET_IO_FLUSHER`).
 ///
 /// # Errors
 /// EPERM without CAP_SYS_RESOURCE, EINVAL before Linux 5.6.
@@ -316,23 +317,23 @@ pub fn set_io_flusher() -> io::Result<()> {
     Errno::result(result).map(drop).map_err(io::Error::from)
 }
 
-/// The number of this thread, as the kernel names the one that makes a FUSE request.
+/// Returns the number of this thread, with which the kernel identifies the maker of a FUSE request.
 #[must_use]
 pub fn thread_id() -> u32 {
     nix::unistd::gettid().as_raw().unsigned_abs()
 }
 
-/// Whether this process may mount and attach: whether it runs as root.
+/// Returns true if this process may mount and attach, that is, if it runs as root.
 #[must_use]
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// The absolute path of `path` without links, also where a dead FUSE mount lies, which refuses
-/// to be looked at.
+/// Returns the absolute path of `path` without links. Works also for the path of a dead FUSE mount,
+/// which cannot be examined.
 ///
 /// # Errors
-/// When `path` or its parent is missing or cannot be searched.
+/// If `path` or its parent is missing or cannot be searched.
 pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     match fs::canonicalize(path) {
         Err(error) if is_disconnected(&error) => {
@@ -353,7 +354,8 @@ fn is_disconnected(error: &io::Error) -> bool {
     )
 }
 
-/// Whether `path` is `directory` or lies in it, taken as text; for paths that the kernel prints.
+/// Returns true if `path` is `directory` or lies in it, compared as text; for paths that the kernel
+/// prints.
 #[must_use]
 pub fn lies_in(path: &Path, directory: &Path) -> bool {
     let (path, directory) = (

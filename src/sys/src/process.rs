@@ -1,10 +1,10 @@
-//! What a process says of itself to the host.
+//! Properties of this process that the host shows.
 
 use std::ffi::CStr;
 
-/// Names this process as lists of processes show it; the kernel takes 15 bytes. A process that was
-/// started by way of a descriptor would be called by its number.
+/// Sets the name under which lists of processes show this process; the kernel takes 15 bytes.
+/// Otherwise a process that was started through a descriptor is shown by the descriptor's number.
 pub fn set_name(name: &CStr) {
-    // It changes what people see, and nothing else.
+    // The name affects only displays.
     let _ = nix::sys::prctl::set_name(name);
 }

@@ -1,16 +1,16 @@
-//! The host's programs that this one runs: found in absolute folders only, never in whatever folder
-//! this process happens to be in.
+//! The host's programs that this one runs. They are looked for in absolute folders only, never
+//! relative to this process's current folder.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where programs are looked for after the folders that `PATH` names.
+/// Folders in which programs are looked for after those that `PATH` names.
 const SYSTEM_FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// The folders in which programs are looked for, in this order: the absolute ones of `PATH`, and
-/// the system's own.
+/// Returns the folders in which programs are looked for, in this order: the absolute ones of
+/// `PATH`, then the system's own.
 pub fn folders() -> Vec<PathBuf> {
     folders_of(&env::var_os("PATH").unwrap_or_default())
 }
@@ -26,7 +26,7 @@ fn folders_of(search_path: &OsStr) -> Vec<PathBuf> {
     folders
 }
 
-/// The program `name`, if the host has it.
+/// Returns the path of the program `name`, if the host has it.
 pub fn find(name: &str) -> Option<PathBuf> {
     folders()
         .into_iter()
@@ -34,10 +34,10 @@ pub fn find(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// A command that runs the program `name`, and that looks for further programs in the same folders.
-/// Where the host has no such program, running it fails with `NotFound`.
+/// Returns a command that runs the program `name`, and that looks for further programs in the same
+/// folders. Where the host has no such program, running it fails with `NotFound`.
 pub fn command(name: &str) -> Command {
-    // Never the bare name, which would be looked for in other ways.
+    // Never the bare name, for which the search would differ.
     let program = find(name).unwrap_or_else(|| Path::new(SYSTEM_FOLDERS[0]).join(name));
     let mut command = Command::new(program);
     if let Ok(search_path) = env::join_paths(folders()) {

@@ -1,8 +1,8 @@
-//! Memory that outlives a process: words in a memfd, mapped by whoever holds its descriptor.
+//! Memory that outlives a process: words in a memfd, mapped by every holder of its descriptor.
 //!
 //! # Invariants
 //! - The length never changes (sealed) and every page is allocated, so no access meets SIGBUS.
-//! - The memory is reached as atomic words only, so processes and threads may share it.
+//! - The memory is accessed as atomic words only, so processes and threads may share it.
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -13,23 +13,23 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-/// What keeps the length as it is; each of them must be there on an adopted descriptor.
+/// Returns the seals that fix the length; an adopted descriptor must have all of them.
 fn seals() -> SealFlag {
     SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
 }
 
-/// Shared words, zero when they are made. The mapping alone: it stays when the memfd is closed, and
-/// may be dropped by a thread with another table of descriptors.
+/// Shared words, initially zero. Only the mapping: it stays when the memfd is closed, and may be
+/// dropped by a thread with another descriptor table.
 pub struct SharedWords {
     mapping: MmapRaw,
 }
 
 impl SharedWords {
-    /// Makes `count` words, with the memfd that is handed to another process; `name` is what
-    /// `/proc` shows.
+    /// Makes `count` words; also returns their memfd, to be handed to another process. `/proc`
+    /// shows `name`.
     ///
     /// # Errors
-    /// What memfd_create(2), fallocate(2), fcntl(2) and mmap(2) answer.
+    /// Errors of memfd_create(2), fallocate(2), fcntl(2) and mmap(2).
     pub fn create(name: &CStr, count: usize) -> io::Result<(Self, OwnedFd)> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let descriptor = memfd_create(name, flags)?;
@@ -42,8 +42,8 @@ impl SharedWords {
     /// Maps the words that another process made.
     ///
     /// # Errors
-    /// `InvalidData` when it is no memfd of `count` words that `create` made; also what mmap(2)
-    /// answers.
+    /// `InvalidData` if it is not a memfd of `count` words made by `create`; also errors of
+    /// mmap(2).
     pub fn adopt(descriptor: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
         let wrong = || io::Error::from(io::ErrorKind::InvalidData);
         let found = fcntl(descriptor, FcntlArg::F_GET_SEALS).map_err(|_| wrong())?;
@@ -64,7 +64,7 @@ impl SharedWords {
         Ok(Self { mapping })
     }
 
-    /// The words.
+    /// Returns the words.
     pub fn words(&self) -> &[AtomicU64] {
         let count = self.mapping.len() / size_of::<AtomicU64>();
         // SAFETY: the mapping starts at a page, has room for `count` words, is readable and

@@ -1,24 +1,24 @@
-//! How long a thread runs before the scheduler looks whether another one is due.
+//! The time that a thread runs before the scheduler checks whether another one is due.
 //!
-//! Not a priority: a thread with a short slice gets no more of the processor than its neighbours,
-//! but gets it in smaller pieces, and so sooner after it has woken (EEVDF; Linux 6.12 takes a
-//! thread's own slice, sched_setattr(2), and earlier kernels do not look at it).
+//! Not a priority: a thread with a short slice gets no more processor time than its neighbours, but
+//! gets it in smaller pieces, and so sooner after it has woken (EEVDF). Linux 6.12 takes a slice
+//! per thread (sched_setattr(2)); earlier kernels ignore it.
 
 use nix::errno::Errno;
 use std::io;
 
 const THIS_THREAD: libc::pid_t = 0;
-/// The least that the kernel takes; others have about 3 ms.
+/// The smallest slice that the kernel takes; the default is about 3 ms.
 const SHORT_NS: u64 = 100_000;
 #[expect(clippy::cast_possible_truncation, reason = "48 bytes")]
 const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
 
-/// Has this thread, and those that it starts from now on, run for 0.1 ms at a time, so that it
-/// neither waits long for others that keep every processor busy, nor lets them wait. What else is
-/// set of its scheduling stays; a thread of a real-time policy has no slice and stays as it is.
+/// Sets the slice of this thread, and of those that it starts from now on, to 0.1 ms, so that it
+/// neither waits long for threads that keep every processor busy, nor makes them wait. Its other
+/// scheduling attributes stay. A thread of a real-time policy has no slice and is left as it is.
 ///
 /// # Errors
-/// What sched_getattr(2) and sched_setattr(2) answer: EPERM or ENOSYS where a sandbox forbids them.
+/// Errors of sched_getattr(2) and sched_setattr(2): EPERM or ENOSYS where a sandbox forbids them.
 pub fn shorten() -> io::Result<()> {
     let mut attributes = read()?;
     let policy = i32::try_from(attributes.sched_policy);
@@ -43,8 +43,8 @@ pub fn shorten() -> io::Result<()> {
 fn read() -> io::Result<libc::sched_attr> {
     // SAFETY: the structure is made of integers, for which zero is a value.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes at most `SIZE` bytes, which is the structure's length, and what it
-    // writes are integers; the pointer is to the whole structure and not kept.
+    // SAFETY: the kernel writes at most `SIZE` bytes, which is the structure's length, and writes
+    // only integers; the pointer is to the whole structure, and the kernel does not keep it.
     let outcome = unsafe {
         libc::syscall(
             libc::SYS_sched_getattr,
@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(after.sched_policy, before.sched_policy);
         assert_eq!(after.sched_nice, before.sched_nice);
         assert_eq!(after.sched_flags, before.sched_flags);
-        // A kernel before 6.12 has no slices to tell of.
+        // A kernel before 6.12 has no slices to report.
         if before.sched_runtime == 0 {
             println!("skipped: this kernel has no slices of single threads");
             return;

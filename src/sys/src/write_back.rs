@@ -1,17 +1,17 @@
-//! Writing back what is in memory of a file, and whether the host failed to.
+//! Writing a file's cached pages back, and finding out whether the host failed to.
 //!
-//! The kernel tells each open file description once, and forgets what was not written. A process
-//! that is killed while it is told takes the news with it; another description, opened before, gets
-//! to know it all the same.
+//! The kernel reports a failed write-back once to each open file description, and forgets the data
+//! that was not written. If a process is killed while it gets the report, the report is lost with
+//! it; another description that was opened before still gets its own.
 
 use nix::errno::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Beyond all data, so that nothing is waited for.
+/// An offset beyond all data, so that the call waits for nothing.
 const NOWHERE: i64 = 1 << 62;
 
-/// Whether writing to the file has failed since `witness` was opened, or was asked last.
+/// Returns true if writing to the file has failed since `witness` was opened or last asked.
 #[must_use]
 pub fn has_failed(witness: BorrowedFd<'_>) -> bool {
     // SAFETY: no memory is passed, and the descriptor is open for as long as it is borrowed.
@@ -25,17 +25,17 @@ pub fn has_failed(witness: BorrowedFd<'_>) -> bool {
     };
     match Errno::result(outcome) {
         Ok(_) => false,
-        // What is not a file with a cache has nothing to tell.
+        // A descriptor without a page cache has no failures to report.
         Err(Errno::EINVAL | Errno::ESPIPE | Errno::ENOSYS) => false,
         Err(_) => true,
     }
 }
 
-/// Writes out the pages of a file that are in memory and waits for that, without the file's lock:
-/// writes that go past them may be under way for long. It is no barrier on the disk.
+/// Writes out a file's cached pages and waits for that, without the file's lock: concurrent writes
+/// to the file may go on for long. It is not a barrier on the disk.
 ///
 /// # Errors
-/// What the host answers, and what an earlier write-back failed with.
+/// Errors of the host, and the error of an earlier write-back.
 pub fn write_out(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no memory is passed, and the descriptor is open for as long as it is borrowed.
     let outcome = unsafe {
@@ -86,7 +86,7 @@ mod tests {
         let path = folder.path().to_str().unwrap();
         run("mount", &["-t", "tmpfs", "-o", "size=1M", "cowshed", path]);
         let mut undo = Undo(vec![vec!["umount".into(), path.into()]]);
-        // A disk of 16 MiB whose host has room for one.
+        // A disk of 16 MiB whose host has space for 1 MiB.
         let backing = folder.path().join("disk");
         File::create(&backing).unwrap().set_len(16 << 20).unwrap();
         let device = run("losetup", &["-f", "--show", backing.to_str().unwrap()]);
@@ -97,7 +97,7 @@ mod tests {
         let mut writer = fs::OpenOptions::new().write(true).open(&device).unwrap();
         writer.write_all(&[1; 8 << 20]).unwrap();
         writer.sync_data().unwrap_err();
-        // The host would not say it again to the one that was told.
+        // The host would not report it again to the descriptor that has already been told.
         writer.sync_data().unwrap();
         assert!(has_failed(witness.as_fd()));
         assert!(!has_failed(witness.as_fd()));

@@ -1,9 +1,9 @@
-//! Extended attributes of any object that a descriptor stands for, `O_PATH` ones included.
+//! Extended attributes of any object that a descriptor refers to, `O_PATH` descriptors included.
 //!
-//! The `f*xattr` calls refuse `O_PATH` descriptors, which are the only ones that symbolic links and
-//! device nodes have; so the calls go through `/proc/self/fd/N`, which leads to the object itself
-//! and no further. `/proc` must be mounted. Each call borrows the object until the kernel has
-//! answered: a number whose descriptor is closed leads nowhere, or to another file.
+//! The `f*xattr` calls refuse `O_PATH` descriptors, the only ones that symbolic links and device
+//! nodes have; so the calls go through `/proc/self/fd/N`, which leads to the object itself and no
+//! further. `/proc` must be mounted. Each call borrows the object until the kernel has returned: a
+//! number whose descriptor is closed leads nowhere, or to another file.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -11,15 +11,16 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-/// The most bytes that all names of one object take together: the kernel's `XATTR_LIST_MAX`.
+/// Maximum number of bytes of all names of one object together: the kernel's `XATTR_LIST_MAX`.
 pub const LIST_BYTES_MAX: usize = 65_536;
-/// The most bytes of one value: the kernel's `XATTR_SIZE_MAX`.
+/// Maximum number of bytes of one value: the kernel's `XATTR_SIZE_MAX`.
 pub const VALUE_BYTES_MAX: usize = 65_536;
 
-/// The names of all extended attributes of `object`, in the kernel's order.
+/// Returns the names of all extended attributes of `object`, in the kernel's order.
 ///
 /// # Errors
-/// What `listxattr(2)` answers; a file system without attributes has none.
+/// Errors of `listxattr(2)`; none for a file system without attributes, which returns an empty
+/// list.
 pub fn list(object: impl AsFd) -> io::Result<Vec<CString>> {
     let path = proc_path(&object)?;
     // Most objects have no attribute, so ask for the length before taking a buffer.
@@ -43,10 +44,10 @@ pub fn list(object: impl AsFd) -> io::Result<Vec<CString>> {
         .collect())
 }
 
-/// The value of the attribute `name` of `object`.
+/// Returns the value of the attribute `name` of `object`.
 ///
 /// # Errors
-/// What `getxattr(2)` answers; `ENODATA` where there is no such attribute.
+/// Errors of `getxattr(2)`; `ENODATA` where there is no such attribute.
 pub fn get(object: impl AsFd, name: &CStr) -> io::Result<Vec<u8>> {
     let path = proc_path(&object)?;
     let mut value = vec![0_u8; VALUE_BYTES_MAX];
@@ -65,10 +66,10 @@ pub fn get(object: impl AsFd, name: &CStr) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// Sets the attribute `name` of `object`, made or replaced.
+/// Sets the attribute `name` of `object`, whether or not it exists.
 ///
 /// # Errors
-/// What `setxattr(2)` answers.
+/// Errors of `setxattr(2)`.
 pub fn set(object: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
     let path = proc_path(&object)?;
     // SAFETY: `path` and `name` are live NUL-terminated strings; `value` is live for the length
@@ -92,7 +93,7 @@ pub fn set(object: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
 /// Removes the attribute `name` of `object`.
 ///
 /// # Errors
-/// What `removexattr(2)` answers.
+/// Errors of `removexattr(2)`.
 pub fn remove(object: impl AsFd, name: &CStr) -> io::Result<()> {
     let path = proc_path(&object)?;
     // SAFETY: `path` and `name` are live NUL-terminated strings that the kernel only reads.

@@ -1,9 +1,9 @@
-//! No bytes make the check panic or run on, and what a flip damages is never called clean.
+//! No bytes make the check panic or run on, and a pool damaged by a flip is never called clean.
 
 use super::*;
 use proptest::prelude::*;
 
-/// Blocks of a finished pool that hold something, in order.
+/// Returns the non-zero blocks of a finished pool, in order.
 fn blocks_in_use(device: &MemoryDevice) -> Vec<u64> {
     let blocks = device.len_bytes() / BLOCK_BYTES as u64;
     let holds = |block: &u64| {
@@ -43,7 +43,7 @@ proptest! {
         }
     }
 
-    /// Checksums that hold do not make the contents sound.
+    /// Valid checksums do not make the contents sound.
     #[test]
     fn random_pointers_under_valid_checksums_never_panic(
         changes in prop::collection::vec(

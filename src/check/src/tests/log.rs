@@ -1,4 +1,4 @@
-//! A log that is not empty, whole, torn and damaged.
+//! A log that is not empty: whole, torn and damaged.
 
 use super::*;
 use cowshed_format::base::Sequence;

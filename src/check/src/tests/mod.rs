@@ -33,7 +33,7 @@ fn assert_clean(device: &MemoryDevice) -> CheckReport {
     report
 }
 
-/// A root with a snapshot, of which two clones and a taller one hang; one is removed.
+/// Returns a pool with a snapshot from which its volume, which is taller, and two clones descend.
 fn forest() -> (TestPool, [u64; 4]) {
     let mut pool = TestPool::new();
     let base = pool.create("base");
@@ -221,7 +221,7 @@ fn an_unreadable_node_is_named_with_its_place() {
     };
     assert_eq!(report.findings[0].kind, FindingKind::NodeUnreadable);
     assert_eq!(report.findings[0].place, place);
-    // What it led to looks leaked, but who would free it.
+    // The blocks below it look leaked, but nothing may free them.
     let others: Vec<_> = report.findings[1..].iter().map(|each| each.kind).collect();
     assert!(others.iter().all(|kind| *kind == FindingKind::BlocksLeaked));
 }
@@ -264,7 +264,7 @@ fn a_block_with_two_owners_is_found() {
 #[test]
 fn a_tree_that_leads_back_into_itself_ends() {
     let (mut pool, [_, base, ..]) = forest();
-    // Level 2 under the root leads to the root's own block: no checksum fits, so that the second
+    // Level 2 under the root leads to the root's own block: no checksum can fit, so the second
     // visit is noticed before the checksum is.
     let root = pool.path(base, 3)[0];
     pool.tamper(base, 3, 2, &|entries| entries[7] = root);
@@ -417,7 +417,7 @@ fn one_lost_superblock_is_a_finding_and_four_are_no_pool() {
         let offset = BlockAddr(addr).offset_bytes();
         device.write_at(&[9; BLOCK_BYTES], offset).unwrap();
     }
-    // The copy that is left is of the state before; its bitmaps are gone.
+    // The remaining copy is of the state before; its bitmaps are gone.
     assert!(check(&device, DEEP, &mut |_| {}).is_ok());
     let offset = BlockAddr(last.0).offset_bytes();
     device.write_at(&[9; BLOCK_BYTES], offset).unwrap();

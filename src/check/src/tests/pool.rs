@@ -1,5 +1,5 @@
-//! A pool built by hand from the format's encoders, with the semantics of FORMAT.md and nothing
-//! of the engine: every write copies its path at once.
+//! A pool built by hand from the format's encoders, with the semantics of FORMAT.md and no part of
+//! the engine: every write copies its path at once.
 
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::codec::Writer;
@@ -92,7 +92,7 @@ impl TestPool {
         id
     }
 
-    /// A frozen volume takes `id`'s place; answers its id.
+    /// Puts a frozen volume in the place of `id`; returns its id.
     pub(super) fn snapshot(&mut self, id: u64, name: &str) -> u64 {
         let (snapshot, now) = (self.id(), self.now());
         self.generation += 1;
@@ -191,7 +191,7 @@ impl TestPool {
         Box::new(node::decode(&bytes))
     }
 
-    /// Changes the node over `index` at `level` where it lies, and every checksum above it.
+    /// Changes the node over `index` at `level` in place, and every checksum above it.
     pub(super) fn tamper(&mut self, id: u64, index: u64, level: u8, change: &dyn Fn(&mut Entries)) {
         let volume = self.volumes[&id].clone();
         self.volume(id).root = self.tamper_below(volume.root, volume.height, index, level, change);
@@ -218,7 +218,7 @@ impl TestPool {
         Pointer::node(pointer.addr(), pointer.birth(), crc32(&bytes[..]))
     }
 
-    /// The pointers over block `index` of a volume, from the root to the data.
+    /// Returns the pointers over block `index` of a volume, from the root to the data.
     pub(super) fn path(&self, id: u64, index: u64) -> Vec<Pointer> {
         let volume = &self.volumes[&id];
         let mut path = vec![volume.root];
@@ -266,7 +266,7 @@ impl TestPool {
         }
         if first + span <= cursor {
             assert!(self.used.remove(&mine.addr().0));
-            // What is freed may hold something else by now.
+            // The freed block may hold something else by now.
             let garbage = [0xdb; BLOCK_BYTES];
             let offset = mine.addr().offset_bytes();
             self.device.write_at(&garbage, offset).unwrap();

@@ -1,4 +1,4 @@
-//! What a repair mends is clean afterwards, and what it cannot know it leaves alone.
+//! Repaired pools are clean afterwards, and a repair leaves alone what it cannot know.
 
 use super::*;
 use cowshed_format::device::{DeviceImage, RecordedOp};
@@ -14,7 +14,7 @@ fn repair(device: &MemoryDevice) -> CheckReport {
     check(device, REPAIR, &mut |_| {}).unwrap()
 }
 
-/// Repairs, and makes sure that all is mended and stays so.
+/// Repairs, and asserts that everything is repaired and stays so.
 fn assert_mended(device: &MemoryDevice) -> CheckReport {
     let report = repair(device);
     assert!(!report.findings.is_empty());
@@ -26,7 +26,7 @@ fn assert_mended(device: &MemoryDevice) -> CheckReport {
     report
 }
 
-/// A forest with everything wrong that can be derived.
+/// Returns a forest with every damage that can be derived away.
 fn derivable_damage() -> MemoryDevice {
     let (mut pool, [snapshot, base, first, _]) = forest();
     pool.volume(snapshot).own_blocks += 5;
@@ -76,7 +76,7 @@ fn a_lost_bitmap_is_mended_from_the_trees() {
     assert_mended(&pool.finish_with(|superblock, _| superblock.groups_initialized = 0));
 }
 
-/// The bitmaps come first: until they are known, there is no block to which the counts could go.
+/// The bitmaps come first: until they are known, there is no block that the counts could go to.
 #[test]
 fn counts_are_mended_where_every_bitmap_is_lost() {
     let (mut pool, [snapshot, ..]) = forest();
@@ -158,7 +158,7 @@ fn a_damaged_node_is_given_up_and_the_rest_is_mended() {
     for volume in [snapshot, second] {
         assert!(report.repaired.contains(&Repair::Map(VolumeId(volume))));
     }
-    // The first clone has a leaf of its own there, and what it leads to is whole.
+    // The first clone has its own leaf there, and everything below it is whole.
     assert!(!report.repaired.contains(&Repair::Map(VolumeId(first))));
     let lost = Note::Lost {
         volume: VolumeId(snapshot),
@@ -247,7 +247,7 @@ fn a_repair_that_is_cut_anywhere_can_be_repeated() {
     let recording = broken.recorded().unwrap();
     let mut states: Vec<DeviceImage> = Vec::new();
     for (epoch, ops) in recording.epochs.iter().enumerate() {
-        // What was written last may have come first, or alone.
+        // The last writes may have arrived first, or alone.
         for cut in 0..=ops.len() {
             let survivors: Vec<&RecordedOp> = ops[..cut].iter().collect();
             states.push(recording.crash_image(epoch, survivors));

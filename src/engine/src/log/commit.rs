@@ -5,7 +5,7 @@ use cowshed_format::base::sync::{Condvar, Mutex};
 use cowshed_format::base::{Result, Sequence};
 use cowshed_format::device::Device;
 
-/// Which records are durable, and who is making more of them so.
+/// Tracks which records are durable, and whether a thread is making more of them so.
 pub(super) struct Commit {
     durable: AtomicU64,
     leading: Mutex<bool>,
@@ -21,18 +21,19 @@ impl Commit {
         }
     }
 
-    /// The last record that is known to be durable.
+    /// Returns the last record that is known to be durable.
     pub(super) fn durable(&self) -> Sequence {
         Sequence(self.durable.load(Ordering::Acquire))
     }
 
-    /// Notes that a barrier begun after `sequence` was appended has succeeded.
+    /// Notes that a barrier begun after the append of `sequence` has succeeded.
     pub(super) fn covered(&self, sequence: Sequence) {
         self.durable.fetch_max(sequence.0, Ordering::AcqRel);
     }
 
     /// Returns once `wanted` is durable. One caller leads and issues the barrier for all records
-    /// appended by then; the others wait, and lead in turn when that was not enough.
+    /// appended by then. The others wait, and lead in turn if that barrier did not cover their
+    /// records.
     pub(super) fn flush(
         &self,
         wanted: Sequence,

@@ -7,36 +7,38 @@ use cowshed_format::record::{
     self, ALIGN_BYTES, Frame, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
 };
 
-/// Bytes read at a time; a record fits.
+/// Number of bytes read at a time; any record fits.
 const WINDOW_BYTES: u64 = 8 << 20;
-/// How many places that bear the salt and are no records are looked at behind the end.
+/// Maximum number of places behind the end that are examined because they hold the salt, though
+/// they are no records.
 const SEARCH_CANDIDATES: u32 = 4096;
 const _: () = assert!(WINDOW_BYTES > 2 * MAX_RECORD_BYTES as u64);
 const _: () =
     assert!(SALT_OFFSET.is_multiple_of(ALIGN_BYTES) && HEADER_BYTES.is_multiple_of(ALIGN_BYTES));
 
-/// A place in the log: which record stands there, and where.
+/// A position in the log: a record's sequence, and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
     /// The record's number.
     pub sequence: Sequence,
-    /// Bytes from the ring's start, counted on over its laps: the place is this modulo the ring.
+    /// Number of bytes from the ring's start, counted on over its laps: the place is this modulo
+    /// the ring's length.
     pub bytes: u64,
 }
 
-/// Where the valid records end.
+/// The end of the valid records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReplayEnd {
-    /// Where the next record would stand.
+    /// The position of the next record.
     pub position: Position,
     /// All records up to this one are known to have been durable.
     pub durable: Sequence,
-    /// Behind the end lie later records with the same salt: they must not be taken for what
-    /// follows what is appended next, so the log cannot go on without a new salt.
+    /// True if later records with the same salt lie behind the end. They must not be mistaken for
+    /// successors of the next appended record, so the log cannot go on without a new salt.
     pub has_later: bool,
 }
 
-/// Goes through the valid records from a checkpoint's position on.
+/// Reads the valid records from a checkpoint's position on.
 pub(crate) struct Replay<'a> {
     device: &'a dyn Device,
     ring_offset: u64,
@@ -44,14 +46,14 @@ pub(crate) struct Replay<'a> {
     salt: u64,
     start: Position,
     next: Position,
-    /// What the records until `next` say of themselves.
+    /// The highest `durable` of the records before `next`.
     durable: Sequence,
     window: Vec<u8>,
     window_start: u64,
 }
 
 impl<'a> Replay<'a> {
-    /// A replay from `start`, whose record bears `salt`.
+    /// Returns a replay from `start`, whose record holds `salt`.
     #[must_use]
     pub(crate) fn new(device: &'a dyn Device, layout: &Layout, start: Position, salt: u64) -> Self {
         Self {
@@ -67,13 +69,13 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Where the next record is looked for.
+    /// Returns the position at which the next record is expected.
     #[must_use]
     pub(crate) const fn position(&self) -> Position {
         self.next
     }
 
-    /// The next record (a pad is one without operations), or `None` at the end of the log.
+    /// Returns the next record (a pad is one without operations), or `None` at the end of the log.
     ///
     /// # Errors
     /// `Io` when the ring cannot be read.
@@ -84,10 +86,11 @@ impl<'a> Replay<'a> {
         Ok(Some(record::complete(&frame, self.record_at(at)?)))
     }
 
-    /// Goes on to the end of the valid records, and makes sure that it is the end and no damage.
+    /// Reads to the end of the valid records, and makes sure that it is the log's end and not
+    /// damage.
     ///
     /// # Errors
-    /// `LogRecord` when a later record says that the one missing had been durable; `Io`.
+    /// `LogRecord` when a later record says that the missing one had been durable; `Io`.
     pub(crate) fn find_end(&mut self) -> Result<ReplayEnd> {
         while self.take_frame()?.is_some() {}
         let mut end = ReplayEnd {
@@ -99,8 +102,8 @@ impl<'a> Replay<'a> {
         Ok(end)
     }
 
-    /// Goes past the next record, and answers where it starts and its frame; `None` at the end of
-    /// the log.
+    /// Moves past the next record, and returns its start and its frame; `None` at the end of the
+    /// log.
     fn take_frame(&mut self) -> Result<Option<(u64, Frame)>> {
         let used = self.next.bytes - self.start.bytes;
         let mut at = self.next.bytes;
@@ -127,9 +130,8 @@ impl<'a> Replay<'a> {
         Ok(Some((at, found)))
     }
 
-    /// A valid record behind the end that was written when the missing one was durable already
-    /// proves that the log is damaged, and did not just end. Answers whether there is any later
-    /// one.
+    /// Searches for valid records behind the end. If one of them says that the missing record was
+    /// durable, the log is damaged and did not just end. Returns true if there is any later record.
     fn search_behind(&mut self, end: &ReplayEnd) -> Result<bool> {
         let mut at = end.position.bytes.next_multiple_of(ALIGN_BYTES as u64);
         let stop = self.start.bytes + self.ring_bytes;
@@ -147,7 +149,7 @@ impl<'a> Replay<'a> {
                 at = found + frame.own_bytes() as u64;
                 continue;
             }
-            // Data that imitates headers must not make this last for ever.
+            // Data that imitates headers must not make this search endless.
             budget -= 1;
             if budget == 0 {
                 return Ok(later);
@@ -157,7 +159,7 @@ impl<'a> Replay<'a> {
         Ok(later)
     }
 
-    /// The first place from `at` on at which a header with the salt may stand, with all of the
+    /// Returns the first place from `at` on at which a header with the salt may be, with the whole
     /// header before `stop`.
     fn find_salt(&mut self, mut at: u64, stop: u64) -> Result<Option<u64>> {
         let salt = self.salt.to_le_bytes();
@@ -190,13 +192,13 @@ impl<'a> Replay<'a> {
         Ok(frame.filter(|frame| frame.len_bytes as u64 <= rest))
     }
 
-    /// Bytes that hold all of a record at `at`.
+    /// Returns bytes that hold all of a record at `at`.
     fn record_at(&mut self, at: u64) -> Result<&[u8]> {
         self.bytes_at(at, MAX_RECORD_BYTES as u64)
     }
 
-    /// At least `len` bytes of the ring at `at`, or all up to the ring's end. A pad's body is not
-    /// looked at, and may be longer than what is read.
+    /// Returns at least `len` bytes of the ring at `at`, or all up to the ring's end. A pad's body
+    /// is not examined, and may be longer than the bytes read.
     fn bytes_at(&mut self, at: u64, len: u64) -> Result<&[u8]> {
         let offset = at % self.ring_bytes;
         let wanted_end = (offset + len).min(self.ring_bytes);

@@ -15,7 +15,7 @@ pub(crate) struct Log {
     device: Arc<dyn Device>,
     ring_bytes: u64,
     tail: Mutex<Tail>,
-    /// The last record appended; changes only under `tail`.
+    /// The last record appended; changed only under the `tail` lock.
     appended: AtomicU64,
     used_bytes: AtomicU64,
     commit: Commit,
@@ -23,16 +23,17 @@ pub(crate) struct Log {
 
 struct Tail {
     next: Position,
-    /// Where the oldest record that a recovery would need starts, as `Position::bytes`.
+    /// The start of the oldest record that a recovery would need, as `Position::bytes`.
     head_bytes: u64,
     salt: u64,
-    /// No superblock with the salt is durable yet: what was appended now would never be replayed.
+    /// True until a superblock with the salt is durable: a record appended now would never be
+    /// replayed.
     sealed: bool,
 }
 
 impl Log {
-    /// The log of a pool whose records run from `head` to `end`, all of them durable. The ring
-    /// must have been mapped (`Device::map_log`).
+    /// Returns the log of a pool whose records run from `head` to `end`, all of them durable. The
+    /// ring must have been mapped (`Device::map_log`).
     #[must_use]
     pub(crate) fn new(
         device: Arc<dyn Device>,
@@ -58,9 +59,9 @@ impl Log {
         }
     }
 
-    /// Appends a record: `record` holds `HEADER_BYTES` of anything, the operations, and zeros up
-    /// to the length that `record::record_bytes` gives. Answers its sequence, or `None` when the
-    /// ring has no room until a checkpoint has moved the head, or has made the salt durable.
+    /// Appends a record: `record` holds `HEADER_BYTES` of anything, the operations, and zeros up to
+    /// the length that `record::record_bytes` gives. Returns its sequence, or `None` if the ring
+    /// has no space until a checkpoint has moved the head, or if the salt is not durable yet.
     ///
     /// # Errors
     /// As `Device::store_log`.
@@ -91,7 +92,7 @@ impl Log {
         Ok(Some(header.sequence))
     }
 
-    /// Leaves the rest of the ring: with a pad record where a header fits, else as it is.
+    /// Skips the rest of the ring: with a pad record if a header fits, otherwise without.
     fn skip_to_start(
         &self,
         tail: &mut Tail,
@@ -129,14 +130,15 @@ impl Log {
             .store(tail.next.bytes - tail.head_bytes, Ordering::Relaxed);
     }
 
-    /// Where the next record goes: the cut of a checkpoint that has stopped all appends.
+    /// Returns the position of the next record: the cut of a checkpoint that has stopped all
+    /// appends.
     #[must_use]
     pub(crate) fn position(&self) -> Position {
         self.tail.lock().next
     }
 
-    /// After a recovery: the records that hold end at `position`. What lies behind is void, as a
-    /// new salt makes sure of; nothing may have been appended yet, and nothing is before `unseal`.
+    /// Ends the valid records at `position`, after a recovery. A new salt voids whatever lies
+    /// behind. Nothing may have been appended yet, and nothing can be before `unseal`.
     pub(crate) fn restart(&self, position: Position) {
         let mut tail = self.tail.lock();
         assert!(
@@ -153,9 +155,9 @@ impl Log {
             .store(tail.next.bytes - tail.head_bytes, Ordering::Relaxed);
     }
 
-    /// After the death of a process on a kernel that has run on: the log goes on at `end`, with the
-    /// salt of the records before it. Those behind `end.durable` are there, but a power cut may
-    /// still take them. Nothing may have been appended yet.
+    /// Continues the log at `end` with the salt of the records before it, after the death of a
+    /// process on a kernel that has kept running. Records behind `end.durable` are in place, but a
+    /// power cut may still take them. Nothing may have been appended yet.
     pub(crate) fn resume(&self, end: &ReplayEnd) {
         let mut tail = self.tail.lock();
         assert!(
@@ -170,12 +172,12 @@ impl Log {
             .store(tail.next.bytes - tail.head_bytes, Ordering::Relaxed);
     }
 
-    /// A superblock with the log's salt is durable.
+    /// Notes that a superblock with the log's salt is durable.
     pub(crate) fn unseal(&self) {
         self.tail.lock().sealed = false;
     }
 
-    /// Moves the head to `position`: a durable checkpoint holds all that lies before.
+    /// Moves the head to `position`: a durable checkpoint holds the effect of everything before it.
     ///
     /// # Panics
     /// When the position is not between head and tail.
@@ -187,40 +189,40 @@ impl Log {
             .store(tail.next.bytes - tail.head_bytes, Ordering::Relaxed);
     }
 
-    /// Bytes from the head to the tail.
+    /// Returns the number of bytes from the head to the tail.
     #[must_use]
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes in the ring.
+    /// Returns the number of bytes in the ring.
     #[must_use]
     pub(crate) const fn ring_bytes(&self) -> u64 {
         self.ring_bytes
     }
 
-    /// The longest record that is appended: an eighth of the ring, so that one always fits after
-    /// a checkpoint.
+    /// Returns the maximum length of an appended record: an eighth of the ring, so that a record
+    /// always fits after a checkpoint.
     #[must_use]
     pub(crate) fn max_record_bytes(&self) -> usize {
         let eighth = usize::try_from(self.ring_bytes / 8).unwrap_or(usize::MAX);
         eighth.min(record::MAX_RECORD_BYTES)
     }
 
-    /// The salt of the records that are appended.
+    /// Returns the salt of the records that are appended.
     #[must_use]
     pub(crate) fn salt(&self) -> u64 {
         self.tail.lock().salt
     }
 
-    /// The last record appended.
+    /// Returns the sequence of the last record appended.
     #[must_use]
     pub(crate) fn appended(&self) -> Sequence {
         Sequence(self.appended.load(Ordering::Acquire))
     }
 
-    /// Makes all records appended before the call durable, and the data that was written before
-    /// them: one barrier, shared with every other caller that waits for it.
+    /// Makes all records appended before the call durable, and the data written before them: one
+    /// barrier, shared with every other caller that waits for one.
     ///
     /// # Errors
     /// As `Device::flush`.
@@ -229,8 +231,8 @@ impl Log {
             .flush(self.appended(), || self.appended(), &*self.device)
     }
 
-    /// Makes everything written so far durable, whether or not a record speaks of it: the barrier
-    /// of a checkpoint.
+    /// Makes everything written so far durable, with or without a log record: the barrier of a
+    /// checkpoint.
     ///
     /// # Errors
     /// As `Device::flush`.
@@ -320,8 +322,8 @@ mod tests {
         assert_eq!(device.flushes(), 1);
     }
 
-    /// The first record was lost, and where it stood shows what an earlier lap ended with: a pad to
-    /// the ring's end. What stands behind its header was written since.
+    /// The first record was lost, and at its place the ring shows the end of an earlier lap: a pad
+    /// to the ring's end. The bytes behind the pad's header were written since.
     #[test]
     fn a_pad_of_an_earlier_lap_does_not_hide_that_a_flushed_record_is_missing() {
         let device = Arc::new(MemoryDevice::new(16 << 20));

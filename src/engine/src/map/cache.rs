@@ -1,8 +1,8 @@
 //! Copies of stored nodes, in fixed frames up to a byte limit.
 //!
-//! Set-associative: a node may stand in any of the eight frames of one set. Frames are made when
-//! first needed and never given back, so a reader may read one without owning it: it checks tag
-//! and version before and after, and a frame that was given to another node meanwhile is a miss.
+//! Set-associative: a node may be in any of the eight frames of one set. Frames are allocated when
+//! first needed and never freed, so a reader may read one without owning it: it checks tag and
+//! version before and after, and treats a frame that was given to another node meanwhile as a miss.
 
 use cowshed_format::Pointer;
 use cowshed_format::base::sync::Mutex;
@@ -11,17 +11,17 @@ use cowshed_format::node::{Entries, NODE_ENTRIES};
 use std::sync::OnceLock;
 
 const WAYS: usize = 8;
-/// What a frame costs with its share of a set and its slot, in bytes.
+/// Cost of a frame with its share of a set and its slot, in bytes.
 const FRAME_BYTES: u64 = 4096 + 64;
 const FEWEST_SETS: usize = 4;
 
-/// What tells which node is in each frame of a set: two neighbouring cache lines, so that a look-up
-/// waits for one more only, that of the entry.
+/// Identifies the node in each frame of a set. It takes two neighbouring cache lines, so that a
+/// look-up waits for only one more, that of the entry.
 #[repr(align(128))]
 struct Set {
-    /// Address and low birth bits of the node in each frame; zero for an empty one.
+    /// Address and low birth bits of the node in each frame; zero for an empty frame.
     tags: [AtomicU64; WAYS],
-    /// The rest of the births.
+    /// The high bits of the births.
     births: [AtomicU32; WAYS],
     /// Odd while a frame is being given to another node.
     versions: [AtomicU32; WAYS],
@@ -29,9 +29,9 @@ struct Set {
 
 const _: () = assert!(WAYS * (size_of::<u64>() + 2 * size_of::<u32>()) == 128);
 
-/// Which frame of a set goes next.
+/// Selects the frame of a set to be replaced next.
 struct Clock {
-    /// One bit for each frame: read since the hand last passed.
+    /// One bit for each frame: set if it was read since the hand last passed.
     used: AtomicU8,
     hand: Mutex<u8>,
 }
@@ -45,11 +45,12 @@ pub(super) struct NodeCache {
 }
 
 impl NodeCache {
-    /// A cache that never takes more than `limit_bytes` (and a few frames at the least).
+    /// Returns a cache that never takes more than `limit_bytes`, except that it has a few frames at
+    /// least.
     pub(super) fn new(limit_bytes: u64) -> Self {
         let frames = usize::try_from(limit_bytes / FRAME_BYTES).unwrap_or(usize::MAX);
         let sets = (frames / WAYS).max(FEWEST_SETS);
-        // A power of two makes the set a mask away; rounded down, as the limit is a limit.
+        // With a power of two, a mask finds the set; rounded down, to keep to the limit.
         let sets = if sets.is_power_of_two() {
             sets
         } else {
@@ -71,7 +72,7 @@ impl NodeCache {
         }
     }
 
-    /// Bytes that the cache takes at most.
+    /// Returns the maximum number of bytes that the cache takes.
     #[cfg(test)]
     pub(super) fn limit_bytes(&self) -> u64 {
         self.frames.len() as u64 * FRAME_BYTES
@@ -101,8 +102,8 @@ impl NodeCache {
             *pointer = Pointer::from_words(words);
         }
         fence(Ordering::Acquire);
-        // A frame that was given away meanwhile has another version, and one that is given back
-        // to the same node has the same entries.
+        // A frame that was reassigned meanwhile has another version, and one that was reassigned
+        // back to the same node has the same entries.
         let same = set.versions[way].load(Ordering::Relaxed) == version;
         if !same || set.tags[way].load(Ordering::Relaxed) != tag {
             return None;
@@ -114,14 +115,14 @@ impl NodeCache {
         Some(())
     }
 
-    /// A copy of the whole node; `None` on a miss.
+    /// Returns a copy of the whole node; `None` on a miss.
     pub(super) fn copy(&self, pointer: Pointer) -> Option<Box<Entries>> {
         let mut out = Box::new([Pointer::HOLE; NODE_ENTRIES]);
         self.read(pointer, 0, &mut *out)?;
         Some(out)
     }
 
-    /// Puts a node in, in place of one that was not read lately.
+    /// Inserts a node, in place of one that was not read lately.
     pub(super) fn insert(&self, pointer: Pointer, entries: &Entries) {
         let number = self.set_of(pointer);
         let (set, clock, tag) = (&self.sets[number], &self.clocks[number], tag_of(pointer));
@@ -134,7 +135,7 @@ impl NodeCache {
             .unwrap_or_else(|| clock.victim(set, &mut hand));
         let empty = || Box::new([const { [const { AtomicU64::new(0) }; 2] }; NODE_ENTRIES]);
         let frame = self.frames[number * WAYS + way].get_or_init(empty);
-        // One writer at a time, the holder of the hand.
+        // One writer at a time: the holder of the hand.
         let version = set.versions[way].load(Ordering::Relaxed);
         set.versions[way].store(version.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
@@ -176,12 +177,13 @@ fn tag_addr(pointer: Pointer) -> u64 {
     pointer.addr().0 & ADDR_MASK
 }
 
-/// The high 24 bits of the birth.
+/// Returns the high 24 bits of the birth.
 fn birth_rest(pointer: Pointer) -> u32 {
     u32::try_from(pointer.birth().0 >> 24).expect("a birth has 48 bits")
 }
 
-/// Address and the low 24 bits of the birth. Address zero holds a superblock, never a node.
+/// Returns the address and the low 24 bits of the birth. Address zero holds a superblock, never a
+/// node.
 fn tag_of(pointer: Pointer) -> u64 {
     tag_addr(pointer) | pointer.birth().0 << 40
 }

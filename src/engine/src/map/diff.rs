@@ -1,4 +1,4 @@
-//! Comparing two maps: a walk that skips whatever they share.
+//! Comparing two maps: a walk that skips everything that they share.
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
@@ -7,7 +7,7 @@ use cowshed_format::base::{CorruptKind, Result};
 use cowshed_format::node::NODE_ENTRIES;
 
 /// Calls `visit(block, mapped_in_b)` for each block whose pointer differs between `a` and `b`, in
-/// order. Blocks are told apart by where they lie, not by what they hold.
+/// order. It compares the blocks' places, not their contents.
 ///
 /// # Errors
 /// `Corrupt` or `Io` when a node cannot be read.
@@ -25,8 +25,8 @@ pub(crate) fn diff(
     Comparison { store, visit }.compare(&top(a), &top(b), height, 0)
 }
 
-/// What one map has for a range: a link to a node at `level`. Where the range is a larger one, the
-/// map is lower than the other, and all of it lies at the range's start.
+/// One map's side of a range: a link to a node at `level`. If `level` is lower than the range's,
+/// that map is lower than the other, and all of it lies at the range's start.
 struct Side {
     link: Link,
     level: u8,
@@ -38,7 +38,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Compares what both sides say of the range at `base` that a node at `level` covers.
+    /// Compares both sides of the range at `base` that a node at `level` covers.
     fn compare(&mut self, a: &Side, b: &Side, level: u8, base: u64) -> Result<()> {
         let same = a.link.same(&b.link) && (a.level == b.level || matches!(a.link, Link::Hole));
         if same {

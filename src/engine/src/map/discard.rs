@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 impl Edit<'_> {
-    /// Makes the blocks of `range` holes. Whole subtrees go at once; what is a hole already stays
+    /// Makes the blocks of `range` holes. Whole subtrees are dropped at once; existing holes stay
     /// untouched.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// Whether the node at `level` maps anything in `range`.
+    /// Returns true if the node at `level` maps anything in `range`.
     fn holds_data(&self, link: &Link, level: u8, base: u64, range: &Range<u64>) -> Result<bool> {
         if matches!(link, Link::Lost(_)) {
             return Ok(true);
@@ -92,7 +92,8 @@ impl Edit<'_> {
         Ok(())
     }
 
-    /// Accounts for a whole subtree that leaves the map; on an error, for nothing, as it stays.
+    /// Accounts for a whole subtree that leaves the map; on an error, accounts for nothing, as the
+    /// subtree stays.
     fn drop_subtree(&mut self, link: &Link, level: u8, base: u64) -> Result<()> {
         let before = std::mem::take(self.ledger);
         let outcome = self.drop_nodes(link, level, base);
@@ -129,7 +130,7 @@ impl Edit<'_> {
     }
 }
 
-/// The entries of a node at `level`, starting at `base`, whose ranges meet `range`.
+/// Returns the entries of a node at `level`, starting at `base`, whose ranges overlap `range`.
 fn overlapped(base: u64, level: u8, range: &Range<u64>) -> Range<usize> {
     let span = entry_blocks(level);
     let most = NODE_ENTRIES as u64;

@@ -1,5 +1,5 @@
-//! Changing a map: nodes on the way are copied where others can reach them, and changed in place
-//! where nobody else can.
+//! Changing a map: nodes on the path are copied where others can reach them, and changed in place
+//! where nothing else can.
 
 use super::ledger::{Ledger, Ownership};
 use super::node::Node;
@@ -12,25 +12,25 @@ use std::sync::Arc;
 
 /// The right to change a volume's map; the caller holds the volume's write lock.
 pub(crate) struct Edit<'a> {
-    /// Where nodes are read from.
+    /// The store that nodes are read from.
     pub store: &'a NodeStore,
     /// The map.
     pub tree: &'a Tree,
-    /// New nodes are born in this generation.
+    /// The birth of new nodes.
     pub generation: Generation,
     /// Nodes born later may be changed in place: the higher of the volume's branch and the last
     /// checkpoint's cut.
     pub limit: Generation,
-    /// Which blocks the volume owns.
+    /// Tells which blocks the volume owns.
     pub ownership: Ownership,
-    /// Where the account is kept.
+    /// The account that changes are added to.
     pub ledger: &'a mut Ledger,
-    /// Whether a damaged node is given up, with all that it led to, rather than an error.
+    /// True if a damaged node is given up, with everything below it, instead of being an error.
     pub gives_up: bool,
 }
 
 impl Edit<'_> {
-    /// Makes the leaf of block `index` one that may be changed in place. What the map says stays.
+    /// Makes the leaf of block `index` changeable in place. The map's contents stay.
     ///
     /// # Errors
     /// `Corrupt` or `Io` when a node on the way cannot be read.
@@ -43,8 +43,8 @@ impl Edit<'_> {
         Ok(node)
     }
 
-    /// Maps the blocks from `first` on to `pointers` (data or holes); they lie in `leaf`, which
-    /// `leaf` has just answered for them.
+    /// Maps the blocks from `first` on to `pointers` (data or holes); they lie in `leaf`, which the
+    /// method `leaf` has just returned for them.
     ///
     /// # Panics
     /// When the blocks do not lie in one leaf.
@@ -76,7 +76,7 @@ impl Edit<'_> {
         }
     }
 
-    /// The top node, to be changed in place, of a map high enough for block `index`.
+    /// Returns the top node, changeable in place, of a map high enough for block `index`.
     pub(super) fn top(&mut self, index: u64) -> Result<Arc<Node>> {
         let root = self.tree.root_to_keep();
         if index >= root.capacity() {
@@ -94,7 +94,7 @@ impl Edit<'_> {
         Ok(node)
     }
 
-    /// Puts a new top above the present one.
+    /// Puts a new top node above the present one.
     fn heighten(&mut self, root: &Root) {
         let height = root.height + 1;
         let link = match &root.link {
@@ -110,7 +110,7 @@ impl Edit<'_> {
         self.tree.set_root(Root { height, link });
     }
 
-    /// The child on the way to block `index`, of the changeable node `parent` at `level`.
+    /// Returns the child on the path to block `index` of the changeable node `parent` at `level`.
     pub(super) fn child(&mut self, parent: &Arc<Node>, level: u8, index: u64) -> Result<Arc<Node>> {
         let at = slot(index, level);
         let entry = parent.entries.get(at);
@@ -127,8 +127,8 @@ impl Edit<'_> {
         Ok(child)
     }
 
-    /// The node at `level` that `link` leads to, as one that may be changed in place; its range
-    /// ends at block `end`. Tells whether it is a new one, to be put in the old one's place.
+    /// Returns the node at `level` that `link` leads to, changeable in place; its range ends at
+    /// block `end`. Also returns true if it is a new node, which must replace the old one.
     fn editable(&mut self, link: &Link, level: u8, end: u64) -> Result<(Arc<Node>, bool)> {
         let live = &self.store.live;
         let copy = match link {
@@ -155,20 +155,20 @@ impl Edit<'_> {
         Ok((Arc::new(copy), true))
     }
 
-    /// The entries of a stored node; where it is damaged and to be given up, lost ranges.
+    /// Returns the entries of a stored node; lost ranges where it is damaged and to be given up.
     pub(super) fn load(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>> {
         let outcome = self.store.load(pointer, level);
         if !self.gives_up || !matches!(outcome, Err(Error::Corrupt(_))) {
             return outcome;
         }
-        // What a second look finds whole was not lost.
+        // A node that verifies at a second read was not lost.
         self.store.load(pointer, level).or_else(|error| {
             tracing::warn!("what a map node led to is given up: {error}");
             Ok(Box::new([Pointer::lost(self.generation); NODE_ENTRIES]))
         })
     }
 
-    /// As `Link::entries`, with `load`.
+    /// Returns the same as `Link::entries`, but reads with `load`.
     pub(super) fn entries(&self, link: &Link, level: u8) -> Result<Option<Box<Entries>>> {
         match link {
             Link::Stored(pointer) => self.load(*pointer, level).map(Some),

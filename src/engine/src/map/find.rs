@@ -5,7 +5,7 @@ use super::tree::{Link, Root, entry_base};
 use cowshed_format::base::Result;
 use cowshed_format::node::{entry_blocks, slot};
 
-/// What is looked for.
+/// The kind of block to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sought {
     /// A mapped block.
@@ -14,8 +14,8 @@ pub(crate) enum Sought {
     Hole,
 }
 
-/// The first block at or after `from` that is what is sought; `None` when there is none below the
-/// map's capacity (beyond, all is hole).
+/// Returns the first block at or after `from` of the kind `sought`; `None` if there is none below
+/// the map's capacity (everything beyond it is a hole).
 ///
 /// # Errors
 /// `Corrupt` or `Io` when a node cannot be read.
@@ -49,7 +49,7 @@ fn find_in(
     for index in first..entries.len() {
         let child_base = entry_base(base, level, index);
         let at = from.max(child_base);
-        // What was lost is no hole, all of it.
+        // A lost range is no hole, as a whole.
         let ends = level == 1 || entries[index].is_lost();
         let found = match (entries[index].is_hole(), sought) {
             (true, Sought::Data) => None,

@@ -1,4 +1,4 @@
-//! What a change of a map does to blocks and counts.
+//! The effects of a map's change on blocks and counts.
 
 use super::node::Node;
 use super::tree::Link;
@@ -6,16 +6,16 @@ use crate::space::BlockList;
 use cowshed_format::base::{BlockAddr, Generation};
 use std::sync::Arc;
 
-/// Which blocks a volume owns.
+/// Tells which blocks a volume owns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ownership {
-    /// Blocks born later are the volume's own.
+    /// Blocks born later than this are the volume's own.
     pub branch: Generation,
-    /// What passes to the volume from a removed parent.
+    /// The blocks that pass to the volume from a removed parent.
     pub inheritance: Option<Inheritance>,
 }
 
-/// A removed parent's blocks, of which those in the part that is settled belong to the child.
+/// A removed parent's blocks; those in the settled part belong to the child.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inheritance {
     /// The parent's own branch: blocks born later were the parent's.
@@ -24,19 +24,19 @@ pub(crate) struct Inheritance {
     pub settled: u64,
 }
 
-/// Whose a block is.
+/// The owner of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// The volume's.
+    /// The volume.
     Own,
-    /// The volume's by inheritance; still in its removed parent's count.
+    /// The volume, by inheritance; still counted as its removed parent's.
     Inherited,
-    /// An ancestor's.
+    /// An ancestor.
     Foreign,
 }
 
 impl Ownership {
-    /// Who owns a block or node born in `birth`, whose range ends at block `end`.
+    /// Returns the owner of a block or node born in `birth`, whose range ends at block `end`.
     pub(super) fn of(&self, birth: Generation, end: u64) -> Owner {
         if birth > self.branch {
             return Owner::Own;
@@ -53,9 +53,9 @@ impl Ownership {
 pub(crate) struct Ledger {
     /// Data blocks that became part of the map.
     pub born: BlockList,
-    /// Data blocks and stored nodes that left it.
+    /// Data blocks and stored nodes that left the map.
     pub freed: BlockList,
-    /// Memory nodes that left it and that a running checkpoint may yet store.
+    /// Memory nodes that left the map and that a running checkpoint may still store.
     pub replaced: Vec<Arc<Node>>,
     /// Change of the volume's own blocks, data and nodes.
     pub own: i64,
@@ -63,11 +63,11 @@ pub(crate) struct Ledger {
     pub inherited: i64,
     /// Change of the data blocks that the volume maps.
     pub mapped: i64,
-    /// Blocks and nodes of ancestors that left it.
+    /// Number of ancestors' blocks and nodes that left the map.
     pub let_go: u64,
-    /// New memory nodes: each was promised a block.
+    /// Number of new memory nodes: each was promised a block.
     pub promised: u64,
-    /// Memory nodes that left before any checkpoint: their promises are void.
+    /// Number of memory nodes that left the map before any checkpoint: their promises are void.
     pub void: u64,
 }
 
@@ -85,14 +85,14 @@ impl Ledger {
         self.void += other.void;
     }
 
-    /// A data block leaves the map.
+    /// Accounts for a data block that leaves the map.
     pub(super) fn drop_data(&mut self, addr: BlockAddr, owner: Owner) {
         self.mapped -= 1;
         self.drop_block(owner, |ledger| ledger.freed.push(addr, 1));
     }
 
-    /// A node leaves the map. It can be changed in place when it was born after `limit`: then no
-    /// checkpoint knows it.
+    /// Accounts for a node that leaves the map. A node born after `limit` can be changed in place:
+    /// no checkpoint knows it.
     pub(super) fn drop_node(&mut self, link: &Link, owner: Owner, limit: Generation) {
         if matches!(link, Link::Hole | Link::Lost(_)) {
             return;
@@ -105,7 +105,8 @@ impl Ledger {
         });
     }
 
-    /// A node of a removed volume, which no other volume has, is no longer needed.
+    /// Accounts for a node of a removed volume that no other volume has and that is no longer
+    /// needed.
     pub(super) fn drop_own_node(&mut self, link: &Link, limit: Generation) {
         self.drop_node(link, Owner::Own, limit);
     }

@@ -1,24 +1,24 @@
-//! The block map: where each block of a volume lies.
+//! The block map, which gives the address of each block of a volume.
 //!
-//! A radix tree of 256-way nodes in which position is identity, so that nothing is ever balanced
-//! or split, and comparing two maps is a walk that skips every equal pointer. It does not know
-//! names, the log or when to checkpoint; it is told which generation it works in.
+//! A radix tree of 256-way nodes in which position is identity: nothing is ever balanced or split,
+//! and comparing two maps is a walk that skips every equal pointer. It does not know names, the log
+//! or when to checkpoint; its callers pass the generation that it works in.
 //!
 //! Nodes have two forms:
 //!
-//! - **stored** nodes are immutable and lie on the device; the cache holds copies of them in
-//!   fixed frames that readers read without locks, and evicts them as it likes;
-//! - **memory** nodes ([`Node`]) have changed since they were stored. Their parents are
-//!   memory nodes too, up to the root. They wait for a checkpoint to be stored.
+//! - **stored** nodes are immutable and lie on the device; the cache holds copies of them in fixed
+//!   frames, which readers read without locks, and may evict any of them;
+//! - **memory** nodes ([`Node`]) have changed since they were stored. Their parents are memory
+//!   nodes too, up to the root. The next checkpoint stores them.
 //!
 //! # Invariants
 //! - A memory node may be changed in place only while its birth is above both the volume's branch
-//!   generation and the last cut: then no other volume and no running checkpoint can reach it.
-//!   Everyone else's nodes are copied first.
+//!   generation and the last cut: then no other volume and no running checkpoint can reach it. All
+//!   other nodes are copied first.
 //! - Only the holder of a volume's write lock changes its tree; only the checkpoint stores nodes,
-//!   and those are nodes that nobody changes any more. Readers take no lock.
-//! - (address, birth) names a stored node for ever: an address is used again only after a
-//!   checkpoint, and by then the generation has risen.
+//!   and no thread changes those nodes any more. Readers take no lock.
+//! - (address, birth) names a stored node for ever: an address is reused only after a checkpoint,
+//!   and by then the generation has risen.
 
 mod cache;
 mod diff;

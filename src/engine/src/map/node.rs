@@ -10,13 +10,13 @@ use std::sync::{Arc, OnceLock};
 
 type Children = [ArcSwapOption<Node>; NODE_ENTRIES];
 
-/// A node in memory. See the module's header for who may change it.
+/// A node in memory. The header of the module `map` says which threads may change it.
 pub(crate) struct Node {
     birth: Generation,
     pub(super) entries: SharedEntries,
-    /// The children that are memory nodes; there from the first such child on.
+    /// The children that are memory nodes; set from the first such child on.
     children: OnceLock<Box<Children>>,
-    /// Where the node lies, once a checkpoint has stored it.
+    /// The node's pointer, once a checkpoint has stored it.
     stored: OnceLock<Pointer>,
     live: Arc<AtomicUsize>,
 }
@@ -43,7 +43,7 @@ impl Node {
         node
     }
 
-    /// A copy with a birth of its own; it shares the children.
+    /// Returns a copy with the birth `birth`; it shares the children.
     pub(super) fn copied(&self, birth: Generation) -> Self {
         let mut copy = Self::new(birth, &self.live);
         copy.entries = self.entries.duplicate();
@@ -51,7 +51,7 @@ impl Node {
             return copy;
         };
         // The checkpoint may be storing children meanwhile: it first changes the entry and then
-        // lets go of the child, so a child that is gone has a stored entry by now.
+        // drops the child, so a child that is gone already has a stored entry.
         let share = |(index, child): (usize, &ArcSwapOption<Self>)| {
             let child = is_unwritten(copy.entries.get(index))
                 .then(|| child.load_full())
@@ -70,13 +70,13 @@ impl Node {
         copy
     }
 
-    /// The generation in which the node was made.
+    /// Returns the generation in which the node was made.
     #[must_use]
     pub(crate) const fn birth(&self) -> Generation {
         self.birth
     }
 
-    /// Where the node lies, once a checkpoint has stored it.
+    /// Returns the node's pointer, once a checkpoint has stored it.
     #[must_use]
     pub(crate) fn stored(&self) -> Option<Pointer> {
         self.stored.get().copied()
@@ -107,7 +107,7 @@ impl Drop for Node {
     }
 }
 
-/// Whether the entry stands for a child that is a memory node.
+/// Returns true if the entry stands for a child that is a memory node.
 pub(super) fn is_unwritten(pointer: Pointer) -> bool {
     pointer.kind() == Some(cowshed_format::PointerKind::Unwritten)
 }

@@ -1,4 +1,4 @@
-//! Going through what a map's volume owns, damaged or not: the walk of a scrub.
+//! Walking everything that a map's volume owns, damaged or not, for a scrub.
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
@@ -6,7 +6,7 @@ use cowshed_format::base::{Error, Generation};
 use cowshed_format::node::{entry_blocks, slot};
 use std::ops::Range;
 
-/// What the walk came to.
+/// An item that the walk reached.
 #[derive(Debug)]
 pub(crate) enum Own {
     /// A block of data.
@@ -17,8 +17,8 @@ pub(crate) enum Own {
     Lost(Range<u64>),
 }
 
-/// The first thing at or after block `from` that was born after `branch`; `None` when there is no
-/// more. Nodes are read through `store`, so that one with an empty cache reads them all.
+/// Returns the first item at or after block `from` that was born after `branch`; `None` if there
+/// are no more. Nodes are read through `store`, so a store with an empty cache reads them all.
 #[must_use]
 pub(crate) fn next_own(
     store: &NodeStore,

@@ -15,46 +15,46 @@ use cowshed_format::node::{encode, entry_blocks};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Bytes written to the device at a time.
+/// Number of bytes written to the device at a time.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Where nodes are stored: in blocks of `space` that were promised before.
+/// The destination of stored nodes: blocks of `space` that were promised before.
 #[derive(Clone, Copy)]
 pub(crate) struct Outlet<'a> {
-    /// The nodes' store, which remembers them.
+    /// The store of nodes, whose cache takes them in.
     pub store: &'a NodeStore,
-    /// Where blocks come from.
+    /// The source of blocks.
     pub space: &'a Space,
-    /// What they are written to.
+    /// The device that nodes are written to.
     pub device: &'a dyn Device,
 }
 
 /// Stores nodes one after the other, in few and large writes.
 ///
-/// A node becomes reachable as a stored one only once its bytes are on the device: `finish` must
-/// be called before a root that was stored is used.
+/// A node becomes reachable as a stored one only once its bytes are on the device: `finish` must be
+/// called before a stored root is used.
 ///
-/// After an error, every call may be repeated: what was placed stays where it is, and what could
-/// not be written is written by the next call.
+/// After an error, every call may be repeated: placed nodes keep their places, and the next call
+/// writes what could not be written.
 #[derive(Default)]
 pub(crate) struct Persist {
     /// Blocks that were placed.
     pub born: BlockList,
-    /// What is placed and not written, in order.
+    /// Blocks that are placed but not written, in order.
     batches: VecDeque<Batch>,
     /// Parents whose entries wait for their children's bytes.
     waiting: Vec<(Arc<Node>, usize, Pointer)>,
 }
 
-/// Blocks that lie one after the other.
+/// Adjacent blocks.
 struct Batch {
     start: BlockAddr,
     bytes: Vec<u8>,
 }
 
 impl Persist {
-    /// Stores what is in memory below `root`, which nobody changes any more. Subtrees that end at
-    /// or below block `settled` are left out: they belong to someone else by now. Answers the
+    /// Stores the memory nodes below `root`, which no thread changes any more. Leaves out subtrees
+    /// that end at or below block `settled`: they belong to another volume by now. Returns the
     /// root's pointer.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Persist {
         Ok(pointer)
     }
 
-    /// Takes in a block that the checkpoint allocated; it is written with its neighbours.
+    /// Adds a block that the checkpoint allocated; it is written with its neighbours.
     pub(crate) fn place(&mut self, addr: BlockAddr, bytes: &[u8; BLOCK_BYTES]) {
         self.born.push(addr, 1);
         match self.batches.back_mut() {
@@ -131,7 +131,7 @@ impl Persist {
         }
     }
 
-    /// Writes the batches that nothing is added to any more.
+    /// Writes the batches that are complete.
     ///
     /// # Errors
     /// As `Device::write_at`.
@@ -151,7 +151,7 @@ impl Persist {
         Ok(())
     }
 
-    /// Writes what is left, and makes parents lead to their stored children.
+    /// Writes the remaining batches, and makes parents lead to their stored children.
     ///
     /// # Errors
     /// As `Device::write_at`.
@@ -159,7 +159,7 @@ impl Persist {
         self.write_but(to, 0)?;
         for (parent, index, pointer) in self.waiting.drain(..) {
             background_yield::offer();
-            // The entry first: a reader that finds the child gone looks at the entry again.
+            // The entry first: a reader that finds the child gone reads the entry again.
             put_link(&parent, index, &Link::Stored(pointer));
             parent.set_child(index, None);
         }
@@ -175,8 +175,7 @@ impl Batch {
 }
 
 impl Tree {
-    /// Lets go of the root node that a checkpoint has stored as `pointer`, if it is still the
-    /// root.
+    /// Drops the root node that a checkpoint has stored as `pointer`, if it is still the root.
     pub(crate) fn let_go(&self, root: &Arc<Root>, pointer: Pointer) {
         if matches!(root.link, Link::Memory(_)) {
             self.replace_root(

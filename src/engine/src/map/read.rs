@@ -9,7 +9,7 @@ use cowshed_format::node::{NODE_ENTRIES, slot};
 use cowshed_format::{Pointer, PointerKind};
 
 impl Tree {
-    /// The pointers of `out.len()` blocks from `first` on; holes beyond the map's reach.
+    /// Returns in `out` the pointers of the blocks from `first` on; holes beyond the map's reach.
     ///
     /// # Errors
     /// `Corrupt` when a node on the way is damaged, `Io`.
@@ -26,8 +26,8 @@ impl Tree {
         Ok(())
     }
 
-    /// What `walk` finds below the present root. It is begun anew where a node was freed and used
-    /// again under it.
+    /// Returns the result of `walk` on the present root. Repeats the walk if a node was freed and
+    /// reused during it.
     ///
     /// # Errors
     /// As `walk`.
@@ -45,7 +45,7 @@ impl Tree {
         let mut last: Option<CorruptKind> = None;
         loop {
             match descend(store, &self.root(), first, out) {
-                // A node that was freed and used again under us looks damaged: start anew. Real
+                // A node that was freed and reused during the walk looks damaged: repeat. Real
                 // damage is met twice in the same place.
                 Err(Error::Corrupt(kind)) if last != Some(kind) => last = Some(kind),
                 outcome => return outcome,
@@ -98,7 +98,7 @@ fn descend_memory(
             Some(PointerKind::Node) => {
                 return descend_stored(store, entry, level - 1, first, out);
             }
-            // Nothing, or lost: the same for all that is below.
+            // A hole, or lost: the same for everything below.
             _ => {
                 out.fill(entry);
                 return Ok(());

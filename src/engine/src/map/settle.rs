@@ -10,33 +10,33 @@ use cowshed_format::node::{NODE_ENTRIES, entry_blocks, slot};
 /// A removed volume that is being settled. The caller holds the child's write lock, if there is
 /// a child.
 pub(crate) struct Settling<'a> {
-    /// Where nodes are read from.
+    /// The store that nodes are read from.
     pub store: &'a NodeStore,
-    /// The removed volume's map; nobody changes it any more.
+    /// The removed volume's map; no thread changes it any more.
     pub root: &'a Root,
-    /// The removed volume's branch: only what was born later was its own.
+    /// The removed volume's branch: only blocks born later were its own.
     pub branch: Generation,
     /// The child's map.
     pub child: Option<&'a Root>,
     /// Memory nodes born later than this have never been seen by a checkpoint.
     pub limit: Generation,
-    /// Where what is freed is accounted for.
+    /// The account that freed blocks are added to.
     pub ledger: &'a mut Ledger,
 }
 
-/// How far a settling got.
+/// The progress of a settling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settled {
-    /// All below this block is settled.
+    /// Everything below this block is settled.
     pub below: u64,
-    /// Whether that is all there is.
+    /// True if the whole map is settled.
     pub done: bool,
 }
 
 impl Settling<'_> {
     /// Settles from block `from` on, through about `leaves` leaves. Stops at leaf boundaries only.
-    /// How far it got holds even when a node could not be read: what lies below is in the ledger,
-    /// and must not be settled again.
+    /// The returned progress holds even if a node could not be read: everything below it is in the
+    /// ledger, and must not be settled again.
     pub(crate) fn advance(&mut self, from: u64, leaves: usize) -> (Settled, Result<()>) {
         let (mut below, mut left) = (from, leaves);
         let outcome = self.advance_to(&mut below, &mut left);
@@ -60,8 +60,8 @@ impl Settling<'_> {
         self.visit(&root, &child, self.root.height, 0, below, left)
     }
 
-    /// Settles the subtree under `mine` at `level`, from `below` on, and moves `below` past what
-    /// is settled. The node itself is settled last, once `below` has reached its end.
+    /// Settles the subtree under `mine` at `level`, from `below` on, and moves `below` past the
+    /// settled part. The node itself is settled last, once `below` has reached its end.
     fn visit(
         &mut self,
         mine: &Link,

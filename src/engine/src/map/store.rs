@@ -20,7 +20,7 @@ pub(crate) struct NodeStore {
 }
 
 impl NodeStore {
-    /// A store whose cache of stored nodes takes at most `cache_bytes`.
+    /// Returns a store whose cache of stored nodes takes at most `cache_bytes`.
     #[must_use]
     pub(crate) fn new(device: Arc<dyn Device>, layout: Layout, cache_bytes: u64) -> Self {
         Self {
@@ -32,17 +32,17 @@ impl NodeStore {
         }
     }
 
-    /// The pool has grown.
+    /// Notes that the pool has grown to `layout`.
     pub(crate) fn set_layout(&self, layout: Layout) {
         *self.layout.write() = layout;
     }
 
-    /// No stored node holds a birth later than `generation`.
+    /// Notes that no stored node holds a birth later than `generation`.
     pub(crate) fn set_now(&self, generation: Generation) {
         self.now.fetch_max(generation.0, Ordering::Relaxed);
     }
 
-    /// Nodes in memory, which a checkpoint would store.
+    /// Returns the number of nodes in memory, which a checkpoint would store.
     #[must_use]
     pub(crate) fn memory_nodes(&self) -> usize {
         self.live.load(Ordering::Relaxed)
@@ -63,7 +63,7 @@ impl NodeStore {
         Ok(())
     }
 
-    /// A copy of a stored node.
+    /// Returns a copy of a stored node.
     pub(super) fn load(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>> {
         match self.cache.copy(pointer) {
             Some(entries) => Ok(entries),
@@ -90,7 +90,7 @@ impl NodeStore {
         Ok(entries)
     }
 
-    /// Takes in a node that was just stored.
+    /// Caches a node that was just stored.
     pub(super) fn remember(&self, pointer: Pointer, entries: &Entries) {
         self.cache.insert(pointer, entries);
     }

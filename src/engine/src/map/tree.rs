@@ -8,7 +8,7 @@ use cowshed_format::node::{Entries, NODE_BITS, NODE_ENTRIES, height_for};
 use cowshed_format::{Pointer, PointerKind};
 use std::sync::Arc;
 
-/// What a root or an entry leads to.
+/// The target of a root or an entry.
 #[derive(Clone)]
 pub(crate) enum Link {
     /// Nothing.
@@ -24,7 +24,7 @@ pub(crate) enum Link {
 /// The top of a map.
 #[derive(Clone)]
 pub(crate) struct Root {
-    /// Levels of nodes.
+    /// The number of levels of nodes.
     pub height: u8,
     /// The top node.
     pub link: Link,
@@ -36,7 +36,7 @@ pub(crate) struct Tree {
 }
 
 impl Link {
-    /// The link of a stored pointer.
+    /// Returns the link of a stored pointer.
     #[must_use]
     pub(crate) fn of(pointer: Pointer) -> Self {
         if pointer.is_hole() {
@@ -48,7 +48,7 @@ impl Link {
         }
     }
 
-    /// Whether both lead to the same block or node.
+    /// Returns true if both lead to the same block or node.
     #[must_use]
     pub(crate) fn same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -62,7 +62,7 @@ impl Link {
         }
     }
 
-    /// When the block or node was made; `None` for a hole.
+    /// Returns the birth of the block or node; `None` for a hole.
     #[must_use]
     pub(crate) fn birth(&self) -> Option<Generation> {
         match self {
@@ -73,7 +73,7 @@ impl Link {
         }
     }
 
-    /// The entries of the node at `level` that this leads to; `None` for a hole.
+    /// Returns the entries of the node at `level` that this leads to; `None` for a hole.
     pub(super) fn entries(&self, store: &NodeStore, level: u8) -> Result<Option<Box<Entries>>> {
         Ok(match self {
             Self::Hole => None,
@@ -83,7 +83,7 @@ impl Link {
         })
     }
 
-    /// The child under entry `index` of this node, whose entries were read as `entries`.
+    /// Returns the child under entry `index` of this node, whose entries were read as `entries`.
     pub(super) fn child(&self, entries: &Entries, index: usize) -> Self {
         let entry = entries[index];
         match (entry.kind(), self) {
@@ -93,7 +93,7 @@ impl Link {
     }
 }
 
-/// The child of a memory node, which the checkpoint may just be storing.
+/// Returns the child of a memory node, which the checkpoint may be storing just now.
 pub(super) fn child_in_memory(node: &Node, index: usize) -> Link {
     match &*node.child(index) {
         Some(child) => Link::Memory(Arc::clone(child)),
@@ -102,7 +102,7 @@ pub(super) fn child_in_memory(node: &Node, index: usize) -> Link {
 }
 
 impl Root {
-    /// The empty map for a volume of `blocks` blocks.
+    /// Returns the empty map for a volume of `blocks` blocks.
     #[must_use]
     pub(crate) fn empty(blocks: u64) -> Self {
         Self {
@@ -111,13 +111,13 @@ impl Root {
         }
     }
 
-    /// How many blocks the map reaches.
+    /// Returns the number of blocks that the map reaches.
     #[must_use]
     pub(crate) const fn capacity(&self) -> u64 {
         1 << (NODE_BITS * self.height as u32)
     }
 
-    /// The link at `level` on the leftmost path: what a lower map compares its root with.
+    /// Returns the link at `level` on the leftmost path, with which a lower map compares its root.
     pub(super) fn leftmost(&self, store: &NodeStore, level: u8) -> Result<Link> {
         let mut link = self.link.clone();
         for above in (level + 1..=self.height).rev() {
@@ -131,7 +131,7 @@ impl Root {
 }
 
 impl Tree {
-    /// A tree with this root.
+    /// Returns a tree with this root.
     #[must_use]
     pub(crate) fn new(root: Root) -> Self {
         Self {
@@ -139,12 +139,12 @@ impl Tree {
         }
     }
 
-    /// The present root, for a short while.
+    /// Returns the present root, for a short time.
     pub(crate) fn root(&self) -> Guard<Arc<Root>> {
         self.root.load()
     }
 
-    /// The present root, to keep.
+    /// Returns the present root, to keep.
     #[must_use]
     pub(crate) fn root_to_keep(&self) -> Arc<Root> {
         self.root.load_full()
@@ -161,7 +161,8 @@ impl Tree {
     }
 }
 
-/// The block range that entry `index` of a node at `level` covers, if the node starts at `base`.
+/// Returns the start of the block range of entry `index` of a node at `level` that starts at
+/// `base`.
 pub(super) const fn entry_base(base: u64, level: u8, index: usize) -> u64 {
     base + ((index as u64) << (NODE_BITS * (level as u32 - 1)))
 }

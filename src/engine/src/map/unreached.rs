@@ -1,8 +1,9 @@
-//! Finding what a removed volume's map leads to and none of its children's maps does.
+//! Finding the blocks that a removed volume's map leads to and none of its children's maps does.
 //!
-//! Nothing is changed here and no lock is needed, as long as the maps are those of one moment:
-//! neither a child nor a branch of it ever comes to lead to a block of its parent's that it did not
-//! lead to then, so what was unreached stays so. What cannot be read counts as reached.
+//! Nothing is changed here and no lock is needed, as long as the maps are those of one moment: a
+//! child, or a branch of it, never comes to lead to a block of its parent that it did not lead to
+//! at that moment, so an unreached block stays unreached. Nodes that cannot be read count as
+//! reached.
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
@@ -12,18 +13,18 @@ use cowshed_format::{Pointer, PointerKind};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// As many nodes of the removed volume's map are looked at in one search, so that its caller can
-/// stop in between.
+/// Maximum number of nodes of the removed volume's map examined in one search, so that the caller
+/// can stop in between.
 const NODES_MAX: usize = 256;
 
-/// A removed volume and the volumes that stand on it.
+/// A removed volume and its children.
 pub(crate) struct Unreached<'a> {
-    /// Where nodes are read from.
+    /// The store that nodes are read from.
     pub store: &'a NodeStore,
-    /// The removed volume's map; nobody else changes it.
+    /// The removed volume's map; no other thread changes it.
     pub root: &'a Root,
-    /// Only blocks born later are looked for: the removed volume's branch, or 0 to find what its
-    /// ancestors own as well.
+    /// Only blocks born later than this are searched for: the removed volume's branch, or 0 to find
+    /// its ancestors' blocks as well.
     pub branch: Generation,
     /// The maps of all its children.
     pub children: &'a [Arc<Root>],
@@ -32,16 +33,16 @@ pub(crate) struct Unreached<'a> {
 /// The result of a search.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// Blocks that no child leads to, in order; no range reaches from one leaf into another.
+    /// Blocks that no child leads to, in order; no range crosses the boundary of a leaf.
     pub ranges: Vec<Range<u64>>,
-    /// The leaves in which they lie.
+    /// The number of leaves that they lie in.
     pub leaves: usize,
-    /// Where the next search goes on; `None` when this one came to the end.
+    /// The block at which the next search goes on; `None` when this one came to the end.
     pub next: Option<u64>,
 }
 
 impl Unreached<'_> {
-    /// Searches from block `from` on, until something was found in `leaves` leaves.
+    /// Searches from block `from` on, until blocks were found in `leaves` leaves.
     #[must_use]
     pub(crate) fn find(&self, from: u64, leaves: usize) -> Found {
         let height = self.root.height;
@@ -75,7 +76,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Looks at the subtree under `mine` at `level`, which starts at block `base`. `theirs` are the
+    /// Examines the subtree under `mine` at `level`, which starts at block `base`. `theirs` are the
     /// children's links at the same place.
     fn visit(&mut self, mine: &Link, theirs: &[Link], level: u8, base: u64) {
         let is_candidate = mine
@@ -150,7 +151,7 @@ impl Search<'_> {
         }
         self.found.leaves += 1;
         if !is_needed {
-            // The leaf goes as a whole, also where it was a hole already.
+            // The whole leaf is dropped, including its existing holes.
             self.found.ranges.truncate(before);
             self.found.ranges.push(base..base + entry_blocks(2));
         }

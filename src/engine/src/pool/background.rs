@@ -1,6 +1,6 @@
 //! The background threads: checkpoints by time and by need, reclaim, giving space back to the host,
-//! growing ahead of need, and saying that space runs out. They hold no strong reference to the pool
-//! while they wait, so that dropping its last handle ends them.
+//! growing ahead of need, and logging that space runs out. They hold no strong reference to the
+//! pool while they wait, so that dropping its last handle ends them.
 
 use super::prune::Pace;
 use super::shared::{Shared, Signal};
@@ -11,18 +11,18 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The longest time between a change and the checkpoint that holds it.
+/// Maximum time between a change and the checkpoint that holds it.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
-/// The longest time that freed space stays with a pool that is being written.
+/// Maximum time that a pool that is being written keeps freed space from the host.
 const PUNCH_EVERY: Duration = Duration::from_secs(60);
-/// The shortest time between a checkpoint that was put off and its next try.
+/// Minimum time between a postponed checkpoint and its next attempt.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
-/// How long after the host refused something freed space goes back to it at once.
+/// Time after a refusal by the host during which freed space is given back at once.
 const HURRY_FOR: Duration = Duration::from_secs(10);
-/// How often the threads look around by themselves.
+/// Interval at which the threads wake by themselves.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Ends the threads of a pool that is being closed, and waits until they are gone.
+/// Stops the threads of a pool that is being closed, and waits until they have ended.
 pub(super) fn stop(shared: &Shared) {
     shared.ask(|wanted| &mut wanted.stop);
     for thread in std::mem::take(&mut *shared.threads.lock()) {
@@ -43,7 +43,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
         });
         match thread {
             Ok(thread) => threads.push(thread),
-            // Everything still happens when it must, in the threads of those who need it.
+            // Everything still happens when it must, in the threads that need it.
             Err(error) => tracing::warn!("no background thread {name}: {error}"),
         }
     };
@@ -81,13 +81,13 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             return;
         }
         shared.watch_watermark();
-        // Others run checkpoints, too: when asked to, or when they find no room.
+        // Other threads run checkpoints too: on request, or when they find no space.
         let finished = shared.checkpoints.load(Ordering::Acquire);
         if std::mem::replace(&mut checkpoints, finished) != finished {
             checkpointed = Instant::now();
             punching.due = true;
         }
-        // What the host refused may be had from what the pool gives back.
+        // Space that the pool gives back may satisfy what the host refused.
         if shared.host_reserve.take_refusal() {
             refused = Some(Instant::now());
         }
@@ -118,8 +118,8 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
     }
 }
 
-/// When freed space is given back to the host: once nobody has written for a while, as a writer
-/// would take it again at once, or else after some time.
+/// Decides when freed space is given back to the host: once nothing has been written for a while,
+/// since a writer would take it again at once, or otherwise after some time.
 struct Punching {
     since: Instant,
     appended: Sequence,

@@ -1,6 +1,6 @@
-//! The catalogue as it lies in the pool's volume 0: which entry stands in which block.
+//! The catalogue as it is stored in the pool's volume 0: which entry is in which block.
 //!
-//! Only the checkpoint changes it. The entries' meaning is the forest's.
+//! Only the checkpoint changes it. The forest interprets the entries.
 
 use crate::map::{Edit, Ledger, Link, NodeStore, Outlet, Ownership, Persist, Root};
 use crate::map::{Sought, Tree, find};
@@ -15,17 +15,18 @@ use cowshed_format::{Pointer, Superblock};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Where entries stand. Memory grows with the entries, not with what a field says.
+/// The places of the entries. Memory grows with the number of entries, not with what a field
+/// claims.
 pub(super) struct Catalogue {
     pub(super) tree: Tree,
-    /// Blocks there ever were, holes included.
+    /// Number of blocks that ever existed, holes included.
     blocks: u32,
-    /// Bytes in use in each block that is no hole.
+    /// Number of bytes in use in each block that is not a hole.
     used: BTreeMap<u32, usize>,
     /// No block before this one is a hole.
     first_hole: u32,
     places: HashMap<EntryId, Vec<u32>>,
-    /// Blocks that are no holes by free bytes.
+    /// Blocks that are not holes, by free bytes.
     room: BTreeSet<(usize, u32)>,
 }
 
@@ -64,7 +65,7 @@ impl Piece {
     }
 }
 
-/// What a catalogue is written with.
+/// The means to write a catalogue.
 pub(super) struct Pen<'a> {
     pub(super) outlet: Outlet<'a>,
     pub(super) persist: &'a mut Persist,
@@ -74,7 +75,7 @@ pub(super) struct Pen<'a> {
     pub(super) limit: Generation,
 }
 
-/// A change of entries that is under way. Where it fails, it can be gone on with.
+/// A change of entries in progress. After a failure it can be continued.
 #[derive(Default)]
 pub(super) struct Change {
     leaving: Vec<EntryId>,
@@ -84,7 +85,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// New bytes for entries, or `None` for those that are gone.
+    /// Returns a change with new bytes for entries, or `None` for removed entries.
     pub(super) fn new(entries: &[(EntryId, Option<Vec<u8>>)]) -> Self {
         let parts = |(entry, bytes): &(EntryId, Option<Vec<u8>>)| -> Vec<Piece> {
             let cut = bytes.iter().flat_map(|bytes| cut(*entry, bytes));
@@ -100,7 +101,7 @@ impl Change {
     }
 }
 
-/// The parts of an entry that were found so far. A number of parts alone takes no memory.
+/// The parts of an entry found so far. The claimed number of parts alone takes no memory.
 struct Parts {
     count: u16,
     found: BTreeMap<u16, Vec<u8>>,
@@ -158,7 +159,8 @@ impl Catalogue {
             let block = block.filter(|block| *block < catalogue.blocks);
             let block = block.ok_or_else(|| bad("a block lies beyond its end"))?;
             let pieces = catalogue.read_block(store, device, block)?;
-            // Were it allowed, a tree that leads to one such block everywhere would have no end.
+            // If empty blocks were allowed, a tree that leads to one such block everywhere would be
+            // endless.
             if pieces.is_empty() {
                 return Err(bad("a block of it is empty"));
             }
@@ -178,7 +180,7 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// How many blocks the catalogue has, holes included.
+    /// Returns the number of blocks of the catalogue, holes included.
     pub(super) fn blocks(&self) -> u64 {
         u64::from(self.blocks)
     }
@@ -204,7 +206,7 @@ impl Catalogue {
         Ok(fragments(&bytes)?.iter().map(Piece::of).collect())
     }
 
-    /// Reads a block and everything above it.
+    /// Reads a block and all nodes above it, to verify them.
     pub(super) fn verify_block(
         &self,
         store: &NodeStore,
@@ -229,8 +231,8 @@ impl Catalogue {
         self.room.insert((BLOCK_BYTES - used, block));
     }
 
-    /// Goes on with a change, and writes the blocks that it touches. After an error it may be
-    /// called again.
+    /// Continues a change, and writes the blocks that it touches. After an error it may be called
+    /// again.
     pub(super) fn change(&mut self, change: &mut Change, pen: &mut Pen<'_>) -> Result<()> {
         while let Some(entry) = change.leaving.last().copied() {
             for block in self.places.get(&entry).cloned().unwrap_or_default() {
@@ -262,7 +264,7 @@ impl Catalogue {
         Ok(())
     }
 
-    /// The pieces of a block that is going to be rewritten.
+    /// Returns the pieces of a block that is going to be rewritten.
     fn open_block<'a>(
         &self,
         open: &'a mut BTreeMap<u32, Vec<Piece>>,
@@ -278,8 +280,8 @@ impl Catalogue {
         })
     }
 
-    /// A block with room for the fragment: one that is rewritten anyway, else the fullest that
-    /// has room, else a hole, else a new one.
+    /// Returns a block with space for the fragment: one that is rewritten anyway, otherwise the
+    /// fullest with enough space, otherwise a hole, otherwise a new block.
     fn place_for(&mut self, fragment: &Fragment<'_>, open: &BTreeMap<u32, Vec<Piece>>) -> u32 {
         let len = fragment.len_bytes();
         let used = |block: &u32| self.used.get(block).copied().unwrap_or(0);
@@ -299,7 +301,7 @@ impl Catalogue {
         self.first_hole
     }
 
-    /// Gives a block its new place; on an error, nothing has changed.
+    /// Writes a block to a new place; on an error, nothing has changed.
     fn write_block(&self, block: u32, pieces: &[Piece], pen: &mut Pen<'_>) -> Result<()> {
         let mut edit = Edit {
             store: pen.outlet.store,

@@ -1,4 +1,4 @@
-//! Carrying operations out in memory: the same code for a live change and for its replay.
+//! Applying operations in memory: the same code for a live change and for its replay.
 
 use super::forest::{Forest, VolumeNode};
 use super::shared::{ENTRY_PROMISE, Shared};
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Shared {
-    /// Carries out a change of the forest, which a plan has found good. The caller keeps all
-    /// writers out, and has promised `promises_for` blocks.
+    /// Applies a change of the forest, which a plan has accepted. The caller excludes all writers,
+    /// and has promised `promises_for` blocks.
     pub(super) fn apply(&self, forest: &mut Forest, operation: &Operation) {
         match operation {
             Operation::Create {
@@ -90,7 +90,7 @@ impl Shared {
         }
     }
 
-    /// Takes the present generation for a branch, and begins the next one.
+    /// Returns the present generation, as a branch, and begins the next one.
     fn branch(&self) -> Generation {
         Generation(self.generation.fetch_add(1, Ordering::AcqRel))
     }
@@ -123,7 +123,7 @@ impl Shared {
         Arc::clone(core)
     }
 
-    /// Gives a volume's present state to `heir`, a new volume in its place in the forest.
+    /// Gives a volume's present state to `heir`, a new volume that takes its place in the forest.
     fn bequeath(&self, core: &VolumeCore, heir: &VolumeCore) -> Generation {
         let mut writer = core.writer.lock();
         let mut heirs = heir.writer.lock();
@@ -184,7 +184,7 @@ impl Shared {
         core.mapped
             .store(of.mapped.load(Ordering::Relaxed), Ordering::Relaxed);
         core.size_bytes.store(of.size_bytes(), Ordering::Release);
-        // Whoever sees what becomes of the discarded map sees this, too.
+        // A reader that sees the new state of the discarded map sees this count, too.
         core.rollbacks.fetch_add(1, Ordering::AcqRel);
         let (parent, created_ns) = (
             forest.volumes[&volume].parent,
@@ -205,8 +205,8 @@ fn record_promise(entry_bytes: usize) -> u64 {
     ENTRY_PROMISE + 2 * (entry_bytes / cowshed_format::base::BLOCK_BYTES) as u64
 }
 
-/// Blocks to promise for an operation before it is applied: each is taken over by a note of a
-/// changed volume or record.
+/// Returns the number of blocks to promise for an operation before it is applied. Each promise is
+/// taken over when a changed volume or record is noted.
 pub(super) fn promises_for(operation: &Operation) -> u64 {
     match operation {
         Operation::Snapshot { .. } | Operation::Rollback { .. } => 2 * ENTRY_PROMISE,

@@ -1,17 +1,17 @@
-//! Checkpoints: the state of one moment is written beside the old one, and then takes its place.
+//! Checkpoints: the state of one moment is written beside the old one, and then replaces it.
 //!
-//! 1. The cut: all appends and publications are held up for as long as it takes to note the
-//!    changed volumes' roots and counts and the log's position. The generation rises.
+//! 1. The cut: all appends and publications are held up while the changed volumes' roots and counts
+//!    and the log's position are noted. The generation rises.
 //! 2. Memory nodes below those roots, the catalogue, and the bitmaps of the groups that changed
 //!    are written to blocks and slots that the last checkpoint does not use.
 //! 3. A barrier, the superblock, a barrier.
-//! 4. The log's head moves to the cut, and what was freed before the cut can be used again.
+//! 4. The log's head moves to the cut, and blocks freed before the cut can be reused.
 //!
-//! Writers go on during 2 to 4. Where the host has no room for a write, the room that is
-//! kept there is used (`host`). Where that is not enough, or something cannot be
-//! read, the checkpoint is put off: the next call goes on where it stopped, and until then the pool
-//! is as it is while one is running. If a change fails in any other way, or a barrier, the pool
-//! stops: the last checkpoint and the log still have everything, and the next open finds it.
+//! Writers go on during 2 to 4. If the host has no space for a write, the space reserved there is
+//! used (`host`). If that is not enough, or something cannot be read, the checkpoint is postponed:
+//! the next call continues where it stopped, and until then the pool behaves as during a running
+//! checkpoint. If a change fails in any other way, or a barrier fails, the pool stops: the last
+//! checkpoint and the log still have everything, and the next open finds it.
 
 use super::catalogue::{Catalogue, Change, Pen};
 use super::forest::{Counts, VolumeNode};
@@ -27,15 +27,15 @@ use cowshed_format::{Pointer, Superblock};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// What only the checkpoint touches.
+/// State that only the checkpoint uses.
 pub(super) struct Checkpointer {
     pub(super) catalogue: Catalogue,
     pub(super) committed: Committed,
     /// The last superblock written.
     pub(super) superblock: Superblock,
-    /// The slot that it is in.
+    /// The slot that holds it.
     pub(super) slot: u8,
-    /// A checkpoint that was put off.
+    /// A postponed checkpoint.
     unfinished: Option<Box<Unfinished>>,
 }
 
@@ -57,7 +57,7 @@ impl Checkpointer {
 }
 
 impl Checkpointer {
-    /// The places of the last superblock that do not hold it.
+    /// Returns the places of the last superblock that do not hold it.
     pub(super) fn damaged_superblocks(&self, device: &dyn Device) -> Vec<BlockAddr> {
         let expected = self.superblock.encode();
         let places = self.superblock.layout.superblock_slots(self.slot);
@@ -69,9 +69,9 @@ impl Checkpointer {
         places.into_iter().filter(is_damaged).collect()
     }
 
-    /// Where bitmaps that count are damaged; the next checkpoint writes them anew.
+    /// Returns the places of damaged current bitmaps; the next checkpoint writes them anew.
     pub(super) fn damaged_bitmaps(&mut self, device: &dyn Device) -> Vec<BlockAddr> {
-        // One that was put off may have written half of the next ones.
+        // A postponed checkpoint may have written half of the next bitmaps.
         match self.unfinished {
             Some(_) => Vec::new(),
             None => self.committed.find_damaged(device),
@@ -79,25 +79,25 @@ impl Checkpointer {
     }
 }
 
-/// A checkpoint between its cut and its end, with what is done of it.
+/// A checkpoint between its cut and its end, with its progress.
 struct Unfinished {
     cut: Cut,
     persist: Persist,
-    /// What the catalogue's change does to the catalogue's own map.
+    /// The account of the catalogue's own map during the catalogue's change.
     ledger: Ledger,
     step: Step,
 }
 
-/// What comes next. Each step may be tried again, but for the one that marks blocks.
+/// The next step of a checkpoint. Each step may be repeated, except the one that marks blocks.
 enum Step {
     /// Storing the volumes' maps.
     Maps,
     /// Changing the catalogue.
     Catalogue {
         change: Change,
-        /// The volumes' roots.
+        /// The volumes' root pointers.
         roots: Vec<Pointer>,
-        /// Blocks placed before.
+        /// Number of blocks placed before.
         before: u64,
     },
     /// Marking blocks in the bitmaps.
@@ -106,15 +106,15 @@ enum Step {
     Commit(Written),
 }
 
-/// What the catalogue's change came to.
+/// The result of the catalogue's change.
 #[derive(Clone, Copy)]
 struct Written {
     catalogue_root: Pointer,
-    /// Blocks that it took.
+    /// Number of blocks that it took.
     used: u64,
 }
 
-/// The state of one moment, as far as it has changed since the last one.
+/// The state of one moment, as far as it has changed since the last cut.
 struct Cut {
     generation: Generation,
     position: Position,
@@ -124,7 +124,7 @@ struct Cut {
     freed: BlockList,
     next_volume_id: u64,
     volume_count: u64,
-    /// The pool was closed before the cut: nothing is appended behind it.
+    /// True if the pool was closed before the cut: nothing is appended behind it.
     closed: bool,
 }
 
@@ -132,7 +132,7 @@ struct VolumeCut {
     core: Arc<VolumeCore>,
     root: Arc<Root>,
     settled: u64,
-    /// The entry, but for the root's pointer.
+    /// The entry, complete except for the root's pointer.
     entry: VolumeEntry,
 }
 
@@ -155,10 +155,10 @@ impl Shared {
         }
     }
 
-    /// Runs a checkpoint, with `checkpointer` as its present holder.
+    /// Runs a checkpoint; `checkpointer` is its locked state.
     pub(super) fn run(&self, checkpointer: &mut Checkpointer) -> Result<()> {
         self.check_running()?;
-        // A closed pool's last checkpoint is the last word: another process may have it by now.
+        // The last checkpoint of a closed pool is final: another process may have the pool by now.
         if checkpointer.superblock.clean && self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
@@ -174,7 +174,7 @@ impl Shared {
         self.go_on(checkpointer, Box::new(unfinished))
     }
 
-    /// Goes on with a checkpoint; puts it off, or stops the pool, when it fails.
+    /// Continues a checkpoint; postpones it, or stops the pool, if it fails.
     fn go_on(
         &self,
         checkpointer: &mut Checkpointer,
@@ -236,12 +236,12 @@ impl Shared {
         }
     }
 
-    /// Finds out where replaced nodes lie: the checkpoint that could reach them has finished.
+    /// Frees the places of replaced nodes: the checkpoint that could store them has finished.
     fn resolve(&self, replaced: Vec<Arc<Node>>, freed: &mut BlockList) {
         for node in replaced {
             match node.stored() {
                 Some(pointer) => freed.push(pointer.addr(), 1),
-                // Its subtree was settled before that checkpoint came by.
+                // Its subtree was settled before that checkpoint reached it.
                 None => self.space.unreserve(1),
             }
         }
@@ -254,8 +254,8 @@ impl Shared {
                 Step::Catalogue { .. } => Step::Mark(self.write_catalogue(checkpointer, work)?),
                 Step::Mark(written) => {
                     let written = *written;
-                    // Of the catalogue's ledger only what was freed counts: what was born has
-                    // been placed, and is in that list.
+                    // From the catalogue's ledger, only the freed blocks count: the born ones have
+                    // been placed, and are in that list.
                     work.cut.freed.append(&mut work.ledger.freed);
                     let committed = &mut checkpointer.committed;
                     committed.mark(&work.cut.born)?;
@@ -304,7 +304,7 @@ impl Shared {
         })
     }
 
-    /// Writes the changed entries, and lets go of the nodes that are stored now.
+    /// Writes the changed entries, and drops the nodes that are stored now.
     fn write_catalogue(
         &self,
         checkpointer: &mut Checkpointer,
@@ -341,7 +341,7 @@ impl Shared {
         })
     }
 
-    /// Makes the new state the pool's.
+    /// Makes the new state the pool's durable one.
     fn commit(&self, checkpointer: &mut Checkpointer, cut: &Cut, written: Written) -> Result<()> {
         let committed = &mut checkpointer.committed;
         committed.write(&*self.device, cut.generation)?;
@@ -372,12 +372,13 @@ impl Shared {
         checkpointer.committed.settle();
         self.log.release(cut.position);
         self.space.free(&cut.freed);
-        // Nothing is allocated in a new part before a superblock that knows it is durable.
+        // Nothing is allocated in a new part of the pool before a superblock that includes it is
+        // durable.
         let layout = checkpointer.superblock.layout;
         if layout != self.space.layout() {
             self.space.grow(layout);
         }
-        // More than was promised comes out of what is kept back for this.
+        // Blocks beyond the promised ones come out of the reserve that is kept for this.
         let (used, promised) = (written.used, cut.changes.promised);
         self.space.reserve_again(used.saturating_sub(promised));
         self.space.unreserve(promised.saturating_sub(used));
@@ -386,9 +387,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Begins a life of the pool with a salt of its own, so that records that an earlier life may
-    /// have left behind the log's end are void. Where an unfinished checkpoint has left bitmaps, a
-    /// whole checkpoint: with the generation alone, they would begin to count.
+    /// Begins a life of the pool with its own salt, so that records that an earlier life may have
+    /// left behind the log's end are void. If an unfinished checkpoint has left bitmaps, this is a
+    /// whole checkpoint: a superblock alone, with its higher generation, would make those bitmaps
+    /// count.
     pub(super) fn begin_log(&self, position: Position) -> Result<()> {
         self.log.restart(position);
         let mut checkpointer = self.checkpointer.lock();
@@ -410,8 +412,8 @@ impl Shared {
         self.tolerate_no_room(outcome)
     }
 
-    /// A pool that has no room for its first checkpoint, on its host or in itself, can be read all
-    /// the same. The log stays sealed until a checkpoint has succeeded, which the next change tries
+    /// Accepts that a pool has no space for its first checkpoint, on its host or in itself: it can
+    /// still be read. The log stays sealed until a checkpoint has succeeded; the next change tries
     /// again.
     pub(super) fn tolerate_no_room(&self, outcome: Result<()>) -> Result<()> {
         match outcome {
@@ -424,7 +426,7 @@ impl Shared {
         }
     }
 
-    /// Writes a superblock into the slot that the last one is not in.
+    /// Writes a superblock into the slot that does not hold the last one.
     pub(super) fn write_superblock(
         &self,
         checkpointer: &mut Checkpointer,

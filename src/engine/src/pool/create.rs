@@ -8,16 +8,15 @@ use cowshed_format::device::Device;
 use cowshed_format::{Layout, Pointer, Superblock, superblock};
 use rand::RngCore;
 
-/// How much of a device is looked at to see whether it holds something, in bytes.
+/// Number of bytes of a device that are examined to see whether it holds data.
 const LOOK_BYTES: u64 = 1 << 20;
 
 impl Pool {
-    /// Makes an empty pool of the device's length. Nothing else on the device is touched but the
-    /// superblocks, so that a sparse file stays sparse.
+    /// Makes an empty pool of the device's length. Writes only the superblocks, so that a sparse
+    /// file stays sparse.
     ///
     /// # Errors
-    /// `DeviceNotEmpty` when the device holds something, unless `options.force`; `InvalidSize`;
-    /// `Io`.
+    /// `DeviceNotEmpty` when the device holds data, unless `options.force`; `InvalidSize`; `Io`.
     pub fn create(device: &dyn Device, options: &CreateOptions) -> Result<()> {
         let len_bytes = device.len_bytes();
         let log_bytes = options

@@ -13,16 +13,17 @@ use cowshed_format::record::{self, HEADER_BYTES};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Blocks that one discard record covers at most (256 MiB), so that no lock is held for long.
+/// Maximum number of blocks (256 MiB) that one discard record covers, so that no lock is held for
+/// long.
 const MAX_DISCARD_BLOCKS: u64 = 1 << 16;
 
 impl Volume {
-    /// Whether the holes that were seen before this call are there to stay.
+    /// Returns true if the holes that were seen before this call are permanent.
     pub(super) fn holes_are_logged(&self) -> bool {
         self.core.unlogged.load(Ordering::Acquire) == 0
     }
 
-    /// The first block at or after `at` that a discard has to name.
+    /// Returns the first block at or after `at` that a discard has to include.
     fn next_to_discard(&self, at: u64) -> Result<u64> {
         let store = &self.shared.store;
         let tree = &self.core.tree;
@@ -34,19 +35,19 @@ impl Volume {
         })
     }
 
-    /// Makes a range read as zeros; whole blocks give their space back. A full pool serves it from
-    /// what is kept back for that, and never waits for room.
+    /// Makes a range read as zeros; whole blocks give their space back. A full pool uses the blocks
+    /// reserved for this, and the call never waits for space.
     ///
     /// # Errors
-    /// As `write_at`. `NoSpace` only once discards of what snapshots keep, which give nothing back
-    /// and change the map, have used that up.
+    /// As `write_at`. `NoSpace` only after discards of blocks that snapshots keep, which change the
+    /// map and give nothing back, have used up that reserve.
     pub fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         self.shared.check_open()?;
         self.check_range(offset_bytes, len_bytes)?;
         self.check_unfrozen()?;
         let (block, end) = (BLOCK_BYTES as u64, offset_bytes + len_bytes);
         let size = self.core.size_bytes();
-        // The last block ends where the volume ends.
+        // The volume's last block ends at the volume's end.
         let last = if end == size {
             end.div_ceil(block)
         } else {
@@ -129,8 +130,9 @@ impl Volume {
 }
 
 /// Makes blocks `first..last` holes, and logs it. The map changes first: until the record is
-/// logged, a crash brings back what the caller has not been told is gone. From the change on it is
-/// among the volume's `unlogged`; the caller takes it out once it is logged.
+/// logged, a crash brings the blocks back, but the caller has not been told that they are gone.
+/// From the change on, the discard counts among the volume's `unlogged`; the caller subtracts it
+/// once it is logged.
 fn publish_discard(
     shared: &Shared,
     core: &Arc<VolumeCore>,
@@ -177,7 +179,8 @@ fn publish_discard(
     outcome
 }
 
-/// The most new memory nodes that a discard makes: two paths, one for each end of its range.
+/// Returns the maximum number of new memory nodes that a discard makes: two paths, one for each end
+/// of its range.
 fn discard_nodes(core: &VolumeCore) -> u64 {
     3 * u64::from(core.tree.root().height)
 }

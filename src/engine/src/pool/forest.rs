@@ -1,5 +1,5 @@
-//! The forest: which volumes there are, how they are named and related, and the crates' above
-//! records. In memory it is an index of the catalogue.
+//! The forest: which volumes exist, their names and relations, and the records of the crates above.
+//! In memory it is an index of the catalogue.
 
 use super::volume::VolumeCore;
 use cowshed_format::base::{Name, VolumeId};
@@ -20,7 +20,7 @@ pub(super) struct Forest {
     next_record: u64,
 }
 
-/// A volume with what the forest knows of it.
+/// A volume and its place in the forest.
 pub(super) struct VolumeNode {
     pub(super) core: Arc<VolumeCore>,
     pub(super) name: Option<Name>,
@@ -39,7 +39,7 @@ struct Kept {
 }
 
 impl VolumeNode {
-    /// The catalogue's entry of the volume, with `root` as its map's root.
+    /// Returns the volume's catalogue entry, with `root` as its map's root.
     pub(super) fn entry(&self, root: Pointer, height: u8, cut: &Counts) -> VolumeEntry {
         VolumeEntry {
             id: self.core.id,
@@ -59,12 +59,12 @@ impl VolumeNode {
     }
 }
 
-/// The blocks that removed volumes own.
+/// Number of blocks that removed volumes own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RemovedBlocks {
-    /// Of volumes on which no named one stands: they are about to be freed.
+    /// Owned by volumes that no named one descends from: they are about to be freed.
     pub(super) unneeded: u64,
-    /// Of volumes on which named ones still stand.
+    /// Owned by volumes that named ones still descend from.
     pub(super) shared: u64,
 }
 
@@ -79,12 +79,12 @@ pub(super) struct Counts {
 }
 
 impl Forest {
-    /// The volume of this name.
+    /// Returns the volume of this name.
     pub(super) fn by_name(&self, name: &str) -> Option<&VolumeNode> {
         self.volumes.get(self.names.get(name)?)
     }
 
-    /// Puts a volume in, and makes it its parent's child.
+    /// Inserts a volume, and makes it its parent's child.
     pub(super) fn insert(&mut self, volume_node: VolumeNode) {
         let id = volume_node.core.id;
         if let Some(name) = &volume_node.name {
@@ -101,7 +101,7 @@ impl Forest {
         self.volumes.insert(id, volume_node);
     }
 
-    /// Makes `id` a child of `parent` instead of what it was.
+    /// Makes `id` a child of `parent`, instead of its present parent.
     pub(super) fn adopt(&mut self, id: VolumeId, parent: Option<VolumeId>) {
         let Some(child) = self.volumes.get_mut(&id) else {
             return;
@@ -115,7 +115,7 @@ impl Forest {
         }
     }
 
-    /// Whether `ancestor` is above `id`.
+    /// Returns true if `ancestor` is above `id`.
     pub(super) fn is_ancestor(&self, ancestor: VolumeId, id: VolumeId) -> bool {
         let mut above = self.volumes.get(&id).and_then(|volume| volume.parent);
         while let Some(parent) = above {
@@ -127,10 +127,10 @@ impl Forest {
         false
     }
 
-    /// The removed volumes on which no named one stands, not even through others.
+    /// Returns the removed volumes that no named one descends from, directly or through others.
     pub(super) fn unneeded(&self) -> Vec<VolumeId> {
         let mut found = Vec::new();
-        // From the leaves up: how many of a removed volume's children are unneeded.
+        // From the leaves up: the number of a removed volume's children that are unneeded.
         let mut unneeded: HashMap<VolumeId, usize> = HashMap::new();
         let is_leaf = |id: &&VolumeId| self.volumes[*id].children.is_empty();
         let mut next: Vec<VolumeId> = self.removed.iter().filter(is_leaf).copied().collect();
@@ -149,19 +149,19 @@ impl Forest {
         found
     }
 
-    /// The blocks that removed volumes own.
+    /// Returns the number of blocks that removed volumes own.
     pub(super) fn removed_blocks(&self) -> RemovedBlocks {
         let own = |id: &VolumeId| self.volumes[id].core.own_blocks();
         let all = self.removed.iter().map(own).sum::<u64>();
         let unneeded = self.unneeded().iter().map(own).sum::<u64>();
-        // A reclaim changes the counts meanwhile.
+        // A concurrent reclaim may change the counts.
         let shared = all.saturating_sub(unneeded);
         RemovedBlocks { unneeded, shared }
     }
 
-    /// Whether the settling of its parent or of one of its children has begun and not ended. What
-    /// is settled of that one is no longer told by its map, and belongs to its child: nothing is
-    /// given back of its neighbours before.
+    /// Returns true if the settling of its parent or of one of its children has begun and not
+    /// ended. The settled part of that volume belongs to that volume's child, and its own map no
+    /// longer describes it: nothing of its neighbours is freed before the settling ends.
     pub(super) fn is_beside_begun(&self, id: VolumeId) -> bool {
         let begun = |id: &VolumeId| {
             let core = &self.volumes[id].core;
@@ -171,14 +171,14 @@ impl Forest {
         volume.parent.as_ref().is_some_and(begun) || volume.children.iter().any(begun)
     }
 
-    /// The value of a record.
+    /// Returns the value of a record.
     pub(super) fn record(&self, kind: u16, key: &[u8]) -> Option<Arc<[u8]>> {
         self.records
             .get(&(kind, key.into()))
             .map(|kept| Arc::clone(&kept.value))
     }
 
-    /// All records of a kind, by key.
+    /// Returns all records of a kind, by key.
     pub(super) fn records(&self, kind: u16) -> Vec<KeyAndValue> {
         let from = (kind, Arc::from([].as_slice()));
         self.records
@@ -188,7 +188,7 @@ impl Forest {
             .collect()
     }
 
-    /// Stores a record; answers its number and entry.
+    /// Stores a record; returns its number and entry.
     pub(super) fn put_record(&mut self, kind: u16, key: &[u8], value: &[u8]) -> (u64, Vec<u8>) {
         let next = &mut self.next_record;
         let kept = self.records.entry((kind, key.into())).or_insert_with(|| {
@@ -202,14 +202,14 @@ impl Forest {
         (kept.number, RecordEntry::encode(kind, key, value))
     }
 
-    /// Removes a record; answers its number, if there was one.
+    /// Removes a record; returns its number, if there was one.
     pub(super) fn remove_record(&mut self, kind: u16, key: &[u8]) -> Option<u64> {
         self.records
             .remove(&(kind, key.into()))
             .map(|kept| kept.number)
     }
 
-    /// Takes a record in from the catalogue; `false` when its key is there already.
+    /// Adds a record from the catalogue; returns `false` if its key exists already.
     pub(super) fn load_record(&mut self, number: u64, entry: RecordEntry) -> bool {
         self.next_record = self.next_record.max(number);
         let kept = Kept {

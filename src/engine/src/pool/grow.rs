@@ -1,4 +1,4 @@
-//! Making the pool larger, when asked or by itself, and giving free space back to the host.
+//! Making the pool larger, on request or automatically, and giving free space back to the host.
 
 use super::checkpoint::Checkpointer;
 use super::handle::Pool;
@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 
 /// A pool that grows by itself grows by this or by a tenth, whichever is more (1 GiB).
 const STEP_BYTES: u64 = 1 << 30;
-/// It grows once less than a tenth is left, or less than this (1 GiB).
+/// It grows once the space left is less than a tenth of it and less than this (1 GiB).
 const AHEAD_BYTES: u64 = 1 << 30;
-/// How long it waits after the host has refused.
+/// Time that automatic growth waits after the host has refused.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 impl Pool {
     /// Makes the pool `size_bytes` large, while it is in use.
     ///
     /// # Errors
-    /// `InvalidSize` for less than it has or more than the format holds; `Io`. If it is the host
-    /// that has no room, nothing has changed.
+    /// `InvalidSize` for less than the present size or more than the format can hold; `Io`. If the
+    /// host has no space, nothing has changed.
     pub fn grow(&self, size_bytes: u64) -> Result<()> {
         let shared = &self.shared;
         let mut checkpointer = shared.checkpointer.lock();
@@ -30,8 +30,8 @@ impl Pool {
         shared.grow_to(&mut checkpointer, size_bytes)
     }
 
-    /// Gives all free space back to the host; answers how many bytes that are. Where hardly
-    /// anything is free, it stays at hand for the next writer.
+    /// Gives all free space back to the host; returns the number of bytes. If hardly anything is
+    /// free, it is kept for the next writer.
     ///
     /// # Errors
     /// `Io`.
@@ -57,14 +57,14 @@ impl Shared {
                 max_bytes,
             });
         }
-        // One that was put off half-way is gone on with.
+        // A growth that was interrupted half-way is continued.
         if layout == old && layout == self.space.layout() {
             return Ok(());
         }
         self.check_host_for_growth()?;
         self.device.grow(size_bytes)?;
-        // The host must have room for the superblock's copies: without, the checkpoint would fail,
-        // and the pool stop. Nothing refers to them yet.
+        // The host must have space for the superblock's copies: otherwise the checkpoint would
+        // fail, and the pool stop. Nothing refers to the copies yet.
         let copies = layout.block_count() - TAIL_BLOCKS;
         if copies >= old.block_count() {
             for copy in copies..copies + TAIL_BLOCKS {
@@ -79,11 +79,11 @@ impl Shared {
         self.space_wait.tell();
         self.host_reserve.forget();
         self.keep_host_reserve();
-        // The other slot, too: it would speak of the old size.
+        // The other slot, too: it would hold the old size.
         self.run(checkpointer)
     }
 
-    /// Refuses growth on a full host: the room that the pool keeps there is not for this.
+    /// Refuses growth on a full host: the space that the pool reserves there is not for this.
     fn check_host_for_growth(&self) -> Result<()> {
         let free_bytes = self.device.host_free_bytes()?;
         if free_bytes.is_some_and(|free| free < TAIL_BLOCKS * BLOCK_BYTES as u64) {
@@ -93,7 +93,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Lets the pool grow because somebody has found no room; answers whether there may be room
+    /// Lets the pool grow because a caller has found no space; returns true if there may be space
     /// now. `blocks` is the pool's size from before the search.
     pub(super) fn grow_by_need(&self, blocks: u64) -> Result<bool> {
         if self.next_size_bytes().is_none() {
@@ -118,13 +118,13 @@ impl Shared {
         self.grow_a_step(&mut checkpointer).map(drop)
     }
 
-    /// How large the pool is after its next step; `None` when it does not grow any further.
+    /// Returns the pool's size after its next step; `None` if it does not grow any further.
     fn next_size_bytes(&self) -> Option<u64> {
         let size_bytes = self.space.layout().block_count() * BLOCK_BYTES as u64;
         next_step(size_bytes, self.full.max_size_bytes?)
     }
 
-    /// The size that the pool reaches by itself, if the host lets it.
+    /// Returns the size that the pool reaches by itself, if the host allows it.
     pub(super) fn limit_bytes(&self) -> u64 {
         let size_bytes = self.space.layout().block_count() * BLOCK_BYTES as u64;
         let limit = self.full.max_size_bytes.unwrap_or(0).min(MAX_POOL_BYTES);

@@ -1,4 +1,4 @@
-//! The handles that other crates work with.
+//! The handles that other crates use.
 
 use super::forest::KeyAndValue;
 use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// An open pool. Clones are the same pool, and all calls may run at once on any threads.
+/// An open pool. Clones are the same pool, and all calls may run concurrently on any threads.
 ///
 /// Dropping the last handle without `close` is harmless: the next open replays the log.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub struct Pool {
     pub(super) shared: Arc<Shared>,
 }
 
-/// A volume of an open pool. Clones are the same volume. After its removal, calls answer
+/// A volume of an open pool. Clones are the same volume. After its removal, calls return
 /// `NoSuchVolume`.
 #[derive(Clone)]
 pub struct Volume {
@@ -43,33 +43,33 @@ impl Drop for Hold {
 }
 
 impl Pool {
-    /// The pool's identity.
+    /// Returns the pool's identity.
     #[must_use]
     pub fn uuid(&self) -> [u8; 16] {
         self.shared.uuid
     }
 
-    /// The descriptors through which the pool reaches its device, for a thread that gives up all
-    /// others.
+    /// Returns the descriptors that the pool uses to reach its device, for a thread that gives up
+    /// all others.
     #[must_use]
     pub fn device_descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.shared.device.descriptors()
     }
 
-    /// Whether it goes past the host's page cache.
+    /// Returns true if it bypasses the host's page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.shared.device.is_direct()
     }
 
-    /// Whether it was opened for reading only.
+    /// Returns true if it was opened for reading only.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.shared.is_read_only()
     }
 
-    /// Makes everything durable that was acknowledged before: one barrier, shared with whoever
-    /// else waits for one.
+    /// Makes everything durable that was acknowledged before: one barrier, shared with all callers
+    /// that wait for one.
     ///
     /// # Errors
     /// `Io` when the barrier fails; the pool has then stopped.
@@ -81,7 +81,7 @@ impl Pool {
         self.shared.log.flush()
     }
 
-    /// Writes the state of this moment, so that the log starts anew.
+    /// Writes a checkpoint of the present state, so that the log starts anew.
     ///
     /// # Errors
     /// `Io`; the pool has then stopped.
@@ -97,7 +97,7 @@ impl Pool {
         }
     }
 
-    /// The volume of this name, or of this id in decimal.
+    /// Returns the volume of this name, or of this id in decimal.
     ///
     /// # Errors
     /// `NotFound`, `InvalidName`.
@@ -113,7 +113,7 @@ impl Pool {
         by_id.and_then(Result::ok).ok_or(Error::NotFound(name))
     }
 
-    /// The volume of this id.
+    /// Returns the volume of this id.
     ///
     /// # Errors
     /// `NoSuchVolume`.
@@ -128,7 +128,7 @@ impl Pool {
             .ok_or(Error::NoSuchVolume(id))
     }
 
-    /// All volumes and snapshots, by name.
+    /// Returns all volumes and snapshots, by name.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         let forest = self.shared.forest.read();
@@ -136,7 +136,7 @@ impl Pool {
         infos.collect()
     }
 
-    /// The removed volumes of which something is still there, by id.
+    /// Returns the removed volumes that still exist in part, by id.
     #[must_use]
     pub fn removed_volumes(&self) -> Vec<RemovedVolume> {
         let forest = self.shared.forest.read();
@@ -192,7 +192,7 @@ impl Pool {
         self.volume_by_id(id)
     }
 
-    /// Makes a volume a snapshot for ever.
+    /// Makes a volume a snapshot permanently.
     ///
     /// # Errors
     /// `NoSuchVolume`, `NoSpace`.
@@ -202,7 +202,7 @@ impl Pool {
         transaction.commit()
     }
 
-    /// Makes a volume again what its ancestor `snapshot` is; what it held since is given up.
+    /// Restores a volume to the state of its ancestor `snapshot`; later contents are discarded.
     ///
     /// # Errors
     /// `NotAncestor`, `Frozen`, `Busy` while the volume is held, `NoSuchVolume`, `NoSpace`.
@@ -212,8 +212,8 @@ impl Pool {
         transaction.commit()
     }
 
-    /// Changes a volume's size. What lies beyond a smaller size is given up; what a larger one
-    /// adds reads as zeros.
+    /// Changes a volume's size. Data beyond a smaller size is discarded; the part that a larger
+    /// size adds reads as zeros.
     ///
     /// # Errors
     /// `InvalidSize`, `Frozen`, `NoSuchVolume`, `NoSpace`, `Io`.
@@ -230,17 +230,17 @@ impl Pool {
             }
             return commit(size_bytes);
         }
-        // A write that raced with an earlier shrinking may have left something beyond the end.
+        // A write that raced with an earlier shrinking may have left data beyond the end.
         let whole = blocks_for(old);
         volume.check_unfrozen()?;
         volume.discard_blocks(whole, u64::MAX)?;
-        // Before anybody can write there.
+        // Before any write can reach that part.
         volume.zero_part(old, whole * BLOCK_BYTES as u64)?;
         commit(size_bytes)
     }
 
-    /// Makes a volume smaller that nobody holds, and gives up what lies beyond its new end. A
-    /// larger size is refused.
+    /// Makes a volume smaller that is not held, and discards the data beyond its new end. A larger
+    /// size is refused.
     ///
     /// # Errors
     /// `Busy` while the volume is held, `InvalidSize`, `Frozen`, `NoSuchVolume`, `NoSpace`, `Io`.
@@ -258,7 +258,7 @@ impl Pool {
             .require_idle(volume.id())
             .resize(volume.id(), size_bytes);
         transaction.commit()?;
-        // If this is cut short, growing the volume does it.
+        // If this is interrupted, the next growth of the volume does it.
         let whole = blocks_for(size_bytes);
         volume.discard_blocks(whole, u64::MAX)?;
         volume.zero_part(size_bytes, whole * BLOCK_BYTES as u64)
@@ -284,7 +284,7 @@ impl Pool {
         transaction.commit()
     }
 
-    /// Removes a volume. It is gone at once; its space comes back in the background. Its children
+    /// Removes a volume. It is gone at once; its space is freed in the background. Its children
     /// stay as they are.
     ///
     /// # Errors
@@ -295,11 +295,12 @@ impl Pool {
         transaction.commit()
     }
 
-    /// The ranges in which `b` differs from `a`, in order, with what `b` holds there; in time
-    /// proportional to what differs.
+    /// Returns the ranges in which `b` differs from `a`, in order, with the kind of each in `b`;
+    /// takes time proportional to the difference.
     ///
     /// # Errors
-    /// `NoSuchVolume` when one of them was removed; `Corrupt` or `Io` when a map node cannot be read.
+    /// `NoSuchVolume` when one of them was removed; `Corrupt` or `Io` when a map node cannot be
+    /// read.
     pub fn diff(&self, a: &Volume, b: &Volume) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
         let mut walk = || {
@@ -322,20 +323,20 @@ impl Pool {
         Ok(extents)
     }
 
-    /// The value of a record.
+    /// Returns the value of a record.
     #[must_use]
     pub fn record(&self, kind: RecordKind, key: &[u8]) -> Option<Arc<[u8]>> {
         self.shared.forest.read().record(kind.0, key)
     }
 
-    /// All records of a kind as keys and values, by key.
+    /// Returns all records of a kind as keys and values, by key.
     #[must_use]
     pub fn records(&self, kind: RecordKind) -> Vec<KeyAndValue> {
         self.shared.forest.read().records(kind.0)
     }
 }
 
-/// Adds a block to the ranges of a difference, which come in order.
+/// Adds a block to the ranges of a difference; calls come in block order.
 fn push_block(extents: &mut Vec<Extent>, block: u64, mapped: bool) {
     let kind = if mapped {
         ExtentKind::Data
@@ -380,16 +381,16 @@ fn info(forest: &super::forest::Forest, id: VolumeId) -> Option<VolumeInfo> {
 }
 
 impl Volume {
-    /// The volume's id.
+    /// Returns the volume's id.
     #[must_use]
     pub fn id(&self) -> VolumeId {
         self.core.id
     }
 
-    /// The volume's name; of a removed one, its id.
+    /// Returns the volume's name; for a removed volume, its id.
     ///
     /// # Panics
-    /// Never: an id in decimal is a name.
+    /// Never: an id in decimal is a valid name.
     #[must_use]
     pub fn name(&self) -> Name {
         let forest = self.shared.forest.read();
@@ -400,7 +401,7 @@ impl Volume {
         name.unwrap_or_else(|| Name::new(&self.core.id.to_string()).expect("digits are a name"))
     }
 
-    /// What is known of the volume, in constant time.
+    /// Returns the volume's properties, in constant time.
     ///
     /// # Errors
     /// `NoSuchVolume`.
@@ -408,19 +409,19 @@ impl Volume {
         info(&self.shared.forest.read(), self.core.id).ok_or(Error::NoSuchVolume(self.core.id))
     }
 
-    /// The virtual size in bytes.
+    /// Returns the virtual size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.core.size_bytes()
     }
 
-    /// Whether the volume is a snapshot.
+    /// Returns true if the volume is a snapshot.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.core.frozen.load(Ordering::Acquire)
     }
 
-    /// What the volume holds at `offset_bytes`, as far as it is the same; `None` at its end.
+    /// Returns the range of one kind that begins at `offset_bytes`; `None` at the volume's end.
     ///
     /// # Errors
     /// `NoSuchVolume` when it was removed; `Corrupt` or `Io` when a map node cannot be read.
@@ -449,7 +450,7 @@ impl Volume {
         }))
     }
 
-    /// The number of bytes from `offset_bytes` on that hold data.
+    /// Returns the number of bytes from `offset_bytes` on that hold data.
     ///
     /// # Errors
     /// As `extent_at`.
@@ -467,7 +468,7 @@ impl Volume {
         Ok(data_bytes)
     }
 
-    /// Holds the volume: until the hold is dropped, it can be neither removed nor rolled back.
+    /// Holds the volume: it can be neither removed nor rolled back until the hold is dropped.
     ///
     /// # Errors
     /// `NoSuchVolume`.
@@ -482,7 +483,7 @@ impl Volume {
         })
     }
 
-    /// Whether something holds the volume.
+    /// Returns true if the volume is held.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.core.holds.load(Ordering::Acquire) > 0
@@ -503,8 +504,8 @@ impl Volume {
         }
     }
 
-    /// What a call on the volume answers after `error`: the blocks of a volume that was removed
-    /// under it may have been used again, and what then looks like damage is none.
+    /// Returns the error of a call on the volume that met `error`. If the volume was removed during
+    /// the call, its blocks may have been reused; apparent damage then becomes `NoSuchVolume`.
     pub(super) fn unless_removed(&self, error: Error) -> Error {
         match error {
             Error::Corrupt(_) if self.core.removed.load(Ordering::Acquire) => {
@@ -514,9 +515,9 @@ impl Volume {
         }
     }
 
-    /// What `look` finds in the volume without a lock. Blocks and map nodes that the volume gave up
-    /// meanwhile may be another's by then, even if they read well: so what was found in a volume
-    /// that was removed is refused, and in one that was rolled back it is looked for anew.
+    /// Returns the result of `look` on the volume without a lock. Blocks and map nodes that the
+    /// volume gave up meanwhile may belong to another volume by then, even if they verify: so the
+    /// result is refused if the volume was removed, and `look` is repeated if it was rolled back.
     pub(super) fn look<T>(&self, mut look: impl FnMut() -> Result<T>) -> Result<T> {
         loop {
             let rollbacks = self.core.rollbacks.load(Ordering::Acquire);

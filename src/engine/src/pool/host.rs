@@ -1,15 +1,15 @@
-//! The room that a pool keeps on its host, so that a full host can be emptied through the pool.
+//! The space that a pool reserves on its host, so that a full host can be emptied through the pool.
 //!
-//! It is space behind the end of the pool's file: allocated, never read or written, and not shared
-//! with a copy of the file that shares the rest (`Device::reserve_host_bytes`). When the host
-//! refuses something that gives room back, or that is needed for it (removing, discarding,
-//! trimming, a checkpoint, opening, closing), the pool releases all of it and tries again. Until
-//! the host has room for the reserve again, nothing else is written: data and new volumes are
-//! refused as the host itself would.
+//! The reserve is space behind the end of the pool's file: allocated, never read or written, and
+//! not shared with a copy of the file that shares the rest (`Device::reserve_host_bytes`). When the
+//! host refuses an operation that frees space, or is needed to free space (removing, discarding,
+//! trimming, a checkpoint, opening, closing), the pool releases the whole reserve and tries again.
+//! Until the host has space for the reserve again, nothing else is written: data and new volumes
+//! are refused as the host itself would refuse them.
 //!
 //! # Invariants
-//! - What a checkpoint writes fits: no more map nodes are in memory than the reserve has room for.
-//! - It is taken back before anything else is written, and not while somebody works with it.
+//! - A checkpoint's writes fit: no more map nodes are in memory than the reserve has room for.
+//! - The reserve is taken back before anything else is written, and not while an operation uses it.
 
 use super::shared::Shared;
 use cowshed_format::base::sync::Mutex;
@@ -20,48 +20,49 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The reserve is a 128th of the pool, but at least and at most this, beside the room for bitmaps.
+/// The reserve is this fraction of the pool, within the limits below, plus the space for bitmaps.
 const SHARE: u64 = 128;
 const MIN_BYTES: u64 = 4 << 20;
 const MAX_BYTES: u64 = 16 << 20;
-/// Of each group's space (128 MiB), what its bitmaps take where they cannot be overwritten.
+/// Bytes of each group (128 MiB) that its bitmaps take where they cannot be overwritten in place.
 const BITMAPS_SHARE: u64 = 16 << 10;
-/// The shortest time between two tries to have the reserve grow.
+/// Minimum time between two attempts to enlarge the reserve.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
-/// How long a write waits for those who work with the reserve.
+/// Maximum time that a write waits for operations that use the reserve.
 const USERS_TIME: Duration = Duration::from_secs(1);
-/// How often it looks meanwhile.
+/// Interval at which it polls meanwhile.
 const USERS_POLL: Duration = Duration::from_millis(5);
 
-/// What is known of the pool's room on its host.
+/// The state of the pool's reserve on its host.
 #[derive(Default)]
 pub(super) struct HostReserve {
-    /// What is set aside; 0 where the device needs or knows no reserve.
+    /// Number of bytes reserved; 0 where the device needs or supports no reserve.
     held_bytes: AtomicU64,
-    /// It was released and has not been taken back.
+    /// True if the reserve was released and has not been taken back.
     is_spent: AtomicBool,
-    /// The host has refused something since the background thread looked.
+    /// True if the host has refused something since the background thread last asked.
     was_refused: AtomicBool,
-    /// Who works with what was released: meanwhile it is not taken back.
+    /// Number of operations that use the released reserve: while there are any, it is not taken
+    /// back.
     users: AtomicUsize,
-    /// When the host was last asked for more. Held while it is taken or released.
+    /// The time of the last request to the host. Locked while the reserve is taken or released.
     tried: Mutex<Option<Instant>>,
 }
 
-/// The reserve of a pool of `pool_bytes`, without the room for map nodes.
+/// Returns the reserve of a pool of `pool_bytes`, without the space for map nodes.
 fn base_bytes(pool_bytes: u64) -> u64 {
     let bitmaps = pool_bytes / cowshed_format::layout::GROUP_BLOCKS / BLOCK_BYTES as u64;
     let share = (pool_bytes / SHARE).clamp(MIN_BYTES, MAX_BYTES);
     (share + bitmaps * BITMAPS_SHARE).min(pool_bytes / 4)
 }
 
-/// The map nodes that a checkpoint can store out of a reserve of `held_bytes`.
+/// Returns the number of map nodes that a checkpoint can store from a reserve of `held_bytes`.
 const fn nodes_within(held_bytes: u64) -> u64 {
     held_bytes / 4 * 3 / BLOCK_BYTES as u64
 }
 
 impl HostReserve {
-    /// The most map nodes that may be in memory.
+    /// Returns the maximum number of map nodes in memory.
     pub(super) fn nodes_max(&self) -> usize {
         match self.held_bytes.load(Ordering::Relaxed) {
             0 => usize::MAX,
@@ -69,14 +70,14 @@ impl HostReserve {
         }
     }
 
-    /// Forgets what is set aside: the device has grown over it.
+    /// Forgets the reserve: the device has grown over it.
     pub(super) fn forget(&self) {
         let mut tried = self.tried.lock();
         self.held_bytes.store(0, Ordering::Release);
         *tried = None;
     }
 
-    /// Returns whether the host has refused something since the last call.
+    /// Returns true if the host has refused something since the last call.
     pub(super) fn take_refusal(&self) -> bool {
         self.was_refused.load(Ordering::Relaxed) && self.was_refused.swap(false, Ordering::AcqRel)
     }
@@ -89,7 +90,7 @@ impl HostReserve {
     }
 }
 
-/// Somebody works with what was released, until this is dropped.
+/// While this lives, an operation uses the released reserve.
 pub(super) struct Using<'a>(&'a HostReserve);
 
 impl Drop for Using<'_> {
@@ -99,8 +100,8 @@ impl Drop for Using<'_> {
 }
 
 impl Shared {
-    /// Does `work`, which gives room back or is needed for it; where the host has no room, once
-    /// more with the reserve. What `work` has done by then must stand being done again.
+    /// Runs `work`, which frees space or is needed to free space; if the host has no space, once
+    /// more with the reserve. `work` must allow for repeating what it has already done.
     pub(super) fn with_host_reserve<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
         let error = match work() {
             Err(error) if error.is_host_full() => error,
@@ -112,7 +113,7 @@ impl Shared {
         }
     }
 
-    /// Gives the reserve to the host, for what is tried next; `None` where there is none.
+    /// Releases the reserve to the host, for the next attempt; `None` if there is none.
     pub(super) fn use_host_reserve(&self) -> Option<Using<'_>> {
         let reserve = &self.host_reserve;
         let _tried = reserve.tried.lock();
@@ -143,16 +144,16 @@ impl Shared {
         })
     }
 
-    /// Refuses what does not give room back while the reserve is spent; takes it back first, if
-    /// the host has room again.
+    /// Refuses operations that do not free space while the reserve is spent; first takes the
+    /// reserve back if the host has space again.
     ///
     /// # Errors
-    /// `Io` with `ENOSPC`, as the host itself would say.
+    /// `Io` with `ENOSPC`, as from the host itself.
     pub(super) fn check_host_room(&self) -> Result<()> {
         if !self.host_reserve.is_spent.load(Ordering::Relaxed) || self.keep_host_reserve() {
             return Ok(());
         }
-        // Whoever gives room back works with the reserve for a moment.
+        // An operation that frees space uses the reserve for a moment.
         let deadline = Instant::now() + USERS_TIME;
         while self.host_reserve.users.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             thread::sleep(USERS_POLL);
@@ -165,14 +166,14 @@ impl Shared {
         Err(Error::io("write the pool", source))
     }
 
-    /// Sets the reserve aside, where it is not and the host has room; returns whether it is there,
-    /// or none is needed.
+    /// Takes the reserve, if it is not held and the host has space; returns true if it is held or
+    /// none is needed.
     pub(super) fn keep_host_reserve(&self) -> bool {
         let pool_bytes = self.space.layout().block_count() * BLOCK_BYTES as u64;
         self.reserve_on_host(base_bytes(pool_bytes), Duration::ZERO)
     }
 
-    /// Has the reserve grow before the map nodes in memory need it.
+    /// Enlarges the reserve before the map nodes in memory need it.
     pub(super) fn grow_host_reserve(&self, nodes: usize) {
         let reserve = &self.host_reserve;
         let held = reserve.held_bytes.load(Ordering::Relaxed);

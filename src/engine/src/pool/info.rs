@@ -1,4 +1,4 @@
-//! What the pool tells about itself and its volumes, and the options of its calls.
+//! The properties that a pool reports about itself and its volumes, and the options of its calls.
 
 use cowshed_format::base::{Generation, Name, VolumeId};
 use std::collections::BTreeMap;
@@ -9,47 +9,47 @@ use std::time::{Duration, SystemTime};
 /// Labels of a volume: keys and values, at most 16 KiB together.
 pub type Labels = BTreeMap<String, String>;
 
-/// How a pool is made.
+/// Options for creating a pool.
 #[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
-    /// Bytes in the log ring; `None` chooses by the pool's size (4 to 256 MiB).
+    /// Bytes in the log ring; `None` chooses by the pool's size (256 KiB to 256 MiB).
     pub log_bytes: Option<u64>,
-    /// Overwrite what the device holds.
+    /// Overwrites what the device holds.
     pub force: bool,
 }
 
-/// How a pool is opened.
+/// Options for opening a pool.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// The limit of the node cache in bytes, dirty nodes included.
     pub cache_bytes: u64,
-    /// Run the background threads (checkpoint by time and log fill, reclaim, hole punching).
-    /// Without them all of it happens in `checkpoint`, `reclaim` and `close`: for tests.
+    /// Runs the background threads (checkpoint by time and log fill, reclaim, hole punching).
+    /// Without them, all of that happens in `checkpoint`, `reclaim` and `close`: for tests.
     pub background: bool,
-    /// What is done when the pool is full.
+    /// The behaviour when the pool is full.
     pub full: FullOptions,
-    /// Go on where a process stopped that had the pool open until a moment ago, on a kernel that
-    /// has run on since: the newest superblock known to be durable then (`Notes::durable`). What
-    /// that process wrote is all there, flushed or not, so nothing needs to be verified or made
-    /// durable before the pool serves. Without it, or if the device has a newer superblock, the
-    /// pool is recovered as after a power cut.
+    /// Continues where another process stopped that had the pool open until a moment ago, on a
+    /// kernel that has kept running since. The value is the newest superblock known to be durable
+    /// then (`Notes::durable`). Everything that process wrote is in place, flushed or not, so
+    /// nothing needs to be verified or made durable before the pool serves. Without this, or if the
+    /// device has a newer superblock, the pool is recovered as after a power cut.
     pub resumes: Option<Generation>,
-    /// Who is told of what a successor must know.
+    /// Callbacks that learn what a successor must know.
     pub notes: Notes,
-    /// Write nothing to the device: recovery happens in memory, every change is refused with
-    /// `ReadOnly`, and no background thread runs. For a pool whose host takes no writes.
+    /// Writes nothing to the device: recovery happens in memory, every change is refused with
+    /// `ReadOnly`, and no background thread runs. For a pool whose host refuses writes.
     pub read_only: bool,
 }
 
-/// Who is told, from the opening on, of what a successor of this process must know.
+/// Callbacks that, from the opening on, learn what a successor of this process must know.
 #[derive(Clone, Default)]
 pub struct Notes {
-    /// Called when the device fails and the pool stops, before anybody is answered with that: what
-    /// the host reported as not written may be in its page cache all the same, and must not be
-    /// taken for durable by whoever opens the pool next.
+    /// Called when the device fails and the pool stops, before any caller gets the error. Data that
+    /// the host reported as not written may still be in its page cache, and the process that opens
+    /// the pool next must not take it for durable.
     pub device_failed: Option<Arc<dyn Fn() + Send + Sync>>,
-    /// Called with the generation of each superblock that has become durable: what a successor
-    /// needs in order to go on (`OpenOptions::resumes`).
+    /// Called with the generation of each superblock that has become durable; a successor needs it
+    /// to continue (`OpenOptions::resumes`).
     pub durable: Option<Arc<dyn Fn(Generation) + Send + Sync>>,
 }
 
@@ -75,46 +75,46 @@ impl Default for OpenOptions {
     }
 }
 
-/// What is done when the pool is full.
+/// The behaviour when the pool is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FullOptions {
-    /// What becomes of a write that finds no room.
+    /// The treatment of a write that finds no space.
     pub policy: FullPolicy,
     /// The size up to which the pool grows by itself, in bytes; `None` for never. Only a pool in a
     /// regular file grows.
     pub max_size_bytes: Option<u64>,
 }
 
-/// What becomes of a write that finds no room.
+/// The treatment of a write that finds no space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FullPolicy {
-    /// It answers `NoSpace` at once.
+    /// It returns `NoSpace` at once.
     #[default]
     Error,
-    /// It is held for so long while someone makes room, and then answers `NoSpace`.
+    /// It is held for at most this time while space is made, and then returns `NoSpace`.
     Wait(Duration),
-    /// A write to what is mounted or attached is held for so long; any other answers `NoSpace` at
-    /// once, as its caller can tell its user.
+    /// A write to a mounted or attached volume is held for at most this time; any other write
+    /// returns `NoSpace` at once, as its caller can tell its user.
     WaitAttached(Duration),
 }
 
-/// Whether a volume can be written.
+/// Tells whether a volume can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeKind {
     /// Writable.
     Volume,
-    /// Frozen for ever.
+    /// Frozen permanently.
     Snapshot,
 }
 
-/// What is known of a volume, all of it O(1).
+/// The properties of a volume, all of them O(1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
     /// The volume's id.
     pub id: VolumeId,
     /// Its name.
     pub name: Name,
-    /// The volume that it was cloned from or that was snapshotted from it.
+    /// The volume that it was cloned from, or a snapshot taken of it.
     pub parent: Option<VolumeId>,
     /// Writable or frozen.
     pub kind: VolumeKind,
@@ -122,65 +122,66 @@ pub struct VolumeInfo {
     pub size_bytes: u64,
     /// Bytes (data and map) that only this volume owns.
     pub own_bytes: u64,
-    /// Bytes of data that the volume maps, whoever owns them.
+    /// Bytes of data that the volume maps, whichever volume owns them.
     pub referenced_bytes: u64,
-    /// When it was made.
+    /// The creation time.
     pub created: SystemTime,
     /// Its labels.
     pub labels: Labels,
-    /// How many volumes have it as their parent.
+    /// Number of volumes that have it as their parent.
     pub children: u32,
 }
 
-/// A volume that was removed and of which something is still there.
+/// A removed volume that still exists in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemovedVolume {
-    /// The id that it had.
+    /// Its former id.
     pub id: VolumeId,
-    /// The volume that it was cloned from or that was snapshotted from it.
+    /// The volume that it was cloned from, or a snapshot taken of it.
     pub parent: Option<VolumeId>,
     /// The virtual size in bytes.
     pub size_bytes: u64,
     /// Bytes (data and map) that it still keeps.
     pub own_bytes: u64,
-    /// Bytes of data that it maps, whoever owns them.
+    /// Bytes of data that it maps, whichever volume owns them.
     pub referenced_bytes: u64,
-    /// When it was made.
+    /// The creation time.
     pub created: SystemTime,
-    /// The volumes that read from it. With two or more it keeps what any of them needs, until one
-    /// is left; with fewer it is about to go.
+    /// The volumes that read from it. With two or more, it keeps what any of them needs, until one
+    /// is left; with fewer, it is about to be freed.
     pub children: Vec<VolumeId>,
-    /// Whether a volume with a name stands on it, itself or through others: then its bytes are in
-    /// use, and otherwise about to be freed.
+    /// True if a named volume descends from it, directly or through others: then its bytes are in
+    /// use, otherwise about to be freed.
     pub is_needed: bool,
 }
 
-/// What the pool as a whole looks like.
+/// The state of the pool as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Size of the pool.
     pub size_bytes: u64,
-    /// In use by data and map. With `free_bytes`, `pending_free_bytes`, `reserved_bytes` and
+    /// Bytes in use by data and map. With `free_bytes`, `pending_free_bytes`, `reserved_bytes` and
     /// `metadata_bytes` it makes up the size.
     pub used_bytes: u64,
-    /// Can be allocated now.
+    /// Bytes that can be allocated now.
     pub free_bytes: u64,
-    /// Freed, waiting for a checkpoint or for background reclaim.
+    /// Bytes freed that wait for a checkpoint or for background reclaim.
     pub pending_free_bytes: u64,
-    /// Free, but promised to changes that only the log has yet, or kept back so that removing and
-    /// checkpoints go through in a full pool.
+    /// Bytes that are free, but promised to changes that so far only the log holds, or reserved so
+    /// that removals and checkpoints succeed in a full pool.
     pub reserved_bytes: u64,
-    /// Of `used_bytes`: what removed volumes own because others still stand on them.
+    /// Part of `used_bytes`: bytes that removed volumes own because others still descend from them.
     pub removed_shared_bytes: u64,
-    /// Superblocks, log and bitmaps, and a rest at the end that is too short for a group.
+    /// Bytes of superblocks, log and bitmaps, and of a rest at the end that is too short for a
+    /// group.
     pub metadata_bytes: u64,
-    /// What the pool takes on its host.
+    /// Bytes that the pool takes on its host.
     pub host_bytes: u64,
-    /// What the host's file system has left; `None` where the pool has all its space already.
+    /// Bytes that the host's file system has left; `None` if the pool has all its space already.
     pub host_free_bytes: Option<u64>,
     /// The size up to which the pool grows by itself; its present size if it does not.
     pub limit_bytes: u64,
-    /// Named volumes and snapshots.
+    /// Number of named volumes and snapshots.
     pub volumes: u64,
     /// The current generation.
     pub generation: u64,
@@ -190,28 +191,29 @@ pub struct Status {
     pub log_bytes: u64,
     /// `Open`, `Full`, or `Stopped` after a device failure.
     pub state: PoolState,
-    /// A write is held until there is room.
+    /// True while a write is held until there is space.
     pub holds_writes: bool,
-    /// How near it is to being full, growth by itself counted as room.
+    /// How nearly full the pool is; space that it can grow into counts as free.
     pub low_water: Watermark,
 }
 
 impl Status {
-    /// Bytes that can still be written, with what is freed soon and what the pool grows by itself.
+    /// Returns the bytes that can still be written, including those freed soon and those that the
+    /// pool can grow by itself.
     #[must_use]
     pub const fn available_bytes(&self) -> u64 {
         let growth = self.limit_bytes - self.size_bytes;
         self.free_bytes + self.pending_free_bytes + growth
     }
 
-    /// Bytes of data and map that the pool can hold, grown to its limit.
+    /// Returns the bytes of data and map that the pool can hold, grown to its limit.
     #[must_use]
     pub const fn capacity_bytes(&self) -> u64 {
         self.limit_bytes - self.metadata_bytes
     }
 
-    /// By how much the host's file system has less room than the pool may still take; `None`
-    /// when it has enough.
+    /// Returns the number of bytes that the host's file system lacks for what the pool may still
+    /// take; `None` if it has enough.
     #[must_use]
     pub fn host_shortage_bytes(&self) -> Option<u64> {
         let wanted = self.limit_bytes.saturating_sub(self.host_bytes);
@@ -220,7 +222,7 @@ impl Status {
     }
 }
 
-/// How near a pool is to being full.
+/// How nearly full a pool is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Watermark {
     /// A tenth or more is left.
@@ -248,12 +250,12 @@ impl fmt::Display for Watermark {
     }
 }
 
-/// Whether the pool takes writes.
+/// Tells whether the pool takes writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolState {
-    /// All well.
+    /// It takes writes.
     Open,
-    /// Writes are refused for want of space.
+    /// Writes are refused for lack of space.
     Full,
     /// The device failed; close and open again.
     Stopped,
@@ -261,7 +263,7 @@ pub enum PoolState {
     ReadOnly,
 }
 
-/// What a range of a volume holds.
+/// The kind of a volume's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentKind {
     /// Blocks that are mapped.
@@ -273,16 +275,16 @@ pub enum ExtentKind {
 /// A range of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Where it starts in bytes.
+    /// The offset in bytes.
     pub offset_bytes: u64,
-    /// How long it is in bytes.
+    /// The length in bytes.
     pub len_bytes: u64,
-    /// What it holds.
+    /// The kind of the range.
     pub kind: ExtentKind,
 }
 
-/// What kind of record the catalogue keeps for the crates above (images, containers, …). The pool
-/// keeps keys and values as bytes, in the same transactions as the volumes.
+/// The kind of a record that the catalogue keeps for the crates above (images, containers, …). The
+/// pool keeps keys and values as bytes, in the same transactions as the volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordKind(pub u16);
 
@@ -299,28 +301,28 @@ impl RecordKind {
     pub const REFUSED: Self = Self(5);
 }
 
-/// How far a scrub got.
+/// The progress and the findings of a scrub.
 #[derive(Clone, Debug, Default)]
 pub struct ScrubReport {
     /// Blocks read and verified by this call.
     pub blocks: u64,
-    /// An earlier scrub was gone on with.
+    /// True if an earlier scrub was continued.
     pub resumed: bool,
-    /// It came to the end; otherwise the next one goes on from here.
+    /// True if it reached the end; otherwise the next one continues from here.
     pub finished: bool,
     /// Blocks that could not be read or had a wrong checksum; at most 10,000.
     pub bad: Vec<ScrubFault>,
-    /// How many more there were.
+    /// Number of further bad blocks.
     pub bad_omitted: u64,
 }
 
-/// What a bad block is.
+/// The kind of a bad block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScrubFaultKind {
     /// A block of a volume's data.
     Data,
-    /// A node of a volume's map; what it leads to cannot be read.
+    /// A node of a volume's map; everything below it cannot be read.
     Map,
     /// A range of a volume that an earlier repair or recovery has given up.
     Lost,
@@ -333,7 +335,7 @@ pub enum ScrubFaultKind {
 }
 
 impl ScrubFaultKind {
-    /// The kind as a word for machines.
+    /// Returns the kind as a word for machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -350,13 +352,13 @@ impl ScrubFaultKind {
 /// One bad block, found by a scrub.
 #[derive(Clone, Debug)]
 pub struct ScrubFault {
-    /// What it is.
+    /// The kind of block.
     pub kind: ScrubFaultKind,
-    /// The volume in which it was found; 0 is none (the catalogue, or the pool).
+    /// The volume in which it was found; 0 stands for none (the catalogue, or the pool).
     pub volume: VolumeId,
-    /// Where in the volume what cannot be read starts.
+    /// Offset in the volume at which the unreadable range starts.
     pub offset_bytes: u64,
-    /// How much cannot be read.
+    /// Length of the unreadable range.
     pub len_bytes: u64,
     /// Its address in the pool, in bytes.
     pub pool_offset_bytes: u64,

@@ -1,7 +1,8 @@
-//! The pool: volumes, their forest, and how they are opened, written, checkpointed and reclaimed.
+//! The pool: volumes, their forest, and opening, writing, checkpoints and reclaim.
 //!
-//! This is the engine's outside: [`Pool`], [`Volume`] and [`Transaction`]. It knows nothing of
-//! files, loop devices, images or containers; for the crates above it keeps records as bytes.
+//! This is the engine's public interface: [`Pool`], [`Volume`] and [`Transaction`]. It knows
+//! nothing of files, loop devices, images or containers; for the crates above it stores records as
+//! bytes.
 //!
 //! `lock_order` lists the locks in the order in which they are taken. Reading data takes none of
 //! them. No lock is held while data is read or written.
@@ -51,9 +52,9 @@ pub use pause::FlushPause;
 pub use transaction::Transaction;
 
 pub use cowshed_format::catalogue::MAX_VOLUME_BYTES;
-/// The longest key of a record in bytes.
+/// Maximum length of a record's key in bytes.
 pub const MAX_KEY_BYTES: usize = 1024;
-/// The longest value of a record in bytes.
+/// Maximum length of a record's value in bytes.
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
-/// The most bytes that a volume's labels take together.
+/// Maximum number of bytes of all labels of a volume together.
 pub const MAX_LABELS_BYTES: usize = 16 << 10;

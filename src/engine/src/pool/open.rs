@@ -26,16 +26,16 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-/// The fewest memory nodes that are allowed, whatever the cache's limit.
+/// Minimum number of memory nodes allowed, whatever the cache's limit.
 const FEWEST_MEMORY_NODES: u64 = 512;
-/// What a memory node costs with its children's table, in bytes.
+/// Cost of a memory node with its children's table, in bytes.
 const MEMORY_NODE_BYTES: u64 = 6400;
 
 impl Pool {
     /// Opens a pool, and recovers it if it was not closed.
     ///
     /// # Errors
-    /// `NotAPool`, `Incompatible`, `Corrupt` when what must be read is damaged, `Io`.
+    /// `NotAPool`, `Incompatible`, `Corrupt` when something that must be read is damaged, `Io`.
     pub fn open(device: Arc<dyn Device>, options: &OpenOptions) -> Result<Self> {
         let device = if options.read_only {
             Arc::new(ReadOnlyDevice::new(device))
@@ -64,7 +64,7 @@ impl Pool {
         Ok(Self { shared })
     }
 
-    /// Writes a last checkpoint and stops the background threads. Later calls answer `Closed`.
+    /// Writes a last checkpoint and stops the background threads. Later calls return `Closed`.
     ///
     /// # Errors
     /// `Io`; nothing is lost then, and the next open recovers.
@@ -78,9 +78,9 @@ impl Pool {
         self.shared.space_wait.tell();
         background::stop(&self.shared);
         let mut checkpointer = self.shared.checkpointer.lock();
-        // Clean already: a checkpoint that was about to begin when the pool was closed was the last
-        // one, or the host had no room for a first one of this life, so that nothing can have
-        // changed.
+        // Clean already: either a checkpoint that was about to begin when the pool was closed was
+        // the last one, or the host had no space for the first one of this life, so that nothing
+        // can have changed.
         if checkpointer.superblock.clean {
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl Pool {
     }
 }
 
-/// The identity of the pool on `device`, which need not be opened for that.
+/// Returns the identity of the pool on `device`, which need not be opened for that.
 ///
 /// # Errors
 /// As `Pool::open`, as far as the superblock goes.
@@ -96,8 +96,8 @@ pub fn uuid_of(device: &dyn Device) -> Result<[u8; 16]> {
     find_superblock(device).map(|(superblock, _)| superblock.uuid)
 }
 
-/// The newest valid superblock and its slot, of the two slots and their copies: a copy may be all
-/// that is left of the newest.
+/// Returns the newest valid superblock and its slot, from the two slots and their copies: a copy
+/// may be the only one left of the newest.
 pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
     let device_blocks = device.len_bytes() / BLOCK_BYTES as u64;
     let mut found: Vec<(Superblock, u8)> = Vec::new();
@@ -105,14 +105,14 @@ pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
     for slot in [0, 1] {
         match read_superblock(device, u64::from(slot)) {
             Ok(superblock) => found.push((superblock, slot)),
-            // What a newer version wrote is not to be taken back to an older state.
+            // A state that a newer version wrote must not be taken back to an older one.
             Err(error @ Error::Incompatible { .. }) => return Err(error),
             Err(error) if matches!(refusal, Error::NotAPool) => refusal = error,
             Err(_) => {}
         }
     }
-    // Where one slot holds another pool's superblock, the newer one says which pool this is; of
-    // equals the first.
+    // If one slot holds another pool's superblock, the newer one decides which pool this is; of
+    // equals, the first one.
     let newest = found.iter().rev().max_by_key(|(found, _)| found.generation);
     let uuid = newest.map(|(newest, _)| newest.uuid);
     found.retain(|(found, _)| uuid == Some(found.uuid));
@@ -127,14 +127,14 @@ pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
     for end in ends.into_iter().filter(|end| *end >= TAIL_BLOCKS) {
         for slot in [0, 1] {
             let copy = read_superblock(device, end - TAIL_BLOCKS + u64::from(slot));
-            // What lies elsewhere than it says is data, or an earlier pool's.
+            // A superblock at a place other than its own is data, or an earlier pool's.
             let ours = |copy: &Superblock| {
                 copy.layout.block_count() == end && uuid.is_none_or(|uuid| copy.uuid == uuid)
             };
             found.extend(copy.ok().filter(ours).map(|copy| (copy, slot)));
         }
     }
-    // Of equals the first: a primary slot before its copy.
+    // Of equals the first one: a primary slot before its copy.
     let newest = found
         .into_iter()
         .rev()
@@ -153,7 +153,7 @@ pub(super) fn find_superblock(device: &dyn Device) -> Result<(Superblock, u8)> {
     Ok((newest, slot))
 }
 
-/// The superblock in one block; `NotAPool` beyond the device's end.
+/// Returns the superblock in one block; `NotAPool` beyond the device's end.
 fn read_superblock(device: &dyn Device, block: u64) -> Result<Superblock> {
     if block >= device.len_bytes() / BLOCK_BYTES as u64 {
         return Err(Error::NotAPool);
@@ -225,7 +225,7 @@ fn load(
     })
 }
 
-/// Takes entries of the catalogue in, and refuses what cannot be.
+/// Adds entries of the catalogue to the forest, and refuses impossible ones.
 struct Loading<'a> {
     superblock: &'a Superblock,
     ids: HashSet<Name>,
@@ -281,7 +281,7 @@ fn root_is_possible(entry: &VolumeEntry, layout: &Layout) -> bool {
     }
 }
 
-/// Makes children known to their parents, and has what a removed parent left pass on to its
+/// Registers children with their parents, and lets the settled part of a removed parent pass to its
 /// child.
 fn link(forest: &mut Forest) -> Result<()> {
     let pairs: Vec<_> = forest
@@ -298,7 +298,7 @@ fn link(forest: &mut Forest) -> Result<()> {
         }
         parent.children.insert(*id);
     }
-    // Every volume must come down from a root: a cycle would have no end.
+    // Every volume must descend from a root: a cycle would be endless.
     let mut reached = 0;
     let mut next: Vec<_> = forest
         .volumes
@@ -319,7 +319,7 @@ fn link(forest: &mut Forest) -> Result<()> {
     Ok(())
 }
 
-/// Tells the only child of a removed volume that is being settled what it inherits.
+/// Sets the inheritance of the only child of a removed volume that is being settled.
 fn pass_on(forest: &Forest, removed: cowshed_format::base::VolumeId) {
     let parent = &forest.volumes[&removed];
     let settled = parent.core.settled.load(Ordering::Acquire);

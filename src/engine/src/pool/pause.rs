@@ -1,20 +1,20 @@
-//! Flushes of a single volume that are put off, because whoever pauses them makes a flush of its
-//! own that covers them, or because nobody is to keep what they would make durable.
+//! Pausing the flushes of a single volume, when the pausing caller will make a flush of its own
+//! that covers them, or when nobody will keep what they would make durable.
 //!
-//! A file system flushes many times while it is mounted or unmounted. Where nobody is told of
-//! that before the pool has been flushed, one barrier does as well as all of them: what is not
-//! flushed is lost only from some moment on, never out of order.
+//! A file system flushes many times while it is mounted or unmounted. If nobody learns of those
+//! flushes before the pool has been flushed, one barrier does as well as all of them: unflushed
+//! data is lost only from some moment on, never out of order.
 //!
 //! # Invariants
-//! - Only flushes asked of the volume are put off, never one of the pool.
-//! - Who pauses flushes the pool before it tells anybody that something is durable.
+//! - Only flushes of the volume are paused, never those of the pool.
+//! - The pausing caller flushes the pool before it tells anybody that something is durable.
 
 use super::handle::Volume;
 use super::volume::VolumeCore;
 use cowshed_format::base::sync::atomic::Ordering;
 use std::sync::Arc;
 
-/// While it lives, flushing the volume does nothing.
+/// While this lives, flushing the volume does nothing.
 #[must_use = "flushes are put off for as long as this lives"]
 pub struct FlushPause {
     core: Arc<VolumeCore>,
@@ -27,7 +27,7 @@ impl Drop for FlushPause {
 }
 
 impl Volume {
-    /// Puts flushes of this volume off. The caller flushes the pool before anybody relies on one.
+    /// Pauses flushes of this volume. The caller flushes the pool before anybody relies on one.
     pub fn pause_flushes(&self) -> FlushPause {
         self.core.pauses.fetch_add(1, Ordering::AcqRel);
         FlushPause {
@@ -36,7 +36,7 @@ impl Volume {
     }
 
     /// Makes everything durable that was acknowledged before, in this and any other volume, unless
-    /// flushes of this one are put off.
+    /// flushes of this one are paused.
     ///
     /// # Errors
     /// As `Pool::flush`.

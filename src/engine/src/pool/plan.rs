@@ -1,4 +1,4 @@
-//! Whether operations make sense, one after the other, before any of them is logged.
+//! Checking that operations are valid, one after the other, before any of them is logged.
 
 use super::forest::Forest;
 use super::{MAX_KEY_BYTES, MAX_LABELS_BYTES, MAX_VALUE_BYTES, MAX_VOLUME_BYTES};
@@ -7,7 +7,7 @@ use cowshed_format::operation::Operation;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-/// The forest as it would be after the operations so far.
+/// The forest as it would be after the operations added so far.
 pub(super) struct Plan<'a> {
     forest: &'a Forest,
     volumes: HashMap<VolumeId, Planned>,
@@ -21,7 +21,7 @@ struct Planned {
 }
 
 impl<'a> Plan<'a> {
-    /// The forest as it is.
+    /// Returns a plan of the forest as it is.
     pub(super) fn new(forest: &'a Forest) -> Self {
         Self {
             forest,
@@ -30,7 +30,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Adds an operation, if it makes sense.
+    /// Adds an operation, if it is valid.
     pub(super) fn add(&mut self, operation: &Operation) -> Result<()> {
         match operation {
             Operation::Create {
@@ -210,7 +210,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// A named volume that nobody holds.
+    /// Returns the name of a volume, which must have one and must not be held.
     pub(super) fn idle(&mut self, id: VolumeId) -> Result<Name> {
         let name = self.named(id)?;
         let held = self.forest.volumes.get(&id);

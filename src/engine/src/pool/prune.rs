@@ -1,18 +1,19 @@
-//! Freeing what a removed volume with several children holds and none of them needs any more.
+//! Freeing the blocks of a removed volume with several children that none of them needs any more.
 //!
-//! Such a volume stays until one child is left, as what the children share has no other owner. What
-//! all of them have overwritten or discarded is made a hole in the removed volume's map, which is
-//! an ordinary change of a map: checkpoints hold it, and its blocks are free after the next one.
-//! Nothing of it is logged; after a crash, what no checkpoint held is found again.
+//! Such a volume stays until one child is left, since the blocks that the children share have no
+//! other owner. Blocks that all of them have overwritten or discarded are made holes in the removed
+//! volume's map. That is an ordinary change of a map: checkpoints hold it, and its blocks are free
+//! after the next one. It is not logged; after a crash, blocks whose freeing no checkpoint held are
+//! found again.
 //!
 //! # Invariants
-//! - A block is looked for without a lock, in maps that were all children's at one moment, and
-//!   stays unneeded: neither a child nor a branch of it ever comes to lead to a block of its
-//!   parent's that it did not lead to at that moment.
-//! - A node that a child shares is never changed, so what a child has of its parent is at the same
-//!   place of both maps afterwards, too.
-//! - It starts only where a child has let go of something since the last time, and takes a small
-//!   part of the time.
+//! - The search takes no lock. It reads maps that were all children's at one moment, and a block
+//!   that it finds stays unneeded: a child, or a branch of it, never comes to lead to a block of
+//!   its parent that it did not lead to at that moment.
+//! - A node that a child shares is never changed, so a block that a child has from its parent stays
+//!   at the same place of both maps.
+//! - A search starts only if a child has dropped a block of its parent since the last one, and
+//!   takes a small part of the time.
 
 use super::forest::Forest;
 use super::publish::{edit, settle_account};
@@ -25,36 +26,37 @@ use cowshed_format::base::{Generation, Result, VolumeId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Leaves changed while the locks are held.
+/// Number of leaves changed while the locks are held.
 const BATCH_LEAVES: usize = 8;
-/// The shortest time between two searches of one volume.
+/// Minimum time between two searches of one volume.
 const REST_MIN: Duration = Duration::from_secs(1);
-/// A search that took long is not repeated for so many times as long.
+/// A search is not repeated until this many times its own duration has passed.
 const REST_FACTOR: u32 = 20;
 
-/// As often are the volumes gone through at once: as many removed volumes may stand on each other.
+/// Maximum number of rounds through the volumes in one call: as many removed volumes may descend
+/// from each other.
 const ROUNDS_MAX: usize = 64;
 
-/// How soon what was let go of is looked for.
+/// The pace at which dropped blocks are searched for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
     /// At once.
     Now,
-    /// So that it takes a small part of the time.
+    /// Seldom enough to take a small part of the time.
     Seldom,
 }
 
-/// What is known of the last search in a removed volume.
+/// State of the last search in a removed volume.
 #[derive(Default)]
 pub(super) struct Pruned {
-    /// What its children had let go of before; `None` when it is to be searched in any case.
+    /// Its children's count of dropped blocks before it; `None` if a search is due in any case.
     seen: Option<u64>,
-    /// When it ended, and how long it took.
+    /// The time at which it ended, and its duration.
     last: Option<(Instant, Duration)>,
 }
 
 impl Pruned {
-    /// Has it searched again: its children have changed.
+    /// Makes a search due: the children have changed.
     pub(super) fn forget(&mut self) {
         self.seen = None;
     }
@@ -67,13 +69,13 @@ impl Pruned {
     }
 }
 
-/// How a batch ended.
+/// The outcome of a batch.
 enum Batch {
     /// The next one goes on from this block.
     Next(u64),
-    /// All was searched.
+    /// Everything was searched.
     End,
-    /// There is no room for a change of the map.
+    /// The pool has no space for a change of the map.
     NoRoom,
 }
 
@@ -83,22 +85,23 @@ impl Batch {
     }
 }
 
-/// A removed volume that is searched, as it is at one moment.
+/// A removed volume to search, in its state of one moment.
 struct Subject {
     core: Arc<VolumeCore>,
     root: Arc<Root>,
     /// The maps of all its children.
     children: Vec<Arc<Root>>,
-    /// What was born later is looked for.
+    /// Only blocks born later than this are searched for.
     branch: Generation,
-    /// What its children had let go of.
+    /// Its children's count of dropped blocks.
     let_go: u64,
 }
 
 impl Shared {
-    /// Frees what removed volumes with several children hold for nobody.
+    /// Frees the blocks that removed volumes with several children hold and nobody needs.
     pub(super) fn prune_all(&self, pace: Pace) -> Result<()> {
-        // A removed volume that gives something up lets go of what its parent owns: that is next.
+        // When a removed volume frees a block, it may drop one that its parent owns: that parent is
+        // next.
         for _ in 0..ROUNDS_MAX {
             let due = self.to_prune(pace);
             if due.is_empty() {
@@ -106,7 +109,7 @@ impl Shared {
             }
             for id in due {
                 if !self.prune(id)? {
-                    // There is no room even for that: the next one tries again.
+                    // There is no space even for that: the next call tries again.
                     return Ok(());
                 }
             }
@@ -114,7 +117,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The removed volumes that may hold something for nobody.
+    /// Returns the removed volumes that may hold blocks that nobody needs.
     pub(super) fn to_prune(&self, pace: Pace) -> Vec<VolumeId> {
         let forest = self.forest.read();
         let is_due = |id: &&VolumeId| {
@@ -129,8 +132,8 @@ impl Shared {
         forest.removed.iter().filter(is_due).copied().collect()
     }
 
-    /// Searches one volume; returns `false` when the pool is too full to change its map, or is
-    /// being closed.
+    /// Searches one volume; returns `false` if the pool is too full to change its map, or is being
+    /// closed.
     fn prune(&self, id: VolumeId) -> Result<bool> {
         let began = Instant::now();
         let (mut from, mut let_go) = (0, None);
@@ -143,7 +146,7 @@ impl Shared {
             let Some(subject) = self.subject(id) else {
                 return Ok(true);
             };
-            // What they let go of from now on may be missed by this search.
+            // This search may miss blocks that the children drop from now on.
             let_go.get_or_insert(subject.let_go);
             match self.prune_batch(&subject, from)? {
                 Batch::Next(at) => from = at,
@@ -161,10 +164,10 @@ impl Shared {
 
     fn subject(&self, id: VolumeId) -> Option<Subject> {
         let forest = self.forest.read();
-        // No branch is made and no volume rolled back meanwhile.
+        // No branch is made and no volume is rolled back meanwhile.
         let _cut = self.cut.read();
         let volume = forest.volumes.get(&id)?;
-        // What its ancestors own is of no use either, once they are removed themselves.
+        // Blocks of its ancestors are of no use either, once those are removed themselves.
         let is_last = volume
             .parent
             .is_some_and(|parent| forest.removed.contains(&parent));
@@ -181,10 +184,10 @@ impl Shared {
         })
     }
 
-    /// Frees what is found next from block `from` on.
+    /// Frees the blocks found next from block `from` on.
     fn prune_batch(&self, subject: &Subject, from: u64) -> Result<Batch> {
         let height = u64::from(subject.root.height);
-        // A full pool frees what it can with little.
+        // A full pool frees them in the smallest steps.
         let leaves = [BATCH_LEAVES, 1].into_iter().find(|leaves| {
             let blocks = *leaves as u64 * height + ENTRY_PROMISE;
             self.space.reserve(blocks, Demand::Change)
@@ -204,8 +207,8 @@ impl Shared {
         let mut edit = edit(self, &subject.core, &mut writer, generation);
         let mut ranges = found.ranges.into_iter();
         let outcome = ranges.try_for_each(|range| edit.discard(range));
-        // A replay promises the nodes of what was written again, as it does not know of this: until
-        // a checkpoint holds it, what is promised stays so.
+        // A replay does not know of this change, and promises the nodes of later writes again: so
+        // the promises stay until a checkpoint holds the change.
         let void = std::mem::take(&mut writer.ledger.void);
         self.changes.lock().promised += void;
         settle_account(self, &subject.core, &mut writer, nodes);
@@ -225,7 +228,7 @@ impl Subject {
     }
 }
 
-/// What the children of a volume have let go of.
+/// Returns the children's count of dropped blocks.
 fn let_go_above(forest: &Forest, id: VolumeId) -> u64 {
     let children = forest.volumes[&id].children.iter();
     let let_go = |child: &VolumeId| {

@@ -1,5 +1,5 @@
-//! Making a change part of the pool: its log record, and then the volume's map, under the volume's
-//! write lock and on one side of the cut.
+//! Publishing a change: its log record, and then the volume's map, under the volume's write lock
+//! and on one side of the cut.
 
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::{VolumeCore, Writer};
@@ -15,13 +15,13 @@ use cowshed_format::record::{self, HEADER_BYTES};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Why a change was not published.
+/// The reason for which a change was not published.
 pub(super) enum Refusal {
-    /// The block no longer has the pointer that the change was made from.
+    /// The block no longer has the pointer that the change started from.
     Overtaken,
-    /// The log is full; a checkpoint makes room.
+    /// The log is full until a checkpoint frees a part of it.
     LogFull,
-    /// The map became higher meanwhile, and takes more nodes than were promised.
+    /// The map became higher meanwhile, and needs more nodes than were promised.
     Higher,
     /// The volume was frozen meanwhile.
     Frozen,
@@ -29,7 +29,7 @@ pub(super) enum Refusal {
     Removed,
     /// The volume became smaller meanwhile.
     OutOfRange,
-    /// The log did not take the record of a change that the map has already.
+    /// The log did not take the record of a change that the map already has.
     LogRefused(Error),
     /// A node could not be read, or the device failed.
     Failed(Error),
@@ -60,7 +60,7 @@ pub(super) fn publish(
         shared.throttle()?;
         let nodes = path_nodes(core, first, first + blocks);
         if !shared.space.reserve(nodes + ENTRY_PROMISE, demand) {
-            // What the stream has set aside for later is missing now.
+            // The blocks that the stream has reserved for later are needed now.
             core.stream.lock().release(&shared.space);
             shared.reserve(nodes + ENTRY_PROMISE, demand)?;
         }
@@ -90,7 +90,7 @@ fn encode_record(core: &VolumeCore, first: u64, scratch: &mut Scratch) {
     scratch.record.resize(len, 0);
 }
 
-/// The most new memory nodes that a change of these blocks makes.
+/// Returns the maximum number of new memory nodes that a change of these blocks makes.
 fn path_nodes(core: &VolumeCore, first: u64, end: u64) -> u64 {
     let height = core.tree.root().height.max(height_for(end));
     let leaves = (end - 1) / NODE_ENTRIES as u64 - first / NODE_ENTRIES as u64 + 1;
@@ -123,7 +123,7 @@ fn try_publish(
         }
         let generation = shared.generation();
         let mut edit = edit(shared, core, &mut writer, generation);
-        // What can fail comes before the record is logged.
+        // Everything that can fail comes before the record is logged.
         let first_leaf = edit.leaf(first)?;
         let in_first = (NODE_ENTRIES - slot(first, 1)).min(usize::try_from(blocks).unwrap_or(0));
         let more = first + in_first as u64;
@@ -207,7 +207,7 @@ pub(super) fn edit<'a>(
     }
 }
 
-/// Takes over what a change did to counts and promises; `nodes` blocks and `ENTRY_PROMISE` were
+/// Applies a change's effect on counts and promises; `nodes` blocks and `ENTRY_PROMISE` were
 /// promised for it.
 pub(super) fn settle_account(
     shared: &Shared,

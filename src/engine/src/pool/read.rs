@@ -1,4 +1,4 @@
-//! Reading: look the pointers up, read, verify. No lock is held at any point.
+//! Reading: look up the pointers, read, verify. No lock is held at any point.
 
 use super::handle::Volume;
 use super::shared::Shared;
@@ -8,12 +8,12 @@ use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, BlockIndex, CorruptKind, Error, Result};
 use cowshed_format::device::Device;
 
-/// Blocks that are looked up and read at a time (1 MiB).
+/// Number of blocks that are looked up and read at a time (1 MiB).
 const BATCH_BLOCKS: usize = 256;
 
 impl Volume {
-    /// Fills `buf` from `offset_bytes`, any offset and length inside the volume's size. What was
-    /// never written or was discarded reads as zeros.
+    /// Fills `buf` from `offset_bytes`, any offset and length inside the volume's size. Parts that
+    /// were never written or were discarded read as zeros.
     ///
     /// # Errors
     /// `OutOfRange`; `NoSuchVolume` when it was removed, even during the call; `Corrupt` when a
@@ -83,7 +83,7 @@ fn read_blocks(shared: &Shared, core: &VolumeCore, first: u64, buf: &mut [u8]) -
     Ok(())
 }
 
-/// How many pointers from the first on are holes, or lie one after the other.
+/// Returns how many pointers from the first on are holes, or lead to adjacent blocks.
 fn run_length(pointers: &[Pointer]) -> usize {
     let first = pointers[0];
     let continues = |(at, pointer): (u64, &Pointer)| {
@@ -99,7 +99,7 @@ fn run_length(pointers: &[Pointer]) -> usize {
         .count()
 }
 
-/// Reads one block; answers the pointer that it was read by.
+/// Reads one block; returns the pointer that led to it.
 pub(super) fn read_block(
     shared: &Shared,
     core: &VolumeCore,
@@ -128,8 +128,8 @@ fn lost(core: &VolumeCore, block: u64) -> Error {
     CorruptKind::Lost { volume, block }.into()
 }
 
-/// Reads a block again whose bytes did not match. If it has moved meanwhile, its old place may
-/// hold anything; if it has not, one more try decides whether it is damaged.
+/// Reads a block again whose bytes did not match. If it has moved meanwhile, its old place may hold
+/// anything; if not, one more attempt decides whether it is damaged.
 #[cold]
 fn read_doubted(
     shared: &Shared,

@@ -1,12 +1,12 @@
-//! Giving back the blocks of removed volumes, in the background and in small batches.
+//! Freeing the blocks of removed volumes, in the background and in small batches.
 //!
-//! One removed volume at a time: one without children gives everything back that it owned; one
-//! with a single child gives back what the child has not, and the rest becomes the child's. One
-//! with several children stays, as what they share has no other owner; what none of them needs any
-//! more is freed by `prune`.
+//! One removed volume is settled at a time. A volume without children frees everything that it
+//! owned. One with a single child frees the blocks that the child does not have, and the rest
+//! becomes the child's. One with several children stays, since the blocks that they share have no
+//! other owner; `prune` frees those that none of them needs any more.
 //!
-//! Nothing of it is logged. How far it got is part of each checkpoint, with the bitmaps that
-//! fit; after a crash it goes on from there.
+//! Nothing of it is logged. Each checkpoint holds the progress, with matching bitmaps; after a
+//! crash, reclaim continues from there.
 
 use super::handle::Pool;
 use super::prune::Pace;
@@ -20,11 +20,11 @@ use cowshed_format::base::{Result, VolumeId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Leaves settled while the locks are held.
+/// Number of leaves settled while the locks are held.
 const BATCH_LEAVES: usize = 8;
 
 impl Pool {
-    /// Gives back all that removed volumes have left, now; what becomes free is free after the
+    /// Frees all blocks that removed volumes have left, now; they can be reused after the
     /// checkpoint that this ends with.
     ///
     /// # Errors
@@ -37,8 +37,8 @@ impl Pool {
 }
 
 impl Shared {
-    /// Settles removed volumes until none is left that can be, and frees what is left in the others
-    /// for nobody.
+    /// Settles all removed volumes that can be settled, and frees the blocks of the others that
+    /// nobody needs.
     pub(super) fn reclaim_all(&self, pace: Pace) -> Result<()> {
         let _one = self.reclaiming.lock();
         let mut failed: Vec<VolumeId> = Vec::new();
@@ -53,13 +53,13 @@ impl Shared {
         first_error.map_or(Ok(()), Err)
     }
 
-    /// Whether a removed volume could be settled, or may hold something for nobody.
+    /// Returns true if a removed volume could be settled, or may hold blocks that nobody needs.
     pub(super) fn has_backlog(&self) -> bool {
         self.next_removed(&[]).is_some() || !self.to_prune(Pace::Seldom).is_empty()
     }
 
-    /// The removed volume that is settled next: one that was begun, else one without children,
-    /// else one with a single child.
+    /// Returns the removed volume to settle next: one that was begun, otherwise one without
+    /// children, otherwise one with a single child.
     fn next_removed(&self, failed: &[VolumeId]) -> Option<VolumeId> {
         let forest = self.forest.read();
         let rank = |id: &VolumeId| {
@@ -85,8 +85,8 @@ impl Shared {
             cancel::check()?;
             self.check_running()?;
             self.throttle()?;
-            // Nobody asks whether a batch has room; so a full pool writes down, and gets back,
-            // what the last one promised before the next one begins.
+            // Nothing checks whether there is space for a batch. So before the next batch begins, a
+            // full pool writes a checkpoint, which returns the promises of the last batch.
             if self.space.is_short() && !self.changes.lock().is_empty() {
                 self.checkpoint()?;
             }
@@ -97,7 +97,7 @@ impl Shared {
         }
     }
 
-    /// Settles a batch; answers whether the volume is gone.
+    /// Settles a batch; returns true if the volume is gone.
     fn settle_batch(&self, id: VolumeId) -> Result<bool> {
         let done = {
             let forest = self.forest.read();
@@ -137,14 +137,14 @@ impl Shared {
             ledger: &mut writer.ledger,
         }
         .advance(from, BATCH_LEAVES);
-        // A replay promises the nodes of what was written again, as it does not know of this: until
-        // a checkpoint holds it, what is promised stays so.
+        // A replay does not know of this change, and promises the nodes of later writes again: so
+        // the promises stay until a checkpoint holds the change.
         let void = std::mem::take(&mut writer.ledger.void);
         self.changes.lock().promised += void;
         self.space.reserve_again(ENTRY_PROMISE);
         settle_account(self, removed, &mut writer, 0);
         removed.settled.store(settled.below, Ordering::Release);
-        // The child must know before it changes its map again.
+        // The child must know this before it changes its map again.
         if let Some(heir) = &mut heir {
             let inheritance = Inheritance {
                 branch,
@@ -155,7 +155,8 @@ impl Shared {
         outcome.map(|()| settled.done)
     }
 
-    /// Takes a settled volume out of the forest; its child moves up, with what is left.
+    /// Removes a settled volume from the forest; its child takes its place, and the rest of its
+    /// count.
     fn bury(&self, id: VolumeId) {
         let mut forest = self.forest.write();
         let _cut = self.cut.write();
@@ -188,7 +189,7 @@ impl Shared {
         self.changes.lock().gone.push(id);
         let miscounted = core.own_blocks();
         if child.is_none() && miscounted != 0 {
-            // A part of its map was lost, or the count came wrong from the disk.
+            // A part of its map was lost, or its count was wrong on disk.
             tracing::warn!(
                 "volume {id} is gone, and {miscounted} blocks that were counted as its own were \
                  not found; `cowshed pool check --repair` counts anew"

@@ -1,17 +1,17 @@
-//! Recovery: what the log says happened since the last checkpoint happens again, in memory.
+//! Recovery: the log's changes since the last checkpoint are applied again, in memory.
 //!
-//! The log's records are taken in order, up to the last one that holds: past the last record
-//! known to have been durable, a write whose data does not have its checksum was torn by a power
-//! cut, and the log ends before it. So the pool comes back as it was at one moment, at or after
-//! the last acknowledged flush. Then a checkpoint is written, with a new salt.
+//! The log's records are taken in order, up to the last valid one: behind the last record known to
+//! have been durable, a write whose data does not have its checksum was torn by a power cut, and
+//! the log ends before it. So the pool comes back as it was at one moment, at or after the last
+//! acknowledged flush. Then a checkpoint is written, with a new salt.
 //!
-//! Where only the process died (`OpenOptions::resumes`), nothing was torn: every record's data was
-//! written before the record was. All records hold, the log goes on with its salt, and the
+//! If only the process died (`OpenOptions::resumes`), nothing was torn: every record's data was
+//! written before the record was. All records are valid, the log continues with its salt, and the
 //! checkpoint can wait: there is no barrier before the pool serves.
 //!
-//! A damaged map node on the way costs the rest of its own range: what is written there is mapped
-//! anew, beside lost ranges. A node that the device failed to read costs nothing, as it may be read
-//! another time: the pool is not opened then.
+//! A damaged map node on the path costs the rest of its own range: the blocks written there are
+//! mapped anew, beside lost ranges. If the device fails to read a node, the pool is not opened, and
+//! nothing is lost: the node may be readable another time.
 
 use super::change::promises_for;
 use super::plan::Plan;
@@ -33,15 +33,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// New memory nodes that one replayed operation may be accounted for; no promise is checked.
+/// Number of new memory nodes allowed for one replayed operation; no promise is checked.
 const UNBOUNDED: u64 = 1 << 32;
 
-/// More branches and checkpoints than this do not fit between two records.
+/// Maximum number of branches and checkpoints that fit between two records.
 const MOST_GENERATIONS: u64 = 1 << 32;
 
 impl Shared {
-    /// Replays the log, if there is anything in it, and checkpoints, unless it goes on from the
-    /// superblock of `resumes`.
+    /// Replays the log, if it is not empty, and writes a checkpoint, unless the log continues from
+    /// the superblock of `resumes`.
     pub(super) fn replay(&self, resumes: Option<Generation>) -> Result<()> {
         let (start, layout, salt, clean, resumes) = {
             let checkpointer = self.checkpointer.lock();
@@ -65,8 +65,8 @@ impl Shared {
             )
         };
         if !resumes {
-            // The superblock may be one that a process wrote and then died. What the one before it
-            // needs must stay as it is until this one is durable.
+            // The superblock may come from a process that died right after writing it. The blocks
+            // that the previous superblock needs must stay as they are until this one is durable.
             self.device.flush()?;
         }
         if clean {
@@ -82,7 +82,7 @@ impl Shared {
             let end = replay.find_end()?;
             let bytes = end.position.bytes - start.bytes;
             if end.has_later {
-                // A record was lost, of which none says that it was durable.
+                // A record was lost, and no record says that it was durable.
                 return self.begin_anew(end.position);
             }
             self.log.resume(&end);
@@ -108,7 +108,7 @@ impl Shared {
         self.begin_anew(reached)
     }
 
-    /// Has what lies behind `end` in the log void from here on; nothing was written yet.
+    /// Voids everything behind `end` in the log from here on; nothing was appended yet.
     fn begin_anew(&self, end: Position) -> Result<()> {
         self.log.restart(end);
         let outcome = self.checkpoint();
@@ -259,8 +259,8 @@ impl Shared {
     }
 }
 
-/// An edit that gives up what a damaged node led to. The change was acknowledged, and so was what
-/// the log says of the rest of the pool: one node must not cost all that.
+/// Returns an edit that gives up everything below a damaged node. The change was acknowledged, and
+/// so were the log's changes of the rest of the pool: one node must not cost all of them.
 fn replaying<'a>(
     shared: &'a Shared,
     core: &'a VolumeCore,

@@ -1,8 +1,8 @@
-//! Reading everything that is in use, online, to find what has rotted: superblocks, bitmaps,
-//! catalogue, map nodes and data. Nothing is taken from a cache of the pool's.
+//! Reading everything that is in use, online, to find rotten blocks: superblocks, bitmaps,
+//! catalogue, map nodes and data. Nothing is read from a cache of the pool.
 //!
-//! Volumes that are removed meanwhile are left out; what a child inherits of them is read by the
-//! next scrub.
+//! Volumes that are removed meanwhile are left out; the next scrub reads the blocks that a child
+//! inherits from them.
 
 use super::handle::Pool;
 use super::info::{RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
@@ -20,21 +20,20 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// The most faults that are listed.
+/// Maximum number of faults listed.
 const MOST_FAULTS: usize = 10_000;
-/// What the scrub's own cache of nodes takes: a path of nodes for the blocks that come next.
+/// Size of the scrub's own node cache: a path of nodes for the next blocks.
 const CACHE_BYTES: u64 = 256 << 10;
-/// The volume whose data the catalogue is.
+/// The volume whose data is the catalogue.
 const CATALOGUE: VolumeId = VolumeId(0);
 
 impl Pool {
-    /// Reads and verifies every block of every volume, with those that volumes share read once
-    /// for the volume that owns them, and the pool's own structures. `progress(done, total)` is
-    /// told how many bytes were read of about how many there are, and stops the scrub by answering
-    /// `false`.
+    /// Reads and verifies every block of every volume, and the pool's own structures. A block that
+    /// volumes share is read once, for the volume that owns it. `progress(done, total)` gets the
+    /// number of bytes read and the approximate total, and stops the scrub by returning `false`.
     ///
-    /// A scrub that was stopped, or that a crash ended, is gone on with by the next call: how far
-    /// it got is kept in the pool, every 256 MiB and when it is stopped.
+    /// A scrub that was stopped, or ended by a crash, is continued by the next call: the pool
+    /// stores its position every 256 MiB and when it is stopped.
     ///
     /// # Errors
     /// `Closed`. Blocks that cannot be read are part of the report.
@@ -74,9 +73,9 @@ impl Pool {
         Ok(scrub.report)
     }
 
-    /// The volumes from `first` on, each with the generation after which its blocks were born:
-    /// those with a name, and removed ones that several others share. What a removed volume with
-    /// one child owns is read for that child.
+    /// Returns the volumes to scrub from `first` on: those with a name, and removed ones that
+    /// several others share. With each comes the generation after which its blocks were born.
+    /// Blocks owned by a removed volume with one child are read for that child.
     fn to_scrub(&self, first: VolumeId) -> Vec<(Arc<VolumeCore>, Generation)> {
         let forest = self.shared.forest.read();
         let shared = forest
@@ -105,7 +104,7 @@ impl Pool {
         volumes
     }
 
-    /// Whether several volumes stand on this one.
+    /// Returns true if this volume has several children.
     fn is_shared(&self, id: VolumeId) -> bool {
         let forest = self.shared.forest.read();
         forest
@@ -120,7 +119,7 @@ impl Pool {
             .unwrap_or(ScrubPosition::START)
     }
 
-    /// Keeps how far a scrub got, where there is room for that.
+    /// Stores the position of a scrub, if there is space for it.
     fn keep_scrub_position(&self, position: ScrubPosition) -> Result<()> {
         if position == self.scrub_position() {
             return Ok(());
@@ -138,13 +137,13 @@ impl Pool {
     }
 }
 
-/// The engine's own kind of record, with the position of a scrub under the one key.
+/// The engine's own kind of record, which holds the position of a scrub under its only key.
 const POSITION: RecordKind = RecordKind(0);
 const POSITION_KEY: &[u8] = b"scrub";
-/// Blocks read between two notes of the position.
+/// Number of blocks read between two stores of the position.
 const KEEP_EVERY_BLOCKS: u64 = 1 << 16;
 
-/// Where a scrub goes on.
+/// The position at which a scrub continues.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct ScrubPosition {
     volume: VolumeId,
@@ -175,7 +174,7 @@ impl ScrubPosition {
 struct Scrub<'a> {
     pool: &'a Pool,
     shared: &'a Shared,
-    /// Reads nodes beside the pool's cache.
+    /// Reads nodes without the pool's cache.
     store: NodeStore,
     report: ScrubReport,
     progress: &'a mut dyn FnMut(u64, u64) -> bool,
@@ -183,7 +182,7 @@ struct Scrub<'a> {
 }
 
 impl Scrub<'_> {
-    /// Reads superblocks, bitmaps and catalogue, a piece at a time while no checkpoint changes it.
+    /// Reads superblocks, bitmaps and catalogue, in pieces during which no checkpoint changes them.
     fn structures(&mut self) {
         let shared = self.shared;
         let device: &dyn Device = &*shared.device;
@@ -223,8 +222,8 @@ impl Scrub<'_> {
         }
     }
 
-    /// What the volume's map has next. A node that was freed and used again under the walk looks
-    /// damaged: only what a second walk meets in the same way is.
+    /// Returns the next item of the volume's map. A node that was freed and reused during the walk
+    /// looks damaged: only damage that a second walk meets in the same way is real.
     fn next(&self, tree: &Tree, from: u64, branch: Generation) -> Option<Own> {
         let mut last: Option<CorruptKind> = None;
         loop {
@@ -240,10 +239,11 @@ impl Scrub<'_> {
         }
     }
 
-    /// Reads what a volume owns from block `from` on; `false` when the caller wants to stop.
+    /// Reads the blocks that a volume owns from block `from` on; `false` if the caller wants to
+    /// stop.
     fn volume(&mut self, core: &VolumeCore, branch: Generation, from: u64) -> Result<bool> {
         let was_removed = core.removed.load(Ordering::Acquire);
-        // A removed volume that is given back meanwhile belongs to its last child.
+        // A removed volume that is reclaimed meanwhile belongs to its last child.
         let is_left_out = |pool: &Pool| {
             if was_removed {
                 !pool.is_shared(core.id)
@@ -288,7 +288,7 @@ impl Scrub<'_> {
         Ok(true)
     }
 
-    /// Tells how far it got, and keeps it; `false` when the caller wants to stop.
+    /// Reports the position, and stores it; `false` if the caller wants to stop.
     fn goes_on(&mut self, position: ScrubPosition) -> Result<bool> {
         let done = self.report.blocks * BLOCK_BYTES as u64;
         let goes_on =

@@ -1,4 +1,4 @@
-//! What all handles of an open pool share.
+//! The state that all handles of an open pool share.
 
 use super::checkpoint::Checkpointer;
 use super::forest::Forest;
@@ -20,12 +20,12 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// Blocks promised for writing a changed catalogue entry: its old and its new block, and the map
-/// nodes above them.
+/// Number of blocks promised for writing a changed catalogue entry: its old and its new block, and
+/// the map nodes above them.
 pub(super) const ENTRY_PROMISE: u64 = 12;
 
-/// More freed blocks than this (64 MiB) ask for a checkpoint, so that overwriting goes round in
-/// blocks that the host has at hand, and not through all of the pool.
+/// More freed blocks than this (64 MiB) request a checkpoint, so that overwriting reuses blocks
+/// that the host has allocated already, and does not go through the whole pool.
 const FREED_BLOCKS_MAX: u64 = 16 << 10;
 
 /// An open pool.
@@ -40,34 +40,34 @@ pub(super) struct Shared {
     /// The generation of the last checkpoint's cut.
     pub(super) last_cut: AtomicU64,
     pub(super) checkpointer: OrderedMutex<Checkpointer>,
-    /// One thread at a time settles removed volumes.
+    /// Locked by the one thread that settles removed volumes.
     pub(super) reclaiming: OrderedMutex<()>,
     pub(super) forest: OrderedRwLock<Forest>,
     pub(super) cut: OrderedRwLock<()>,
     pub(super) changes: OrderedMutex<Changes>,
-    /// Blocks that a running checkpoint will free.
+    /// Number of blocks that a running checkpoint will free.
     pub(super) pending_free: AtomicI64,
-    /// Blocks that were freed since the last cut, which the next checkpoint will free.
+    /// Number of blocks freed since the last cut, which the next checkpoint will free.
     pub(super) freed_since_cut: AtomicU64,
     pub(super) next_volume_id: AtomicU64,
-    /// Checkpoints finished since the pool was opened.
+    /// Number of checkpoints finished since the pool was opened.
     pub(super) checkpoints: AtomicU64,
-    /// More memory nodes than this make writers wait for a checkpoint.
+    /// With more memory nodes than this, writers wait for a checkpoint.
     pub(super) memory_nodes_max: usize,
     pub(super) closed: AtomicBool,
-    /// Set once recovery is done, where the pool is only read.
+    /// Set once recovery is done, if the pool is only read.
     pub(super) read_only: AtomicBool,
-    /// Why the pool stopped, where it was not the device: its own account did not agree.
+    /// The reason for which the pool stopped, if it was not the device: its own accounts disagreed.
     pub(super) stopped: OnceLock<CorruptKind>,
     pub(super) signal: Arc<Signal>,
-    /// What is done when the pool is full.
+    /// The behaviour when the pool is full.
     pub(super) full: FullOptions,
     pub(super) space_wait: SpaceWait,
-    /// What is kept on the host for giving room back.
+    /// The space reserved on the host for operations that free space.
     pub(super) host_reserve: HostReserve,
-    /// Who is told of what a successor must know.
+    /// Callbacks that learn what a successor must know.
     pub(super) notes: Notes,
-    /// When the host last refused to let the pool grow.
+    /// The time at which the host last refused to let the pool grow.
     pub(super) growth_refused: OrderedMutex<Option<Instant>>,
     pub(super) watermark: Watch,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
@@ -80,7 +80,7 @@ pub(super) struct Signal {
     pub(super) changed: Condvar,
 }
 
-/// What the background threads are asked for.
+/// The requests to the background threads.
 #[derive(Default)]
 pub(super) struct Wanted {
     pub(super) checkpoint: bool,
@@ -88,21 +88,21 @@ pub(super) struct Wanted {
     pub(super) stop: bool,
 }
 
-/// What has changed since the last cut.
+/// The changes since the last cut.
 #[derive(Default)]
 pub(super) struct Changes {
     /// Volumes whose entries or maps changed, each once.
     pub(super) volumes: Vec<Arc<VolumeCore>>,
-    /// Volumes that are gone.
+    /// Volumes that no longer exist.
     pub(super) gone: Vec<VolumeId>,
-    /// Records of the crates above by number: their entry, or `None` when they are gone.
+    /// Records of the crates above by number: their entry, or `None` if removed.
     pub(super) records: BTreeMap<u64, Option<Vec<u8>>>,
-    /// Blocks promised for all of these.
+    /// Number of blocks promised for all of these.
     pub(super) promised: u64,
 }
 
 impl Changes {
-    /// Whether the next checkpoint has nothing to write, and so nothing to free.
+    /// Returns true if the next checkpoint has nothing to write, and so nothing to free.
     pub(super) fn is_empty(&self) -> bool {
         self.volumes.is_empty() && self.gone.is_empty() && self.records.is_empty()
     }
@@ -121,7 +121,7 @@ impl Shared {
         self.read_only.load(Ordering::Acquire)
     }
 
-    /// Refuses to change a pool that is closed, stopped or only read.
+    /// Returns an error if the pool is closed, stopped or only read, and so must not be changed.
     pub(super) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
@@ -132,7 +132,8 @@ impl Shared {
         self.check_running()
     }
 
-    /// Refuses to work on a stopped pool; the last checkpoint of one that is being closed may run.
+    /// Returns an error if the pool has stopped; the last checkpoint of a pool that is being closed
+    /// may run.
     pub(super) fn check_running(&self) -> Result<()> {
         if let Some(error) = self.device.error() {
             return Err(error);
@@ -142,7 +143,7 @@ impl Shared {
             .map_or(Ok(()), |kind| Err((*kind).into()))
     }
 
-    /// Stops the pool after a failure that is not to be tried again.
+    /// Stops the pool after a failure that must not be retried.
     pub(super) fn stop(&self, error: &Error) {
         if let Error::Corrupt(kind) = error {
             // The first reason counts.
@@ -151,7 +152,7 @@ impl Shared {
     }
 
     /// Notes that a volume's entry or map has changed. The caller has promised `ENTRY_PROMISE`
-    /// blocks; they are given back when the volume was noted already.
+    /// blocks; they are returned if the volume was noted already.
     pub(super) fn note_changed(&self, volume: &Arc<VolumeCore>) {
         if volume.changed.swap(true, Ordering::AcqRel) {
             self.space.unreserve(ENTRY_PROMISE);
@@ -162,12 +163,12 @@ impl Shared {
         changes.volumes.push(Arc::clone(volume));
     }
 
-    /// Waits until the log has room again.
+    /// Runs a checkpoint so that the log has space again.
     pub(super) fn make_log_room(&self, seen: u64) -> Result<()> {
         self.checkpoint_after(seen)
     }
 
-    /// Holds a writer back while memory nodes are over their limit.
+    /// Delays a writer while there are too many memory nodes.
     pub(super) fn throttle(&self) -> Result<()> {
         let nodes = self.store.memory_nodes();
         self.grow_host_reserve(nodes);
@@ -186,7 +187,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Asks a background thread for something.
+    /// Sets a request to the background threads.
     pub(super) fn ask(&self, what: impl FnOnce(&mut Wanted) -> &mut bool) {
         let mut wanted = self.signal.wanted.lock();
         let flag = what(&mut wanted);

@@ -1,11 +1,11 @@
-//! Making room when there is none: by finishing what frees blocks, by growing, and by waiting
-//! until somebody else has made some.
+//! Finding space when there is none: by finishing work that frees blocks, by growing, and by
+//! waiting until another thread or process has freed some.
 //!
 //! # Invariants
-//! - Whoever makes or awaits room holds no lock, so that removing, discarding, growing,
+//! - A thread that frees or awaits space holds no lock, so that removing, discarding, growing,
 //!   checkpoints and reading go on meanwhile.
 //! - `SpaceWait::events` rises whenever blocks may have become free, so that a writer that read it
-//!   before it looked for room misses nothing.
+//!   before it looked for space misses nothing.
 
 use super::handle::Pool;
 use super::info::FullPolicy;
@@ -19,52 +19,52 @@ use cowshed_format::base::waiting::{self, Waiting};
 use cowshed_format::base::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// How often somebody else may take what was freed for a writer before it gives up.
+/// How often others may take space that was freed for a writer before the writer gives up.
 const ROUNDS_MAX: u32 = 4;
-/// How often a held writer looks by itself: a writer that failed beside it may have given back
-/// what it held, which nobody tells.
+/// Interval at which a held writer looks by itself: a concurrent writer that failed may have
+/// returned its blocks, which raises no event.
 const TICK: Duration = Duration::from_millis(250);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Where writers wait for room.
+/// The queue of writers that wait for space.
 #[derive(Default)]
 pub(super) struct SpaceWait {
     events: AtomicU64,
     gate: Mutex<()>,
     changed: Condvar,
-    /// It has been logged that writes are held.
+    /// True once it has been logged that writes are held.
     told: AtomicBool,
-    /// It has been logged that a held write was refused.
+    /// True once it has been logged that a held write was refused.
     given_up: AtomicBool,
-    /// Writers that found no room and have not ended yet.
+    /// Number of writers that found no space and have not ended yet.
     held: AtomicUsize,
-    /// Nobody waits any longer, whatever the policy.
+    /// True once no writer may wait any longer, whatever the policy.
     refusing: AtomicBool,
 }
 
 impl SpaceWait {
-    /// Says that blocks may have become free, or that nobody needs to wait any longer.
+    /// Tells waiters that blocks may have become free, or that they need not wait any longer.
     pub(super) fn tell(&self) {
         self.events.fetch_add(1, Ordering::AcqRel);
-        // A waiter looks at the count under the gate, so that it cannot sleep through this.
+        // A waiter reads the count while it holds the gate, so it cannot sleep through this.
         drop(self.gate.lock());
         self.changed.notify_all();
     }
 
-    /// Whether a writer waits.
+    /// Returns true if a writer waits.
     pub(super) fn is_awaited(&self) -> bool {
         self.held.load(Ordering::Relaxed) > 0
     }
 }
 
-/// How long one write waits for room.
+/// The time that one write may wait for space.
 pub(super) struct Patience<'a> {
     shared: &'a Shared,
-    /// Known from the first time that there is no room.
+    /// Set when the write first finds no space.
     deadline: Option<Instant>,
-    /// The count of events before the write last looked for room.
+    /// The count of events before the write last looked for space.
     seen: u64,
-    /// The thread's owner knows that it waits.
+    /// Set once the thread's owner knows that the thread waits.
     waiting: Option<Waiting>,
 }
 
@@ -77,7 +77,7 @@ impl Drop for Patience<'_> {
 }
 
 impl<'a> Patience<'a> {
-    /// As long as the pool's policy says.
+    /// Returns the patience that the pool's policy allows.
     pub(super) fn of(shared: &'a Shared) -> Self {
         Self {
             shared,
@@ -87,7 +87,7 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// When it ends; `None` when nothing is waited for.
+    /// Returns the end of the wait; `None` if the write must not wait.
     fn deadline(&mut self) -> Option<Instant> {
         let time = match self.shared.full.policy {
             FullPolicy::Wait(time) => time,
@@ -95,15 +95,15 @@ impl<'a> Patience<'a> {
             FullPolicy::WaitAttached(_) | FullPolicy::Error => return None,
         };
         let now = Instant::now();
-        // A time that no clock reaches is as good as a year.
+        // A time beyond the clock's range is cut to a year.
         let end = || now.checked_add(time).unwrap_or(now + YEAR);
         Some(*self.deadline.get_or_insert_with(end))
     }
 }
 
 impl Pool {
-    /// Holds no write any longer, from now on, and refuses those that are held: for whoever wants
-    /// to unmount and close without waiting for room that nobody makes.
+    /// Stops holding writes from now on, and refuses those that are held: for callers that want to
+    /// unmount and close without waiting for space that nobody frees.
     pub fn stop_holding(&self) {
         self.shared
             .space_wait
@@ -114,12 +114,12 @@ impl Pool {
 }
 
 impl Shared {
-    /// Promises `blocks` blocks for `demand`, and makes room for them where that is possible.
+    /// Promises `blocks` blocks for `demand`, and finds space for them if possible.
     pub(super) fn reserve(&self, blocks: u64, demand: Demand) -> Result<()> {
         self.with_room(|| self.space.reserve(blocks, demand).then_some(()))
     }
 
-    /// Takes room with `take`; where there is none, makes some and takes again.
+    /// Takes space with `take`; if there is none, frees some and takes again.
     pub(super) fn with_room<T>(&self, mut take: impl FnMut() -> Option<T>) -> Result<T> {
         for _ in 0..ROUNDS_MAX {
             if let Some(taken) = take() {
@@ -132,21 +132,21 @@ impl Shared {
         take().ok_or(Error::NoSpace)
     }
 
-    /// Makes what was freed lately usable, or else lets the pool grow; answers whether there may
-    /// be room now. Where nothing changed since the last checkpoint, there is none to write: a
-    /// full pool answers without I/O.
+    /// Makes recently freed blocks usable, or otherwise lets the pool grow; returns true if there
+    /// may be space now. If nothing changed since the last checkpoint, none is written: a full pool
+    /// returns without I/O.
     fn make_room(&self) -> Result<bool> {
         let seen = self.checkpoints.load(Ordering::Acquire);
         let blocks = self.space.layout().block_count();
         if self.has_backlog()
             && let Err(error) = cancel::never(|| self.reclaim_all(Pace::Seldom))
         {
-            // What else was freed is usable all the same.
+            // Other freed blocks are usable all the same.
             tracing::warn!("a removed volume could not be reclaimed: {error}");
         }
         let mut checkpointer = self.checkpointer.lock();
         if self.checkpoints.load(Ordering::Acquire) == seen {
-            // Streams that set blocks aside give them back at the cut.
+            // Streams return the blocks that they have reserved at the cut.
             if self.changes.lock().is_empty() {
                 drop(checkpointer);
                 self.space.await_hidden();
@@ -159,7 +159,7 @@ impl Shared {
         Ok(true)
     }
 
-    /// Holds a write that found no room, and answers whether it should look again; if not, its
+    /// Holds a write that found no space, and returns true if it should look again; if not, its
     /// patience is over.
     pub(super) fn await_room(&self, patience: &mut Patience<'_>) -> Result<bool> {
         let Some(deadline) = patience.deadline() else {
@@ -173,7 +173,7 @@ impl Shared {
             return Ok(false);
         }
         if patience.waiting.is_none() {
-            // A thread that serves many is not free to wait unless another takes its place.
+            // A thread that serves many clients is not free to wait unless another takes its place.
             let Some(waiting) = waiting::begin() else {
                 return Ok(false);
             };
@@ -196,20 +196,20 @@ impl Shared {
                 .wait_until(&mut gate, tick)
                 .timed_out()
             {
-                // At the deadline it looks one last time.
+                // At the deadline the writer looks one last time.
                 return Ok(true);
             }
         }
     }
 
-    /// Refuses to go on with a pool that is closed, or whose device has failed.
+    /// Returns an error if the pool is closed or its device has failed.
     pub(super) fn check_alive(&self) -> Result<()> {
         self.check_open()?;
         self.device.error().map_or(Ok(()), Err)
     }
 
-    /// Returns true if a write that failed with `error` may be held. By default a full host is told
-    /// to the writer at once: no command of the pool's makes room there.
+    /// Returns true if a write that failed with `error` may be held. By default, the writer learns
+    /// at once that the host is full: no command of the pool frees space there.
     pub(super) fn may_hold(&self, error: &Error) -> bool {
         let by_default = matches!(self.full.policy, FullPolicy::WaitAttached(_));
         error.errno() == libc::ENOSPC && !(by_default && error.is_host_full())
@@ -230,7 +230,7 @@ impl Shared {
         }
     }
 
-    /// Says, once until there is room, that a write that was held is refused now.
+    /// Logs, once until there is space, that a held write is refused now.
     fn tell_given_up(&self) {
         if !self.space_wait.given_up.swap(true, Ordering::AcqRel) {
             tracing::error!(
@@ -240,7 +240,7 @@ impl Shared {
         }
     }
 
-    /// Says that held writes go on, once there is room.
+    /// Logs, once there is space, that held writes go on.
     pub(super) fn tell_released(&self) {
         self.space_wait.given_up.store(false, Ordering::Release);
         if self.space_wait.told.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! What the pool as a whole looks like.
+//! The state of the pool as a whole.
 
 use super::handle::Pool;
 use super::info::{PoolState, Status, Watermark};
@@ -9,15 +9,15 @@ use cowshed_format::device::Device;
 use cowshed_format::layout::{GROUP_BLOCKS, GROUP_HEADER_BLOCKS};
 use std::sync::atomic::Ordering;
 
-/// What a write of one block may need: the block, two paths of a map of the greatest height, and
-/// what is promised for the volume's entry. With less, a pool is full.
+/// Maximum need of a write of one block: the block, two paths of a map of the greatest height, and
+/// the promise for the volume's entry. With less than that, a pool is full.
 const SMALLEST_WRITE_BLOCKS: u64 = 1 + 2 * 6 + ENTRY_PROMISE;
 
 impl Pool {
-    /// What the pool as a whole looks like.
+    /// Returns the state of the pool as a whole.
     ///
     /// # Errors
-    /// `Io` when the host does not say what the pool takes.
+    /// `Io` when the host does not tell how much the pool takes.
     pub fn status(&self) -> Result<Status> {
         self.shared.status()
     }
@@ -82,7 +82,7 @@ impl Shared {
         })
     }
 
-    /// Blocks that wait for the end of this or the next checkpoint.
+    /// Returns the number of blocks that wait for the end of this or the next checkpoint.
     fn freed_lately(&self) -> u64 {
         let running = self.pending_free.load(Ordering::Relaxed);
         let waiting = self.freed_since_cut.load(Ordering::Relaxed);

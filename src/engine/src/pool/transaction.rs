@@ -21,7 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Transaction {
     shared: Arc<Shared>,
     operations: Vec<Operation>,
-    /// The volumes that nobody may hold when it commits.
+    /// The volumes that must not be held when it commits.
     idle: Vec<VolumeId>,
 }
 
@@ -43,8 +43,8 @@ impl Transaction {
         VolumeId(self.shared.next_volume_id.fetch_add(1, Ordering::AcqRel))
     }
 
-    /// Stores a record: a key of at most 1 KiB, a value of at most 1 MiB and of what the log
-    /// takes in one record (an eighth of its size).
+    /// Stores a record: a key of at most 1 KiB, and a value of at most 1 MiB that also fits the
+    /// longest log record (an eighth of the log).
     pub fn put_record(&mut self, kind: RecordKind, key: &[u8], value: &[u8]) -> &mut Self {
         let (key, value) = (key.to_vec(), value.to_vec());
         self.add(Operation::PutRecord {
@@ -54,7 +54,7 @@ impl Transaction {
         })
     }
 
-    /// Removes a record, if it is there.
+    /// Removes a record, if it exists.
     pub fn remove_record(&mut self, kind: RecordKind, key: &[u8]) -> &mut Self {
         self.add(Operation::RemoveRecord {
             kind: kind.0,
@@ -62,7 +62,7 @@ impl Transaction {
         })
     }
 
-    /// Makes an empty volume. The id is final; the volume is there once the transaction commits.
+    /// Makes an empty volume. The id is final; the volume exists once the transaction commits.
     pub fn create_volume(&mut self, name: &Name, size_bytes: u64) -> VolumeId {
         let (volume, name, created_ns) = (self.new_id(), name.clone(), now_ns());
         self.add(Operation::Create {
@@ -74,7 +74,7 @@ impl Transaction {
         volume
     }
 
-    /// Freezes a volume's state of the commit under a new name.
+    /// Freezes the state that a volume has at the commit under a new name.
     pub fn snapshot(&mut self, volume: VolumeId, name: &Name) -> VolumeId {
         let (snapshot, name, created_ns) = (self.new_id(), name.clone(), now_ns());
         self.add(Operation::Snapshot {
@@ -98,7 +98,7 @@ impl Transaction {
         volume
     }
 
-    /// Makes a volume a snapshot for ever.
+    /// Makes a volume a snapshot permanently.
     pub fn freeze(&mut self, volume: VolumeId) -> &mut Self {
         self.add(Operation::Freeze { volume })
     }
@@ -121,13 +121,13 @@ impl Transaction {
         self.add(Operation::Remove { volume })
     }
 
-    /// Changes a volume's size. To make it smaller, use [`Pool::resize`]: it gives up what lies
+    /// Changes a volume's size. To make it smaller, use [`Pool::resize`], which discards the data
     /// beyond.
     pub fn resize(&mut self, volume: VolumeId, size_bytes: u64) -> &mut Self {
         self.add(Operation::Resize { volume, size_bytes })
     }
 
-    /// Has the commit refuse with `Busy` while somebody holds the volume.
+    /// Makes the commit refuse with `Busy` while the volume is held.
     pub(super) fn require_idle(&mut self, volume: VolumeId) -> &mut Self {
         self.idle.push(volume);
         self
@@ -142,10 +142,10 @@ impl Transaction {
         })
     }
 
-    /// Carries all of it out, or, on an error, nothing.
+    /// Applies all changes, or, on an error, none.
     ///
     /// # Errors
-    /// What the first operation that makes no sense would answer by itself; `NoSpace`, `TooLarge`.
+    /// The error that the first invalid operation would return by itself; `NoSpace`, `TooLarge`.
     pub fn commit(self) -> Result<()> {
         let shared = &*self.shared;
         let mut record = self.encode()?;
@@ -188,7 +188,7 @@ impl Transaction {
         Ok(())
     }
 
-    /// Whether the log had room.
+    /// Tries to commit; returns true if the log had space.
     fn try_commit(&self, record: &mut [u8]) -> Result<bool> {
         let shared = &*self.shared;
         let mut forest = shared.forest.write();
@@ -264,7 +264,8 @@ impl Transaction {
     }
 }
 
-/// Bounds labels before they are encoded, whose lengths the format counts in 16 bits.
+/// Checks the size of labels before they are encoded, since the format counts their lengths in 16
+/// bits.
 fn check_labels(labels: &Labels) -> Result<()> {
     let bytes = labels
         .iter()
@@ -281,13 +282,13 @@ fn check_labels(labels: &Labels) -> Result<()> {
 }
 
 impl Pool {
-    /// Begins a transaction.
+    /// Returns a new transaction.
     pub fn transaction(&self) -> Transaction {
         Transaction::new(Arc::clone(&self.shared))
     }
 }
 
-/// The time in nanoseconds since 1970.
+/// Returns the time in nanoseconds since 1970.
 pub(super) fn now_ns() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

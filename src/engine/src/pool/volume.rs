@@ -1,4 +1,4 @@
-//! A volume in memory: its map, its counts, and what its writers share.
+//! A volume in memory: its map, its counts, and the state that its writers share.
 
 use super::lock_order::{OrderedMutex, Rank};
 use super::prune::Pruned;
@@ -9,53 +9,53 @@ use cowshed_format::base::{Generation, VolumeId};
 use cowshed_format::catalogue::VolumeEntry;
 use std::sync::Arc;
 
-/// A volume. Its name, parent and labels are the forest's.
+/// A volume. The forest holds its name, parent and labels.
 pub(super) struct VolumeCore {
     pub(super) id: VolumeId,
     pub(super) tree: Tree,
     pub(super) size_bytes: AtomicU64,
-    /// Nobody writes it any more.
+    /// True if it cannot be written any more.
     pub(super) frozen: AtomicBool,
-    /// It has lost its name and waits to be reclaimed.
+    /// True if it has lost its name and waits to be reclaimed.
     pub(super) removed: AtomicBool,
-    /// How often it was rolled back.
+    /// Number of times that it was rolled back.
     pub(super) rollbacks: AtomicU64,
-    /// Blocks of data and map that it owns.
+    /// Number of blocks of data and map that it owns.
     pub(super) own: AtomicI64,
-    /// Blocks of data that it maps.
+    /// Number of blocks of data that it maps.
     pub(super) mapped: AtomicI64,
-    /// Once removed: all of its map below this block is settled.
+    /// Once removed: everything in its map below this block is settled.
     pub(super) settled: AtomicU64,
-    /// Blocks and nodes of ancestors that it no longer leads to, counted since the pool was opened.
+    /// Number of blocks and nodes of ancestors that it has dropped since the pool was opened.
     pub(super) let_go: AtomicU64,
-    /// Once removed: when its children were last asked what they still need of it.
+    /// Once removed: the last search for blocks that its children no longer need.
     pub(super) pruned: OrderedMutex<Pruned>,
-    /// How many holds keep it from being removed.
+    /// Number of holds that keep it from being removed.
     pub(super) holds: AtomicU32,
-    /// How many put its flushes off.
+    /// Number of pauses of its flushes.
     pub(super) pauses: AtomicU32,
-    /// It is among the changes of the next checkpoint.
+    /// True if it is among the changes of the next checkpoint.
     pub(super) changed: AtomicBool,
-    /// Discards that may have made holes and are not logged: such a hole does not outlive the
-    /// process.
+    /// Number of discards that may have made holes and are not logged: such a hole does not outlive
+    /// the process.
     pub(super) unlogged: AtomicU32,
-    /// Where its next data goes.
+    /// The blocks that its next data goes to.
     pub(super) stream: OrderedMutex<Stream>,
     pub(super) writer: OrderedMutex<Writer>,
 }
 
-/// What only the holder of a volume's write lock touches.
+/// State that only the holder of a volume's write lock uses.
 pub(super) struct Writer {
     pub(super) branch: Generation,
-    /// What passes to the volume from its removed parent.
+    /// The blocks that pass to the volume from its removed parent.
     pub(super) inheritance: Option<(Inheritance, Arc<VolumeCore>)>,
     pub(super) ledger: Ledger,
-    /// How much of what the ledger freed is in the pool's count.
+    /// The part of the ledger's freed blocks that is in the pool's count already.
     pub(super) freed_counted: u64,
 }
 
 impl VolumeCore {
-    /// A volume with this map, at `branch`.
+    /// Returns a volume with this map, at `branch`.
     pub(super) fn new(id: VolumeId, root: Root, size_bytes: u64, branch: Generation) -> Self {
         Self {
             id,
@@ -86,7 +86,7 @@ impl VolumeCore {
         }
     }
 
-    /// The volume that the catalogue describes.
+    /// Returns the volume that the catalogue describes.
     pub(super) fn from_entry(entry: &VolumeEntry) -> Self {
         let root = Root {
             height: entry.height,
@@ -111,19 +111,19 @@ impl VolumeCore {
         self.size_bytes.load(Ordering::Acquire)
     }
 
-    /// Blocks that it owns.
+    /// Returns the number of blocks that it owns.
     pub(super) fn own_blocks(&self) -> u64 {
         u64::try_from(self.own.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    /// Blocks of data that it maps.
+    /// Returns the number of blocks of data that it maps.
     pub(super) fn mapped_blocks(&self) -> u64 {
         u64::try_from(self.mapped.load(Ordering::Relaxed)).unwrap_or(0)
     }
 }
 
 impl Writer {
-    /// Which blocks the volume owns.
+    /// Returns the rule that tells which blocks the volume owns.
     pub(super) fn ownership(&self) -> Ownership {
         Ownership {
             branch: self.branch,

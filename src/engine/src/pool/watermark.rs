@@ -1,4 +1,4 @@
-//! How near a pool is to being full, and saying so once for each step on the way.
+//! How nearly full a pool is, logged once for each step on the way.
 
 use super::info::Watermark;
 use super::shared::Shared;
@@ -6,14 +6,14 @@ use cowshed_format::base::BLOCK_BYTES;
 use cowshed_format::base::sync::Mutex;
 use cowshed_format::device::Device;
 
-/// What is left, in thousandths of what the pool can hold, below which each level begins.
+/// The free part, in thousandths of the pool's capacity, below which each level begins.
 const BELOW: [(u64, Watermark); 3] = [
     (10, Watermark::Critical),
     (50, Watermark::VeryLow),
     (100, Watermark::Low),
 ];
 
-/// What was last said of the pool's level, and of its host's.
+/// The levels of the pool and of its host that were logged last.
 #[derive(Default)]
 pub(super) struct Watch {
     said: Mutex<Said>,
@@ -25,7 +25,7 @@ struct Said {
     host_is_short: bool,
 }
 
-/// The level at which `left` blocks of `all` are left.
+/// Returns the level at which `left` blocks of `all` are left.
 pub(super) fn level(left: u64, all: u64) -> Watermark {
     let below = |(thousandths, _): &&(u64, Watermark)| {
         u128::from(left) * 1000 < u128::from(all) * u128::from(*thousandths)
@@ -36,9 +36,9 @@ pub(super) fn level(left: u64, all: u64) -> Watermark {
         .map_or(Watermark::Ample, |(_, level)| *level)
 }
 
-/// The level to stay with, after `said` and now at `now`: it rises only once a quarter more is
-/// left than where the lower level began, and from a full pool at half a hundredth, so that a pool
-/// on the edge is not told again and again.
+/// Returns the level to keep, after `said` and with `now` reached. It rises only once a quarter
+/// more is left than where the lower level began, and from a full pool at half a hundredth, so that
+/// a pool on the edge is not logged again and again.
 fn settled(said: Watermark, now: Watermark, left: u64, all: u64) -> Watermark {
     if now >= said || (said == Watermark::Full && left < all / 200) {
         return now.max(said);
@@ -80,9 +80,10 @@ impl Shared {
         said.host_is_short = short.is_some();
     }
 
-    /// What the host has left for the pool's file; `None` where the pool has all its space.
+    /// Returns the bytes that the host has left for the pool's file; `None` if the pool has all its
+    /// space.
     pub(super) fn host_free_bytes(&self) -> Option<u64> {
-        // A host that does not say gives no reason to warn.
+        // A host that does not tell gives no reason to warn.
         self.device.host_free_bytes().ok().flatten()
     }
 }

@@ -14,7 +14,7 @@ use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 use cowshed_format::operation::{MAX_WRITE_BLOCKS, Run};
 use std::cell::RefCell;
 
-/// What one write needs, kept between writes so that none of them allocates memory.
+/// Buffers of a write, kept between writes so that no write allocates memory.
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) runs: Vec<Run>,
@@ -30,8 +30,8 @@ thread_local! {
 impl Volume {
     /// Writes `buf` at `offset_bytes`, any offset and length inside the volume's size. Once it
     /// returns, the data survives the death of the process; after the next `flush`, a power cut.
-    /// Blocks of zeros become holes. Where writes overlap, each block has one's or the other's.
-    /// When the pool is full, it waits for room as long as the pool's policy says.
+    /// Blocks of zeros become holes. Where writes overlap, each block has the bytes of one of them.
+    /// When the pool is full, the call waits for space as long as the pool's policy says.
     ///
     /// # Errors
     /// `OutOfRange`, `Frozen`, `NoSpace`, `Io`; any part may then have been written.
@@ -63,7 +63,7 @@ impl Volume {
                 self.shared.host_reserve.note_refusal(error);
             }
             match outcome {
-                // Nothing is locked here, so whoever makes room, here or on the host, can do so.
+                // Nothing is locked here, so space can be freed, here or on the host.
                 Err(error)
                     if self.shared.may_hold(&error) && self.shared.await_room(&mut patience)? =>
                 {
@@ -77,8 +77,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Writes a part of one block: reads it, changes it, and writes it whole, anew if another
-    /// write came between.
+    /// Writes a part of one block: reads it, changes it, and writes the whole block; starts anew if
+    /// another write came between.
     pub(super) fn write_part(
         &self,
         block: u64,
@@ -101,8 +101,8 @@ impl Volume {
         }
     }
 
-    /// Writes whole blocks, at most `MAX_WRITE_BLOCKS`; where `expected` is given, only if the one
-    /// block still has that pointer.
+    /// Writes whole blocks, at most `MAX_WRITE_BLOCKS`; with `expected`, only if the one block
+    /// still has that pointer.
     fn write_blocks(
         &self,
         first: u64,
@@ -119,21 +119,21 @@ impl Volume {
                 if scratch.crcs.is_empty() && self.is_hole(first, bytes.len() / BLOCK_BYTES)? {
                     return Ok(());
                 }
-                // Holes take no room for data.
+                // Holes need no space for data.
                 let holes = scratch.crcs.is_empty();
                 let demand = if holes { Demand::Change } else { demand };
                 publish(&self.shared, &self.core, first, scratch, expected, demand)
             });
             if outcome.is_err() {
                 give_back(&self.shared, &scratch.runs);
-                // No cut may come to do it: the volume need not be among the changed ones.
+                // No cut might ever do this: the volume need not be among the changed ones.
                 self.core.stream.lock().release(&self.shared.space);
             }
             outcome
         })
     }
 
-    /// Whether the blocks are holes, and stay so if the process dies.
+    /// Returns true if the blocks are holes, and stay so if the process dies.
     pub(super) fn is_hole(&self, first: u64, blocks: usize) -> Result<bool> {
         let mut pointers = [Pointer::HOLE; MAX_WRITE_BLOCKS];
         let pointers = &mut pointers[..blocks];
@@ -206,7 +206,8 @@ fn push_hole(runs: &mut Vec<Run>, blocks: usize) {
     runs.push(Run { addr: None, count });
 }
 
-/// Whether a block holds only zeros. Most blocks that do not tell it in their first words.
+/// Returns true if a block holds only zeros. Most other blocks show in their first words that they
+/// do not.
 fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
     let (words, _) = block.as_chunks::<64>();
     words
@@ -214,8 +215,8 @@ fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
         .all(|word| word.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// Up to `blocks` blocks in a row: those of a volume's stream, or for a change of one block what
-/// is kept back for that.
+/// Allocates up to `blocks` adjacent blocks: those of a volume's stream, or, for a change of one
+/// block, those reserved for that.
 fn allocate(shared: &Shared, core: &VolumeCore, blocks: usize, demand: Demand) -> Result<BlockRun> {
     let most = u32::try_from(blocks).expect("at most 256");
     shared.with_room(|| {

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 pub(super) type Bits = BitSlice<u64, Lsb0>;
 
-/// A group's bitmap with only its own header blocks in use.
+/// Returns a group's bitmap in which only its own header blocks are in use.
 pub(super) fn fresh() -> Box<Bitmap> {
     let mut bitmap = Box::new([0; BITMAP_WORDS]);
     bits_mut(&mut bitmap)[..usize::try_from(GROUP_HEADER_BLOCKS).expect("four")].fill(true);
@@ -23,7 +23,7 @@ pub(super) fn bits_mut(bitmap: &mut Bitmap) -> &mut Bits {
     bitmap.view_bits_mut()
 }
 
-/// The first run of clear bits in `bits` at or after `from`, cut to `most`.
+/// Returns the first run of clear bits in `bits` at or after `from`, cut to `most`.
 pub(super) fn first_clear_run(bits: &Bits, from: usize, most: usize) -> Option<Range<usize>> {
     let start = from + bits.get(from..)?.first_zero()?;
     let end = bits.len().min(start.saturating_add(most));
@@ -31,7 +31,7 @@ pub(super) fn first_clear_run(bits: &Bits, from: usize, most: usize) -> Option<R
     Some(start..start + len)
 }
 
-/// The first run of set bits in `bits` at or after `from`.
+/// Returns the first run of set bits in `bits` at or after `from`.
 pub(super) fn first_set_run(bits: &Bits, from: usize) -> Option<Range<usize>> {
     let start = from + bits.get(from..)?.first_one()?;
     let len = bits[start..].first_zero().unwrap_or(bits.len() - start);

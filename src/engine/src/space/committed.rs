@@ -10,12 +10,12 @@ use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use cowshed_format::{Layout, Superblock};
 use std::collections::BTreeSet;
 
-/// Bitmaps in step with the pool's state, and which of them differ from what is on disk.
+/// Bitmaps that match the pool's state, and which of them differ from those on disk.
 pub(crate) struct Committed {
     uuid: [u8; 16],
     layout: Layout,
     groups: Vec<CommittedGroup>,
-    /// Groups from here on have never been written and are free throughout.
+    /// Groups from this one on have never been written and are free throughout.
     initialized: u64,
     used_blocks: u64,
     dirty: BTreeSet<u64>,
@@ -25,11 +25,12 @@ pub(crate) struct Committed {
 
 struct CommittedGroup {
     bitmap: Option<Box<Bitmap>>,
-    /// The slot that the last checkpoint counts on.
+    /// The slot that holds the bitmap of the last checkpoint.
     slot: u8,
-    /// The bitmap's part of the digest; 0 for a group that has none on disk.
+    /// The bitmap's part of the digest; 0 for a group that has no bitmap on disk.
     digest: u64,
-    /// The bitmap was lost or is not to be trusted: all counts as in use, and stays so.
+    /// True if the bitmap was lost or is not to be trusted: every block counts as in use, and stays
+    /// so.
     lost: bool,
 }
 
@@ -45,11 +46,11 @@ impl CommittedGroup {
 }
 
 impl Committed {
-    /// Reads the bitmaps that `superblock` counts on. Where one is lost, all of its group counts as
-    /// in use: what else would be allocated might be in use.
+    /// Reads the bitmaps that `superblock` relies on. If one is lost, every block of its group
+    /// counts as in use: otherwise blocks could be allocated that are in use.
     ///
     /// # Errors
-    /// `Io` when a slot that is missed could not be read: it may be another time.
+    /// `Io` when a missing slot could not be read: it may be readable another time.
     pub(crate) fn load(device: &dyn Device, superblock: &Superblock) -> Result<Self> {
         let layout = superblock.layout;
         let mut committed = Self {
@@ -95,13 +96,13 @@ impl Committed {
         Ok(committed)
     }
 
-    /// The groups whose bitmaps are not known.
+    /// Returns the groups whose bitmaps are not known.
     pub(crate) fn lost(&self) -> impl Iterator<Item = u64> + '_ {
         let numbered = (0..).zip(&self.groups);
         numbered.filter_map(|(number, group)| group.lost.then_some(number))
     }
 
-    /// Marks all of each lost group as in use, to be written so.
+    /// Marks every block of each lost group as in use, to be written so.
     fn close_lost(&mut self) {
         let lost: Vec<u64> = self.lost().collect();
         for number in lost {
@@ -113,31 +114,31 @@ impl Committed {
         }
     }
 
-    /// The digest of the bitmaps as last written, for the superblock.
+    /// Returns the digest of the bitmaps as last written, for the superblock.
     #[must_use]
     pub(crate) const fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// The bitmap of a group; `None` when it is free throughout.
+    /// Returns the bitmap of a group; `None` if it is free throughout.
     #[must_use]
     pub(crate) fn bitmap(&self, group: u64) -> Option<&Bitmap> {
         self.groups[usize::try_from(group).ok()?].bitmap.as_deref()
     }
 
-    /// Whether a bitmap on disk must be written anew.
+    /// Returns true if a bitmap on disk must be written anew.
     #[must_use]
     pub(crate) fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()
     }
 
-    /// Blocks in use, without the groups' own headers.
+    /// Returns the number of blocks in use, without the groups' own headers.
     #[must_use]
     pub(crate) const fn used_blocks(&self) -> u64 {
         self.used_blocks
     }
 
-    /// How many groups have bitmaps on disk once the next `write` is durable.
+    /// Returns the number of groups that have bitmaps on disk once the next `write` is durable.
     #[must_use]
     pub(crate) fn initialized(&self) -> u64 {
         self.dirty
@@ -145,7 +146,7 @@ impl Committed {
             .map_or(self.initialized, |last| self.initialized.max(last + 1))
     }
 
-    /// Takes in the groups that `layout` has beyond the present one.
+    /// Adds the groups that `layout` has beyond the present one.
     pub(crate) fn grow(&mut self, layout: Layout) {
         self.layout = layout;
         while (self.groups.len() as u64) < layout.group_count() {
@@ -213,8 +214,8 @@ impl Committed {
         Ok(())
     }
 
-    /// Writes the bitmaps that changed, each into the slot that the last checkpoint does not
-    /// count on. Once the superblock of `generation` is durable, `settle` must follow.
+    /// Writes the changed bitmaps, each into the slot that the last checkpoint does not use. Once
+    /// the superblock of `generation` is durable, `settle` must follow.
     ///
     /// # Errors
     /// As `Device::write_at`.
@@ -235,8 +236,8 @@ impl Committed {
         Ok(self.dirty.len() as u64)
     }
 
-    /// Reads the bitmaps that the last checkpoint counts on, and has those that are damaged written
-    /// anew by the next one. Answers where they lie.
+    /// Reads the bitmaps that the last checkpoint uses, and makes the next one write the damaged
+    /// ones anew. Returns their places.
     pub(crate) fn find_damaged(&mut self, device: &dyn Device) -> Vec<BlockAddr> {
         let mut damaged = Vec::new();
         for (number, group) in (0..self.initialized).zip(&self.groups) {
@@ -263,10 +264,10 @@ impl Committed {
     }
 }
 
-/// A group's newest bitmap that the superblock counts on, and whether the other slot is one that an
-/// unfinished checkpoint wrote, whole or in part: that must be overwritten before a superblock of
-/// its generation is written. (A header alone would count together with its bitmap block, should a
-/// later checkpoint, itself unfinished, write just that one.)
+/// Reads a group's newest bitmap that the superblock relies on, and checks whether an unfinished
+/// checkpoint wrote the other slot, whole or in part: that slot must be overwritten before a
+/// superblock of its generation is written. (Even a header alone would count together with its
+/// bitmap block if a later checkpoint, itself unfinished, wrote only that block.)
 fn load_group(
     device: &dyn Device,
     superblock: &Superblock,
@@ -294,7 +295,7 @@ fn load_group(
     let blocks = usize::try_from(superblock.layout.group_blocks(group)).expect("under 2^16");
     let header = usize::try_from(GROUP_HEADER_BLOCKS).expect("four");
     let sound = |bitmap: &Bitmap| !bits(bitmap)[blocks..].any() && bits(bitmap)[..header].all();
-    // Who knows what is in a slot that could not be read.
+    // The contents of a slot that could not be read are unknown.
     unfinished |= failed;
     let loaded = match newest {
         Some((slot, found)) if sound(&found.bitmap) => CommittedGroup {
@@ -377,7 +378,7 @@ mod tests {
         assert_eq!(old.used_blocks(), 5);
         let new = Committed::load(&device, &of(&bitmaps, 3)).unwrap();
         assert_eq!(new.used_blocks(), 4);
-        // The next checkpoint, though it changes nothing here, voids what was not finished.
+        // The next checkpoint, though it changes nothing here, voids the unfinished one.
         old.write(&device, Generation(3)).unwrap();
         let again = Committed::load(&device, &of(&old, 3)).unwrap();
         assert_eq!(again.used_blocks(), 5);
@@ -440,7 +441,7 @@ mod tests {
         device.write_at(&[0; 4096], older.offset_bytes()).unwrap();
         let mut lost = Committed::load(&device, &now).unwrap();
         assert_eq!(lost.lost().collect::<Vec<_>>(), [1]);
-        // It stays so whatever is marked or cleared, and the next checkpoint says it on disk.
+        // It stays so whatever is marked or cleared, and the next checkpoint writes that to disk.
         lost.clear(&list(first + 1, 1)).unwrap();
         lost.mark(&list(first + 1, 1)).unwrap();
         lost.write(&device, Generation(4)).unwrap();

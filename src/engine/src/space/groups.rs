@@ -1,4 +1,4 @@
-//! The blocks that are taken, and handing out free ones.
+//! The taken blocks, and the allocation of free ones.
 
 use super::bitmap::{Bits, bits, bits_mut, first_clear_run, fresh};
 use super::{BlockList, BlockRun, RUNS_AT_ONCE};
@@ -11,21 +11,21 @@ use cowshed_format::group::Bitmap;
 use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use std::ops::Range;
 
-/// The slop that is kept back, in blocks: at least (768 KiB), and at most (16 MiB). Each quarter
-/// of the least is more than any one operation of its demand is promised.
+/// Minimum (768 KiB) and maximum (16 MiB) of the slop, the blocks that are kept back. Each quarter
+/// of the minimum is more than the promise of any one operation of its demand.
 const SLOP_BLOCKS: (i64, i64) = (192, 4096);
 
-/// Who asks for space. As it runs out, writes stop first, then creating, then changing, then
-/// removing; reclaim and checkpoints come last of all. Each has a quarter of the slop that those
-/// before it cannot use up.
+/// The purpose of a request for space. As space runs out, writes stop first, then creating, then
+/// changing, then removing; reclaim and checkpoints come last of all. Each has a quarter of the
+/// slop that those before it cannot use up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Demand {
-    /// Data of users.
+    /// Users' data.
     Write,
     /// New volumes, names and records.
     Create,
-    /// What changes what is there and mostly gives space back: discards, renames. Where a snapshot
-    /// keeps what a discard gives up, the map's own change stays.
+    /// Changes of existing things that mostly free space: discards, renames. If a snapshot keeps
+    /// the blocks that a discard drops, the map's own change remains.
     Change,
     /// Removing.
     Remove,
@@ -35,39 +35,39 @@ pub(crate) enum Demand {
 pub(crate) struct Space {
     layout: RwLock<Layout>,
     groups: RwLock<Vec<Mutex<Group>>>,
-    /// Blocks that are not taken.
+    /// Number of blocks that are not taken.
     free: AtomicU64,
-    /// Blocks that are neither taken nor promised.
+    /// Number of blocks that are neither taken nor promised.
     spare: AtomicI64,
     slop: AtomicI64,
     /// The lowest group that may have a free block.
     hint: AtomicUsize,
-    /// Held while free blocks are hidden from writers.
+    /// Locked while free blocks are hidden from writers.
     pub(super) hiding: Mutex<()>,
-    /// Free blocks that are hidden from writers.
+    /// Number of free blocks that are hidden from writers.
     hidden: AtomicU64,
 }
 
 pub(super) struct Group {
     /// The group's first block.
     pub(super) start: u64,
-    /// Blocks in it.
+    /// The number of its blocks.
     pub(super) blocks: usize,
     pub(super) free: usize,
-    /// Where the next small allocation looks first.
+    /// The block at which the next small allocation starts its search.
     pub(super) cursor: usize,
-    /// No run of free blocks is longer, as far as is known.
+    /// An upper bound of the length of its runs of free blocks, as far as known.
     pub(super) longest: usize,
-    /// `None` for a group that nothing was ever allocated from.
+    /// `None` for a group from which nothing was ever allocated.
     pub(super) taken: Option<Box<Bitmap>>,
-    /// Blocks that were freed and that the host still stores.
+    /// Freed blocks that the host still stores.
     pub(super) stale: Option<Box<Bitmap>>,
-    /// Which blocks are free is not known: none is handed out, and none becomes free.
+    /// True if it is not known which blocks are free: none is allocated, and none becomes free.
     closed: bool,
 }
 
 impl Space {
-    /// The space of a pool in which `committed(group)` blocks are in use.
+    /// Returns the space of a pool in which `committed(group)` blocks are in use.
     #[must_use]
     pub(crate) fn new<'a>(layout: Layout, committed: impl Fn(u64) -> Option<&'a Bitmap>) -> Self {
         let groups: Vec<_> = (0..layout.group_count())
@@ -88,7 +88,7 @@ impl Space {
         space
     }
 
-    /// Hands nothing out of a group whose blocks are all taken, whatever becomes of them.
+    /// Closes a group whose blocks are all taken: nothing is allocated from it, whatever is freed.
     pub(crate) fn close_group(&self, group: u64) {
         let groups = self.groups.read();
         let mut group = groups[usize::try_from(group).expect("groups are in memory")].lock();
@@ -102,13 +102,13 @@ impl Space {
         self.slop.store(slop, Ordering::Relaxed);
     }
 
-    /// Where the parts of the pool lie.
+    /// Returns the places of the pool's parts.
     #[must_use]
     pub(crate) fn layout(&self) -> Layout {
         *self.layout.read()
     }
 
-    /// Takes in the blocks that `layout` has beyond the present one.
+    /// Adds the blocks that `layout` has beyond the present one.
     pub(crate) fn grow(&self, layout: Layout) {
         let mut groups = self.groups.write();
         let mut added = 0;
@@ -142,26 +142,28 @@ impl Space {
         self.unreserve(blocks as u64);
     }
 
-    /// Blocks that are not taken.
+    /// Returns the number of blocks that are not taken.
     #[must_use]
     pub(crate) fn free_blocks(&self) -> u64 {
         self.free.load(Ordering::Relaxed)
     }
 
-    /// Free blocks that cannot be allocated just now, as the host is taking their space back.
+    /// Returns the number of free blocks that cannot be allocated just now, because the host is
+    /// taking their space back.
     #[must_use]
     pub(crate) fn hidden_blocks(&self) -> u64 {
         self.hidden.load(Ordering::Relaxed)
     }
 
-    /// Blocks that users can still write: free, not promised, and beyond what is kept back.
+    /// Returns the number of blocks that users can still write: free, not promised, and beyond the
+    /// slop.
     #[must_use]
     pub(crate) fn writable_blocks(&self) -> u64 {
         let spare = self.spare.load(Ordering::Relaxed) - self.slop.load(Ordering::Relaxed);
         u64::try_from(spare).unwrap_or(0)
     }
 
-    /// Promises `blocks` blocks; `false` when there are not that many for this demand.
+    /// Promises `blocks` blocks; `false` if there are not that many for this demand.
     #[must_use]
     pub(crate) fn reserve(&self, blocks: u64, demand: Demand) -> bool {
         let slop = self.slop.load(Ordering::Relaxed);
@@ -179,36 +181,37 @@ impl Space {
         false
     }
 
-    /// Whether what is kept back even from removing has been touched.
+    /// Returns true if the part of the slop that even removing must not use has been touched.
     #[must_use]
     pub(crate) fn is_short(&self) -> bool {
         self.spare.load(Ordering::Relaxed) < self.slop.load(Ordering::Relaxed) / 4
     }
 
-    /// Waits until free blocks that are hidden from writers just now can be allocated again.
+    /// Waits until the free blocks that are hidden from writers just now can be allocated again.
     pub(crate) fn await_hidden(&self) {
         drop(self.hiding.lock());
     }
 
-    /// Promises blocks that must be there: a recovery finds what was promised before the crash.
+    /// Promises blocks that must be there: a recovery finds the blocks that were promised before
+    /// the crash.
     pub(crate) fn reserve_again(&self, blocks: u64) {
         let wanted = i64::try_from(blocks).expect("under 2^40 blocks");
         self.spare.fetch_sub(wanted, Ordering::AcqRel);
     }
 
-    /// Takes a promise for `blocks` blocks back.
+    /// Takes back a promise of `blocks` blocks.
     pub(crate) fn unreserve(&self, blocks: u64) {
         let blocks = i64::try_from(blocks).expect("under 2^40 blocks");
         self.spare.fetch_add(blocks, Ordering::AcqRel);
     }
 
-    /// Up to `most` free blocks in a row for users' data, and where there are, `least`; `None`
-    /// when the pool is full for `demand`.
+    /// Allocates up to `most` adjacent free blocks for users' data, and at least `least` if there
+    /// is such a run; `None` when the pool is full for `demand`.
     #[must_use]
     pub(crate) fn allocate(&self, most: u32, least: u32, demand: Demand) -> Option<BlockRun> {
         let mut wanted = most;
         while !self.reserve(u64::from(wanted), demand) {
-            // Near the end, what is left is handed out to the last block.
+            // Near the end, the remaining blocks are handed out to the last one.
             if wanted == 1 {
                 return None;
             }
@@ -225,7 +228,7 @@ impl Space {
         Some(run)
     }
 
-    /// One block of those that were promised before; `None` only when promises were broken.
+    /// Allocates one of the blocks promised before; `None` only when promises were broken.
     #[must_use]
     pub(crate) fn allocate_promised(&self) -> Option<BlockAddr> {
         self.take(1, 1).map(|run| run.start)
@@ -240,7 +243,7 @@ impl Space {
             if let Some(run) = group.take(most as usize, least as usize) {
                 self.free.fetch_sub(u64::from(run.count), Ordering::AcqRel);
                 if group.free == 0 {
-                    // A later free may have lowered the hint meanwhile: only move on from here.
+                    // A later free may have lowered the hint meanwhile: only advance it from here.
                     let next = number + 1;
                     let _ = self.hint.compare_exchange(
                         number,
@@ -255,8 +258,8 @@ impl Space {
         None
     }
 
-    /// Marks blocks that a log record refers to as taken; `false` when one of them already was or
-    /// can hold no data.
+    /// Marks blocks that a log record refers to as taken; `false` if one of them already was taken
+    /// or can hold no data.
     #[must_use]
     pub(crate) fn claim(&self, run: BlockRun) -> bool {
         let layout = self.layout();
@@ -281,12 +284,12 @@ impl Space {
         true
     }
 
-    /// Gives back blocks that were allocated and never became part of the pool's state.
+    /// Returns blocks that were allocated and never became part of the pool's state.
     pub(crate) fn give_back(&self, run: BlockRun) {
         self.put(run, false);
     }
 
-    /// Gives back blocks that no durable state has any more.
+    /// Frees blocks that no durable state has any more.
     pub(crate) fn free(&self, list: &BlockList) {
         for runs in list.runs().chunks(RUNS_AT_ONCE) {
             runs.iter().for_each(|run| self.put(*run, true));
@@ -321,8 +324,8 @@ impl Space {
         visit(&self.groups.read())
     }
 
-    /// Sets up to `most` blocks aside that are to be hidden, and answers how many; `None` where
-    /// writers would miss them.
+    /// Reserves up to `most` blocks to be hidden, and returns their number; `None` if writers would
+    /// miss them.
     pub(super) fn reserve_for_hiding(&self, most: usize) -> Option<usize> {
         let slop = u64::try_from(self.slop.load(Ordering::Relaxed)).unwrap_or(0);
         let mut blocks = most;
@@ -336,14 +339,14 @@ impl Space {
         Some(blocks)
     }
 
-    /// Hides blocks from allocation while they are being discarded, of those set aside.
+    /// Hides blocks, some of those reserved, from allocation while they are being discarded.
     pub(super) fn hide(&self, set_aside: usize, blocks: usize) {
         self.hidden.store(blocks as u64, Ordering::Relaxed);
         self.free.fetch_sub(blocks as u64, Ordering::AcqRel);
         self.unreserve((set_aside - blocks) as u64);
     }
 
-    /// Shows hidden blocks again.
+    /// Makes hidden blocks visible again.
     pub(super) fn show(&self, blocks: usize) {
         self.hidden.store(0, Ordering::Relaxed);
         self.gain(blocks);
@@ -426,7 +429,7 @@ impl Group {
     }
 }
 
-/// The first run of at least `least` clear bits at or after `from`, cut to `most`.
+/// Returns the first run of at least `least` clear bits at or after `from`, cut to `most`.
 fn find_run(bits: &Bits, from: usize, most: usize, least: usize) -> Option<Range<usize>> {
     let mut from = from;
     loop {

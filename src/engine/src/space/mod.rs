@@ -1,19 +1,19 @@
-//! Which blocks are free: allocation groups, runs, the reserve, and the bitmaps of checkpoints.
+//! Free space: allocation groups, runs, the reserve, and the bitmaps of checkpoints.
 //!
-//! Two views of the same groups are kept apart, and that is what makes a crash harmless:
+//! Two views of the same groups are kept apart, which makes a crash harmless:
 //!
 //! - [`Space`] knows which blocks are *taken*: in use, on their way into use, or freed but still
 //!   part of the last durable checkpoint. Writers allocate from it; it lives in memory only.
 //! - [`Committed`] has the bitmaps *of the state that the next checkpoint writes*. Only the
-//!   checkpoint touches it: with the blocks that became part of the state before its cut, and
-//!   with those that left it. A block that was allocated but never logged is in none.
+//!   checkpoint uses it: it marks the blocks that became part of the state before its cut, and
+//!   clears those that left it. A block that was allocated but never logged is in none of these.
 //!
 //! It knows nothing of volumes, maps or the log.
 //!
 //! # Invariants
 //! - A committed block is taken. A block leaves `Space` only after a durable checkpoint without it.
-//! - `spare` = free blocks − blocks promised to dirty nodes and catalogue; what has been promised
-//!   can always be allocated, so that a checkpoint never runs out of space.
+//! - `spare` = free blocks − blocks promised to dirty nodes and catalogue; promised blocks can
+//!   always be allocated, so a checkpoint never runs out of space.
 
 mod bitmap;
 mod committed;
@@ -27,15 +27,15 @@ pub(crate) use stream::Stream;
 
 use cowshed_format::base::BlockAddr;
 
-/// Runs that are marked or freed before another thread may take its turn.
+/// Number of runs marked or freed before another thread may take its turn.
 const RUNS_AT_ONCE: usize = 64;
 
-/// Blocks that lie one after the other.
+/// Adjacent blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockRun {
     /// The first block.
     pub start: BlockAddr,
-    /// How many.
+    /// The number of blocks.
     pub count: u32,
 }
 
@@ -67,13 +67,13 @@ impl BlockList {
         other.blocks = 0;
     }
 
-    /// The runs.
+    /// Returns the runs.
     #[must_use]
     pub(crate) fn runs(&self) -> &[BlockRun] {
         &self.runs
     }
 
-    /// How many blocks.
+    /// Returns the number of blocks.
     #[must_use]
     pub(crate) const fn blocks(&self) -> u64 {
         self.blocks

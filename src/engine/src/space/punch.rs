@@ -8,24 +8,24 @@ use cowshed_format::base::{BlockAddr, Result};
 use cowshed_format::device::Device;
 use std::ops::Range;
 
-/// In the background, shorter runs stay for the next writer: punching each block that a random
-/// overwrite frees would cost more than it gives.
+/// Minimum run that the background gives back. Shorter runs stay for the next writer: punching each
+/// block that a random overwrite frees would cost more than it gives.
 const WORTHWHILE_BLOCKS: usize = 16;
 
-/// The most blocks (4 MiB) that are hidden from writers at a time.
+/// Maximum number of blocks (4 MiB) that are hidden from writers at a time.
 const BATCH_BLOCKS: usize = 1024;
 
-/// Which free blocks are given back.
+/// The free blocks to give back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Which {
-    /// Those that were freed since they were last given back, where enough of them adjoin.
+    /// Those freed since they were last given back, where enough of them adjoin.
     Stale,
-    /// All that are free.
+    /// All free blocks.
     All,
 }
 
 impl Space {
-    /// Gives back what was freed lately, in runs of 64 KiB and longer. Answers the bytes.
+    /// Gives back recently freed blocks, in runs of 64 KiB and longer. Returns the number of bytes.
     ///
     /// # Errors
     /// As `Device::discard`.
@@ -33,7 +33,7 @@ impl Space {
         self.punch(device, Which::Stale)
     }
 
-    /// Gives back all free blocks. Answers the bytes.
+    /// Gives back all free blocks. Returns the number of bytes.
     ///
     /// # Errors
     /// As `Device::discard`.
@@ -47,8 +47,8 @@ impl Space {
         let (mut number, mut from) = (0, 0);
         while number < count {
             cancel::check()?;
-            // Hidden from writers while the host works on them; only a writer that finds no room
-            // waits for it. What was promised must stay at hand, and so must what writers take
+            // Hidden from writers while the host works on them; only a writer that finds no space
+            // waits for it. Promised blocks must stay at hand, and so must those that writers take
             // next: so a pool in which hardly anything is free is not punched.
             let _hiding = self.hiding.lock();
             let Some(most) = self.reserve_for_hiding(BATCH_BLOCKS) else {

@@ -1,18 +1,18 @@
-//! A run of blocks set aside for one stream of writes, so that what is written in sequence lies
-//! in sequence and streams do not meet.
+//! A run of blocks reserved for one stream of writes, so that data written in sequence is stored in
+//! sequence and streams do not mix.
 
 use super::{BlockRun, Demand, Space};
 use cowshed_format::base::BlockAddr;
 
-/// The first run that a stream takes, in blocks; each next one is twice as long.
+/// Length of the first run that a stream takes, in blocks; each next one is twice as long.
 const FIRST_RUN_BLOCKS: u32 = 16;
-/// The longest run that a stream takes, in blocks (1 MiB).
+/// Maximum length of a run that a stream takes, in blocks (1 MiB).
 const LONGEST_RUN_BLOCKS: u32 = 256;
 
 /// Writes of at least this many blocks (64 KiB) look for runs of at least this many.
 const LONG_BLOCKS: u32 = 16;
 
-/// What a stream has set aside.
+/// The blocks that a stream has reserved.
 #[derive(Debug)]
 pub(crate) struct Stream {
     next: u64,
@@ -31,11 +31,11 @@ impl Default for Stream {
 }
 
 impl Stream {
-    /// Up to `most` blocks in a row; `None` when the pool is full for writes.
+    /// Takes up to `most` adjacent blocks; `None` when the pool is full for writes.
     pub(crate) fn take(&mut self, space: &Space, most: u32) -> Option<BlockRun> {
         if self.left == 0 {
-            // A large write looks for room where it lies together; a small one takes what comes
-            // first, as that is what the host is likeliest to have at hand.
+            // A large write looks for adjacent space; a small one takes the first space there is,
+            // which the host is most likely to have at hand.
             let least = if most >= LONG_BLOCKS { LONG_BLOCKS } else { 1 };
             let run = space.allocate(self.ahead.max(most), least, Demand::Write)?;
             (self.next, self.left) = (run.start.0, run.count);
@@ -51,7 +51,7 @@ impl Stream {
         Some(run)
     }
 
-    /// Gives back what is set aside and was not used.
+    /// Returns the reserved blocks that were not used.
     pub(crate) fn release(&mut self, space: &Space) {
         if self.left > 0 {
             space.give_back(BlockRun {

@@ -1,28 +1,29 @@
-//! Taking turns: long work in the background, in pieces, between which those threads run that
-//! somebody waits for.
+//! Yielding: long background work runs in pieces, between which the threads run that somebody waits
+//! for.
 //!
-//! A scheduler that looks around once in some milliseconds lets a thread run that long, though
-//! others are ready; a request that found a processor a moment too late waits for all of it.
+//! A scheduler that reconsiders only every few milliseconds lets a thread run that long though
+//! others are ready; a request that became ready just after such a decision waits for all of that
+//! time.
 //!
 //! # Invariants
-//! - Only threads that said that they are in the background offer turns: the same work is done by
-//!   others, too, when they have to wait for it.
-//! - Turns are offered where nothing is locked that a read or a write takes on its way, unless it
-//!   has to wait for that very work.
+//! - Only threads that have declared themselves background yield: other threads do the same work
+//!   when they have to wait for its result.
+//! - A thread yields only where it holds no lock that a read or a write takes, unless that read or
+//!   write has to wait for this very work.
 
 use std::cell::Cell;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a piece is: what some requests take.
+/// Length of a piece: the time that some requests take.
 const PIECE: Duration = Duration::from_micros(50);
 
 thread_local! {
-    /// Since when it is this thread's turn; `None` where somebody may wait for it.
+    /// Start of this thread's piece; `None` where somebody may wait for the thread.
     static TURN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Nobody waits for what this thread does, until the value is dropped.
+/// While this value lives, nobody waits for what this thread does.
 #[must_use = "it ends when it is dropped"]
 #[derive(Debug)]
 pub struct Background {
@@ -30,7 +31,7 @@ pub struct Background {
 }
 
 impl Background {
-    /// From now on.
+    /// Makes this thread a background thread from now on.
     pub fn begin() -> Self {
         let before = TURN.with(|turn| turn.replace(Some(Instant::now())));
         Self { before }
@@ -43,8 +44,8 @@ impl Drop for Background {
     }
 }
 
-/// Between two steps: lets others run, if this thread is in the background and has had its piece.
-/// Answers whether it did.
+/// Lets other threads run, if this thread is in the background and its piece is over; called
+/// between two steps. Returns true if it yielded.
 pub fn offer() -> bool {
     TURN.with(|turn| {
         let is_over = turn.get().is_some_and(|begun| begun.elapsed() >= PIECE);

@@ -1,19 +1,19 @@
-//! Ending work for which nobody waits any longer.
+//! Cancelling work whose result nobody waits for any longer.
 //!
-//! Whoever starts work makes a [`Cancel`] and runs the work within [`Cancel::during`]. The loops of
+//! The starter of work makes a [`Cancel`] and runs the work within [`Cancel::during`]. The loops of
 //! the work call [`check`], which asks the token of the thread that they run on; a thread that
-//! works for another takes its token along ([`Cancel::current`]). Work that was started without a
-//! token is never cancelled: this holds for everything that clears up, and for background work.
+//! works for another one takes over its token ([`Cancel::current`]). Work that was started without
+//! a token is never cancelled: this holds for all clean-up and for background work.
 //!
-//! The state of a token is one flag. What waits for something outside (a pipe, a lock) must wake
-//! from time to time and check.
+//! The state of a token is one flag. Code that waits for something outside (a pipe, a lock) must
+//! wake from time to time and check.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Says to work that nobody waits for it any longer. Clones are the same token.
+/// A token that tells work that nobody waits for it any longer. Clones are the same token.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -26,30 +26,30 @@ thread_local! {
     static CURRENT: RefCell<Cancel> = RefCell::new(Cancel::default());
 }
 
-/// Stops a loop of work that was cancelled.
+/// Stops a loop whose work was cancelled.
 ///
 /// # Errors
-/// `Cancelled` within [`Cancel::during`] of a token that was cancelled.
+/// `Cancelled` within [`Cancel::during`] of a cancelled token.
 pub fn check() -> Result<(), Cancelled> {
     CURRENT.with_borrow(Cancel::check)
 }
 
-/// Does `act` as work that is never cancelled: what clears up after other work, or is shared by
-/// several.
+/// Runs `act` as work that is never cancelled: work that cleans up after other work, or that
+/// several share.
 pub fn never<T>(act: impl FnOnce() -> T) -> T {
     Cancel::default().during(act)
 }
 
 impl Cancel {
-    /// The token of the work that this thread does; a new one where it does none.
+    /// Returns the token of the work that this thread does; a new one where it does none.
     #[must_use]
     pub fn current() -> Self {
         CURRENT.with_borrow(Self::clone)
     }
 
-    /// Does `act` as work that this token cancels.
+    /// Runs `act` as work that this token cancels.
     pub fn during<T>(&self, act: impl FnOnce() -> T) -> T {
-        /// Also where `act` panics.
+        /// Restores the token, also if `act` panics.
         struct Restore(Cancel);
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -60,18 +60,18 @@ impl Cancel {
         act()
     }
 
-    /// Cancels.
+    /// Cancels the work.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Returns true once it was cancelled.
+    /// Returns true once the work was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Stops a loop that was cancelled.
+    /// Stops a loop whose work was cancelled.
     ///
     /// # Errors
     /// `Cancelled` after `cancel`.
@@ -83,7 +83,7 @@ impl Cancel {
         }
     }
 
-    /// The flag itself, for signal handlers.
+    /// Returns the flag itself, for signal handlers.
     #[must_use]
     pub fn flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.0)
@@ -96,7 +96,7 @@ impl From<Cancelled> for io::Error {
     }
 }
 
-/// A stream that fails once the work is cancelled for which it was made.
+/// A stream that fails once the work that it was made for is cancelled.
 #[derive(Debug)]
 pub struct Cancellable<T> {
     inner: T,
@@ -104,7 +104,7 @@ pub struct Cancellable<T> {
 }
 
 impl<T> Cancellable<T> {
-    /// `inner` as a stream of the work that this thread does now.
+    /// Makes `inner` a stream of the work that this thread does now.
     #[must_use]
     pub fn new(inner: T) -> Self {
         let cancel = Cancel::current();

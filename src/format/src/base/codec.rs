@@ -1,6 +1,6 @@
 //! Little-endian reading and writing of structures of varying length.
 //!
-//! Reading never panics: each call answers `None` once the bytes run out, whatever they hold.
+//! Reading never panics: each call returns `None` once the bytes run out, whatever they hold.
 
 /// Takes values off the front of a byte slice.
 #[derive(Clone, Debug)]
@@ -9,19 +9,19 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader at the start of `bytes`.
+    /// Returns a reader at the start of `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    /// The bytes that are left.
+    /// Returns the remaining bytes.
     #[must_use]
     pub const fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// Whether all bytes were taken.
+    /// Returns true if all bytes were taken.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.rest.is_empty()
@@ -85,31 +85,31 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// An empty writer.
+    /// Returns an empty writer.
     #[must_use]
     pub const fn new() -> Self {
         Self { bytes: Vec::new() }
     }
 
-    /// A writer that appends to `bytes`.
+    /// Returns a writer that appends to `bytes`.
     #[must_use]
     pub const fn from_bytes(bytes: Vec<u8>) -> Self {
         Self { bytes }
     }
 
-    /// What was written.
+    /// Returns the bytes that were written.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// How many bytes were written.
+    /// Returns the number of bytes written.
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether nothing was written.
+    /// Returns true if nothing was written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
@@ -149,7 +149,7 @@ impl Writer {
     /// Appends bytes preceded by their length as a `u16`.
     ///
     /// # Panics
-    /// When there are more than 65,535 bytes: callers bound names and labels before.
+    /// When there are more than 65,535 bytes: callers bound names and labels beforehand.
     pub fn short_bytes(&mut self, bytes: &[u8]) -> &mut Self {
         let len = u16::try_from(bytes.len()).expect("a short byte string has at most 65,535 bytes");
         self.u16(len).bytes(bytes)
@@ -158,7 +158,7 @@ impl Writer {
     /// Appends bytes preceded by their length as a `u32`.
     ///
     /// # Panics
-    /// When there are 4 GiB or more: callers bound values before.
+    /// When there are 4 GiB or more: callers bound values beforehand.
     pub fn long_bytes(&mut self, bytes: &[u8]) -> &mut Self {
         let len = u32::try_from(bytes.len()).expect("a long byte string is under 4 GiB");
         self.u32(len).bytes(bytes)

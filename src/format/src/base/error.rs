@@ -1,4 +1,4 @@
-//! What can go wrong in the engine, kept distinct up to the command line.
+//! The errors of the engine, kept distinct up to the command line.
 
 use super::cancel::Cancelled;
 use super::name::Name;
@@ -10,38 +10,39 @@ use std::io;
 /// The engine's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the engine refused or failed.
+/// The reason for which the engine refused or failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The device or the host failed.
     #[error("{action}: {source}")]
     Io {
-        /// What was being done, e.g. `"read the pool"`.
+        /// The action that failed, e.g. `"read the pool"`.
         action: &'static str,
         /// The host's error.
         source: io::Error,
     },
-    /// An earlier write or flush failed, and the pool has stopped rather than guess.
+    /// An earlier write or flush failed, and the pool has stopped: it no longer knows what is on
+    /// disk.
     #[error(
         "the pool stopped after a failed {action}: {source}; close it and open it again once the device works"
     )]
     FailStopped {
-        /// What failed first.
+        /// The action that failed first.
         action: &'static str,
-        /// How it failed.
+        /// The error of that action.
         source: io::Error,
     },
-    /// The pool's bytes are not what the engine wrote.
+    /// The pool's bytes are not those that the engine wrote.
     #[error("the pool is damaged: {0}")]
     Corrupt(CorruptKind),
     /// The device holds no pool.
     #[error("this is not a cowshed pool")]
     NotAPool,
-    /// The device holds something and overwriting it was not asked for.
+    /// The device holds data, and the caller did not ask to overwrite it.
     #[error("it already holds {found}; use --force to overwrite it")]
     DeviceNotEmpty {
-        /// What is there, as far as it is known.
+        /// The kind of data, as far as it is known.
         found: &'static str,
     },
     /// The pool was written by a version whose format this one does not know.
@@ -57,10 +58,10 @@ pub enum Error {
     /// Another process has the pool open.
     #[error("the pool is in use by another process")]
     InUse,
-    /// No room is left for this.
+    /// No space is left for this.
     #[error("no space left in the pool; remove something or grow it")]
     NoSpace,
-    /// Nothing has this name or id.
+    /// There is no object of this name or id.
     #[error("there is no {0}")]
     NotFound(Name),
     /// No volume has this id.
@@ -69,20 +70,20 @@ pub enum Error {
     /// The name is taken.
     #[error("{0} exists already")]
     Exists(Name),
-    /// The text is no name.
+    /// The text is not a valid name.
     #[error("a name is 1 to 255 of A-Z a-z 0-9 . _ : / @ -, the first one a letter or digit")]
     InvalidName,
     /// A size that no volume, pool or log can have.
     #[error("{what} must be {} to {}", precise(*min_bytes), precise(*max_bytes))]
     InvalidSize {
-        /// Which size.
+        /// The size's name, for the message.
         what: &'static str,
-        /// The least.
+        /// The smallest valid size.
         min_bytes: u64,
-        /// The most.
+        /// The largest valid size.
         max_bytes: u64,
     },
-    /// The pool's block device is shorter than what was asked for.
+    /// The pool's block device is shorter than the requested size.
     #[error(
         "the block device has {}, and a pool cannot be larger than its device; make the device larger first, or ask for less",
         precise(*device_bytes)
@@ -94,9 +95,9 @@ pub enum Error {
     /// The range does not lie inside the volume.
     #[error("the range {offset_bytes}+{len_bytes} is outside the volume's {size_bytes} bytes")]
     OutOfRange {
-        /// Where it starts.
+        /// The range's offset.
         offset_bytes: u64,
-        /// How long it is.
+        /// The range's length.
         len_bytes: u64,
         /// The volume's size.
         size_bytes: u64,
@@ -121,9 +122,9 @@ pub enum Error {
     /// A label or record is larger than the format allows.
     #[error("{what} is larger than {max_bytes} bytes")]
     TooLarge {
-        /// What is too large.
+        /// The name of what is too large, for the message.
         what: &'static str,
-        /// The most that is allowed.
+        /// The largest allowed size.
         max_bytes: u64,
     },
     /// The pool was opened read-only.
@@ -137,7 +138,7 @@ pub enum Error {
     Cancelled(#[from] Cancelled),
 }
 
-/// Why a pool of another format is refused, and which program to use.
+/// Says why a pool of another format is refused, and which program to use.
 fn incompatible(version: u32, known: u32, features: u64) -> String {
     match version.cmp(&known) {
         Ordering::Less => format!(
@@ -157,13 +158,14 @@ fn incompatible(version: u32, known: u32, features: u64) -> String {
 }
 
 impl Error {
-    /// An `Io` error about `action`.
+    /// Returns an `Io` error about `action`.
     #[must_use]
     pub const fn io(action: &'static str, source: io::Error) -> Self {
         Self::Io { action, source }
     }
 
-    /// Whether the host had no room for a write: room may come, and nothing else is wrong.
+    /// Returns true if the host had no space for a write: space may become free, and nothing else
+    /// is wrong.
     #[must_use]
     pub fn is_host_full(&self) -> bool {
         let Self::Io { source, .. } = self else {
@@ -172,17 +174,17 @@ impl Error {
         matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
     }
 
-    /// Whether the host or the pool had no room.
+    /// Returns true if the host or the pool had no space.
     #[must_use]
     pub fn is_no_room(&self) -> bool {
         matches!(self, Self::NoSpace) || self.is_host_full()
     }
 
-    /// The errno that a file system or block device answers for this error.
+    /// Returns the errno that a file system or block device reports for this error.
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
-            // A quota of the host's is no matter of the volume's user.
+            // To the volume's user, a quota of the host is a lack of space.
             _ if self.is_host_full() => libc::ENOSPC,
             Self::Io { source, .. } | Self::FailStopped { source, .. } => {
                 source.raw_os_error().unwrap_or(libc::EIO)
@@ -206,7 +208,7 @@ impl Error {
         }
     }
 
-    /// A copy, for callers that share one failure (an I/O error keeps its errno).
+    /// Returns a copy, for callers that share one failure (an I/O error keeps its errno).
     #[must_use]
     pub fn copy_io(source: &io::Error) -> io::Error {
         source.raw_os_error().map_or_else(
@@ -222,14 +224,14 @@ impl From<CorruptKind> for Error {
     }
 }
 
-/// Which fact about the format was violated.
+/// The fact about the format that was violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CorruptKind {
     /// No superblock slot is valid.
     #[error("no superblock slot is readable")]
     NoSuperblock,
-    /// A newer superblock than this one, the newest that can be read, was durable.
+    /// A superblock newer than this one, the newest readable one, was durable.
     #[error("the newest superblock cannot be read, only one of generation {}", .0.0)]
     SuperblockLost(Generation),
     /// A superblock field contradicts another or the device.
@@ -252,7 +254,7 @@ pub enum CorruptKind {
         volume: VolumeId,
         /// The block of the volume.
         block: BlockIndex,
-        /// Where it lies.
+        /// The block's address.
         addr: BlockAddr,
     },
     /// A map node does not have the checksum that its pointer holds.
@@ -268,7 +270,7 @@ pub enum CorruptKind {
         /// The block of the volume.
         block: BlockIndex,
     },
-    /// A range that a map says nothing about was given up with a damaged map node.
+    /// A range was given up with a damaged map node.
     #[error("a part of the map was given up with a damaged node")]
     LostRange,
     /// A pointer inside a map node breaks the format.
@@ -302,15 +304,15 @@ pub enum CorruptKind {
     /// A catalogue block or record is ill-formed.
     #[error("the catalogue is ill-formed: {0}")]
     Catalogue(&'static str),
-    /// A log record is damaged though a later one says that it was durable.
+    /// A log record is damaged although a later one says that it was durable.
     #[error("the log is damaged at record {0}, which had been flushed")]
     LogRecord(Sequence),
-    /// A log record is valid but makes no sense here.
+    /// A log record is valid but impossible at this point.
     #[error("log record {sequence} is impossible: {what}")]
     LogReplay {
-        /// Which record.
+        /// The record's sequence.
         sequence: Sequence,
-        /// What is wrong with it.
+        /// The contradiction.
         what: &'static str,
     },
 }

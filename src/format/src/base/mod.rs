@@ -1,6 +1,7 @@
-//! Units, names, errors, the little-endian codec and checksums: what every other room speaks.
+//! Units, names, errors, the little-endian codec and checksums, which all other modules and crates
+//! share.
 //!
-//! Nothing here does input or output, and nothing here knows the pool.
+//! Nothing here does input or output, or knows pools.
 
 pub mod background_yield;
 pub mod cancel;

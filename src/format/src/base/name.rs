@@ -3,15 +3,15 @@
 use super::error::Error;
 use std::fmt;
 
-/// 1 to 255 of `[A-Za-z0-9._:/@-]`, the first one a letter or digit.
+/// A name: 1 to 255 of `[A-Za-z0-9._:/@-]`, the first one a letter or digit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Box<str>);
 
 impl Name {
-    /// The longest name, in bytes.
+    /// Maximum length of a name, in bytes.
     pub const MAX_BYTES: usize = 255;
 
-    /// Checks `text` and makes it a name.
+    /// Checks `text` and returns it as a name.
     ///
     /// # Errors
     /// `InvalidName` when the text is empty, too long, or has a character that is not allowed.
@@ -28,7 +28,7 @@ impl Name {
         }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

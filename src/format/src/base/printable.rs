@@ -1,20 +1,21 @@
-//! Text for people to read: what could move a cursor, forge a line or turn text around is escaped.
+//! Text for people to read: characters that could move a cursor, forge a line or reverse text are
+//! escaped.
 //!
-//! Names of files, images' labels and histories and error texts may come from strangers. JSON is
-//! not escaped here: its encoder keeps every character exactly.
+//! File names, error texts, and images' labels and histories may come from strangers. JSON is not
+//! escaped here: its encoder keeps every character exactly.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// `text` on one line: each control character is escaped, line ends and tabs included.
+/// Returns `text` on one line: each control character is escaped, line ends and tabs included.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, is_unprintable)
 }
 
-/// `text` with its line ends and tabs, but every other control character escaped.
+/// Returns `text` with its line ends and tabs, but every other control character escaped.
 #[must_use]
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| {
@@ -22,7 +23,7 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// A path on one line; bytes that are no UTF-8 are shown as `\xNN`.
+/// Returns a path on one line; bytes that are not UTF-8 are shown as `\xNN`.
 #[must_use]
 pub fn printable_path(path: &Path) -> String {
     let mut shown = String::new();
@@ -51,7 +52,8 @@ fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Control characters, and those of Unicode that end a line or change the direction of text.
+/// Returns true for control characters, and for those of Unicode that end a line or change the
+/// direction of text.
 fn is_unprintable(character: char) -> bool {
     character.is_control()
         || matches!(

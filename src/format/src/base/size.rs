@@ -1,13 +1,13 @@
 //! Sizes as tables and messages show them: three digits and a unit (`1.50 GiB`).
 
-/// `len_bytes` for people: exact below 1 KiB, three digits above.
+/// Returns `len_bytes` for people: exact below 1 KiB, three digits above.
 #[must_use]
 pub fn human(len_bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if len_bytes < 1024 {
         return format!("{len_bytes} B");
     }
-    // In hundredths of a unit, rounded to the nearest, so that no float is needed.
+    // In hundredths of a unit, rounded to the nearest, to avoid floats.
     let mut unit = 0;
     let mut hundredths = rounded_hundredths(len_bytes, 10);
     while hundredths >= 1024 * 100 && unit + 1 < UNITS.len() {
@@ -22,7 +22,7 @@ pub fn human(len_bytes: u64) -> String {
     }
 }
 
-/// `len_bytes` for people who compare with it: in whole units, or with its bytes.
+/// Returns `len_bytes` for people who compare it: in whole units if possible, otherwise in bytes.
 #[must_use]
 pub fn precise(len_bytes: u64) -> String {
     const UNITS: [(u32, &str); 4] = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];

@@ -1,8 +1,8 @@
-//! The units of the engine as types, so that a block address is never taken for a block index.
+//! The units of the engine as types, so that a block address cannot be mistaken for a block index.
 
 use std::fmt;
 
-/// Bytes in a block: the unit of allocation, mapping, checksum and sharing.
+/// Number of bytes in a block, the unit of allocation, mapping, checksum and sharing.
 pub const BLOCK_BYTES: usize = 4096;
 /// `log2(BLOCK_BYTES)`.
 pub const BLOCK_SHIFT: u32 = 12;
@@ -22,15 +22,15 @@ macro_rules! unit {
 }
 
 unit!(
-    /// Where a block lies in the pool, counted in blocks from the start of the device.
+    /// The address of a block in the pool, counted in blocks from the start of the device.
     BlockAddr
 );
 unit!(
-    /// Which block of a volume, counted in blocks from the volume's start.
+    /// The index of a block of a volume, counted in blocks from the volume's start.
     BlockIndex
 );
 unit!(
-    /// Identifies a volume for the life of the pool; never used again after removal.
+    /// Identifies a volume for the life of the pool; never reused after removal.
     VolumeId
 );
 unit!(
@@ -43,7 +43,7 @@ unit!(
 );
 
 impl BlockAddr {
-    /// The byte offset of the block in the device.
+    /// Returns the byte offset of the block in the device.
     #[must_use]
     pub const fn offset_bytes(self) -> u64 {
         self.0 << BLOCK_SHIFT
@@ -54,7 +54,7 @@ impl Generation {
     /// The largest generation that a pointer can hold.
     pub const MAX: Self = Self((1 << 48) - 1);
 
-    /// The generation after this one.
+    /// Returns the generation after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
@@ -62,14 +62,14 @@ impl Generation {
 }
 
 impl Sequence {
-    /// The sequence after this one.
+    /// Returns the sequence after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 }
 
-/// How many whole blocks hold `len_bytes`.
+/// Returns the number of whole blocks that hold `len_bytes`.
 #[must_use]
 pub const fn blocks_for(len_bytes: u64) -> u64 {
     len_bytes.div_ceil(BLOCK_BYTES as u64)

@@ -1,21 +1,23 @@
-//! Telling whoever owns a thread that it is about to wait for long: for room in a full pool, say.
+//! Telling a thread's owner that the thread is about to wait for long, for example for space in a
+//! full pool.
 //!
-//! A thread that serves many must not simply wait: its owner may start another in its place, or
-//! refuse. A thread without an owner may wait as it likes. Locks and I/O are no waits of this kind.
+//! A thread that serves many clients must not simply wait: its owner may start another thread in
+//! its place, or refuse. A thread without an owner may wait freely. Locks and I/O do not count as
+//! waits here.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
-/// What stands behind a thread that may be asked to wait.
+/// The owner of a thread, which is asked before the thread waits.
 pub trait Owner: Send + Sync {
-    /// Whether the thread may wait now; `ended` follows each `true`.
+    /// Returns true if the thread may wait now; a call of `ended` follows each `true`.
     fn may_begin(&self) -> bool;
 
-    /// The thread goes on.
+    /// Tells the owner that the thread's wait is over.
     fn ended(&self);
 
-    /// Whether what the thread is at will be begun anew elsewhere, as it may not wait here: however
-    /// it ends here, that is not how it ends.
+    /// Returns true if the thread may not wait here and its present work will be started anew
+    /// elsewhere: then the work's result here is not final.
     fn begins_anew(&self) -> bool {
         false
     }
@@ -25,25 +27,25 @@ thread_local! {
     static OWNER: RefCell<Option<Arc<dyn Owner>>> = const { RefCell::new(None) };
 }
 
-/// Makes `owner` the one that is asked when this thread is about to wait.
+/// Makes `owner` the one that is asked before this thread waits.
 pub fn own_thread(owner: Arc<dyn Owner>) {
     OWNER.set(Some(owner));
 }
 
-/// Makes this thread one whose owner lets it wait, unless it has an owner.
+/// Gives this thread an owner that lets it wait, unless it has an owner.
 pub fn own_freely() {
     OWNER.with_borrow_mut(|owner| {
         owner.get_or_insert_with(|| Arc::new(Free));
     });
 }
 
-/// Returns true if this thread has an owner: it serves what is mounted or attached.
+/// Returns true if this thread has an owner, that is, serves a mount or an attached device.
 #[must_use]
 pub fn is_owned() -> bool {
     OWNER.with_borrow(Option::is_some)
 }
 
-/// The owner of a thread that has nothing else to do.
+/// The owner of a thread that may always wait.
 struct Free;
 
 impl Owner for Free {
@@ -54,11 +56,11 @@ impl Owner for Free {
     fn ended(&self) {}
 }
 
-/// The time of a wait: it ends when this is dropped, in the same thread.
+/// A wait in progress: it ends when this is dropped, in the same thread.
 #[must_use]
 pub struct Waiting(Option<Arc<dyn Owner>>);
 
-/// Begins a wait; `None` when this thread must not wait, and has to answer at once.
+/// Begins a wait; `None` if this thread must not wait and has to return at once.
 pub fn begin() -> Option<Waiting> {
     let owner = OWNER.with_borrow(Clone::clone);
     match owner {
@@ -67,7 +69,8 @@ pub fn begin() -> Option<Waiting> {
     }
 }
 
-/// Whether what this thread is at will be begun anew elsewhere, so that its failure is none.
+/// Returns true if this thread's present work will be started anew elsewhere, so that its failure
+/// here does not count.
 #[must_use]
 pub fn begins_anew() -> bool {
     OWNER.with_borrow(|owner| owner.as_ref().is_some_and(|owner| owner.begins_anew()))
@@ -113,7 +116,7 @@ mod tests {
             drop(waiting);
             assert!(begin().is_some());
             assert_eq!(room.0.load(SeqCst), 1);
-            // The owner stays.
+            // The present owner stays.
             own_freely();
             let _waiting = begin();
             assert_eq!(room.0.load(SeqCst), 0);

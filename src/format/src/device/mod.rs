@@ -1,14 +1,14 @@
-//! Where a pool's bytes lie: a regular file, a block device, or memory for tests.
+//! Devices, which hold a pool's bytes: a regular file, a block device, or memory for tests.
 //!
 //! A device is a flat range of bytes with positioned reads and writes that are exact (all or an
-//! error), one barrier (`flush`), and a log region. It knows nothing of blocks' meaning.
+//! error), one barrier (`flush`), and a log region. It does not interpret the bytes.
 //!
 //! # Invariants
-//! - All calls take `&self` and may run at once on any threads.
+//! - All calls take `&self` and may run concurrently on any threads.
 //! - Offsets and lengths of `read_at`, `write_at` and `discard` are multiples of 4,096. Buffers
 //!   may lie anywhere in memory; a device that needs alignment copies.
-//! - When `flush` returns, all that was written, stored or discarded by calls that had returned
-//!   before it was called survives a power cut.
+//! - When `flush` returns, everything that was written, stored or discarded by calls that had
+//!   returned before it was called survives a power cut.
 //! - A write or a store that has returned survives the death of the process.
 
 mod fail_stop;
@@ -33,13 +33,14 @@ use std::os::fd::BorrowedFd;
 
 /// A flat range of bytes with exact positioned I/O, one barrier, and a mapped log region.
 pub trait Device: Send + Sync {
-    /// The device's length in bytes.
+    /// Returns the device's length in bytes.
     fn len_bytes(&self) -> u64;
 
     /// Fills `buf` from `offset_bytes`.
     ///
     /// # Errors
-    /// `Io` when the device fails or ends before; `buf` then holds anything.
+    /// `Io` when the device fails or ends before the range; the contents of `buf` are then
+    /// unspecified.
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()>;
 
     /// Writes all of `buf` at `offset_bytes`.
@@ -54,16 +55,16 @@ pub trait Device: Send + Sync {
     /// As `write_at`.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()>;
 
-    /// The barrier: makes everything before it durable.
+    /// Makes all earlier changes durable: the barrier.
     ///
     /// # Errors
     /// `Io`, after which nothing written since the last good flush is known to be durable.
     fn flush(&self) -> Result<()>;
 
-    /// Tells the host that a range holds nothing; it may read as anything afterwards.
+    /// Tells the host that a range is no longer used; afterwards it may read as anything.
     ///
     /// # Errors
-    /// `Io` when the host fails; a host that cannot discard answers `Ok`.
+    /// `Io` when the host fails; a host that cannot discard returns `Ok`.
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()>;
 
     /// Makes the device at least `len_bytes` long, where it can grow.
@@ -72,9 +73,9 @@ pub trait Device: Send + Sync {
     /// `Io`, or `BeyondDevice` for a device of fixed size that is shorter.
     fn grow(&self, len_bytes: u64) -> Result<()>;
 
-    /// Sets aside the log region: allocated on the host where that has room, and mapped where a
-    /// store into a mapping cannot fail for want of room. Called before the first `store_log`;
-    /// called again, it must name the same region.
+    /// Sets aside the log region: allocated on the host where that has space, and mapped where a
+    /// store into a mapping cannot fail for lack of space. Called before the first `store_log`;
+    /// further calls must name the same region.
     ///
     /// # Errors
     /// `Io` when the host cannot map it.
@@ -84,38 +85,40 @@ pub trait Device: Send + Sync {
     /// call where the region is mapped. Any alignment and length inside the region.
     ///
     /// # Errors
-    /// `Io`, such as `ENOSPC` of a copy-on-write host without room; any part may then be stored.
+    /// `Io`, such as `ENOSPC` of a copy-on-write host without space; any part may then be stored.
     ///
     /// # Panics
     /// When the range is outside the region that `map_log` set aside.
     fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Bytes that the device takes on its host (for a sparse file, what is allocated).
+    /// Returns the number of bytes that the device takes on its host (for a sparse file, the
+    /// allocated bytes).
     ///
     /// # Errors
-    /// `Io` when the host does not say.
+    /// `Io` when the host does not tell.
     fn host_bytes(&self) -> Result<u64>;
 
-    /// Bytes that the host has left for what the device does not take yet; `None` for a device
-    /// that has all its space, or whose host has no limit.
+    /// Returns the number of bytes that the host has left for the device to allocate; `None` for a
+    /// device that has all its space, or whose host has no limit.
     ///
     /// # Errors
-    /// `Io` when the host does not say.
+    /// `Io` when the host does not tell.
     fn host_free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
     }
 
-    /// Sets aside `len_bytes` of the host behind the device's end, where nobody reads or writes and
-    /// a copy that shares the device's extents shares nothing; tells how much is set aside now, by
-    /// earlier calls too. `None` for a device or a host without such space.
+    /// Reserves `len_bytes` of the host behind the device's end, where nothing is read or written,
+    /// and which a copy that shares the device's extents does not share. Returns the number of
+    /// bytes reserved now, by earlier calls too; `None` for a device or a host that cannot reserve.
     ///
     /// # Errors
-    /// `Io` when the host does not say what there is. That it has no room is no error.
+    /// `Io` when the host does not tell what is there. A host without space is not an error.
     fn reserve_host_bytes(&self, _len_bytes: u64) -> Result<Option<u64>> {
         Ok(None)
     }
 
-    /// Gives all that was set aside behind the device's end to the host; tells how much that was.
+    /// Gives all space reserved behind the device's end back to the host; returns the number of
+    /// bytes.
     ///
     /// # Errors
     /// `Io` when the host refuses.
@@ -123,13 +126,13 @@ pub trait Device: Send + Sync {
         Ok(0)
     }
 
-    /// The descriptors through which it works, for a thread that gives up all others. They stay
-    /// the same as long as the device lives.
+    /// Returns the descriptors that the device works through, for a thread that gives up all
+    /// others. They stay the same as long as the device lives.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
 
-    /// Whether reads and writes go past the host's page cache.
+    /// Returns true if reads and writes bypass the host's page cache.
     fn is_direct(&self) -> bool {
         false
     }
@@ -160,7 +163,7 @@ fn check_blocks(
     Err(Error::io(action, source))
 }
 
-/// The pieces of `bufs` end to end.
+/// Returns the pieces of `bufs` end to end.
 fn gather(bufs: &[IoSlice<'_>]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(bufs.iter().map(|piece| piece.len()).sum());
     for piece in bufs {

@@ -1,13 +1,12 @@
-//! A device that is only read, for a pool whose host takes no writes.
+//! A device that is only read, for a pool whose host refuses writes.
 //!
-//! What recovery writes is kept in memory, in whole blocks, and read back from there; nothing of it
-//! reaches the device below, and all of it is gone with this. It holds what a recovery writes (the
-//! metadata that the log changes), not what users write: a pool that is open read-only refuses
-//! them.
+//! Blocks that recovery writes are kept in memory and read back from there; none of them reaches
+//! the device below, and all are gone when this is dropped. They are metadata that the log changes,
+//! not users' data: a pool that is open read-only refuses users' writes.
 //!
 //! # Invariants
 //! - The device below is only read.
-//! - A read returns what was written last here, else what the device below holds.
+//! - A read returns the bytes last written here, otherwise those of the device below.
 
 use super::{Device, check_blocks};
 use crate::base::sync::{Mutex, RwLock};
@@ -20,17 +19,17 @@ use std::sync::Arc;
 
 type Block = Box<[u8; BLOCK_BYTES]>;
 
-/// Reads from another device, and keeps what is written in memory.
+/// Reads from another device, and keeps writes in memory.
 pub struct ReadOnlyDevice {
     inner: Arc<dyn Device>,
-    /// What was written, by block number.
+    /// The written blocks, by block number.
     written: RwLock<BTreeMap<u64, Block>>,
     /// The log region.
     log: Mutex<Range<u64>>,
 }
 
 impl ReadOnlyDevice {
-    /// Reads from `inner`.
+    /// Returns a device that reads from `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Device>) -> Self {
         Self {

@@ -1,6 +1,6 @@
 //! The entries of a node in memory: one writer at a time, any number of readers, no lock.
 //!
-//! A sequence lock: the writer makes the version odd while it writes; a reader that met an odd or
+//! A sequence lock: the writer makes the version odd while it writes; a reader that sees an odd or
 //! a changed version reads again. All cells are atomics, so a torn read is noticed and harmless.
 
 #[cfg(feature = "loom")]
@@ -14,7 +14,7 @@ use sync::spin_loop;
 #[cfg(not(feature = "loom"))]
 use cowshed_format::base::sync;
 
-/// The atomics as loom has them.
+/// Loom's versions of the atomics.
 #[cfg(feature = "loom")]
 mod sync {
     pub(super) use loom::hint::spin_loop;
@@ -36,8 +36,8 @@ impl Default for SharedEntries {
 }
 
 impl SharedEntries {
-    /// Reads entries `first..first + out.len()` as they stood at one moment; `None` while a
-    /// writer is at it.
+    /// Reads entries `first..first + out.len()` as they were at one moment; `None` while a writer
+    /// writes.
     pub(super) fn try_read(&self, first: usize, out: &mut [Pointer]) -> Option<()> {
         let version = self.version.load(Ordering::Acquire);
         if version & 1 != 0 {
@@ -52,7 +52,7 @@ impl SharedEntries {
         (self.version.load(Ordering::Relaxed) == version).then_some(())
     }
 
-    /// As `try_read`, waiting for the writer, who holds on for less than a microsecond.
+    /// Reads as `try_read` does, but waits for the writer, which takes less than a microsecond.
     pub(super) fn read(&self, first: usize, out: &mut [Pointer]) {
         while self.try_read(first, out).is_none() {
             spin_loop();
@@ -81,7 +81,7 @@ impl SharedEntries {
             .store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// Entries of their own that say the same.
+    /// Returns independent entries with the same values.
     pub(super) fn duplicate(&self) -> Self {
         loop {
             let version = self.version.load(Ordering::Acquire);
@@ -101,7 +101,7 @@ impl SharedEntries {
         }
     }
 
-    /// A copy of all entries.
+    /// Returns a copy of all entries.
     pub(super) fn copy(&self) -> Box<Entries> {
         let mut out = Box::new([Pointer::HOLE; NODE_ENTRIES]);
         self.read(0, &mut *out);

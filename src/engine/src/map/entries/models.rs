@@ -1,5 +1,5 @@
-//! The entries of a node in every order of their reads and writes and with every stale value that
-//! the memory model allows: a reader never sees half of a write.
+//! Models of a node's entries that run every order of their reads and writes, with every stale
+//! value that the memory model allows: a reader never sees half of a write.
 
 #![allow(clippy::unwrap_used, reason = "a model fails by panicking")]
 
@@ -31,7 +31,8 @@ fn explore(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// The same two pointers at both places, or not yet: never one of each, nor a mixture of halves.
+/// Asserts that both places hold the same two pointers or neither does: never one of each, nor a
+/// mixture of halves.
 fn assert_whole(seen: [Pointer; 2]) {
     assert_eq!(seen[0], seen[1], "two entries of different writes");
     if !seen[0].is_hole() {

@@ -1,11 +1,11 @@
-//! A map node that cannot be read costs what lies below it, and nothing else.
+//! A map node that cannot be read costs the blocks below it, and nothing else.
 
 use super::*;
 use crate::map::Link;
 use cowshed_format::node;
 use std::sync::atomic::Ordering;
 
-/// A volume of `size_bytes` whose first two leaves are full of data, read from the device.
+/// Returns a volume of `size_bytes` whose first two leaves are full of data, read from the device.
 fn two_leaves(size_bytes: u64) -> (Arc<MemoryDevice>, Pool, Volume) {
     let (device, pool) = fresh(64 * MIB);
     let volume = pool.create_volume(&name("v"), size_bytes).unwrap();
@@ -17,7 +17,7 @@ fn two_leaves(size_bytes: u64) -> (Arc<MemoryDevice>, Pool, Volume) {
     (device, pool, volume)
 }
 
-/// Where the second leaf of a map of two levels lies, in bytes.
+/// Returns the offset of the second leaf of a map of two levels, in bytes.
 fn second_leaf(device: &MemoryDevice, volume: &Volume) -> u64 {
     let Link::Stored(root) = volume.core.tree.root_to_keep().link else {
         panic!("the root is not stored")
@@ -29,7 +29,7 @@ fn second_leaf(device: &MemoryDevice, volume: &Volume) -> u64 {
     node::decode(&bytes)[1].addr().offset_bytes()
 }
 
-/// Damages a block; answers what it held.
+/// Damages a block; returns its former contents.
 fn damage(device: &MemoryDevice, offset_bytes: u64) -> [u8; 4096] {
     let mut bytes = [0; 4096];
     device.read_at(&mut bytes, offset_bytes).unwrap();
@@ -74,7 +74,7 @@ fn a_child_of_a_half_settled_volume_is_settled_after_it() {
     let (device, pool, volume) = two_leaves(2 * MIB);
     let frozen = pool.snapshot(&volume, &name("s")).unwrap();
     let leaf = second_leaf(&device, &frozen);
-    // The child has a first leaf and a second one of its own.
+    // The child has a first leaf and a second leaf of its own.
     for block in [3, 300] {
         volume.write_at(&pattern(9, 4096), block * 4096).unwrap();
     }
@@ -142,7 +142,7 @@ fn a_full_pool_with_a_damaged_removed_volume_still_removes() {
     pool.remove(&filler).unwrap();
 }
 
-/// Found by fuzzing: a count that the disk gave wrong was taken for a fault of the engine.
+/// Found by fuzzing: a wrong count on disk was taken for a fault of the engine.
 #[test]
 fn a_removed_volume_whose_own_blocks_were_miscounted_goes_all_the_same() {
     let (device, pool, volume) = two_leaves(2 * MIB);

@@ -1,4 +1,4 @@
-//! What happens while something else is under way: a device that lets a test step in at a call.
+//! Events during other work: a device that lets a test act before a call.
 
 use super::*;
 use cowshed_format::base::Result;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The calls before which a test can step in.
+/// The calls before which a test can act.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Call {
     Read,
@@ -179,7 +179,7 @@ fn a_walk_starts_anew_when_the_nodes_under_it_are_used_again() {
         let pool = Pool::open(Arc::clone(&stage) as Arc<dyn Device>, &options()).unwrap();
         let (volume, base) = (pool.volume("v").unwrap(), pool.volume("base").unwrap());
         let writer = volume.clone();
-        // Every node moves, and the old places are taken by data.
+        // Every node moves, and data takes the old places.
         stage.before(Call::Read, move || {
             for turn in 0..3u8 {
                 for leaf in 0..4u64 {
@@ -237,7 +237,7 @@ fn a_volume_that_is_removed_under_a_read_is_gone_and_not_damaged() {
 fn a_removed_volume_answers_that_it_is_gone_and_not_that_it_is_frozen() {
     let (_stage, pool) = staged(16 * MIB);
     let doomed = pool.create_volume(&name("doomed"), 8 * MIB).unwrap();
-    // As a caller does that has looked at the size before the volume was removed.
+    // As a caller does that has read the size before the volume was removed.
     pool.remove(&doomed).unwrap();
     let found = doomed.check_unfrozen();
     assert!(matches!(found, Err(Error::NoSuchVolume(_))), "{found:?}");

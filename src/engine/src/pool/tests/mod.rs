@@ -1,4 +1,4 @@
-//! The engine by itself, on a device in memory.
+//! The engine alone, on a device in memory.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -63,7 +63,7 @@ fn a_pool_that_is_open_read_only_is_recovered_in_memory_and_refuses_every_change
     pool.flush().unwrap();
     let expected = content(&volume);
     drop((volume, pool));
-    // Whether the log has records to replay or the pool was closed.
+    // With records to replay in the log, and after the pool was closed.
     for closed in [false, true] {
         if closed {
             reopen(&device).close().unwrap();
@@ -287,7 +287,7 @@ fn closing_a_pool_while_a_checkpoint_begins_succeeds() {
             Ok(volume) => volume,
             Err(_) => pool.create_volume(&name("v"), MIB).unwrap(),
         };
-        // A log that is half full asks for a checkpoint in the background.
+        // A half-full log requests a checkpoint in the background.
         while pool.status().unwrap().log_used_bytes < 33 << 10 {
             volume.write_at(&pattern(round, 4096), 0).unwrap();
         }

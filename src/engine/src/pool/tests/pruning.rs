@@ -1,11 +1,11 @@
-//! Removed volumes that several others share, and a crash while something of them is freed. The
+//! Removed volumes that several others share, and a crash while some of their blocks are freed. The
 //! rest is in tests/pruning.rs.
 
 use super::*;
 
 const BLOCK: u64 = 4096;
 
-/// A volume of `blocks` blocks, a removed snapshot of it, and clones of that.
+/// Returns a volume of `blocks` blocks, and clones of a removed snapshot of it.
 fn family(pool: &Pool, blocks: u64, clones: u64) -> (Volume, Vec<Volume>) {
     let volume = pool.create_volume(&name("v"), MIB * 16).unwrap();
     for block in 0..blocks {
@@ -33,7 +33,7 @@ fn a_crash_while_shared_blocks_are_freed_loses_nothing() {
         it.write_at(&pattern(3, 500 * 4096), 0).unwrap();
     }
     let before: Vec<_> = clones.iter().chain([&volume]).map(content).collect();
-    // Freed, but no checkpoint holds it yet: what is written now must not take its place.
+    // Freed, but no checkpoint holds that yet: new writes must not take the blocks' place.
     pool.shared.reclaim_all(prune::Pace::Now).unwrap();
     volume.write_at(&pattern(4, 4096), 900 * BLOCK).unwrap();
     pool.flush().unwrap();

@@ -1,10 +1,10 @@
-//! A process that goes on where another one died, on the same kernel.
+//! A process that continues where another one died, on the same kernel.
 
 use super::*;
 use cowshed_format::base::Generation;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What outlives a process.
+/// Memory that outlives a process.
 #[derive(Clone, Default)]
 struct Memory(Arc<AtomicU64>);
 
@@ -33,7 +33,7 @@ impl Memory {
     }
 }
 
-/// A recorded device with a pool, whose durable superblocks are noted.
+/// Returns a recorded device with a pool, whose durable superblocks are noted.
 fn watched() -> (Arc<MemoryDevice>, Pool, Memory) {
     let made = MemoryDevice::new(16 * MIB);
     Pool::create(&made, &CreateOptions::default()).unwrap();
@@ -65,7 +65,7 @@ fn resuming_takes_no_barrier_and_finds_every_write() {
         model[at..at + 9000].copy_from_slice(&bytes);
     }
     assert_eq!(device.flushes(), barriers);
-    // A flush covers what earlier lives wrote.
+    // A flush covers the writes of earlier lives.
     let pool = memory.resume(&device);
     pool.flush().unwrap();
     assert_eq!(device.flushes(), barriers + 1);
@@ -152,7 +152,7 @@ fn a_record_that_was_lost_with_later_ones_behind_it_gets_a_new_salt() {
     device.read_at(&mut block, lost).unwrap();
     block[usize::try_from(places[1] % 4096).unwrap()] ^= 1;
     device.write_at(&block, lost).unwrap();
-    // None of the later ones says that it was durable.
+    // None of the later records says that the lost one was durable.
     let pool = memory.resume(&device);
     let volume = pool.volume("v").unwrap();
     assert!(content(&volume)[..4096] == pattern(1, 4096));
@@ -200,7 +200,7 @@ fn what_a_removed_volume_had_promised_is_promised_until_a_checkpoint_holds_its_r
     pool.remove(&sparse).unwrap();
     drop(sparse);
     pool.shared.reclaim_all(prune::Pace::Now).unwrap();
-    // All that can be written is, without a checkpoint.
+    // Everything that fits is written, without a checkpoint.
     let volume = pool.create_volume(&name("v"), 64 * MIB).unwrap();
     let mut written = 0;
     let bytes = pattern(2, 4096);

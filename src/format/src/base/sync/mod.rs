@@ -1,9 +1,9 @@
-//! The locks and atomics of the engine, in one place, so that a model checker can put its own in
-//! theirs: with the feature `shuttle` (`tools/models`) these are the checker's, and the engine runs
-//! in every order that threads could take.
+//! The locks and atomics of the engine, in one place, so that a model checker can replace them by
+//! its own: with the feature `shuttle` (`tools/models`) these are the checker's, and the engine
+//! runs in every order that threads could take.
 //!
-//! Here it is nothing but names. What is not taken from here is invisible to the models: a plain
-//! `Arc` or `OnceLock` is one step there.
+//! This module only re-exports names. The models do not see synchronization that is not taken from
+//! here: to them, a plain `Arc` or `OnceLock` is one step.
 
 #[cfg(feature = "shuttle")]
 mod modelled;

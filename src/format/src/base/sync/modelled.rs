@@ -1,5 +1,5 @@
-//! The engine's locks and atomics as the checker has them: the names of `sync`, with the calls that
-//! the engine makes.
+//! The checker's versions of the engine's locks and atomics: the names of `sync`, with the calls
+//! that the engine makes.
 
 #![allow(
     missing_docs,
@@ -19,7 +19,7 @@ pub use shuttle::sync::atomic;
 pub use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};
 pub use shuttle::thread_local;
 
-/// A point at which the checker may let another thread go on.
+/// Lets the checker run another thread.
 fn point() {
     shuttle::thread::sleep(Duration::ZERO);
 }
@@ -109,7 +109,7 @@ impl Condvar {
     }
 }
 
-/// The checker has no clock: whoever waits is woken by somebody.
+/// The checker has no clock: a waiter is always woken by another thread.
 pub struct WaitResult;
 
 impl WaitResult {

@@ -1,15 +1,15 @@
 //! Fail-stop: after the first failed change of a device, nothing more is changed.
 //!
-//! A host forgets what it could not write back once it has reported the failure, so that a second
-//! flush would succeed without the data. Nothing is tried again, therefore; what is known to be
-//! durable can still be read, and opening the pool again recovers from that.
+//! Once a host has reported a failed write-back, it forgets the data, so a second flush would
+//! succeed without it. Therefore nothing is retried. What is known to be durable can still be read,
+//! and opening the pool again recovers from that.
 //!
 //! # Invariants
-//! - Once a write, store or flush has failed, every later change and flush answers `FailStopped`.
-//! - A flush answers `Ok` only if no flush failed before it: flushes run one at a time, because
-//!   a host reports a failed writeback to only one of several that run at once.
-//! - A failed read or discard stops nothing. Neither does a write or store for which the host had
-//!   no room: it was answered as an error, nobody was told that it is there, and room may come.
+//! - Once a write, store or flush has failed, every later change and flush returns `FailStopped`.
+//! - A flush returns `Ok` only if no flush failed before it. Flushes run one at a time, because a
+//!   host reports a failed write-back to only one of several that run at once.
+//! - A failed read or discard stops nothing. Neither does a write or store that the host had no
+//!   space for: its caller got an error, so nobody relies on the data, and space may become free.
 
 use super::Device;
 use crate::base::sync::Mutex;
@@ -18,7 +18,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 
-/// What failed first, and how.
+/// The first failed action, and its error.
 struct Failure {
     action: &'static str,
     source: io::Error,
@@ -36,19 +36,19 @@ impl Failure {
 /// A device that stops for good at the first failed change.
 pub struct FailStopDevice {
     inner: Arc<dyn Device>,
-    /// Set once. To look at it costs one atomic load.
+    /// Set once. Checking it costs one atomic load.
     first: OnceLock<Failure>,
-    /// Held over a flush.
+    /// Held during a flush.
     flushing: Mutex<()>,
-    /// Called at the first failure, before anybody is answered with it.
+    /// Called at the first failure, before any caller gets the error.
     alarm: OnceLock<Alarm>,
 }
 
-/// Who is to know at once that a device has failed.
+/// A callback that learns at once that a device has failed.
 pub type Alarm = Box<dyn Fn() + Send + Sync>;
 
 impl FailStopDevice {
-    /// Puts a fail-stop before `inner`.
+    /// Returns a fail-stop device over `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Device>) -> Self {
         Self {
@@ -59,13 +59,13 @@ impl FailStopDevice {
         }
     }
 
-    /// Has `alarm` called when the device stops, in the thread that met the failure and before it
-    /// is answered. The first one given counts.
+    /// Registers `alarm`, which is called when the device stops, in the thread that met the failure
+    /// and before that thread's call returns. Only the first registered alarm counts.
     pub fn on_failure(&self, alarm: Alarm) {
         let _ = self.alarm.set(alarm);
     }
 
-    /// The `FailStopped` error that changes now get, if one has failed.
+    /// Returns the `FailStopped` error that changes now get, if a change has failed.
     #[must_use]
     pub fn error(&self) -> Option<Error> {
         self.first.get().map(Failure::to_error)
@@ -78,7 +78,7 @@ impl FailStopDevice {
         }
     }
 
-    /// Stops the device. Of several failures at once, the first one here is kept.
+    /// Stops the device. Of several simultaneous failures, the first to get here is kept.
     fn stop(&self, action: &'static str, error: &Error) {
         let source = match error {
             Error::Io { source, .. } | Error::FailStopped { source, .. } => Error::copy_io(source),

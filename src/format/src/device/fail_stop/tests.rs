@@ -154,7 +154,7 @@ fn the_first_failure_is_the_one_that_is_told() {
     ));
 }
 
-/// Reports a failed writeback to one flush only, as a kernel does, and takes its time with it.
+/// Reports a failed write-back to one flush only, as a kernel does, and is slow to report it.
 struct ForgetfulHost {
     memory: MemoryDevice,
     flushes: AtomicU64,

@@ -1,12 +1,12 @@
 //! A device that fails on purpose, for tests: any operation, at its nth call, once or for ever,
 //! with nothing or only half of it done.
 //!
-//! It sits before another device and is told explicitly what is to fail; a seed can choose when.
+//! It wraps another device and is told explicitly which calls fail; a seed can choose when.
 //!
 //! # Invariants
-//! - A call that fails with `Errno` does not reach the device behind; one that fails with `Short`
+//! - A call that fails with `Errno` does not reach the wrapped device; one that fails with `Short`
 //!   reaches it with its first half.
-//! - Every call is counted, failed or not, from one.
+//! - Every call is counted from one, failed or not.
 
 use super::{Device, gather};
 use crate::base::{BLOCK_BYTES, Error, Result};
@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What can be made to fail.
+/// An operation that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// `read_at`.
@@ -61,7 +61,7 @@ impl Operation {
     }
 }
 
-/// How long a fault lasts.
+/// The duration of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lasting {
     /// The nth call alone fails.
@@ -70,7 +70,7 @@ pub enum Lasting {
     Forever,
 }
 
-/// What a failing call does before it answers with an errno.
+/// What a failing call does before it returns an errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing.
@@ -87,7 +87,7 @@ impl Effect {
         }
     }
 
-    /// How much of `len` is done, in whole `unit`s.
+    /// Returns how much of `len` is done, in whole `unit`s.
     const fn done(self, len: usize, unit: usize) -> usize {
         match self {
             Self::Errno(_) => 0,
@@ -99,19 +99,19 @@ impl Effect {
 /// One planned fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What fails.
+    /// The operation that fails.
     pub operation: Operation,
-    /// Which call of it fails, counted from one since the device was made.
+    /// The number of the failing call, counted from one since the device was made.
     pub nth: u64,
-    /// How long it lasts.
+    /// The duration of the fault.
     pub lasting: Lasting,
     /// What the failing call does.
     pub effect: Effect,
 }
 
 impl Fault {
-    /// A single fault that `seed` chooses: one of `operations`, at one of its first `within`
-    /// calls, with EIO, short or not. One seed always chooses the same.
+    /// Returns a single fault chosen by `seed`: one of `operations`, at one of its first `within`
+    /// calls, with EIO, short or not. One seed always chooses the same fault.
     ///
     /// # Panics
     /// When `operations` is empty or `within` is zero.
@@ -140,7 +140,7 @@ impl Fault {
     }
 }
 
-/// A device that fails as planned and otherwise does what the one behind it does.
+/// A device that fails as planned and otherwise does what the wrapped device does.
 pub struct FaultyDevice {
     inner: Arc<dyn Device>,
     plan: RwLock<Vec<Fault>>,
@@ -149,7 +149,7 @@ pub struct FaultyDevice {
 }
 
 impl FaultyDevice {
-    /// A device without faults before `inner`.
+    /// Returns a device over `inner` without faults.
     #[must_use]
     pub fn new(inner: Arc<dyn Device>) -> Self {
         Self {
@@ -180,19 +180,19 @@ impl FaultyDevice {
         self.plan.write().clear();
     }
 
-    /// How often `operation` was called.
+    /// Returns the number of calls of `operation`.
     #[must_use]
     pub fn calls(&self, operation: Operation) -> u64 {
         self.calls[operation.index()].load(Ordering::SeqCst)
     }
 
-    /// How many calls failed as planned.
+    /// Returns the number of calls that failed as planned.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::SeqCst)
     }
 
-    /// Counts the call and says how it is to fail, if it is.
+    /// Counts the call and returns how it is to fail, if at all.
     fn next(&self, operation: Operation) -> Option<Effect> {
         let call = self.calls[operation.index()].fetch_add(1, Ordering::SeqCst) + 1;
         let plan = self.plan.read();
@@ -256,7 +256,7 @@ impl Device for FaultyDevice {
         let Some(effect) = self.next(Operation::Discard) else {
             return self.inner.discard(offset_bytes, len_bytes);
         };
-        // A range too long for memory's lengths is longer than any test's device.
+        // A range beyond `usize` is longer than any test's device.
         let done = effect.done(usize::try_from(len_bytes).unwrap_or(0), BLOCK_BYTES);
         if done > 0 {
             self.inner.discard(offset_bytes, done as u64)?;

@@ -10,7 +10,7 @@ const ALL: [Operation; Operation::COUNT] = [
     Operation::Grow,
 ];
 
-/// The device's first length, and what each growth adds.
+/// The device's first length, and the length that each growth adds.
 const MIB: u64 = 1 << 20;
 
 fn faulty() -> (FaultyDevice, Arc<MemoryDevice>) {

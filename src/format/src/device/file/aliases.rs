@@ -1,11 +1,12 @@
 //! Other names of a pool's bytes: loop devices over its file or device, and partitions of them.
 //!
-//! A lock belongs to one inode, and a loop device has another one than the file behind it. So
-//! whoever has locked the name that was given looks at the locks of all others before it goes on.
+//! A lock belongs to one inode, and a loop device has another inode than the file behind it. So an
+//! opener that has locked the name it was given checks the locks of all other names before it goes
+//! on.
 //!
 //! # Invariants
-//! - The own lock is held before others are looked at: of two openers at least one is refused.
-//! - A file on a FUSE mount is not asked for: its server may wait for this process.
+//! - An opener holds its own lock before it checks others: of two openers at least one is refused.
+//! - Files on FUSE mounts are not examined: their server may wait for this process.
 
 use crate::base::{Error, Result};
 use cowshed_sys::loop_device::{self, Backing, LoopDevice};
@@ -17,17 +18,17 @@ use std::path::{Path, PathBuf};
 
 /// Bytes in a sector of sysfs.
 const SECTOR_BYTES: u64 = 512;
-/// The most loop devices on top of each other.
+/// Maximum number of loop devices on top of each other.
 const DEPTH_MAX: usize = 8;
 
-/// What bytes are on in the end.
+/// The file or disk that bytes finally lie on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Base {
     File { device: u64, inode: u64 },
     Disk { number: u64 },
 }
 
-/// Where bytes lie in the end.
+/// The final place of a range of bytes.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     base: Base,
@@ -40,7 +41,7 @@ impl Extent {
         self.base == other.base && self.start < other.end && other.start < self.end
     }
 
-    /// The part of it from `start` on, at most `len` bytes long.
+    /// Returns the part of it from `start` on, at most `len` bytes long.
     fn part(&self, start: u64, len: u64) -> Self {
         let start = self.start.saturating_add(start);
         Self {
@@ -51,7 +52,8 @@ impl Extent {
     }
 }
 
-/// Refuses a pool of which another name is locked; `opened` is what was locked under the own name.
+/// Refuses a pool that is locked under another name; `opened` is the file locked under its own
+/// name.
 ///
 /// # Errors
 /// `InUse`; `Io` when the kernel's list of loop devices cannot be read.
@@ -102,7 +104,7 @@ fn whole_file(device: u64, inode: u64) -> Extent {
     }
 }
 
-/// What must be at a path for its lock to count.
+/// The identity that the object at a path must have for its lock to count.
 #[derive(Clone, Copy, Debug)]
 enum Id {
     File { device: u64, inode: u64 },
@@ -118,7 +120,8 @@ impl Id {
     }
 }
 
-/// Where the block device `number` lies; notes in `behind` what it lies on, from the top.
+/// Returns where the block device `number` finally lies; appends to `behind` the devices and files
+/// that it lies on, from the top.
 fn resolve(number: u64, behind: &mut Vec<(PathBuf, Id)>) -> io::Result<Extent> {
     let mut folder = sys_folder(number)?;
     let whole_len = u64::MAX;
@@ -161,7 +164,7 @@ fn resolve(number: u64, behind: &mut Vec<(PathBuf, Id)>) -> io::Result<Extent> {
     Ok(whole.part(part.0, part.1))
 }
 
-/// The nodes of a loop device and of its partitions, with their device numbers.
+/// Returns the nodes of a loop device and of its partitions, with their device numbers.
 fn nodes_of(device: LoopDevice) -> Vec<(PathBuf, u64)> {
     let node = device.path();
     let Some(name) = node.file_name().and_then(|name| name.to_str()) else {
@@ -187,8 +190,8 @@ fn nodes_of(device: LoopDevice) -> Vec<(PathBuf, u64)> {
     nodes
 }
 
-/// Returns whether somebody holds the lock of what is at `path`, if that is `id`. What cannot be
-/// opened is not in use by anybody whom this process could know of.
+/// Returns true if another process holds the lock of the object at `path`, provided that it is
+/// `id`. What cannot be opened counts as unlocked.
 fn is_locked(path: &Path, id: Id, read_only: bool) -> bool {
     let Ok(file) = File::open(path) else {
         return false;
@@ -196,7 +199,7 @@ fn is_locked(path: &Path, id: Id, read_only: bool) -> bool {
     if !file.metadata().is_ok_and(|found| id.is(&found)) {
         return false;
     }
-    // Whoever has it for a moment only is waited for, as with the own lock.
+    // A lock that is held only for a moment is waited for, as with the own lock.
     matches!(super::open::lock(&file, read_only), Err(Error::InUse))
 }
 
@@ -204,7 +207,7 @@ fn is_on_fuse(file: &Path, mounts: &[mount::MountEntry]) -> bool {
     let above = mounts
         .iter()
         .filter(|entry| file.starts_with(&entry.mount_point));
-    // Of equals the last, which lies on top.
+    // Of equal lengths the last one, which lies on top.
     above
         .max_by_key(|entry| entry.mount_point.as_os_str().len())
         .is_some_and(|entry| entry.fs_type.as_encoded_bytes().starts_with(b"fuse"))
@@ -221,7 +224,7 @@ fn sectors(folder: &Path, name: &str) -> io::Result<u64> {
     Ok(sectors.saturating_mul(SECTOR_BYTES))
 }
 
-/// The device number that sysfs prints as `MAJOR:MINOR`.
+/// Parses the device number that sysfs prints as `MAJOR:MINOR`.
 fn parse_number(text: &str) -> io::Result<u64> {
     text.trim()
         .split_once(':')

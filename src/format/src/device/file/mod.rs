@@ -1,15 +1,15 @@
 //! A pool in a regular file, sparse or preallocated, or on a block device.
 //!
-//! It is not a cache: reads and writes go to the host's page cache, or past it with direct I/O.
+//! It is not a cache: reads and writes go to the host's page cache, or bypass it with direct I/O.
 //!
 //! # Invariants
-//! - The device is locked against other processes from before the first look at it until drop.
-//! - There is one descriptor, `buffered`, that is locked, mapped and flushed. A host reports a
-//!   failed writeback once for each open descriptor, so that a flush of another one could miss it.
-//! - A mapped log is inside the file and allocated, and the file never shrinks. It is mapped only
-//!   where a store into allocated space needs nothing of the host; elsewhere it is written, so that
-//!   a host without room refuses the one record with an error, and not with a signal.
-//! - Direct I/O only ever sees memory and ranges aligned as the host asks.
+//! - The device is locked against other processes from before its first inspection until drop.
+//! - One descriptor, `buffered`, is locked, mapped and flushed. A host reports a failed write-back
+//!   once for each open descriptor, so a flush of another descriptor could miss it.
+//! - A mapped log is inside the file and allocated, and the file never shrinks. The log is mapped
+//!   only where a store into allocated space needs nothing of the host. Elsewhere it is written, so
+//!   that a host without space refuses one record with an error instead of raising a signal.
+//! - Direct I/O only sees memory and ranges that are aligned as the host requires.
 
 mod aliases;
 mod open;
@@ -32,14 +32,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Pieces in one `pwritev`: the kernel's limit.
+/// Number of pieces in one `pwritev`: the kernel's limit.
 const PIECES_MAX: usize = 1024;
-/// The most that goes to the page cache in one call. For a larger one the kernel looks for larger
-/// pieces of memory than it has at hand, for each anew, which takes several times as long as the
-/// copy: 8 pages are the largest for which it has lists (`PAGE_ALLOC_COSTLY_ORDER`).
+/// Maximum number of bytes written to the page cache in one call. For a larger write, the kernel
+/// looks each time for larger pieces of memory than it keeps at hand, which takes several times as
+/// long as the copy: 8 pages are the largest that it has lists for (`PAGE_ALLOC_COSTLY_ORDER`).
 const CACHED_WRITE_BYTES: usize = 32 << 10;
 
-/// What the host calls the thing that the device is.
+/// The kind of host object that the device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Host {
     RegularFile,
@@ -59,7 +59,7 @@ enum LogRegion {
 }
 
 impl LogRegion {
-    /// Where it lies in the file and how long it is, in bytes.
+    /// Returns its offset in the file and its length, in bytes.
     fn place(&self) -> (u64, u64) {
         match self {
             Self::Mapped(mapped) => mapped.region(),
@@ -73,7 +73,8 @@ impl LogRegion {
 
 /// A regular file or a block device.
 pub struct FileDevice {
-    /// Where the log lies; a mapping is unmapped before the lock goes with `buffered`.
+    /// The log's place. This field comes first so that a mapping is unmapped before `buffered`
+    /// drops the lock.
     log: OnceLock<LogRegion>,
     direct: Option<Direct>,
     buffered: File,
@@ -85,8 +86,8 @@ pub struct FileDevice {
 }
 
 impl FileDevice {
-    /// Returns whether the log can be mapped, having allocated it where the host has room. What is
-    /// not allocated is not mapped, so that opening a pool needs no room of the host.
+    /// Allocates the log where the host has space, and returns true if it can be mapped. An
+    /// unallocated log is not mapped, so that opening a pool needs no space on the host.
     fn can_map_log(&self, offset_bytes: u64, len_bytes: u64) -> bool {
         if self.host == Host::BlockDevice {
             return true;
@@ -98,10 +99,11 @@ impl FileDevice {
         allocated.is_ok() && geometry::overwrites_in_place(&self.buffered)
     }
 
-    /// Gives what is allocated behind the file's end to the host; the caller holds `growing`.
+    /// Gives space that is allocated behind the file's end back to the host, and returns the number
+    /// of bytes given back; the caller holds `growing`.
     fn release_behind_end(&self) -> io::Result<u64> {
         let before = self.buffered.metadata()?;
-        // To set the length that it has frees what lies behind, on every file system.
+        // Setting the length to its present value frees what lies behind it, on every file system.
         self.buffered.set_len(before.len())?;
         let after = self.buffered.metadata()?.blocks();
         Ok(before.blocks().saturating_sub(after).saturating_mul(512))
@@ -165,7 +167,7 @@ impl Device for FileDevice {
     }
 
     fn flush(&self) -> Result<()> {
-        // It covers direct writes and the mapped log too: they belong to the same inode.
+        // This covers direct writes and the mapped log too: they belong to the same inode.
         self.buffered
             .sync_data()
             .map_err(|source| Error::io("flush the pool", source))
@@ -200,7 +202,7 @@ impl Device for FileDevice {
                     device_bytes: host_bytes,
                 });
             }
-            // What was set aside lies where the file grows.
+            // The reserved space lies where the file grows.
             let grown = self.release_behind_end();
             grown
                 .and_then(|_| self.buffered.set_len(len_bytes))
@@ -325,7 +327,7 @@ fn host_len_bytes(file: &File, host: Host) -> io::Result<u64> {
     }
 }
 
-/// Makes room for the log, so that no store dies for want of it. The records there stay.
+/// Allocates the log, so that no store fails for lack of space. The records in it stay.
 fn allocate_log(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     match extent::allocate(file, offset_bytes, len_bytes) {
         Err(error) if extent::is_unsupported(&error) => {
@@ -335,7 +337,7 @@ fn allocate_log(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()
     }
 }
 
-/// Writes all of it in calls that end at multiples of `CACHED_WRITE_BYTES`.
+/// Writes all of `buf` in calls that end at multiples of `CACHED_WRITE_BYTES`.
 fn write_to_cache(file: &File, mut buf: &[u8], mut offset_bytes: u64) -> io::Result<()> {
     const LEN: u64 = CACHED_WRITE_BYTES as u64;
     while !buf.is_empty() {
@@ -348,11 +350,11 @@ fn write_to_cache(file: &File, mut buf: &[u8], mut offset_bytes: u64) -> io::Res
     Ok(())
 }
 
-/// Writes all pieces, however many there are and however short the host's writes.
+/// Writes all pieces, however many there are and however short the host's writes are.
 fn write_pieces(file: &File, bufs: &[IoSlice<'_>], offset_bytes: u64) -> io::Result<()> {
     let mut bufs = bufs.to_vec();
     let mut rest = &mut bufs[..];
-    // Empty pieces go first: a write of nothing is not to be mistaken for a failed one.
+    // Empty pieces are skipped first: an empty write must not be mistaken for a failed one.
     IoSlice::advance_slices(&mut rest, 0);
     let mut at = offset_bytes;
     while !rest.is_empty() {
@@ -401,7 +403,7 @@ impl Direct {
         self.write_through_bounce(bufs, offset_bytes)
     }
 
-    /// Copies the pieces together, so that many small ones still make few large writes.
+    /// Copies the pieces together, so that many small pieces make few large writes.
     fn write_through_bounce(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> io::Result<()> {
         with_bounce(|bounce| {
             let mut at = offset_bytes;

@@ -1,6 +1,6 @@
 //! Opening and creating the file or block device of a pool, and locking it.
 //!
-//! Nothing is looked at or changed before the lock is held.
+//! Nothing is inspected or changed before the lock is held.
 
 use super::{Direct, FileDevice, Host, aliases, host_len_bytes};
 use crate::base::{BLOCK_BYTES, Error, Result};
@@ -16,30 +16,31 @@ use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
 
-/// How often a lock is tried. Some are held for a moment only: udev's, which probes a block device
-/// whenever a writer has closed it, and a killed process's, whose child was about to execute
-/// another program and still has the file.
+/// Number of attempts to take a lock. Some locks are held for a moment only: by udev, which probes
+/// a block device whenever a writer has closed it, and by a killed process whose child was about to
+/// execute another program and still has the file open.
 const LOCK_TRIES: u32 = 30;
-/// How long to wait between the tries.
+/// Time to wait between attempts.
 const LOCK_WAIT: Duration = Duration::from_millis(10);
 
-/// How to open a pool's file or block device.
+/// Options for opening a pool's file or block device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FileOptions {
-    /// Data goes past the host's page cache (O_DIRECT).
+    /// True if data bypasses the host's page cache (O_DIRECT).
     pub direct: bool,
-    /// Nothing may be written; others may read at the same time.
+    /// True if nothing may be written; other readers are admitted.
     pub read_only: bool,
 }
 
-/// How to create a pool's file, or take a block device.
+/// Options for creating a pool's file, or taking a block device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CreateFile {
-    /// The host allocates the whole length now, so that it cannot fill up later.
+    /// True if the host allocates the whole length now, so that it cannot fill up later.
     pub preallocate: bool,
-    /// Data goes past the host's page cache (O_DIRECT).
+    /// True if data bypasses the host's page cache (O_DIRECT).
     pub direct: bool,
-    /// What a regular file holds is thrown away. A block device keeps its bytes either way.
+    /// True if the contents of a regular file are thrown away. A block device keeps its bytes
+    /// either way.
     pub overwrite: bool,
 }
 
@@ -48,7 +49,7 @@ impl FileDevice {
     ///
     /// # Errors
     /// `InUse` when another process has it open; `Io` when it cannot be opened, is neither, or
-    /// cannot do direct I/O though that was asked for.
+    /// cannot do direct I/O although `options` ask for it.
     pub fn open(path: impl AsRef<Path>, options: FileOptions) -> Result<Self> {
         let path = path.as_ref();
         let host = Host::of(&fs::metadata(path).map_err(opening)?)?;
@@ -56,27 +57,27 @@ impl FileDevice {
         Self::from_locked(path, buffered, host, options)
     }
 
-    /// The same pool as `locked`, which `lock_pool` answered here or in the process that started
-    /// this one: the lock goes with the open file, not with the process, so it is held already.
+    /// Returns the pool in `locked`, which `lock_pool` returned here or in the process that started
+    /// this one. The lock belongs to the open file, not to the process, so it is already held.
     ///
     /// # Errors
-    /// `Io` when it is neither a regular file nor a block device, or cannot do direct I/O though
-    /// that was asked for.
+    /// `Io` when it is neither a regular file nor a block device, or cannot do direct I/O although
+    /// `options` ask for it.
     pub fn on_locked(locked: File, options: FileOptions) -> Result<Self> {
         let host = Host::of(&locked.metadata().map_err(opening)?)?;
-        // By way of the descriptor it is the same file, whatever lies at the path by now.
+        // The path through the descriptor leads to the same file, whatever is at the original path
+        // now.
         let path = format!("/proc/self/fd/{}", locked.as_raw_fd());
         Self::from_locked(Path::new(&path), locked, host, options)
     }
 
     /// Creates a regular file of `len_bytes` at `path`, durable and readable by its owner alone,
-    /// and locks it. At a block device, takes the whole device instead, which must be that long;
-    /// whether it holds something is for the caller to see.
+    /// and locks it. If `path` is a block device, takes the whole device instead, which must be at
+    /// least that long; the caller checks whether the device holds data.
     ///
-    /// # Errors
-    /// As `open`; `DeviceNotEmpty` when there is a regular file that holds anything and
-    /// `overwrite` is off; `BeyondDevice` when the block device is shorter than `len_bytes`; `Io`
-    /// when the host cannot hold or preallocate it. A file that it made is then removed.
+    /// As `open`; `DeviceNotEmpty` when there is a regular file with contents and `overwrite` is
+    /// off; `BeyondDevice` when the block device is shorter than `len_bytes`; `Io` when the host
+    /// cannot hold or preallocate it. A file that this call made is then removed.
     pub fn create(path: impl AsRef<Path>, len_bytes: u64, create: CreateFile) -> Result<Self> {
         let path = path.as_ref();
         let options = FileOptions {
@@ -124,8 +125,8 @@ impl FileDevice {
         let laid_out = lay_out(&file, path, len_bytes, preallocate)
             .and_then(|()| Opened::of(path, &file, Host::RegularFile, options));
         if laid_out.is_err() {
-            // The lock is still held, so nobody else has taken the file into use. The first error
-            // says why; that the file could not be removed either adds nothing.
+            // The lock is still held, so no other process has taken the file into use. The first
+            // error tells the cause; a failure to remove the file adds nothing.
             let _ = fs::remove_file(path);
         }
         Ok(laid_out?.into_device(file))
@@ -137,7 +138,7 @@ impl FileDevice {
 }
 
 /// Opens and locks the regular file or block device at `path` for reading and writing. The lock is
-/// held as long as a descriptor of it is open, in whichever process.
+/// held as long as any process has a descriptor of this open file.
 ///
 /// # Errors
 /// As `FileDevice::open`.
@@ -146,7 +147,7 @@ pub fn lock_pool(path: &Path) -> Result<File> {
     open_locked(path, host, false)
 }
 
-/// What belongs to a device beside its locked file.
+/// The parts of a device other than its locked file.
 struct Opened {
     direct: Option<Direct>,
     host: Host,
@@ -203,8 +204,8 @@ fn open_locked(path: &Path, host: Host, read_only: bool) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only);
     if host == Host::BlockDevice && !read_only {
-        // The kernel then refuses whoever else claims the device, under whatever name: a mount,
-        // a volume manager, another pool.
+        // The kernel then refuses every other claim of the device, under any name: a mount, a
+        // volume manager, another pool.
         options.custom_flags(libc::O_EXCL);
     }
     let file = options.open(path).map_err(|error| {
@@ -242,8 +243,9 @@ pub(super) fn lock(file: &File, read_only: bool) -> Result<()> {
     }
 }
 
-/// Checks that `path` still names what was opened: whoever removed or replaced it in between did
-/// so under a lock, and this one guards a file that nobody will find again.
+/// Checks that `path` still names the opened file. Another process that held the lock may have
+/// removed or replaced the file before this one got the lock, which would then guard a file that
+/// nobody can find again.
 fn check_still_at(path: &Path, opened: &Metadata) -> Result<()> {
     let named = fs::metadata(path).map_err(opening)?;
     if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) {
@@ -278,7 +280,7 @@ fn open_direct(path: &Path, buffered: &File, read_only: bool) -> Result<Direct> 
     })
 }
 
-/// The alignment of memory, where the host's direct I/O can do single blocks.
+/// Returns the alignment of memory, where the host's direct I/O can do single blocks.
 pub(super) fn usable_alignment(asked: geometry::DirectAlignment) -> io::Result<usize> {
     let memory = usize::try_from(asked.memory_bytes).unwrap_or(usize::MAX);
     let offset = usize::try_from(asked.offset_bytes).unwrap_or(usize::MAX);
@@ -296,7 +298,7 @@ pub(super) fn usable_alignment(asked: geometry::DirectAlignment) -> io::Result<u
     }
 }
 
-/// Gives an empty or overwritten file its length, durably. When that fails, the file is empty.
+/// Gives an empty or overwritten file its length, durably. On failure the file is left empty.
 fn lay_out(file: &File, path: &Path, len_bytes: u64, preallocate: bool) -> Result<()> {
     let laid_out = file
         .set_len(0)
@@ -311,7 +313,7 @@ fn lay_out(file: &File, path: &Path, len_bytes: u64, preallocate: bool) -> Resul
         .and_then(|()| file.sync_all())
         .and_then(|()| sync_folder_of(path));
     if laid_out.is_err() {
-        // The first error says why; an empty file is the most that could be left.
+        // The first error tells the cause; at most an empty file is left.
         let _ = file.set_len(0);
     }
     laid_out.map_err(|source| Error::io("create the pool", source))

@@ -1,9 +1,9 @@
-//! A device in memory, for tests: it counts its calls and, when asked, records every change by
-//! epoch, so that a test can build what a power cut could have left.
+//! A device in memory, for tests: it counts its calls and, on request, records every change by
+//! epoch, so that a test can build any state that a power cut could have left.
 //!
 //! # Invariants
-//! - An epoch is what was changed between two flushes. Each change is in the record before the
-//!   call that made it returns, in the order in which it was applied.
+//! - An epoch is the changes between two flushes. Each change is in the record before the call that
+//!   made it returns, in the order in which it was applied.
 //! - A never-written or discarded page reads as zeros.
 
 use super::{Device, check_blocks, gather};
@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 type Page = [u8; BLOCK_BYTES];
 
-/// What a device holds at one moment. A clone shares the pages.
+/// The contents of a device at one moment. A clone shares the pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceImage {
     len_bytes: u64,
@@ -24,7 +24,7 @@ pub struct DeviceImage {
 }
 
 impl DeviceImage {
-    /// An image of zeros.
+    /// Returns an image of zeros.
     #[must_use]
     pub const fn zeroed(len_bytes: u64) -> Self {
         Self {
@@ -33,14 +33,14 @@ impl DeviceImage {
         }
     }
 
-    /// The image's length in bytes.
+    /// Returns the image's length in bytes.
     #[must_use]
     pub const fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
-    /// Makes one recorded change. A write beyond the image's end lengthens it, as it was possible
-    /// only after the device had grown.
+    /// Applies one recorded change. A write beyond the image's end lengthens the image, since such
+    /// a write was possible only after the device had grown.
     pub fn apply(&mut self, op: &RecordedOp) {
         match op {
             RecordedOp::Write {
@@ -59,7 +59,7 @@ impl DeviceImage {
         }
     }
 
-    /// Fills `buf` from `offset_bytes`, at any alignment; what was never written reads as zeros.
+    /// Fills `buf` from `offset_bytes`, at any alignment; bytes never written read as zeros.
     pub fn read(&self, mut buf: &mut [u8], offset_bytes: u64) {
         let mut at = offset_bytes;
         while !buf.is_empty() {
@@ -85,7 +85,7 @@ impl DeviceImage {
                 .pages
                 .entry(page)
                 .or_insert_with(|| Arc::new([0; BLOCK_BYTES]));
-            // A page that an image shares is copied first, so that the image stays as it was.
+            // A page that an image shares is copied first, so that the image stays unchanged.
             Arc::make_mut(page)[within..within + len].copy_from_slice(piece);
             at += len as u64;
             bytes = rest;
@@ -106,7 +106,7 @@ impl DeviceImage {
     }
 }
 
-/// The page's number and the offset within it.
+/// Returns the page's number and the offset within it.
 fn split(offset_bytes: u64) -> (u64, usize) {
     let within = usize::try_from(offset_bytes % BLOCK_BYTES as u64)
         .expect("a remainder of the block's length fits");
@@ -118,18 +118,19 @@ fn split(offset_bytes: u64) -> (u64, usize) {
 pub enum RecordedOp {
     /// Bytes were written, or stored through the mapping.
     Write {
-        /// Where, from the device's start.
+        /// The offset from the device's start.
         offset_bytes: u64,
-        /// What.
+        /// The bytes written.
         bytes: Arc<[u8]>,
-        /// Whether it was a store through the mapping, which tears at any byte and not at blocks.
+        /// True for a store through the mapping, which tears at any byte and not only between
+        /// blocks.
         mapped: bool,
     },
     /// A range was discarded.
     Discard {
-        /// Where it starts.
+        /// The range's offset.
         offset_bytes: u64,
-        /// How long it is.
+        /// The range's length.
         len_bytes: u64,
     },
     /// The device was made longer.
@@ -139,20 +140,20 @@ pub enum RecordedOp {
     },
 }
 
-/// All that happened to a device since its recording began.
+/// All changes of a device since its recording began.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// What the device held before.
+    /// The device's contents before.
     pub base: DeviceImage,
     /// The epochs that a flush has closed: durable, in order.
     pub epochs: Vec<Vec<RecordedOp>>,
-    /// What came after the last flush: after a power cut any of it may be there, whole or torn.
+    /// The changes after the last flush: after a power cut any of them may be there, whole or torn.
     pub unflushed: Vec<RecordedOp>,
 }
 
 impl Recording {
-    /// What the device held when the first `epochs` epochs were durable and `survivors` of what
-    /// came after them had reached it too.
+    /// Returns the device's contents when the first `epochs` epochs are durable and `survivors` of
+    /// the later changes have reached it too.
     ///
     /// # Panics
     /// When fewer epochs were recorded.
@@ -173,7 +174,7 @@ impl Recording {
 /// A device in memory.
 pub struct MemoryDevice {
     image: RwLock<DeviceImage>,
-    /// Taken before `image`, and held over a change, so that the record has the changes' order.
+    /// Locked before `image`, and held during a change, so that the record has the changes' order.
     recording: Option<Mutex<Recording>>,
     log: OnceLock<(u64, u64)>,
     reads: AtomicU64,
@@ -184,19 +185,19 @@ pub struct MemoryDevice {
 }
 
 impl MemoryDevice {
-    /// A device of zeros.
+    /// Returns a device of zeros.
     #[must_use]
     pub fn new(len_bytes: u64) -> Self {
         Self::from_image(DeviceImage::zeroed(len_bytes))
     }
 
-    /// A device of zeros that records every change.
+    /// Returns a device of zeros that records every change.
     #[must_use]
     pub fn recording(len_bytes: u64) -> Self {
         Self::recording_from(DeviceImage::zeroed(len_bytes))
     }
 
-    /// A device that holds `image`.
+    /// Returns a device that holds `image`.
     #[must_use]
     pub fn from_image(image: DeviceImage) -> Self {
         Self {
@@ -211,7 +212,7 @@ impl MemoryDevice {
         }
     }
 
-    /// A device that holds `image` and records every change.
+    /// Returns a device that holds `image` and records every change.
     #[must_use]
     pub fn recording_from(image: DeviceImage) -> Self {
         let recording = Recording {
@@ -225,13 +226,14 @@ impl MemoryDevice {
         }
     }
 
-    /// What the device holds now, flushed or not: what the death of the process leaves.
+    /// Returns the device's present contents, flushed or not: the state that the death of the
+    /// process leaves.
     #[must_use]
     pub fn snapshot_image(&self) -> DeviceImage {
         self.image.read().clone()
     }
 
-    /// All that happened until now, if the device records.
+    /// Returns all changes until now, if the device records.
     #[must_use]
     pub fn recorded(&self) -> Option<Recording> {
         self.recording
@@ -239,39 +241,39 @@ impl MemoryDevice {
             .map(|recording| recording.lock().clone())
     }
 
-    /// The present moment of the record: how many epochs are closed, and how many changes came
-    /// after the last one.
+    /// Returns the present position in the record: the number of closed epochs, and the number of
+    /// changes after the last one.
     #[must_use]
     pub fn moment(&self) -> Option<(usize, usize)> {
         let recording = self.recording.as_ref()?.lock();
         Some((recording.epochs.len(), recording.unflushed.len()))
     }
 
-    /// How often it was read.
+    /// Returns the number of reads.
     #[must_use]
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
 
-    /// How often it was written, stores not counted.
+    /// Returns the number of writes, without stores.
     #[must_use]
     pub fn writes(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
     }
 
-    /// How often the log was stored into.
+    /// Returns the number of stores into the log.
     #[must_use]
     pub fn stores(&self) -> u64 {
         self.stores.load(Ordering::Relaxed)
     }
 
-    /// How often it was flushed.
+    /// Returns the number of flushes.
     #[must_use]
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
     }
 
-    /// How often a range was discarded.
+    /// Returns the number of discards.
     #[must_use]
     pub fn discards(&self) -> u64 {
         self.discards.load(Ordering::Relaxed)

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A loop device over a file, detached when the test ends, however it ends.
+/// A loop device over a file, detached when the test ends, also by a panic.
 struct LoopDevice {
     path: PathBuf,
     backing: PathBuf,
@@ -43,7 +43,8 @@ impl Drop for LoopDevice {
     }
 }
 
-/// Every other name of a pool that is open as `first` is refused, and taken once it is closed.
+/// Asserts that every other name of a pool is refused while it is open as `first`, and accepted
+/// once it is closed.
 fn assert_one_opener(first: &Path, others: &[&Path]) {
     let read_only = FileOptions {
         read_only: true,
@@ -137,7 +138,7 @@ fn a_block_device_reads_writes_maps_and_discards() {
         device.map_log(MIB, MIB).unwrap();
         device.store_log(5000, &[7; 5000]).unwrap();
         device.flush().unwrap();
-        // The backing file shows what has left the page cache of the device: all of it.
+        // The backing file shows what has left the device's page cache: everything.
         let backing = fs::read(&host.backing).unwrap();
         let (data_at, log_at) = (4 << 20, (1 << 20) + 5000);
         assert!(backing[data_at..data_at + data.len()] == data);

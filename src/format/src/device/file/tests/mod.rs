@@ -384,7 +384,7 @@ fn a_lock_goes_with_the_open_file_to_whoever_has_it() {
             direct,
             read_only: false,
         };
-        // As another process would have it.
+        // As another process would inherit it.
         let inherited = locked.try_clone().unwrap();
         let device = FileDevice::on_locked(inherited, options).unwrap();
         assert_eq!(read(&device, 4096, 4096), blocks(1, 1));
