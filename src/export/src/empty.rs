@@ -1,5 +1,5 @@
-//! A directory with one file that holds nothing: what is read is whatever the buffer held, and what
-//! is written is forgotten. The limit of any volume on the same path, to measure against.
+//! A directory with one file that holds nothing: a read returns whatever the buffer held, and a
+//! write is discarded. It measures the limit of any volume on the same path.
 //!
 //! Not for users: its reads show what other requests of the same mount left in memory.
 
@@ -27,7 +27,7 @@ impl Empty {
     /// A file of `size_bytes`.
     ///
     /// # Errors
-    /// `InvalidName`, if the name of the constant were none.
+    /// `InvalidName` if the constant were not a valid name.
     pub fn new(size_bytes: u64) -> Result<Self> {
         Ok(Self {
             name: Name::new(EMPTY_FILE)?,

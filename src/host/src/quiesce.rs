@@ -1,7 +1,8 @@
-//! Snapshots of volumes that may be mounted: their file systems are quiesced meanwhile, so that
-//! the snapshot holds everything that was written, and needs no journal replayed.
+//! Snapshots of volumes that may be mounted: their file systems are quiesced meanwhile, so that the
+//! snapshot holds all written data and needs no journal replay.
 //!
-//! While one is held, the folder `work/still-<volume>-<device>` tells a successor of this process.
+//! While a file system is quiesced, the folder `work/still-<volume>-<device>` informs a successor
+//! of this process.
 
 use super::error::{Error, Names, Result};
 use super::ext4::{self, Superblock};
@@ -15,9 +16,9 @@ use cowshed_sys::mount::{self, FileSystem, MountEntry};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// How the name of a folder begins that tells of a volume whose file system is quiesced.
+/// The prefix of the name of a folder that records a volume whose file system is quiesced.
 const QUIESCED_PREFIX: &str = "still-";
-/// As many snapshots are taken and dropped because somebody thawed what was held.
+/// The maximum number of snapshots that are dropped because another process thawed the file system.
 const HOLDS_MAX: u32 = 3;
 
 impl Host {
