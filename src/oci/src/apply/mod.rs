@@ -109,14 +109,14 @@ pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> R
     apply_with(root, layer, options, &mut PresentRoom)
 }
 
-/// Applies the uncompressed tar stream `layer` onto the directory `root`, in whose file system
-/// `room` makes room.
+/// Applies the uncompressed tar stream `layer` onto the directory `root`; `room` manages the free
+/// space of its file system.
 ///
 /// # Errors
 /// `Escapes` for an entry that would leave the root, `Header` and `Archive` for a bad stream,
 /// `Unsupported` for an entry that makes no file here, `Attributes` for attributes that are too
-/// large, `Entry` with the host's errno (`ENOSPC` for a full volume) where an entry could not be
-/// made, and whatever error of this room `layer` itself carries, such as `DigestMismatch`.
+/// large, `Entry` with the host's errno (`ENOSPC` for a full volume) if an entry could not be
+/// created, and any error of this crate that `layer` itself returns, such as `DigestMismatch`.
 pub fn apply_with(
     root: OwnedFd,
     layer: impl Read,
@@ -168,7 +168,7 @@ struct Applier {
     is_plain_tar: bool,
 }
 
-/// Where an entry goes: its parent directory and its name there.
+/// The place of an entry: its parent directory and its name there.
 struct Place<'a> {
     parent: Rc<Directory>,
     name: &'a [u8],
@@ -235,7 +235,7 @@ impl Applier {
     }
 }
 
-/// Refuses to put one kind of object in the place of another that is not to be lost.
+/// Refuses to replace an object by one of another kind if the object must not be lost.
 fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
     let name = OsStr::from_bytes(place.name);
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
@@ -260,7 +260,7 @@ fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
     Err(Error::InTheWay { entry, what })
 }
 
-/// The path without empty and `.` components, counted from the root.
+/// Returns the path without empty and `.` components, relative to the root.
 fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     let mut normal = Vec::with_capacity(path.len());
     let mut depth = 0;
@@ -289,7 +289,7 @@ fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     Ok(normal)
 }
 
-/// The parent and the last component of a normalized path; `None` for the root itself.
+/// Returns the parent and the last component of a normalized path; `None` for the root itself.
 fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     if path.is_empty() {
         return None;
@@ -300,7 +300,7 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     })
 }
 
-/// A time as the kernel takes it.
+/// Returns a time in the kernel's form.
 fn time_spec(time: Time) -> nix::sys::time::TimeSpec {
     nix::sys::time::TimeSpec::new(time.seconds, time.nanoseconds.into())
 }
