@@ -1,4 +1,4 @@
-//! Attaching volumes: as a file that is kept, or as a loop device over that file.
+//! Attaching volumes: as a file whose volume is held, or as a loop device over that file.
 //!
 //! # Invariants
 //! - An attachment is in the handover state before its device is made and before the file's writers

@@ -26,7 +26,7 @@ fn record_of(folder: &Path, number: u32) -> PathBuf {
     folder.join(number.to_string())
 }
 
-/// Notes the device. Where that fails, nothing but the cleaning after a kill is lost.
+/// Records the device. If that fails, only the cleanup after a kill is impaired.
 pub(super) fn note(folder: Option<&PathBuf>, number: u32) {
     let Some(folder) = folder else { return };
     let Some(sequence) = LoopDevice::numbered(number).sequence() else {
@@ -39,7 +39,7 @@ pub(super) fn note(folder: Option<&PathBuf>, number: u32) {
     }
 }
 
-/// Forgets a device that is detached.
+/// Removes the record of a detached device.
 pub(super) fn forget(folder: Option<&PathBuf>, number: u32) {
     if let Some(folder) = folder {
         // A file that remains names an earlier use of the number.

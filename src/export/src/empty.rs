@@ -24,7 +24,7 @@ pub struct Empty {
 }
 
 impl Empty {
-    /// A file of `size_bytes`.
+    /// Creates a file of `size_bytes`.
     ///
     /// # Errors
     /// `InvalidName` if the constant were not a valid name.

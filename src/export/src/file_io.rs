@@ -21,7 +21,7 @@ const ZERO_RANGE_KEEP_SIZE: c_int = ZERO_RANGE | KEEP_SIZE;
 /// An open file of a volume.
 pub(super) struct OpenFile {
     target: Arc<dyn BlockTarget>,
-    /// Keeps the volume from being removed under the file; `None` when its opener does that.
+    /// Keeps the volume from being removed under the file; `None` if its opener does that.
     hold: Option<TargetHold>,
     /// True if it was opened for writing.
     writes: bool,

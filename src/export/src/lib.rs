@@ -178,7 +178,7 @@ impl Export {
         self.mount_point().join(entry::file_name(name))
     }
 
-    /// Tells the kernel of a new size of the volume, where it is attached as a loop device.
+    /// Informs the kernel of the volume's new size, if it is attached as a loop device.
     ///
     /// # Errors
     /// `Io` if the kernel refuses.

@@ -68,7 +68,7 @@ struct Outgoing {
     chain: Vec<Digest>,
 }
 
-/// A layer, compressed in a file without a name.
+/// A layer, compressed in an unnamed file.
 struct Spooled {
     file: File,
     summary: LayerSummary,

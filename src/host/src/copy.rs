@@ -244,7 +244,7 @@ impl Side {
         let mut place = self.place()?;
         let bytes = self.path.as_os_str().as_bytes();
         if bytes.ends_with(b"/") || is_dot(place.name.as_bytes()) {
-            // The directory that the path leads to, through links.
+            // The directory that the path leads to, following links.
             place.directory = self.directory(bytes).map_err(self.failed("find"))?;
             place.name = OsString::from(".");
         } else if options.follow_link {

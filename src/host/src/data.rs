@@ -49,7 +49,7 @@ pub struct DataVolume {
     pub size_bytes: u64,
     /// Bytes that only it holds.
     pub own_bytes: u64,
-    /// Bytes that it maps, shared ones included.
+    /// Bytes that it maps, including shared ones.
     pub referenced_bytes: u64,
 }
 
@@ -143,7 +143,7 @@ impl Host {
         }
     }
 
-    /// Grows the volume's file system, which is not mounted, until it fills the volume.
+    /// Grows the volume's unmounted file system until it fills the volume.
     pub(super) fn fit_file_system(&self, volume: &Volume) -> Result<()> {
         let superblock = || -> Result<Superblock> {
             Superblock::read(volume)?.ok_or_else(|| Error::NoFileSystem(volume.name()))

@@ -286,7 +286,7 @@ impl Host {
         }
     }
 
-    /// Removes what an earlier process, whose mounts are gone, left in the folder.
+    /// Removes the leftovers of an earlier process, whose mounts are gone, from the folder.
     pub(super) fn clean_data(&self) {
         for entry in fs::read_dir(self.data_dir())
             .into_iter()

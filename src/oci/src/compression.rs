@@ -334,7 +334,7 @@ impl<R: Read> Read for Decoder<R> {
     }
 }
 
-/// The writing side.
+/// A stream that is compressed while it is written.
 pub(super) enum Encoder<W: Write> {
     /// Not compressed.
     Plain(W),

@@ -10,8 +10,8 @@
 //!   the pool has it. Only a shared mapping has pages in the kernel, which writes them out and
 //!   drops them around direct reads and writes of the same file.
 //! - A snapshot's data never changes, so the kernel caches it and reads ahead while it is open.
-//! - While a volume is attached as a device that is not shared, nobody else opens its file to
-//!   write.
+//! - While a volume is attached as a device that is not shared, nobody else can open its file for
+//!   writing.
 
 use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, fattr, fopen};
 use super::handover_state::Records;

@@ -5,9 +5,9 @@
 //! name the volumes.
 //!
 //! # Layout
-//! The memory consists of 64-bit words: a head of 8 (magic, version, number of open files, maximum
-//! number of attachments, device failure, generation of the durable superblock, overflow of the
-//! refused volumes), then 4 for each open file, then 8 for each attachment, then one for each
+//! The memory consists of 64-bit words: a head of 8 (magic, version, maximum number of open files,
+//! maximum number of attachments, device failure, generation of the durable superblock, overflow of
+//! the refused volumes), then 4 for each open file, then 8 for each attachment, then one for each
 //! volume that had a write refused.
 //!
 //! # Invariants
@@ -53,7 +53,7 @@ const READ_ONLY: u64 = 4;
 const LOOP: u64 = 8;
 /// The loop device is being made: its number is not known yet.
 const STARTED: u64 = 16;
-/// An open file that may be written through.
+/// An open file that was opened for writing.
 const WRITES: u64 = 32;
 /// An attachment that allows other writers beside it.
 const SHARED: u64 = 64;
@@ -139,7 +139,7 @@ impl HandoverState {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let records = Arc::new(Records::over(memory));
-        // Called to set the number of used slots.
+        // Called to find the end of the used slots.
         records.attached();
         Ok(Self {
             records,
@@ -229,7 +229,7 @@ impl Records {
         })
     }
 
-    /// True if the volume is attached as a device beside which nobody else may write.
+    /// Returns true if the volume is attached as a device beside which nobody else may write.
     pub(crate) fn is_exclusive(&self, volume: VolumeId) -> bool {
         fence(Ordering::SeqCst);
         let end = self.attached_end.load(Ordering::SeqCst);

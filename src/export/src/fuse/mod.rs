@@ -1,4 +1,4 @@
-//! The volumes as files of a FUSE mount: our own side of the kernel's protocol.
+//! The volumes as files of a FUSE mount: this process's side of the kernel's protocol.
 //!
 //! `connection` makes the mount. `session` and `serve_threads` run the threads that serve it.
 //! `transport` or `rings` takes requests from the kernel and returns replies. `dispatch` turns a

@@ -1,6 +1,6 @@
 //! The second transport: FUSE over io_uring. The kernel puts a request into a buffer of this
-//! process, called a place. One system call returns the replies and asks for the next requests, for
-//! all the requests that have come meanwhile.
+//! process, called a place. One system call returns the replies to all the requests that have come
+//! meanwhile and asks for the next ones.
 //!
 //! Each processor has a queue in the kernel with many places; one thread per processor serves one
 //! request after another. A request that waits for space in a full pool is left to a helper, which
@@ -10,7 +10,7 @@
 //! The kernel still sends some requests to the device (it forgets inodes there): each mount with
 //! rings also has a thread with `transport` that reads them.
 //!
-//! # Why this is not what is used without being asked for
+//! # Why this is not the default
 //! The kernel repeats a dead process's requests to its successor only if they were read from the
 //! device. Requests in a ring's places, or on the way there, belong to the dead process: for the
 //! latter, no other process knows even the number that a reply needs. So a mount with rings ends
@@ -24,7 +24,8 @@
 //! fills up only if hundreds of threads on one processor write at once to a full pool.
 //!
 //! # Invariants
-//! - A thread of a ring never waits in a request, unless `WAITING_MAX` others do so.
+//! - A thread of a ring never waits in a request: if `WAITING_MAX` helpers are at work already, a
+//!   request that would have to wait fails.
 //! - A queue always has as many places for requests that do not wait as it began with.
 //! - If a ring fails, the mount is ended: the requests in its queue would wait for ever.
 

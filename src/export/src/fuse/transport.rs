@@ -144,7 +144,7 @@ pub(super) const fn is_timed(number: u32, opcode: u32) -> bool {
 /// moved.
 ///
 /// # Errors
-/// The device's error if it persists and means neither.
+/// The device's error, if reading fails repeatedly while the mount exists.
 pub(super) fn serve(
     device: BorrowedFd<'_>,
     files: &VolumeFiles,

@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::Ordering::SeqCst;
 
-/// A number that the kernel publishes about a loop device.
+/// Returns a number that the kernel publishes about a loop device.
 fn published(device: &Path, file: &str) -> u64 {
     let name = device.file_name().unwrap();
     let path = Path::new("/sys/block").join(name).join(file);

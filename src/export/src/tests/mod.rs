@@ -150,7 +150,7 @@ impl DerefMut for Page {
     }
 }
 
-/// Bytes that differ at each offset and for each seed.
+/// Returns bytes that differ at each offset and for each seed.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     use rand::{RngCore, SeedableRng};
     let mut bytes = vec![0; len];

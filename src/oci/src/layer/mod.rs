@@ -57,7 +57,7 @@ pub struct LayerSummary {
     pub compression: Compression,
 }
 
-/// Writes one layer.
+/// The writer of one layer.
 pub struct LayerWriter<W: Write> {
     out: HashingWriter<Encoder<HashingWriter<W>>>,
     compression: Compression,
@@ -155,7 +155,7 @@ impl<W: Write> LayerWriter<W> {
         if record.kind == EntryType::Regular && record.size_bytes > 0 {
             let flags = OFlag::O_RDONLY | OFlag::O_NOCTTY;
             let file = beneath::reopen(&object, flags).map_err(|e| read_failed(e.into()))?;
-            // A file with all its blocks has no holes to look for.
+            // A file with all its blocks allocated has no holes.
             let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
             let may_be_sparse = blocks.saturating_mul(STAT_BLOCK_BYTES) < record.size_bytes;
             self.file(&file.into(), record, may_be_sparse)?;

@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 
 /// The default duration of the random changes.
 const DEFAULT_SECONDS: u64 = 8;
-/// Changes between two comparisons.
+/// The maximum number of changes between two comparisons.
 const BATCH_MAX: usize = 24;
 /// Number of stacked containers for each seed.
 const GENERATIONS: usize = 4;
-/// Comparisons of each container.
+/// Number of comparisons of each container.
 const COMPARISONS: usize = 5;
 
 #[test]

@@ -288,7 +288,7 @@ fn links_in_an_archive_cannot_lead_out_of_it_nor_in_circles() {
             matches!(open_bytes(&tar, None), Err(Error::Missing { .. })),
             "{layer}"
         );
-        // The same in a folder, where the links are real.
+        // The same in a folder, with real links.
         let archive = folder.path().join("a.tar");
         fs::write(&archive, &tar).unwrap();
         let unpacked = folder.path().join("unpacked");
