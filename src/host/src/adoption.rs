@@ -4,7 +4,7 @@
 //! state folder record the operations in progress. Each folder is made before the first step and
 //! removed after the last:
 //!
-//! | folder | recorded state |
+//! | folder | possible state |
 //! |---|---|
 //! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
@@ -12,7 +12,7 @@
 //! | `work/still-<volume>-<device>` | a file system on that volume quiesced |
 //! | `data/<volume>` | that data volume attached, and mounted here |
 //! | `roots/<volume>` | that volume attached, and mounted here |
-//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as a device or as a file |
+//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as a device or file |
 //!
 //! A mounted container or root stays mounted, and so does a data volume that has users. Everything
 //! else was interrupted, and is undone.
