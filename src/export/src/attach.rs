@@ -1,8 +1,8 @@
-//! Attaching volumes: as a file that is kept, or as a loop device over that file.
+//! Attaching volumes: as a file whose volume is held, or as a loop device over that file.
 //!
 //! # Invariants
 //! - An attachment is in the handover state before its device is made and before the file's writers
-//!   are looked at, so no writer and no exclusive device ever miss each other.
+//!   are checked, so no writer and no exclusive device ever miss each other.
 
 use super::attachments::{AttachKind, AttachOptions, Attached, Entry, Slot};
 use super::device::AttachedDevice;
@@ -21,17 +21,17 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-/// How often a volume's file is looked for while its name changes.
+/// Number of attempts to open a volume's file while its name changes.
 const OPEN_ATTEMPTS_MAX: u32 = 8;
 
 impl Export {
-    /// Keeps the volume for a user of its file, and gives the file's path. Again for the same
-    /// mode: the same path, counted. A writable volume's file stays writable for root; the mode
-    /// is a statement of intent that other attachments are checked against.
+    /// Keeps the volume for a user of its file, and returns the file's path. A repeated call for
+    /// the same mode returns the same path and is counted. A writable volume's file stays writable
+    /// for root; the mode only states an intent that other attachments are checked against.
     ///
     /// # Errors
-    /// `Attached` when it is attached in a mode that does not go with this one, `Pool` with
-    /// `Frozen` for a writable attachment of a snapshot.
+    /// `Attached` if it is attached in a conflicting mode, `Pool` with `Frozen` for a writable
+    /// attachment of a snapshot.
     pub fn attach_file(
         &self,
         volume: &dyn BlockTarget,
@@ -45,8 +45,8 @@ impl Export {
         Ok(attached.path)
     }
 
-    /// Makes the volume a block device, `/dev/loopN`, with direct I/O and discard. Again for the
-    /// same mode: the same device, counted.
+    /// Makes the volume a block device, `/dev/loopN`, with direct I/O and discard. A repeated call
+    /// for the same mode returns the same device and is counted.
     ///
     /// # Errors
     /// As `attach`.
@@ -63,11 +63,12 @@ impl Export {
         Ok(attached.path)
     }
 
-    /// Attaches the volume as `options` say. Again for the same mode: the same path, counted.
+    /// Attaches the volume as `options` say. A repeated call for the same mode returns the same
+    /// path and is counted.
     ///
     /// # Errors
-    /// As `attach_file`; also `OtherSectors`, `Busy` while somebody writes to the file that is to
-    /// become a device, `NoLoop`, and `Io` when the kernel refuses.
+    /// As `attach_file`; also `OtherSectors`, `Busy` while another program writes to the file that
+    /// is to become a device, `NoLoop`, and `Io` if the kernel refuses.
     pub fn attach(
         &self,
         volume: &dyn BlockTarget,
@@ -170,7 +171,8 @@ impl Export {
         })
     }
 
-    /// Refuses to make a second writer of a device beside a program that writes to the file.
+    /// Refuses to attach a device, which writes to the file, while a program has the file open for
+    /// writing.
     fn refuse_writers(
         &self,
         volume: &dyn BlockTarget,
@@ -182,7 +184,7 @@ impl Export {
         Err(self.file_busy(volume))
     }
 
-    /// Says who has the volume's file open.
+    /// Returns a `Busy` error that names the users of the volume's open file.
     pub(super) fn file_busy(&self, volume: &dyn BlockTarget) -> ExportError {
         let what = self.file_path(volume);
         let by = Holders::of_file(&what, entry::inode(volume.id()));
@@ -214,7 +216,8 @@ impl Export {
         }
     }
 
-    /// Whether somebody else has detached the attachment's device: then there is none any more.
+    /// Returns true if somebody else has detached the attachment's device, and forgets the
+    /// attachment then.
     fn forget_lost(&self, entry: &Entry) -> bool {
         let lost = entry.device.filter(|device| device.is_lost());
         if let Some(device) = lost {
@@ -224,7 +227,7 @@ impl Export {
         lost.is_some()
     }
 
-    /// Has no successor, and nobody who clears up, look for the attachment any more.
+    /// Removes the attachment from the handover state and from the recorded devices.
     pub(super) fn forget(&self, entry: &Entry) {
         self.handover_state.records().detach(entry.slot);
         if let Some(device) = entry.device {
@@ -232,7 +235,7 @@ impl Export {
         }
     }
 
-    /// Lets a successor know of an attachment, before there is one.
+    /// Records an attachment for a successor, before the attachment is made.
     fn record(&self, record: &AttachedRecord) -> Result<usize, ExportError> {
         // Attachments of other volumes may be made at the same time.
         let _one = self.recording.lock();
@@ -257,7 +260,7 @@ impl Export {
         let wanted = options
             .sector_bytes
             .unwrap_or(self.options.loop_block_bytes);
-        // A device of larger blocks would lose the end of a volume of odd size.
+        // A device with larger blocks would lose the end of a volume of odd size.
         let fits = volume.size_bytes().is_multiple_of(wanted.into());
         let options = LoopOptions {
             read_only: options.read_only,
@@ -269,10 +272,10 @@ impl Export {
     }
 
     /// Writes what programs changed in shared mappings of the volume's file to the volume. Does
-    /// nothing where nobody has the file open to write.
+    /// nothing if nobody has the file open for writing.
     ///
     /// # Errors
-    /// `Io`, also when a write had no room.
+    /// `Io`, also if a write found no space.
     pub fn write_back(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
         let mounted = self.mounted.read();
         if !*mounted || !self.handover_state.records().users_of(volume.id()).writers {
@@ -282,8 +285,8 @@ impl Export {
         write_out(file.as_fd()).map_err(ExportError::io("write out", &path))
     }
 
-    /// Opens the volume's file through the mount, and makes sure that it is the volume's: between
-    /// asking for the name and opening it, the name may have gone to another volume.
+    /// Opens the volume's file through the mount, and checks that it belongs to the volume: between
+    /// reading the name and opening the file, the name may have gone to another volume.
     fn open_file(
         &self,
         volume: &dyn BlockTarget,

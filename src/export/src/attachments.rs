@@ -1,8 +1,8 @@
-//! Which volumes are attached, how, and how often.
+//! The table of attached volumes: the kind of each attachment and its count.
 //!
 //! # Invariants
 //! - Each volume has its own lock, so that a slow flush of one does not hold up another; the
-//!   table's lock is held for a look-up only.
+//!   table's lock is held only during a look-up.
 //! - None of these locks is ever taken by a thread that serves the mount: attaching and
 //!   detaching loop devices waits for those threads.
 //! - Either all attachments of a volume are read-only, or all are shared, or there is exactly one.
@@ -17,10 +17,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// As what a volume is attached.
+/// The kind of an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachKind {
-    /// Its file in the mount.
+    /// The volume's file in the mount.
     File,
     /// A block device over that file.
     Loop,
@@ -35,7 +35,7 @@ impl fmt::Display for AttachKind {
     }
 }
 
-/// One way in which a volume is attached.
+/// One attachment of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// The volume's id.
@@ -44,26 +44,26 @@ pub struct Attachment {
     pub name: Name,
     /// The file or device.
     pub path: PathBuf,
-    /// Which of the two it is.
+    /// The kind of the attachment.
     pub kind: AttachKind,
-    /// Whether it was asked for to be read only.
+    /// True if it was requested read-only.
     pub read_only: bool,
-    /// The number of times that it was asked for and not yet given back.
+    /// Number of requests for it that were not yet given back.
     pub count: u64,
 }
 
-/// The wishes of whoever attaches a volume.
+/// The options for attaching a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttachOptions {
-    /// Nothing is written through it.
+    /// True if nothing is written through the attachment.
     pub read_only: bool,
-    /// There may be other writers beside it.
+    /// True if there may be other writers beside it.
     pub shared: bool,
-    /// A user asks for it, who gives it back with `detach_by_hand`.
+    /// True if a user requests it, who gives it back with `detach_by_hand`.
     pub by_hand: bool,
-    /// The logical block of a loop device, 512 or 4096 bytes; the export's unless given.
+    /// The logical block size of a loop device, 512 or 4096 bytes; the default is the export's.
     pub sector_bytes: Option<u32>,
-    /// Partitions on a loop device are shown.
+    /// True if partitions on a loop device are shown.
     pub scan_partitions: bool,
 }
 
@@ -72,24 +72,24 @@ pub struct AttachOptions {
 pub struct Attached {
     /// The file or device.
     pub path: PathBuf,
-    /// The number of times that it is attached so.
+    /// Number of times that the volume is attached this way.
     pub count: u64,
-    /// The logical block of a loop device.
+    /// The logical block size of a loop device.
     pub sector_bytes: Option<u32>,
 }
 
 /// An attachment as the table keeps it.
 pub(super) struct Entry {
     pub(super) read_only: bool,
-    /// How many times it was asked for and not yet given back.
+    /// Number of requests for it that were not yet given back.
     pub(super) count: u64,
-    /// The number of these that a user asked for.
+    /// Number of these requests that came from a user.
     pub(super) by_hand: u64,
-    /// There may be other writers beside it.
+    /// True if there may be other writers beside it.
     pub(super) shared: bool,
     /// The loop device; `None` for a file.
     pub(super) device: Option<AttachedDevice>,
-    /// Where the handover state has it.
+    /// The attachment's slot in the handover state.
     pub(super) slot: usize,
     /// Keeps the volume from being removed.
     pub(super) _hold: TargetHold,
@@ -123,12 +123,12 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// The volume's slot, made when it has none.
+    /// Returns the volume's slot, and creates it if there is none.
     pub(super) fn slot(&self, id: VolumeId) -> Slot {
         self.slots.lock().entry(id).or_default().clone()
     }
 
-    /// All slots, in the order of ids.
+    /// Returns all slots in the order of ids.
     pub(super) fn all(&self) -> Vec<(VolumeId, Slot)> {
         self.slots
             .lock()
@@ -137,8 +137,8 @@ impl Table {
             .collect()
     }
 
-    /// Forgets the empty slots that nobody works on. A slot is only ever reached through the
-    /// table, so with one reference left nobody can come to it while the table is locked.
+    /// Forgets the empty slots that no thread uses. A slot is reached only through the table, so
+    /// while the table is locked, no thread can come to a slot that has one reference left.
     pub(super) fn tidy(&self) {
         self.slots
             .lock()

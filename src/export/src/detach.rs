@@ -1,9 +1,9 @@
-//! Giving volumes back: detaching them, and unmounting everything. Not handing a mount over: that
-//! leaves all of it as it is, in `succession`.
+//! Giving volumes back: detaching them, and unmounting everything. Handing a mount over, which
+//! leaves all of it in place, is in `succession`.
 //!
 //! # Invariants
-//! - A record leaves the handover state after its device is detached, so a successor never meets a
-//!   device that no record has.
+//! - A record leaves the handover state after its device is detached, so a successor never finds a
+//!   device without a record.
 
 use super::attachments::{Entry, Slot};
 use super::error::ExportError;
@@ -18,18 +18,19 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 const CLOSE_POLL: Duration = Duration::from_millis(5);
 
 impl Export {
-    /// Gives one attachment back; the last one of a loop device flushes and detaches it. When the
-    /// volume is attached as both, the loop device goes first; `detach_as` says which.
+    /// Gives one attachment back; the last one of a loop device flushes and detaches it. If the
+    /// volume is attached both as a file and as a loop device, the loop device goes first;
+    /// `detach_as` selects one of them.
     ///
     /// # Errors
-    /// `NotAttached`; `Busy` with who uses the device or has the file open, and it stays attached;
-    /// `Io`.
+    /// `NotAttached`; `Busy` with the users of the device or open file, in which case the volume
+    /// stays attached; `Io`.
     pub fn detach(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
         self.detach_where(volume, None)
     }
 
-    /// Gives back one attachment that a user has asked for; returns how many are left. With
-    /// `only_by_hand`, what others have attached stays.
+    /// Gives back one attachment that a user requested; returns the number left. With
+    /// `only_by_hand`, attachments that others requested stay.
     ///
     /// # Errors
     /// As `detach`; also `NotByHand`.
@@ -103,7 +104,7 @@ impl Export {
         result
     }
 
-    /// Gives back one attachment of the kind, or of any; `false` when there is none.
+    /// Gives back one attachment of the kind, or of any kind; returns `false` if there is none.
     fn detach_in(
         &self,
         slot: &Slot,
@@ -121,7 +122,7 @@ impl Export {
         self.give_back(&mut entries, index, volume).map(|_| true)
     }
 
-    /// Gives back one of the times that an attachment was asked for; returns how many are left.
+    /// Gives back one of the requests for an attachment; returns the number left.
     fn give_back(
         &self,
         entries: &mut Vec<Entry>,
@@ -145,8 +146,8 @@ impl Export {
         Ok(0)
     }
 
-    /// Waits until nobody has the volume's file open: the kernel tells of the last close without
-    /// waiting for this process to hear of it.
+    /// Waits until nobody has the volume's file open: the kernel announces the last close without
+    /// waiting for this process to handle it.
     fn await_unused_file(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
         let deadline = Instant::now() + CLOSE_WAIT;
         while self.handover_state.records().users_of(volume.id()).any {
@@ -158,12 +159,13 @@ impl Export {
         Ok(())
     }
 
-    /// Detaches the loop devices, flushes everything and unmounts. When something is busy, that
-    /// is named, and the files go on being served; call again when it is free. After it has
-    /// succeeded, it does nothing.
+    /// Detaches the loop devices, flushes everything and unmounts. If something is busy, the error
+    /// names it and the files are still served; call again when it is free. After a success,
+    /// further calls do nothing.
     ///
     /// # Errors
-    /// `Busy`; `Pool` when the flush failed, in which case it is unmounted all the same; `Io`.
+    /// `Busy`; `Pool` if the flush failed, in which case the export is unmounted all the same;
+    /// `Io`.
     pub fn unmount(&self) -> Result<(), ExportError> {
         let mut mounted = self.mounted.write();
         if !*mounted {
@@ -182,7 +184,7 @@ impl Export {
         Ok(flushed?)
     }
 
-    /// Detaches all loop devices, and names the users of all that are busy.
+    /// Detaches all loop devices; the error names the users of all that are busy.
     fn detach_devices(&self) -> Result<(), ExportError> {
         let mut by = Holders::default();
         for (_, slot) in self.attached.all() {
@@ -226,7 +228,7 @@ impl Drop for Export {
         if !*self.mounted.get_mut() || self.unmount().is_ok() {
             return;
         }
-        // Nobody is left to hear of an error. The kernel detaches what is busy when it is free.
+        // No caller is left to receive an error. The kernel detaches a busy device when it is free.
         for (_, slot) in self.attached.all() {
             for attached in slot.lock().iter().filter_map(|entry| entry.device) {
                 attached.leave_to_kernel();

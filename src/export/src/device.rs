@@ -1,7 +1,7 @@
-//! A loop device that an export has made, with what makes sure that it is still that one.
+//! A loop device that an export has made, with the data that proves that it is still the same one.
 //!
-//! Anyone may detach a loop device and attach another file to the same number; then it is no
-//! longer ours, and detaching it succeeds without touching it.
+//! Anyone may detach a loop device and attach another file to the same number; then it no longer
+//! belongs to this export, and detaching it succeeds without touching it.
 
 use super::error::ExportError;
 use super::fuse::DeviceRecord;
@@ -37,14 +37,14 @@ impl AttachedDevice {
                 Ok(Self { device, backing })
             }
             Err(error) => {
-                // Best effort: the caller hears of the first failure.
+                // Best effort: the caller gets the first error.
                 let _ = device.detach_when_unused();
                 Err(ExportError::io("look at", &device.path())(error))
             }
         }
     }
 
-    /// The device that a predecessor has attached, as the handover state has it.
+    /// Returns the device that a predecessor attached, from its entry in the handover state.
     pub(super) fn restore(number: u32, backing: BackingId) -> Self {
         Self {
             device: LoopDevice::numbered(number),
@@ -52,7 +52,7 @@ impl AttachedDevice {
         }
     }
 
-    /// What a successor must know of it.
+    /// Returns the record of the device for a successor.
     pub(super) fn record(self) -> DeviceRecord {
         DeviceRecord::Made {
             number: self.device.number(),
@@ -61,29 +61,29 @@ impl AttachedDevice {
         }
     }
 
-    /// Its number.
+    /// Returns the device's number.
     pub(super) fn number(self) -> u32 {
         self.device.number()
     }
 
-    /// Its logical block.
+    /// Returns the device's logical block size.
     pub(super) fn sector_bytes(self) -> Option<u32> {
         self.device.block_bytes()
     }
 
-    /// The device's node.
+    /// Returns the path of the device's node.
     pub(super) fn path(self) -> PathBuf {
         self.device.path()
     }
 
-    /// Takes the file's present size as the device's.
+    /// Sets the device's size to the file's present size.
     pub(super) fn refresh_size(self) -> Result<(), ExportError> {
         self.device
             .refresh_size()
             .map_err(ExportError::io("resize", &self.path()))
     }
 
-    /// Flushes and detaches it. When it is busy, it stays attached.
+    /// Flushes and detaches the device. A busy device stays attached.
     pub(super) fn detach(self) -> Result<(), ExportError> {
         let mounts = Holders::mounts_of(self.device);
         if !mounts.0.is_empty() && self.is_ours() {
@@ -97,7 +97,7 @@ impl AttachedDevice {
             Err(error) if is_gone(&error) || self.is_lost() => return Ok(()),
             Err(error) => return Err(self.failed(error)),
         };
-        // Asked again, now that nobody else can attach anything to it.
+        // Read again, now that nobody else can attach anything to the device.
         match claim.backing_id() {
             Ok(found) if found == self.backing => {}
             Ok(_) => return Ok(()),
@@ -110,7 +110,7 @@ impl AttachedDevice {
         claim.detach().map_err(|error| self.failed(error))
     }
 
-    /// Asks the kernel to detach it when its last user is gone.
+    /// Asks the kernel to detach the device when its last user is gone.
     pub(super) fn leave_to_kernel(self) {
         if self.is_ours()
             && let Err(error) = self.device.detach_when_unused()
@@ -125,7 +125,7 @@ impl AttachedDevice {
             .is_ok_and(|found| found == self.backing)
     }
 
-    /// Whether someone has detached it, and perhaps attached something else.
+    /// Returns true if someone has detached the device, and perhaps attached another file.
     pub(super) fn is_lost(self) -> bool {
         match self.device.backing_id() {
             Ok(found) => found != self.backing,

@@ -1,15 +1,16 @@
-//! Which loop devices a pool has made, for whoever comes when all its processes are killed.
+//! Records of the loop devices that a pool has made, for the cleanup after all its processes were
+//! killed.
 //!
-//! The kernel tells of such a device no more than the path of its file, which means nothing once
-//! the mount is gone. So each device has a file in a folder of the pool's, named by the device's
-//! number and holding the sequence number of its use, which the kernel never gives twice.
+//! The kernel shows only the path of such a device's file, which means nothing once the mount is
+//! gone. So each device has a file in a folder of the pool, named by the device's number and
+//! holding the sequence number of its use, which the kernel never reuses.
 //!
 //! # Invariants
-//! - Whoever calls `clean_recorded` knows that no process serves that pool.
+//! - The caller of `clean_recorded` knows that no process serves that pool.
 //! - A device is touched only if its sequence number is the one in the file.
 //!
-//! A device whose maker was killed between making it and noting it is found by its path only, by
-//! `stale`.
+//! A device whose maker was killed after making it and before recording it is found only by its
+//! path, by `stale`.
 
 use super::error::ExportError;
 use super::stale::{Cleaned, detach_or_leave};
@@ -25,7 +26,7 @@ fn record_of(folder: &Path, number: u32) -> PathBuf {
     folder.join(number.to_string())
 }
 
-/// Notes the device. Where that fails, nothing but the cleaning after a kill is lost.
+/// Records the device. If that fails, only the cleanup after a kill is impaired.
 pub(super) fn note(folder: Option<&PathBuf>, number: u32) {
     let Some(folder) = folder else { return };
     let Some(sequence) = LoopDevice::numbered(number).sequence() else {
@@ -38,18 +39,19 @@ pub(super) fn note(folder: Option<&PathBuf>, number: u32) {
     }
 }
 
-/// Forgets a device that is detached.
+/// Removes the record of a detached device.
 pub(super) fn forget(folder: Option<&PathBuf>, number: u32) {
     if let Some(folder) = folder {
-        // One that stays names a use of the number that is over.
+        // A file that remains names an earlier use of the number.
         let _ = fs::remove_file(record_of(folder, number));
     }
 }
 
-/// Detaches the devices that are noted in `folder`, whose makers are all dead, and forgets them.
+/// Detaches the devices that are recorded in `folder`, whose makers are all dead, and removes their
+/// records.
 ///
 /// # Errors
-/// `Io` when the folder cannot be read or a device cannot be detached.
+/// `Io` if the folder cannot be read or a device cannot be detached.
 pub fn clean_recorded(folder: &Path) -> Result<Cleaned, ExportError> {
     let mut cleaned = Cleaned::default();
     let entries = match fs::read_dir(folder) {
@@ -95,7 +97,7 @@ mod tests {
             block_bytes: 512,
         };
         let device = LoopDevice::attach(&file, options).unwrap();
-        // Of an earlier use of the number.
+        // A record of an earlier use of the number.
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join(device.number().to_string()), "1\n").unwrap();
         let before = clean_recorded(&folder);

@@ -1,4 +1,4 @@
-//! How a volume looks as a file: its name, inode number and attributes.
+//! The presentation of a volume as a file: its name, inode number and attributes.
 //!
 //! A volume's name becomes a file name by writing `/` as `%2F`; `%` is in no volume's name, so
 //! the way back is unambiguous. The inode number is the volume's id plus a constant, so it
@@ -17,33 +17,33 @@ const STAT_BLOCK_BYTES: u64 = 512;
 /// The longest file name: every byte of a volume's name but the first can become three.
 pub(super) const FILE_NAME_BYTES_MAX: u32 = 1 + 3 * 254;
 const _: () = assert!(FILE_NAME_BYTES_MAX as usize == 1 + 3 * (Name::MAX_BYTES - 1));
-/// A block, as stat(2) and statfs(2) have it.
+/// The block size that stat(2) and statfs(2) report.
 pub(super) const BLOCK_SIZE: u32 = 1 << BLOCK_SHIFT;
 
-/// The size in which programs are told to read and write (`st_blksize`): each call comes here.
+/// The I/O size that programs should use (`st_blksize`): each call reaches this process.
 const FILE_BLKSIZE: u32 = 256 << 10;
 
-/// The file name of a volume.
+/// Returns the file name of a volume.
 pub(super) fn file_name(name: &Name) -> String {
     name.as_str().replace('/', "%2F")
 }
 
-/// The volume's name that a file name stands for; `None` when none can.
+/// Returns the volume's name that a file name stands for; `None` if there is none.
 pub(super) fn volume_name(file_name: &OsStr) -> Option<Name> {
     Name::new(&file_name.to_str()?.replace("%2F", "/")).ok()
 }
 
-/// The inode number of a volume.
+/// Returns the inode number of a volume.
 pub(super) const fn inode(id: VolumeId) -> u64 {
     id.0.wrapping_add(INODE_BASE)
 }
 
-/// The volume that an inode number stands for; `None` for the root.
+/// Returns the volume that an inode number stands for; `None` for the root.
 pub(super) fn volume_id(inode: u64) -> Option<VolumeId> {
     inode.checked_sub(INODE_BASE).map(VolumeId)
 }
 
-/// The attributes of a volume's file.
+/// Returns the attributes of a volume's file.
 pub(super) fn attributes(info: &TargetInfo) -> Attr {
     Attr {
         size: info.size_bytes,
@@ -55,7 +55,7 @@ pub(super) fn attributes(info: &TargetInfo) -> Attr {
     }
 }
 
-/// The attributes of the one directory.
+/// Returns the attributes of the one directory.
 pub(super) fn root_attributes(mounted: SystemTime) -> Attr {
     Attr {
         mode: libc::S_IFDIR | 0o700,
@@ -64,7 +64,7 @@ pub(super) fn root_attributes(mounted: SystemTime) -> Attr {
     }
 }
 
-/// What all have in common: root owns them, and their times are all the same one.
+/// Returns the attributes that all inodes share: root owns them, and all their times are the same.
 fn plain(ino: u64, time: SystemTime) -> Attr {
     // Nothing here is older than the epoch; a wrong clock gives the epoch itself.
     let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -1,11 +1,11 @@
-//! What can go wrong when volumes are shown to the kernel.
+//! The errors of showing volumes to the kernel.
 
 use super::holders::Holders;
 use cowshed_format::base::{Error, Name};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why an export refused or failed.
+/// The reason why an export refused or failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
@@ -37,26 +37,26 @@ pub enum ExportError {
     /// Mounts and loop devices are for root.
     #[error("mounting volumes and attaching loop devices needs root; run it as root")]
     NotRoot,
-    /// The kernel lets this superuser neither mount nor attach.
+    /// The kernel lets root neither mount nor attach here.
     #[error(
         "the kernel does not let root use FUSE here, as in a container without the right to; run it on the host, or give the container CAP_SYS_ADMIN, /dev/fuse and the loop devices (--privileged)"
     )]
     Confined,
-    /// Someone uses it.
+    /// The device or directory is in use.
     #[error("{} is busy: in use by {by}; let go of it there first", what.display())]
     Busy {
         /// The device or directory.
         what: PathBuf,
-        /// Who uses it, as far as it is known.
+        /// The known users.
         by: Holders,
     },
-    /// A live cowshed serves there.
+    /// A live cowshed serves the mount point.
     #[error("{} is already served by a running cowshed", dir.display())]
     Served {
         /// The mount point.
         dir: PathBuf,
     },
-    /// The volume is attached in a way that does not go with the one asked for.
+    /// The volume is attached in a mode that conflicts with the requested one.
     #[error(
         "{volume} is already attached {how} as {}; detach it first, or attach each with --shared if its users share it knowingly",
         path.display()
@@ -64,12 +64,12 @@ pub enum ExportError {
     Attached {
         /// The volume.
         volume: Name,
-        /// How it is attached.
+        /// The mode of the present attachment.
         how: AttachMode,
         /// The file or device.
         path: PathBuf,
     },
-    /// The volume's device has other sectors than those asked for.
+    /// The volume's device has a sector size other than the requested one.
     #[error(
         "{volume} is already attached with sectors of {present} bytes as {}; detach it first",
         path.display()
@@ -77,7 +77,7 @@ pub enum ExportError {
     OtherSectors {
         /// The volume.
         volume: Name,
-        /// The device's sectors.
+        /// The device's sector size.
         present: u32,
         /// The device.
         path: PathBuf,
@@ -85,38 +85,38 @@ pub enum ExportError {
     /// No further volume can be attached.
     #[error("{attached} volumes are attached, and no more can be; detach or unmount some first")]
     TooMany {
-        /// How many are.
+        /// Number of attached volumes.
         attached: usize,
     },
     /// The volume is not attached.
     #[error("{0} is not attached")]
     NotAttached(Name),
-    /// The volume is attached by what mounts volumes, and not by a user.
+    /// The volume was attached by the code that mounts volumes, not by a user.
     #[error("{0} is attached for a mount of cowshed's own; unmount it there")]
     NotByHand(Name),
     /// The export was unmounted.
     #[error("the volumes are no longer mounted at {}", dir.display())]
     Unmounted {
-        /// The mount point that was.
+        /// The former mount point.
         dir: PathBuf,
     },
-    /// The host refused.
+    /// The host refused an operation.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was being done, e.g. `"unmount"`.
+        /// The action that failed, e.g. `"unmount"`.
         action: &'static str,
-        /// To what.
+        /// The object of the action.
         path: PathBuf,
         /// The host's error.
         source: io::Error,
     },
-    /// The engine refused.
+    /// The engine refused an operation.
     #[error(transparent)]
     Pool(#[from] Error),
 }
 
 impl ExportError {
-    /// An `Io` error, to be used with `map_err`.
+    /// Returns a closure that makes an `Io` error, for `map_err`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
@@ -127,7 +127,7 @@ impl ExportError {
     }
 }
 
-/// Whether an attachment can be written, for messages.
+/// The mode of an attachment, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
     /// Readable only.

@@ -1,5 +1,5 @@
-//! What happens inside one open volume file: reads, writes, discards and seeks, clipped to the
-//! volume's size as a block device clips them.
+//! I/O on one open volume file: reads, writes, discards and seeks, clipped to the volume's size as
+//! a block device clips them.
 //!
 //! No FUSE types and no replies here; an error is an errno.
 
@@ -9,7 +9,7 @@ use cowshed_format::base::{Error, VolumeId};
 use libc::c_int;
 use std::sync::Arc;
 
-/// What a request answers: its value or an errno.
+/// The result of a request: its value or an errno.
 pub(super) type Answer<T> = Result<T, c_int>;
 
 /// The fallocate(2) modes that have a meaning here.
@@ -18,23 +18,23 @@ const PUNCH_HOLE: c_int = libc::FALLOC_FL_PUNCH_HOLE | KEEP_SIZE;
 const ZERO_RANGE: c_int = libc::FALLOC_FL_ZERO_RANGE;
 const ZERO_RANGE_KEEP_SIZE: c_int = ZERO_RANGE | KEEP_SIZE;
 
-/// A volume's file while it is open.
+/// An open file of a volume.
 pub(super) struct OpenFile {
     target: Arc<dyn BlockTarget>,
-    /// Keeps the volume from being removed under the file; `None` when its opener does that.
+    /// Keeps the volume from being removed under the file; `None` if its opener does that.
     hold: Option<TargetHold>,
-    /// True if it was opened to be written.
+    /// True if it was opened for writing.
     writes: bool,
 }
 
-/// The errno of an engine's error.
+/// Returns the errno of an engine's error.
 #[expect(clippy::needless_pass_by_value, reason = "to be used with map_err")]
 pub(super) fn errno(error: Error) -> c_int {
     error.errno()
 }
 
 impl OpenFile {
-    /// Opens the target's file; `is_held` says that the opener keeps the target for longer.
+    /// Opens the target's file; `is_held` is true if the opener keeps the target for longer.
     pub(super) fn open(
         target: Arc<dyn BlockTarget>,
         for_writing: bool,
@@ -46,7 +46,7 @@ impl OpenFile {
         Self::reopen(target, for_writing, is_held)
     }
 
-    /// As `open`, of a file that was opened before.
+    /// As `open`, for a file that a predecessor opened.
     pub(super) fn reopen(
         target: Arc<dyn BlockTarget>,
         for_writing: bool,
@@ -64,22 +64,23 @@ impl OpenFile {
         })
     }
 
-    /// Its volume.
+    /// Returns the id of the file's volume.
     pub(super) fn id(&self) -> VolumeId {
         self.target.id()
     }
 
-    /// Whether it keeps its volume from being removed itself.
+    /// Returns true if the file itself keeps its volume from being removed.
     pub(super) fn holds(&self) -> bool {
         self.hold.is_some()
     }
 
-    /// True if it was opened to be written.
+    /// Returns true if the file was opened for writing.
     pub(super) fn writes(&self) -> bool {
         self.writes
     }
 
-    /// Fills the start of `buf` from `offset`; answers how much, less than all only at the end.
+    /// Fills the start of `buf` from `offset`; returns the number of bytes, which is less than all
+    /// only at the end.
     pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Answer<usize> {
         let len = self.clip(offset, buf.len());
         if len > 0 {
@@ -90,11 +91,11 @@ impl OpenFile {
         Ok(len)
     }
 
-    /// Writes as much of `data` as fits before the end, and answers how much.
+    /// Writes as much of `data` as fits before the end; returns the number of bytes.
     pub(super) fn write(&self, data: &[u8], offset: u64, durable: bool) -> Answer<usize> {
         let len = self.clip(offset, data.len());
         if len == 0 {
-            // A file of fixed size has no room past its end, as a block device has none.
+            // A file of fixed size has no space past its end, as a block device has none.
             return if data.is_empty() {
                 Ok(0)
             } else {
@@ -112,8 +113,8 @@ impl OpenFile {
         self.target.flush().map_err(errno)
     }
 
-    /// fallocate(2): punching and zeroing discard, and allocating has nothing to do, as a volume
-    /// allocates when it is written.
+    /// Performs fallocate(2): punching and zeroing discard the range. Allocating does nothing, as a
+    /// volume allocates when it is written.
     pub(super) fn fallocate(&self, offset: u64, len: u64, mode: c_int) -> Answer<()> {
         let size = self.target.size_bytes();
         let end = offset.checked_add(len).ok_or(libc::EFBIG)?;
@@ -134,7 +135,7 @@ impl OpenFile {
         }
     }
 
-    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
+    /// Performs lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
     pub(super) fn seek(&self, offset: i64, whence: c_int) -> Answer<i64> {
         let wanted = match whence {
             libc::SEEK_DATA => ExtentKind::Data,
@@ -150,8 +151,8 @@ impl OpenFile {
             if extent.kind == wanted {
                 return i64::try_from(position).map_err(|_| libc::EOVERFLOW);
             }
-            // From where we are, so that an extent that starts earlier does no harm; and an empty
-            // one must not keep this thread for ever.
+            // Counted from the present position, so that an extent that starts earlier does no
+            // harm. An empty extent must not keep this thread in the loop for ever.
             let next = extent.offset_bytes.saturating_add(extent.len_bytes);
             if next <= position {
                 return Err(libc::EIO);
@@ -165,7 +166,7 @@ impl OpenFile {
         }
     }
 
-    /// How many of `len` bytes at `offset` lie before the end.
+    /// Returns the number of the `len` bytes at `offset` that lie before the end.
     fn clip(&self, offset: u64, len: usize) -> usize {
         let room = self.target.size_bytes().saturating_sub(offset);
         usize::try_from(room).map_or(len, |room| len.min(room))

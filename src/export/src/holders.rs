@@ -1,7 +1,7 @@
-//! Who keeps a device or a mount busy, found in `/proc` and sysfs.
+//! The users that keep a device or a mount busy, found in `/proc` and sysfs.
 //!
-//! Only read after something has answered "busy": walking all processes takes milliseconds. What
-//! another mount namespace or a process that ends meanwhile hides is simply not named.
+//! Read only after an operation failed with "busy": walking all processes takes milliseconds. Users
+//! in another mount namespace, and processes that end meanwhile, may be missing.
 
 use cowshed_sys::loop_device::{self, LoopDevice};
 use cowshed_sys::mount::{self, MountEntry};
@@ -9,17 +9,17 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// As many users as a message names.
+/// The maximum number of users that a message names.
 const NAMED_MAX: usize = 8;
 
 /// One user of a device or mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// It is mounted there.
+    /// A mount of the device at this path.
     Mount(PathBuf),
-    /// A block device lies on it.
+    /// A block device on top of the device.
     Device(PathBuf),
-    /// A process has it open, or works in it.
+    /// A process that has it open, or works in it.
     Process {
         /// The process's id.
         pid: u32,
@@ -59,10 +59,10 @@ impl fmt::Display for Holders {
 }
 
 impl Holders {
-    /// Where the device is mounted.
+    /// Returns the mounts of the device.
     pub(super) fn mounts_of(device: LoopDevice) -> Self {
         let numbers = device.device_numbers().ok();
-        // Some file systems show numbers of their own instead of their device's.
+        // Some file systems report a device number of their own instead of their device's.
         let uses = |entry: &MountEntry| {
             numbers == Some((entry.major, entry.minor)) || device.has_node(Path::new(&entry.source))
         };
@@ -74,7 +74,7 @@ impl Holders {
         )
     }
 
-    /// Everyone who uses the loop device.
+    /// Returns all users of the loop device.
     pub(super) fn of_device(device: LoopDevice) -> Self {
         let mut found = Self::mounts_of(device);
         let devices = device.holders().into_iter();
@@ -85,7 +85,7 @@ impl Holders {
         found
     }
 
-    /// Everyone who has the file at `file` open, whose number is `inode` in the file system there.
+    /// Returns the processes that have the file at `file` open, whose inode number is `inode`.
     pub(super) fn of_file(file: &Path, inode: u64) -> Self {
         let mut found = Self::default();
         for (device, backing) in loop_device::attached().unwrap_or_default() {
@@ -97,7 +97,7 @@ impl Holders {
         found
     }
 
-    /// Everyone who uses the file system mounted at `dir`.
+    /// Returns all users of the file system mounted at `dir`.
     pub(super) fn of_mount(dir: &Path) -> Self {
         let mut found = Self::default();
         let devices = loop_device::attached().unwrap_or_default().into_iter();
@@ -115,7 +115,7 @@ impl Holders {
         found
     }
 
-    /// Adds the processes that have a path open, work in it, or have it as their root.
+    /// Adds the processes that have a matching path open, work in it, or have it as their root.
     fn add_processes(&mut self, uses: impl Fn(&Path) -> bool) {
         let Ok(processes) = fs::read_dir("/proc") else {
             return;

@@ -1,14 +1,13 @@
 //! Volumes shown to the kernel: as files of a FUSE mount, and as loop devices over those files.
 //!
-//! Not a place where volumes are made or removed, and not where their file systems are mounted.
-//! The traits in `target` are all that is known of the pool. Read on in `fuse` for the files, in
-//! `attachments` for the rules of attaching and in `succession` for mounts that outlive a process.
+//! This crate neither creates nor removes volumes, and does not mount their file systems. It knows
+//! the pool only through the traits in `target`. Read on in `fuse` for the files, in `attachments`
+//! for the rules of attaching and in `succession` for mounts that outlive a process.
 //!
 //! # Invariants
-//! - The kernel's requests for the files are answered by threads of this process, while other
-//!   threads of this process wait in the kernel for those answers (opening a file, attaching a
-//!   loop device, flushing one). So nothing that the answering threads need is ever locked
-//!   across such a wait.
+//! - Threads of this process reply to the kernel's requests for the files, while other threads of
+//!   this process wait in the kernel for those replies (opening a file, attaching a loop device,
+//!   flushing one). So no lock that the replying threads need is ever held across such a wait.
 //! - A volume that is attached or open is held: the pool does not remove it.
 
 mod attach;
@@ -47,15 +46,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// How volumes are shown.
+/// The options of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportOptions {
-    /// How many threads serve the files; `None` for one for each processor, at least two.
+    /// Number of threads that serve the files; `None` for one per processor, at least two.
     pub threads: Option<usize>,
-    /// How requests reach the threads.
+    /// The transport between the kernel and the threads.
     pub transport: Transport,
-    /// The logical block of loop devices: 4096 bytes, or 512 for guests that need it. Writes of
-    /// less than 4096 bytes cost a read each.
+    /// The logical block size of loop devices: 4096 bytes, or 512 for guests that need it. Each
+    /// write of less than 4096 bytes costs a read.
     pub loop_block_bytes: u32,
 }
 
@@ -70,7 +69,7 @@ impl Default for ExportOptions {
 }
 
 /// A mounted directory of volumes with the loop devices on it. Dropping it cleans up as far as
-/// its users let it; `unmount` says what went wrong.
+/// users of the mount allow; `unmount` also reports what failed.
 pub struct Export {
     directory: Arc<dyn Directory>,
     session: Session,
@@ -78,20 +77,20 @@ pub struct Export {
     attached: Table,
     own_opens: OwnOpens,
     options: ExportOptions,
-    /// Where loop devices are noted for whoever clears up after a kill.
+    /// The folder that records loop devices, for the cleanup after a kill.
     device_records: OnceLock<PathBuf>,
-    /// Held while a record of an attachment is made.
+    /// Held while an attachment is recorded.
     recording: Mutex<()>,
-    /// Read while attaching or detaching, written while unmounting.
+    /// Locked for reading while attaching or detaching, for writing while unmounting.
     mounted: RwLock<bool>,
 }
 
 impl Export {
-    /// Shows the pool's volumes at `dir`, which is made when it is missing. What a killed daemon
-    /// left there is cleared away first.
+    /// Shows the pool's volumes at `dir`, which is created if it is missing. First clears away what
+    /// a killed daemon left there.
     ///
     /// # Errors
-    /// `NotRoot`, `NoFuse`, `Served` when a live cowshed is mounted there, `Io`.
+    /// `NotRoot`, `NoFuse`, `Served` if a live cowshed is mounted there, `Io`.
     pub fn mount(pool: Pool, dir: &Path, options: ExportOptions) -> Result<Self, ExportError> {
         Self::over(Arc::new(pool), dir, options)
     }
@@ -141,33 +140,33 @@ impl Export {
         })
     }
 
-    /// Has the loop devices of this export noted in `folder`, for `clean_recorded` when all
-    /// processes that serve it were killed. To be called before anything is attached.
+    /// Records the loop devices of this export in `folder`, so that `clean_recorded` can detach
+    /// them after all serving processes were killed. Must be called before anything is attached.
     pub fn note_devices_in(&self, folder: PathBuf) {
-        // The first folder stays.
+        // The first folder stays: later calls change nothing.
         let _ = self.device_records.set(folder);
     }
 
-    /// Where the files are.
+    /// Returns the mount point, the directory with the files.
     #[must_use]
     pub fn mount_point(&self) -> &Path {
         self.session.dir()
     }
 
-    /// How requests reach the threads that serve.
+    /// Returns the transport between the kernel and the serving threads.
     #[must_use]
     pub fn transport(&self) -> Transport {
         self.session.transport()
     }
 
-    /// What a killed daemon had left and was cleared away before mounting.
+    /// Returns what a killed daemon had left and was cleared away before mounting.
     #[must_use]
     pub fn cleaned(&self) -> &Cleaned {
         self.session.cleaned()
     }
 
-    /// The path of a volume's file under its present name; whoever attaches keeps the volume, not
-    /// its name.
+    /// Returns the path of a volume's file under its present name. An attachment keeps the volume,
+    /// not its name.
     #[must_use]
     pub fn file_path(&self, volume: &dyn BlockTarget) -> PathBuf {
         self.path_of(&volume.name())
@@ -177,17 +176,17 @@ impl Export {
         self.mount_point().join(entry::file_name(name))
     }
 
-    /// Tells the kernel of a new size of the volume, where it is attached as a loop device.
+    /// Informs the kernel of the volume's new size, if it is attached as a loop device.
     ///
     /// # Errors
-    /// `Io` when the kernel refuses.
+    /// `Io` if the kernel refuses.
     pub fn resized(&self, volume: &dyn BlockTarget) -> Result<(), ExportError> {
         let _mounted = self.mounted.read();
         let slot = self.attached.slot(volume.id());
         let entries = slot.lock();
         for attached in entries.iter().filter_map(|entry| entry.device) {
             let path = self.file_path(volume);
-            // The kernel keeps a size with the file's inode; looking at the file renews it.
+            // The kernel keeps the size in the file's inode; stat(2) on the file renews it.
             fs::metadata(&path).map_err(ExportError::io("look at", &path))?;
             attached.refresh_size()?;
         }
@@ -197,7 +196,7 @@ impl Export {
         Ok(())
     }
 
-    /// What is attached, in the order of volume ids.
+    /// Returns the attachments in the order of volume ids.
     #[must_use]
     pub fn attachments(&self) -> Vec<Attachment> {
         let slots = self.attached.all();

@@ -1,5 +1,4 @@
-//! What became of an attached volume behind this process: writes to it that were refused, and who
-//! has made a block device of it.
+//! Refused writes to an attached volume, and the block devices that were made of its file.
 
 use super::Export;
 use super::attachments::AttachKind;
@@ -11,26 +10,27 @@ use cowshed_sys::mount;
 use std::path::PathBuf;
 
 impl Export {
-    /// Whether something that was written to the volume was, or may have been, refused, in this
-    /// process or one before it. A write that was held and then done was not.
+    /// Returns true if a write to the volume was, or may have been, refused in this process or a
+    /// predecessor. A write that was delayed and then done does not count.
     #[must_use]
     pub fn was_refused(&self, volume: VolumeId) -> bool {
         self.handover_state.records().was_refused(volume)
     }
 
-    /// The volumes that are known to have had a write refused.
+    /// Returns the volumes that are known to have had a write refused.
     #[must_use]
     pub fn refused(&self) -> Vec<VolumeId> {
         self.handover_state.records().refused()
     }
 
-    /// Remembers that something written to the volume is lost, for one who heard of it otherwise.
+    /// Records that data written to the volume is lost, for a caller that learnt of it in another
+    /// way.
     pub fn note_refusal(&self, volume: VolumeId) {
         let is_there = |id| self.directory.by_id(id).is_ok();
         self.handover_state.records().refuse(volume, is_there);
     }
 
-    /// The volume's loop device, unless somebody else has detached it meanwhile.
+    /// Returns the volume's loop device, unless somebody else has detached it meanwhile.
     #[must_use]
     pub fn loop_device(&self, volume: VolumeId) -> Option<PathBuf> {
         let slot = self.attached.slot(volume);
@@ -43,8 +43,8 @@ impl Export {
         found.map(super::device::AttachedDevice::path)
     }
 
-    /// All loop devices over the volume's file: our own, and those of others, which were made in
-    /// sight of this process.
+    /// Returns all loop devices over the volume's file: those of this process, and those that
+    /// others made where this process can see them.
     #[must_use]
     pub fn devices_over(&self, volume: &dyn BlockTarget) -> Vec<PathBuf> {
         let mut devices: Vec<_> = self.loop_device(volume.id()).into_iter().collect();

@@ -1,7 +1,7 @@
 //! Clearing away what a killed daemon left: its dead mount and the loop devices on its files.
 //!
-//! Only what is known to be ours is touched: a mount of our type whose server is dead, and loop
-//! devices whose file lies in it.
+//! Touches only what is known to be cowshed's: a mount of its type whose server is dead, and loop
+//! devices whose file lies in that mount.
 
 use super::error::ExportError;
 use super::fuse::FS_TYPE;
@@ -11,18 +11,18 @@ use cowshed_sys::mount;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// As many dead mounts on top of each other as are cleared at once.
+/// The maximum number of stacked dead mounts that are cleared at once.
 const STACKED_MAX: u32 = 64;
 
-/// What was found and done.
+/// The result of a cleanup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
-    /// How many dead mounts were removed.
+    /// Number of dead mounts that were removed.
     pub mounts: u32,
     /// The loop devices that were detached.
     pub detached: Vec<PathBuf>,
-    /// The loop devices that are still in use. Each is detached by the kernel as soon as its
-    /// last user is gone.
+    /// The loop devices that are still in use. The kernel detaches each as soon as its last user is
+    /// gone.
     pub busy: Vec<StaleDevice>,
 }
 
@@ -31,15 +31,15 @@ pub struct Cleaned {
 pub struct StaleDevice {
     /// The device.
     pub device: PathBuf,
-    /// Who uses it.
+    /// The users of the device.
     pub by: Holders,
 }
 
-/// Removes the dead mounts at `dir` and the loop devices on their files. Without such a mount it
-/// does nothing, also when `dir` does not exist.
+/// Removes the dead mounts at `dir` and the loop devices on their files. Does nothing if there is
+/// no such mount or `dir` does not exist.
 ///
 /// # Errors
-/// `Served` when a live cowshed is mounted there, `NotRoot`, and `Io`.
+/// `Served` if a live cowshed is mounted there, `NotRoot`, and `Io`.
 pub fn clean_stale(dir: &Path) -> Result<Cleaned, ExportError> {
     if !mount::is_root() {
         return Err(ExportError::NotRoot);
@@ -58,7 +58,7 @@ pub fn clean_stale(dir: &Path) -> Result<Cleaned, ExportError> {
         if !mount::is_dead(&dir).map_err(ExportError::io("look at", &dir))? {
             return Err(ExportError::Served { dir });
         }
-        // Before the mount goes: afterwards the kernel no longer prints where the files were.
+        // Done before the unmount: afterwards the kernel no longer shows where the files were.
         detach_devices(&dir, &mut cleaned)?;
         mount::unmount_lazy(&dir).map_err(ExportError::io("unmount", &dir))?;
         cleaned.mounts += 1;
@@ -77,8 +77,8 @@ fn detach_devices(dir: &Path, cleaned: &mut Cleaned) -> Result<(), ExportError> 
     Ok(())
 }
 
-/// Detaches a device whose file is dead, or has the kernel do so when its last user is gone.
-/// `is_it` says whether the number still means that device.
+/// Detaches a device whose file is dead, or has the kernel detach it when its last user is gone.
+/// `is_it` returns true if the number still means that device.
 pub(super) fn detach_or_leave(
     device: LoopDevice,
     is_it: &dyn Fn() -> io::Result<bool>,
@@ -99,7 +99,7 @@ pub(super) fn detach_or_leave(
     Ok(())
 }
 
-/// Whether the device still has a file in `dir`: another user may have got its number.
+/// Returns true if the device still has a file in `dir`: another user may have got its number.
 fn is_in(device: LoopDevice, dir: &Path) -> io::Result<bool> {
     Ok(device
         .backing_file()?
@@ -116,7 +116,7 @@ fn detach_dead(device: LoopDevice, is_it: &dyn Fn() -> io::Result<bool>) -> io::
     Ok(true)
 }
 
-/// Names the users of a busy device, and has it detached when they are gone.
+/// Returns the users of a busy device, and has the kernel detach it when they are gone.
 fn leave_to_kernel(
     device: LoopDevice,
     is_it: &dyn Fn() -> io::Result<bool>,
@@ -134,7 +134,7 @@ fn leave_to_kernel(
             by,
         })),
         Ok(false) => Ok(None),
-        // Its user has just let go of it.
+        // Its last user has just closed it.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         Err(error) => Err(ExportError::io("detach", &device.path())(error)),
     }

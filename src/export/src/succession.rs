@@ -1,20 +1,20 @@
-//! A mount that outlives the process that serves it: serving it on, and leaving it to be served.
+//! A mount that outlives the process that serves it: resuming it, and handing it over.
 //!
-//! Whoever keeps the mount alive holds the `Connection`'s descriptors and the `HandoverState`. A
+//! The holder of the `Connection`'s descriptors and of the `HandoverState` keeps the mount alive. A
 //! process that serves it may die at any moment; its successor resumes with copies of both, and
-//! takes the holds on the volumes again. The dead process must be unable to write to the pool by
-//! then.
+//! takes the holds on the volumes again. By then the dead process must be unable to write to the
+//! pool.
 //!
 //! # What users see
-//! Their requests wait until the successor serves. Those that the dead process took and did not
-//! answer are done once more, which does no harm: reads, writes, discards and flushes give the
-//! same when they are repeated while their issuer still waits. Two requests that were under way at
-//! once for the same bytes have no order, and keep none.
+//! Users' requests wait until the successor serves. Requests that the dead process took without
+//! replying are repeated. This does no harm: reads, writes, discards and flushes give the same
+//! result when they are repeated while their issuer still waits. Two requests for the same bytes
+//! that were in progress at once have no order, before or after the repetition.
 //!
 //! On Linux before 6.9 those requests fail with an error instead; all others wait.
 //!
-//! A file whose opener was killed in the same moment, between being opened here and hearing of it,
-//! stays open until the mount ends: nothing tells it from one that is in use.
+//! A file stays open until the mount ends if its opener is killed after the open was served and
+//! before the opener got the reply: nothing distinguishes it from a file that is in use.
 
 use super::attachments::Entry;
 use super::device::AttachedDevice;
@@ -29,13 +29,13 @@ use cowshed_sys::mount;
 use std::sync::Arc;
 
 impl Export {
-    /// Serves a mount that is there, by copies of its descriptors that this process alone has;
-    /// `handover_state` tells what is open and attached. `is_successor` says that another process
-    /// has served it, which can no longer write to the pool. The number of threads is that of the
-    /// connection's descriptors.
+    /// Serves an existing mount through copies of its descriptors that only this process has;
+    /// `handover_state` records what is open and attached. `is_successor` is true if another
+    /// process has served the mount, which can no longer write to the pool. The number of threads
+    /// is the number of the connection's descriptors.
     ///
     /// # Errors
-    /// `Io` when the descriptors are not those of a live mount.
+    /// `Io` if the descriptors are not those of a live mount.
     pub fn resume(
         directory: Arc<dyn Directory>,
         connection: Connection,
@@ -48,19 +48,21 @@ impl Export {
             is_successor,
         };
         let export = Self::start(directory, origin, handover_state, options)?;
-        // Looking at a device may ask for attributes of its file: so only now.
+        // Only after the threads have started: reading a device's state may request attributes of
+        // its file from them.
         for (slot, record) in export.handover_state.records().attached() {
             export.restore(slot, &record);
         }
         Ok(export)
     }
 
-    /// Stops serving without unmounting or detaching anything: each thread ends after the request
-    /// that it is at. Does nothing when it is unmounted. From then on this is as good as unmounted,
-    /// and whoever has the connection's descriptors and the handover state can have it served on.
+    /// Stops serving without unmounting or detaching anything: each thread ends after its present
+    /// request. Does nothing if the export is unmounted. From then on, this export behaves as an
+    /// unmounted one, and the holder of the connection's descriptors and of the handover state can
+    /// have another process resume the mount.
     ///
     /// # Errors
-    /// `Io` when the host refuses what is needed to stop; it then goes on serving.
+    /// `Io` if the host refuses a step of stopping; the export then goes on serving.
     pub fn hand_over(&self) -> std::result::Result<(), ExportError> {
         let mut mounted = self.mounted.write();
         if !*mounted {
@@ -68,7 +70,7 @@ impl Export {
         }
         self.session.hand_over()?;
         *mounted = false;
-        // Here alone: the handover state keeps them.
+        // Removed from this table only: the handover state keeps the attachments.
         for (_, slot) in self.attached.all() {
             slot.lock().clear();
         }
@@ -76,7 +78,7 @@ impl Export {
         Ok(())
     }
 
-    /// Takes an attachment of a predecessor over.
+    /// Takes over a predecessor's attachment.
     fn restore(&self, slot: usize, record: &AttachedRecord) {
         let device = match record.device {
             DeviceRecord::None => None,
@@ -91,7 +93,7 @@ impl Export {
                 };
                 Some(AttachedDevice::restore(number, backing))
             }
-            // The predecessor may be at it still: `let_go_of_started`.
+            // The predecessor may still be making the device; see `let_go_of_started`.
             DeviceRecord::Started => return,
         };
         if let Some(device) = device.filter(|device| device.is_lost()) {
@@ -118,8 +120,9 @@ impl Export {
         }
     }
 
-    /// Detaches the loop devices that predecessors were making when they died. To be called once
-    /// none of their threads is left, which might finish one, and before anything is attached here.
+    /// Detaches the loop devices that predecessors were making when they died. Must be called after
+    /// all their threads have ended, since one of them might finish a device, and before anything
+    /// is attached here.
     pub fn let_go_of_started(&self) {
         for (slot, record) in self.handover_state.records().attached() {
             if record.device == DeviceRecord::Started {
@@ -133,8 +136,8 @@ impl Export {
         self.directory.by_id(volume)?.hold()
     }
 
-    /// Detaches the loop device that a predecessor may have made for the volume and told nobody of:
-    /// one that no record has. The kernel does so when its last user is gone.
+    /// Detaches the loop device that a predecessor may have made for the volume without recording
+    /// it. The kernel detaches it when its last user is gone.
     fn let_go_of_unknown(&self, volume: VolumeId) {
         let known: Vec<_> = self
             .handover_state

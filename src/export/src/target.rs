@@ -1,6 +1,6 @@
-//! What is exported: the traits between the presentations (files, loop devices) and the pool.
+//! The exported objects: the traits between the presentations (files, loop devices) and the pool.
 //!
-//! The pool's volumes implement them; so does a fake in the tests. Nothing here knows FUSE.
+//! The pool's volumes implement them; so does a fake in the tests. This module does not know FUSE.
 
 use cowshed_engine::{Extent, Pool, Volume, VolumeInfo, VolumeKind};
 use cowshed_format::base::{Error, Name, Result, VolumeId};
@@ -8,129 +8,130 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// What keeps a target from being removed while it is alive.
+/// A guard that keeps a target from being removed while it is alive.
 pub type TargetHold = Box<dyn Send + Sync>;
 
-/// What is known of a target; as cheap as the target can make it.
+/// Data about a target; as cheap to obtain as the target can make it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetInfo {
-    /// Its id.
+    /// The target's id.
     pub id: VolumeId,
-    /// Its present name.
+    /// The target's present name.
     pub name: Name,
-    /// Its virtual size.
+    /// The target's virtual size.
     pub size_bytes: u64,
     /// Bytes that are allocated for it.
     pub allocated_bytes: u64,
-    /// Writes are refused.
+    /// True if writes are refused.
     pub is_read_only: bool,
-    /// When it was made.
+    /// The time when the target was created.
     pub created: SystemTime,
 }
 
-/// Something with bytes at offsets that can be shown as a file or a block device.
+/// A range of bytes that can be shown as a file or a block device.
 ///
-/// All calls may run at once on any threads. None of them may wait for the mount that shows the
-/// target: they are called by the threads that serve it.
+/// All methods may run concurrently on any threads. None of them may wait for the mount that shows
+/// the target: the threads that serve the mount call them.
 pub trait BlockTarget: Send + Sync {
-    /// What is known of it.
+    /// Returns data about the target.
     ///
     /// # Errors
     /// `NoSuchVolume` once it is removed.
     fn info(&self) -> Result<TargetInfo>;
 
-    /// Its id, also after it is removed.
+    /// Returns the target's id, also after the target is removed.
     fn id(&self) -> VolumeId;
 
-    /// Its present name; its last one after it is removed.
+    /// Returns the target's present name, or its last one after it is removed.
     fn name(&self) -> Name;
 
-    /// Its present virtual size.
+    /// Returns the target's present virtual size.
     fn size_bytes(&self) -> u64;
 
     /// Fills `buf` from `offset_bytes`; the range lies inside the size.
     ///
     /// # Errors
-    /// Whatever the engine answers; `buf` then holds anything.
+    /// Any error of the engine; the content of `buf` is then undefined.
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()>;
 
     /// Writes all of `buf` at `offset_bytes`; the range lies inside the size.
     ///
     /// # Errors
-    /// Whatever the engine answers: `Frozen`, `NoSpace`, …
+    /// Any error of the engine: `Frozen`, `NoSpace`, …
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()>;
 
-    /// Makes everything written before it durable.
+    /// Makes all earlier writes durable.
     ///
     /// # Errors
-    /// Whatever the engine answers.
+    /// Any error of the engine.
     fn flush(&self) -> Result<()>;
 
-    /// Makes the range, which lies inside the size, read as zeros and gives its space back.
+    /// Discards the range, which lies inside the size: it then reads as zeros, and its space is
+    /// freed.
     ///
     /// # Errors
-    /// Whatever the engine answers.
+    /// Any error of the engine.
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()>;
 
-    /// What lies at `offset_bytes` and how far it goes; `None` at or past the end.
+    /// Returns the extent at `offset_bytes`; `None` at or past the end.
     ///
     /// # Errors
-    /// Whatever the engine answers.
+    /// Any error of the engine.
     fn extent_at(&self, offset_bytes: u64) -> Result<Option<Extent>>;
 
-    /// Keeps it from being removed.
+    /// Keeps the target from being removed.
     ///
     /// # Errors
     /// `NoSuchVolume` once it is removed.
     fn hold(&self) -> Result<TargetHold>;
 }
 
-/// How much room there is, for statfs.
+/// The space of a directory, for statfs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Size of the whole.
+    /// The total size.
     pub size_bytes: u64,
-    /// What can still be allocated.
+    /// The bytes that can still be allocated.
     pub free_bytes: u64,
-    /// How many targets there are.
+    /// Number of targets.
     pub targets: u64,
 }
 
 /// A set of targets with names. The rules of `BlockTarget` about threads and waiting hold here
 /// too.
 pub trait Directory: Send + Sync {
-    /// All targets with a name, sorted by it.
+    /// Returns all named targets, sorted by name.
     fn list(&self) -> Vec<TargetInfo>;
 
-    /// The target that has exactly this name.
+    /// Returns the target that has exactly this name.
     ///
     /// # Errors
-    /// `NotFound` when there is none.
+    /// `NotFound` if there is none.
     fn by_name(&self, name: &Name) -> Result<Arc<dyn BlockTarget>>;
 
-    /// The target with this id.
+    /// Returns the target with this id.
     ///
     /// # Errors
-    /// `NoSuchVolume` when there is none.
+    /// `NoSuchVolume` if there is none.
     fn by_id(&self, id: VolumeId) -> Result<Arc<dyn BlockTarget>>;
 
-    /// How much room there is.
+    /// Returns the total and the free space.
     ///
     /// # Errors
-    /// Whatever the engine answers.
+    /// Any error of the engine.
     fn space(&self) -> Result<Space>;
 
-    /// Makes everything written to any target durable.
+    /// Makes all earlier writes to all targets durable.
     ///
     /// # Errors
-    /// Whatever the engine answers.
+    /// Any error of the engine.
     fn flush(&self) -> Result<()>;
 
-    /// The descriptors through which all of it works: the only ones that the threads which serve
-    /// the mount keep.
+    /// Returns the descriptors that the targets use: the only ones that the threads that serve the
+    /// mount keep open.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// Whether a write goes to the disk at once, past the host's page cache.
+    /// Returns true if a write goes to the disk at once, past the host's page cache.
     fn writes_wait(&self) -> bool {
         false
     }
@@ -206,7 +207,7 @@ impl Directory for Pool {
 
     fn by_name(&self, name: &Name) -> Result<Arc<dyn BlockTarget>> {
         let volume = self.volume(name.as_str())?;
-        // The pool takes an id for a name too; a file of that name does not exist.
+        // The pool also accepts an id as a name; a file of that name does not exist.
         if volume.name() != *name {
             return Err(Error::NotFound(name.clone()));
         }

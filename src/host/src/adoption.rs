@@ -1,10 +1,10 @@
-//! Taking over from a process that died while it served the volumes, and whose mounts live on.
+//! Taking over from a process that died while it served the volumes, and whose mounts still exist.
 //!
-//! The host's list of mounts and the export's attachments say what is mounted; folders in the
-//! state folder say what was being done, each made before the first step and removed after the
-//! last:
+//! The host's list of mounts and the export's attachments show what is mounted; folders in the
+//! state folder record the operations in progress. Each folder is made before the first step and
+//! removed after the last:
 //!
-//! | folder | what may be there |
+//! | folder | possible state |
 //! |---|---|
 //! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
@@ -12,10 +12,10 @@
 //! | `work/still-<volume>-<device>` | a file system on that volume quiesced |
 //! | `data/<volume>` | that data volume attached, and mounted here |
 //! | `roots/<volume>` | that volume attached, and mounted here |
-//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as one |
+//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as a device or file |
 //!
-//! A container or root that is mounted stays so, and a data volume that has users. Everything else
-//! was interrupted, and is undone.
+//! A mounted container or root stays mounted, and so does a data volume that has users. Everything
+//! else was interrupted, and is undone.
 
 use super::error::{Error, Result};
 use super::filesystem;
@@ -31,25 +31,25 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How the name of a view's folder in work begins; the volume's id follows.
+/// The prefix of the name of a view's folder; the volume's id follows.
 pub(super) const VIEW_PREFIX: &str = "view-";
-/// How the name of a folder begins that tells of a file system that is quiesced.
+/// The prefix of the name of a folder that records a quiesced file system.
 const FROZEN_PREFIX: &str = "frozen-";
 
 impl Host {
     /// As `with_export`, for a successor of a process that died: `export` shows the volumes where
-    /// that one did. Containers stay mounted; what was interrupted is undone, and what cannot be
-    /// is left, and logged.
+    /// that process did. Containers stay mounted; interrupted operations are undone, and what
+    /// cannot be undone is left and logged.
     ///
     /// # Errors
-    /// When the folder or the list of mounts cannot be read.
+    /// If the folder or the list of mounts cannot be read.
     pub fn resume(pool: Pool, state_dir: &Path, export: Arc<Export>) -> Result<Self> {
         let host = Self::bare(pool, state_dir, export)?;
         host.adopt()?;
         Ok(host)
     }
 
-    /// Forgets what is mounted, for a successor to find.
+    /// Forgets the mounts without unmounting them, for a successor to find.
     pub fn leave(&self) {
         self.mounts.lock().clear();
         self.data_mounts.lock().clear();
@@ -77,11 +77,11 @@ impl Host {
                         continue;
                     }
                     None if own.exists() => self.let_go(&export, volume.id()),
-                    // Attached by hand, and not ours to detach.
+                    // A user attached it, so it is not detached here.
                     None => {}
                 }
             }
-            // rmdir refuses what is not empty, and that is meant.
+            // rmdir deliberately refuses a folder that is not empty.
             let _ = fs::remove_dir(own);
         }
         self.adopt_roots(&mounts, &export);
@@ -96,7 +96,7 @@ impl Host {
         self.mounts.lock().insert(id, mount);
     }
 
-    /// Unmounts and detaches what operations had in work.
+    /// Unmounts and detaches the volumes of operations in progress.
     fn undo_work(&self, mounts: &[MountEntry], export: &Export) {
         let work = self.work_dir();
         let inside = mounts.iter().rev().map(|entry| &entry.mount_point);
@@ -104,7 +104,7 @@ impl Host {
             tracing::info!(path = %path.display(), "unmounting what was interrupted");
             if let Err(error) = filesystem::unmount(path) {
                 tracing::warn!(%error, "a mount is left to its users");
-                // Out of sight at least; the device goes with its last user.
+                // This removes at least the path; the device is detached after its last user.
                 let _ = mount::unmount_lazy(path);
             }
         }
@@ -131,7 +131,7 @@ impl Host {
         }
     }
 
-    /// Gives back the device of an interrupted operation, if it got one.
+    /// Detaches the device of an interrupted operation, if there is one.
     pub(super) fn let_go(&self, export: &Export, id: VolumeId) {
         if device_of(export, id).is_none() {
             return;
@@ -139,14 +139,14 @@ impl Host {
         let Ok(volume) = self.pool().volume_by_id(id) else {
             return;
         };
-        // A device to which writes have failed says so once, and can be detached after that.
+        // A device to which writes have failed reports that once, and can be detached after that.
         let detach = || export.detach_as(&volume, AttachKind::Loop);
         if let Err(error) = detach().or_else(|_| detach()) {
             tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
         }
     }
 
-    /// The folder that tells that the container's file system is quiesced.
+    /// Returns the folder that records that the container's file system is quiesced.
     pub(super) fn frozen_note(&self, container: &str) -> PathBuf {
         self.work_dir().join(format!("{FROZEN_PREFIX}{container}"))
     }
@@ -161,11 +161,11 @@ impl Host {
 }
 
 /// Unmounts the containers that a killed process left mounted on loop devices over the volumes'
-/// files in `files_dir`, wherever they are mounted; answers where they were. To be called before
+/// files in `files_dir`, wherever they are mounted; returns the mount points. Must be called before
 /// the volumes are exported there again. Does nothing while a live process serves the files.
 ///
 /// # Errors
-/// When the lists of mounts and loop devices cannot be read, or a mount cannot be removed.
+/// If the lists of mounts and loop devices cannot be read, or a mount cannot be removed.
 pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     let files_dir = match mount::resolve(files_dir) {
@@ -186,7 +186,7 @@ pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
             .map_err(Error::io("look at", &node))?;
         let mounts = mount::mounts().map_err(Error::io("read the mounts of", &node))?;
         let on_device = |entry: &&MountEntry| (entry.major, entry.minor) == numbers;
-        // From the top, where mounts lie on each other.
+        // In reverse order, as mounts may be stacked.
         for entry in mounts.iter().rev().filter(on_device) {
             let path = &entry.mount_point;
             mount::unmount_lazy(path).map_err(Error::io("unmount", path))?;
@@ -196,17 +196,17 @@ pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// Lets the file system at `path` go on, if it is held.
+/// Thaws the file system at `path` if it is frozen.
 pub(super) fn thaw_at(path: &Path) {
     match mount::thaw(path) {
         Ok(()) => tracing::info!(path = %path.display(), "let go on"),
-        // It had not been held yet, or no more.
+        // It was not frozen yet, or no longer.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
         Err(error) => tracing::error!(%error, path = %path.display(), "is still held"),
     }
 }
 
-/// The volume's loop device.
+/// Returns the volume's loop device.
 pub(super) fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
     let is_it =
         |attachment: &Attachment| attachment.volume == id && attachment.kind == AttachKind::Loop;
@@ -214,8 +214,8 @@ pub(super) fn device_of(export: &Export, id: VolumeId) -> Option<PathBuf> {
     found.map(|attachment| attachment.path)
 }
 
-/// Where the whole file system on `device` is mounted: at `own`, or else where it was first. Bind
-/// mounts of others look the same, but come later.
+/// Returns the mount point of the whole file system on `device`: `own` if it is mounted there, else
+/// the first one. Bind mounts by others look the same, but come later.
 pub(super) fn place_of(mounts: &[MountEntry], device: &Path, own: &Path) -> Option<PathBuf> {
     let on_device =
         |entry: &&MountEntry| Path::new(&entry.source) == device && entry.root == Path::new("/");
@@ -227,7 +227,7 @@ pub(super) fn place_of(mounts: &[MountEntry], device: &Path, own: &Path) -> Opti
     found.cloned()
 }
 
-/// The volume of a folder in work.
+/// Returns the volume of an operation's folder.
 fn volume_of_folder(name: &str) -> Option<VolumeId> {
     let id = match name.strip_prefix(VIEW_PREFIX) {
         Some(id) => id,

@@ -1,8 +1,9 @@
 //! Writing images as one OCI layout archive.
 //!
-//! The pool does not keep the tar files that layers came from. A layer is made again from its
-//! volume and the one below: the same tree, but seldom the same bytes, so its diff id may be new.
-//! The configuration then says the new diff ids and so has another digest; the answer tells.
+//! The pool does not keep the tar files that layers came from. A layer is created again from its
+//! volume and the one below: the same tree, but seldom the same bytes, so its diff id may change.
+//! The configuration then contains the new diff ids and so has another digest; the result reports
+//! it.
 
 use super::commit::write_layer;
 use super::error::{Error, Result};
@@ -26,14 +27,14 @@ use std::path::{Path, PathBuf};
 pub struct ExportedImage {
     /// The digest of the configuration in the archive.
     pub id: Digest,
-    /// The digest of the configuration in the pool; differs if a layer could not be made again
-    /// byte by byte.
+    /// The digest of the configuration in the pool; differs if a layer could not be reproduced byte
+    /// by byte.
     pub image: Digest,
     /// The digest of the manifest in the archive.
     pub manifest: Digest,
     /// The names in the archive.
     pub names: Vec<String>,
-    /// Names that an archive cannot state: those with a digest, and those of older versions that
+    /// Names that an archive cannot contain: those with a digest, and those of older versions that
     /// are not valid.
     pub left_out: Vec<String>,
     /// Its layers, lowest first.
@@ -45,20 +46,20 @@ pub struct ExportedImage {
 pub struct ExportedLayer {
     /// The digest of the uncompressed layer in the archive.
     pub diff_id: Digest,
-    /// What it was when the image came into the pool.
+    /// The digest of the layer when the image was imported.
     pub original_diff_id: Digest,
-    /// Bytes of the layer as it is stored in the archive.
+    /// The bytes of the layer as it is stored in the archive.
     pub size_bytes: u64,
 }
 
-/// An image that is to be exported.
+/// An image to export.
 struct Found {
     id: Digest,
     record: ImageRecord,
     names: Vec<String>,
 }
 
-/// An image as it goes into the archive.
+/// An image in the form for the archive.
 struct Outgoing {
     config: ImageConfig,
     names: Vec<Reference>,
@@ -67,7 +68,7 @@ struct Outgoing {
     chain: Vec<Digest>,
 }
 
-/// A layer, compressed in a file without a name.
+/// A layer, compressed in an unnamed file.
 struct Spooled {
     file: File,
     summary: LayerSummary,
@@ -77,7 +78,7 @@ impl Host {
     /// Writes `image` to `out` as an OCI layout in a tar archive, which is a docker-archive too.
     ///
     /// # Errors
-    /// `NotFound` or `Ambiguous`, and what the pool, the host and `out` answer.
+    /// `NotFound` or `Ambiguous`, and any error of the pool, the host and `out`.
     pub fn export_image<W: Write>(
         &self,
         image: &str,
@@ -89,8 +90,8 @@ impl Host {
         Ok((out, exported))
     }
 
-    /// Writes `images` as one archive, in which each layer is stored once. An image that is meant
-    /// by several names is written once, with these names.
+    /// Writes `images` as one archive, in which each layer is stored once. An image that several
+    /// names refer to is written once, with these names.
     ///
     /// # Errors
     /// As `export_image`.
@@ -129,8 +130,8 @@ impl Host {
         Ok((out, report.collect()))
     }
 
-    /// The images with the names that they get in the archive: the name that was asked for, all of
-    /// them for one that was asked for by id.
+    /// Returns the images with their names in the archive: the requested name, or all names of an
+    /// image that was requested by id.
     fn find_for_export(&self, images: &[&str]) -> Result<Vec<Found>> {
         let mut all: Vec<Found> = Vec::new();
         for image in images {
@@ -159,7 +160,7 @@ impl Host {
     ) -> Result<Outgoing> {
         let mut below = None;
         for layer in &image.record.layers {
-            // Another image of the archive may have it too.
+            // Another image of the archive may have the same layer.
             if let Entry::Vacant(place) = spooled.entry(layer.chain_id) {
                 place.insert(self.spool_layer(below, layer, compression)?);
             }
@@ -211,7 +212,7 @@ impl Host {
 }
 
 impl Spooled {
-    /// The layer for one image; several may have it.
+    /// Returns the layer for one image; several images may share it.
     fn blob(&self) -> LayerBlob<'_> {
         LayerBlob {
             media_type: self.summary.compression.layer_media_type(),
@@ -225,7 +226,7 @@ impl Spooled {
     }
 }
 
-/// A file from its start, without a position that is shared with others.
+/// A reader of a file from its start, without a position that is shared with others.
 struct FromStart<'a> {
     file: &'a File,
     offset_bytes: u64,
@@ -247,7 +248,7 @@ fn report(record: &LayerRecord, spooled: &Spooled) -> ExportedLayer {
     }
 }
 
-/// The configuration with the diff ids that the layers have now; as it is if they are the same.
+/// Returns the configuration with the layers' present diff ids; unchanged if they are the same.
 fn with_diff_ids(config: ImageConfig, found: &[Digest]) -> Result<ImageConfig> {
     if config.diff_ids() == found {
         return Ok(config);
@@ -268,7 +269,7 @@ fn spool_failed(source: io::Error) -> Error {
     }
 }
 
-/// A file in `folder` that is gone with its last descriptor.
+/// Creates a file in `folder` that vanishes with its last descriptor.
 fn unnamed_file(folder: &Path) -> Result<File> {
     let path = folder.join(format!("layer-{}", random_hex::<16>()?));
     let mut options = File::options();
@@ -278,7 +279,7 @@ fn unnamed_file(folder: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// What the lowest layer is compared with.
+/// The empty folder with which the lowest layer is compared.
 struct EmptyFolder {
     path: PathBuf,
 }
@@ -293,7 +294,7 @@ impl EmptyFolder {
 
 impl Drop for EmptyFolder {
     fn drop(&mut self) {
-        // An empty folder that stays is removed at the next start.
+        // An empty folder that remains is removed at the next start.
         let _ = fs::remove_dir(&self.path);
     }
 }

@@ -1,7 +1,7 @@
-//! Making an image of a container: its changes as one layer more.
+//! Making an image of a container: its changes become one more layer.
 //!
-//! The layer's tar is written only to learn its diff id; the layer's volume is the snapshot that
-//! was compared, so that nothing is applied again.
+//! The layer's tar is written only to compute its diff id; the layer's volume is the compared
+//! snapshot, so that nothing is applied again.
 
 use super::error::{Error, Result};
 use super::filesystem::Mode;
@@ -19,16 +19,16 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-/// What a layer's history says unless told otherwise.
+/// The default command in a layer's history.
 const CREATED_BY: &str = "cowshed container commit";
 
 impl Host {
-    /// Makes the image `name` of the container as it is now; the container may run. `created_by`
-    /// goes into the image's history. Durable when it returns.
+    /// Makes the image `name` of the container as it is now; the container may be running.
+    /// `created_by` goes into the image's history. Durable when it returns.
     ///
     /// # Errors
-    /// `Name`, `NotFound` or `Ambiguous`, a name that no layer can hold, and what the pool and the host
-    /// answer.
+    /// `Name`, `NotFound` or `Ambiguous`, a name that no layer can hold, and any error of the pool
+    /// and the host.
     pub fn commit_container(
         &self,
         container: &str,
@@ -41,7 +41,7 @@ impl Host {
         let _held = hold(&lock)?;
         let image = self.image_of(&record)?;
         let volume = record.volume(self.pool())?;
-        // Before, since what failed to write may not be written out any more, and after it was.
+        // Checked both before and after: data whose write failed may not be written out any more.
         self.check_complete(&volume)?;
         let mut instant = self.instant(&record)?;
         self.check_complete(&volume)?;
@@ -78,7 +78,7 @@ impl Host {
         let config =
             ImageConfig::parse(image.config.into_bytes())?.with_layer(summary.diff_id, origin)?;
         let committed = self.settle_image(&config, std::slice::from_ref(&reference), stack)?;
-        // The volume has its place now; what is left in work (a snapshot below it) goes.
+        // The volume has its final name now; a temporary snapshot below it is removed.
         instant.work.keep_named();
         Ok(committed)
     }

@@ -4,13 +4,13 @@
 //! stay within its root, also while its processes rename things. A container that is not mounted
 //! is mounted for the length of the copy.
 //!
-//! Where the copy goes:
-//! - onto an existing directory: into it under the source's name, or its contents if the source
-//!   ends in `/.`;
-//! - onto anything else: in its place, which a directory cannot take of a file. Devices, FIFOs and
-//!   sockets are not replaced, as `docker cp` does not.
+//! The place of the copy:
+//! - if the target is an existing directory: inside it under the source's name, or the source's
+//!   contents if the source ends in `/.`;
+//! - otherwise: the target itself is replaced, except that a directory cannot replace a file.
+//!   Devices, FIFOs and sockets are not replaced, as with `docker cp`.
 //!
-//! A symbolic link at the end of the source is copied as what it is unless it is to be followed
+//! A symbolic link at the end of the source is copied as a link unless the options say to follow it
 //! ([`CopyOptions`]); one at the end of the target is followed.
 
 use super::error::{Error, Result};
@@ -33,9 +33,9 @@ use std::path::{Path, PathBuf};
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CopySide {
-    /// A path of this host; a relative one counts from this process's directory.
+    /// A path of this host; a relative one starts at this process's directory.
     Host(PathBuf),
-    /// A path in a container, counted from its root.
+    /// A path in a container, relative to its root.
     Container {
         /// The container's name or id.
         container: String,
@@ -44,25 +44,25 @@ pub enum CopySide {
     },
 }
 
-/// How a copy is done.
+/// The options of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopyOptions {
-    /// Copies what a symbolic link at the end of the source leads to, and not the link.
+    /// Copies the object that a symbolic link at the end of the source leads to, and not the link.
     pub follow_link: bool,
 }
 
-/// What a copy did.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CopyReport {
-    /// Files, directories and everything else that was made or replaced.
+    /// Number of files, directories and other objects that were created or replaced.
     pub objects: u64,
     /// Bytes of content that were copied; holes are not counted.
     pub copied_bytes: u64,
 }
 
 impl CopySide {
-    /// `CONTAINER:PATH`, or else a path of this host: one that starts with `/` or `.`, or has no
-    /// colon.
+    /// Parses `CONTAINER:PATH`, or else a path of this host: one that starts with `/` or `.`, or
+    /// has no colon.
     #[must_use]
     pub fn parse(text: &OsStr) -> Self {
         let bytes = text.as_bytes();
@@ -88,7 +88,7 @@ impl Host {
     ///
     /// # Errors
     /// `CopySides` unless exactly one side is a container; `NotADirectory`, `CopyTarget`,
-    /// `CopySocket`; what the host answers. Of a tree, whole files that were copied before an error
+    /// `CopySocket`; any error of the host. Whole files of a tree that were copied before an error
     /// stay.
     pub fn copy(&self, from: &CopySide, to: &CopySide) -> Result<CopyReport> {
         self.copy_with(from, to, CopyOptions::default())
@@ -112,7 +112,7 @@ impl Host {
         self.within_container(container, |root| copy_within(from, to, root, options))
     }
 
-    /// Works in the container's root, which is mounted for that if it is not.
+    /// Runs `work` with the container's root, which is mounted for that if it is not.
     pub(super) fn within_container<T>(
         &self,
         container: &str,
@@ -158,7 +158,7 @@ fn copy_within(
     Ok(transfer.report())
 }
 
-/// A side with the root from which its path counts.
+/// A side of a copy with the root of its path.
 pub(super) struct Side {
     root: OwnedFd,
     in_container: bool,
@@ -175,12 +175,12 @@ pub(super) struct Place {
 struct Target {
     directory: OwnedFd,
     name: OsString,
-    /// Whether the source's contents go into `directory`, and not the source itself.
+    /// True if the source's contents go into `directory`, and not the source itself.
     is_content: bool,
 }
 
 impl Place {
-    /// What kind of object it is.
+    /// Returns the type of the object.
     pub(super) fn kind(&self) -> Result<SFlag, Errno> {
         type_of(&self.directory, &self.name)
     }
@@ -201,7 +201,7 @@ impl Side {
         })
     }
 
-    /// Opens the directory `path` of this side as its user sees it.
+    /// Opens the directory `path` of this side, resolved as the user of this side sees it.
     pub(super) fn directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let path = if path.is_empty() {
             b".".as_slice()
@@ -239,12 +239,12 @@ impl Side {
         })
     }
 
-    /// The object that is copied; it must be there.
+    /// Returns the object to copy, which must exist.
     pub(super) fn source(&self, options: CopyOptions) -> Result<Place> {
         let mut place = self.place()?;
         let bytes = self.path.as_os_str().as_bytes();
         if bytes.ends_with(b"/") || is_dot(place.name.as_bytes()) {
-            // The directory that the path leads to, through links.
+            // The directory that the path leads to, following links.
             place.directory = self.directory(bytes).map_err(self.failed("find"))?;
             place.name = OsString::from(".");
         } else if options.follow_link {
@@ -254,7 +254,7 @@ impl Side {
         Ok(place)
     }
 
-    /// Where `source` of the side `from` goes.
+    /// Returns the target of `source`, which is on the side `from`.
     fn target(&self, from: &Self, source: &Place) -> Result<Target> {
         let is_directory = type_of(&source.directory, &source.name)
             .map_err(from.failed("look at"))?
@@ -272,7 +272,8 @@ impl Side {
             Err(errno) => return Err(self.failed("find")(errno)),
         }
         let mut place = self.place()?;
-        // A symbolic link at the end is followed to the file that it names, or is to name.
+        // A symbolic link at the end is followed to the file that it names, whether or not that
+        // file exists.
         if type_of(&place.directory, &place.name) == Ok(SFlag::S_IFLNK) && !is_directory {
             place = self.link_end(place)?;
         }
@@ -283,7 +284,7 @@ impl Side {
         })
     }
 
-    /// The target when it is an existing directory; called on the source's side.
+    /// Returns the target if it is an existing directory; called on the source's side.
     fn enter(&self, source: &Place, directory: OwnedFd) -> Result<Target> {
         let (_, name) = split(trim_slashes(self.path.as_os_str().as_bytes()));
         let is_content = is_dot(name) || name.is_empty();
@@ -320,7 +321,7 @@ impl Side {
     }
 }
 
-/// How many symbolic links at the end of a target are followed: as many as the kernel does.
+/// The maximum number of symbolic links at the end of a target that are followed, as in the kernel.
 const LINKS_MAX: u32 = 40;
 
 fn clone_failed(source: io::Error) -> Error {
@@ -357,7 +358,7 @@ fn trim_slashes(mut path: &[u8]) -> &[u8] {
     path
 }
 
-/// The directory and the last name of a path, without the slashes at its end.
+/// Splits a path into its directory and its last name, without trailing slashes.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     let trimmed = trim_slashes(path);
     match trimmed.iter().rposition(|byte| *byte == b'/') {

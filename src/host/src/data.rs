@@ -1,13 +1,13 @@
-//! Data volumes: thin ext4 file systems of their own, for data that outlives containers.
+//! Data volumes: thin ext4 file systems for data that outlives containers.
 //!
-//! A data volume is the writable volume `data/NAME` and nothing else: no record could disagree with
-//! it, and whatever commands on volumes do to it (snapshot, clone, rename, remove) holds here too.
-//! A clone that is named so is a data volume. Mounting is the business of `data_mounts`.
+//! A data volume is just the writable volume `data/NAME`: there is no record that could disagree
+//! with it, and commands on volumes (snapshot, clone, rename, remove) work on it too. A clone with
+//! such a name is a data volume. Mounting is in `data_mounts`.
 //!
 //! # Invariants
 //! - A volume gets the name of a data volume in the transaction that completes it.
-//! - Making one again in the same way, and removing one that is not there, succeed: whoever asked
-//!   may not have heard the answer.
+//! - Creating one again in the same way, and removing one that does not exist, succeed: the caller
+//!   may have missed the first result.
 
 use super::error::{Error, Kind, Result};
 use super::ext4::Superblock;
@@ -18,38 +18,38 @@ use cowshed_format::base::{self, Name};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-/// How the name of a data volume's volume begins.
+/// The prefix of the name of a data volume's volume.
 const PREFIX: &str = "data/";
-/// Says how a data volume was asked for.
+/// The label that stores the options of a data volume's creation.
 const ORIGIN_LABEL: &str = "cowshed.data-volume";
 
-/// How a data volume is made.
+/// The options for creating a data volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CreateDataVolume {
-    /// The size of its file system: the source's, or the default, unless given; never less than
-    /// the source's.
+    /// The size of its file system: by default that of the source, or the default size; never less
+    /// than the source's.
     pub size_bytes: Option<u64>,
-    /// What it begins with: a data volume, or any volume or snapshot of the pool. An empty file
-    /// system unless given.
+    /// Its initial content: a data volume, or any volume or snapshot of the pool. By default an
+    /// empty file system.
     pub from: Option<String>,
 }
 
-/// What is known of a data volume.
+/// The properties of a data volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataVolume {
     /// Its name.
     pub name: String,
     /// The name of its volume in the pool.
     pub volume: String,
-    /// Where it is mounted, if it is.
+    /// The mount point, if it is mounted.
     pub mounted: Option<PathBuf>,
-    /// When it was made.
+    /// The time when it was created.
     pub created: SystemTime,
     /// The size that it shows.
     pub size_bytes: u64,
     /// Bytes that only it holds.
     pub own_bytes: u64,
-    /// Bytes that it maps, shared ones included.
+    /// Bytes that it maps, including shared ones.
     pub referenced_bytes: u64,
 }
 
@@ -64,11 +64,11 @@ impl CreateDataVolume {
 }
 
 impl Host {
-    /// Makes the data volume `name`. Durable when it returns. One that was made in the same way is
-    /// left as it is.
+    /// Creates the data volume `name`. Durable when it returns. One that was created in the same
+    /// way is left unchanged.
     ///
     /// # Errors
-    /// `DataVolumeName`, `DataVolumeExists`, `NoFileSystem`, `TooSmall`, and the pool's.
+    /// `DataVolumeName`, `DataVolumeExists`, `NoFileSystem`, `TooSmall`, and errors of the pool.
     pub fn create_data_volume(&self, name: &str, options: &CreateDataVolume) -> Result<()> {
         let volume_name = volume_name(name)?;
         if let Some(found) = self.find_data_volume(name)? {
@@ -94,12 +94,12 @@ impl Host {
             Err(base::Error::Exists(_)) => return Err(Error::DataVolumeExists(name.into())),
             committed => committed?,
         }
-        // What else there is in work (a snapshot of the source) goes.
+        // Other temporary volumes (a snapshot of the source) are removed.
         work.keep_named();
         Ok(self.pool().flush()?)
     }
 
-    /// A frozen volume to clone, or one in work to take as it is.
+    /// A frozen volume to clone, or a temporary one to use directly.
     fn data_origin(
         &self,
         options: &CreateDataVolume,
@@ -143,7 +143,7 @@ impl Host {
         }
     }
 
-    /// Grows the volume's file system, which is not mounted, until it fills the volume.
+    /// Grows the volume's unmounted file system until it fills the volume.
     pub(super) fn fit_file_system(&self, volume: &Volume) -> Result<()> {
         let superblock = || -> Result<Superblock> {
             Superblock::read(volume)?.ok_or_else(|| Error::NoFileSystem(volume.name()))
@@ -172,10 +172,10 @@ impl Host {
         Ok(detached?)
     }
 
-    /// Removes the data volume `name`; answers whether there was one. Durable when it returns.
+    /// Removes the data volume `name`; returns true if it existed. Durable when it returns.
     ///
     /// # Errors
-    /// `DataVolumeInUse`, `MountBusy`, and the pool's.
+    /// `DataVolumeInUse`, `MountBusy`, and errors of the pool.
     pub fn remove_data_volume(&self, name: &str) -> Result<bool> {
         let Some(volume) = self.find_data_volume(name)? else {
             return Ok(false);
@@ -194,16 +194,16 @@ impl Host {
         Ok(true)
     }
 
-    /// What is known of the data volume `name`.
+    /// Returns the properties of the data volume `name`.
     ///
     /// # Errors
-    /// `NotFound`, `DataVolumeName`, and the pool's.
+    /// `NotFound`, `DataVolumeName`, and errors of the pool.
     pub fn data_volume(&self, name: &str) -> Result<DataVolume> {
         let volume = self.known_data_volume(name)?;
         Ok(self.describe(name.to_owned(), &volume.info()?))
     }
 
-    /// All data volumes, by name.
+    /// Returns all data volumes, sorted by name.
     #[must_use]
     pub fn data_volumes(&self) -> Vec<DataVolume> {
         let all = self.pool().volumes().into_iter();
@@ -227,7 +227,7 @@ impl Host {
         }
     }
 
-    /// The volume of the data volume `name`, if there is one.
+    /// Returns the volume of the data volume `name`, if there is one.
     fn find_data_volume(&self, name: &str) -> Result<Option<Volume>> {
         match self.pool().volume(volume_name(name)?.as_str()) {
             Ok(volume) if volume.is_frozen() => Ok(None),
@@ -250,7 +250,7 @@ fn volume_name(name: &str) -> Result<Name> {
         .ok_or_else(|| Error::DataVolumeName(name.chars().take(Name::MAX_BYTES).collect()))
 }
 
-/// Whether programs that work with data volumes would take this for a name.
+/// Returns true if programs that work with data volumes accept this name.
 fn is_name(name: &str) -> bool {
     let starts_well = name
         .bytes()

@@ -1,14 +1,15 @@
-//! Where data volumes are mounted and who uses them.
+//! The mounts of data volumes and their users.
 //!
 //! A data volume is mounted for its first user and unmounted with the last one. In the state
-//! folder, `data/<volume>` is its place, and the file `data/<volume>.users` says who uses it; both
-//! are there for a successor of this process, and gone after a reboot, as the mount is.
+//! folder, `data/<volume>` is its mount point, and the file `data/<volume>.users` lists its users.
+//! A successor of this process finds both; after a reboot both are gone, as the mount is.
 //!
 //! # Invariants
 //! - The folder is made before the volume is attached, and removed after it is detached.
-//! - The list of users is written before a new user hears of the mount, and before the mount goes
-//!   with the last one. So whoever is found mounted without users was being mounted or unmounted.
-//! - A user is counted once, however often he says the same.
+//! - The list of users is written before a new user gets the mount point, and before the mount is
+//!   removed with the last user. So a volume that is found mounted without users was being mounted
+//!   or unmounted.
+//! - A user is counted once, however often he makes the same request.
 
 use super::adoption::device_of;
 use super::error::{Error, Result};
@@ -25,14 +26,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What the file of a mount's users ends with.
+/// The suffix of the file with a mount's users.
 const USERS_SUFFIX: &str = ".users";
-/// The longest name of a user, in bytes; Docker's have 64.
+/// The maximum length of a user's name, in bytes; Docker's have 64.
 const USER_BYTES_MAX: usize = 256;
-/// The most users of one data volume.
+/// The maximum number of users of one data volume.
 const USERS_MAX: usize = 4096;
 
-/// Where a data volume is mounted, and for whom.
+/// The mount of a data volume, and its users.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DataMount {
     path: PathBuf,
@@ -41,11 +42,11 @@ pub(super) struct DataMount {
 }
 
 impl Host {
-    /// Mounts the data volume `name` for `user`, and answers where. What is mounted already is
-    /// shared; a user who is known stays so.
+    /// Mounts the data volume `name` for `user`, and returns the mount point. An existing mount is
+    /// shared; a repeated request of a user changes nothing.
     ///
     /// # Errors
-    /// `NotFound`, `DataVolumeUser`, `NoFileSystem`, and what the host answers.
+    /// `NotFound`, `DataVolumeUser`, `NoFileSystem`, and any error of the host.
     pub fn mount_data_volume(&self, name: &str, user: &str) -> Result<PathBuf> {
         let refused = |why| Error::DataVolumeUser {
             name: name.into(),
@@ -74,11 +75,11 @@ impl Host {
         written.map(|()| path)
     }
 
-    /// Ends `user`'s use of the data volume `name`, and unmounts it when that was the last one.
-    /// What was written is durable then. Who does not use it has nothing to end.
+    /// Ends `user`'s use of the data volume `name`, and unmounts it if that was the last user.
+    /// Everything written is durable then. Does nothing if `user` does not use the volume.
     ///
     /// # Errors
-    /// `NotFound`, and what the host answers.
+    /// `NotFound`, and any error of the host.
     pub fn unmount_data_volume(&self, name: &str, user: &str) -> Result<()> {
         let volume = self.known_data_volume(name)?;
         let lock = self.data_lock(volume.id());
@@ -98,13 +99,13 @@ impl Host {
             synced.map_err(Error::io("write out", &mount.path))?;
         }
         if let Err(error) = self.unmount_data(&volume) {
-            // Somebody else still looks at it. It goes with the next one who is done with it.
+            // Somebody else still uses the mount. It is unmounted when the next user has finished.
             tracing::warn!(%error, volume = %volume.name(), "stays in use without a user");
         }
         Ok(self.pool().flush()?)
     }
 
-    /// Unmounts the data volume if nobody uses it.
+    /// Unmounts the data volume if it has no users.
     ///
     /// # Errors
     /// `DataVolumeInUse`, `MountBusy`.
@@ -119,7 +120,7 @@ impl Host {
         }
     }
 
-    /// Unmounts all of them.
+    /// Unmounts all data volumes.
     pub(super) fn close_data(&self) -> Result<()> {
         let mounted: Vec<VolumeId> = self.data_mounts.lock().keys().copied().collect();
         for id in mounted {
@@ -130,13 +131,14 @@ impl Host {
         Ok(())
     }
 
-    /// Where the volume is mounted as a data volume, as far as is known without asking the kernel.
+    /// Returns the mount point of the volume as a data volume, as far as it is known without asking
+    /// the kernel.
     pub(super) fn data_place(&self, id: VolumeId) -> Option<PathBuf> {
         let mounts = self.data_mounts.lock();
         mounts.get(&id).map(|mount| mount.path.clone())
     }
 
-    /// Where all data volumes are mounted.
+    /// Returns the mount points of all data volumes.
     #[must_use]
     pub fn data_places(&self) -> Vec<PathBuf> {
         let mounts = self.data_mounts.lock();
@@ -147,7 +149,7 @@ impl Host {
         self.container_lock(&lock_key(id))
     }
 
-    /// Does `work` with the data volume's lock.
+    /// Runs `work` with the data volume's lock held.
     pub(super) fn with_data_lock<T>(&self, id: VolumeId, work: impl FnOnce() -> T) -> T {
         let lock = self.data_lock(id);
         let held = lock.lock();
@@ -166,8 +168,8 @@ impl Host {
         self.data_mounts.lock().get(&id).cloned()
     }
 
-    /// Mounts what was mounted before and is not any more, though its device may be in use:
-    /// somebody else has unmounted it, or has kept a mount of his own when the last user went.
+    /// Mounts a volume that was mounted before and no longer is, though its device may be in use:
+    /// somebody else has unmounted it, or has kept a mount of his own when the last user left.
     fn mount_again(&self, volume: &Volume, known: DataMount) -> Result<DataMount> {
         if is_mounted(&known)? {
             return Ok(known);
@@ -207,7 +209,7 @@ impl Host {
         Ok(mount)
     }
 
-    /// Undoes `mount_data`; what fails can be tried again.
+    /// Undoes `mount_data`; a failed call can be repeated.
     fn unmount_data(&self, volume: &Volume) -> Result<()> {
         let Some(known) = self.data_mounts.lock().get(&volume.id()).cloned() else {
             return Ok(());
@@ -222,7 +224,7 @@ impl Host {
         Ok(())
     }
 
-    /// Where data volumes are mounted.
+    /// Returns the folder in which data volumes are mounted.
     pub(super) fn data_dir(&self) -> PathBuf {
         self.state_dir().join("data")
     }
@@ -248,12 +250,12 @@ impl Host {
     /// Removes the folder and the list of users of a volume that is not mounted.
     fn forget_place(&self, id: VolumeId) {
         let _ = fs::remove_file(self.users_file(id));
-        // rmdir refuses what is not empty, and that is meant.
+        // rmdir deliberately refuses a folder that is not empty.
         let _ = fs::remove_dir(self.data_dir().join(id.to_string()));
     }
 
-    /// Takes over the data volumes that a predecessor had mounted. What it was mounting or
-    /// unmounting is unmounted.
+    /// Takes over the data volumes that a predecessor had mounted. Unmounts those that it was
+    /// mounting or unmounting.
     pub(super) fn adopt_data(&self, mounts: &[MountEntry], export: &Export) {
         for id in self.data_folders() {
             let path = self.data_dir().join(id.to_string());
@@ -276,7 +278,7 @@ impl Host {
             }
             self.let_go(export, id);
             if device_of(export, id).is_some() && known.path.exists() {
-                // Somebody still uses its device; it goes with the next one who is done with it.
+                // Somebody still uses the device; it is detached when the next user has finished.
                 self.data_mounts.lock().insert(id, known);
                 continue;
             }
@@ -284,14 +286,14 @@ impl Host {
         }
     }
 
-    /// Removes what an earlier process, whose mounts are gone, left in the folder.
+    /// Removes the leftovers of an earlier process, whose mounts are gone, from the folder.
     pub(super) fn clean_data(&self) {
         for entry in fs::read_dir(self.data_dir())
             .into_iter()
             .flatten()
             .flatten()
         {
-            // Of the two, one is right for a list, and the other for an empty folder.
+            // One of the two removes a list, and the other an empty folder.
             let _ = fs::remove_file(entry.path());
             let _ = fs::remove_dir(entry.path());
         }
@@ -307,7 +309,7 @@ impl Host {
 }
 
 fn lock_key(id: VolumeId) -> String {
-    // No container has an id like this.
+    // No container has such an id.
     format!("data {id}")
 }
 

@@ -1,11 +1,10 @@
-//! What a container changed in its image's root, seen at one instant even while it runs.
+//! The changes of a container to its image's root, taken at one instant even while it runs.
 //!
-//! A mounted container's file system is frozen for the moment in which a snapshot of its volume
-//! is taken: everything written is on the volume then and the journal is empty. The snapshot is
+//! A mounted container's file system is frozen for the moment in which a snapshot of its volume is
+//! taken: everything written is on the volume then and the journal is empty. The snapshot is
 //! compared with the image's volume after that, while the container goes on: by the blocks that
-//! differ (`changes`), and where that cannot be done, as two mounted trees (`tree`). Where the
-//! snapshot still needs its journal replayed or deleted files released, that is done on a clone of
-//! it.
+//! differ (`changes`), or, if that is impossible, as two mounted trees (`tree`). If the snapshot's
+//! journal must still be replayed or deleted files released, a clone of the snapshot is used.
 
 use super::changes::{self, Indexes};
 use super::error::{Error, Result};
@@ -22,16 +21,16 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What happened to a path.
+/// The kind of a change to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum ChangeKind {
-    /// The container has it and the image has not.
+    /// Only the container has it.
     #[serde(rename = "A")]
     Added,
     /// Both have it, and it differs; or it is a directory above a change.
     #[serde(rename = "C")]
     Changed,
-    /// The image has it and the container has not.
+    /// Only the image has it.
     #[serde(rename = "D")]
     Deleted,
 }
@@ -39,9 +38,9 @@ pub enum ChangeKind {
 /// One change of a container, as `docker diff` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ContainerChange {
-    /// What happened.
+    /// The kind of the change.
     pub kind: ChangeKind,
-    /// To what, counted from the container's root.
+    /// The path, relative to the container's root.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
 }
@@ -61,46 +60,46 @@ fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 
-/// How a host finds what a container changed. Both ways give the same answer.
+/// The way in which a host finds a container's changes. Both ways give the same result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Comparison {
-    /// From the blocks that differ, in time that grows with the change; trees where that cannot
-    /// be done.
+    /// Compares only the blocks that differ, in time that grows with the change; falls back to
+    /// trees if that is impossible.
     #[default]
     Blocks,
-    /// By mounting both trees and looking at every object in them.
+    /// Mounts both trees and compares every object in them.
     Trees,
 }
 
-/// How containers are compared, and what was learnt of their images.
+/// The way to compare containers, and cached data about their images.
 #[derive(Default)]
 pub(super) struct Comparing {
     pub indexes: Indexes,
     by_trees: AtomicBool,
 }
 
-/// A container's or root's file system as it was at one instant, beside the one it came from.
+/// The file system of a container or root at one instant, together with the one that it came from.
 pub(super) struct Instant<'h> {
     pub host: &'h Host,
     /// The image's side.
     pub base: Volume,
     /// The container's side; frozen.
     pub volume: Volume,
-    /// Removes that volume, and the snapshot that it may be a clone of.
+    /// The guard that removes that volume, and the snapshot that it may be a clone of.
     pub work: WorkVolumes<'h>,
 }
 
 impl Host {
-    /// Chooses how containers are compared from now on.
+    /// Sets the way to compare containers from now on.
     pub fn set_comparison(&self, comparison: Comparison) {
         let by_trees = comparison == Comparison::Trees;
         self.comparing.by_trees.store(by_trees, Ordering::Relaxed);
     }
 
-    /// What the container changed, sorted by path; the root directory itself is not listed.
+    /// Returns the container's changes, sorted by path; the root directory itself is not listed.
     ///
     /// # Errors
-    /// `NotFound` or `Ambiguous`, and what the pool and the host answer.
+    /// `NotFound` or `Ambiguous`, and any error of the pool and the host.
     pub fn diff_container(&self, container: &str) -> Result<Vec<ContainerChange>> {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
@@ -116,8 +115,8 @@ impl Host {
             .collect())
     }
 
-    /// Whether the container's volume has not one block that differs from its image's, which
-    /// costs nothing to know.
+    /// Returns true if the container is not mounted and no block of its volume differs from its
+    /// image's, which is cheap to find out.
     fn is_unchanged(&self, record: &ContainerRecord) -> Result<bool> {
         if self.mounted_at(record)?.is_some() {
             return Ok(false);
@@ -142,7 +141,7 @@ impl Host {
         })
     }
 
-    /// A snapshot of the container's volume that holds all that was written to the container.
+    /// Takes a snapshot of the container's volume that holds everything written to the container.
     fn snapshot_settled(&self, record: &ContainerRecord, volume: &Volume) -> Result<Volume> {
         let name = self.work_name()?;
         let frozen = match self.mounted_at(record)? {
@@ -154,7 +153,7 @@ impl Host {
             None => None,
         };
         if frozen.as_ref().is_some_and(FrozenMount::is_ours) {
-            // The journal is empty while the file system is frozen, and never read.
+            // The journal is empty while the file system is frozen, and is never read.
             ext4::release_journal(volume)?;
         }
         let snapshot = self.pool().snapshot(volume, &name);
@@ -162,7 +161,7 @@ impl Host {
         Ok(snapshot?)
     }
 
-    /// The volume of the top layer of the container's image.
+    /// Returns the volume of the top layer of the container's image.
     fn image_top(&self, record: &ContainerRecord) -> Result<Volume> {
         let image = self.image_of(record)?;
         let top = image.layers.last();
@@ -177,7 +176,7 @@ impl Host {
 }
 
 impl Instant<'_> {
-    /// What the container changed.
+    /// Returns the container's changes.
     pub(super) fn changes(&mut self) -> Result<TreeChanges> {
         let comparing = &self.host.comparing;
         if !comparing.by_trees.load(Ordering::Relaxed) {
@@ -195,7 +194,7 @@ impl Instant<'_> {
         self.changes_by_trees()
     }
 
-    /// As `changes`, by mounting both and looking at every object.
+    /// As `changes`, by mounting both and comparing every object.
     pub(super) fn changes_by_trees(&mut self) -> Result<TreeChanges> {
         self.settle()?;
         let base = self.host.view(&self.base)?;
@@ -203,13 +202,13 @@ impl Instant<'_> {
         tree::compare(base.path(), mount.path())
     }
 
-    /// The image's side and the container's.
+    /// Returns the image's side and the container's side.
     #[cfg(test)]
     pub(super) const fn volumes(&self) -> (&Volume, &Volume) {
         (&self.base, &self.volume)
     }
 
-    /// Makes the container's side a file system that was cleanly unmounted, if it is not one yet.
+    /// Makes the container's side a cleanly unmounted file system, if it is not one yet.
     pub(super) fn settle(&mut self) -> Result<()> {
         if Superblock::read(&self.volume)?.is_some_and(|superblock| superblock.is_clean()) {
             return Ok(());

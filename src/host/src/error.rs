@@ -1,4 +1,4 @@
-//! What can go wrong with images and containers, kept distinct up to the command line.
+//! The errors of operations on images and containers, kept distinct up to the command line.
 
 use cowshed_export as export;
 use cowshed_format::base;
@@ -7,14 +7,14 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The module's result.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation on images or containers was refused or failed.
+/// The reason why an operation on images or containers was refused or failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The pool refused or failed.
+    /// The pool refused an operation or failed.
     #[error(transparent)]
     Pool(#[from] base::Error),
     /// The image input is wrong, or a layer could not be applied or written.
@@ -29,9 +29,9 @@ pub enum Error {
     /// The host failed.
     #[error("{action} {path}: {source}", path = path.display())]
     Io {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
-        /// To what.
+        /// The object of the action.
         path: PathBuf,
         /// The host's error.
         source: io::Error,
@@ -49,23 +49,23 @@ pub enum Error {
     Program {
         /// The program.
         program: &'static str,
-        /// How it ended.
+        /// The program's exit status.
         status: std::process::ExitStatus,
-        /// The last line that it wrote about it.
+        /// The last line that it wrote to its error output.
         message: Box<str>,
     },
-    /// Nothing has this name or id.
+    /// No object has this name or id.
     #[error("there is no {kind} {name}")]
     NotFound {
-        /// What was looked for.
+        /// The kind of object that was looked for.
         kind: Kind,
         /// The name or id that was given.
         name: Box<str>,
     },
-    /// A short id fits several.
+    /// A short id matches several objects.
     #[error("the id {prefix} fits more than one {kind}; give more of it")]
     Ambiguous {
-        /// What was looked for.
+        /// The kind of object that was looked for.
         kind: Kind,
         /// The short id that was given.
         prefix: Box<str>,
@@ -73,10 +73,10 @@ pub enum Error {
     /// The name belongs to another container.
     #[error("there is a container {0} already; choose another name or remove it")]
     ContainerExists(base::Name),
-    /// Containers still stand on the image.
+    /// Containers still use the image.
     #[error("the image {image} is in use by {containers}; remove them first")]
     ImageInUse {
-        /// The image as it was named.
+        /// The image's name as the caller gave it.
         image: Box<str>,
         /// The names of the containers.
         containers: Names,
@@ -84,69 +84,69 @@ pub enum Error {
     /// The image has no layer to make a container of.
     #[error("the image {0} has no layers, so there is no root to start from")]
     EmptyImage(Box<str>),
-    /// The container is mounted at another place.
+    /// The container is mounted at another path.
     #[error("the container {container} is mounted at {path} already; unmount it first", path = path.display())]
     MountedElsewhere {
         /// The container's name.
         container: Box<str>,
-        /// Where it is mounted.
+        /// The present mount point.
         path: PathBuf,
     },
     /// The container is not mounted.
     #[error("the container {0} is not mounted")]
     NotMounted(Box<str>),
-    /// The kind of file system cannot be quiesced.
+    /// This kind of file system cannot be quiesced.
     #[error(
         "the file system at {path} cannot be held still while it is mounted; unmount it, then take the snapshot", path = path.display()
     )]
     CannotHold {
-        /// Where it is mounted.
+        /// The mount point.
         path: PathBuf,
     },
-    /// The file system lies on other devices as well.
+    /// The file system also uses other devices.
     #[error(
         "the file system at {path} lies on {others} as well as on this volume, and a snapshot of one alone holds parts that do not fit; freeze it (fsfreeze --freeze {path}), take a snapshot of each, and thaw it, or unmount it first", path = path.display()
     )]
     OnOthersToo {
-        /// Where it is mounted.
+        /// The mount point.
         path: PathBuf,
         /// The other devices.
         others: Names,
     },
-    /// Somebody thaws the file system whenever it is quiesced.
+    /// Another process thaws the file system whenever it is quiesced.
     #[error(
         "somebody else thawed the file system on the volume {0} during each of several attempts at a snapshot; end what does so, then try again"
     )]
     ThawedMeanwhile(base::Name),
-    /// Something in the mounted file system is open.
+    /// A file in the mounted file system is open.
     #[error("{path} is in use by a process; end it, then try again", path = path.display())]
     MountBusy {
         /// The mount point.
         path: PathBuf,
     },
-    /// The asked size is smaller than the image's file system.
+    /// The requested size is smaller than the image's file system.
     #[error("the size must be at least {min_bytes} bytes, which the file system to begin with has")]
     TooSmall {
-        /// The least.
+        /// The minimum size.
         min_bytes: u64,
     },
     /// A record in the pool cannot be understood.
     #[error("the record of the {kind} {key} in the pool is unreadable: {fault}")]
     Record {
-        /// What it is a record of.
+        /// The kind of the record's object.
         kind: Kind,
         /// Its key.
         key: Box<str>,
-        /// What is wrong.
+        /// The fault of the record.
         fault: RecordFault,
     },
     /// The file's name cannot be stored in a layer.
     #[error("{path} cannot be stored in an image layer, whose names must not start with .wh.; rename it", path = path.display())]
     ReservedName {
-        /// The file, seen from the container's root.
+        /// The file, relative to the container's root.
         path: PathBuf,
     },
-    /// The text names no data volume.
+    /// The text is not a valid name of a data volume.
     #[error(
         "{0:?} is no name for a data volume: letters, digits and . _ -, the first one a letter or digit, up to 250"
     )]
@@ -159,15 +159,15 @@ pub enum Error {
     DataVolumeInUse {
         /// The data volume.
         name: Box<str>,
-        /// How many use it.
+        /// Number of its users.
         users: usize,
     },
-    /// Nobody can use a data volume so.
+    /// The text cannot name a user of a data volume.
     #[error("cannot mount the data volume {name}: {why}")]
     DataVolumeUser {
         /// The data volume.
         name: Box<str>,
-        /// What is wrong with the user.
+        /// The reason.
         why: &'static str,
     },
     /// The volume cannot be mounted.
@@ -178,17 +178,17 @@ pub enum Error {
         "{0} does not hold all that was written to it, because a write found no room in the pool or failed: make room, remove it, and write it anew"
     )]
     Incomplete(base::Name),
-    /// The file system in a volume has no room, though the pool has.
+    /// The file system in a volume is full, though the pool is not.
     #[error("the volume's file system of {size_bytes} bytes has no {what} left; {why}")]
     FileSystemFull {
-        /// What it lacks.
+        /// The resource that it lacks.
         what: Shortage,
-        /// How large it is.
+        /// The size of the file system.
         size_bytes: u64,
-        /// Why it stays so, and what to do.
+        /// The reason why it cannot grow, and the remedy.
         why: Box<str>,
     },
-    /// The pool could take more, but its host cannot.
+    /// The pool is not at its limit, but its host has no space.
     #[error("the host's file system that holds the pool is full; make room there")]
     HostFull,
     /// Copying needs exactly one container.
@@ -206,9 +206,9 @@ pub enum Error {
         path = path.display()
     )]
     CopyTarget {
-        /// What is in the way.
+        /// The target.
         path: PathBuf,
-        /// What it is.
+        /// The kind of the target.
         what: &'static str,
     },
     /// The source of a copy cannot be copied.
@@ -220,18 +220,18 @@ pub enum Error {
     /// The image's configuration cannot be extended.
     #[error("the image's configuration is not valid: {0}")]
     Config(&'static str),
-    /// Everything of an operation was undone because the caller asked to stop.
+    /// The operation was undone completely because the caller asked to stop.
     #[error("interrupted")]
     Cancelled,
 }
 
-/// What a file system lacks.
+/// A resource that a file system lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
-    /// Room for content.
+    /// Space for content.
     #[error("free blocks")]
     Blocks,
-    /// Room for further files, however small.
+    /// Inodes for further files, however small.
     #[error("free inodes (it holds too many files)")]
     Inodes,
 }
@@ -242,7 +242,7 @@ impl From<base::Cancelled> for Error {
     }
 }
 
-/// What a name or id stands for.
+/// The kind of object that a name or id stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An image.
@@ -257,10 +257,10 @@ pub enum Kind {
     DataVolume,
 }
 
-/// What is wrong with a record.
+/// The fault of a record.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordFault {
-    /// It is not the JSON that was written.
+    /// It is not valid JSON of the expected form.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
     /// A newer cowshed wrote it.
@@ -271,7 +271,7 @@ pub enum RecordFault {
     Contradiction(&'static str),
 }
 
-/// Some names, shown with commas.
+/// A list of names, shown with commas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names(pub Vec<String>);
 
@@ -297,7 +297,7 @@ impl fmt::Display for Names {
 }
 
 impl Error {
-    /// A closure that makes an `Io` error about `action` on `path`, for `map_err`.
+    /// Returns a closure that makes an `Io` error about `action` on `path`, for `map_err`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
@@ -307,7 +307,7 @@ impl Error {
         }
     }
 
-    /// Nothing has this name.
+    /// Returns the error that no object has this name.
     pub(super) fn not_found(kind: Kind, name: &str) -> Self {
         Self::NotFound {
             kind,
@@ -315,13 +315,13 @@ impl Error {
         }
     }
 
-    /// Whether a volume cannot be shown because it is shown in another way.
+    /// Returns true if a volume cannot be shown because it is shown in another way.
     #[must_use]
     pub const fn is_shown_otherwise(&self) -> bool {
         matches!(self, Self::Export(export::ExportError::Attached { .. }))
     }
 
-    /// Whether the work was cancelled, and nothing is wrong.
+    /// Returns true if the work was cancelled and did not fail.
     #[must_use]
     pub const fn is_cancelled(&self) -> bool {
         matches!(
@@ -332,7 +332,7 @@ impl Error {
         )
     }
 
-    /// Whether something has no room: the pool, its host, or a file system in a volume.
+    /// Returns true if there is no space in the pool, on its host, or in a volume's file system.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
@@ -341,7 +341,7 @@ impl Error {
         }
     }
 
-    /// The host's errno behind this error, if there is one.
+    /// Returns the host's errno behind this error, if there is one.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {

@@ -1,11 +1,11 @@
-//! The file systems in volumes: ext4, made once for each size as a frozen template and cloned
-//! after that; how each kind of volume is mounted.
+//! The file systems in volumes: ext4, created once for each size as a frozen template and cloned
+//! after that; also the mount options of each kind of volume.
 //!
-//! `mkfs.ext4` runs on a memory file, and what it wrote is copied into the template's volume: a
-//! new file system is a few hundred blocks, the rest are holes. Nothing is initialised lazily,
-//! so that a mounted container writes nothing that nobody asked for; the journal is small,
-//! because every container that writes gets a copy of it; there is no `lost+found`, so that an
-//! image's root holds exactly what its layers say.
+//! `mkfs.ext4` runs on a memory file, and its output is copied into the template's volume: a new
+//! file system is a few hundred blocks, the rest are holes. Nothing is initialised lazily, so that
+//! a mounted container writes only what its programs write; the journal is small, because every
+//! container that writes gets a copy of it; there is no `lost+found`, so that an image's root holds
+//! exactly what its layers contain.
 
 use super::error::{Error, Result};
 use cowshed_engine::{Labels, Pool, Volume};
@@ -24,41 +24,42 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-/// The size of an image's file system unless another is asked for.
+/// The default size of an image's file system.
 pub const DEFAULT_SIZE_BYTES: u64 = 10 << 30;
-/// The smallest file system: room for the journal and a small root.
+/// The smallest file system: it has space for the journal and a small root.
 pub const MIN_SIZE_BYTES: u64 = 64 << 20;
-/// The largest file system: what ext4 reaches with 32-bit block numbers in its resize inode.
+/// The largest file system: the limit of ext4 with 32-bit block numbers in its resize inode.
 pub const MAX_SIZE_BYTES: u64 = 16 << 40;
 
-/// How often a busy mount is tried before it counts as busy.
+/// Number of attempts to unmount before a mount counts as busy.
 const UNMOUNT_ATTEMPTS: u32 = 12;
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(25);
 
 /// The prefix of a template volume's name; the size in bytes follows.
 pub(super) const TEMPLATE_PREFIX: &str = "template/ext4-";
-/// Names the format options below; raised when they change.
+/// Names the format options below; changes with them.
 const TEMPLATE_OPTIONS: &str = "ext4 journal=16M inode-ratio=8192 metadata_csum no-lost+found v1";
 const FEATURES: &str = "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,\
                         sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum,\
                         resize_inode";
 
-/// How a volume's file system is mounted.
+/// The mode in which a volume's file system is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// To fill it: all or nothing, since a volume is thrown away unless it was unmounted cleanly.
+    /// For filling it: without protection against a crash, since a volume that was not unmounted
+    /// cleanly is discarded.
     Fill,
-    /// A container's root: safe against a crash, deleted files give their blocks back.
+    /// For a container's root: safe against a crash; deleted files free their blocks.
     Container,
-    /// To look at a copy of a volume that may have been in use: the journal is replayed, then
+    /// For reading a copy of a volume that may have been in use: the journal is replayed, then
     /// nothing is written.
     Settle,
-    /// To look at a frozen, cleanly unmounted volume.
+    /// For reading a frozen, cleanly unmounted volume.
     Frozen,
 }
 
 impl Mode {
-    /// Whether the block device is attached read-only.
+    /// Returns true if the block device is attached read-only.
     pub(super) const fn is_device_read_only(self) -> bool {
         matches!(self, Self::Frozen)
     }
@@ -81,16 +82,16 @@ impl Mode {
     }
 }
 
-/// The option that wins over what a superblock says of errors. A container or guest may have
+/// The option that overrides the superblock's error behaviour. A container or guest may have
 /// written the superblock, and `panic` there would stop the host.
 pub const ERRORS_OPTION: &str = "errors=remount-ro";
 
-/// Who uses the files of a mount.
+/// The users of a mount's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// Containers run programs from it.
     Programs,
-    /// This process alone reads or writes its files: nothing in it may be run or be a device.
+    /// Only this process reads or writes its files: no file in it may be executed or be a device.
     FilesOnly,
 }
 
@@ -119,10 +120,10 @@ pub(super) fn mount(device: &Path, target: &Path, mode: Mode, access: Access) ->
     .map_err(Error::io("mount the file system at", target))
 }
 
-/// Unmounts what is at `target`; what is in use is named.
+/// Unmounts the file system at `target`; if it is busy, the error names the mount point.
 ///
-/// Programs that look at every new mount, and children of this process that have not started
-/// their program yet, hold a mount for a moment; so it is tried for a short while.
+/// Programs that examine every new mount, and children of this process that have not executed their
+/// program yet, hold a mount for a moment; so this retries for a short while.
 pub(super) fn unmount(target: &Path) -> Result<()> {
     for attempt in 1.. {
         match mount::unmount(target) {
@@ -143,11 +144,11 @@ pub(super) fn unmount(target: &Path) -> Result<()> {
     })
 }
 
-/// Grows the file system on `device`, which is not mounted, until it fills the device.
+/// Grows the unmounted file system on `device` until it fills the device.
 ///
-/// The kernel could do this while it is mounted, but only for a process with CAP_SYS_RESOURCE.
+/// The kernel could grow a mounted file system, but only for a process with CAP_SYS_RESOURCE.
 pub(super) fn grow(device: &Path) -> Result<()> {
-    // Without -f it wants a full check first, which a clean unmount makes unnecessary.
+    // Without -f, resize2fs requires a full check first, which a clean unmount makes unnecessary.
     run(
         "resize2fs",
         program::command("resize2fs").arg("-f").arg(device),
@@ -158,13 +159,14 @@ const fn whole_blocks(size_bytes: u64) -> u64 {
     size_bytes - size_bytes % BLOCK_BYTES as u64
 }
 
-/// A new volume with an empty file system of a size that is asked for once: no template stays.
+/// Creates a volume with an empty file system of a size that is used only once, so without a
+/// template.
 pub(super) fn fresh(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volume> {
     let size_bytes = checked_size(size_bytes)?;
     let file = format_memory_file(size_bytes)?;
     let volume = pool.create_volume(work, size_bytes)?;
     if let Err(error) = copy_data(&file, &volume) {
-        // The first failure is the one to report; a leftover goes at the next start.
+        // The first error is the one to report; a leftover is removed at the next start.
         let _ = pool.remove(&volume);
         return Err(error);
     }
@@ -182,7 +184,7 @@ pub(super) fn checked_size(size_bytes: u64) -> Result<u64> {
     Ok(whole_blocks(size_bytes))
 }
 
-/// The frozen empty file system of `size_bytes`, made now if there is none yet.
+/// Returns the frozen empty file system of `size_bytes`, and creates it if there is none yet.
 ///
 /// `work` is a free name for the volume while it is being filled.
 pub(super) fn template(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volume> {
@@ -195,11 +197,11 @@ pub(super) fn template(pool: &Pool, size_bytes: u64, work: &Name) -> Result<Volu
     let volume = pool.create_volume(work, size_bytes)?;
     let made = fill_template(pool, &volume, &file, &name);
     if made.is_err() {
-        // The first failure is the one to report; a leftover goes at the next start.
+        // The first error is the one to report; a leftover is removed at the next start.
         let _ = pool.remove(&volume);
     }
     match made {
-        // Somebody else was faster: theirs is as good.
+        // Another thread was faster: its template is equivalent.
         Err(Error::Pool(base::Error::Exists(_))) => Ok(pool.volume(name.as_str())?),
         made => made.map(|()| volume),
     }
@@ -225,7 +227,7 @@ fn fill_template(pool: &Pool, volume: &Volume, file: &File, name: &Name) -> Resu
     Ok(())
 }
 
-/// A memory file of `size_bytes` that holds an empty file system.
+/// Creates a memory file of `size_bytes` that holds an empty file system.
 fn format_memory_file(size_bytes: u64) -> Result<File> {
     let failed = |source| Error::Io {
         action: "make a memory file for",
@@ -235,8 +237,8 @@ fn format_memory_file(size_bytes: u64) -> Result<File> {
     let memory = memfd_create(c"cowshed-template", MFdFlags::MFD_CLOEXEC);
     let file = File::from(memory.map_err(|errno| failed(errno.into()))?);
     file.set_len(size_bytes).map_err(failed)?;
-    // The programs reach the file through this process, so that nothing is left on the host's
-    // disk whenever this process ends.
+    // The programs reach the file through this process, so that nothing is left on the host's disk,
+    // however this process ends.
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
     run(
         "mkfs.ext4",
@@ -255,7 +257,7 @@ fn format_memory_file(size_bytes: u64) -> Result<File> {
     Ok(file)
 }
 
-/// A random UUID (version 4).
+/// Returns a random UUID (version 4).
 fn random_uuid() -> Result<String> {
     let mut bytes = [0; 16];
     rand::rngs::OsRng
@@ -315,7 +317,8 @@ fn run(program: &'static str, command: &mut Command) -> Result<()> {
     })
 }
 
-/// Copies everything of `file` that is not a hole into `volume`, which is as long and empty.
+/// Copies all data of `file`, without its holes, into `volume`, which is empty and of the same
+/// size.
 fn copy_data(file: &File, volume: &Volume) -> Result<()> {
     let failed = |source| Error::Io {
         action: "read",

@@ -1,12 +1,12 @@
 //! A mounted file system that is quiesced for a moment.
 //!
-//! Somebody else may have frozen it: a backup's hook, with fsfreeze(8). Then that freeze serves,
-//! and stays. The kernel keeps one freeze of a file system and does not say whose it is, so:
+//! Another program may have frozen it: a backup's hook, with fsfreeze(8). Then that freeze is used,
+//! and remains. The kernel keeps one freeze per file system and does not report its owner, so:
 //!
-//! - A folder tells a successor of this process what to let go on. It is there while the freeze is
-//!   ours, and for the moment in which the kernel says whose it is.
-//! - Whoever thaws it, thaws it for all. That is noticed when the hold ends, and the caller begins
-//!   anew.
+//! - A folder tells a successor of this process which file system to thaw. It exists while this
+//!   process owns the freeze, and for the moment in which the kernel shows who owns it.
+//! - A thaw by any process ends the freeze for all. This is noticed when the hold ends, and the
+//!   caller starts over.
 
 use super::error::{Error, Result};
 use cowshed_sys::mount::FileSystem;
@@ -14,17 +14,17 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A frozen file system. When this is dropped, it goes on, if the freeze is ours.
+/// A frozen file system. Dropping it thaws the file system if the freeze is its own.
 pub(super) struct FrozenMount {
     file_system: FileSystem,
     path: PathBuf,
-    /// The folder that tells a successor of this process, should it die now.
+    /// The folder that informs a successor if this process dies.
     note: PathBuf,
     is_ours: bool,
 }
 
 impl FrozenMount {
-    /// Freezes `file_system`, which was found at `path`, unless somebody has done so already.
+    /// Freezes `file_system`, which was found at `path`, unless it is frozen already.
     pub(super) fn freeze(file_system: FileSystem, path: PathBuf, note: PathBuf) -> Result<Self> {
         let is_ours = try_freeze(&file_system, &path, &note)?;
         Ok(Self {
@@ -35,13 +35,13 @@ impl FrozenMount {
         })
     }
 
-    /// Whether nobody else had frozen it.
+    /// Returns true if nobody else had frozen it.
     pub(super) const fn is_ours(&self) -> bool {
         self.is_ours
     }
 
-    /// Ends the hold; returns whether the file system was frozen all the time, as far as can be
-    /// known: `false` when somebody has thawed it meanwhile.
+    /// Ends the hold; returns true if the file system was frozen all the time, as far as can be
+    /// known, and `false` if another process has thawed it meanwhile.
     pub(super) fn end(mut self) -> bool {
         if self.is_ours {
             return self.let_go();
@@ -58,11 +58,11 @@ impl FrozenMount {
         }
     }
 
-    /// Thaws what is ours; returns `false` when it was thawed already.
+    /// Thaws the file system if the freeze is its own; returns `false` if it was thawed already.
     fn let_go(&mut self) -> bool {
         self.is_ours = false;
         let thawed = self.file_system.thaw();
-        // An empty folder that stays does no harm.
+        // An empty folder that remains does no harm.
         let _ = fs::remove_dir(&self.note);
         match thawed {
             Ok(()) => true,
@@ -83,12 +83,12 @@ impl Drop for FrozenMount {
     }
 }
 
-/// Freezes a file system, and leaves the note if it did; `false` when it is frozen already.
+/// Freezes a file system, and leaves the note if it did; returns `false` if it is frozen already.
 fn try_freeze(file_system: &FileSystem, path: &Path, note: &Path) -> Result<bool> {
     fs::create_dir_all(note).map_err(Error::io("make the folder", note))?;
     let frozen = file_system.freeze();
     if frozen.is_err() {
-        // It tells nothing now.
+        // The note is not valid in this case.
         let _ = fs::remove_dir(note);
     }
     match frozen {

@@ -1,12 +1,12 @@
-//! What every operation on images and containers works with: the pool, its volumes as loop
+//! The common base of all operations on images and containers: the pool, its volumes as loop
 //! devices, and a folder of this host for mounts.
 //!
 //! # Invariants
-//! - A volume whose name starts with `work/` belongs to an operation that runs now; at the start
-//!   there is none, so all of them are leftovers and are removed.
+//! - A volume whose name starts with `work/` belongs to an operation in progress; at the start
+//!   there is none, so all such volumes are leftovers and are removed.
 //! - A container's own lock is held while its volume is mounted, unmounted, compared or removed.
-//! - The catalogue lock is held from looking records up to the transaction that relies on them,
-//!   never while a file of a mounted volume is read or written.
+//! - The catalogue lock is held from reading records until the end of the transaction that relies
+//!   on them, never while a file of a mounted volume is read or written.
 
 use super::adoption::{VIEW_PREFIX, clean_stale_mounts};
 use super::data_mounts::DataMount;
@@ -28,19 +28,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Everything of an operation in work has a volume name that starts so.
+/// The prefix of the names of all temporary volumes of an operation.
 pub(super) const WORK_PREFIX: &str = "work/";
-/// How often what waits for a lock looks whether it was cancelled.
+/// The interval at which a thread that waits for a lock checks for cancellation.
 const CANCEL_POLL: Duration = Duration::from_millis(100);
 
-/// Images and containers of one pool on this host; thread safe.
+/// The images and containers of one pool on this host; thread safe.
 pub struct Host {
     pool: Pool,
     state_dir: PathBuf,
     export: Mutex<Exported>,
-    /// The containers that are mounted, by id.
+    /// The mounted containers, by id.
     pub(super) mounts: Mutex<BTreeMap<String, ContainerMount>>,
-    /// The data volumes that are mounted.
+    /// The mounted data volumes.
     pub(super) data_mounts: Mutex<BTreeMap<VolumeId, DataMount>>,
     containers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     views: Mutex<HashMap<VolumeId, Arc<View>>>,
@@ -49,7 +49,7 @@ pub struct Host {
     pub(super) roots: Roots,
 }
 
-/// Where a container is mounted.
+/// The mount of a container.
 #[derive(Clone, Debug)]
 pub(super) struct ContainerMount {
     pub path: PathBuf,
@@ -57,16 +57,16 @@ pub(super) struct ContainerMount {
 }
 
 enum Exported {
-    /// Mounted when first needed.
+    /// Mounted at the first use.
     NotYet,
-    /// Ours to unmount.
+    /// Owned by the host, which unmounts it.
     Own(Arc<Export>),
-    /// The caller's.
+    /// Owned by the caller.
     Lent(Arc<Export>),
 }
 
-/// Direct I/O of container roots may be as small as a disk's sectors. (The kernel has no way to say
-/// that a loop device would rather be given more.)
+/// The sector size of container roots: direct I/O may be as small as a disk's sectors. (The kernel
+/// offers no way for a loop device to state a preference for larger I/O.)
 const ROOT_SECTOR_BYTES: u32 = 512;
 
 /// Attaches a volume with a file system for programs in containers.
@@ -78,24 +78,24 @@ pub(super) fn attach_device(export: &Export, volume: &Volume, read_only: bool) -
     };
     match export.attach(volume, AttachKind::Loop, options) {
         Ok(attached) => Ok(attached.path),
-        // Its user, or an earlier cowshed, has it with larger ones.
+        // A user, or an earlier cowshed, has attached it with larger sectors.
         Err(ExportError::OtherSectors { .. }) => Ok(export.attach_loop(volume, read_only)?),
         Err(error) => Err(error.into()),
     }
 }
 
 impl Host {
-    /// Images and containers of `pool`. Mounts and the volumes' files live in `state_dir`, which
-    /// no other process may use meanwhile; what an earlier process left there is cleaned away.
-    /// The volumes are exported there when that is first needed.
+    /// Opens the images and containers of `pool`. Mounts and the volumes' files are in `state_dir`,
+    /// which no other process may use meanwhile; leftovers of an earlier process there are removed.
+    /// The volumes are exported there at the first use.
     ///
     /// # Errors
-    /// When the folder cannot be made or leftovers cannot be removed.
+    /// If the folder cannot be created or leftovers cannot be removed.
     pub fn new(pool: Pool, state_dir: &Path) -> Result<Self> {
         Self::start(pool, state_dir, Exported::NotYet)
     }
 
-    /// As `new`, with the export of a caller that goes on using it and unmounts it in the end.
+    /// As `new`, with the export of a caller, who goes on using it and unmounts it in the end.
     ///
     /// # Errors
     /// As `new`.
@@ -109,7 +109,7 @@ impl Host {
         Ok(host)
     }
 
-    /// A host that has not looked yet at what is mounted.
+    /// Creates a host that has not read the present mounts yet.
     pub(super) fn bare(pool: Pool, state_dir: &Path, export: Arc<Export>) -> Result<Self> {
         Self::unclean(pool, state_dir, Exported::Lent(export))
     }
@@ -131,32 +131,32 @@ impl Host {
         })
     }
 
-    /// The pool.
+    /// Returns the pool.
     #[must_use]
     pub const fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// The folder for mounts.
+    /// Returns the folder for mounts.
     #[must_use]
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
 
-    /// Unmounts all containers, roots and data volumes and, if it is ours, the export. The pool
-    /// stays open.
+    /// Unmounts all containers, roots and data volumes and, if the host owns it, the export. The
+    /// pool stays open.
     ///
     /// # Errors
-    /// `MountBusy` and its like for the first mount that is in use; everything stays usable then,
-    /// and closing can be tried again.
+    /// `MountBusy` and similar errors for the first mount that is in use; everything stays usable
+    /// then, and closing can be retried.
     pub fn close(&self) -> Result<()> {
-        // Whatever was cancelled before, this clears up after it.
+        // Runs even if the work was cancelled before: it cleans up after it.
         cancel::never(|| self.close_all())
     }
 
     fn close_all(&self) -> Result<()> {
         let closed = self.close_mounts();
-        // All that could be refused was by then.
+        // All writes that could be refused were refused by then.
         self.keep_refusals();
         closed?;
         let mut exported = self.export.lock();
@@ -176,8 +176,8 @@ impl Host {
         self.close_data()
     }
 
-    /// Removes what interrupted operations of an earlier process left: their mounts in the state
-    /// folder and their volumes in the pool.
+    /// Removes the leftovers of interrupted operations of an earlier process: their mounts in the
+    /// state folder and their volumes in the pool.
     fn clean_leftovers(&self) -> Result<()> {
         let listed =
             mount::mounts().map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
@@ -207,12 +207,12 @@ impl Host {
         Ok(())
     }
 
-    /// Where containers are mounted unless told otherwise, and a folder for each that is mounted.
+    /// Returns the folder in which containers are mounted by default, each in its own folder.
     pub(super) fn mounts_dir(&self) -> PathBuf {
         self.state_dir.join("mounts")
     }
 
-    /// Where operations mount what they work on.
+    /// Returns the folder in which operations mount temporary volumes.
     pub(super) fn work_dir(&self) -> PathBuf {
         self.state_dir.join("work")
     }
@@ -221,7 +221,7 @@ impl Host {
         self.state_dir.join("files")
     }
 
-    /// The export, mounted now if it was not.
+    /// Returns the export, and mounts it if it was not mounted.
     pub(super) fn export(&self) -> Result<Arc<Export>> {
         let mut exported = self.export.lock();
         if let Exported::Own(export) | Exported::Lent(export) = &*exported {
@@ -239,7 +239,7 @@ impl Host {
         Ok(export)
     }
 
-    /// The export, if there is one.
+    /// Returns the export, if there is one.
     pub(super) fn present_export(&self) -> Option<Arc<Export>> {
         match &*self.export.lock() {
             Exported::NotYet => None,
@@ -247,17 +247,18 @@ impl Host {
         }
     }
 
-    /// Held while records are looked up and a transaction relies on what was found.
+    /// Returns the lock to hold from reading records until the end of the transaction that relies
+    /// on them.
     pub(super) fn lock_catalogue(&self) -> MutexGuard<'_, ()> {
         self.catalogue.lock()
     }
 
-    /// The lock of one container: `let lock = …; let _held = lock.lock();`.
+    /// Returns the lock of one container: `let lock = …; let _held = lock.lock();`.
     pub(super) fn container_lock(&self, id: &str) -> Arc<Mutex<()>> {
         Arc::clone(self.containers.lock().entry(id.to_owned()).or_default())
     }
 
-    /// Forgets the lock of an id unless somebody has it.
+    /// Forgets the lock of an id unless a thread uses it.
     pub(super) fn forget_idle_lock(&self, id: &str) {
         let mut locks = self.containers.lock();
         if locks
@@ -272,7 +273,7 @@ impl Host {
         self.containers.lock().remove(id);
     }
 
-    /// Attaches `volume` and mounts its file system at `target`; answers the device.
+    /// Attaches `volume` and mounts its file system at `target`; returns the device.
     pub(super) fn attach_and_mount(
         &self,
         volume: &Volume,
@@ -283,14 +284,14 @@ impl Host {
         let export = self.export()?;
         let device = attach_device(&export, volume, mode.is_device_read_only())?;
         if let Err(error) = filesystem::mount(&device, target, mode, access) {
-            // The first failure is the one to report.
+            // The first error is the one to report.
             let _ = export.detach(volume);
             return Err(error);
         }
         Ok(device)
     }
 
-    /// Undoes `attach_and_mount`; what is written is on the pool's device afterwards.
+    /// Undoes `attach_and_mount`; all written data is on the pool's device afterwards.
     pub(super) fn unmount_and_detach(&self, volume: &Volume, target: &Path) -> Result<()> {
         filesystem::unmount(target)?;
         self.export()?.detach(volume)?;
@@ -300,25 +301,25 @@ impl Host {
         Ok(())
     }
 
-    /// Unmounts and detaches as well as it can, when nothing that was written matters any more.
+    /// Unmounts and detaches as far as possible, when written data no longer matters.
     fn abandon(&self, volume: &Volume, path: &Path) {
         if let Err(error) = filesystem::unmount(path) {
             tracing::warn!(%error, "a mount is left to its users");
-            // Out of sight at least; the device goes with its last user.
+            // This removes at least the path; the device is detached after its last user.
             let _ = mount::unmount_lazy(path);
         }
-        // A device to which writes have failed says so once, and can be detached after that.
+        // A device to which writes have failed reports that once, and can be detached after that.
         let detach = || self.export().and_then(|export| Ok(export.detach(volume)?));
         if let Err(error) = detach().or_else(|_| detach()) {
             tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
         }
-        // An empty folder that stays does no harm.
+        // An empty folder that remains does no harm.
         let _ = fs::remove_dir(path);
     }
 
     /// Mounts `volume` in a new folder of the state folder, for the length of an operation.
     pub(super) fn mount_for_work(&self, volume: &Volume, mode: Mode) -> Result<WorkMount<'_>> {
-        // Named so that a successor knows the volume.
+        // Named so that a successor can identify the volume.
         let name = format!("{}-{}", volume.id(), random_hex::<16>()?);
         let path = self.work_dir().join(name);
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
@@ -330,14 +331,14 @@ impl Host {
                 mounted: true,
             }),
             Err(error) => {
-                // Nothing is mounted there; at worst an empty folder stays.
+                // Nothing is mounted there; at worst an empty folder remains.
                 let _ = fs::remove_dir(&path);
                 Err(error)
             }
         }
     }
 
-    /// The tree of a frozen volume, shared by all who look at it.
+    /// Returns the tree of a frozen volume, shared by all its readers.
     pub(super) fn view(&self, volume: &Volume) -> Result<ViewGuard<'_>> {
         let id = volume.id();
         let view = Arc::clone(self.views.lock().entry(id).or_default());
@@ -347,7 +348,7 @@ impl Host {
             fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
             let mounting = self.attach_and_mount(volume, &path, Mode::Frozen, Access::FilesOnly);
             if let Err(error) = mounting {
-                // Nothing is mounted there; at worst an empty folder stays.
+                // Nothing is mounted there; at worst an empty folder remains.
                 let _ = fs::remove_dir(&path);
                 return Err(error);
             }
@@ -364,7 +365,7 @@ impl Host {
         })
     }
 
-    /// A name for a volume of an operation in work.
+    /// Returns a name for a temporary volume of an operation.
     pub(super) fn work_name(&self) -> Result<Name> {
         Ok(Name::new(&format!("{WORK_PREFIX}{}", random_hex::<16>()?))?)
     }
@@ -390,7 +391,7 @@ struct ViewMount {
     path: PathBuf,
 }
 
-/// Keeps a view mounted.
+/// A guard that keeps a view mounted.
 pub(super) struct ViewGuard<'h> {
     host: &'h Host,
     volume: Volume,
@@ -413,14 +414,14 @@ impl Drop for ViewGuard<'_> {
         }
         self.host.abandon(&self.volume, &self.path);
         let mut views = self.host.views.lock();
-        // Two owners are the list and this guard: nobody waits to use it again.
+        // The two owners are the list and this guard: no other thread is about to use the view.
         if Arc::strong_count(&self.view) == 2 {
             views.remove(&self.volume.id());
         }
     }
 }
 
-/// A volume mounted for the length of an operation; dropping it unmounts it as well as it can.
+/// A volume mounted for the length of an operation; dropping it unmounts it as far as possible.
 pub(super) struct WorkMount<'h> {
     host: &'h Host,
     volume: Volume,
@@ -433,7 +434,7 @@ impl WorkMount<'_> {
         &self.path
     }
 
-    /// Unmounts and detaches; all that was written is in the volume then.
+    /// Unmounts and detaches; all written data is in the volume then.
     pub(super) fn unmount(mut self) -> Result<()> {
         mount::sync_file_system(&self.path).map_err(Error::io("write out", &self.path))?;
         self.host.unmount_and_detach(&self.volume, &self.path)?;
@@ -451,7 +452,7 @@ impl Drop for WorkMount<'_> {
     }
 }
 
-/// Volumes that are removed unless the operation that made them is done.
+/// Volumes that are removed unless the operation that created them completes.
 pub(super) struct WorkVolumes<'h> {
     pool: &'h Pool,
     volumes: Vec<Volume>,
@@ -469,12 +470,12 @@ impl<'h> WorkVolumes<'h> {
         self.volumes.push(volume);
     }
 
-    /// All of them have their place now.
+    /// Keeps all of them: they have their final names.
     pub(super) fn keep(mut self) {
         self.volumes.clear();
     }
 
-    /// Those that got a name of their own have their place; the others are removed.
+    /// Keeps those that have a name of their own; removes the others.
     pub(super) fn keep_named(mut self) {
         self.volumes
             .retain(|volume| volume.name().as_str().starts_with(WORK_PREFIX));
@@ -503,7 +504,7 @@ pub(super) fn hold(lock: &Mutex<()>) -> Result<MutexGuard<'_, ()>> {
     }
 }
 
-/// `BYTES` random bytes in hexadecimal.
+/// Returns `BYTES` random bytes in hexadecimal.
 pub(super) fn random_hex<const BYTES: usize>() -> Result<String> {
     let mut bytes = [0; BYTES];
     rand::rngs::OsRng
@@ -522,7 +523,7 @@ pub(super) fn remove_empty_folders(folder: &Path) {
         return;
     };
     for entry in entries.flatten() {
-        // rmdir refuses what is not empty, and that is meant.
+        // rmdir deliberately refuses a folder that is not empty.
         let _ = fs::remove_dir(entry.path());
     }
 }

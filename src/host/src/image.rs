@@ -16,29 +16,29 @@ pub struct ImageSummary {
     pub id: Digest,
     /// The references that lead to it.
     pub names: Vec<String>,
-    /// Bytes that its root shows, shared ones included.
+    /// Bytes that its root shows, including shared ones.
     pub size_bytes: u64,
-    /// Bytes in layers that no other image has: what goes when it is removed.
+    /// Bytes in layers that no other image has: those that are freed when it is removed.
     pub own_bytes: u64,
-    /// When it came into the pool.
+    /// The time when it was imported into the pool.
     #[serde(serialize_with = "super::time::rfc3339")]
     pub created: SystemTime,
-    /// How many layers it has.
+    /// Number of layers.
     pub layers: usize,
 }
 
-/// All about an image.
+/// The details of an image.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageDetails {
     /// The digest of its configuration.
     pub id: Digest,
     /// The references that lead to it.
     pub names: Vec<String>,
-    /// Bytes that its root shows, shared ones included.
+    /// Bytes that its root shows, including shared ones.
     pub size_bytes: u64,
     /// Bytes in layers that no other image has.
     pub own_bytes: u64,
-    /// When it came into the pool.
+    /// The time when it was imported into the pool.
     #[serde(serialize_with = "super::time::rfc3339")]
     pub created: SystemTime,
     /// Its layers, lowest first.
@@ -54,7 +54,7 @@ pub struct LayerDetails {
     pub chain_id: Digest,
     /// The digest of the uncompressed layer.
     pub diff_id: Digest,
-    /// Bytes of the uncompressed layer, where they are known.
+    /// Bytes of the uncompressed layer, if known.
     pub size_bytes: Option<u64>,
     /// Bytes that only its volume holds.
     pub own_bytes: u64,
@@ -65,34 +65,34 @@ pub struct LayerDetails {
 /// One step in the making of an image, newest first in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HistoryStep {
-    /// When, as the image says it.
+    /// The time, as the image states it.
     pub created: Option<String>,
-    /// By which command.
+    /// The command.
     pub created_by: Option<String>,
-    /// What its maker noted.
+    /// The comment of its author.
     pub comment: Option<String>,
-    /// The layer that it made, if it made one.
+    /// The layer that it created, if any.
     pub diff_id: Option<Digest>,
-    /// Bytes of that layer, where they are known; 0 without one.
+    /// Bytes of that layer, if known; 0 without a layer.
     pub size_bytes: Option<u64>,
 }
 
-/// What removing an image did.
+/// The result of removing an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RemovedImage {
-    /// References that are gone.
+    /// The references that were removed.
     pub untagged: Vec<String>,
-    /// The image, if it is gone.
+    /// The image, if it was removed.
     pub removed: Option<Digest>,
-    /// The chain ids of layers that are gone.
+    /// The chain ids of the layers that were removed.
     pub layers: Vec<Digest>,
 }
 
 impl Host {
-    /// All images, newest last.
+    /// Returns all images, newest last.
     ///
     /// # Errors
-    /// `Record` when a record is unreadable, and the pool's.
+    /// `Record` if a record is unreadable, and errors of the pool.
     pub fn images(&self) -> Result<Vec<ImageSummary>> {
         let images = record::images(self.pool())?;
         let mut names = self.names()?;
@@ -112,10 +112,10 @@ impl Host {
         Ok(summaries)
     }
 
-    /// All about one image.
+    /// Returns the details of one image.
     ///
     /// # Errors
-    /// `NotFound` or `Ambiguous`, `Record`, and the pool's.
+    /// `NotFound` or `Ambiguous`, `Record`, and errors of the pool.
     pub fn inspect_image(&self, image: &str) -> Result<ImageDetails> {
         let FoundImage { id, record, .. } = record::find_image(self.pool(), image)?;
         let users = layer_users(&record::images(self.pool())?);
@@ -142,10 +142,10 @@ impl Host {
         })
     }
 
-    /// How an image was made, newest step first.
+    /// Returns the steps in which an image was made, newest first.
     ///
     /// # Errors
-    /// `NotFound` or `Ambiguous`, and `Oci` when its configuration is unreadable.
+    /// `NotFound` or `Ambiguous`, and `Oci` if its configuration is unreadable.
     pub fn image_history(&self, image: &str) -> Result<Vec<HistoryStep>> {
         let record = record::find_image(self.pool(), image)?.record;
         let config = ImageConfig::parse(record.config.into_bytes())?;
@@ -166,7 +166,7 @@ impl Host {
                 },
             });
         }
-        // A history may be missing or too short; every layer is shown all the same.
+        // A history may be missing or too short; every layer is listed all the same.
         steps.extend(layers.map(|layer| HistoryStep {
             created: None,
             created_by: None,
@@ -179,10 +179,10 @@ impl Host {
     }
 
     /// Removes an image: by reference only that reference, and the image with the last one; by id
-    /// all of it. Layers of other images stay. Durable when it returns.
+    /// the whole image. Layers of other images stay. Durable when it returns.
     ///
     /// # Errors
-    /// `NotFound` or `Ambiguous`; `ImageInUse` while a container stands on it.
+    /// `NotFound` or `Ambiguous`; `ImageInUse` while a container uses it.
     pub fn remove_image(&self, image: &str) -> Result<RemovedImage> {
         let removed = {
             let _held = self.lock_catalogue();
@@ -197,7 +197,7 @@ impl Host {
         let mut names = record::names(self.pool())?;
         names.retain(|name| name.image == id);
         let all = names.len();
-        // All records of the name that is meant: older versions may have stored it in two forms.
+        // All records of that name: older versions may have stored it in two forms.
         let is_meant = |one: &StoredName| {
             let meant = name.as_ref();
             meant.is_none_or(|name| same_reference(&one.key, &name.key))
@@ -225,7 +225,7 @@ impl Host {
             }
             transaction.remove_record(RecordKind::IMAGE, id.to_string().as_bytes());
             let users = layer_users(&record::images(self.pool())?);
-            // From the top, so that at no time a layer lacks the one below it.
+            // From the top, so that a layer never lacks the one below it.
             for layer in record.layers.iter().rev() {
                 if users.get(&layer.chain_id).copied().unwrap_or(0) <= 1 {
                     transaction.remove(self.layer(layer.chain_id)?.id());
@@ -238,7 +238,7 @@ impl Host {
         Ok(removed)
     }
 
-    /// The names of each image, as people read them.
+    /// Returns the names of each image in their readable form.
     pub(super) fn names(&self) -> Result<HashMap<Digest, Vec<String>>> {
         let mut names: HashMap<Digest, Vec<String>> = HashMap::new();
         for name in record::names(self.pool())? {
@@ -268,7 +268,7 @@ impl Host {
     }
 }
 
-/// How many images have each layer.
+/// Returns the number of images that have each layer.
 fn layer_users(images: &BTreeMap<Digest, ImageRecord>) -> HashMap<Digest, usize> {
     let mut users = HashMap::new();
     for record in images.values() {

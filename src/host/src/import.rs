@@ -1,13 +1,13 @@
-//! Importing an image: each layer a clone of the one below, mounted, the layer's tar applied,
-//! unmounted, frozen.
+//! Importing an image. For each layer: clone the one below, mount the clone, apply the layer's tar,
+//! unmount and freeze.
 //!
 //! # Invariants
-//! - Until the last transaction every new volume has a name in work, so that whatever interrupts
-//!   the import leaves nothing: the guard removes them, or the next start does.
-//! - The last transaction gives the layers their names and writes the image's record and
+//! - Until the last transaction every new volume has a temporary name, so that an interruption of
+//!   the import leaves nothing: the guard removes the volumes, or the next start does.
+//! - The last transaction gives the layers their final names and writes the image's record and
 //!   references, all or nothing.
-//! - A layer of which the pool has the chain id already is not applied again. If two imports make
-//!   the same layer at once, the one that finishes later takes the other's.
+//! - A layer whose chain id the pool already has is not applied again. If two imports create the
+//!   same layer at once, the one that finishes later uses the other's.
 
 use super::error::{Error, Kind, Result};
 use super::filesystem::{self, Mode};
@@ -24,30 +24,30 @@ use cowshed_oci::{
 use serde::Serialize;
 use std::fs::File;
 
-/// How an image is imported.
+/// The options of an import.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// The name that it gets; the names that it brings along unless given.
+    /// The image's name; by default the names in the input.
     pub name: Option<Name>,
-    /// The size of the file systems of new layers. Unless given, it follows the image and leaves
-    /// the usual room.
+    /// The size of the file systems of new layers. By default it depends on the image and leaves
+    /// the usual free space.
     pub file_system_bytes: Option<u64>,
-    /// The usual room; 10 GiB unless given.
+    /// The usual free space; 10 GiB by default.
     pub usual_bytes: Option<u64>,
 }
 
-/// An image that is in the pool now.
+/// An image that is now in the pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportedImage {
     /// The digest of its configuration.
     pub id: Digest,
     /// The first of its names, if it has one.
     pub name: Option<String>,
-    /// All names that it was given.
+    /// All names that it got.
     pub names: Vec<String>,
     /// Its layers, lowest first.
     pub layers: Vec<ImportedLayer>,
-    /// What was left out of it, a line for each kind.
+    /// Notes about data that was left out, a line for each kind.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -61,20 +61,20 @@ pub struct ImportedLayer {
     pub diff_id: Digest,
     /// Bytes that only this layer holds.
     pub own_bytes: u64,
-    /// Whether the pool had it before.
+    /// True if the pool had it before.
     pub reused: bool,
 }
 
-/// How far an import is.
+/// The progress of an import.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImportProgress {
-    /// Layers that are done.
+    /// Number of layers that are done.
     pub done_layers: usize,
-    /// All layers.
+    /// Number of all layers.
     pub layers: usize,
 }
 
-/// A layer that has its place in the stack, named or still in work.
+/// A layer in the stack, whose volume has its final or still a temporary name.
 pub(super) struct StackedLayer {
     pub record: LayerRecord,
     pub volume: Volume,
@@ -82,10 +82,10 @@ pub(super) struct StackedLayer {
 }
 
 impl Host {
-    /// Opens all images in `input` that `select` means.
+    /// Opens all images in `input` that `select` matches.
     ///
     /// # Errors
-    /// Those of [`Image::open_all`].
+    /// The errors of [`Image::open_all`].
     pub fn open_images(&self, input: SourceInput, select: &Select) -> Result<Vec<Image>> {
         Ok(Image::open_all(input, self.state_dir(), select)?)
     }
@@ -93,7 +93,7 @@ impl Host {
     /// Opens the only image in `input`; `reference` chooses one of several.
     ///
     /// # Errors
-    /// Those of [`Image::open`].
+    /// The errors of [`Image::open`].
     pub fn open_image(&self, input: SourceInput, reference: Option<&str>) -> Result<Image> {
         Ok(Image::open(
             input,
@@ -102,14 +102,14 @@ impl Host {
         )?)
     }
 
-    /// Imports `image`; of the names that it brings, those that are valid become its names. Durable
-    /// when it returns; on an error nothing of it stays.
+    /// Imports `image`; the valid ones of its names in the input become its names. Durable when it
+    /// returns; on an error nothing of it stays.
     ///
-    /// `progress` is called between layers and stops the import by answering false.
+    /// `progress` is called between layers and stops the import by returning false.
     ///
     /// # Errors
-    /// What is wrong with the image, `Cancelled`, and what the pool and the host answer; a full
-    /// pool is the pool's `NoSpace`.
+    /// Errors of the image, `Cancelled`, and any error of the pool and the host; a full pool is the
+    /// pool's `NoSpace`.
     pub fn import_image(
         &self,
         image: &Image,
@@ -174,7 +174,7 @@ impl Host {
         Ok(stack)
     }
 
-    /// The layer if the pool has it, as far as that can be told without reading it.
+    /// Returns the layer if the pool is known to have it without reading the input's layer.
     fn present_layer(
         &self,
         image: &Image,
@@ -201,7 +201,7 @@ impl Host {
         }))
     }
 
-    /// A volume in work that holds what is below the next layer.
+    /// Returns a temporary volume with the content below the next layer.
     fn layer_to_fill(
         &self,
         below: Option<&StackedLayer>,
@@ -328,7 +328,7 @@ impl Host {
                 layer.volume = theirs;
                 layer.reused = true;
             }
-            // Its last image was removed while this one was being imported.
+            // The last image with this layer was removed during this import.
             (None, true) => return Err(Error::not_found(Kind::Layer, &chain_id.to_string())),
             (Some(present), true) => layer.volume = present,
         }
@@ -342,7 +342,8 @@ impl ImportOptions {
     }
 }
 
-/// A line about a size that was asked for, where the top layer was in the pool with another.
+/// Returns a note about a requested size that had no effect, as the pool has the top layer with
+/// another size.
 fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Option<String> {
     let wanted_bytes = options.file_system_bytes?;
     let top = stack.last().filter(|layer| layer.reused)?;
@@ -381,7 +382,7 @@ fn labelled_size(volume: &Volume) -> Option<u64> {
     volume.info().ok()?.labels.get(SIZE_LABEL)?.parse().ok()
 }
 
-/// A configuration for a root file system that came without one.
+/// Returns a configuration for a root file system that came without one.
 fn config_of_root(stack: &[StackedLayer]) -> Result<ImageConfig> {
     let [layer] = stack else {
         return Err(Error::Config("it is missing"));

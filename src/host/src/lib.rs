@@ -1,16 +1,16 @@
 //! Images as stacks of frozen volumes and containers as thin clones of them, on this host.
 //!
-//! Not a runtime: nothing is executed in a container. A [`Host`] ties a pool to a folder of this
-//! host, and every operation is one of its methods: [`Host::import_image`] and its like in
-//! `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`, `diff`,
-//! `commit` and `copy`, [`Host::create_data_volume`] and its like in `data`; `roots` shows volumes
-//! to others without a record of its own. `filesystem` and `ext4` know what is in a volume,
-//! `record` what is in the catalogue, `changes` what two volumes' file systems differ in and `tree`
-//! what two mounted trees do.
+//! This crate is not a runtime: it executes nothing in a container. A [`Host`] ties a pool to a
+//! folder of this host, and every operation is one of its methods: [`Host::import_image`] and its
+//! like in `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`,
+//! `diff`, `commit` and `copy`, [`Host::create_data_volume`] and its like in `data`; `roots` shows
+//! volumes to others without keeping a record. `filesystem` and `ext4` handle the content of a
+//! volume, `record` that of the catalogue; `changes` compares the file systems of two volumes, and
+//! `tree` two mounted trees.
 //!
 //! # Invariants
-//! - What an operation makes has a name in work until one transaction gives it its place; whatever
-//!   interrupts it leaves nothing that the next start does not remove.
+//! - A volume that an operation makes has a temporary name until one transaction gives it its final
+//!   one; an interruption leaves nothing that the next start does not remove.
 //! - No lock of the pool is held while a file on a mounted volume is read or written: this process
 //!   may be the one that serves that volume.
 //! - Every volume that an operation leaves holds a clean file system.

@@ -1,7 +1,8 @@
-//! Snapshots of volumes that may be mounted: their file systems are quiesced meanwhile, so that
-//! the snapshot holds everything that was written, and needs no journal replayed.
+//! Snapshots of volumes that may be mounted: their file systems are quiesced meanwhile, so that the
+//! snapshot holds all written data and needs no journal replay.
 //!
-//! While one is held, the folder `work/still-<volume>-<device>` tells a successor of this process.
+//! While a file system is quiesced, the folder `work/still-<volume>-<device>` informs a successor
+//! of this process.
 
 use super::error::{Error, Names, Result};
 use super::ext4::{self, Superblock};
@@ -15,29 +16,29 @@ use cowshed_sys::mount::{self, FileSystem, MountEntry};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// How the name of a folder begins that tells of a volume whose file system is quiesced.
+/// The prefix of the name of a folder that records a volume whose file system is quiesced.
 const QUIESCED_PREFIX: &str = "still-";
-/// As many snapshots are taken and dropped because somebody thawed what was held.
+/// The maximum number of snapshots that are dropped because another process thawed the file system.
 const HOLDS_MAX: u32 = 3;
 
 impl Host {
-    /// Freezes what `volume` holds now under the name `name`, with all that was written to the file
-    /// systems on it, where it is attached as a loop device and they are mounted on this host: on
-    /// the device, on partitions of it, or on what LVM, LUKS or a btrfs makes of it. Where somebody
-    /// has frozen them already, that freeze serves, and stays.
+    /// Snapshots `volume` under the name `name`, including everything written to the file systems
+    /// on it, if it is attached as a loop device and they are mounted on this host: on the device,
+    /// on its partitions, or on LVM, LUKS or btrfs over it. If somebody has frozen them already,
+    /// that freeze is used, and remains.
     ///
     /// # Errors
-    /// `CannotHold` and `OnOthersToo`, where only the user can make it consistent;
-    /// `ThawedMeanwhile`; `Io` when a file system cannot be quiesced, and the pool's.
+    /// `CannotHold` and `OnOthersToo`, if only the user can make the snapshot consistent;
+    /// `ThawedMeanwhile`; `Io` if a file system cannot be quiesced, and errors of the pool.
     pub fn snapshot_volume(&self, volume: &Volume, name: &Name) -> Result<Volume> {
         self.with_data_lock(volume.id(), || {
             self.snapshot_held(volume, name, Reach::InSight)
         })
     }
 
-    /// As `snapshot_volume`, but where the file system writes nothing just then, it is not held
-    /// still: to hold it, the kernel waits for all processors, for tens of milliseconds on a busy
-    /// host. The snapshot may say that its journal is to be replayed; there is nothing in it.
+    /// As `snapshot_volume`, but does not freeze a file system that is not being written to: for a
+    /// freeze, the kernel waits for all processors, tens of milliseconds on a busy host. The
+    /// snapshot may be marked as needing a journal replay, but its journal is empty.
     pub(super) fn snapshot_passing(&self, volume: &Volume, name: &Name) -> Result<Volume> {
         let passing = self.with_data_lock(volume.id(), || self.snapshot_checkpointed(volume, name));
         match passing? {
@@ -46,8 +47,8 @@ impl Host {
         }
     }
 
-    /// Writes out what is in memory of the volume's file system, has the kernel bring all that is
-    /// in its journal to its place, and snapshots the volume, if nothing got into the journal
+    /// Writes out the dirty data of the volume's file system, has the kernel checkpoint the
+    /// journal, and snapshots the volume; returns the snapshot if nothing got into the journal
     /// meanwhile. The volume's lock is held.
     fn snapshot_checkpointed(&self, volume: &Volume, name: &Name) -> Result<Option<Volume>> {
         let mut found = self.mounted_on(volume)?;
@@ -71,27 +72,27 @@ impl Host {
         Ok(settled.map(|_| None)?)
     }
 
-    /// As `snapshot_volume`, of a root, whose user may have it mounted out of this process's sight:
-    /// then all of this host is written out.
+    /// As `snapshot_volume`, for a root whose user may have mounted it where this process cannot
+    /// see it: then all file systems of this host are written out.
     pub(super) fn snapshot_in_use(&self, volume: &Volume, name: &Name) -> Result<Volume> {
         self.with_data_lock(volume.id(), || {
             self.snapshot_held(volume, name, Reach::AllOfHost)
         })
     }
 
-    /// Snapshots the volume while its file systems are held; again, when somebody thawed one of
+    /// Snapshots the volume while its file systems are frozen; retries if somebody thawed one of
     /// them meanwhile. The volume's lock is held.
     fn snapshot_held(&self, volume: &Volume, name: &Name, reach: Reach) -> Result<Volume> {
         for _ in 0..HOLDS_MAX {
             let held = self.hold_in_sight(volume)?;
             match reach {
                 Reach::AllOfHost => self.prepare_root(volume, &held)?,
-                // What programs have written to shared mappings of its file.
+                // Writes out the data that programs wrote to shared mappings of the volume's file.
                 Reach::InSight if volume.is_held() => self.export()?.write_back(volume)?,
                 Reach::InSight => {}
             }
             let snapshot = self.pool().snapshot(volume, name);
-            // Each of them goes on, whatever became of another.
+            // Ends all of them, even if one was thawed.
             let ends: Vec<bool> = held.into_iter().map(FrozenMount::end).collect();
             let snapshot = snapshot?;
             if !ends.contains(&false) {
@@ -105,22 +106,23 @@ impl Host {
 
     fn prepare_root(&self, volume: &Volume, held: &[FrozenMount]) -> Result<()> {
         if held.is_empty() && volume.is_held() {
-            // In another mount namespace. Nothing less reaches every file system there is.
+            // The volume is mounted in another mount namespace. Only sync(2) reaches every file
+            // system.
             nix::unistd::sync();
         }
         let is_ours = held.first().is_some_and(FrozenMount::is_ours);
         if is_ours && Superblock::read(volume)?.is_some() {
-            // The journal is empty while the file system is held, and never read.
+            // The journal is empty while the file system is frozen, and is never read.
             ext4::release_journal(volume)?;
         }
         Ok(())
     }
 
-    /// Writes out what is in memory of the volume's file systems and holds them still, where they
-    /// are mounted in sight of this process, by whomever. The volume's lock is held.
+    /// Writes out and freezes the volume's file systems that are mounted where this process can see
+    /// them, whoever mounted them. The volume's lock is held.
     fn hold_in_sight(&self, volume: &Volume) -> Result<Vec<FrozenMount>> {
         let found = self.mounted_on(volume)?;
-        // All before the first is held, so that none is held for long.
+        // All are written out before the first is frozen, so that none stays frozen for long.
         for it in &found {
             self.write_out(volume, it)?;
         }
@@ -129,7 +131,7 @@ impl Host {
             let note = self.quiesced_note(volume.id(), it.numbers);
             let is_read_only = it.is_read_only();
             let still = match FrozenMount::freeze(it.at, it.path.clone(), note) {
-                // One that is never written need not be held.
+                // A file system that is never written need not be frozen.
                 Err(Error::CannotHold { .. }) if is_read_only => continue,
                 outcome => outcome?,
             };
@@ -145,12 +147,12 @@ impl Host {
     }
 
     fn write_out(&self, volume: &Volume, it: &Mounted) -> Result<()> {
-        // Writes that had no room in the pool are told here, and by nothing later.
+        // A write that found no space in the pool is reported here, and not again later.
         let synced = it.at.sync().map_err(Error::io("write out", &it.path));
         synced.inspect_err(|_| self.note_refusal(volume))
     }
 
-    /// The file systems on the volume that are mounted in sight of this process.
+    /// Returns the volume's file systems that are mounted where this process can see them.
     fn mounted_on(&self, volume: &Volume) -> Result<Vec<Mounted>> {
         if !volume.is_held() {
             return Ok(Vec::new());
@@ -165,7 +167,7 @@ impl Host {
             .join(format!("{QUIESCED_PREFIX}{id}-{major}-{minor}"))
     }
 
-    /// Lets the file systems go on that a predecessor held.
+    /// Thaws the file systems that a predecessor froze.
     pub(super) fn thaw_quiesced(&self, mounts: &[MountEntry], export: &Export) {
         for entry in fs::read_dir(self.work_dir())
             .into_iter()
@@ -187,18 +189,18 @@ impl Host {
                     super::adoption::thaw_at(&it.path);
                 }
             }
-            // An empty folder that stays does no harm.
+            // An empty folder that remains does no harm.
             let _ = fs::remove_dir(entry.path());
         }
     }
 }
 
-/// How far a snapshot looks for what is not written out.
+/// The mounts in which a snapshot looks for data that is not written out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
-    /// To the mounts that this process sees.
+    /// The mounts that this process sees.
     InSight,
-    /// To all of this host, where this process sees none.
+    /// All of this host, if this process sees none.
     AllOfHost,
 }
 
@@ -206,9 +208,9 @@ enum Reach {
 struct Mounted {
     at: FileSystem,
     path: PathBuf,
-    /// As the table of mounts shows them.
+    /// The device numbers as in the table of mounts.
     numbers: (u32, u32),
-    /// The devices of others on which it lies as well.
+    /// Other devices that it also uses.
     others: Vec<String>,
 }
 
@@ -221,13 +223,13 @@ impl Mounted {
     }
 }
 
-/// The file systems that are mounted from these devices and from all that lies on them.
+/// Returns the file systems that are mounted from these devices and from all devices over them.
 fn mounted_over(devices: &[PathBuf], mounts: &[MountEntry]) -> Result<Vec<Mounted>> {
     let stack = Stack::over(Path::new(SYSFS), devices);
     stack.mounted(mounts).into_iter().map(open).collect()
 }
 
-/// Opens a file system at one of its mounts; of some, others have mounted something over them.
+/// Opens a file system at one of its mounts; others may have mounted something over some of them.
 fn open(found: OnVolume<'_>) -> Result<Mounted> {
     let mut outcome = None;
     for entry in &found.mounts {
@@ -247,7 +249,7 @@ fn open(found: OnVolume<'_>) -> Result<Mounted> {
     Err(outcome.expect("a file system that was found has a mount"))
 }
 
-/// The volume of a note, and the numbers of the file system.
+/// Parses a note's name: the volume, and the device numbers of the file system.
 fn parse_note(name: &str) -> Option<(VolumeId, Option<(u32, u32)>)> {
     let mut parts = name.strip_prefix(QUIESCED_PREFIX)?.split('-');
     let id = parts.next()?.parse().ok().map(VolumeId)?;

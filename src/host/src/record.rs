@@ -1,14 +1,14 @@
 //! The records of images and containers in the pool's catalogue, and finding them by name or id.
 //!
-//! A record is JSON with a version. What can be derived is not stored twice: an image's names are
-//! the references that lead to it, a container's use of an image is in the container's record.
+//! A record is JSON with a version. Data that can be derived is not stored twice: an image's names
+//! are the references to it, and a container's use of an image is in the container's record.
 //!
 //! # Invariants
 //! - A name is stored in its short form, one record for each [`Reference`]. Older versions stored
-//!   names as they were given: those are found by every form as well, and the record goes when the
-//!   name is given again.
-//! - A reference leads to an image that is there; a container's image is there; each layer of an
-//!   image has its volume `layer/<chain id>`. All changes keep this in single transactions.
+//!   names as they were given: these are also found by every form, and such a record is removed
+//!   when the name is given again.
+//! - A reference leads to an existing image; a container's image exists; each layer of an image has
+//!   its volume `layer/<chain id>`. All changes keep this in single transactions.
 
 use super::error::{Error, Kind, RecordFault, Result};
 use cowshed_engine::{Pool, RecordKind, Transaction, Volume};
@@ -22,18 +22,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// A container's name; the key is the name, the value the container's id.
 const CONTAINER_NAME: RecordKind = RecordKind(16);
 const VERSION: u32 = 1;
-/// The fewest digits of an id that stand for the whole.
+/// The minimum number of digits that may stand for a whole id.
 const PREFIX_DIGITS_MIN: usize = 4;
 /// Hexadecimal digits of an id.
 const ID_DIGITS: usize = 64;
 
-/// What is stored of an image; its id is the digest of `config`.
+/// The stored data of an image; its id is the digest of `config`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ImageRecord {
     version: u32,
-    /// The configuration, byte by byte as it came.
+    /// The configuration, byte by byte as it was imported.
     pub config: String,
-    /// Lowest first.
+    /// The layers, lowest first.
     pub layers: Vec<LayerRecord>,
     created_s: u64,
 }
@@ -41,15 +41,15 @@ pub(super) struct ImageRecord {
 /// One layer of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerRecord {
-    /// The identity of the stack up to here; names the volume.
+    /// The identity of the stack up to here; it names the volume.
     pub chain_id: Digest,
     /// The digest of the uncompressed layer.
     pub diff_id: Digest,
-    /// Bytes of the uncompressed layer, where they are known.
+    /// Bytes of the uncompressed layer, if known.
     pub size_bytes: Option<u64>,
 }
 
-/// What is stored of a container.
+/// The stored data of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ContainerRecord {
     version: u32,
@@ -59,17 +59,17 @@ pub(super) struct ContainerRecord {
     pub name: String,
     /// The id of the image.
     pub image: Digest,
-    /// The image as it was named when the container was made.
+    /// The image's name when the container was created.
     pub image_name: String,
     created_s: u64,
 }
 
-/// An image that was looked up.
+/// The result of looking up an image.
 #[derive(Clone, Debug)]
 pub(super) struct FoundImage {
     pub id: Digest,
     pub record: ImageRecord,
-    /// The name that led here, if it was one.
+    /// The name that was matched, if it was a name.
     pub name: Option<StoredName>,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct FoundImage {
 pub(super) struct StoredName {
     /// The key of its record.
     pub key: String,
-    /// The name as people read it.
+    /// The readable form of the name.
     pub shown: String,
     /// The image that it leads to.
     pub image: Digest,
@@ -116,7 +116,7 @@ impl ContainerRecord {
         time(self.created_s)
     }
 
-    /// The volume that is the container's root.
+    /// Returns the volume that is the container's root.
     pub(super) fn volume(&self, pool: &Pool) -> Result<Volume> {
         Ok(pool.volume(container_volume_name(&self.id)?.as_str())?)
     }
@@ -134,7 +134,7 @@ fn time(seconds: u64) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
-/// The name of the volume of the layer that completes the stack `chain_id`.
+/// Returns the volume name of the layer that completes the stack `chain_id`.
 pub(super) fn layer_volume_name(chain_id: Digest) -> Result<Name> {
     Ok(Name::new(&format!("layer/{chain_id}"))?)
 }
@@ -143,7 +143,7 @@ pub(super) fn container_volume_name(id: &str) -> Result<Name> {
     Ok(Name::new(&format!("container/{id}"))?)
 }
 
-/// The volume of the layer that completes the stack `chain_id`, if it is in the pool.
+/// Returns the volume of the layer that completes the stack `chain_id`, if it is in the pool.
 pub(super) fn layer_volume(pool: &Pool, chain_id: Digest) -> Result<Option<Volume>> {
     match pool.volume(layer_volume_name(chain_id)?.as_str()) {
         Ok(volume) => Ok(Some(volume)),
@@ -166,7 +166,7 @@ pub(super) fn put_image(
     )
 }
 
-/// Gives the name to the image `id`; `names` are all that there are.
+/// Gives the name to the image `id`; `names` are all existing names.
 pub(super) fn put_reference(
     transaction: &mut Transaction,
     names: &[StoredName],
@@ -215,7 +215,7 @@ fn put<T: Serialize>(
     Ok(())
 }
 
-/// All images by id.
+/// Returns all images by id.
 pub(super) fn images(pool: &Pool) -> Result<BTreeMap<Digest, ImageRecord>> {
     let records = pool.records(RecordKind::IMAGE);
     records
@@ -227,7 +227,7 @@ pub(super) fn images(pool: &Pool) -> Result<BTreeMap<Digest, ImageRecord>> {
         .collect()
 }
 
-/// The image with this id.
+/// Returns the image with this id.
 pub(super) fn image(pool: &Pool, id: Digest) -> Result<Option<ImageRecord>> {
     let key = id.to_string();
     let value = pool.record(RecordKind::IMAGE, key.as_bytes());
@@ -236,7 +236,7 @@ pub(super) fn image(pool: &Pool, id: Digest) -> Result<Option<ImageRecord>> {
         .transpose()
 }
 
-/// All names of images.
+/// Returns all names of images.
 pub(super) fn names(pool: &Pool) -> Result<Vec<StoredName>> {
     let mut names = Vec::new();
     for (key, value) in pool.records(RecordKind::REFERENCE).iter() {
@@ -251,7 +251,7 @@ pub(super) fn names(pool: &Pool) -> Result<Vec<StoredName>> {
     Ok(names)
 }
 
-/// The short form of a stored name, unless that leads to another record.
+/// Returns the short form of a stored name, unless that leads to another record.
 fn shown_name(pool: &Pool, key: &str) -> String {
     let short = short_name(key);
     let is_taken = short != key
@@ -261,12 +261,12 @@ fn shown_name(pool: &Pool, key: &str) -> String {
     if is_taken { key.to_owned() } else { short }
 }
 
-/// The short form of a name; what is no valid name stays as it is.
+/// Returns the short form of a name; a text that is not a valid name is returned unchanged.
 pub(super) fn short_name(name: &str) -> String {
     Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.short())
 }
 
-/// Finds the record of a name: as it was given, in its short form, or in another form in which an
+/// Finds the record of a name: in the given form, in its short form, or in another form in which an
 /// older version stored it.
 fn find_name(pool: &Pool, wanted: &str) -> Result<Option<StoredName>> {
     let with_tag = format!("{wanted}:latest");
@@ -283,7 +283,7 @@ fn find_name(pool: &Pool, wanted: &str) -> Result<Option<StoredName>> {
     Ok(names.find(|name| same_reference(&name.key, wanted)))
 }
 
-/// All containers, sorted by id.
+/// Returns all containers, sorted by id.
 pub(super) fn containers(pool: &Pool) -> Result<Vec<ContainerRecord>> {
     let records = pool.records(RecordKind::CONTAINER);
     records
@@ -292,7 +292,7 @@ pub(super) fn containers(pool: &Pool) -> Result<Vec<ContainerRecord>> {
         .collect()
 }
 
-/// Whether a container has this name.
+/// Returns true if a container has this name.
 pub(super) fn is_container_name_taken(pool: &Pool, name: &Name) -> bool {
     pool.record(CONTAINER_NAME, name.as_str().as_bytes())
         .is_some()
@@ -345,7 +345,7 @@ pub(super) fn find_container(pool: &Pool, wanted: &str) -> Result<ContainerRecor
 
 type Stored = (std::sync::Arc<[u8]>, std::sync::Arc<[u8]>);
 
-/// The only record whose id starts with `digits`, or how many there are.
+/// Returns the only record whose id starts with `digits`, or the number of such records.
 fn find_by_digits<'r>(
     records: &'r [Stored],
     digits: &str,
@@ -373,7 +373,7 @@ fn missing(kind: Kind, wanted: &str, fits: usize) -> Error {
     }
 }
 
-/// What every record starts with.
+/// The start of every record.
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,

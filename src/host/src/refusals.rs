@@ -1,13 +1,13 @@
-//! Volumes to which a write was refused: what they hold is incomplete, though the file system on
-//! them may look sound, and nothing is made of them that is to be relied on.
+//! Volumes to which a write was refused: their content is incomplete, though their file system may
+//! look sound, and nothing reliable can be made from them.
 //!
-//! The host tells a program that writes to a file system of a refused write at its next fsync(2),
-//! once, and syncfs(2) likewise. So the export remembers it, for as long as its keeper lives, and
-//! a record in the pool does after that.
+//! The host reports a refused write to a program only once, at its next fsync(2), and likewise for
+//! syncfs(2). So the export records it, for as long as its keeper lives, and after that a record in
+//! the pool does.
 //!
 //! # Invariants
 //! - A volume with a refused write is never committed, until it is removed.
-//! - A write that waited for room and got it was not refused.
+//! - A write that waited for space and got it was not refused.
 
 use super::error::{Error, Result};
 use super::ext4::Superblock;
@@ -16,10 +16,10 @@ use cowshed_engine::{RecordKind, Volume};
 use cowshed_format::base::VolumeId;
 
 impl Host {
-    /// Refuses to go on with a volume that does not hold all that was written to it.
+    /// Returns an error if the volume does not hold all data that was written to it.
     ///
     /// # Errors
-    /// `Incomplete`, and what the pool and the host answer.
+    /// `Incomplete`, and any error of the pool and the host.
     pub fn check_complete(&self, volume: &Volume) -> Result<()> {
         let id = volume.id();
         let is_refused = self.export()?.was_refused(id)
@@ -30,14 +30,14 @@ impl Host {
         Ok(())
     }
 
-    /// Remembers that something written to the volume is lost.
+    /// Records in the export that data written to the volume is lost.
     pub(super) fn note_refusal(&self, volume: &Volume) {
         if let Ok(export) = self.export() {
             export.note_refusal(volume.id());
         }
     }
 
-    /// Writes down what only memory knows, for the next one who opens the pool.
+    /// Writes the export's records to the pool, for its next user.
     pub fn keep_refusals(&self) {
         let Some(export) = self.present_export() else {
             return;
@@ -48,7 +48,8 @@ impl Host {
                 continue;
             }
             let mut transaction = self.pool().transaction();
-            // What removes may take the last room there is, and a full pool is why this is needed.
+            // A transaction that removes something may use the last free space, and this is needed
+            // precisely when the pool is full.
             transaction
                 .remove_record(RecordKind::REFUSED, &key(id))
                 .put_record(RecordKind::REFUSED, &key(id), &[]);
@@ -58,7 +59,7 @@ impl Host {
         }
     }
 
-    /// Forgets volumes that are gone.
+    /// Removes the records of volumes that no longer exist.
     pub(super) fn tidy_refusals(&self) {
         for (key, _) in self.pool().records(RecordKind::REFUSED) {
             let id = str::from_utf8(&key).ok().and_then(|id| id.parse().ok());

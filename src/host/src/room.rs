@@ -1,15 +1,15 @@
-//! Room in the file system that a layer is unpacked into.
+//! Free space in the file system that a layer is unpacked into.
 //!
 //! The file system grows with the layer, before an entry that would not fit: a volume is thin, so a
-//! larger file system costs the bookkeeping of its new groups and nothing else. It is unmounted for
-//! that, since the kernel grows a mounted one only for a process with CAP_SYS_RESOURCE, which a
-//! daemon in a container does not have. When the layer is done, there is room for what containers
-//! write as well.
+//! larger file system costs only the metadata of its new groups. It is unmounted for that, since
+//! the kernel grows a mounted one only for a process with CAP_SYS_RESOURCE, which a daemon in a
+//! container does not have. When the layer is complete, there is also space for the data that
+//! containers write.
 //!
 //! # Invariants
-//! - A file system whose size somebody has chosen never grows.
-//! - Each cause of a write that found no room is told apart: the pool, its host, the file system's
-//!   blocks, its inodes.
+//! - A file system whose size a user has chosen never grows.
+//! - The causes of a write that found no space are distinguished: the pool, its host, the file
+//!   system's blocks, its inodes.
 
 use super::error::{Error, Result, Shortage};
 use super::ext4::Superblock;
@@ -24,34 +24,36 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// A pool or a host with less room than this counts as full once a write has failed.
+/// A pool or a host with less free space than this counts as full once a write has failed.
 const FULL_BYTES: u64 = 8 << 20;
-/// What an object takes beside its content: an inode's blocks, a directory's, an attribute's.
+/// The bytes of an object beside its content: an inode's blocks, a directory's, an attribute's.
 const OBJECT_BYTES: u64 = 3 * BLOCK_BYTES as u64;
-/// What is kept free while a layer is unpacked, since the estimate of an entry may be too low.
+/// The bytes that stay free while a layer is unpacked, since the estimate for an entry may be too
+/// low.
 const SPARE_BYTES: u64 = 16 << 20;
-/// As many inodes: an entry may need a directory for every component of its path.
+/// The inodes that stay free: an entry may need a directory for every component of its path.
 const SPARE_INODES: u64 = 4096;
 /// File systems grow by whole block groups.
 const GROUP_BYTES: u64 = 128 << 20;
-/// The bookkeeping of new groups is at most this part of them.
+/// The metadata of new groups is at most this part of them.
 const OVERHEAD_PART: u64 = 16;
-/// With more than this part of the usual room taken, a layer gets all of the usual room anew.
+/// If more than this part of the usual space is used, a layer gets the full usual space in
+/// addition.
 const LARGE_PART: u64 = 4;
 
-/// How the size of a layer's file system is found.
+/// The way to choose the size of a layer's file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sizing {
-    /// It stays what it is.
+    /// The size stays as it is.
     Fixed,
-    /// It follows the layer, and leaves about this much room in the end.
+    /// The size follows the layer, and leaves about this much free space in the end.
     Following {
-        /// The room, in bytes.
+        /// The free space, in bytes.
         usual_bytes: u64,
     },
 }
 
-/// What a file system has left.
+/// The free resources of a file system.
 struct Left {
     bytes: u64,
     inodes: u64,
@@ -60,38 +62,38 @@ struct Left {
     all_inodes: u64,
 }
 
-/// Where a volume's file system is mounted to be filled.
+/// The way in which a volume's file system is mounted to be filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mounted {
-    /// By an operation, which alone knows of it.
+    /// By an operation that alone knows the mount.
     ForWork,
-    /// As a root, of which others may ask meanwhile.
+    /// As a root, which others may request meanwhile.
     AsRoot,
 }
 
-/// Sees to the room of one mounted file system.
+/// Manages the free space of one mounted file system.
 pub(super) struct LayerRoom<'a> {
     host: &'a Host,
     volume: &'a Volume,
     path: &'a Path,
     mounted: Mounted,
-    /// The number of the file system's device, by which it is known after it has grown.
+    /// The number of the file system's device, which identifies it after it has grown.
     number: u64,
     sizing: Sizing,
-    /// What is known to be free beside the spare room.
+    /// The known free bytes beyond the spare ones.
     left_bytes: u64,
     left_inodes: u64,
-    /// What the entry that does not fit needs.
+    /// The bytes that the entry which does not fit needs.
     wanted_bytes: u64,
-    /// Why it could not grow.
+    /// The reason why it could not grow.
     refused: Option<Error>,
 }
 
 impl<'a> LayerRoom<'a> {
-    /// The room of the volume's file system, which is mounted at `path`.
+    /// Returns the manager of the volume's file system, which is mounted at `path`.
     ///
     /// # Errors
-    /// `Io` when it cannot be opened.
+    /// `Io` if it cannot be opened.
     pub(super) fn new(
         host: &'a Host,
         volume: &'a Volume,
@@ -114,10 +116,10 @@ impl<'a> LayerRoom<'a> {
         })
     }
 
-    /// Leaves room for what containers write, once the layer is there.
+    /// Leaves space for the data that containers write, once the layer is complete.
     ///
     /// # Errors
-    /// What the pool and the host say; the layer itself is whole.
+    /// Any error of the pool and the host; the layer itself is complete.
     pub(super) fn settle(&mut self) -> Result<()> {
         let Sizing::Following { usual_bytes } = self.sizing else {
             return Ok(());
@@ -137,14 +139,14 @@ impl<'a> LayerRoom<'a> {
             return Ok(());
         }
         if let Err(error) = self.grow(missing)? {
-            // The layer is whole all the same, and a container can be made larger.
+            // The layer is complete all the same, and a container can be made larger.
             let volume = self.volume.name();
             tracing::warn!(%error, %volume, "a layer has less than the usual room");
         }
         Ok(())
     }
 
-    /// Says which room it was that an entry did not find.
+    /// Returns the error that names the space that an entry lacked.
     pub(super) fn explain(&self, error: oci::Error) -> Error {
         if error.raw_os_error() != Some(libc::ENOSPC) {
             return self.host.explain(error.into());
@@ -186,7 +188,7 @@ impl<'a> LayerRoom<'a> {
         })
     }
 
-    /// Takes what is free anew; returns by how much it is too little for an entry.
+    /// Reads the free space again; returns the number of bytes that an entry lacks.
     fn shortage(&mut self, bytes: u64) -> Result<u64> {
         let left = self.left()?;
         self.left_bytes = left.bytes.saturating_sub(SPARE_BYTES);
@@ -196,8 +198,9 @@ impl<'a> LayerRoom<'a> {
         Ok(bytes.saturating_sub(self.left_bytes).max(for_inodes))
     }
 
-    /// Grows volume and file system so that about `missing_bytes` more are free, while nothing in
-    /// it is open. The inner result tells why it stayed as it was, and is mounted as before.
+    /// Grows the volume and the file system, in which nothing is open, so that about
+    /// `missing_bytes` more are free. An inner error is the reason why it kept its size; it is
+    /// mounted as before then.
     fn grow(&self, missing_bytes: u64) -> Result<Result<()>> {
         let old_bytes = self.volume.size_bytes();
         let more = missing_bytes.saturating_add(missing_bytes / OVERHEAD_PART);
@@ -229,7 +232,7 @@ impl<'a> LayerRoom<'a> {
             return Ok(Err(Error::NotMounted(self.path.to_string_lossy().into())));
         };
         let device = Path::new(&entry.source);
-        // Unmounting does not tell of what could not be written.
+        // Unmounting does not report data that could not be written.
         mount::sync_file_system(self.path).map_err(Error::io("write out", self.path))?;
         if let Err(busy) = filesystem::unmount(self.path) {
             return Ok(Err(busy));
@@ -243,7 +246,7 @@ impl<'a> LayerRoom<'a> {
         let old_bytes = self.volume.size_bytes();
         self.resize(new_bytes)?;
         filesystem::grow(device).inspect_err(|_| {
-            // What lies beyond the file system means nothing to it.
+            // The file system does not use the space beyond its end.
             if let Err(error) = self.resize(old_bytes) {
                 tracing::warn!(%error, "a volume stays larger than its file system");
             }
@@ -261,7 +264,7 @@ impl Room for LayerRoom<'_> {
         if self.sizing == Sizing::Fixed || self.refused.is_some() {
             return true;
         }
-        // An extent's block is small beside what it leads to.
+        // The block of an extent is small compared to the data that it refers to.
         let bytes = content_bytes
             .saturating_add(content_bytes / 128)
             .saturating_add(OBJECT_BYTES);
@@ -287,7 +290,7 @@ impl Room for LayerRoom<'_> {
             oci::Error::io("grow the file system", source)
         };
         let missing = self.shortage(self.wanted_bytes).map_err(failed)?;
-        // By half at least, so that a large layer grows it a few times only.
+        // By half at least, so that a large layer grows it only a few times.
         let missing = missing.max(self.volume.size_bytes() / 2);
         self.refused = self.grow(missing).map_err(failed)?.err();
         self.shortage(0).map_err(failed)?;
@@ -298,7 +301,8 @@ impl Room for LayerRoom<'_> {
 }
 
 impl Left {
-    /// By how much a file system of `size_bytes` grows with so many inodes.
+    /// Returns the number of bytes by which a file system of `size_bytes` grows with so many
+    /// inodes.
     fn bytes_of(&self, inodes: u64, size_bytes: u64) -> u64 {
         let ratio = size_bytes / self.all_inodes.max(1);
         inodes.saturating_mul(ratio.saturating_add(1))
@@ -310,7 +314,7 @@ impl Left {
 }
 
 impl Host {
-    /// A full pool looks like a failing disk to the file system in it; says what it is.
+    /// Returns the actual cause of an error: a file system sees a full pool as a failing disk.
     #[must_use]
     pub fn explain(&self, error: Error) -> Error {
         let looks_full = match error.raw_os_error() {
@@ -323,11 +327,12 @@ impl Host {
         full.unwrap_or(error)
     }
 
-    /// The size that a clone of `below` needs to have the usual room beside what is in it; `None`
-    /// where it has about that. A file system that was made smaller than usual keeps its size.
+    /// Returns the size that a clone of `below` needs to have the usual free space beside its
+    /// content; `None` if it has about that much. A file system that was made smaller than usual
+    /// keeps its size.
     ///
     /// # Errors
-    /// What the pool says.
+    /// Any error of the pool.
     pub fn size_with_room(&self, below: &Volume, usual_bytes: u64) -> Result<Option<u64>> {
         let size_bytes = below.size_bytes();
         let Some(found) = Superblock::read(below)?.filter(|_| size_bytes >= usual_bytes) else {
@@ -335,7 +340,7 @@ impl Host {
         };
         let free_bytes = found.free_blocks().saturating_mul(BLOCK_BYTES as u64);
         let used_bytes = size_bytes.saturating_sub(free_bytes);
-        // The bookkeeping of an empty file system counts as used here.
+        // The metadata of an empty file system counts as used here.
         let is_large = used_bytes > usual_bytes / LARGE_PART + size_bytes / OVERHEAD_PART;
         if !is_large || free_bytes >= usual_bytes - usual_bytes / OVERHEAD_PART {
             return Ok(None);
@@ -346,8 +351,8 @@ impl Host {
         Ok(Some(wanted - wanted % GROUP_BYTES).filter(|wanted| *wanted > size_bytes))
     }
 
-    /// What is full below the volumes' file systems, if a write was refused just now: the largest
-    /// request and what its bookkeeping takes do not fit any more.
+    /// Returns an error for a full pool or host, if a write was refused just now: the largest
+    /// request and its metadata no longer fit.
     fn full_below(&self) -> Option<Error> {
         let now = self.pool().status().ok()?;
         if now.state == PoolState::Full || now.free_bytes < FULL_BYTES {

@@ -1,7 +1,7 @@
 //! Containers: thin writable roots, each a clone of its image's top layer.
 //!
-//! A container is a record, a name and the volume `container/<id>`, made and removed in single
-//! transactions. Mounting is a matter of this host and of this process's life: it is not stored.
+//! A container is a record, a name and the volume `container/<id>`, created and removed in single
+//! transactions. A mount is not stored: it belongs to this host and to the life of this process.
 
 use super::error::{Error, Kind, Names, Result};
 use super::filesystem::{self, Access, Mode};
@@ -17,20 +17,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// How often a random name is tried before an unlikely long one is taken.
+/// Number of attempts to find a random name before an unlikely long one is used.
 const NAME_TRIES: u32 = 8;
 
-/// How a container is made.
+/// The options for creating a container.
 #[derive(Clone, Debug, Default)]
 pub struct CreateContainer {
-    /// Its name; two random words unless given.
+    /// Its name; by default two random words.
     pub name: Option<Name>,
-    /// The size of its file system; the image's unless given, or more where the image leaves little
-    /// of the usual room; and never less.
+    /// The size of its file system. By default that of the image, or more if the image leaves
+    /// little of the usual free space; never less than the image's.
     pub size_bytes: Option<u64>,
 }
 
-/// A container that was made.
+/// A container that was created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CreatedContainer {
     /// 256 random bits in hexadecimal.
@@ -39,7 +39,7 @@ pub struct CreatedContainer {
     pub name: String,
 }
 
-/// Where a container is mounted.
+/// A mounted container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MountedContainer {
     /// The directory that is its root.
@@ -53,20 +53,20 @@ pub struct ContainerSummary {
     pub id: String,
     /// The name.
     pub name: String,
-    /// The image as it was named when the container was made.
+    /// The image's name when the container was created.
     pub image: String,
-    /// Where it is mounted, if it is.
+    /// The mount point, if it is mounted.
     pub mounted: Option<PathBuf>,
     /// Bytes that only this container holds.
     pub own_bytes: u64,
-    /// Bytes that its root shows, shared ones included.
+    /// Bytes that its root shows, including shared ones.
     pub virtual_bytes: u64,
-    /// When it was made.
+    /// The time when it was created.
     #[serde(serialize_with = "super::time::rfc3339")]
     pub created: SystemTime,
 }
 
-/// What a container is made of.
+/// The origin of a container.
 struct Origin {
     image: Digest,
     image_name: String,
@@ -74,11 +74,11 @@ struct Origin {
 }
 
 impl Host {
-    /// Makes a container of `image`. Durable when it returns.
+    /// Creates a container of `image`. Durable when it returns.
     ///
     /// # Errors
-    /// `NotFound` or `Ambiguous` for the image, `EmptyImage` when it has no layers,
-    /// `ContainerExists`, `TooSmall`, and the pool's.
+    /// `NotFound` or `Ambiguous` for the image, `EmptyImage` if it has no layers,
+    /// `ContainerExists`, `TooSmall`, and errors of the pool.
     pub fn create_container(
         &self,
         image: &str,
@@ -118,7 +118,7 @@ impl Host {
         })
     }
 
-    /// A clone of `layer` in work, whose file system has been grown.
+    /// Returns a temporary clone of `layer` whose file system has been grown.
     pub(super) fn larger_copy(
         &self,
         layer: &Volume,
@@ -146,7 +146,7 @@ impl Host {
     ) -> Result<ContainerRecord> {
         let _held = self.lock_catalogue();
         if record::image(self.pool(), origin.image)?.is_none() {
-            // It was removed while the file system was grown.
+            // The image was removed while the file system was grown.
             return Err(Error::not_found(Kind::Image, &origin.image_name));
         }
         let name = self.free_name(options.name.as_ref())?;
@@ -190,10 +190,10 @@ impl Host {
     }
 
     /// Mounts the container's root at `dir`, or in the state folder. A container that is mounted
-    /// there already stays so.
+    /// there already stays mounted.
     ///
     /// # Errors
-    /// `NotFound`, `MountedElsewhere`, and what the host answers.
+    /// `NotFound`, `MountedElsewhere`, and any error of the host.
     pub fn mount_container(&self, container: &str, dir: Option<&Path>) -> Result<MountedContainer> {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
@@ -209,7 +209,7 @@ impl Host {
                 _ => Ok(MountedContainer { path }),
             };
         }
-        // Wherever it is mounted, this folder tells a successor that it is.
+        // Wherever it is mounted, this folder tells a successor that it is mounted.
         let own = self.mounts_dir().join(&record.id);
         fs::create_dir_all(&own).map_err(Error::io("make the folder", &own))?;
         let path = dir.unwrap_or_else(|| own.clone());
@@ -219,7 +219,7 @@ impl Host {
                 self.attach_and_mount(&volume, &path, Mode::Container, Access::Programs)
             })
             .inspect_err(|_| {
-                // Nothing is mounted there; at worst an empty folder stays.
+                // Nothing is mounted there; at worst an empty folder remains.
                 let _ = fs::remove_dir(&own);
             })?;
         let mount = ContainerMount {
@@ -230,8 +230,8 @@ impl Host {
         Ok(MountedContainer { path })
     }
 
-    /// Where the container is mounted, if it is. A mount that somebody else has taken away is
-    /// tidied up.
+    /// Returns the container's mount point, if it is mounted. Cleans up after a mount that somebody
+    /// else has removed.
     pub(super) fn mounted_at(&self, record: &ContainerRecord) -> Result<Option<PathBuf>> {
         let Some(known) = self.mounts.lock().get(&record.id).cloned() else {
             return Ok(None);
@@ -243,12 +243,12 @@ impl Host {
         }
         self.export()?.detach(&record.volume(self.pool())?)?;
         self.mounts.lock().remove(&record.id);
-        // An empty folder that stays does no harm.
+        // An empty folder that remains does no harm.
         let _ = fs::remove_dir(self.mounts_dir().join(&record.id));
         Ok(None)
     }
 
-    /// Unmounts the container. What was written to it is durable afterwards.
+    /// Unmounts the container. Data written to it is durable afterwards.
     ///
     /// # Errors
     /// `NotFound`, `NotMounted`, and `MountBusy` while a process uses it.
@@ -271,19 +271,19 @@ impl Host {
         };
         self.unmount_and_detach(volume, &known.path)?;
         self.mounts.lock().remove(id);
-        // An empty folder that stays does no harm.
+        // An empty folder that remains does no harm.
         let _ = fs::remove_dir(self.mounts_dir().join(id));
         Ok(())
     }
 
-    /// All containers, newest last.
+    /// Returns all containers, newest last.
     ///
     /// # Errors
-    /// `Record` when a record is unreadable, and the pool's.
+    /// `Record` if a record is unreadable, and errors of the pool.
     pub fn containers(&self) -> Result<Vec<ContainerSummary>> {
         let mut summaries = Vec::new();
         for record in record::containers(self.pool())? {
-            // A container that is removed meanwhile is simply not listed.
+            // A container that is removed meanwhile is not listed.
             let Some(info) = record.volume(self.pool()).and_then(|v| Ok(v.info()?)).ok() else {
                 continue;
             };
@@ -333,13 +333,13 @@ impl Host {
         })
     }
 
-    /// The volume of the layer that completes the stack `chain_id`.
+    /// Returns the volume of the layer that completes the stack `chain_id`.
     pub(super) fn layer(&self, chain_id: Digest) -> Result<Volume> {
         record::layer_volume(self.pool(), chain_id)?
             .ok_or_else(|| Error::not_found(Kind::Layer, &chain_id.to_string()))
     }
 
-    /// The names of the containers that stand on the image.
+    /// Returns the names of the containers that use the image.
     pub(super) fn users_of(&self, image: Digest) -> Result<Names> {
         let all = record::containers(self.pool())?;
         let users = all.into_iter().filter(|container| container.image == image);

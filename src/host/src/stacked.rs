@@ -1,20 +1,20 @@
-//! The file systems that lie on a volume: on its loop device, on partitions of that, on what device
-//! mapper (LVM, LUKS) or RAID builds on them, and on a btrfs of several devices.
+//! The file systems on a volume: on its loop device, on partitions of that, on device mapper (LVM,
+//! LUKS) or RAID devices over them, and on a btrfs of several devices.
 //!
-//! Found in sysfs and in this process's table of mounts; nothing is opened. What another mount
-//! namespace has mounted is not seen.
+//! They are found in sysfs and in this process's table of mounts; nothing is opened. Mounts in
+//! other mount namespaces are not seen.
 
 use cowshed_sys::mount::MountEntry;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the kernel shows its devices.
+/// The folder in which the kernel shows its devices.
 pub(super) const SYSFS: &str = "/sys";
-/// As many devices are followed.
+/// The maximum number of devices that are followed.
 const DEVICES_MAX: usize = 1024;
 
-/// The block devices that lie on a volume.
+/// The block devices over a volume.
 #[derive(Debug)]
 pub(super) struct Stack {
     sysfs: PathBuf,
@@ -26,21 +26,21 @@ struct Device {
     numbers: Option<(u32, u32)>,
     /// Its nodes in `/dev`.
     nodes: Vec<PathBuf>,
-    /// The devices that it lies on.
+    /// The devices directly below it.
     below: Vec<String>,
 }
 
-/// A file system that lies on a volume.
+/// A file system on a volume.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OnVolume<'a> {
     /// Its mounts: those of the whole file system first.
     pub(super) mounts: Vec<&'a MountEntry>,
-    /// Devices on which it lies as well, and which are not the volume's.
+    /// Devices that it also uses and that are not the volume's.
     pub(super) others: Vec<String>,
 }
 
 impl Stack {
-    /// The devices of the nodes `bottom`, and all that lie on them.
+    /// Returns the devices of the nodes `bottom`, and all devices over them.
     pub(super) fn over(sysfs: &Path, bottom: &[PathBuf]) -> Self {
         let mut stack = Self {
             sysfs: sysfs.to_owned(),
@@ -81,7 +81,7 @@ impl Stack {
         }
     }
 
-    /// What lies directly on a device.
+    /// Returns the devices directly over a device.
     fn above(&self, name: &str) -> Vec<String> {
         let folder = self.folder(name);
         let mut found = names_in(&folder.join("holders"));
@@ -97,7 +97,7 @@ impl Stack {
         found
     }
 
-    /// The file systems that are mounted from these devices.
+    /// Returns the file systems that are mounted from these devices.
     pub(super) fn mounted<'a>(&self, mounts: &'a [MountEntry]) -> Vec<OnVolume<'a>> {
         let pools = self.btrfs_pools();
         let mut found: BTreeMap<(u32, u32), OnVolume<'a>> = BTreeMap::new();
@@ -105,7 +105,7 @@ impl Stack {
             let Some(others) = self.others_below(entry, &pools) else {
                 continue;
             };
-            // Each btrfs has numbers of its own, which its mounts share.
+            // Each btrfs has device numbers of its own, which its mounts share.
             let at = found
                 .entry((entry.major, entry.minor))
                 .or_insert_with(|| OnVolume {
@@ -121,8 +121,8 @@ impl Stack {
         found
     }
 
-    /// The devices, other than these, on which the file system of a mount lies; `None` when it lies
-    /// on none of these.
+    /// Returns the devices, other than these, that the file system of a mount uses; `None` if it
+    /// uses none of these.
     fn others_below(&self, entry: &MountEntry, pools: &[Vec<String>]) -> Option<Vec<String>> {
         if entry.fs_type == "btrfs" {
             let source = self.name_of(Path::new(&entry.source))?;
@@ -143,7 +143,7 @@ impl Stack {
         Some(self.outside(std::slice::from_ref(name)))
     }
 
-    /// What of these devices, and of all that they lie on, is not the volume's.
+    /// Returns those of these devices, and of all devices below them, that are not the volume's.
     fn outside(&self, names: &[String]) -> Vec<String> {
         let mut found = Vec::new();
         let (mut next, mut seen) = (names.to_vec(), Vec::new());
@@ -161,7 +161,7 @@ impl Stack {
         found
     }
 
-    /// The name of the device of a node, which may be of device mapper.
+    /// Returns the name of a node's device, which may belong to device mapper.
     fn name_of(&self, node: &Path) -> Option<String> {
         let known = self
             .devices
@@ -174,7 +174,7 @@ impl Stack {
         Some(node.file_name()?.to_str()?.to_owned())
     }
 
-    /// The devices of each btrfs that the kernel knows.
+    /// Returns the devices of each btrfs that the kernel knows.
     fn btrfs_pools(&self) -> Vec<Vec<String>> {
         let folder = self.sysfs.join("fs/btrfs");
         let pools = names_in(&folder).into_iter();
@@ -185,7 +185,7 @@ impl Stack {
     }
 }
 
-/// The names in a folder; none of one that is missing.
+/// Returns the names in a folder; none if it is missing.
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
@@ -197,7 +197,7 @@ fn names_in(folder: &Path) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// A tree like sysfs's: paths of folders, or of files with what they hold.
+    /// Creates a tree like sysfs's from the paths of folders, and of files with their content.
     fn sysfs(entries: &[(&str, Option<&str>)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in entries {

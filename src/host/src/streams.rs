@@ -13,11 +13,11 @@ use std::path::Path;
 
 impl Host {
     /// Writes the object at `path` in the container, with everything in it, as a tar stream; its
-    /// entries begin with the last name of the path, or with `.` where that is what it ends in.
-    /// Returns the writer and how long the stream is.
+    /// entries begin with the last name of the path, or with `.` if the path ends in that. Returns
+    /// the writer and the length of the stream.
     ///
     /// # Errors
-    /// As [`Host::copy`], and what `out` says.
+    /// As [`Host::copy`], and any error of `out`.
     pub fn copy_out<W: Write>(
         &self,
         container: &str,
@@ -49,8 +49,9 @@ impl Host {
     /// container. A directory is not replaced by anything else, nor is a device, FIFO or socket.
     ///
     /// # Errors
-    /// `NotADirectory`, `NotFound`; `Oci` where the stream is no whole tar archive, or an entry
-    /// leads out of the directory or cannot be made. What was unpacked before an error stays.
+    /// `NotADirectory`, `NotFound`; `Oci` if the stream is not a complete tar archive, or an entry
+    /// leads out of the directory or cannot be created. Objects that were unpacked before an error
+    /// stay.
     pub fn copy_in(
         &self,
         input: Box<dyn Read + Send>,

@@ -1,4 +1,4 @@
-//! Which containers and images a volume serves, for messages about volumes.
+//! The containers and images that use a volume, for messages about volumes.
 
 use super::error::Result;
 use super::record;
@@ -12,10 +12,10 @@ pub struct VolumeUsers {
 }
 
 impl VolumeUsers {
-    /// Everybody who uses a volume of the pool.
+    /// Returns all users of the pool's volumes.
     ///
     /// # Errors
-    /// `Record` when a record is unreadable.
+    /// `Record` if a record is unreadable.
     pub fn of(pool: &Pool) -> Result<Self> {
         let mut users = Self::default();
         for container in record::containers(pool)? {
@@ -39,7 +39,7 @@ impl VolumeUsers {
         Ok(users)
     }
 
-    /// Adds somebody of whom only another room knows.
+    /// Adds a user that only another crate knows.
     pub fn add(&mut self, volume: &str, user: String) {
         self.by_volume
             .entry(volume.to_owned())
@@ -47,7 +47,7 @@ impl VolumeUsers {
             .push(user);
     }
 
-    /// Who uses the volume of this name, as `container NAME` or `image NAME`.
+    /// Returns the users of the volume of this name, as `container NAME` or `image NAME`.
     #[must_use]
     pub fn of_volume(&self, name: &str) -> &[String] {
         self.by_volume.get(name).map_or(&[], Vec::as_slice)

@@ -1,4 +1,4 @@
-//! Names for containers that nobody named: an adjective and an animal of the farm.
+//! Names for containers that nobody named: an adjective and a farm animal.
 
 use rand::seq::IndexedRandom;
 
@@ -22,7 +22,7 @@ const ANIMALS: [&str; 64] = [
     "swallow", "turkey", "yak",
 ];
 
-/// Two random words with a hyphen.
+/// Returns two random words with a hyphen.
 pub(super) fn random_name() -> String {
     let mut random = rand::rng();
     let mut pick = |words: &[&'static str]| words.choose(&mut random).copied().unwrap_or("plain");

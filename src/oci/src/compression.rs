@@ -1,5 +1,5 @@
-//! Compressed streams, told apart by their first bytes and never by a name: gzip, zstd, xz and
-//! bzip2 are read, gzip and zstd written.
+//! Compressed streams, detected by their first bytes and never by a name: gzip, zstd, xz and bzip2
+//! are read, gzip and zstd written.
 
 use super::error::Error;
 use super::limits::READ_BUFFER_BYTES;
@@ -9,20 +9,20 @@ use flate2::write::GzEncoder;
 use liblzma::bufread::XzDecoder;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
-/// Bytes that tell every compression apart.
+/// Number of bytes that identify every compression.
 const MAGIC_BYTES: usize = 6;
-/// The zstd level: its own default.
+/// The zstd level: zstd's default.
 const ZSTD_LEVEL: i32 = 3;
-/// The largest zstd window that is accepted, as a power of two: it is memory that an archive asks
-/// for. 128 MiB is what `zstd` itself accepts without `--long`.
+/// The largest zstd window that is accepted, as a power of two: it is memory that the input
+/// demands. `zstd` itself accepts 128 MiB without `--long`.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// The most memory for one xz stream: twice what `xz -9` asks for.
+/// The maximum memory for one xz stream: twice that of `xz -9`.
 const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
 
-/// How a stream is compressed.
+/// The compression of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
     /// Gzip, possibly of several members.
@@ -32,8 +32,8 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What a stream that begins with `start` is compressed with; `None` stands for "not, or in
-    /// another way".
+    /// Returns the compression of a stream that begins with `start`; `None` means none or an
+    /// unknown one.
     #[must_use]
     pub fn of(start: &[u8]) -> Self {
         match start {
@@ -44,7 +44,7 @@ impl Compression {
         }
     }
 
-    /// The media type of a layer that is compressed so.
+    /// Returns the media type of a layer with this compression.
     #[must_use]
     pub const fn layer_media_type(self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl Compression {
     }
 }
 
-/// How a stream is read.
+/// The format of a stream to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Packing {
     Plain,
@@ -66,7 +66,7 @@ enum Packing {
 }
 
 impl Packing {
-    /// How a stream that begins with `start` is packed; `None` where it is not supported.
+    /// Returns the format of a stream that begins with `start`; `None` if it is not supported.
     fn of(start: &[u8]) -> Option<Self> {
         match Compression::of(start) {
             Compression::Gzip => return Some(Self::Gzip),
@@ -82,7 +82,7 @@ impl Packing {
     }
 }
 
-/// A stream whose next bytes can be looked at.
+/// A stream whose next bytes can be peeked at.
 pub(super) struct Source<R> {
     head: [u8; MAGIC_BYTES],
     position: usize,
@@ -100,7 +100,8 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// The next bytes, as many as tell every compression apart; fewer at the end.
+    /// Returns the next bytes without consuming them, as many as identify every compression; fewer
+    /// at the end.
     fn look(&mut self) -> io::Result<&[u8]> {
         self.head.copy_within(self.position..self.len, 0);
         (self.position, self.len) = (0, self.len - self.position);
@@ -115,7 +116,7 @@ impl<R: Read> Source<R> {
         Ok(&self.head[..self.len])
     }
 
-    /// Passes over zeros: padding, as tapes and `dd` leave it.
+    /// Skips zeros: padding, as tapes and `dd` leave it.
     fn pass_zeros(&mut self) -> io::Result<()> {
         loop {
             let bytes = match self.fill_buf() {
@@ -164,7 +165,7 @@ impl<R: Read> BufRead for Source<R> {
     }
 }
 
-/// One stream of those that may follow each other.
+/// One of several concatenated streams.
 enum Member<R: Read> {
     Plain(Source<R>),
     Gzip(Box<GzDecoder<Source<R>>>),
@@ -257,12 +258,12 @@ fn xz_error(error: io::Error) -> io::Error {
 /// padding between and after them.
 pub(super) struct Decoder<R: Read> {
     packing: Packing,
-    /// `None` only while one member follows another, or once that has failed.
+    /// `None` only between two members, or once changing to the next one has failed.
     member: Option<Member<R>>,
 }
 
 impl<R: Read> Decoder<R> {
-    /// Looks at the first bytes of `inner` and decompresses what follows accordingly.
+    /// Reads the first bytes of `inner` and selects the decompression accordingly.
     pub(super) fn new(inner: R) -> io::Result<Self> {
         let mut source = Source::new(inner);
         let Some(packing) = Packing::of(source.look()?) else {
@@ -285,17 +286,17 @@ impl<R: Read> Decoder<R> {
         }
     }
 
-    /// What the stream was made from.
+    /// Returns the underlying stream.
     pub(super) fn inner(&self) -> &R {
         self.member().source().rest.get_ref()
     }
 
-    /// Whether what is read is what is stored.
+    /// Returns true if the stream is not compressed.
     pub(super) fn is_plain(&self) -> bool {
         self.packing == Packing::Plain
     }
 
-    /// Goes on with the member after the one that has ended; returns whether there is one.
+    /// Starts the next member after one that has ended; returns true if there is one.
     fn next_member(&mut self) -> io::Result<bool> {
         let Some(member) = &mut self.member else {
             return Ok(false);
@@ -333,11 +334,11 @@ impl<R: Read> Read for Decoder<R> {
     }
 }
 
-/// The writing side.
+/// A stream that is compressed while it is written.
 pub(super) enum Encoder<W: Write> {
-    /// As it is.
+    /// Not compressed.
     Plain(W),
-    /// Gzipped, without a time stamp, so that the same content gives the same bytes.
+    /// With gzip, without a time stamp, so that the same content gives the same bytes.
     Gzip(Box<GzEncoder<W>>),
     /// With zstd.
     Zstd(Box<zstd::Encoder<'static, W>>),
@@ -391,7 +392,7 @@ mod tests {
     fn what_was_encoded_is_told_apart_and_decoded() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let mut encoded = Vec::new();
-            // Two streams, one after the other, are one stream.
+            // Two concatenated streams are one stream.
             for part in [b"first ".as_slice(), b"second"] {
                 let mut encoder = Encoder::new(&mut encoded, compression).unwrap();
                 encoder.write_all(part).unwrap();

@@ -18,32 +18,32 @@ pub struct ImageConfig {
     view: View,
 }
 
-/// What the configuration says about one step of the image's making.
+/// The configuration's record of one step of the image's making.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// When, in RFC 3339.
+    /// The time, in RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
-    /// By which command.
+    /// The command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// By whom.
+    /// The author.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
-    /// What the maker noted.
+    /// The author's comment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
-    /// Whether the step made no layer.
+    /// True if the step made no layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_layer: Option<bool>,
 }
 
-/// Where a new layer comes from, for the image's history.
+/// The origin of a new layer, for the image's history.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerOrigin<'a> {
-    /// When it was made, in RFC 3339.
+    /// The time of its creation, in RFC 3339.
     pub created: &'a str,
-    /// What made it.
+    /// The command that created it.
     pub created_by: &'a str,
 }
 
@@ -71,10 +71,10 @@ struct RootFs {
 }
 
 impl ImageConfig {
-    /// Reads a configuration.
+    /// Parses a configuration.
     ///
     /// # Errors
-    /// `Json` where it is none, `Document` where it contradicts itself or a limit.
+    /// `Json` if it is not valid JSON, `Document` if it contradicts itself or exceeds a limit.
     pub fn parse(raw: Vec<u8>) -> Result<Self> {
         let what = Part::Config;
         let view: View =
@@ -99,10 +99,10 @@ impl ImageConfig {
         Ok(config)
     }
 
-    /// The configuration of an image for this host whose only layer is `diff_id`.
+    /// Returns the configuration of an image for this host whose only layer is `diff_id`.
     ///
     /// # Errors
-    /// None that can be met: the signature follows [`ImageConfig::parse`].
+    /// None in practice: the signature follows [`ImageConfig::parse`].
     pub fn of_single_layer(diff_id: Digest, origin: LayerOrigin<'_>) -> Result<Self> {
         let value = json!({
             "architecture": host_architecture(),
@@ -115,7 +115,7 @@ impl ImageConfig {
         Self::of_value(&value)
     }
 
-    /// This configuration with one layer more on top.
+    /// Returns this configuration with one more layer on top.
     ///
     /// # Errors
     /// As [`ImageConfig::parse`].
@@ -127,7 +127,7 @@ impl ImageConfig {
         diff_ids.push(diff_id);
         value["rootfs"]["diff_ids"] = json!(diff_ids);
         value["created"] = json!(origin.created);
-        // A history that is not there says nothing; one that is there names every layer.
+        // A missing history says nothing; an existing one lists every layer.
         if self.view.history.is_some() || self.diff_ids().is_empty() {
             let history = match value["history"].take() {
                 Value::Array(mut steps) => {
@@ -146,25 +146,25 @@ impl ImageConfig {
         Self::parse(serde_json::to_vec(value).map_err(|source| Error::Json { what, source })?)
     }
 
-    /// The bytes as they were read or made.
+    /// Returns the bytes as they were read or made.
     #[must_use]
     pub fn raw(&self) -> &[u8] {
         &self.raw
     }
 
-    /// The digest of those bytes: the image's id.
+    /// Returns the digest of those bytes: the image's id.
     #[must_use]
     pub const fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// The digests of the uncompressed layers, lowest first.
+    /// Returns the digests of the uncompressed layers, lowest first.
     #[must_use]
     pub fn diff_ids(&self) -> &[Digest] {
         self.view.rootfs.diff_ids.as_deref().unwrap_or_default()
     }
 
-    /// The chain id up to each layer, lowest first.
+    /// Returns the chain id up to each layer, lowest first.
     #[must_use]
     pub fn chain_ids(&self) -> Vec<Digest> {
         let mut below = None;
@@ -176,25 +176,25 @@ impl ImageConfig {
         self.diff_ids().iter().map(step).collect()
     }
 
-    /// The processor architecture, in Go's words; empty where it is not stated.
+    /// Returns the processor architecture by Go's name; empty if it is not stated.
     #[must_use]
     pub fn architecture(&self) -> &str {
         &self.view.architecture
     }
 
-    /// The operating system; empty where it is not stated.
+    /// Returns the operating system; empty if it is not stated.
     #[must_use]
     pub fn os(&self) -> &str {
         &self.view.os
     }
 
-    /// The architecture's variant; empty where it is not stated.
+    /// Returns the architecture's variant; empty if it is not stated.
     #[must_use]
     pub fn variant(&self) -> &str {
         self.view.variant.as_deref().unwrap_or_default()
     }
 
-    /// The platform that it is for, where it is stated.
+    /// Returns the platform of the image, if it is stated.
     #[must_use]
     pub fn platform(&self) -> Option<Platform> {
         let View {
@@ -204,13 +204,13 @@ impl ImageConfig {
         is_stated.then(|| Platform::new(os, architecture, self.variant()))
     }
 
-    /// When the image was made, in RFC 3339 as far as its maker kept to it.
+    /// Returns the time when the image was made, in RFC 3339 as far as its maker followed it.
     #[must_use]
     pub fn created(&self) -> Option<&str> {
         self.view.created.as_deref()
     }
 
-    /// The steps of the image's making, lowest first.
+    /// Returns the steps of the image's making, lowest first.
     #[must_use]
     pub fn history(&self) -> &[History] {
         self.view.history.as_deref().unwrap_or_default()
@@ -221,7 +221,7 @@ fn history_of(origin: LayerOrigin<'_>) -> Value {
     json!({ "created": origin.created, "created_by": origin.created_by })
 }
 
-/// This host's architecture, in Go's words.
+/// Returns this host's architecture by Go's name.
 #[must_use]
 pub fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {

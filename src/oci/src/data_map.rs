@@ -1,5 +1,5 @@
-//! Where a file has data and where holes, as the host's file system tells it (`SEEK_DATA`), so that
-//! nobody reads holes.
+//! The data and the holes of a file, as the host's file system reports them (`SEEK_DATA`), so that
+//! holes are not read.
 
 use super::tarball::Segment;
 use cowshed_format::base::cancel;
@@ -7,33 +7,33 @@ use cowshed_sys::extent;
 use std::fs::File;
 use std::io;
 
-/// The data segments of a file of one size, ascending and apart from each other.
+/// The data segments of a file of a given size, ascending and not adjacent.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct DataMap {
     segments: Vec<Segment>,
     size_bytes: u64,
-    /// Holes shorter than this are left out, so that there are not too many segments.
+    /// Holes shorter than this are ignored, so that there are not too many segments.
     least_hole_bytes: u64,
 }
 
 impl DataMap {
-    /// The most segments of a map. As a PAX 1.0 map they take less than the 1 MiB that readers
-    /// written in Go accept, since no file is larger than 16 TiB.
+    /// The maximum number of segments of a map. As a PAX 1.0 map they take less than the 1 MiB that
+    /// readers written in Go accept, since no file is larger than 16 TiB.
     pub(super) const SEGMENTS_MAX: usize = 1 << 15;
-    /// What is left out first: the shortest holes.
+    /// The initial limit below which holes are ignored.
     const LEAST_HOLE_BYTES: u64 = 4096;
 
-    /// A file that is all data.
+    /// Returns the map of a file that is all data.
     pub(super) fn dense(size_bytes: u64) -> Self {
         let mut map = Self::empty(size_bytes);
         map.push(0, size_bytes);
         map
     }
 
-    /// What `file` has in its first `size_bytes`.
+    /// Returns the map of the first `size_bytes` of `file`.
     ///
     /// # Errors
-    /// What the host says; a cancelled call.
+    /// Any error of the host; a cancelled call.
     pub(super) fn of(file: &File, size_bytes: u64) -> io::Result<Self> {
         let mut map = Self::empty(size_bytes);
         let mut at = 0;
@@ -51,23 +51,23 @@ impl DataMap {
         Ok(map)
     }
 
-    /// The segments; what lies between them and after them is a hole.
+    /// Returns the segments; the ranges between and after them are holes.
     pub(super) fn segments(&self) -> &[Segment] {
         &self.segments
     }
 
-    /// All bytes of data.
+    /// Returns the number of bytes of data.
     pub(super) fn data_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.len_bytes).sum()
     }
 
-    /// All bytes in holes.
+    /// Returns the number of bytes in holes.
     pub(super) fn hole_bytes(&self) -> u64 {
         self.size_bytes - self.data_bytes()
     }
 
-    /// The map as GNU tar's PAX format 1.0 puts it before the data, without the zeros that fill the
-    /// last record.
+    /// Returns the map as GNU tar's PAX format 1.0 puts it before the data, without the zeros that
+    /// fill the last record.
     pub(super) fn to_pax(&self) -> Vec<u8> {
         // A file that ends in a hole has an empty segment there, as GNU tar writes it.
         let ends_in_hole = self
@@ -109,7 +109,7 @@ impl DataMap {
         }
     }
 
-    /// Leaves out the holes that are shorter than twice what was the shortest before.
+    /// Ignores the holes that are shorter than twice the previous limit.
     fn coarsen(&mut self) {
         self.least_hole_bytes = (2 * self.least_hole_bytes).max(Self::LEAST_HOLE_BYTES);
         for segment in std::mem::take(&mut self.segments) {

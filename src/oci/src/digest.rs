@@ -1,4 +1,4 @@
-//! SHA-256 digests, streams that hash what passes through them, and chain ids.
+//! SHA-256 digests, streams that hash the data that passes through them, and chain ids.
 //!
 //! Digests of other algorithms are not supported: every registry and archive in use states SHA-256.
 
@@ -10,21 +10,21 @@ use std::io::{self, Read, Write};
 use std::str::FromStr;
 
 const PREFIX: &str = "sha256:";
-/// Bytes of a SHA-256 value.
+/// Number of bytes of a SHA-256 value.
 const VALUE_BYTES: usize = 32;
 
-/// The SHA-256 of some bytes, written `sha256:` and 64 lower-case hexadecimal digits.
+/// The SHA-256 of some bytes, written as `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; VALUE_BYTES]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// The 64 hexadecimal digits alone, as they name a blob's file.
+    /// Returns the 64 hexadecimal digits alone, as they name a blob's file.
     #[must_use]
     pub fn hex(&self) -> String {
         let mut text = String::with_capacity(2 * VALUE_BYTES);
@@ -36,7 +36,8 @@ impl Digest {
         text
     }
 
-    /// The digest whose 64 lower-case hexadecimal digits are `hex`, if it is one.
+    /// Returns the digest whose 64 lower-case hexadecimal digits are `hex`; `None` if they are not
+    /// such digits.
     #[must_use]
     pub fn from_hex(hex: &str) -> Option<Self> {
         if hex.len() != 2 * VALUE_BYTES {
@@ -49,7 +50,7 @@ impl Digest {
         Some(Self(value))
     }
 
-    /// The raw 32 bytes.
+    /// Returns the raw 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; VALUE_BYTES] {
         &self.0
@@ -99,7 +100,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// The identity of a stack of layers, lowest first: `None` for an empty stack.
+/// Returns the identity of a stack of layers, lowest first; `None` for an empty stack.
 ///
 /// Source: OCI image specification, `config.md`, "Layer ChainID".
 #[must_use]
@@ -109,7 +110,7 @@ pub fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
         .fold(None, |below, diff_id| Some(chain_above(below, *diff_id)))
 }
 
-/// The chain id of the layer `diff_id` on top of the stack `below`.
+/// Returns the chain id of the layer `diff_id` on top of the stack `below`.
 #[must_use]
 pub fn chain_above(below: Option<Digest>, diff_id: Digest) -> Digest {
     match below {
@@ -118,7 +119,7 @@ pub fn chain_above(below: Option<Digest>, diff_id: Digest) -> Digest {
     }
 }
 
-/// A SHA-256 in the making, with the count of the bytes that it has seen.
+/// A SHA-256 computation, with the number of bytes so far.
 #[derive(Clone, Default)]
 pub struct Hasher {
     state: Sha256,
@@ -126,7 +127,7 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// Takes `bytes` in.
+    /// Adds `bytes`.
     pub fn update(&mut self, bytes: &[u8]) {
         self.state.update(bytes);
         // A usize always fits u64 on the hosts that this crate supports; saturate rather than wrap.
@@ -134,27 +135,27 @@ impl Hasher {
         self.len_bytes = self.len_bytes.saturating_add(len);
     }
 
-    /// The digest of everything so far.
+    /// Returns the digest of all bytes so far.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Digest(self.state.clone().finalize().into())
     }
 
-    /// How many bytes it has seen.
+    /// Returns the number of bytes so far.
     #[must_use]
     pub const fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 }
 
-/// Hashes what is read through it.
+/// A reader that hashes the bytes read through it.
 pub struct HashingReader<R> {
     inner: R,
     hasher: Hasher,
 }
 
 impl<R> HashingReader<R> {
-    /// Hashes what will be read from `inner`.
+    /// Hashes the bytes that will be read from `inner`.
     pub fn new(inner: R) -> Self {
         Self {
             inner,
@@ -162,7 +163,7 @@ impl<R> HashingReader<R> {
         }
     }
 
-    /// What was read so far.
+    /// Returns the hasher of the bytes read so far.
     pub const fn hasher(&self) -> &Hasher {
         &self.hasher
     }
@@ -176,14 +177,14 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-/// Hashes what is written through it.
+/// A writer that hashes the bytes written through it.
 pub struct HashingWriter<W> {
     inner: W,
     hasher: Hasher,
 }
 
 impl<W> HashingWriter<W> {
-    /// Hashes what will be written to `inner`.
+    /// Hashes the bytes that will be written to `inner`.
     pub fn new(inner: W) -> Self {
         Self {
             inner,
@@ -191,7 +192,7 @@ impl<W> HashingWriter<W> {
         }
     }
 
-    /// The writer below, and what was written.
+    /// Returns the underlying writer, and the hasher of the written bytes.
     pub fn into_parts(self) -> (W, Hasher) {
         (self.inner, self.hasher)
     }

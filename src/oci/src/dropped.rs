@@ -1,24 +1,24 @@
-//! What an image's layers hold that a root file system here cannot: it is left out, and counted, so
-//! that whoever imports the image is told.
+//! The parts of an image's layers that a root file system here cannot hold: they are omitted and
+//! counted, so that the importer can report them.
 
 use super::error::Printable;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// A kind of thing that is left out.
+/// A kind of omitted data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
-    /// An extended attribute that the file system does not take.
+    /// An extended attribute that the file system does not support.
     Attribute,
-    /// A label of SELinux.
+    /// An SELinux label.
     SecurityLabel,
     /// Flags such as `immutable` or `nodump`.
     FileFlags,
     /// An access control list of NFSv4, Solaris or macOS.
     OtherAcl,
-    /// A POSIX access control list of users or groups that the image does not know.
+    /// A POSIX access control list with users or groups that the image does not know.
     NamedAcl,
-    /// A default access control list of something that is no directory.
+    /// A default access control list of an object that is not a directory.
     DefaultAcl,
     /// An entry with metadata of another system.
     OtherMetadata,
@@ -26,29 +26,29 @@ pub enum Loss {
     DirectoryList,
     /// The label of the archive.
     VolumeLabel,
-    /// Content that is stored with a hard link.
+    /// Content stored with a hard link.
     LinkContent,
-    /// What follows the archive's end marker.
+    /// The data after the archive's end marker.
     AfterEnd,
-    /// All of it: the archive has no entries.
+    /// Everything: the archive has no entries.
     Nothing,
 }
 
-/// How often each kind was left out, and where first.
+/// For each kind, the number of omissions and the first entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     kinds: BTreeMap<Loss, (u64, Printable)>,
 }
 
 impl Dropped {
-    /// Counts one more.
+    /// Counts one more omission.
     pub(super) fn note(&mut self, kind: Loss, entry: &[u8]) {
         let first = || (0, Printable::from(entry));
         let (count, _) = self.kinds.entry(kind).or_insert_with(first);
         *count = count.saturating_add(1);
     }
 
-    /// Adds what another layer lost.
+    /// Adds the omissions of another layer.
     pub fn add(&mut self, other: Self) {
         for (kind, (more, first)) in other.kinds {
             let (count, _) = self.kinds.entry(kind).or_insert((0, first));
@@ -56,13 +56,13 @@ impl Dropped {
         }
     }
 
-    /// Returns how often this kind was left out.
+    /// Returns the number of omissions of this kind.
     #[must_use]
     pub fn count(&self, kind: Loss) -> u64 {
         self.kinds.get(&kind).map_or(0, |(count, _)| *count)
     }
 
-    /// A line for each kind.
+    /// Returns a line for each kind.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.kinds.iter().map(|(kind, (count, first))| match kind {
             Loss::AfterEnd | Loss::Nothing => kind.to_string(),

@@ -1,32 +1,32 @@
-//! What can go wrong with an image, kept distinct up to the command line.
+//! The errors of an image, kept distinct up to the command line.
 //!
-//! Text that comes from an image is shown escaped ([`Printable`]): a hostile name must not reach
-//! a terminal as it is.
+//! Text from an image is shown escaped ([`Printable`]): a hostile name must not reach a terminal
+//! unescaped.
 
 use super::digest::Digest;
 use cowshed_format::base::Cancelled;
 use std::fmt;
 use std::io;
 
-/// The module's result.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an image could not be read, applied or written.
+/// The reason why an image could not be read, applied or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The host failed.
     #[error("{action}: {source}")]
     Io {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
         /// The host's error, with its errno.
         source: io::Error,
     },
-    /// One entry of a layer, or one file of a tree, could not be made or read.
+    /// One entry of a layer, or one file of a tree, could not be created or read.
     #[error("{action} {entry}: {source}")]
     Entry {
-        /// What was being done to it.
+        /// The action that failed.
         action: &'static str,
         /// Its path in the image.
         entry: Printable,
@@ -39,12 +39,12 @@ pub enum Error {
     /// The work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
-    /// A header of the archive contradicts itself or a limit.
+    /// A header of the archive contradicts itself or exceeds a limit.
     #[error("the archive is damaged at {entry}: {fault}; fetch or export it again")]
     Header {
         /// The entry, as far as its name is known.
         entry: Printable,
-        /// What is wrong.
+        /// The fault.
         fault: HeaderFault,
     },
     /// An entry is of a kind that makes no file here.
@@ -52,7 +52,7 @@ pub enum Error {
     Unsupported {
         /// The entry.
         entry: Printable,
-        /// What it is, and what to do.
+        /// The kind of the entry, and the remedy.
         why: &'static str,
     },
     /// The extended attributes of an entry do not fit the file system.
@@ -62,17 +62,17 @@ pub enum Error {
     Attributes {
         /// The entry.
         entry: Printable,
-        /// The attribute that found no room.
+        /// The attribute that did not fit.
         name: Printable,
-        /// The bytes of its value.
+        /// The size of its value.
         len_bytes: usize,
     },
-    /// The compressed stream asks for more memory than is given.
+    /// The compressed stream requires more memory than allowed.
     #[error(
         "it takes more than 128 MiB of memory to decompress; compress it again with a smaller window (zstd without --long or --ultra, xz -9 or less)"
     )]
     Window,
-    /// A compressed stream is followed by something else.
+    /// A compressed stream is followed by unexpected data.
     #[error(
         "the compressed stream is followed by something that is neither padding nor a further stream; fetch or export it again"
     )]
@@ -83,80 +83,80 @@ pub enum Error {
         /// The path or the hard link's target.
         entry: Printable,
     },
-    /// An entry would replace what is not to be lost.
+    /// An entry would replace an object that must not be lost.
     #[error("{entry} is {what} there, which is not replaced; remove it first")]
     InTheWay {
         /// The entry's path.
         entry: Printable,
-        /// What is there.
+        /// The kind of the object.
         what: &'static str,
     },
-    /// A file's name means something else in a layer.
+    /// A file's name has a special meaning in a layer.
     #[error(
         "{0} cannot be stored in a layer, because names that begin with .wh. mark removals; rename it"
     )]
     ReservedName(Printable),
-    /// Content does not have the digest that was stated for it.
+    /// Content does not have its stated digest.
     #[error("{what} should be {expected} but is {found}; fetch or export the image again")]
     DigestMismatch {
-        /// Which content.
+        /// The content.
         what: Part,
-        /// What was stated.
+        /// The stated digest.
         expected: Digest,
-        /// What it is.
+        /// The actual digest.
         found: Digest,
     },
-    /// Content does not have the size that was stated for it.
+    /// Content does not have its stated size.
     #[error(
         "{what} should have {expected_bytes} bytes but has {found_bytes}; fetch or export the image again"
     )]
     SizeMismatch {
-        /// Which content.
+        /// The content.
         what: Part,
-        /// What was stated.
+        /// The stated size.
         expected_bytes: u64,
-        /// What it is.
+        /// The actual size.
         found_bytes: u64,
     },
-    /// The digest is none, or of an algorithm other than SHA-256.
+    /// The text is not a digest, or one of an algorithm other than SHA-256.
     #[error("{0} is not a sha256 digest, the only kind that is supported")]
     UnsupportedDigest(Printable),
     /// The content is of a kind that cannot be imported.
     #[error("{what} has the media type {media_type}, which is not supported; convert the image")]
     UnsupportedMediaType {
-        /// Which content.
+        /// The content.
         what: Part,
         /// Its media type.
         media_type: Printable,
     },
-    /// A JSON document is not what it should be.
+    /// A JSON document does not have the expected form.
     #[error("{what} is not valid: {source}")]
     Json {
-        /// Which document.
+        /// The document.
         what: Part,
-        /// The parser's complaint.
+        /// The parser's error.
         source: serde_json::Error,
     },
-    /// A document contradicts itself or a limit.
+    /// A document contradicts itself or exceeds a limit.
     #[error("{what} is not valid: {fault}")]
     Document {
-        /// Which document.
+        /// The document.
         what: Part,
-        /// What is wrong.
+        /// The fault.
         fault: &'static str,
     },
-    /// The image states another number of layers than its configuration.
+    /// The image states a number of layers other than its configuration.
     #[error("the manifest has {layers} layers but the configuration has {diff_ids} diff ids")]
     LayerCount {
-        /// Layers of the manifest.
+        /// Number of layers in the manifest.
         layers: usize,
-        /// Diff ids of the configuration.
+        /// Number of diff ids in the configuration.
         diff_ids: usize,
     },
-    /// A blob that the image refers to is not there.
+    /// A blob that the image refers to is missing.
     #[error("{what} ({name}) is missing from the image; export it completely")]
     Missing {
-        /// Which content.
+        /// The content.
         what: Part,
         /// Its file or digest.
         name: Printable,
@@ -166,22 +166,22 @@ pub enum Error {
         "this is not an image (an OCI layout, a docker-archive, or a root file system as a folder or tar): {0}"
     )]
     NotAnImage(&'static str),
-    /// It looks like an image, but a part of it is not there.
+    /// The input looks like an image, but a part of it is missing.
     #[error(
         "this looks like {form}, but {fault}; export the image again, or say that it is a root file system"
     )]
     NotWhole {
-        /// The form that it looks like.
+        /// The format that it resembles.
         form: &'static str,
-        /// What is missing or wrong.
+        /// The missing or wrong part.
         fault: &'static str,
     },
-    /// It holds a root file system in one of its folders.
+    /// The input holds a root file system in one of its folders.
     #[error(
         "this is {form}, which has its root file system in its folder rootfs; import that folder"
     )]
     RootInside {
-        /// What it is.
+        /// The format of the input.
         form: &'static str,
     },
     /// Several folders hold an image each.
@@ -193,15 +193,15 @@ pub enum Error {
     /// No image in the input has this name.
     #[error("there is no image {wanted} in it; it holds {available}")]
     NoSuchReference {
-        /// The name that was asked for.
+        /// The requested name.
         wanted: Printable,
-        /// What there is.
+        /// The names in the input.
         available: PrintableList,
     },
     /// There are several images and none was chosen.
     #[error("it holds several images, choose one by name: {available}")]
     SeveralImages {
-        /// What there is.
+        /// The names in the input.
         available: PrintableList,
     },
     /// No image is for this host.
@@ -209,7 +209,7 @@ pub enum Error {
     NoPlatform {
         /// The host's platform.
         wanted: Printable,
-        /// What there is.
+        /// The platforms in the input.
         available: PrintableList,
     },
     /// The image is for another operating system.
@@ -227,14 +227,14 @@ pub enum Error {
     AlreadyRead,
 }
 
-/// Which fact about a tar header was violated.
+/// The fault of a tar header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderFault {
     /// The header's checksum is wrong.
     #[error("its header has a wrong checksum")]
     Checksum,
-    /// A numeric field is no number or too large.
+    /// A numeric field is not a number or too large.
     #[error("its {0} is not a valid number")]
     Number(&'static str),
     /// The path is empty, too long, too deep or holds a NUL.
@@ -255,7 +255,7 @@ pub enum HeaderFault {
     /// The entry is of an unknown kind.
     #[error("its kind is unknown")]
     Kind,
-    /// The header belongs to an entry that does not follow.
+    /// The header belongs to a missing entry.
     #[error("the entry that its header announces is missing")]
     Dangling,
     /// The end marker is missing.
@@ -264,7 +264,7 @@ pub enum HeaderFault {
     /// An access control list is ill-formed.
     #[error("its access control list is ill-formed")]
     Acl,
-    /// A parent of the entry is no directory.
+    /// A parent of the entry is not a directory.
     #[error("one of its parents is not a directory")]
     Parent,
 }
@@ -280,7 +280,7 @@ pub enum Part {
     Manifest,
     /// The docker-archive's `manifest.json`.
     DockerManifest,
-    /// The names and images of a docker-archive before Docker 1.10.
+    /// The names and images of a docker-archive from before Docker 1.10.
     Repositories,
     /// The description of a layer in such an archive.
     LayerDescription,
@@ -293,13 +293,13 @@ pub enum Part {
 }
 
 impl Part {
-    /// The stored layer with this index from 0.
+    /// Returns the stored layer with this index, which counts from 0.
     #[must_use]
     pub const fn layer(index: usize) -> Self {
         Self::Layer(index.saturating_add(1))
     }
 
-    /// The uncompressed content of the layer with this index from 0.
+    /// Returns the uncompressed content of the layer with this index, which counts from 0.
     #[must_use]
     pub const fn layer_content(index: usize) -> Self {
         Self::LayerContent(index.saturating_add(1))
@@ -322,12 +322,12 @@ impl fmt::Display for Part {
     }
 }
 
-/// Text from outside, shown with everything unprintable escaped and cut at a sane length.
+/// Text from outside, shown with unprintable characters escaped and cut at a reasonable length.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Printable(Box<str>);
 
 impl Printable {
-    /// The longest text that a message shows, in characters of the original.
+    /// The maximum length of a text in a message, in characters of the original.
     const CHARS_MAX: usize = 512;
 }
 
@@ -378,7 +378,7 @@ impl fmt::Debug for Printable {
 pub struct PrintableList(Vec<Printable>);
 
 impl PrintableList {
-    /// The most texts that a message shows.
+    /// The maximum number of texts in a message.
     const SHOWN_MAX: usize = 32;
 }
 
@@ -409,8 +409,8 @@ impl fmt::Display for PrintableList {
 }
 
 impl Error {
-    /// An error of the host while doing `action`; an error of this room that travelled inside an
-    /// [`io::Error`] comes out as it went in.
+    /// Returns an error of the host during `action`; an error of this crate that was wrapped in an
+    /// [`io::Error`] is unwrapped.
     #[must_use]
     pub fn io(action: &'static str, source: io::Error) -> Self {
         Self::unwrap(source).unwrap_or_else(|source| Self::Io { action, source })
@@ -426,7 +426,8 @@ impl Error {
         })
     }
 
-    /// An error met while reading an archive: the host's where it has an errno, else damage.
+    /// Returns an error of reading an archive: the host's if it has an errno, else a damaged
+    /// archive.
     #[must_use]
     pub fn archive(source: io::Error) -> Self {
         Self::unwrap(source).unwrap_or_else(|source| {
@@ -441,7 +442,7 @@ impl Error {
         })
     }
 
-    /// The host's errno behind this error, if there is one: `ENOSPC` tells a full volume.
+    /// Returns the host's errno behind this error, if there is one: `ENOSPC` means a full volume.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {

@@ -1,12 +1,13 @@
-//! Writing images as an archive that everyone reads: an OCI layout, which is a docker-archive as
-//! well.
+//! Writing images as an archive that all common tools read: an OCI layout that is also a
+//! docker-archive.
 //!
-//! The documents come first and the layers after them, so that a reader of a pipe knows what is
-//! coming. The same images give the same bytes. Every layer is verified while it is copied; what
-//! several images share is stored once.
+//! The documents come first and the layers after them, so that a reader of a pipe knows the layers
+//! in advance. The same images give the same bytes. Every layer is verified while it is copied;
+//! blobs that several images share are stored once.
 //!
-//! Names are written as `docker save` writes them: the full name for containerd, which takes it as
-//! it is, the tag alone for readers of the OCI layout, and the short name in Docker's own manifest.
+//! Names are written as `docker save` writes them: the full name for containerd, which uses it
+//! unchanged, the tag alone for readers of the OCI layout, and the short name in Docker's own
+//! manifest.
 
 use super::config::ImageConfig;
 use super::digest::{Digest, HashingReader};
@@ -24,19 +25,19 @@ use tar::{EntryType, Header};
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-/// Where containerd and docker look for the full name.
+/// The annotation in which containerd and docker look for the full name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const BLOBS: &str = "blobs/sha256/";
 
-/// One layer as it will be stored.
+/// One layer in its stored form.
 pub struct LayerBlob<'a> {
-    /// Its media type, such as [`super::Compression::layer_media_type`] answers.
+    /// Its media type, such as [`super::Compression::layer_media_type`] returns.
     pub media_type: &'a str,
     /// The digest of its stored bytes.
     pub digest: Digest,
-    /// How many they are.
+    /// The number of its stored bytes.
     pub size_bytes: u64,
-    /// Those bytes.
+    /// The stored bytes.
     pub content: Box<dyn Read + 'a>,
 }
 
@@ -44,7 +45,7 @@ pub struct LayerBlob<'a> {
 pub struct LayoutImage<'a> {
     /// The image's configuration.
     pub config: &'a ImageConfig,
-    /// Its names, of which those without a tag are not written; none is fine.
+    /// Its names, which may be none; those without a tag are not written.
     pub names: &'a [Reference],
     /// Its layers, lowest first, as many as the configuration has diff ids.
     pub layers: Vec<LayerBlob<'a>>,
@@ -64,8 +65,8 @@ pub fn write_layout<W: Write>(out: W, image: LayoutImage<'_>) -> Result<(W, Dige
 /// Writes `images` as one tar archive; returns the writer and the manifests' digests.
 ///
 /// # Errors
-/// `LayerCount`, `DigestMismatch` or `SizeMismatch` where the layers are not what was said of them,
-/// `Io` where reading or writing fails.
+/// `LayerCount`, `DigestMismatch` or `SizeMismatch` if the layers do not match their descriptions,
+/// `Io` if reading or writing fails.
 pub fn write_layouts<W: Write>(out: W, images: Vec<LayoutImage<'_>>) -> Result<(W, Vec<Digest>)> {
     let mut manifests = Vec::with_capacity(images.len());
     for image in &images {
@@ -131,8 +132,8 @@ fn manifest_of(image: &LayoutImage<'_>) -> Value {
     })
 }
 
-/// The image's entries in the index: the manifest once for each name, as the layout's specification
-/// has it.
+/// Returns the image's entries in the index: the manifest once for each name, as the layout's
+/// specification requires.
 fn descriptors(image: &LayoutImage<'_>, manifest: &[u8]) -> Vec<Value> {
     let mut descriptor = json!({
         "mediaType": MANIFEST_TYPE, "digest": Digest::of(manifest), "size": manifest.len(),
@@ -168,7 +169,8 @@ fn docker_manifest_of(image: &LayoutImage<'_>) -> Value {
     json!({"Config": blob_path(image.config.digest()), "RepoTags": tags, "Layers": layers})
 }
 
-/// The names that are written. One with a digest would state the digest of another manifest.
+/// Returns the names that are written. One with a digest would state the digest of another
+/// manifest.
 fn tagged<'a>(image: &LayoutImage<'a>) -> impl Iterator<Item = &'a Reference> + use<'a> {
     image.names.iter().filter(|name| !name.has_digest())
 }
@@ -200,7 +202,7 @@ impl<W: Write> Archive<W> {
             EntryType::Regular,
             layer.size_bytes,
         )?;
-        // One byte more than stated is enough to see that there is more.
+        // One byte more than stated is enough to detect excess data.
         let limit = layer.size_bytes.saturating_add(1);
         let mut content = HashingReader::new(layer.content.take(limit));
         let mut buffer = vec![0; COPY_BUFFER_BYTES];
@@ -234,8 +236,8 @@ impl<W: Write> Archive<W> {
     }
 
     fn header(&mut self, path: &str, kind: EntryType, size_bytes: u64) -> Result<()> {
-        // Every path is ours and shorter than 100 bytes; a size beyond 8 GiB becomes base-256,
-        // which only a GNU header allows.
+        // Every path is chosen here and shorter than 100 bytes; a size beyond 8 GiB becomes
+        // base-256, which only a GNU header allows.
         let mut header = Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(kind);

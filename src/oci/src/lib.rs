@@ -1,13 +1,13 @@
-//! Container images: reading them from wherever they come, applying and writing layers.
+//! Container images: reading them from any source, applying and writing layers.
 //!
-//! - [`source`] opens an image, whatever its form, and streams its layers, verified.
-//! - [`apply`](mod@apply) makes a layer's entries beneath a directory.
+//! - [`source`] opens an image in any format, and streams its layers, verified.
+//! - [`apply`](mod@apply) creates a layer's entries beneath a directory.
 //! - [`layer`] writes a layer, [`layout`] a whole image as an archive.
-//! - [`config`] is the image's configuration, [`digest`] what everything is known by;
-//!   [`mod@reference`] is an image's name, [`platform`] what it is for.
+//! - [`config`] is the image's configuration, [`digest`] identifies all objects; [`mod@reference`]
+//!   is an image's name, [`platform`] the system that it runs on.
 //!
-//! Nothing here knows pools or volumes: a root is any directory. Everything that is read is hostile
-//! until its digest says otherwise, and bounded by [`limits`] even then.
+//! This crate knows neither pools nor volumes: a root is any directory. All input is hostile until
+//! its digest is verified, and bounded by [`limits`] even then.
 
 pub mod apply;
 pub mod compression;

@@ -1,5 +1,5 @@
-//! Platforms that images are for, ranked as containerd ranks them: what this processor runs best
-//! comes first, and what it does not run is not taken.
+//! The platforms of images, ranked as containerd ranks them: the one that this processor runs best
+//! comes first, and one that it does not run is rejected.
 
 use super::config::host_architecture;
 use super::error::Printable;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// An operating system, an architecture and possibly a variant of it, in Go's words.
+/// An operating system, an architecture and possibly a variant of it, by Go's names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     os: String,
@@ -16,7 +16,7 @@ pub struct Platform {
     variant: String,
 }
 
-/// A text that names no platform.
+/// A text that does not name a platform.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0} is not a platform; write OS/ARCHITECTURE[/VARIANT], such as linux/arm64 or linux/arm/v7"
@@ -24,7 +24,7 @@ pub struct Platform {
 pub struct InvalidPlatform(Printable);
 
 impl Platform {
-    /// The platform of these words, other words for the same brought to Go's.
+    /// Returns the platform with these names, with aliases replaced by Go's names.
     #[must_use]
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
         let os = match os.to_lowercase() {
@@ -52,21 +52,21 @@ impl Platform {
         }
     }
 
-    /// The platform of this host, with the variant that its processor has.
+    /// Returns the platform of this host, with its processor's variant.
     #[must_use]
     pub fn host() -> Self {
         let architecture = host_architecture();
         Self::new("linux", architecture, &host_variant(architecture))
     }
 
-    /// The operating system.
+    /// Returns the operating system.
     #[must_use]
     pub fn os(&self) -> &str {
         &self.os
     }
 
-    /// How well an image for `other` suits, 0 best; `None` where it does not run. With `strict`
-    /// other architectures are not taken, even where the processor knows them.
+    /// Returns how well an image for `other` suits, 0 best; `None` if it does not run. With
+    /// `strict`, other architectures are rejected, even if the processor supports them.
     #[must_use]
     pub fn rank(&self, other: &Self, strict: bool) -> Option<usize> {
         self.runs()
@@ -75,7 +75,8 @@ impl Platform {
             .position(|one| one == other)
     }
 
-    /// The platforms whose programs run here, best first, those of this architecture before others.
+    /// Returns the platforms whose programs run here, best first, those of this architecture before
+    /// others.
     fn runs(&self) -> Vec<Self> {
         let one = |architecture: &str, variant: String| Self {
             os: self.os.clone(),
@@ -94,7 +95,7 @@ impl Platform {
         };
         match (&*self.architecture, number(&self.variant)) {
             ("amd64", level) => {
-                // Beyond the levels that there are, only the stated one and the base are tried.
+                // Beyond the defined levels, only the stated one and the base are tried.
                 let levels = (2..=level.unwrap_or(1).min(AMD64_LEVEL_MAX)).rev();
                 let mut all = vec![self.clone()];
                 all.extend(levels.map(|n| one("amd64", format!("v{n}"))));
@@ -113,12 +114,12 @@ impl Platform {
     }
 }
 
-/// The highest level of amd64 that is defined.
+/// The highest defined level of amd64.
 const AMD64_LEVEL_MAX: u32 = 4;
-/// The highest minor version of Armv8 that is defined; Armv9.N has all of Armv8.(N+5).
+/// The highest defined minor version of Armv8; Armv9.N includes Armv8.(N+5).
 const ARMV8_MINOR_MAX: u32 = 9;
 
-/// The variants of arm64 that run where `variant` does, best first.
+/// Returns the variants of arm64 that run where `variant` does, best first.
 fn arm64_below(variant: &str) -> Vec<String> {
     let (major, minor) = variant.split_once('.').unwrap_or((variant, "0"));
     let name = |major: &str, minor: u32| match (major, minor) {
@@ -151,7 +152,8 @@ fn host_variant(architecture: &str) -> String {
     }
 }
 
-/// The level of this processor (x86-64 psABI, section 3.1.1), as `cpuid` tells its features.
+/// Returns the level of this processor (x86-64 psABI, section 3.1.1), from the features that
+/// `cpuid` reports.
 #[cfg(target_arch = "x86_64")]
 fn amd64_level() -> u32 {
     macro_rules! all {
@@ -175,7 +177,7 @@ const fn amd64_level() -> u32 {
     1
 }
 
-/// The version of a 32-bit Arm processor in `/proc/cpuinfo`.
+/// Returns the version of a 32-bit Arm processor in `/proc/cpuinfo`.
 fn arm_version(cpuinfo: &str) -> Option<String> {
     let line = cpuinfo
         .lines()
@@ -188,7 +190,7 @@ fn arm_version(cpuinfo: &str) -> Option<String> {
 impl FromStr for Platform {
     type Err = InvalidPlatform;
 
-    /// Reads `OS/ARCHITECTURE[/VARIANT]`, or one of both alone.
+    /// Parses `OS/ARCHITECTURE[/VARIANT]`, or one of the first two alone.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidPlatform(Printable::from(text));
         let parts: Vec<&str> = text.split('/').collect();
@@ -248,7 +250,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The texts that suit `host`, best first.
+    /// Returns the texts that suit `host`, best first.
     fn ranked(host: &str, strict: bool, texts: &[&'static str]) -> Vec<&'static str> {
         let host = platform(host);
         let rank = |text: &&str| host.rank(&platform(text), strict);
@@ -301,7 +303,7 @@ mod tests {
             ranked("linux/riscv64", false, &["linux/riscv64"]),
             ["linux/riscv64"]
         );
-        // A level of the future runs there, and what is below it.
+        // A future level runs there, and all levels below it.
         assert_eq!(ranked("linux/amd64/v9", true, &amd)[0], "linux/amd64/v9");
     }
 

@@ -1,10 +1,10 @@
-//! Names of images as Docker reads them: `[DOMAIN/]PATH[:TAG][@DIGEST]`, see the grammar of
+//! Names of images as Docker parses them: `[DOMAIN/]PATH[:TAG][@DIGEST]`, see the grammar of
 //! `distribution/reference`.
 //!
-//! `app`, `app:latest` and `docker.io/library/app:latest` are one reference. The short form is what
-//! people read and what the pool stores, the full form is what containerd calls an image.
+//! `app`, `app:latest` and `docker.io/library/app:latest` are one reference. The short form is
+//! shown to users and stored in the pool, the full form is containerd's name of an image.
 //!
-//! Invariant: the short form and the full form of a reference both read back as the same reference.
+//! Invariant: parsing the short form or the full form of a reference gives the same reference.
 
 use super::error::Printable;
 use std::fmt;
@@ -14,13 +14,14 @@ const DEFAULT_DOMAIN: &str = "docker.io";
 const INDEX_DOMAIN: &str = "index.docker.io";
 const LIBRARY: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
-/// The longest reference in its short form, in bytes: what a pool's record can be named.
+/// The maximum length of a reference in its short form, in bytes: the limit of the key of a pool's
+/// record.
 const BYTES_MAX: usize = 255;
 const TAG_BYTES_MAX: usize = 128;
-/// Algorithms of digests with their hexadecimal digits.
+/// Digest algorithms with their number of hexadecimal digits.
 const DIGESTS: [(&str, usize); 3] = [("sha256", 64), ("sha384", 96), ("sha512", 128)];
 
-/// An image's name, with everything filled in that people leave out.
+/// An image's name, with all defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     domain: String,
@@ -29,16 +30,16 @@ pub struct Reference {
     digest: Option<String>,
 }
 
-/// Why a text is no image name.
+/// The reason why a text is not an image name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceFault {
     /// It is empty, or too long.
     #[error("it must have 1 to 255 characters")]
     Length,
-    /// It is 64 hexadecimal digits.
+    /// It consists of 64 hexadecimal digits.
     #[error("64 hexadecimal digits are an id; give it a name")]
     Id,
-    /// The registry is no host with an optional port.
+    /// The registry is not a host with an optional port.
     #[error("before the first / stands no host of a registry; write HOST[:PORT]/PATH")]
     Domain,
     /// The path has an upper-case letter.
@@ -52,31 +53,31 @@ pub enum ReferenceFault {
     /// The tag has an unsuitable character or is too long.
     #[error("the tag after : is 1 to 128 of A-Za-z0-9_.- and begins with none of . and -")]
     Tag,
-    /// What follows `@` is no digest.
+    /// The text after `@` is not a digest.
     #[error("what follows @ is no digest, such as sha256: and 64 hexadecimal digits")]
     Digest,
-    /// A name that is to be given states a digest.
+    /// The name to give states a digest.
     #[error(
         "a digest cannot be given as a name, because it follows from the content; leave out @…"
     )]
     DigestGiven,
 }
 
-/// A text that is no image name, and why.
+/// A text that is not an image name, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the image name {name} is not valid: {fault}")]
 pub struct InvalidReference {
     /// The text.
     pub name: Printable,
-    /// What is wrong with it.
+    /// The fault.
     pub fault: ReferenceFault,
 }
 
 impl Reference {
-    /// Reads a name in any of its forms.
+    /// Parses a name in any of its forms.
     ///
     /// # Errors
-    /// Where Docker refuses it, or where it is longer than 255 bytes.
+    /// If Docker refuses it, or if it is longer than 255 bytes.
     pub fn parse(text: &str) -> Result<Self, InvalidReference> {
         Self::read(text).map_err(|fault| InvalidReference {
             name: Printable::from(text),
@@ -84,10 +85,10 @@ impl Reference {
         })
     }
 
-    /// Reads the name that an image is to be given: one without a digest.
+    /// Parses a name that is to be given to an image: one without a digest.
     ///
     /// # Errors
-    /// As [`Reference::parse`], and where there is a digest.
+    /// As [`Reference::parse`], and if there is a digest.
     pub fn parse_given(text: &str) -> Result<Self, InvalidReference> {
         let reference = Self::parse(text)?;
         if reference.digest.is_some() {
@@ -146,14 +147,14 @@ impl Reference {
         Ok(reference)
     }
 
-    /// The form that people read: without Docker's own registry, always with tag or digest.
+    /// Returns the form for users: without Docker's own registry, always with tag or digest.
     #[must_use]
     pub fn short(&self) -> String {
         let whole = (self.domain.clone(), self.path.clone());
         let library = self.path.strip_prefix(LIBRARY);
         let candidates = [library, Some(&self.path)].into_iter().flatten();
-        // A path such as `localhost/app` on Docker's registry keeps its domain: it would be read
-        // as another one.
+        // A path such as `localhost/app` on Docker's registry keeps its domain: it would be parsed
+        // as another registry's.
         let mut fitting = candidates.filter(|short| split_domain(short) == whole);
         match fitting.next() {
             Some(short) => format!("{short}{}", self.suffix()),
@@ -161,13 +162,13 @@ impl Reference {
         }
     }
 
-    /// The form with everything in it, as containerd names images.
+    /// Returns the form with all parts, as containerd names images.
     #[must_use]
     pub fn full(&self) -> String {
         format!("{}/{}{}", self.domain, self.path, self.suffix())
     }
 
-    /// The tag; `None` for a reference by digest alone.
+    /// Returns the tag; `None` for a reference by digest alone.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
@@ -192,14 +193,14 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Returns true if two names mean the same image; what is no valid name means only itself.
+/// Returns true if two names mean the same image; an invalid name means only itself.
 #[must_use]
 pub fn same_reference(one: &str, other: &str) -> bool {
     one == other
         || matches!((Reference::parse(one), Reference::parse(other)), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The registry and the path of a name without tag and digest, with Docker's defaults.
+/// Returns the registry and the path of a name without tag and digest, with Docker's defaults.
 fn split_domain(name: &str) -> (String, String) {
     let (domain, path) = match name.split_once('/') {
         Some((first, rest))
@@ -332,7 +333,7 @@ mod tests {
                 "localhost:5000/app:1",
                 "localhost:5000/app:1",
             ),
-            // Without a slash it is a tag, as Docker has it.
+            // Without a slash it is a tag, as in Docker.
             (
                 "localhost:5000",
                 "localhost:5000",
@@ -349,7 +350,7 @@ mod tests {
                 "quay.io/library/app:latest",
                 "quay.io/library/app:latest",
             ),
-            // Its short form would be read as another registry.
+            // Its short form would be parsed as another registry's.
             (
                 "docker.io/localhost/app",
                 "docker.io/localhost/app:latest",

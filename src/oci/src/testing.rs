@@ -1,4 +1,4 @@
-//! What the tests of this room share: trees to compare, archives built on the spot, GNU tar.
+//! Helpers of this crate's tests: trees to compare, archives built as needed, GNU tar.
 
 use super::digest::Digest;
 use cowshed_sys::{beneath, xattr};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tar::{Builder, EntryType, Header};
 
-/// Everything about one object that an image shall keep.
+/// All properties of one object that an image must keep.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Object {
     mode: u32,
@@ -33,7 +33,7 @@ pub(crate) struct Object {
 
 pub(crate) type Tree = BTreeMap<PathBuf, Object>;
 
-/// The tree in `root`, the root itself as the empty path.
+/// Returns the tree in `root`, with the root itself as the empty path.
 pub(crate) fn tree(root: &Path) -> Tree {
     let (mut tree, mut inodes) = (Tree::new(), BTreeMap::new());
     visit(root, Path::new(""), &mut tree, &mut inodes);
@@ -81,7 +81,7 @@ fn visit(root: &Path, path: &Path, tree: &mut Tree, inodes: &mut BTreeMap<u64, P
     }
 }
 
-/// Fails with the first difference, which says more than two whole trees.
+/// Fails with the first difference, which is more useful than two whole trees.
 pub(crate) fn assert_same(found: &Tree, expected: &Tree) {
     for (path, object) in expected {
         assert_eq!(found.get(path), Some(object), "at {}", path.display());
@@ -119,12 +119,12 @@ pub(crate) fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
     .unwrap();
 }
 
-/// A capability as the kernel stores it: `cap_net_raw+ep`, which has zero bytes in it.
+/// A capability as the kernel stores it: `cap_net_raw+ep`, which contains zero bytes.
 pub(crate) const CAPABILITY: &[u8] = &[
     1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// Makes a tree with everything in it that a root file system may hold.
+/// Creates a tree with every kind of object that a root file system may hold.
 pub(crate) fn make_every_kind(root: &Path) {
     let at = |path: &str| root.join(path);
     for folder in ["bin", "dev", "tmp", "home/who", "empty"] {
@@ -176,8 +176,8 @@ pub(crate) fn make_every_kind(root: &Path) {
     }
 }
 
-/// A file with many holes, one of them at its end; more than four data segments do not fit into a
-/// GNU header, more than 25 not into its first continuation.
+/// Creates a file with many holes, one of them at its end; more than four data segments do not fit
+/// into a GNU header, more than 25 not into its first continuation.
 pub(crate) fn make_sparse(path: &Path, segments: u64) {
     let file = File::create(path).unwrap();
     for number in 0..segments {
@@ -190,7 +190,7 @@ pub(crate) fn make_sparse(path: &Path, segments: u64) {
     file.set_len(segments * 65_536 + 1_000_001).unwrap();
 }
 
-/// Runs GNU tar; fails with what it says.
+/// Runs GNU tar; on failure, panics with its output.
 pub(crate) fn gnu_tar(arguments: &[&str]) {
     let output = Command::new("tar").args(arguments).output().unwrap();
     assert!(
@@ -215,7 +215,7 @@ pub(crate) fn gnu_extract(archive: &Path, root: &Path) {
     ]);
 }
 
-/// An archive in the making.
+/// An archive under construction.
 pub(crate) struct Tarball(Builder<Vec<u8>>);
 
 impl Tarball {
@@ -223,7 +223,7 @@ impl Tarball {
         Self(Builder::new(Vec::new()))
     }
 
-    /// Adds an entry under exactly this name, whatever it does.
+    /// Adds an entry under exactly this name, however unusual.
     pub(crate) fn raw(mut self, kind: EntryType, path: &str, link: &str, content: &[u8]) -> Self {
         let mut header = Header::new_gnu();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
@@ -259,12 +259,12 @@ impl Tarball {
         self.raw(EntryType::Link, path, target, b"")
     }
 
-    /// The whole archive.
+    /// Returns the whole archive.
     pub(crate) fn bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 
-    /// The whole archive, if nothing more is added.
+    /// Returns the archive as if nothing more were added.
     pub(crate) fn bytes_so_far(&self) -> Vec<u8> {
         let mut bytes = self.0.get_ref().clone();
         bytes.extend_from_slice(&[0; 1024]);
@@ -272,7 +272,7 @@ impl Tarball {
     }
 }
 
-/// Whether something, be it a dangling link, is at `path`.
+/// Returns true if an object exists at `path`, even a dangling link.
 pub(crate) fn exists(path: &Path) -> bool {
     nix::sys::stat::fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
 }

@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// An object by its path beneath a root, and what it is called in the layer.
+/// An object by its path beneath a root, and its name in the layer.
 #[derive(Clone, Debug, Default)]
 struct Place {
     path: Vec<u8>,
@@ -41,7 +41,7 @@ pub fn add_tree<W: Write>(
     Ok(())
 }
 
-/// Adds everything in the directory `root`; what is mounted in it is an empty folder then.
+/// Adds everything in the directory `root`; a mount point in it becomes an empty folder.
 ///
 /// # Errors
 /// As [`LayerWriter::add`].
@@ -98,7 +98,7 @@ fn is_directory(root: BorrowedFd<'_>, path: &[u8]) -> Result<bool, Errno> {
     Ok(mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
-/// The names in a directory, and which of them are directories.
+/// Returns the names in a directory, and whether each is a directory.
 fn names(directory: &OwnedFd) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listing = Dir::openat(directory, ".", flags, Mode::empty())?;

@@ -32,7 +32,7 @@ struct Empty {
 }
 
 impl Empty {
-    /// A file of `size_bytes`.
+    /// Creates a file of `size_bytes`.
     ///
     /// # Errors
     /// `InvalidName`, if the name of the constant were none.

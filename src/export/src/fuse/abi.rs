@@ -5,19 +5,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The protocol's major version.
 pub(crate) const MAJOR: u32 = 7;
-/// The newest minor version that was read for this.
+/// The newest minor version that this code was checked against.
 pub(crate) const MINOR: u32 = 45;
-/// The oldest minor version that is spoken (Linux 5.4).
+/// The oldest minor version that is supported (Linux 5.4).
 pub(crate) const MINOR_MIN: u32 = 31;
 /// The inode number of the root directory.
 pub(crate) const ROOT: u64 = 1;
 
-/// In `unique`: the kernel sends the request again (since 7.40).
+/// In `unique`: the kernel repeats the request (since 7.40).
 pub(crate) const UNIQUE_RESEND: u64 = 1 << 63;
-/// The code of the notification that asks for everything unanswered again.
+/// The code of the notification that requests all unanswered requests again.
 pub(crate) const NOTIFY_RESEND: i32 = 7;
 
-/// What INIT negotiates; the upper half travels in `flags2`.
+/// The flags that INIT negotiates; the upper half travels in `flags2`.
 pub(crate) mod init {
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
@@ -30,14 +30,14 @@ pub(crate) mod init {
     pub(crate) const OVER_IO_URING: u64 = 1 << 41;
 }
 
-/// What the answer to OPEN asks for.
+/// The flags in the reply to OPEN.
 pub(crate) mod fopen {
     pub(crate) const DIRECT_IO: u32 = 1 << 0;
     pub(crate) const NOFLUSH: u32 = 1 << 5;
     pub(crate) const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }
 
-/// Which fields of a SETATTR count.
+/// The flags that tell which fields of a SETATTR are valid.
 pub(crate) mod fattr {
     pub(crate) const MODE: u32 = 1 << 0;
     pub(crate) const UID: u32 = 1 << 1;
@@ -45,7 +45,7 @@ pub(crate) mod fattr {
     pub(crate) const SIZE: u32 = 1 << 3;
 }
 
-/// What is asked for.
+/// The codes of the requests.
 pub(crate) mod opcode {
     pub(crate) const LOOKUP: u32 = 1;
     pub(crate) const FORGET: u32 = 2;
@@ -78,7 +78,7 @@ pub(crate) mod opcode {
     pub(crate) const LSEEK: u32 = 46;
 }
 
-/// Declares structures of the protocol with their size, which is asserted.
+/// Declares structures of the protocol and asserts their sizes.
 macro_rules! structures {
     ($($(#[$doc:meta])* $name:ident, $size:literal { $($field:ident: $type:ty),* $(,)? })*) => {$(
         $(#[$doc])*
@@ -92,36 +92,36 @@ macro_rules! structures {
 }
 
 structures! {
-    /// Starts each request.
+    /// The header of each request.
     InHeader, 40 {
         len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32,
         total_extlen: u16, padding: u16,
     }
-    /// Starts each answer and notification.
+    /// The header of each reply and notification.
     OutHeader, 16 { len: u32, error: i32, unique: u64 }
     /// INIT; before 7.36 it ended with `flags`.
     InitIn, 64 {
         major: u32, minor: u32, max_readahead: u32, flags: u32, flags2: u32, unused: [u32; 11],
     }
-    /// The answer to INIT.
+    /// The reply to INIT.
     InitOut, 64 {
         major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16,
         congestion_threshold: u16, max_write: u32, time_gran: u32, max_pages: u16,
         map_alignment: u16, flags2: u32, max_stack_depth: u32, request_timeout: u16,
         unused: [u16; 11],
     }
-    /// What stat(2) shows.
+    /// The attributes that stat(2) shows.
     Attr, 88 {
         ino: u64, size: u64, blocks: u64, atime: u64, mtime: u64, ctime: u64, atimensec: u32,
         mtimensec: u32, ctimensec: u32, mode: u32, nlink: u32, uid: u32, gid: u32, rdev: u32,
         blksize: u32, flags: u32,
     }
-    /// The answer to LOOKUP.
+    /// The reply to LOOKUP.
     EntryOut, 128 {
         nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64, entry_valid_nsec: u32,
         attr_valid_nsec: u32, attr: Attr,
     }
-    /// The answer to GETATTR and SETATTR.
+    /// The reply to GETATTR and SETATTR.
     AttrOut, 104 { attr_valid: u64, attr_valid_nsec: u32, dummy: u32, attr: Attr }
     /// SETATTR.
     SetattrIn, 88 {
@@ -131,7 +131,7 @@ structures! {
     }
     /// OPEN and OPENDIR.
     OpenIn, 8 { flags: u32, open_flags: u32 }
-    /// The answer to OPEN and OPENDIR.
+    /// The reply to OPEN and OPENDIR.
     OpenOut, 16 { fh: u64, open_flags: u32, backing_id: i32 }
     /// RELEASE and RELEASEDIR.
     ReleaseIn, 24 { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
@@ -145,9 +145,9 @@ structures! {
         fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32,
         padding: u32,
     }
-    /// The answer to WRITE.
+    /// The reply to WRITE.
     WriteOut, 8 { size: u32, padding: u32 }
-    /// The answer to STATFS.
+    /// The reply to STATFS.
     StatfsOut, 80 {
         blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32,
         frsize: u32, padding: u32, spare: [u32; 6],
@@ -158,9 +158,9 @@ structures! {
     FallocateIn, 32 { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
     /// LSEEK.
     LseekIn, 24 { fh: u64, offset: u64, whence: u32, padding: u32 }
-    /// The answer to LSEEK.
+    /// The reply to LSEEK.
     LseekOut, 8 { offset: u64 }
-    /// A line of READDIR's answer, before its name, which is padded to 8 bytes.
+    /// A line of READDIR's reply, before its name, which is padded to 8 bytes.
     Dirent, 24 { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
 
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use std::mem::offset_of;
 
-    /// Fields after which something of another size comes, as linux/fuse.h has them.
+    /// Fields that precede one of another size, with their offsets from linux/fuse.h.
     #[test]
     fn fields_lie_where_the_kernel_has_them() {
         assert_eq!(offset_of!(InHeader, unique), 8);

@@ -1,13 +1,14 @@
-//! A mount with the descriptors through which it is served, and what was agreed with the kernel.
+//! A mount with the descriptors that serve it, and the negotiated parameters of the protocol.
 //!
-//! It neither serves nor unmounts: dropping the last copy of its descriptors leaves a dead mount,
-//! which `clean_stale` clears away. It can be made in one process and served in another, which is
-//! how a mount outlives the process that serves it.
+//! A connection neither serves nor unmounts: dropping the last copy of its descriptors leaves a
+//! dead mount, which `clean_stale` clears away. A connection can be made in one process and served
+//! in another, so a mount can outlive the process that serves it.
 //!
 //! # Invariants
-//! - INIT has been answered: whoever serves never sees it.
-//! - The kernel keeps the requests that were read from a descriptor with it, and ends them with an
-//!   error when its last copy is closed. So whoever is to keep a mount alive holds all of them.
+//! - INIT has been replied to: a serving thread never sees it.
+//! - The kernel ties requests to the descriptor that they were read from, and ends them with an
+//!   error when the last copy of that descriptor is closed. So a process that keeps a mount alive
+//!   must hold all of its descriptors.
 
 use super::abi::{self, InHeader, InitIn, InitOut, OutHeader, init};
 use super::rings::BACKGROUND_RINGS;
@@ -27,13 +28,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// What the mount table shows as the type; also how a stale mount is known to be ours.
+/// The type in the mount table; it also identifies a stale mount as cowshed's.
 pub(crate) const FS_TYPE: &str = "fuse.cowshed";
-/// Fewer threads than this could leave a request waiting behind a slow one.
+/// With fewer threads, a request could wait behind a slow one.
 const THREADS_MIN: usize = 2;
-/// How many requests the kernel keeps in flight for readahead and asynchronous direct I/O.
+/// The maximum number of requests that the kernel keeps in flight for readahead and asynchronous
+/// direct I/O.
 const BACKGROUND_MAX: u16 = 256;
-/// Each is a wish: an older kernel grants less, and works.
+/// The flags to request. All are optional: an older kernel grants fewer, and works.
 const WISHES: u64 = init::ASYNC_READ
     | init::BIG_WRITES
     | init::ASYNC_DIO
@@ -42,42 +44,42 @@ const WISHES: u64 = init::ASYNC_READ
     | init::INIT_EXT
     | init::DIRECT_IO_ALLOW_MMAP
     | init::HAS_RESEND;
-/// How many mounts this process has made.
+/// Number of mounts that this process has made.
 static MOUNTS: AtomicU64 = AtomicU64::new(0);
 
-/// How requests come from the kernel, and answers go back.
+/// The way in which requests come from the kernel, and replies go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// Each thread reads from and writes to a descriptor of its own.
+    /// Each thread reads from and writes to its own descriptor.
     #[default]
     Threads,
-    /// FUSE over io_uring (Linux 6.14), a ring for each processor. Such a mount ends with the
+    /// FUSE over io_uring (Linux 6.14), with a ring per processor. Such a mount ends with the
     /// process that serves it.
     IoUring,
 }
 
-/// What was agreed with the kernel when the mount was made.
+/// The parameters that were agreed on with the kernel when the mount was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Negotiated {
     /// The protocol's minor version, 31 to 45.
     pub minor: u32,
-    /// The flags of INIT that both sides have.
+    /// The INIT flags that both sides support.
     pub flags: u64,
-    /// All the flags of INIT that the kernel offered.
+    /// All INIT flags that the kernel offered.
     pub offered: u64,
-    /// The most bytes in one write.
+    /// The maximum number of bytes in one write.
     pub max_write: u32,
 }
 
 impl Negotiated {
-    /// Whether the kernel sends requests again to a successor of the process that read them (Linux
-    /// 6.9). Where it does not, they fail when their reader dies.
+    /// Returns true if the kernel repeats requests to a successor of the process that read them
+    /// (Linux 6.9). Otherwise they fail when their reader dies.
     #[must_use]
     pub fn has_resend(&self) -> bool {
         self.flags & init::HAS_RESEND != 0
     }
 
-    /// How requests come.
+    /// Returns the transport.
     #[must_use]
     pub fn transport(&self) -> Transport {
         if self.flags & init::OVER_IO_URING != 0 {
@@ -88,24 +90,24 @@ impl Negotiated {
     }
 }
 
-/// A connection as plain values, to be told to another process that inherits the descriptors.
+/// A connection as plain values, to be passed to another process that inherits the descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionParts {
     /// The numbers of the descriptors: the mounted one, then its clones.
     pub descriptors: Vec<RawFd>,
-    /// What was agreed with the kernel.
+    /// The parameters that were agreed on with the kernel.
     pub negotiated: Negotiated,
-    /// Where it is mounted: absolute and without links.
+    /// The mount point: absolute and without symbolic links.
     pub dir: PathBuf,
-    /// What the mount table shows as mounted; no two mounts have the same.
+    /// The source in the mount table; no two mounts have the same.
     pub source: String,
 }
 
 /// A mount of volumes that can be served.
 pub struct Connection {
-    /// The mounted one, then its clones; one for each serving thread.
+    /// The mounted descriptor, then its clones; one per serving thread.
     pub(super) descriptors: Vec<OwnedFd>,
-    /// What only the serving threads are to keep open.
+    /// Descriptors that only the serving threads keep open.
     pub(super) witnesses: Vec<OwnedFd>,
     pub(super) negotiated: Negotiated,
     pub(super) dir: PathBuf,
@@ -114,12 +116,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Mounts at `dir`, which is made when it is missing, with a descriptor for each of `threads`
-    /// serving threads: `None` for one for each processor, at least two. With rings there is one
-    /// descriptor. What a killed daemon left there is cleared away first.
+    /// Mounts at `dir`, which is created if it is missing, with a descriptor for each of `threads`
+    /// serving threads: `None` for one per processor, at least two. With rings there is one
+    /// descriptor. First clears away what a killed daemon left there.
     ///
     /// # Errors
-    /// `NotRoot`, `NoFuse`, `NoRings`, `Served` when a live cowshed is mounted there, `Io`.
+    /// `NotRoot`, `NoFuse`, `NoRings`, `Served` if a live cowshed is mounted there, `Io`.
     pub fn mount(
         dir: &Path,
         threads: Option<usize>,
@@ -151,7 +153,7 @@ impl Connection {
         let opened = shake_hands(device.as_fd(), transport)
             .and_then(|negotiated| Ok((negotiated, with_clones(device, descriptors)?)));
         let (negotiated, descriptors) = opened.map_err(|error| {
-            // Nobody serves it: leave no dead mount behind.
+            // Nobody serves the mount: leave no dead mount behind.
             let _ = mount::unmount_lazy(&dir);
             ExportError::io("serve volumes at", &dir)(error)
         })?;
@@ -169,11 +171,11 @@ impl Connection {
         })
     }
 
-    /// The connection whose descriptors this process was started with, at the numbers that `parts`
-    /// tells. They are this connection's from now on, and closed on `exec`.
+    /// Returns the connection whose descriptors this process inherited, with the numbers in
+    /// `parts`. From now on the connection owns them, and they are closed on `exec`.
     ///
     /// # Errors
-    /// EBADF when one is not open, `InvalidInput` when there is none.
+    /// EBADF if one is not open, `InvalidInput` if there is none.
     pub fn adopt(parts: ConnectionParts) -> io::Result<Self> {
         if parts.descriptors.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -188,7 +190,8 @@ impl Connection {
         })
     }
 
-    /// What another process must be told to adopt it. The descriptors stay this one's.
+    /// Returns the values that another process needs to adopt the connection. This connection still
+    /// owns the descriptors.
     #[must_use]
     pub fn parts(&self) -> ConnectionParts {
         ConnectionParts {
@@ -199,38 +202,38 @@ impl Connection {
         }
     }
 
-    /// The descriptors: the mounted one, then its clones.
+    /// Returns the descriptors: the mounted one, then its clones.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.descriptors.iter().map(AsFd::as_fd)
     }
 
-    /// Leaves `descriptor` to the threads that will serve: it is closed when they have all ended,
-    /// however they end, and whatever other threads of their process still wait for. So the other
-    /// end of a pipe tells that nobody serves any more.
+    /// Passes `descriptor` to the threads that will serve: it is closed when they have all ended,
+    /// in whatever way, even if other threads of their process still wait. So the other end of a
+    /// pipe shows that nobody serves any more.
     pub fn keep_while_served(&mut self, descriptor: OwnedFd) {
         self.witnesses.push(descriptor);
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What was agreed with the kernel.
+    /// Returns the parameters that were agreed on with the kernel.
     #[must_use]
     pub fn negotiated(&self) -> Negotiated {
         self.negotiated
     }
 
-    /// What a killed daemon had left and was cleared away before mounting.
+    /// Returns what a killed daemon had left and was cleared away before mounting.
     #[must_use]
     pub fn cleaned(&self) -> &Cleaned {
         &self.cleaned
     }
 }
 
-/// Says before anything is mounted what keeps the kernel from offering rings.
+/// Checks before mounting that nothing keeps the kernel from offering rings.
 fn check_rings() -> Result<(), ExportError> {
     match fuse_ring::is_enabled() {
         Some(true) => Ok(()),
@@ -247,7 +250,7 @@ fn open_device() -> Result<OwnedFd, ExportError> {
     })
 }
 
-/// The refusal of whoever may not: root can be refused, too.
+/// Returns the error for a caller without the right to mount: root can be refused, too.
 fn refused() -> ExportError {
     if nix::unistd::geteuid().is_root() {
         ExportError::Confined
@@ -256,7 +259,7 @@ fn refused() -> ExportError {
     }
 }
 
-/// Mounts by mount(2) itself: nothing of `fusermount` is needed, as only root mounts here.
+/// Mounts with mount(2) directly: `fusermount` is not needed, as only root mounts here.
 fn mount_device(device: BorrowedFd<'_>, dir: &Path, source: &str) -> Result<(), ExportError> {
     let descriptor = device.as_raw_fd();
     let options =
@@ -279,7 +282,7 @@ fn with_clones(device: OwnedFd, threads: usize) -> io::Result<Vec<OwnedFd>> {
     Ok(descriptors)
 }
 
-/// Answers INIT, which the kernel asks first.
+/// Replies to INIT, the kernel's first request.
 fn shake_hands(device: BorrowedFd<'_>, transport: Transport) -> io::Result<Negotiated> {
     let mut buffer = AlignedBuffer::zeroed(BODY + REQUEST_BYTES_MAX);
     loop {
@@ -290,7 +293,7 @@ fn shake_hands(device: BorrowedFd<'_>, transport: Transport) -> io::Result<Negot
         };
         let (header, offer) = parse_init(&buffer[REQUEST..REQUEST + len])?;
         if offer.major > abi::MAJOR {
-            // The kernel asks again, with the version that it is told here.
+            // The kernel sends INIT again, with the version in this reply.
             let answer = InitOut {
                 major: abi::MAJOR,
                 minor: abi::MINOR,
@@ -315,7 +318,7 @@ fn shake_hands(device: BorrowedFd<'_>, transport: Transport) -> io::Result<Negot
     }
 }
 
-/// INIT with what older kernels leave out as zeros.
+/// Parses INIT, with zeros for the fields that older kernels omit.
 fn parse_init(request: &[u8]) -> io::Result<(InHeader, InitIn)> {
     let wrong = || {
         io::Error::new(
@@ -333,13 +336,13 @@ fn parse_init(request: &[u8]) -> io::Result<(InHeader, InitIn)> {
     Ok((header, offer))
 }
 
-/// What both sides can, and how it is said.
+/// Returns the parameters that both sides support, and the reply that states them.
 fn agree(offer: &InitIn, transport: Transport) -> (Negotiated, InitOut) {
     let mut offered = u64::from(offer.flags);
     if offered & init::INIT_EXT != 0 {
         offered |= u64::from(offer.flags2) << 32;
     }
-    // Once it is agreed on, the kernel waits for the rings before it sends anything.
+    // Once rings are agreed on, the kernel waits for them before it sends any request.
     let rings = match transport {
         Transport::Threads => 0,
         Transport::IoUring => init::OVER_IO_URING,
@@ -414,7 +417,7 @@ mod tests {
         assert_eq!((answer.flags2, answer.max_write), (flags2, 1 << 20));
         assert_eq!((answer.max_pages, answer.max_readahead), (256, 131_072));
         assert_eq!(negotiated.transport(), Transport::Threads);
-        // Not offered, so not agreed on; offered, and asked for.
+        // First not offered, so not agreed on; then offered and requested.
         let (negotiated, _) = agree(&offer, Transport::IoUring);
         assert_eq!(negotiated.transport(), Transport::Threads);
         let offer = InitIn {

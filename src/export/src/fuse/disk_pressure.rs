@@ -1,29 +1,29 @@
-//! Whether requests take long because a disk is at work. Then more of them are better taken at
-//! once than there are processors: the disk answers several side by side.
+//! An estimate of whether requests are slow because of a disk. Then it is better to take more
+//! requests at once than there are processors: the disk serves several in parallel.
 //!
 //! # Invariants
-//! - A request counts as slow only if its thread slept: one that others kept from running takes
-//!   long, too. A write into the page cache never does: what it sleeps for is another's lock, and
-//!   more threads would make that worse.
-//! - One slow request proves nothing.
+//! - A request counts as slow only if its thread slept: a request whose thread was preempted takes
+//!   long, too. A write into the page cache never counts: it sleeps for a lock of another thread,
+//!   and more threads would make that worse.
+//! - One slow request is not enough.
 
 use super::abi::opcode;
 use nix::sys::resource::{UsageWho, getrusage};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// What a request may take beside its bytes, when no disk is at work.
+/// The maximum time of a request that needs no disk, without the time for its bytes.
 const FAST: Duration = Duration::from_micros(100);
-/// What copying a byte may take.
+/// The maximum time for copying a byte.
 const PICOSECONDS_PER_BYTE: u64 = 500;
-/// What a slow request adds; each fast one takes 1 off.
+/// The weight that a slow request adds; each fast one subtracts 1.
 const SLOW_WEIGHT: u32 = 8;
-/// From here on requests count as slow.
+/// The weight from which on the disk counts as slow.
 const SLOW_FROM: u32 = 16;
-/// The most, so that fast ones are believed soon.
+/// The maximum weight, so that fast requests soon take effect.
 const WEIGHT_MAX: u32 = 64;
 
-/// A request that is timed, from its begin on.
+/// A request that is being timed.
 pub(super) struct Timed {
     may_wait: bool,
     sleeps: Option<i64>,
@@ -31,7 +31,8 @@ pub(super) struct Timed {
 }
 
 impl Timed {
-    /// This thread begins with a request; `writes_wait` says whether writes go to the disk at once.
+    /// Starts timing a request of this thread; `writes_wait` is true if writes go to the disk at
+    /// once.
     pub(super) fn begin(opcode: u32, writes_wait: bool) -> Self {
         Self {
             may_wait: writes_wait || opcode != opcode::WRITE,
@@ -40,7 +41,7 @@ impl Timed {
         }
     }
 
-    /// How long the request took, if that was for a disk; else nothing.
+    /// Returns the duration of the request if it waited for a disk, else zero.
     pub(super) fn end(self) -> Duration {
         let took = self.begun.elapsed();
         let is_disk = || self.sleeps.is_none() || sleeps() != self.sleeps;
@@ -52,18 +53,18 @@ impl Timed {
     }
 }
 
-/// How often this thread has given its processor up to wait for something.
+/// Returns the number of times that this thread has voluntarily given up its processor.
 fn sleeps() -> Option<i64> {
     let usage = getrusage(UsageWho::RUSAGE_THREAD).ok()?;
     Some(usage.voluntary_context_switches())
 }
 
-/// What the last requests have told.
+/// The weight of the latest requests.
 #[derive(Default)]
 pub(super) struct DiskPressure(AtomicU32);
 
 impl DiskPressure {
-    /// A request that moved so many bytes took so long.
+    /// Notes that a request which moved `bytes` took the time `took`.
     pub(super) fn note(&self, took: Duration, bytes: usize) {
         let copying = Duration::from_nanos(bytes as u64 * PICOSECONDS_PER_BYTE / 1000);
         let weight = self.0.load(Ordering::Relaxed);
@@ -72,13 +73,13 @@ impl DiskPressure {
         } else {
             weight.saturating_sub(1)
         };
-        // What another thread notes at the same moment may be missed: it is an estimate.
+        // An update by another thread at the same moment may be lost: the value is an estimate.
         if next != weight {
             self.0.store(next, Ordering::Relaxed);
         }
     }
 
-    /// Whether a disk is at work.
+    /// Returns true if requests are slow because of a disk.
     pub(super) fn is_slow(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= SLOW_FROM
     }
@@ -93,7 +94,7 @@ mod tests {
         let timed = Timed::begin(opcode::READ, true);
         let busy = Instant::now();
         while busy.elapsed() < Duration::from_millis(2) {}
-        // Whether others kept it from running or not.
+        // Whether or not the thread was preempted.
         assert_eq!(timed.end(), Duration::ZERO);
         let wait = |opcode, writes_wait| {
             let timed = Timed::begin(opcode, writes_wait);
@@ -122,7 +123,7 @@ mod tests {
         assert!(disk_pressure.is_slow());
         (0..40).for_each(|_| note(5, 4096));
         assert!(!disk_pressure.is_slow());
-        // A large one from memory is no slow one.
+        // A large request that is served from memory is not slow.
         (0..10).for_each(|_| note(500, 1 << 20));
         assert!(!disk_pressure.is_slow());
     }

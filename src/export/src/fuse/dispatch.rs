@@ -1,7 +1,8 @@
-//! From a request to its answer, whatever brought the one and takes the other.
+//! From a request to its reply, independent of the transport.
 //!
 //! # Invariants
-//! - No request, however short or strange, makes it panic, and a panic behind it answers EIO.
+//! - No request, however short or malformed, causes a panic here, and a panic below gives the reply
+//!   EIO.
 
 use super::abi::{
     self, FallocateIn, FsyncIn, InHeader, LseekIn, LseekOut, OpenIn, OpenOut, ReadIn, ReleaseIn,
@@ -15,33 +16,33 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A request, and the room for its answer.
+/// A request, and the buffer for its reply.
 pub(super) struct Request<'a> {
     pub(super) header: InHeader,
-    /// What comes after the header, without the data of a write.
+    /// The bytes after the header, without the data of a write.
     pub(super) arguments: &'a [u8],
-    /// The data of a write; and where the answer's body goes.
+    /// The data of a write; also the buffer for the reply's body.
     pub(super) payload: &'a mut [u8],
-    /// How long the data of a write is.
+    /// The length of a write's data.
     pub(super) data_len: usize,
 }
 
-/// What to answer.
+/// The reply to a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// Nothing: the kernel does not wait.
+    /// No reply: the kernel does not wait.
     None,
     /// An errno.
     Error(c_int),
-    /// That many bytes of the payload.
+    /// The number of bytes of the payload.
     Body(usize),
 }
 
-/// The kernel takes answers with errors below this.
+/// The kernel accepts replies with errors below this.
 const ERRNO_END: i32 = 512;
 
 impl Reply {
-    /// The error as the answer's header has it, and how long the body is.
+    /// Returns the error as the reply's header has it, and the length of the body.
     pub(super) fn code_and_bytes(&self) -> (i32, usize) {
         match *self {
             Self::Body(bytes) => (0, bytes),
@@ -52,15 +53,15 @@ impl Reply {
     }
 }
 
-/// Answers a request.
+/// Serves a request and returns the reply.
 pub(super) fn answer(files: &VolumeFiles, request: Request<'_>) -> Reply {
     let opcode = request.header.opcode;
     match opcode {
         opcode::FORGET | opcode::BATCH_FORGET => return Reply::None,
         _ => {}
     }
-    // What the panic broke is behind locks that do not poison and values that are checked; the
-    // thread holds nothing of it.
+    // State that the panic broke is behind locks that do not poison and values that are checked;
+    // this thread keeps none of it.
     match catch_unwind(AssertUnwindSafe(|| route(files, request))) {
         Ok(Ok(len)) => Reply::Body(len),
         Ok(Err(code)) => Reply::Error(code),
@@ -71,7 +72,7 @@ pub(super) fn answer(files: &VolumeFiles, request: Request<'_>) -> Reply {
     }
 }
 
-/// Answers with the length of the body that it put into the payload.
+/// Serves a request; returns the length of the body that it wrote into the payload.
 fn route(files: &VolumeFiles, request: Request<'_>) -> Answer<usize> {
     let Request {
         header,
@@ -115,14 +116,14 @@ fn route(files: &VolumeFiles, request: Request<'_>) -> Answer<usize> {
             files.release(parse::<ReleaseIn>(arguments)?.fh);
             Ok(0)
         }
-        // Sent at close by kernels that do not know FOPEN_NOFLUSH. Nothing waits here to be
-        // written: close(2) does not promise durability, fsync(2) does.
+        // Sent at close by kernels that do not know FOPEN_NOFLUSH. No written data is pending here:
+        // close(2) does not promise durability, fsync(2) does.
         opcode::FLUSH | opcode::DESTROY => Ok(0),
         opcode => route_names(files, opcode, &header, arguments, payload),
     }
 }
 
-/// What concerns names and attributes rather than data.
+/// Serves the requests that concern names and attributes rather than data.
 fn route_names(
     files: &VolumeFiles,
     opcode: u32,
@@ -157,7 +158,7 @@ fn route_names(
         }
         opcode::FSYNCDIR => done(files.flush_all()),
         opcode::STATFS => put(payload, &files.space()?),
-        // Volumes are made, named and removed through the pool.
+        // Volumes are created, named and removed through the pool.
         opcode::MKNOD
         | opcode::MKDIR
         | opcode::CREATE
@@ -167,10 +168,10 @@ fn route_names(
         | opcode::RENAME2
         | opcode::LINK
         | opcode::SYMLINK => Err(libc::EPERM),
-        // It came before: `connection` answered it.
+        // INIT came earlier, and `connection` replied to it.
         opcode::INIT => Err(libc::EIO),
-        // The kernel takes this for "never", and asks no more: of extended attributes, locks,
-        // interrupting, …
+        // The kernel takes ENOSYS for "never supported", and sends no more of these: extended
+        // attributes, locks, interrupts, …
         _ => Err(libc::ENOSYS),
     }
 }
@@ -209,7 +210,7 @@ fn put_handle(payload: &mut [u8], fh: u64, open_flags: u32) -> Answer<usize> {
     put(payload, &answer)
 }
 
-/// Whether the kernel sends the request again, and the number that it had at first.
+/// Returns true if the kernel repeats the request, and the request's original number.
 pub(super) fn first_unique(header: &InHeader) -> (bool, u64) {
     let is_again = header.unique & abi::UNIQUE_RESEND != 0;
     (is_again, header.unique & !abi::UNIQUE_RESEND)

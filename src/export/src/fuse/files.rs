@@ -1,18 +1,17 @@
-//! The volumes as files: what the requests do.
+//! The volumes as files: the implementation of the requests.
 //!
-//! One flat directory with a file for each named volume. Not a place to create, rename or remove
-//! volumes: that is the pool's.
+//! One flat directory with a file for each named volume. Volumes are created, renamed and removed
+//! through the pool, not here.
 //!
 //! # Invariants
-//! - Names and attributes are never cached by the kernel (time to live zero), so renames,
-//!   removals and resizes are seen at once. `readdirplus` would only fill that cache, so it is
-//!   left out.
-//! - Data that can change is not cached by the kernel either (direct I/O): when a write has
-//!   returned, the pool has it. Only a shared mapping has pages in the kernel, which writes them
-//!   out and drops them around direct reads and writes of the same file.
+//! - The kernel never caches names and attributes (time to live zero), so renames, removals and
+//!   resizes are seen at once. `readdirplus` would only fill that cache, so it is not implemented.
+//! - The kernel does not cache data that can change either (direct I/O): when a write has returned,
+//!   the pool has it. Only a shared mapping has pages in the kernel, which writes them out and
+//!   drops them around direct reads and writes of the same file.
 //! - A snapshot's data never changes, so the kernel caches it and reads ahead while it is open.
-//! - While a volume is attached as a device that is not shared, nobody else opens its file to
-//!   write.
+//! - While a volume is attached as a device that is not shared, nobody else can open its file for
+//!   writing.
 
 use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, fattr, fopen};
 use super::handover_state::Records;
@@ -30,9 +29,9 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// What a volume with anything in it takes: a block, and the map's path to it.
+/// The minimum size of a volume with data: a block, and the map's path to it.
 const VOLUME_BLOCKS_MIN: u64 = 4;
-/// The bits of a mode that chmod(2) sets.
+/// The mode bits that chmod(2) sets.
 const PERMISSIONS: u32 = 0o7777;
 
 /// The file system of volumes.
@@ -46,7 +45,7 @@ pub(crate) struct VolumeFiles {
 }
 
 impl VolumeFiles {
-    /// With what the handover state says to be open.
+    /// Creates the file system, with the open files that the handover state records.
     pub(crate) fn new(
         directory: Arc<dyn Directory>,
         own_opens: OwnOpens,
@@ -89,13 +88,13 @@ impl VolumeFiles {
         Ok(EntryOut {
             nodeid: attr.ino,
             attr,
-            // An inode never stands for another volume, and nothing is cached.
+            // An inode number never stands for another volume, and nothing is cached.
             ..EntryOut::default()
         })
     }
 
-    /// Volumes change their size through the pool only, and their owner and mode never. New times
-    /// are taken and forgotten, so that copying tools do not fail for them.
+    /// Refuses changes of size, owner and mode: a volume's size changes only through the pool, its
+    /// owner and mode never. New times are accepted and ignored, so that copying tools do not fail.
     pub(super) fn refuse_change(&self, ino: u64, wanted: &SetattrIn) -> Answer<AttrOut> {
         let attr = self.attributes_of(ino)?;
         let asks = |field: u32| wanted.valid & field != 0;
@@ -110,13 +109,13 @@ impl VolumeFiles {
         }
     }
 
-    /// The handle, and the flags of the answer.
+    /// Opens the file; returns the handle and the flags of the reply.
     pub(super) fn open(&self, header: &InHeader, flags: c_int) -> Answer<(u64, u32)> {
         let target = self.target(header.nodeid)?;
         let for_writing = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let id = target.id();
         let is_held = self.own_opens.contains(header.pid, id);
-        // What never changes may be cached. A device over it has a cache of its own.
+        // Data that never changes may be cached. A device over the file has a cache of its own.
         let is_cached = !is_held && target.info().map_err(errno)?.is_read_only;
         let file = OpenFile::open(target, for_writing, is_held)?;
         let handle = self.open.insert(header, id, file)?;
@@ -155,8 +154,8 @@ impl VolumeFiles {
         written.inspect_err(|_| self.note_refusal(file))
     }
 
-    /// Remembers that something written to the volume is lost. A file system on it hears of that
-    /// when it writes out, and tells its user at most once.
+    /// Records that data written to the volume is lost. A file system on the volume gets the error
+    /// at writeback, and reports it to its user at most once.
     fn note_refusal(&self, file: &OpenFile) {
         if waiting::begins_anew() {
             return;
@@ -173,7 +172,7 @@ impl VolumeFiles {
         let found = self.open.get(handle)?;
         let file = found.file()?;
         let done = file.fallocate(offset, len, mode);
-        // Zeros are data. A hole that could not be punched is only room that is not given back.
+        // Zeros are data. A hole that could not be punched only means that its space is not freed.
         let writes = mode & libc::FALLOC_FL_ZERO_RANGE != 0;
         done.inspect_err(|_| {
             if writes {
@@ -216,7 +215,7 @@ impl VolumeFiles {
         self.directory.flush().map_err(errno)
     }
 
-    /// Whether a write goes to the disk at once.
+    /// Returns true if a write goes to the disk at once.
     pub(super) fn writes_wait(&self) -> bool {
         self.directory.writes_wait()
     }
@@ -225,7 +224,7 @@ impl VolumeFiles {
         let space = self.directory.space().map_err(errno)?;
         let block = u64::from(BLOCK_SIZE);
         let free = space.free_bytes / block;
-        // None left would look to those who watch it like a file system that takes no more files.
+        // With zero left, monitoring tools would report a file system that can hold no more files.
         let more_files = free / VOLUME_BLOCKS_MIN;
         Ok(StatfsOut {
             blocks: space.size_bytes / block,

@@ -1,18 +1,21 @@
-//! What a serving process leaves to its successor: the open files and the attachments, in shared
-//! memory that whoever keeps the mount alive holds too.
+//! The state that a serving process leaves to its successor: the open files and the attachments, in
+//! shared memory that the keeper of the mount holds too.
 //!
-//! Values only. What keeps a volume, the successor takes again; this tells it of which.
+//! The memory holds only values. The successor takes the holds on the volumes again; the records
+//! name the volumes.
 //!
 //! # Layout
-//! 64-bit words: a head of 8 (magic, version, how many open files, how many attachments fit, whether
-//! the device failed, which superblock is durable, whether more volumes had a write refused than fit),
-//! then 4 for each open file, then 8 for each attachment, then one for each volume that had.
+//! The memory consists of 64-bit words: a head of 8 (magic, version, maximum number of open files,
+//! maximum number of attachments, device failure, generation of the durable superblock, overflow of
+//! the refused volumes), then 4 for each open file, then 8 for each attachment, then one for each
+//! volume that had a write refused.
 //!
 //! # Invariants
 //! - A slot's first word is its state. It is written last when the slot is taken, and first when
-//!   it is given back, so a process that dies between any two instructions leaves no half slot.
-//! - A slot's generation grows each time it is given back, so a handle never means another file.
-//! - One process writes at a time.
+//!   the slot is freed, so a process that dies between any two instructions leaves no partly
+//!   written slot.
+//! - A slot's generation grows each time the slot is freed, so a handle never means another file.
+//! - Only one process writes at a time.
 
 use cowshed_format::base::{Generation, VolumeId};
 use cowshed_sys::shared::SharedWords;
@@ -26,19 +29,19 @@ const MAGIC: u64 = u64::from_le_bytes(*b"cowkeep\0");
 const VERSION: u64 = 2;
 const HEAD: [u64; 4] = [MAGIC, VERSION, OPEN_MAX as u64, ATTACHED_MAX as u64];
 const HEAD_WORDS: usize = 8;
-/// The word of the head that is not zero once the pool's device has failed.
+/// The word of the head that is nonzero once the pool's device has failed.
 const DEVICE_FAILED: usize = 4;
 /// The word of the head with the generation of the newest superblock known to be durable, or zero.
 const DURABLE: usize = 5;
-/// The word of the head that is not zero once more volumes had a write refused than are told apart.
+/// The word of the head that is nonzero once more volumes had a write refused than can be recorded.
 const REFUSED_ANY: usize = 6;
-/// The most files that are open at once.
+/// The maximum number of open files.
 pub(crate) const OPEN_MAX: usize = 1 << 16;
 const OPEN_WORDS: usize = 4;
-/// The most attachments at once.
+/// The maximum number of attachments.
 const ATTACHED_MAX: usize = 1 << 13;
 const ATTACHED_WORDS: usize = 8;
-/// The most volumes of which it is told apart whether they had a write refused.
+/// The maximum number of volumes that can be recorded as having had a write refused.
 const REFUSED_MAX: usize = 1 << 12;
 const REFUSED_START: usize = HEAD_WORDS + OPEN_MAX * OPEN_WORDS + ATTACHED_MAX * ATTACHED_WORDS;
 const WORDS: usize = REFUSED_START + REFUSED_MAX;
@@ -50,36 +53,36 @@ const READ_ONLY: u64 = 4;
 const LOOP: u64 = 8;
 /// The loop device is being made: its number is not known yet.
 const STARTED: u64 = 16;
-/// An open file that may be written through.
+/// An open file that was opened for writing.
 const WRITES: u64 = 32;
-/// An attachment beside which there may be other writers.
+/// An attachment that allows other writers beside it.
 const SHARED: u64 = 64;
 const GENERATION_SHIFT: u32 = 32;
 
-/// An open file, as a successor must know it.
+/// The record of an open file for a successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenRecord {
-    /// What the kernel calls it.
+    /// The kernel's handle.
     pub(crate) handle: u64,
     pub(crate) volume: VolumeId,
-    /// The request that opened it.
+    /// The number of the request that opened it.
     pub(crate) unique: u64,
-    /// Whether the file itself keeps its volume from being removed.
+    /// True if the file itself keeps its volume from being removed.
     pub(crate) holds: bool,
-    /// True if it was opened to be written.
+    /// True if it was opened for writing.
     pub(crate) writes: bool,
 }
 
-/// How a volume is attached, as a successor must know it.
+/// The record of an attachment for a successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AttachedRecord {
     pub(crate) volume: VolumeId,
     pub(crate) read_only: bool,
     /// True if there may be other writers beside it.
     pub(crate) shared: bool,
-    /// How many times it was asked for.
+    /// Number of requests for it.
     pub(crate) count: u64,
-    /// The number of these that a user asked for, and not what mounts volumes.
+    /// Number of these requests that came from a user, and not from the code that mounts volumes.
     pub(crate) by_hand: u64,
     pub(crate) device: DeviceRecord,
 }
@@ -89,9 +92,9 @@ pub(crate) struct AttachedRecord {
 pub(crate) enum DeviceRecord {
     /// None: the volume is attached as a file.
     None,
-    /// One was being made when the process died, and may exist.
+    /// A device was being made when the process died, and may exist.
     Started,
-    /// `/dev/loop{number}` over the file with these numbers.
+    /// `/dev/loop{number}` over the file with this identity.
     Made {
         number: u32,
         backing_device: u64,
@@ -99,17 +102,17 @@ pub(crate) enum DeviceRecord {
     },
 }
 
-/// The shared memory with the descriptor by which it is handed on.
+/// The shared memory with the descriptor that passes it to another process.
 pub struct HandoverState {
     records: Arc<Records>,
     descriptor: OwnedFd,
 }
 
 impl HandoverState {
-    /// New memory, in which nothing is open or attached.
+    /// Creates new memory, in which nothing is open or attached.
     ///
     /// # Errors
-    /// When the host gives no memory, or no memfd.
+    /// If the host gives no memory, or no memfd.
     pub fn create() -> io::Result<Self> {
         let (memory, descriptor) = SharedWords::create(c"cowshed-handover_state", WORDS)?;
         for (word, value) in memory.words().iter().zip(HEAD) {
@@ -122,10 +125,10 @@ impl HandoverState {
         })
     }
 
-    /// The memory that another process made.
+    /// Returns the memory that another process created.
     ///
     /// # Errors
-    /// `InvalidData` when it is not a handover state of this version.
+    /// `InvalidData` if it is not a handover state of this version.
     pub fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
         let memory = SharedWords::adopt(descriptor.as_fd(), WORDS)?;
         let found = memory
@@ -136,7 +139,7 @@ impl HandoverState {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let records = Arc::new(Records::over(memory));
-        // Notes how many there are.
+        // Called to find the end of the used slots.
         records.attached();
         Ok(Self {
             records,
@@ -144,61 +147,62 @@ impl HandoverState {
         })
     }
 
-    /// What notes, for whoever comes after this process, that the pool's device has failed. It has
-    /// no descriptor.
+    /// Returns a function that records, for successors, that the pool's device has failed. The
+    /// function has no descriptor.
     pub fn failure_note(&self) -> impl Fn() + Send + Sync + 'static {
         let records = Arc::clone(&self.records);
         move || records.memory.words()[DEVICE_FAILED].store(1, Ordering::SeqCst)
     }
 
-    /// Whether the pool's device has failed in this process or one before it.
+    /// Returns true if the pool's device has failed in this process or a predecessor.
     #[must_use]
     pub fn has_device_failed(&self) -> bool {
         self.records.memory.words()[DEVICE_FAILED].load(Ordering::SeqCst) != 0
     }
 
-    /// What notes, for whoever comes after this process, which superblock is durable. It has no
-    /// descriptor.
+    /// Returns a function that records, for successors, which superblock is durable. The function
+    /// has no descriptor.
     pub fn durable_note(&self) -> impl Fn(Generation) + Send + Sync + 'static {
         let records = Arc::clone(&self.records);
         move |generation| records.memory.words()[DURABLE].store(generation.0, Ordering::SeqCst)
     }
 
-    /// The newest superblock that was noted as durable, in this process or one before it.
+    /// Returns the newest superblock that was recorded as durable, in this process or a
+    /// predecessor.
     #[must_use]
     pub fn durable(&self) -> Option<Generation> {
         let noted = self.records.memory.words()[DURABLE].load(Ordering::SeqCst);
         (noted != 0).then_some(Generation(noted))
     }
 
-    /// The memory's descriptor, for a process that is to adopt it.
+    /// Returns the memory's descriptor, for a process that is to adopt it.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 
-    /// What is in it. It has no descriptor, so that the serving threads may drop it, whose table of
-    /// descriptors is another.
+    /// Returns the records. They have no descriptor, so that the serving threads may drop them,
+    /// whose descriptor table is a separate one.
     pub(crate) fn records(&self) -> &Arc<Records> {
         &self.records
     }
 }
 
-/// What is open and attached.
+/// The open files and the attachments.
 pub(crate) struct Records {
     memory: SharedWords,
-    /// No open file is in a slot from here on, as far as this process has seen.
+    /// No slot from here on holds an open file, as far as this process has seen.
     open_end: AtomicUsize,
-    /// No attachment is in a slot from here on, as far as this process has seen.
+    /// No slot from here on holds an attachment, as far as this process has seen.
     attached_end: AtomicUsize,
 }
 
-/// The opens of a volume's file by others than this process's own devices.
+/// The opens of a volume's file, without those for this process's own devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Users {
-    /// Somebody has it open.
+    /// True if somebody has it open.
     pub(crate) any: bool,
-    /// Somebody has it open to write.
+    /// True if somebody has it open for writing.
     pub(crate) writers: bool,
 }
 
@@ -211,9 +215,9 @@ impl Records {
         }
     }
 
-    /// Who has the volume's file open. Whoever notes an attachment, then asks this, and is told of
-    /// no writer, is seen by `is_exclusive` of every writer that opens the file later; and so the
-    /// other way round.
+    /// Returns the users that have the volume's file open. If a thread records an attachment, then
+    /// calls this and sees no writer, every writer that opens the file later sees the attachment in
+    /// `is_exclusive`; and vice versa.
     pub(crate) fn users_of(&self, volume: VolumeId) -> Users {
         fence(Ordering::SeqCst);
         let end = self.open_end.load(Ordering::SeqCst);
@@ -225,7 +229,7 @@ impl Records {
         })
     }
 
-    /// True if the volume is attached as a device beside which nobody else may write.
+    /// Returns true if the volume is attached as a device beside which nobody else may write.
     pub(crate) fn is_exclusive(&self, volume: VolumeId) -> bool {
         fence(Ordering::SeqCst);
         let end = self.attached_end.load(Ordering::SeqCst);
@@ -235,12 +239,12 @@ impl Records {
         })
     }
 
-    /// A word for each volume that had a write refused: its id, or zero.
+    /// Returns a word for each volume that had a write refused: its id, or zero.
     pub(super) fn refused_words(&self) -> &[AtomicU64] {
         &self.memory.words()[REFUSED_START..][..REFUSED_MAX]
     }
 
-    /// Not zero once there were more of them than words.
+    /// Returns the word that is nonzero once more volumes had a write refused than there are words.
     pub(super) fn refused_any(&self) -> &AtomicU64 {
         &self.memory.words()[REFUSED_ANY]
     }
@@ -256,7 +260,7 @@ impl Records {
         &self.memory.words()[start..][..ATTACHED_WORDS]
     }
 
-    /// Takes a slot that is free, and answers the handle that stands for the file.
+    /// Takes a free slot, and returns the handle that stands for the file.
     pub(crate) fn open(
         &self,
         slot: usize,
@@ -275,20 +279,20 @@ impl Records {
         generation << GENERATION_SHIFT | slot as u64
     }
 
-    /// Gives an open file's slot back.
+    /// Frees an open file's slot.
     pub(crate) fn close(&self, slot: usize) {
         let state = &self.open_slot(slot)[0];
         let generation = (state.load(Ordering::Acquire) >> GENERATION_SHIFT).wrapping_add(1);
         state.store(generation << GENERATION_SHIFT, Ordering::Release);
     }
 
-    /// The slot of a handle; `None` for one that was never given.
+    /// Returns the slot of a handle; `None` if the handle was never issued.
     pub(crate) fn slot_of(handle: u64) -> Option<usize> {
         let slot = usize::try_from(handle & ((1 << GENERATION_SHIFT) - 1)).ok()?;
         (slot < OPEN_MAX).then_some(slot)
     }
 
-    /// What is open in the slot.
+    /// Returns the open file in the slot.
     pub(crate) fn opened(&self, slot: usize) -> Option<OpenRecord> {
         let words = self.open_slot(slot);
         let state = words[0].load(Ordering::Acquire);
@@ -304,8 +308,8 @@ impl Records {
         })
     }
 
-    /// Takes a slot for an attachment; `None` when all are taken. The caller lets one thread at a
-    /// time do so.
+    /// Takes a slot for an attachment; `None` if all are taken. The caller must let only one thread
+    /// at a time do so.
     pub(crate) fn attach(&self, record: &AttachedRecord) -> Option<usize> {
         let is_free = |slot: &usize| self.attached_slot(*slot)[0].load(Ordering::Acquire) == 0;
         let slot = (0..ATTACHED_MAX).find(is_free)?;
@@ -314,7 +318,7 @@ impl Records {
         Some(slot)
     }
 
-    /// Says of a started attachment which device it got.
+    /// Records the device of an attachment that was started.
     pub(crate) fn made(&self, slot: usize, record: &AttachedRecord) {
         self.write_attached(slot, record);
     }
@@ -343,18 +347,18 @@ impl Records {
         words[0].store(state, Ordering::Release);
     }
 
-    /// Changes how many times an attachment was asked for.
+    /// Sets the number of requests for an attachment.
     pub(crate) fn count(&self, slot: usize, count: u64, by_hand: u64) {
         self.attached_slot(slot)[6].store(by_hand, Ordering::Release);
         self.attached_slot(slot)[2].store(count, Ordering::Release);
     }
 
-    /// Gives an attachment's slot back.
+    /// Frees an attachment's slot.
     pub(crate) fn detach(&self, slot: usize) {
         self.attached_slot(slot)[0].store(0, Ordering::Release);
     }
 
-    /// All attachments with their slots.
+    /// Returns all attachments with their slots.
     pub(crate) fn attached(&self) -> Vec<(usize, AttachedRecord)> {
         let read = |slot| {
             let record = self.attached_in(slot)?;

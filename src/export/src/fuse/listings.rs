@@ -1,8 +1,8 @@
-//! What a directory holds, line by line.
+//! The content of a directory, line by line.
 //!
-//! The lines have the order of volume ids, and a line's cookie is its inode number, so a reader can
-//! go on from any line in any listing: also in one that a successor makes. What a reader has begun
-//! is kept for it, only so that it neither costs a listing for each page nor changes under it.
+//! The lines are in the order of volume ids, and a line's cookie is its inode number, so a reader
+//! can continue from any line in any listing, also in one of a successor. The listing of a reader
+//! is kept only so that it neither costs a new listing for each page nor changes under the reader.
 
 use super::abi::{Dirent, ROOT};
 use crate::entry::{file_name, inode};
@@ -12,13 +12,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
 
-/// Where names end in a listing.
+/// The alignment of names in a listing.
 const ALIGN: usize = 8;
 /// The cookies of `.` and `..`; those of volumes are larger.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
 
-/// One line, as it was when the listing was made.
+/// One line, with the data of the time when the listing was made.
 struct Line {
     cookie: u64,
     inode: u64,
@@ -49,7 +49,8 @@ impl Listing {
         Self(dots.into_iter().chain(volumes).collect())
     }
 
-    /// Puts the lines after that of `cookie` into `room`, as many as fit; how many bytes that are.
+    /// Puts the lines after that of `cookie` into `room`, as many as fit; returns their number of
+    /// bytes.
     pub(super) fn page(&self, cookie: u64, room: &mut [u8]) -> usize {
         let first = self.0.partition_point(|line| line.cookie <= cookie);
         let mut end = 0;
@@ -64,7 +65,7 @@ impl Listing {
 }
 
 impl Line {
-    /// Puts the line into `room`; `None` when it does not fit.
+    /// Puts the line into `room`; `None` if it does not fit.
     fn put(&self, room: &mut [u8]) -> Option<usize> {
         let head = Dirent {
             ino: self.inode,
@@ -83,8 +84,8 @@ impl Line {
     }
 }
 
-/// The listings that readers have begun, by handle. A handle of a predecessor is none of these, and
-/// gets a listing when it is used.
+/// The listings of readers, by handle. A handle of a predecessor is not among these, and gets a
+/// listing when it is used.
 pub(super) struct Listings {
     begun: Mutex<Begun>,
 }
@@ -96,7 +97,7 @@ struct Begun {
 
 impl Listings {
     pub(super) fn new() -> Self {
-        // At random, so that no handle is one that a predecessor gave.
+        // At random, so that no handle equals one of a predecessor.
         let begun = Begun {
             next: rand::random(),
             by_handle: HashMap::new(),
@@ -106,14 +107,14 @@ impl Listings {
         }
     }
 
-    /// A handle for a reader; its listing is made when it is read first.
+    /// Returns a handle for a reader; its listing is made at the first read.
     pub(super) fn open(&self) -> u64 {
         let mut begun = self.begun.lock();
         begun.next = begun.next.wrapping_add(1);
         begun.next
     }
 
-    /// The listing of a handle. A reader that starts over gets a new one.
+    /// Returns the listing of a handle. A reader that starts over gets a new one.
     pub(super) fn get(
         &self,
         handle: u64,
@@ -123,7 +124,7 @@ impl Listings {
         if !starts_over && let Some(listing) = self.begun.lock().by_handle.get(&handle) {
             return listing.clone();
         }
-        // Made without the lock: it asks the pool.
+        // Made without the lock: this calls the pool.
         let listing = Arc::new(make());
         self.begun.lock().by_handle.insert(handle, listing.clone());
         listing
@@ -154,7 +155,7 @@ mod tests {
         (0..count).rev().map(target).collect()
     }
 
-    /// The names and the last cookie of a page.
+    /// Returns the names and the last cookie of a page.
     fn read(mut page: &[u8]) -> (Vec<String>, u64) {
         let (mut names, mut cookie) = (Vec::new(), 0);
         while !page.is_empty() {

@@ -1,17 +1,17 @@
-//! The volumes as files of a FUSE mount: our own side of the kernel's protocol.
+//! The volumes as files of a FUSE mount: this process's side of the kernel's protocol.
 //!
-//! `connection` makes the mount, `session` and `serve_threads` run the threads that serve it,
-//! `transport`, or `rings`, takes requests from the kernel and brings answers back, `dispatch`
-//! turns a request into its answer by what `files` knows, and `handover_state` is what a successor
-//! is left, with the volumes that had a write `refused`.
+//! `connection` makes the mount. `session` and `serve_threads` run the threads that serve it.
+//! `transport` or `rings` takes requests from the kernel and returns replies. `dispatch` turns a
+//! request into its reply by calling `files`. `handover_state` holds the state for a successor,
+//! with the volumes that had a write `refused`.
 //!
 //! # Invariants
-//! - Any thread may serve any request, and no handler waits for another request of the same
-//!   mount. No lock of the export is taken here other than those of the handle tables, which are
-//!   held for a look-up only; reading and writing take none.
+//! - Any thread may serve any request, and no handler waits for another request of the same mount.
+//!   The only locks of the export taken here are those of the handle tables, which are held only
+//!   during a look-up; reading and writing take none.
 //! - Reading and writing allocate nothing.
-//! - Any request may come twice: the kernel sends those again that a dead process took and did not
-//!   answer.
+//! - Any request may come twice: the kernel repeats the requests that a dead process took without
+//!   replying.
 
 pub(super) mod abi;
 mod connection;

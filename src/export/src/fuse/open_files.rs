@@ -1,7 +1,7 @@
-//! The open files by handle, found without a lock, and remembered in the handover state.
+//! The open files by handle, found without a lock, and recorded in the handover state.
 //!
 //! # Invariants
-//! - A file is in the handover state before its handle is given, and leaves it after its last
+//! - A file is in the handover state before its handle is returned, and leaves it after its last
 //!   request, so a successor knows every handle that the kernel may name.
 //! - The volume's hold is taken before the handover state has the file.
 
@@ -15,12 +15,12 @@ use cowshed_format::base::VolumeId;
 use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
 
-/// Slots that are made together, when the first of them is needed.
+/// Slots that are allocated together, when the first of them is needed.
 const CHUNK: usize = 1024;
 
 type Slot = ArcSwapOption<Opened>;
 
-/// An open file with what the kernel calls it.
+/// An open file with the kernel's handle for it.
 pub(super) struct Opened {
     handle: u64,
     pub(super) file: OpenFile,
@@ -33,17 +33,17 @@ pub(super) struct OpenFiles {
     free: Mutex<Free>,
 }
 
-/// The slots that nobody has.
+/// The free slots.
 #[derive(Default)]
 struct Free {
     returned: Vec<usize>,
-    /// All from here on.
+    /// All slots from here on.
     next: usize,
 }
 
 impl OpenFiles {
-    /// The table of what the handover state says to be open. A file whose volume is gone is left
-    /// out, and its handle stays dead.
+    /// Returns the table of the files that the handover state records as open. A file whose volume
+    /// is gone is left out, and its handle stays dead.
     pub(super) fn adopt(records: Arc<Records>, directory: &dyn Directory) -> Self {
         let files = Self {
             records,
@@ -81,8 +81,8 @@ impl OpenFiles {
             .store(Some(Arc::new(Opened { handle, file })));
     }
 
-    /// Keeps `file`, opened by the request with this header, and gives its handle. When an earlier
-    /// run of the same request has opened it already, that one stays and `file` is dropped.
+    /// Keeps `file`, opened by the request with this header, and returns its handle. If an earlier
+    /// run of the same request has opened it already, that file stays and `file` is dropped.
     pub(super) fn insert(&self, header: &InHeader, id: VolumeId, file: OpenFile) -> Answer<u64> {
         let (is_again, unique) = first_unique(header);
         if is_again && let Some(earlier) = self.opened_by(unique, id) {
@@ -104,7 +104,7 @@ impl OpenFiles {
         self.get(record.handle).ok().map(|_| record.handle)
     }
 
-    /// What the handle stands for.
+    /// Returns the open file of the handle.
     pub(super) fn get(&self, handle: u64) -> Answer<Found> {
         let slot = Records::slot_of(handle).ok_or(libc::EBADF)?;
         let chunk = self.chunks[slot / CHUNK].get().ok_or(libc::EBADF)?;
@@ -115,8 +115,8 @@ impl OpenFiles {
         }
     }
 
-    /// Lets go of what the handle stands for. Of one that is gone, which an earlier run of the
-    /// same request may have let go of, nothing.
+    /// Closes the file of the handle. Does nothing if the file is gone: an earlier run of the same
+    /// request may have closed it.
     pub(super) fn remove(&self, handle: u64) {
         let (Ok(found), Some(slot)) = (self.get(handle), Records::slot_of(handle)) else {
             return;
@@ -127,7 +127,8 @@ impl OpenFiles {
             _ => false,
         };
         if is_ours {
-            // No request for it is under way: the kernel sends this after their answers.
+            // No request for the file is in progress: the kernel sends this one after their
+            // replies.
             self.records.close(slot);
             drop((before, found));
             self.free.lock().returned.push(slot);

@@ -1,20 +1,20 @@
-//! Which volumes had a write refused, in the handover state: a volume's user may have been told of
-//! that long ago, and only once.
+//! The volumes that had a write refused, in the handover state: a volume's user may have got the
+//! error long ago, and only once.
 //!
 //! # Invariants
-//! - What was noted is not forgotten as long as the volume is there, whichever process serves it.
-//! - When there is no room for one more, all volumes count as such.
+//! - A recorded volume is not forgotten as long as it exists, whichever process serves it.
+//! - If there is no space for another record, all volumes count as refused.
 
 use super::handover_state::Records;
 use cowshed_format::base::VolumeId;
 use std::sync::atomic::Ordering;
 
-/// What stands for no volume: the catalogue, which is nobody's file.
+/// The word that stands for no volume: the id of the catalogue, which is not shown as a file.
 const NONE: u64 = 0;
 
 impl Records {
-    /// Notes that a write to the volume was refused. A word of a volume that `is_there` says is
-    /// gone is used again.
+    /// Records that a write to the volume was refused. Reuses the word of a volume for which
+    /// `is_there` returns false.
     pub(crate) fn refuse(&self, volume: VolumeId, is_there: impl Fn(VolumeId) -> bool) {
         let words = self.refused_words();
         let take = |old: u64| {
@@ -32,7 +32,7 @@ impl Records {
         }
     }
 
-    /// Whether a write to the volume was, or may have been, refused.
+    /// Returns true if a write to the volume was, or may have been, refused.
     pub(crate) fn was_refused(&self, volume: VolumeId) -> bool {
         self.refused_any().load(Ordering::SeqCst) != 0 || self.is_noted(volume)
     }
@@ -44,7 +44,7 @@ impl Records {
             .any(|word| word.load(Ordering::SeqCst) == volume.0)
     }
 
-    /// The volumes that were noted.
+    /// Returns the recorded volumes.
     pub(crate) fn refused(&self) -> Vec<VolumeId> {
         let words = self.refused_words();
         let ids = words.iter().map(|word| word.load(Ordering::SeqCst));

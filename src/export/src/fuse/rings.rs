@@ -1,31 +1,33 @@
-//! The second way for requests to arrive and answers to leave: FUSE over io_uring. The kernel puts
-//! a request into a place of this process, and the answer and the wish for the next request go back
-//! in one call, for all the requests that have come meanwhile.
+//! The second transport: FUSE over io_uring. The kernel puts a request into a buffer of this
+//! process, called a place. One system call returns the replies to all the requests that have come
+//! meanwhile and asks for the next ones.
 //!
-//! Each processor has a queue in the kernel, with many places; a thread for each of them answers
-//! one request after another. What waits for room in a full pool is left to a helper, a thread of
-//! its own, and so are requests while a disk is at work; another place takes its place meanwhile.
+//! Each processor has a queue in the kernel with many places; one thread per processor serves one
+//! request after another. A request that waits for space in a full pool is left to a helper, which
+//! is a thread of its own, and so are requests while a disk is at work; meanwhile another place is
+//! added to the queue.
 //!
-//! What the kernel still sends to the device (it forgets inodes there) is read there: a thread with
-//! `transport` belongs to each mount with rings.
+//! The kernel still sends some requests to the device (it forgets inodes there): each mount with
+//! rings also has a thread with `transport` that reads them.
 //!
-//! # Why this is not what is used without being asked for
-//! The kernel sends a dead process's requests again to its successor only where they were read from
-//! the device. Those that lie in a ring's places, or on the way there, belong to the dead process: of
-//! the latter nobody else knows even the number by which to answer. So a mount with rings ends
+//! # Why this is not the default
+//! The kernel repeats a dead process's requests to its successor only if they were read from the
+//! device. Requests in a ring's places, or on the way there, belong to the dead process: for the
+//! latter, no other process knows even the number that a reply needs. So a mount with rings ends
 //! with the process that serves it.
 //!
 //! # Why so many places
-//! A request that finds no place waits in its queue until an answer is given there: a place that is
-//! added later takes new ones only. Were all places held by writes that wait for room, a read behind
-//! them would wait for that, too. So a queue has more places than the kernel sends requests in the
-//! background at once (`BACKGROUND_RINGS`), and more come for those that are held. Beyond that only
-//! hundreds of threads that write at once, on one processor and to a full pool, can fill it.
+//! A request that finds no free place waits in its queue until a reply is given there: a place that
+//! is added later takes only new requests. If all places were held by writes that wait for space, a
+//! read behind them would wait, too. So a queue has more places than the kernel sends background
+//! requests at once (`BACKGROUND_RINGS`), and more are added for those that are held. Then a queue
+//! fills up only if hundreds of threads on one processor write at once to a full pool.
 //!
 //! # Invariants
-//! - A thread of a ring never waits in a request, unless `WAITING_MAX` others do so.
-//! - As many places of a queue as it began with are there for requests that do not wait.
-//! - If a ring fails, the mount is ended: its queue's requests would wait for ever.
+//! - A thread of a ring never waits in a request: if `WAITING_MAX` helpers are at work already, a
+//!   request that would have to wait fails.
+//! - A queue always has as many places for requests that do not wait as it began with.
+//! - If a ring fails, the mount is ended: the requests in its queue would wait for ever.
 
 use super::abi::{InHeader, OutHeader, opcode};
 use super::disk_pressure::Timed;
@@ -43,29 +45,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// The places of all queues, and of one. The kernel takes those that it got last first, so few of
-/// them ever have memory; see "Why so many places".
+/// The number of places of all queues, then the limits for one queue. The kernel first takes the
+/// places that it got last, so few of them ever have memory; see "Why so many places".
 const PLACES: usize = 4096;
 const DEPTH_MIN: usize = 64;
 const DEPTH_MAX: usize = 256;
-/// The longest name that the kernel sends, with its end.
+/// The maximum length of a name from the kernel, with its terminator.
 const NAME_BYTES_MAX: usize = 1025;
 
-/// How many queues a mount has, and how many threads serve them.
+/// The number of queues of a mount, and of threads that serve them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Queues {
     pub(super) count: u16,
     pub(super) threads: u16,
 }
 
-/// How many requests the kernel sends in the background at once.
+/// The maximum number of background requests that the kernel sends at once.
 pub(super) const BACKGROUND_RINGS: u16 = 128;
 
 impl Queues {
-    /// Those of this host; `threads` says how many threads are wanted, `None` for one each.
+    /// Returns the queues of this host; `threads` is the number of threads, `None` for one per
+    /// online processor.
     ///
     /// # Errors
-    /// When the kernel does not tell how many processors there can be.
+    /// If the kernel does not report the number of possible processors.
     pub(super) fn of_host(threads: Option<usize>) -> io::Result<Self> {
         let count = fuse_ring::possible_processors()?;
         let online = std::thread::available_parallelism().map_or(1, usize::from);
@@ -76,29 +79,29 @@ impl Queues {
         })
     }
 
-    /// How many places each queue has for requests that do not wait.
+    /// Returns the number of places of each queue for requests that do not wait.
     fn depth(self) -> usize {
         (PLACES / usize::from(self.count).max(1)).clamp(DEPTH_MIN, DEPTH_MAX)
     }
 
-    /// The queues of one thread.
+    /// Returns the queues of one thread.
     fn of_thread(self, thread: u16) -> impl Iterator<Item = u16> {
         (thread..self.count).step_by(self.threads.max(1).into())
     }
 }
 
-/// What helpers give back to a ring.
+/// The places that helpers return to a ring.
 struct Returned {
     places: Mutex<Vec<Place>>,
     waker: Waker,
 }
 
-/// Has a request that is about to wait refused, and remembers that: it is then begun anew by a
-/// helper, which may wait.
+/// Refuses a request that is about to wait, and remembers the refusal: a helper, which may wait,
+/// then starts the request anew.
 #[derive(Default)]
 struct Postponing {
     is_postponed: AtomicBool,
-    /// There is no helper, so the refusal stands.
+    /// True if there is no helper, so the refusal is final.
     is_final: AtomicBool,
 }
 
@@ -130,11 +133,11 @@ struct Server<'a> {
     ring: FuseRing,
     returned: Arc<Returned>,
     postponing: Arc<Postponing>,
-    /// For each queue, how many of its places are not with another thread.
+    /// For each queue, the number of places that no helper holds.
     ready: Vec<usize>,
-    /// How many places there are.
+    /// Number of places.
     places: usize,
-    /// Counts requests.
+    /// Number of requests so far.
     number: u32,
     first_queue: u16,
     threads: u16,
@@ -144,7 +147,7 @@ struct Server<'a> {
 /// Serves the queues of one of the threads until the mount is gone.
 ///
 /// # Errors
-/// What the kernel answers when it does not take the ring; the mount must be ended then.
+/// The kernel's error if it refuses the ring; the caller must then end the mount.
 pub(super) fn serve(
     serve_threads: &Arc<ServeThreads>,
     device: BorrowedFd<'_>,
@@ -231,7 +234,7 @@ impl Server<'_> {
         self.number = self.number.wrapping_add(1);
         let is_timed = is_timed(self.number, header.opcode);
         let mut reply = answer(self.serve_threads, header, &mut place, is_timed);
-        // What was done after all has its answer where its data was.
+        // A request that succeeded after all has its reply where its data was.
         if self.postponing.begins_anew() && !matches!(reply, Reply::Body(_)) {
             let Some(back) = self.leave_to_helper(place, WAITING_MAX)? else {
                 return Ok(());
@@ -244,7 +247,7 @@ impl Server<'_> {
         self.ring.commit(place)
     }
 
-    /// Has the request answered by a helper, unless `most` are at work; then gives the place back.
+    /// Leaves the request to a helper, unless `most` helpers are at work; then returns the place.
     fn leave_to_helper(&mut self, place: Place, most: usize) -> io::Result<Option<Place>> {
         let queue = place.queue();
         let returned = Arc::clone(&self.returned);
@@ -286,7 +289,7 @@ impl Server<'_> {
 
 fn header_of(place: &mut Place) -> InHeader {
     let Parts { header, .. } = place.parts();
-    // There is room for three of them.
+    // The buffer is large enough for three headers.
     InHeader::read_from_prefix(header)
         .map(|(header, _)| header)
         .unwrap_or_default()
@@ -305,7 +308,7 @@ fn answer(
             Reply::Body(bytes) => bytes,
             Reply::None | Reply::Error(_) => 0,
         };
-        // A write's answer has overwritten nothing that tells its length.
+        // A write's reply does not overwrite the length of its data.
         serve_threads.note(timed.end(), answered + place.parts().data_bytes);
     }
     reply
@@ -330,7 +333,7 @@ fn answer_in(files: &VolumeFiles, header: InHeader, place: &mut Place) -> Reply 
     dispatch::answer(files, request)
 }
 
-/// Answers a request whose arguments are a name: that lies where the answer goes.
+/// Serves a request whose arguments are a name, which lies in the reply's buffer.
 fn answer_name(files: &VolumeFiles, header: InHeader, data: &mut [u8], data_bytes: usize) -> Reply {
     let mut name = [0; NAME_BYTES_MAX];
     let len = data_bytes.min(name.len());
@@ -344,7 +347,7 @@ fn answer_name(files: &VolumeFiles, header: InHeader, data: &mut [u8], data_byte
     dispatch::answer(files, request)
 }
 
-/// Puts the answer's header into the place.
+/// Puts the reply's header into the place.
 fn finish(header: &InHeader, reply: &Reply, place: &mut Place) {
     let (error, body) = reply.code_and_bytes();
     let out = OutHeader {

@@ -1,14 +1,14 @@
-//! The threads that serve: one for each descriptor, more while a disk is at work, and others in the
-//! place of those that wait. With rings, also one for each ring, and helpers that wait in their
-//! stead.
+//! The threads that serve: one for each descriptor, more while a disk is at work, and one in place
+//! of each thread that waits. With rings, also one for each ring, and helpers that wait instead of
+//! them.
 //!
 //! # Invariants
-//! - As many threads as there are descriptors are ready to serve, whatever waits; up to
-//!   `WAITING_MAX` may wait, and more are told not to.
-//! - A mount without its threads hangs, and a ring without its thread, too: if one cannot go on,
-//!   the mount is ended.
-//! - `ServeThreads` has descriptors of the serving threads' own table, so it lives in those threads
-//!   only; what others may see of it is its `Control`.
+//! - As many threads as there are descriptors are ready to serve, however many wait; up to
+//!   `WAITING_MAX` may wait, and further requests are refused permission to wait.
+//! - A mount hangs without its threads, and a ring without its thread: if one cannot continue, the
+//!   mount is ended.
+//! - `ServeThreads` has descriptors of the serving threads' own table, so it exists in those
+//!   threads only; other threads use its `Control`.
 
 use super::disk_pressure::DiskPressure;
 use super::files::VolumeFiles;
@@ -29,30 +29,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The most requests that wait at once: more than the kernel sends in the background. Each keeps a
-/// thread with its buffer.
+/// The maximum number of requests that wait at once: more than the kernel sends in the background.
+/// Each occupies a thread with its buffer.
 pub(super) const WAITING_MAX: usize = 512;
-/// The most requests that helpers do at once for a disk's sake: those that must wait for room need
-/// helpers, too.
+/// The maximum number of requests that helpers serve at once because a disk is slow: requests that
+/// wait for space need helpers, too.
 pub(super) const DISK_HELPERS_MAX: usize = 32;
-/// How many threads serve at the least while a disk is at work: as many requests as it gets at
-/// once.
+/// The minimum number of serving threads while a disk is at work, so that the disk gets as many
+/// requests at once.
 const SLOW_THREADS: usize = 16;
-/// How long more threads stay at the least: starting one takes longer than many requests.
+/// The minimum time for which the additional threads stay: starting one takes longer than many
+/// requests.
 const SLOW_THREADS_STAY_MS: u64 = 5000;
-/// How long a helper waits for more to do.
+/// The time for which an idle helper waits for work.
 const HELPER_IDLE: Duration = Duration::from_secs(2);
 
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
-/// What a helper does.
+/// The work of a helper.
 type Errand = Box<dyn FnOnce(&ServeThreads) + Send>;
 
-/// How many threads there are, and telling them to stop.
+/// The numbers of threads, and the means to stop them.
 #[derive(Default)]
 pub(super) struct Control {
     stopping: AtomicBool,
-    /// How many threads there are beyond those that are needed.
+    /// Number of threads beyond those that are needed.
     surplus: AtomicUsize,
     state: Mutex<State>,
     ended: Condvar,
@@ -61,18 +62,18 @@ pub(super) struct Control {
 
 #[derive(Default)]
 struct State {
-    /// How many are to be ready.
+    /// Number of threads that should be ready.
     wanted: usize,
-    /// How many have been started and not ended.
+    /// Number of threads that have started and not ended.
     alive: usize,
-    /// How many of them wait.
+    /// Number of these threads that wait.
     waiting: usize,
-    /// How many serve rings, or wait in their stead.
+    /// Number of threads that serve rings, or wait instead of them.
     of_rings: usize,
-    /// How many of these are helpers, and how many helpers have nothing to do.
+    /// Number of these that are helpers, and number of idle helpers.
     helpers: usize,
     idle_helpers: usize,
-    /// What is to be done by helpers.
+    /// The work that is queued for helpers.
     errands: VecDeque<Errand>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -84,8 +85,8 @@ impl State {
 }
 
 impl Control {
-    /// Makes the threads end after the request that they are at. To be called again until they
-    /// have ended: one that is just about to wait for a request is missed.
+    /// Makes the threads end after their present request. Must be called again until they have
+    /// ended: a thread that is just about to wait for a request is missed.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         for thread in &self.state.lock().threads {
@@ -94,13 +95,13 @@ impl Control {
         self.errand_came.notify_all();
     }
 
-    /// Whether the only threads left are those that wait for room.
+    /// Returns true if all remaining threads wait for space.
     pub(super) fn only_waits(&self) -> bool {
         let state = self.state.lock();
         state.waiting > 0 && state.alive == state.waiting && state.of_rings == 0
     }
 
-    /// Lets one thread end, if there are too many; it counts as ended from now on.
+    /// Lets the calling thread end if there are too many; it counts as ended from now on.
     fn leave(&self) -> bool {
         let mut state = self.state.lock();
         let leaves = state.surplus() > 0;
@@ -111,7 +112,7 @@ impl Control {
         leaves
     }
 
-    /// Waits until all have ended.
+    /// Waits until all threads have ended.
     pub(super) fn join(&self) {
         let mut state = self.state.lock();
         while state.alive + state.of_rings > 0 {
@@ -127,36 +128,36 @@ impl Control {
     }
 }
 
-/// Through what a mount is served.
+/// The descriptors and queues that serve a mount.
 pub(super) struct Means {
     pub(super) dir: PathBuf,
     pub(super) devices: Vec<OwnedFd>,
     #[expect(dead_code, reason = "closed with the rest")]
     pub(super) witnesses: Vec<OwnedFd>,
-    /// Where most requests come over rings.
+    /// The queues, if requests come over rings.
     pub(super) queues: Option<Queues>,
 }
 
-/// What the threads serve and through what.
+/// The served files, and the means to serve them.
 pub(super) struct ServeThreads {
     control: Arc<Control>,
     files: VolumeFiles,
-    /// Closed with the rest, the witnesses too.
+    /// Closed with the rest, including the witnesses.
     means: Means,
     disk_pressure: DiskPressure,
-    /// Until when more threads than descriptors are wanted, in milliseconds from `begun` on; 0 when
-    /// they are not.
+    /// The time until which more threads than descriptors are wanted, in milliseconds since
+    /// `begun`; 0 if they are not.
     larger_until: AtomicU64,
     begun: Instant,
-    /// Where this process may run.
+    /// The processors on which this process may run.
     processors: Option<CpuSet>,
 }
 
 impl ServeThreads {
-    /// Starts a thread for each device, and for the rings.
+    /// Starts a thread for each device, and those for the rings.
     ///
     /// # Errors
-    /// When the host gives no thread; those that it gave have ended then.
+    /// If the host refuses a thread; those that were started have ended then.
     pub(super) fn start(
         control: &Arc<Control>,
         files: VolumeFiles,
@@ -222,8 +223,8 @@ impl ServeThreads {
         }
     }
 
-    /// Has `work` done with `value` by a helper, which may wait; gives `value` back when `most` are
-    /// at work, or the host gives none.
+    /// Has a helper, which may wait, run `work` with `value`; returns `value` if `most` helpers are
+    /// at work, or the host refuses a thread.
     pub(super) fn leave_to_helper<T: Send + 'static>(
         self: &Arc<Self>,
         value: T,
@@ -243,7 +244,7 @@ impl ServeThreads {
                 return Err(value);
             }
             state.helpers += 1;
-            // It will look for errands before it waits for one.
+            // The helper looks for work before it waits.
             state.idle_helpers += 1;
         }
         state
@@ -254,9 +255,9 @@ impl ServeThreads {
         Ok(())
     }
 
-    /// Runs errands until there have been none for a while.
+    /// Runs queued work until there has been none for a while.
     fn help(&self) {
-        // It was started by a ring's thread, which keeps to its processor.
+        // A ring's thread, which is bound to its processor, started this one.
         let freed = self
             .processors
             .map(|all| sched_setaffinity(THIS_THREAD, &all));
@@ -275,7 +276,7 @@ impl ServeThreads {
                 continue;
             }
             let waited = control.errand_came.wait_for(&mut state, HELPER_IDLE);
-            // Where only helpers are left, no errand can come.
+            // If only helpers are left, no work can come.
             let is_alone = state.of_rings == state.helpers;
             let is_over = waited.timed_out() || self.is_stopping() || is_alone;
             if is_over && state.errands.is_empty() {
@@ -294,17 +295,17 @@ impl ServeThreads {
         self.control.stopping.load(Ordering::Relaxed)
     }
 
-    /// Whether requests take long because a disk is at work.
+    /// Returns true if requests are slow because of a disk.
     pub(super) fn is_slow(&self) -> bool {
         self.disk_pressure.is_slow()
     }
 
-    /// A request took so long for so many bytes.
+    /// Notes that a request which moved `bytes` took the time `took`.
     pub(super) fn note(&self, took: Duration, bytes: usize) {
         self.disk_pressure.note(took, bytes);
     }
 
-    /// Has more threads serve while a disk is at work, and less some time after.
+    /// Adds threads while a disk is at work, and reduces their number some time after.
     fn suit_disk_pressure(self: &Arc<Self>) {
         let until = self.larger_until.load(Ordering::Relaxed);
         let is_slow = self.disk_pressure.is_slow() && self.means.queues.is_none();
@@ -318,7 +319,7 @@ impl ServeThreads {
                 .is_ok()
         };
         if is_slow && until != 0 {
-            // Another thread may have ended that time just now: then the next request begins anew.
+            // If another thread has just ended that time, the next request starts it anew.
             replace(now + SLOW_THREADS_STAY_MS);
             return;
         }
@@ -364,10 +365,10 @@ impl ServeThreads {
     }
 
     fn add_thread(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
-        // Those that left before.
+        // Removes the threads that have ended.
         state.threads.retain(|thread| !thread.is_finished());
         let serve_threads = self.clone();
-        // Several threads may share a descriptor; each answers where it has read.
+        // Several threads may share a descriptor; each replies where it has read.
         let device = state.alive % self.means.devices.len();
         let thread = thread::Builder::new()
             .name("fuse".to_owned())
@@ -395,7 +396,7 @@ impl ServeThreads {
         }
     }
 
-    /// Rather than have its users wait for ever.
+    /// Ends the mount, so that its users do not wait for ever.
     fn end_mount(&self, error: &io::Error, what: &str) {
         tracing::error!(%error, "{what} failed; the mount is ended, and its users get errors");
         if let Err(error) = mount::abort(&self.means.dir) {
@@ -404,22 +405,22 @@ impl ServeThreads {
     }
 }
 
-/// Has this thread run soon after a request has come, however busy the host is.
+/// Makes the scheduler run this thread soon after a request arrives, also on a busy host.
 fn be_prompt() {
     if let Err(error) = time_slice::shorten() {
         tracing::debug!(%error, "on a busy host, requests wait for others' time slices");
     }
 }
 
-/// A thread's place among those that are alive, given back however it ends.
+/// A thread's count among the live threads, released however the thread ends.
 struct Place<'a> {
     control: &'a Control,
-    /// It was given back already.
+    /// True if the count was released already.
     has_left: Cell<bool>,
 }
 
 impl Place<'_> {
-    /// Whether a thread that is between two requests shall take another one.
+    /// Returns true if a thread that is between two requests should take another one.
     fn goes_on(&self) -> bool {
         if self.control.stopping.load(Ordering::Relaxed) {
             return false;
@@ -441,7 +442,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// The place of a thread of the rings, given back however it ends.
+/// The count of a thread of the rings, released however the thread ends.
 struct RingPlace<'a>(&'a Control);
 
 impl Drop for RingPlace<'_> {
@@ -453,7 +454,7 @@ impl Drop for RingPlace<'_> {
     }
 }
 
-/// Puts another thread in the place of one that waits.
+/// Starts another thread in place of one that waits.
 struct StandIns(Arc<ServeThreads>);
 
 impl Owner for StandIns {
@@ -465,7 +466,7 @@ impl Owner for StandIns {
         }
         state.waiting += 1;
         let ready = state.alive.saturating_sub(state.waiting);
-        // While stopping, nothing more is served; what waits is finished first.
+        // While stopping, no new request is served; requests that wait are finished first.
         if ready < state.wanted
             && !control.stopping.load(Ordering::Relaxed)
             && let Err(error) = self.0.add_thread(&mut state)

@@ -1,6 +1,6 @@
-//! The life of a served mount: from starting the threads to unmounting, or to handing over.
+//! The life of a served mount: starting the threads, then unmounting or handing over.
 //!
-//! We mount and unmount by ourselves: by path, but never what is not ours.
+//! This module mounts and unmounts by path, but never touches a mount that is not its own.
 
 use super::connection::{Connection, ConnectionParts, Transport};
 use super::files::VolumeFiles;
@@ -21,24 +21,24 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a file that was just closed may keep the mount busy.
+/// The time for which a file that was just closed may keep the mount busy.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
-/// How long the threads may take to see that the mount is gone.
+/// The time that the threads have to notice that the mount is gone.
 const END_WAIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Where the mount comes from.
+/// The origin of the mount.
 pub(crate) enum Origin {
-    /// It is made, for this process alone.
+    /// The mount is created, for this process alone.
     Mount {
         dir: PathBuf,
         threads: Option<usize>,
         transport: Transport,
     },
-    /// It is there, and others keep its descriptors too.
+    /// The mount exists, and others hold its descriptors too.
     Connection {
         connection: Connection,
-        /// Whether an earlier process has served it.
+        /// True if an earlier process has served it.
         is_successor: bool,
     },
 }
@@ -46,8 +46,8 @@ pub(crate) enum Origin {
 /// A mount with the threads that serve it.
 pub(crate) struct Session {
     dir: PathBuf,
-    /// What the mount table shows as mounted. It is never used twice, unlike the numbers that the
-    /// kernel gives to mounts and their devices, so it tells our mount from a later one.
+    /// The source in the mount table. It is never reused, unlike the numbers that the kernel gives
+    /// to mounts and their devices, so it distinguishes this mount from a later one.
     source: String,
     transport: Transport,
     cleaned: Cleaned,
@@ -55,7 +55,7 @@ pub(crate) struct Session {
     server: Mutex<Option<JoinHandle<io::Result<()>>>>,
 }
 
-/// What the serving threads tell of their mount.
+/// The data about the mount that the serving threads report.
 struct Started {
     dir: PathBuf,
     source: String,
@@ -63,8 +63,8 @@ struct Started {
     cleaned: Cleaned,
 }
 
-/// Where the mount comes from, without descriptors: these belong to one table, and the serving
-/// threads have another.
+/// The origin of the mount, without descriptors: these belong to one table, and the serving threads
+/// have another.
 enum Plan {
     Mount {
         dir: PathBuf,
@@ -79,12 +79,12 @@ enum Plan {
 }
 
 impl Session {
-    /// Serves `files`, those of `directory`.
+    /// Serves `files`, which are those of `directory`.
     ///
-    /// All of it happens in a thread with a table of descriptors of its own, which the serving
-    /// threads share. Were the connection open in the other threads' table, a killed process that
-    /// waits for a file system on one of its own volumes would never end: the kernel would keep
-    /// the connection, and so the wait, for that very thread.
+    /// All of it happens in a thread with its own table of descriptors, which the serving threads
+    /// share. If the connection were open in the other threads' table, a killed process that waits
+    /// for a file system on one of its own volumes would never end: the kernel would keep the
+    /// connection, and so the wait, for that very thread.
     pub(crate) fn start(
         files: VolumeFiles,
         directory: Arc<dyn Directory>,
@@ -118,7 +118,7 @@ impl Session {
                         serve_threads
                     }
                     Err(error) => {
-                        // The caller waits for it.
+                        // The caller waits for this message.
                         let _ = ready.send(Err(error));
                         return file_table::close_all();
                     }
@@ -126,8 +126,8 @@ impl Session {
                 serve_threads_control.join();
                 drop(serve_threads);
                 drop(directory);
-                // All serving threads have been joined; but the kernel closes their table only
-                // some time after that, and the pool's lock would stay with it.
+                // All serving threads have been joined; but the kernel closes their table only some
+                // time later, and the pool's lock would be held until then.
                 file_table::close_all()
             });
         let server = server.map_err(ExportError::io("serve volumes at", &place))?;
@@ -138,7 +138,7 @@ impl Session {
                 return Err(ExportError::io("serve volumes at", &place)(error));
             }
         };
-        // From now on the serving threads' copies are the only ones of this process.
+        // From now on only the serving threads have copies in this process.
         drop(connection);
         let Started {
             dir,
@@ -156,27 +156,27 @@ impl Session {
         })
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// How requests come.
+    /// Returns the transport.
     pub(crate) fn transport(&self) -> Transport {
         self.transport
     }
 
-    /// What was cleared away before mounting.
+    /// Returns what was cleared away before mounting.
     pub(crate) fn cleaned(&self) -> &Cleaned {
         &self.cleaned
     }
 
-    /// Ends the threads after the requests that they are at, and leaves the mount to whoever has
-    /// its descriptors.
+    /// Ends the threads after their present requests, and leaves the mount to the holder of its
+    /// descriptors.
     ///
     /// # Errors
-    /// `NoSuccessor` where requests come over rings: it then goes on serving. `Io`, also while writes
-    /// wait for room: what is under way ends with this process.
+    /// `NoSuccessor` if requests come over rings: the mount is then still served. `Io`, also while
+    /// writes wait for space: requests in progress end with this process.
     pub(crate) fn hand_over(&self) -> Result<(), ExportError> {
         if self.transport == Transport::IoUring {
             let dir = self.dir.clone();
@@ -189,7 +189,7 @@ impl Session {
         while !server.is_finished() {
             self.control.stop();
             thread::sleep(POLL);
-            // They may wait for as long as the pool's policy says, and nobody serves meanwhile.
+            // Writes may wait for as long as the pool's policy says, and nobody serves meanwhile.
             if self.control.only_waits() {
                 let error = io::Error::other("writes wait for room");
                 return Err(ExportError::io("stop serving", &self.dir)(error));
@@ -199,7 +199,8 @@ impl Session {
         Ok(())
     }
 
-    /// Unmounts and ends the threads; or says who keeps it busy, and goes on serving.
+    /// Unmounts and ends the threads; if the mount is busy, the error names its users, and it is
+    /// still served.
     pub(crate) fn stop(&self) -> Result<(), ExportError> {
         if self.check_place()? {
             self.unmount()?;
@@ -208,19 +209,20 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the mount out of the tree whoever uses it. The threads go on for those, as long as
-    /// the process lives.
+    /// Removes the mount from the tree even if it is in use. The threads go on for its users as
+    /// long as the process lives.
     pub(crate) fn abandon(&self) {
         if self.stop().is_err() {
             if let Err(error) = mount::unmount_lazy(&self.dir) {
                 tracing::warn!(dir = %self.dir.display(), %error, "cannot unmount");
             }
-            // Not joined: they end with the last user.
+            // Not joined: the threads end with the last user.
             drop(self.server.lock().take());
         }
     }
 
-    /// Whether our mount is there to be unmounted; `false` when someone has done so.
+    /// Returns true if this mount is still there to be unmounted; `false` if someone has unmounted
+    /// it.
     fn check_place(&self) -> Result<bool, ExportError> {
         let is_ours = |entry: &MountEntry| entry.source == *self.source;
         let mounts = mount::mounts().map_err(ExportError::io("read the mounts of", &self.dir))?;
@@ -267,7 +269,7 @@ impl Session {
     }
 
     /// Waits for the threads. They end when the kernel ends the connection, which a copy of the
-    /// mount in another namespace can delay for ever; so this gives up.
+    /// mount in another namespace can delay for ever; so this wait is limited.
     fn join(&self) {
         let Some(server) = self.server.lock().take() else {
             return;
@@ -348,7 +350,8 @@ impl Plan {
 
 /// Prepares this thread, and those that it starts, for serving.
 fn set_apart(directory: &dyn Directory, plan: &Plan) -> Result<(), ExportError> {
-    // Their handlers write to descriptors that these threads will not have: they would be lost.
+    // Signal handlers write to descriptors that these threads do not have, so signals that they
+    // took would be lost.
     interrupt::leave_requests_to_others()
         .map_err(ExportError::io("leave signals to others for", plan.dir()))?;
     let mut keep = plan.descriptors();
@@ -361,14 +364,14 @@ fn set_apart(directory: &dyn Directory, plan: &Plan) -> Result<(), ExportError> 
     Ok(())
 }
 
-/// Takes away a mount that nobody will serve.
+/// Removes a mount that nobody will serve.
 fn forsake(dir: &Path) {
     if let Err(error) = mount::unmount_lazy(dir) {
         tracing::warn!(%error, dir = %dir.display(), "a mount that nobody serves is left");
     }
 }
 
-/// Opens what is served through, in the table of the threads that will serve.
+/// Opens the descriptors for serving, in the table of the threads that will serve.
 fn open(plan: Plan) -> Result<(Started, Means), ExportError> {
     match plan {
         Plan::Mount {
@@ -422,7 +425,7 @@ fn open(plan: Plan) -> Result<(Started, Means), ExportError> {
     }
 }
 
-/// The queues of a mount, where it has such.
+/// Returns the queues of a mount that uses rings; otherwise `None`.
 fn queues_for(
     transport: Transport,
     threads: Option<usize>,
@@ -436,9 +439,9 @@ fn queues_for(
     }
 }
 
-/// Takes the devices over that others keep too, and the witnesses. What a predecessor took and did
-/// not answer comes again, before anyone reads: asked for later, it would bring what is being
-/// served a second time, and a write could then land after one that followed it.
+/// Copies the devices that others hold too, and the witnesses. The requests that a predecessor took
+/// without replying are repeated before any thread reads: a later repetition would bring requests
+/// that are being served a second time, and a write could then land after one that followed it.
 fn take_over(
     parts: &ConnectionParts,
     witnesses: &[RawFd],
@@ -454,8 +457,9 @@ fn take_over(
     Ok((devices, witnesses))
 }
 
-/// As many devices that nobody else has. For kernels that send nothing again (before Linux 6.9):
-/// what is read from these fails when this process dies, rather than hang for ever.
+/// Returns as many devices that no other process has. For kernels that repeat nothing (before Linux
+/// 6.9): requests that were read from these fail when this process dies, instead of hanging for
+/// ever.
 fn own_clones(devices: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
     devices
         .iter()

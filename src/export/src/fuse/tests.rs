@@ -1,4 +1,4 @@
-//! Requests without a kernel: hostile ones, and those that come twice.
+//! Tests of requests without a kernel: hostile ones, and those that come twice.
 
 use super::abi::{
     FallocateIn, InHeader, LseekIn, OpenIn, OpenOut, OutHeader, ROOT, ReadIn, ReleaseIn,
@@ -46,7 +46,7 @@ impl Server {
         }
     }
 
-    /// What serves after this one has died, which takes its holds with it.
+    /// Returns the successor after this server has died, which drops its holds.
     fn successor(self) -> Self {
         let memfd = self
             .handover_state
@@ -69,7 +69,7 @@ impl Server {
         }
     }
 
-    /// The error and the body of the answer.
+    /// Returns the error and the body of the reply.
     fn ask(&mut self, code: u32, unique: u64, arguments: &[u8]) -> Option<(i32, Vec<u8>)> {
         self.ask_of(inode(VolumeId(1)), code, unique, arguments)
     }
@@ -243,7 +243,7 @@ fn a_successor_takes_the_holds_of_open_files_and_knows_their_handles() {
     assert_eq!(server.volume.holds(), 1);
     assert_eq!(server.read_at(second, 0, 10), (0, vec![5; 10]));
     assert_eq!(server.read_at(first, 0, 10).0, -libc::EBADF);
-    // A new file gets neither's handle.
+    // A new file gets the handle of neither.
     let third = server.open(8);
     assert!(third != first && third != second);
     server.release(10, second);
@@ -259,7 +259,7 @@ fn what_comes_again_opens_and_closes_once() {
     let mut server = server.successor();
     assert_eq!(server.open(2 | UNIQUE_RESEND), first);
     assert_eq!(server.volume.holds(), 1);
-    // One that the dead process had not opened yet.
+    // A request that the dead process had not served yet.
     let other = server.open(4 | UNIQUE_RESEND);
     assert_ne!(other, first);
     assert_eq!(server.volume.holds(), 2);

@@ -1,8 +1,8 @@
-//! How requests arrive and answers leave: read from and written to the FUSE device.
+//! The first transport: requests are read from the FUSE device, and replies are written to it.
 //!
-//! One buffer for each thread serves both ways. A request is read so that the data of a write,
+//! Each thread has one buffer for both directions. A request is read so that the data of a write,
 //! which comes after 80 bytes of headers, starts at a page; the data of a read is put at that same
-//! place and leaves with its header, which comes before it, in one piece:
+//! offset and leaves in one piece with its header, which comes before it:
 //!
 //! ```text
 //!   REQUEST                      ANSWER_HEADER    BODY = one page, where data lies both ways
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! # Invariants
-//! - The buffer's pages are all in memory: were one missing when the thread is killed while the
+//! - The buffer's pages are all in memory: if one were missing when the thread is killed while the
 //!   kernel copies a request, the request would be lost to a successor, and fail.
 
 use super::abi::{InHeader, OutHeader, WriteIn, opcode};
@@ -25,28 +25,28 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// The most bytes in one read or write request; the kernel's limit without tuning.
+/// The maximum number of bytes in one read or write request; the kernel's limit without tuning.
 pub(super) const REQUEST_BYTES_MAX: usize = 1 << 20;
-/// Where the data of requests and answers starts in the buffer.
+/// The offset of the data of requests and replies in the buffer.
 pub(super) const BODY: usize = 4096;
-/// Where an answer starts, so that its body follows its header.
+/// The offset of a reply, so that its body follows its header.
 pub(super) const ANSWER_HEADER: usize = BODY - size_of::<OutHeader>();
-/// Where a request starts, so that a write's data is at `BODY`.
+/// The offset of a request, so that a write's data is at `BODY`.
 pub(super) const REQUEST: usize = BODY - size_of::<InHeader>() - size_of::<WriteIn>();
-/// The most arguments that are looked at; names are shorter, and longer requests are not served.
+/// The maximum number of argument bytes; names are shorter, and longer requests are not served.
 const ARGUMENTS_MAX: usize = 8192;
 
-/// What a thread reads requests into and answers from.
+/// The buffers into which a thread reads requests and from which it replies.
 pub(super) struct Frame {
     buffer: AlignedBuffer,
-    /// Arguments that reach into the body, where the answer will be.
+    /// A copy of arguments that extend into the body, where the reply will be.
     arguments: Box<[u8]>,
 }
 
-/// Why a thread stops serving.
+/// The reason why a thread stops serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It was told to.
+    /// The thread was told to stop.
     Told,
     /// The mount is gone.
     Gone,
@@ -63,8 +63,8 @@ impl Frame {
         }
     }
 
-    /// Answers the request of `len` bytes that lies in the buffer; the length of the answer, which
-    /// starts at `ANSWER_HEADER`, or `None` when there is none.
+    /// Serves the request of `len` bytes in the buffer. Returns the length of the reply, which
+    /// starts at `ANSWER_HEADER`, or `None` if there is none.
     pub(super) fn answer(&mut self, files: &VolumeFiles, len: usize) -> Option<usize> {
         let (head, payload) = self.buffer.split_at_mut(BODY);
         let whole = REQUEST + len;
@@ -100,13 +100,13 @@ impl Frame {
         Some(self.finish(header.unique, error, body))
     }
 
-    /// What is asked for by the request in the buffer.
+    /// Returns the opcode of the request in the buffer.
     fn opcode(&self) -> u32 {
         let header = InHeader::read_from_prefix(&self.buffer[REQUEST..BODY]);
         header.map_or(0, |(header, _)| header.opcode)
     }
 
-    /// The answer to `request`, as the device would take it.
+    /// Returns the reply to `request`, as it would be written to the device.
     #[cfg(test)]
     pub(super) fn ask(&mut self, files: &VolumeFiles, request: &[u8]) -> Option<Vec<u8>> {
         self.buffer[REQUEST..REQUEST + request.len()].copy_from_slice(request);
@@ -118,7 +118,7 @@ impl Frame {
     fn finish(&mut self, unique: u64, error: i32, body: usize) -> usize {
         let len = size_of::<OutHeader>() + body;
         let header = OutHeader {
-            // The body is at most REQUEST_BYTES_MAX, as the buffer is.
+            // The body is at most REQUEST_BYTES_MAX, like the buffer.
             len: u32::try_from(len).unwrap_or(u32::MAX),
             error,
             unique,
@@ -128,22 +128,23 @@ impl Frame {
     }
 }
 
-/// One request in so many is timed.
+/// One in this number of requests is timed.
 const TIMED: u32 = 8;
-/// Whatever else the device may answer once, it cannot be served through after so many in a row.
+/// The maximum number of consecutive errors of the device; after that many it cannot be used.
 const ERRORS_MAX: u32 = 8;
 
-/// Whether a request is timed, by how many have come: few flushes come, and they are what takes
-/// longest.
+/// Returns true if a request is timed; `number` counts the requests. Flushes are always timed: they
+/// are few, and take longest.
 pub(super) const fn is_timed(number: u32, opcode: u32) -> bool {
     number.is_multiple_of(TIMED) || opcode == opcode::FSYNC
 }
 
-/// Serves requests of `device` until the mount is gone or `goes_on` says no, which is asked before
-/// each. `took` hears how long some of them took, and how many bytes came and went.
+/// Serves requests of `device` until the mount is gone or `goes_on`, which is called before each,
+/// returns false. `took` gets the duration of some of them, and the number of bytes that they
+/// moved.
 ///
 /// # Errors
-/// What the device answers time and again when it answers neither.
+/// The device's error, if reading fails repeatedly while the mount exists.
 pub(super) fn serve(
     device: BorrowedFd<'_>,
     files: &VolumeFiles,
@@ -155,7 +156,7 @@ pub(super) fn serve(
     while goes_on() {
         let len = match fuse_device::read(device, &mut frame.buffer[REQUEST..]) {
             Ok(len) => len,
-            // Taken back by the kernel, or a signal.
+            // The kernel withdrew the request, or a signal came.
             Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => continue,
             Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
             // The kernel has ended that request.
@@ -175,7 +176,7 @@ pub(super) fn serve(
         };
         let time = timed.map(Timed::end);
         match fuse_device::write(device, &frame.buffer[ANSWER_HEADER..ANSWER_HEADER + answer]) {
-            // Nobody waits for it any more.
+            // Nobody waits for the reply any more.
             Ok(()) | Err(Errno::ENOENT | Errno::EINTR) => {}
             Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
             Err(error) => tracing::error!(%error, "the kernel refused a FUSE answer"),
@@ -187,11 +188,11 @@ pub(super) fn serve(
     Ok(End::Told)
 }
 
-/// Asks the kernel to send again every request that was read and not answered. Whoever reads
-/// requests meanwhile would be sent those again too, while still at them; so nobody may.
+/// Asks the kernel to repeat every request that was read and not replied to. A thread that reads
+/// requests meanwhile would be sent its own requests again; so none may read.
 ///
 /// # Errors
-/// EINVAL when the kernel cannot do that.
+/// EINVAL if the kernel cannot do that.
 pub(super) fn ask_again(device: BorrowedFd<'_>) -> io::Result<()> {
     let notification = OutHeader {
         len: u32::try_from(size_of::<OutHeader>()).map_err(io::Error::other)?,

@@ -1,9 +1,10 @@
-//! What of a volume's file is in the kernel's memory: pages of snapshots and of shared mappings.
+//! The part of a volume's file that is in the kernel's memory: pages of snapshots and of shared
+//! mappings.
 
 use super::*;
 use crate::BlockTarget;
 
-/// Opens a file to read and write.
+/// Opens a file for reading and writing.
 fn open(path: &Path) -> File {
     File::options().read(true).write(true).open(path).unwrap()
 }
@@ -48,7 +49,7 @@ fn a_shared_mapping_is_written_to_the_volume() {
     for at in [0, 4091, end] {
         mapping.store(at, &bytes);
     }
-    // A direct read sees it, and so does a snapshot that writes it back first.
+    // A direct read sees the store, and so does a snapshot that writes it back first.
     let mut found = vec![0; bytes.len()];
     file.read_exact_at(&mut found, 4091).unwrap();
     assert!(found == bytes);

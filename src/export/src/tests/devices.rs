@@ -10,14 +10,14 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::Ordering::SeqCst;
 
-/// A number that the kernel publishes about a loop device.
+/// Returns a number that the kernel publishes about a loop device.
 fn published(device: &Path, file: &str) -> u64 {
     let name = device.file_name().unwrap();
     let path = Path::new("/sys/block").join(name).join(file);
     fs::read_to_string(&path).unwrap().trim().parse().unwrap()
 }
 
-/// Whether the device has a file in `dir`: other tests may have got its number by now.
+/// Returns true if the device has a file in `dir`: other tests may have got its number by now.
 fn is_attached(device: &Path, dir: &Path) -> bool {
     let attached = loop_device::attached().unwrap();
     attached
@@ -125,7 +125,7 @@ fn detaching_flushes_what_the_device_had_cached() {
     let fixture = Fixture::new();
     let volume = fixture.pool.create("v", 4 * MIB);
     let device = fixture.export.attach_loop(&*volume, false).unwrap();
-    // The attachment alone: the file's release may come a moment after the detaching.
+    // Only the attachment holds it: the file's release may come a moment after the detaching.
     assert_eq!(volume.holds(), 1);
     let data = pattern(4, 1 << 20);
     OpenOptions::new()
@@ -157,7 +157,7 @@ fn a_device_that_a_process_has_open_is_busy_and_stays() {
         by.0.iter()
             .any(|holder| matches!(holder, Holder::Process { pid: p, .. } if *p == pid))
     );
-    // It works on, also after the last close.
+    // The device still works, also after the last close.
     file.write_all_at(&Page::new(4096), 0).unwrap();
     drop(file);
     assert!(is_attached(&device, fixture.export.mount_point()));
@@ -165,7 +165,8 @@ fn a_device_that_a_process_has_open_is_busy_and_stays() {
     assert!(!is_attached(&device, fixture.export.mount_point()));
 }
 
-/// Detaching frees a number that another attachment takes at once, and must not wait for that one.
+/// Detaching frees a number that another attachment takes at once; the detaching must not wait for
+/// that attachment.
 #[test]
 fn attaching_and_detaching_side_by_side_does_not_mix_devices_up() {
     const ROUNDS: u64 = 40;
@@ -208,7 +209,7 @@ fn a_device_that_someone_else_detached_is_forgotten() {
 }
 
 /// Many threads, each with its own stripes of the device, so that requests of different threads
-/// touch neighbours.
+/// touch adjacent blocks.
 #[test]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of our own")]
 fn concurrent_random_io_matches_a_model() {
@@ -298,7 +299,8 @@ fn an_ext4_on_the_device_keeps_its_files_and_trims() {
     let full = volume.allocated_bytes();
     assert!(full > 20_000_000, "{full}");
 
-    // In use by a mount: neither detached nor unmounted, and the mount is named.
+    // A mount uses the device, so it is neither detached nor unmounted, and the error names the
+    // mount.
     for result in [fixture.export.detach(&*volume), fixture.export.unmount()] {
         let error = result.unwrap_err();
         let ExportError::Busy { by, .. } = &error else {
@@ -314,7 +316,7 @@ fn an_ext4_on_the_device_keeps_its_files_and_trims() {
     mounted.unmount();
     run("e2fsck", &[Path::new("-fn"), &device]);
 
-    // Again through a new device, as another process would see it.
+    // Once more through a new device, as another process would see it.
     fixture.export.detach(&*volume).unwrap();
     let device = fixture.export.attach_loop(&*volume, false).unwrap();
     let mounted = Ext4::mount(&device, place.clone());

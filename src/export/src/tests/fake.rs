@@ -1,4 +1,4 @@
-//! Targets in memory that count what reaches them and can be told to misbehave.
+//! Targets in memory that count the calls they get and can be told to fail.
 
 use crate::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
 use cowshed_engine::{Extent, ExtentKind};
@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
-/// Longer than anything takes that works.
+/// Longer than any working test takes.
 const MEETING_WAIT: Duration = Duration::from_secs(10);
 
 /// A set of volumes in memory.
@@ -21,7 +21,7 @@ pub(crate) struct FakePool {
     pub(crate) flushes: AtomicU64,
 }
 
-/// A volume in memory. All-zero blocks are data here, so that a discard is told from a write.
+/// A volume in memory. All-zero blocks are data here, so that a discard differs from a write.
 pub(crate) struct FakeVolume {
     id: VolumeId,
     name: Mutex<Name>,
@@ -29,27 +29,28 @@ pub(crate) struct FakeVolume {
     frozen: AtomicBool,
     blocks: RwLock<BTreeMap<u64, Box<[u8; BLOCK_BYTES]>>>,
     holds: Arc<AtomicU32>,
-    /// The most blocks that it takes.
+    /// The maximum number of blocks that it takes.
     pub(crate) blocks_max: AtomicU64,
     pub(crate) flushes: AtomicU64,
     pub(crate) discarded_bytes: AtomicU64,
     pub(crate) largest_read: AtomicU64,
     pub(crate) largest_write: AtomicU64,
-    /// Whether writes panic.
+    /// True if writes panic.
     pub(crate) panics: AtomicBool,
-    /// Whether writes that meet others tell their thread's owner that they wait.
+    /// True if writes that meet others report to their thread's owner that they wait.
     pub(crate) waits: AtomicBool,
-    /// How many writes must be under way at once before any of them goes on.
+    /// The number of writes that must be in progress at once before any of them continues.
     pub(crate) meeting: Meeting,
-    /// How long a read takes, in microseconds, and how many were under way at once.
+    /// The duration of a read, in microseconds, and the number of reads that were in progress at
+    /// once.
     pub(crate) read_us: AtomicU64,
     reading: AtomicU64,
     pub(crate) reading_max: AtomicU64,
-    /// For how long writes wait when `blocks_max` is reached.
+    /// The time for which writes wait when `blocks_max` is reached.
     pub(crate) patience: Mutex<Duration>,
 }
 
-/// A place where a number of threads meet before any goes on.
+/// A barrier at which a number of threads meet before any continues.
 #[derive(Default)]
 pub(crate) struct Meeting {
     wanted: AtomicU32,
@@ -176,7 +177,7 @@ impl FakeVolume {
             });
         }
         if len == 0 {
-            // The contract of the trait is about ranges that hold something.
+            // The trait's contract covers only non-empty ranges.
             return Err(failed(libc::EINVAL));
         }
         Ok(())
@@ -213,7 +214,7 @@ impl FakeVolume {
         Ok(())
     }
 
-    /// Waits as long as it may while there is no room; answers whether it may do so again.
+    /// Waits as long as allowed while there is no space; returns true if the caller may wait again.
     fn await_room(&self, len: usize, offset_bytes: u64, until: Instant) -> bool {
         let is_full = || {
             let blocks = self.blocks.read();
@@ -299,7 +300,7 @@ impl BlockTarget for FakeVolume {
         self.largest_write
             .fetch_max(buf.len() as u64, Ordering::SeqCst);
         let until = Instant::now() + *self.patience.lock();
-        // Another one may take the room that was waited for.
+        // Another write may take the space that this one waited for.
         loop {
             let may_wait_again = self.await_room(buf.len(), offset_bytes, until);
             match self.put(buf, offset_bytes) {

@@ -50,7 +50,7 @@ fn a_volume_is_a_file_of_its_name_and_size() {
 #[test]
 fn the_directory_lists_every_volume_once() {
     let fixture = Fixture::new();
-    // More than the kernel asks for in one request.
+    // More than the kernel requests at once.
     let mut wanted: Vec<_> = (0..2000)
         .map(|number| format!("volume-{number:04}"))
         .collect();
@@ -176,7 +176,7 @@ fn punching_and_zeroing_discard_and_allocating_does_nothing() {
     fallocate(&file, zero | keep, 131_072, 4096).unwrap();
     model[65_536..73_728].fill(0);
     model[131_072..135_168].fill(0);
-    // The part past the end is no part of the volume.
+    // The part past the end is not part of the volume.
     fallocate(&file, punch, 1_048_576 - 4096, 65_536).unwrap();
     model[1_048_576 - 4096..].fill(0);
     assert!(volume.bytes(0, 1 << 20) == model);
@@ -290,7 +290,7 @@ fn more_writes_are_held_than_there_are_threads_while_discards_make_room() {
     let file = open(&fixture.export.file_path(&*volume));
     let other_file = open(&fixture.export.file_path(&*other));
     write_while_others_make_room(&volume, &file, &other_file, WRITERS);
-    // What is past the end is refused at once, and so is what has waited for long enough.
+    // A write past the end is refused at once, and so is one that has waited for long enough.
     assert_eq!(code(file.write_at(&[1; 10], MIB)), Some(libc::ENOSPC));
     *volume.patience.lock() = Duration::from_millis(5);
     assert_eq!(code(file.write_at(&[1; 4096], MIB / 2)), Some(libc::ENOSPC));
@@ -313,7 +313,7 @@ fn renames_removals_and_resizes_are_seen_at_once() {
     assert_eq!(fs::metadata(&new).unwrap().len(), 2 * MIB);
     file.write_all_at(&[9; 10], MIB).unwrap();
 
-    // Another volume takes the old name: another inode.
+    // Another volume takes the old name: it has another inode number.
     let second = fixture.pool.create("old", MIB);
     assert_ne!(fs::metadata(&old).unwrap().ino(), inode);
     fixture.pool.remove(&second);
@@ -327,7 +327,7 @@ fn an_open_file_holds_its_volume() {
     let file = open(&fixture.export.file_path(&*volume));
     assert_eq!(volume.holds(), 1);
     drop(file);
-    // The kernel tells of the last close without waiting for the answer.
+    // The kernel announces the last close without waiting for the reply.
     for _ in 0..1000 {
         if volume.holds() == 0 {
             return;
@@ -349,7 +349,7 @@ fn writes_to_one_file_run_side_by_side() {
     });
     let volume = fixture.pool.create("v", MIB);
     let file = open(&fixture.export.file_path(&*volume));
-    // Neither write is answered before both are there.
+    // Neither write is replied to before both have arrived.
     volume.meeting.of(2);
     thread::scope(|scope| {
         let first = scope.spawn(|| file.write_all_at(&[1; 4096], 0));
@@ -359,7 +359,7 @@ fn writes_to_one_file_run_side_by_side() {
     });
 }
 
-/// Writes that wait for something, as for room in a full pool, keep no thread from serving.
+/// Writes that wait, for example for space in a full pool, keep no thread from serving.
 #[test]
 fn more_writes_than_there_are_threads_may_wait() {
     const WRITERS: u32 = 9;
@@ -371,7 +371,7 @@ fn more_writes_than_there_are_threads_may_wait() {
     let file = open(&fixture.export.file_path(&*volume));
     volume.waits.store(true, SeqCst);
     for round in 1..=3 {
-        // No write is answered before all are there; those of earlier rounds count.
+        // No write is replied to before all have arrived; those of earlier rounds count.
         volume.meeting.of(WRITERS * round);
         thread::scope(|scope| {
             for writer in 0..WRITERS {
@@ -386,7 +386,7 @@ fn more_writes_than_there_are_threads_may_wait() {
     fixture.export.unmount().unwrap();
 }
 
-/// As a disk that is read side by side: more threads than usual, and the usual again afterwards.
+/// Like a disk that is read in parallel: more threads than usual, and the usual number afterwards.
 #[test]
 fn slow_requests_are_taken_side_by_side_and_fast_ones_by_few() {
     let fixture = Fixture::with(ExportOptions {
@@ -411,7 +411,8 @@ fn slow_requests_are_taken_side_by_side_and_fast_ones_by_few() {
     volume.read_us.store(3000, SeqCst);
     read_much();
     assert!(volume.reading_max.load(SeqCst) >= 8);
-    // Few are needed for fast ones; how many come at once is not known here, but all go on.
+    // Few threads are needed for fast requests; the number at once is unknown here, but all
+    // complete.
     volume.read_us.store(0, SeqCst);
     (0..4).for_each(|_| read_much());
     drop(file);
@@ -498,7 +499,7 @@ fn unmounting_names_the_process_that_has_a_file_open() {
             name: "sleep".to_owned()
         }]
     );
-    // It goes on serving.
+    // The mount is still served.
     fs::metadata(&path).unwrap();
     drop(sleeper);
     fixture.export.unmount().unwrap();
@@ -547,7 +548,7 @@ fn dropping_an_export_in_use_takes_its_mount_away() {
     } = fixture;
     drop(export);
     assert!(mount::mount_at(&dir).unwrap().is_none());
-    // Whoever has a file open keeps it as long as this process lives.
+    // An open file works as long as this process lives.
     file.write_all(&[1; 4096]).unwrap();
     assert_eq!(volume.bytes(0, 4096), [1; 4096]);
 }

@@ -1,4 +1,4 @@
-//! The export against the real kernel: FUSE, loop devices, ext4. Needs root.
+//! Tests of the export against the real kernel: FUSE, loop devices, ext4. They need root.
 
 mod caching;
 mod devices;
@@ -23,15 +23,15 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
-/// Has all tests use rings when it is `io-uring`.
+/// The variable that makes all tests use rings if it is `io-uring`.
 const ALL_OVER: &str = "COWSHED_TEST_FUSE";
 
 fn all_over_rings() -> bool {
     std::env::var_os(ALL_OVER).is_some_and(|how| how == "io-uring")
 }
 
-/// Turns FUSE over io_uring on, and leaves it so: other tests may be using it. `false`, and said,
-/// where the kernel does not know of it.
+/// Turns FUSE over io_uring on and leaves it on, as other tests may be using it. Returns `false`,
+/// with a message, if the kernel does not know it.
 fn enable_rings() -> bool {
     let enabled = std::fs::write("/sys/module/fuse/parameters/enable_uring", "Y").is_ok();
     if !enabled {
@@ -40,7 +40,7 @@ fn enable_rings() -> bool {
     enabled
 }
 
-/// An export of a fake pool. What it mounted and attached goes with it.
+/// An export of a fake pool. Dropping it removes its mounts and attachments.
 struct Fixture {
     // Dropped first: the directory cannot be removed under a mount.
     export: Export,
@@ -67,7 +67,7 @@ impl Fixture {
         Self { export, pool, dir }
     }
 
-    /// A place to mount something else at.
+    /// Returns a directory at which a test can mount something else.
     fn place(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::create_dir(&path).unwrap();
@@ -107,7 +107,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs a command and answers what it printed; it must succeed.
+/// Runs a command, which must succeed, and returns its output.
 fn run(program: &str, arguments: &[&Path]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -119,7 +119,7 @@ fn run(program: &str, arguments: &[&Path]) -> String {
     text
 }
 
-/// Memory at a page boundary, as O_DIRECT wants it.
+/// Memory that is aligned to a page, as O_DIRECT requires.
 struct Page {
     memory: Vec<u8>,
     start: usize,
@@ -150,7 +150,7 @@ impl DerefMut for Page {
     }
 }
 
-/// Bytes that differ at each offset and for each seed.
+/// Returns bytes that differ at each offset and for each seed.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     use rand::{RngCore, SeedableRng};
     let mut bytes = vec![0; len];
@@ -158,9 +158,9 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// As many writers write a block each to `file`, whose `volume` has no room; one after the other is
-/// given room while `other`, which they do not have open, is read and punched through the same
-/// mount. (The kernel lets nobody punch a file that is being written to.)
+/// As many writers write a block each to `file`, whose `volume` has no room; one write after the
+/// other gets room while `other`, which the writers do not have open, is read and punched through
+/// the same mount. (The kernel lets nobody punch a file that is being written to.)
 fn write_while_others_make_room(volume: &FakeVolume, file: &File, other: &File, writers: u64) {
     let whole = pattern(3, usize::try_from(writers).unwrap() * 4096);
     other.write_all_at(&whole, 0).unwrap();

@@ -1,5 +1,5 @@
-//! What is particular to FUSE over io_uring. Everything else that is tested with threads is tested
-//! with rings, too, when `COWSHED_TEST_FUSE` is `io-uring`; tools/test does that.
+//! Tests that are specific to FUSE over io_uring. All other tests with threads also run with rings
+//! when `COWSHED_TEST_FUSE` is `io-uring`; tools/test does that.
 
 use super::*;
 use crate::{BlockTarget, ExportError, Transport};
@@ -54,7 +54,7 @@ fn requests_of_any_size_come_over_rings_and_are_answered_whole() {
     assert!(volume.flushes.load(SeqCst) > 0);
 }
 
-/// More than a queue has places for: others come in their stead.
+/// More writes than a queue has places: other places are added for them.
 #[test]
 fn held_writes_block_no_queue() {
     if !enable_rings() {
@@ -69,7 +69,7 @@ fn held_writes_block_no_queue() {
     let file = open(&fixture.export.file_path(&*volume), 0);
     let other_file = open(&fixture.export.file_path(&*other), 0);
     write_while_others_make_room(&volume, &file, &other_file, WRITERS);
-    // What was held and then done was never refused.
+    // A write that was delayed and then done was never refused.
     assert!(!fixture.export.was_refused(volume.id()));
     *volume.patience.lock() = Duration::from_millis(5);
     let refused = file.write_at(&[1; 4096], MIB / 2).unwrap_err();
@@ -93,7 +93,7 @@ fn a_mount_over_rings_cannot_be_handed_over_and_goes_on() {
     fixture.export.unmount().unwrap();
 }
 
-/// Whoever has more queues than threads is served all the same.
+/// A mount with more queues than threads is served all the same.
 #[test]
 fn one_thread_serves_all_queues() {
     if !enable_rings() {
@@ -122,7 +122,7 @@ fn one_thread_serves_all_queues() {
     });
 }
 
-/// Nothing hangs when the mount is ended under requests, held ones among them.
+/// Nothing hangs when the mount is ended under requests, delayed ones among them.
 #[test]
 fn ending_the_mount_ends_what_is_under_way() {
     if !enable_rings() {
@@ -141,7 +141,7 @@ fn ending_the_mount_ends_what_is_under_way() {
             })
             .collect();
         thread::sleep(Duration::from_millis(300));
-        // In use, so it stays mounted; but its connection is ended.
+        // The mount is in use, so it stays; but its connection is ended.
         let _ = mount::abort(fixture.export.mount_point());
         for writer in writers {
             writer.join().unwrap().unwrap_err();

@@ -1,4 +1,4 @@
-//! What a killed daemon leaves, and how it is cleared away.
+//! The remains of a killed daemon, and clearing them away.
 
 use super::*;
 use crate::{Cleaned, ExportError, Holder, clean_stale};
@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// Tells the child process where to serve.
+/// The directory that the child process serves.
 const SERVE_AT: &str = "COWSHED_TEST_SERVE_AT";
 
 /// Not a test of its own: the process that the tests below kill.
@@ -19,7 +19,7 @@ fn serve_until_killed() {
     };
     let pool = FakePool::new();
     let export = Export::over(pool.clone(), Path::new(&dir), ExportOptions::default()).unwrap();
-    // A name of its own, so that its device is told from those of other tests.
+    // A unique name, so that its device differs from those of other tests.
     let name = Path::new(&dir).parent().unwrap().file_name().unwrap();
     let volume = pool.create(name.to_str().unwrap(), 64 * MIB);
     let device = export.attach_loop(&*volume, false).unwrap();
@@ -27,7 +27,7 @@ fn serve_until_killed() {
     thread::sleep(Duration::from_secs(600));
 }
 
-/// A daemon in a process of its own, and a guard for what it leaves.
+/// A daemon in a process of its own, and a guard that cleans up after it.
 struct Daemon {
     process: Process,
     dir: PathBuf,
@@ -67,7 +67,8 @@ impl Daemon {
         self.process.0.wait().unwrap();
     }
 
-    /// Whether the daemon's device still has its file, of which the kernel may only know the name.
+    /// Returns true if the daemon's device still has its file, of which the kernel may know only
+    /// the name.
     fn is_attached(&self) -> bool {
         let name = self
             .dir
@@ -154,7 +155,7 @@ fn a_file_system_on_a_killed_daemons_device_is_named() {
     );
     assert!(daemon.is_attached());
 
-    // Once its last user is gone, the kernel detaches it.
+    // Once its last user is gone, the kernel detaches the device.
     mounted.unmount();
     let deadline = Instant::now() + Duration::from_secs(10);
     while daemon.is_attached() {
@@ -171,7 +172,7 @@ fn what_is_not_a_dead_cowshed_mount_is_left_alone() {
         Cleaned::default()
     );
 
-    // Somebody's own loop device on a plain file below the directory.
+    // A foreign loop device on a regular file below the directory.
     let file = place.path().join("disk");
     File::create(&file).unwrap().set_len(MIB).unwrap();
     let shown = run("losetup", &[Path::new("--show"), Path::new("-f"), &file]);

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// The blocks in which two volumes differ.
 pub(super) struct ChangedBlocks {
-    /// In order, apart from each other.
+    /// The ranges, sorted and not adjacent.
     ranges: Vec<Range<u64>>,
 }
 
@@ -23,7 +23,7 @@ impl ChangedBlocks {
         })
     }
 
-    /// The changed blocks in `range`.
+    /// Returns the changed blocks in `range`.
     pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self
             .ranges
@@ -38,7 +38,7 @@ impl ChangedBlocks {
         self.within(block..block + 1).next().is_some()
     }
 
-    /// The changed blocks that are not in `accounted`.
+    /// Returns the changed blocks that are not in `accounted`.
     pub(super) fn without(&self, accounted: Vec<Range<u64>>) -> Vec<Range<u64>> {
         let accounted = merged(accounted);
         let mut left = Vec::new();

@@ -1,7 +1,8 @@
-//! In which blocks of which directories each inode of a file system is named.
+//! The directory blocks that name each inode of a file system.
 //!
-//! One pass over all directories makes it; of a frozen volume it never changes, so it is kept, the
-//! least recently used going first once all of them take more than `KEPT_BYTES_MAX`.
+//! One pass over all directories builds the index. That of a frozen volume never changes, so it is
+//! cached; the least recently used is dropped first once all of them take more than
+//! `KEPT_BYTES_MAX`.
 
 use crate::ext4::directory::{TYPE_DIRECTORY, TYPE_UNKNOWN};
 use crate::ext4::{Fault, FileSystem, ROOT_INODE, ReadResult};
@@ -12,10 +13,10 @@ use std::collections::HashMap;
 use std::mem::size_of;
 use std::sync::Arc;
 
-/// The most bytes that all kept indexes take together: 5 million names.
+/// The maximum number of bytes that all cached indexes take together: 5 million names.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 
-/// One inode has at least one name in one block of one directory.
+/// One directory block with at least one name of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     inode: u32,
@@ -37,7 +38,7 @@ pub(crate) struct Indexes {
 
 #[derive(Default)]
 struct Kept {
-    /// With the time of the last use.
+    /// The indexes, each with the time of its last use.
     indexes: HashMap<VolumeId, (Arc<NameIndex>, u64)>,
     bytes: usize,
     uses: u64,
@@ -87,7 +88,7 @@ impl NameIndex {
         Ok(Self { places })
     }
 
-    /// Where the inode is named.
+    /// Returns the directory blocks that name the inode.
     pub(super) fn places(&self, inode: u32) -> &[Place] {
         let first = self.places.partition_point(|place| place.inode < inode);
         let rest = &self.places[first..];
@@ -100,7 +101,7 @@ impl NameIndex {
 }
 
 impl Indexes {
-    /// The index of the file system in `volume`, which is kept if the volume is frozen.
+    /// Returns the index of the file system in `volume`, which is cached if the volume is frozen.
     pub(super) fn of(
         &self,
         volume: &Volume,

@@ -1,4 +1,4 @@
-//! Which inodes differ.
+//! The inodes that differ.
 
 use super::Sides;
 use crate::ext4::{
@@ -7,10 +7,10 @@ use crate::ext4::{
 use std::iter;
 use std::ops::Range;
 
-/// The numbers of the inodes that differ, in order.
+/// The numbers of the inodes that differ, sorted.
 pub(super) struct ChangedInodes {
     numbers: Vec<u32>,
-    /// How many of them were found by their content alone.
+    /// Number of those that were found only by their content.
     pub found_by_content: usize,
 }
 
@@ -43,7 +43,7 @@ impl ChangedInodes {
     }
 }
 
-/// The inodes that are not the same in every bit.
+/// Returns the inodes that are not the same in every bit.
 fn differing(sides: &Sides<'_>) -> ReadResult<Vec<u32>> {
     let mut numbers = Vec::new();
     for group in 0..sides.base.groups().max(sides.now.groups()) {
@@ -63,7 +63,7 @@ fn differing(sides: &Sides<'_>) -> ReadResult<Vec<u32>> {
     Ok(numbers)
 }
 
-/// The places in a group's table at which inodes may differ.
+/// Returns the index ranges in a group's table at which inodes may differ.
 fn candidates(sides: &Sides<'_>, group: u32) -> ReadResult<Vec<Range<u32>>> {
     let (old, new) = (sides.base.group(group)?, sides.now.group(group)?);
     let used = |group: &Option<Group>| group.as_ref().map_or(0, |group| group.used_inodes);
@@ -81,12 +81,12 @@ fn candidates(sides: &Sides<'_>, group: u32) -> ReadResult<Vec<Range<u32>>> {
     let mut places: Vec<Range<u32>> = blocks
         .map(|blocks| place(blocks.start)..place(blocks.end))
         .collect();
-    // Those that came into use are no longer what their unused bytes were.
+    // Inodes that came into use no longer have the content that their unused bytes had.
     places.push(least..most);
     Ok(places)
 }
 
-/// Changed blocks in use that nothing known to have changed accounts for.
+/// Returns the changed blocks in use that belong to no inode known to have changed.
 fn unexplained(sides: &Sides<'_>, differing: &[u32]) -> ReadResult<Vec<u64>> {
     let now = &sides.now;
     let mut accounted: Vec<Range<u64>> = Vec::new();
@@ -102,10 +102,10 @@ fn unexplained(sides: &Sides<'_>, differing: &[u32]) -> ReadResult<Vec<u64>> {
     accounted.push(one(now.inode(RESIZE_INODE)?.double_indirect_block()));
     accounted.extend(owned(now, &now.inode(JOURNAL_INODE)?)?);
     for number in differing.iter().filter(|number| **number != RESIZE_INODE) {
-        // A block of attributes may be shared, and counts those that share it.
+        // A block of attributes may be shared, and contains the number of inodes that share it.
         accounted.extend(sides.base.inode(*number)?.attribute_block().map(one));
         let inode = now.inode(*number)?;
-        // Of what is not in use any more, anything may be left.
+        // An inode that is no longer in use may contain anything.
         if inode.is_live() {
             accounted.extend(owned(now, &inode)?);
         } else if let Ok(owned) = owned(now, &inode) {
@@ -125,7 +125,7 @@ const fn one(block: u64) -> Range<u64> {
     block..block.saturating_add(1)
 }
 
-/// All blocks that an inode refers to.
+/// Returns all blocks that an inode refers to.
 fn owned(file_system: &FileSystem<'_>, inode: &Inode) -> ReadResult<Vec<Range<u64>>> {
     let extents = file_system.extents(inode)?;
     let mut owned: Vec<Range<u64>> = extents
@@ -138,8 +138,8 @@ fn owned(file_system: &FileSystem<'_>, inode: &Inode) -> ReadResult<Vec<Range<u6
     Ok(owned)
 }
 
-/// The inodes not known to have changed that refer to one of `blocks`, which are in order: a pass
-/// over all inodes.
+/// Returns the inodes not known to have changed that refer to one of `blocks`, which are sorted: a
+/// pass over all inodes.
 fn owners(sides: &Sides<'_>, known: &ChangedInodes, blocks: &[u64]) -> ReadResult<Vec<u32>> {
     let now = &sides.now;
     let mut owners = Vec::new();

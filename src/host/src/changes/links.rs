@@ -1,4 +1,4 @@
-//! Files with several names: what the walk cannot tell from one name alone.
+//! Files with several names: the changes that the walk cannot see from one name alone.
 
 use super::Sides;
 use super::names::{Names, PathBytes, Side};
@@ -6,12 +6,12 @@ use crate::ext4::ReadResult;
 use crate::tree::{TreeChange, TreeChanges, TreePath};
 use std::collections::{BTreeSet, HashMap};
 
-/// Names that need a second look once all of the walk is done.
+/// Names that must be compared again after the walk.
 #[derive(Default)]
 pub(super) struct Linked {
-    /// Paths on both sides that lead to another inode now, one of which has other names.
+    /// Paths on both sides that lead to another inode now, where either inode has other names.
     repointed: Vec<(PathBytes, u32, u32)>,
-    /// Inodes of the new side with several names of which one is listed.
+    /// Inodes of the new side with several names, one of which is listed.
     listed: BTreeSet<u32>,
 }
 
@@ -24,8 +24,8 @@ impl Linked {
         self.listed.insert(inode);
     }
 
-    /// Lists the names that were one file and are two, or the other way round, and then all names
-    /// of the files of which one is listed.
+    /// Lists the names that were one file and are now two, or vice versa, and then all names of the
+    /// files of which one name is listed.
     pub(super) fn complete(
         mut self,
         sides: &Sides<'_>,
@@ -43,9 +43,9 @@ impl Linked {
         Ok(())
     }
 
-    /// The two sides agree about a name when the first common name of its file is the same on
-    /// both. They can only disagree where a name leads to another inode, and about the other
-    /// names of the inodes that it led to and leads to.
+    /// The two sides agree about a name if the first common name of its file is the same on both.
+    /// They can disagree only about a name that leads to another inode now, and about the other
+    /// names of its old and new inodes.
     fn split_and_joined(
         &mut self,
         sides: &Sides<'_>,

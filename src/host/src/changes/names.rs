@@ -1,4 +1,5 @@
-//! The names of inodes on both sides: the base's index, and what its directories lost and gained.
+//! The names of inodes on both sides: the base's index, and the entries that its directories lost
+//! and gained.
 
 use super::Sides;
 use super::index::{NameIndex, Place};
@@ -10,7 +11,7 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-/// The longest path that the kernel takes, in bytes.
+/// The maximum length of a path in the kernel, in bytes.
 const PATH_BYTES_MAX: usize = 4095;
 
 /// A path relative to the root, without a slash at its ends.
@@ -25,18 +26,18 @@ pub(super) enum Side {
     Now,
 }
 
-/// What a directory lost and gained; a name that leads elsewhere now is in both.
+/// The entries that a directory lost and gained; a name that leads to another inode now is in both.
 #[derive(Debug, Default)]
 pub(super) struct Delta {
     pub removed: Listing,
     pub added: Listing,
 }
 
-/// What became of a directory's names.
+/// The change to a directory's entries.
 enum Fate {
-    /// It is a directory still, or has become one.
+    /// The inode still is a directory, or has become one.
     Edited(Delta),
-    /// It is no directory any more.
+    /// The inode is no longer a directory.
     Gone,
 }
 
@@ -47,15 +48,15 @@ pub(super) struct Name {
     name: Vec<u8>,
 }
 
-/// All names, as far as they are asked for.
+/// All names, read as far as they are needed.
 pub(super) struct Names<'a> {
     sides: &'a Sides<'a>,
     index: &'a NameIndex,
-    /// Of the changed directories.
+    /// The changed directories.
     fates: HashMap<u32, Fate>,
     /// Names that directories gained, by the inode that they lead to.
     added: HashMap<u32, Vec<Name>>,
-    /// The paths of directories that were asked for, by side; none for one that has no name.
+    /// The paths of directories that were looked up, by side; none for one that has no name.
     paths: [RefCell<HashMap<u32, Option<Rc<PathBytes>>>>; 2],
 }
 
@@ -92,7 +93,8 @@ impl<'a> Names<'a> {
         Ok(names)
     }
 
-    /// What a directory that is one on both sides lost and gained; none if nothing.
+    /// Returns the entries that a directory on both sides lost and gained; none if it did not
+    /// change.
     pub(super) fn delta(&self, directory: u32) -> Option<&Delta> {
         match self.fates.get(&directory)? {
             Fate::Edited(delta) => Some(delta),
@@ -100,12 +102,12 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Where the base names an inode.
+    /// Returns the directory blocks in which the base names an inode.
     pub(super) fn places(&self, inode: u32) -> &[Place] {
         self.index.places(inode)
     }
 
-    /// Whether a name of the base is still there and leads to the same inode.
+    /// Returns true if a name of the base still exists and leads to the same inode.
     fn stays(&self, directory: u32, name: &[u8]) -> bool {
         match self.fates.get(&directory) {
             None => true,
@@ -114,7 +116,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// All names of an inode on one side.
+    /// Returns all names of an inode on one side.
     fn of(&self, side: Side, inode: u32) -> ReadResult<Vec<Name>> {
         let mut names = Vec::new();
         for place in self.index.places(inode) {
@@ -136,7 +138,7 @@ impl<'a> Names<'a> {
         Ok(names)
     }
 
-    /// All paths of an inode that is no directory on one side.
+    /// Returns all paths of an inode that is not a directory on one side.
     pub(super) fn paths(&self, side: Side, inode: u32) -> ReadResult<Vec<PathBytes>> {
         let mut paths = Vec::new();
         for name in self.of(side, inode)? {
@@ -147,10 +149,10 @@ impl<'a> Names<'a> {
         Ok(paths)
     }
 
-    /// The path of a directory, if it has one.
+    /// Returns the path of a directory, if it has one.
     fn directory_path(&self, side: Side, directory: u32) -> ReadResult<Option<Rc<PathBytes>>> {
         let known = &self.paths[usize::from(side == Side::Now)];
-        // From the directory up to the root, or to one whose path is known.
+        // From the directory up to the root, or to a directory whose path is known.
         let mut climbed: Vec<(u32, Vec<u8>)> = Vec::new();
         let mut at = directory;
         let mut path = loop {
@@ -186,7 +188,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// The path of `name` in `directory`.
+/// Returns the path of `name` in `directory`.
 pub(super) fn join(directory: &[u8], name: &[u8]) -> ReadResult<PathBytes> {
     let mut path = Vec::with_capacity(directory.len() + 1 + name.len());
     path.extend_from_slice(directory);
@@ -200,7 +202,7 @@ pub(super) fn join(directory: &[u8], name: &[u8]) -> ReadResult<PathBytes> {
     Ok(path)
 }
 
-/// Everything in a directory.
+/// Returns all entries of a directory.
 pub(super) fn listing(file_system: &FileSystem<'_>, directory: &Inode) -> ReadResult<Listing> {
     let blocks = file_system.directory_blocks(directory)?;
     listing_of(file_system, &blocks)
@@ -218,7 +220,8 @@ fn listing_of(file_system: &FileSystem<'_>, blocks: &[u64]) -> ReadResult<Listin
     Ok(listing)
 }
 
-/// What the directory `new` has lost and gained since it was `old`, if it was one.
+/// Returns the entries that the directory `new` has lost and gained since it was `old`, if it was a
+/// directory.
 fn delta(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<Delta> {
     let new_blocks = sides.now.directory_blocks(new)?;
     if !old.is_live_directory() {

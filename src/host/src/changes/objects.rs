@@ -1,16 +1,16 @@
-//! Whether two objects are the same, apart from their names and the entries of a directory.
+//! Comparing two objects, without their names and the entries of a directory.
 
 use super::Sides;
 use crate::ext4::{BLOCK_LEN, ExtentRun, FileSystem, Inode, InodeKind, ReadResult};
 use std::ops::Range;
 
-/// Blocks that are read at a time (256 KiB).
+/// Number of blocks in one read (256 KiB).
 const BATCH_BLOCKS: u64 = 64;
 
-/// Some of a file's blocks as they are stored: from this block on, or not at all.
+/// The stored blocks of a part of a file: the first block, or none for a hole.
 type Stored = Option<u64>;
 
-/// Compares two objects of one kind.
+/// Returns true if two objects of the same kind are the same.
 pub(super) fn is_same(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<bool> {
     if old.metadata()? != new.metadata()?
         || sides.base.attributes(old)? != sides.now.attributes(new)?
@@ -24,7 +24,7 @@ pub(super) fn is_same(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult
     }
 }
 
-/// Compares two files of one size, reading only blocks that differ or lie in different places.
+/// Compares two files of the same size, reading only blocks that differ or lie in different places.
 fn has_same_content(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<bool> {
     let old_runs = sides.base.extents(old)?.runs;
     let new_runs = sides.now.extents(new)?.runs;
@@ -66,7 +66,7 @@ fn has_same_content(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<b
     Ok(true)
 }
 
-/// What is stored for the block `at`, and up to where it goes on so.
+/// Returns the storage of the block `at`, and the end of the range that is stored that way.
 fn stored_at(runs: &[ExtentRun], at: u64) -> (Stored, u64) {
     let next = runs.partition_point(|run| run.logical + run.blocks <= at);
     match runs.get(next) {
@@ -80,7 +80,7 @@ fn stored_at(runs: &[ExtentRun], at: u64) -> (Stored, u64) {
     }
 }
 
-/// Some blocks of a file of this size.
+/// A part of a file of this size.
 struct Part {
     at: Range<u64>,
     size_bytes: u64,
@@ -106,7 +106,7 @@ impl Part {
                 count,
                 &mut new_bytes,
             )?;
-            // What lies behind the file's end does not belong to it.
+            // The bytes behind the file's end do not belong to it.
             let start = (self.at.start + done) * BLOCK_LEN as u64;
             let inside = usize::try_from(self.size_bytes.saturating_sub(start));
             let inside = inside.unwrap_or(usize::MAX).min(old_bytes.len());

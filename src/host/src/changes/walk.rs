@@ -17,16 +17,16 @@ struct Pair {
     new: Inode,
 }
 
-/// The walk with what it has found.
+/// The walk with its results so far.
 pub(super) struct Walk<'a> {
     sides: &'a Sides<'a>,
     changed: &'a ChangedInodes,
     names: &'a Names<'a>,
-    /// For each directory of the base above something that changed: the changed inodes in it, and
-    /// the directories in it that are such themselves, by the block that names them.
+    /// For each directory of the base above a change: the changed inodes in it, and its
+    /// subdirectories that also lie above a change, by the block that names them.
     below: HashMap<u32, BTreeMap<u64, BTreeSet<u32>>>,
     pending: Vec<Pair>,
-    /// The directories that were met on either side.
+    /// The directories that were entered on either side.
     seen: [HashSet<u32>; 2],
     changes: TreeChanges,
     linked: Linked,
@@ -63,12 +63,12 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// What changed, and which names need a second look.
+    /// Returns the changes, and the names that must be compared again.
     pub(super) fn into_parts(self) -> (TreeChanges, Linked) {
         (self.changes, self.linked)
     }
 
-    /// Two directories that are one inode: only what differs in them is looked at.
+    /// Compares two directories that are one inode: only their differing parts.
     fn same_directory(&mut self, pair: &Pair) -> ReadResult<()> {
         let names = self.names;
         let nothing = Listing::new();
@@ -96,7 +96,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Two directories of which one has taken the other's place.
+    /// Compares two directories of which one has replaced the other.
     fn other_directory(&mut self, pair: &Pair) -> ReadResult<()> {
         let base = listing(&self.sides.base, &pair.old)?;
         let now = listing(&self.sides.now, &pair.new)?;
@@ -120,7 +120,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// A path that is there on both sides.
+    /// Compares the objects of a path that exists on both sides.
     fn pair(&mut self, path: PathBytes, old: u32, new: u32) -> ReadResult<()> {
         let is_changed = old != new || self.changed.contains(old);
         if !is_changed && !self.below.contains_key(&old) {
@@ -144,7 +144,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Lists what is only on the new side, with everything in it.
+    /// Lists an object that exists only on the new side, with everything in it.
     fn added(&mut self, path: PathBytes, inode: Inode, change: TreeChange) -> ReadResult<()> {
         let mut pending = vec![(path, inode, change)];
         while let Some((path, inode, change)) = pending.pop() {
@@ -161,7 +161,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Notes that a directory has been met on a side, which happens once.
+    /// Notes that a directory is entered on a side; fails if it was entered before.
     fn meet(&mut self, side: usize, directory: &Inode) -> ReadResult<()> {
         if self.seen[side].insert(directory.number()) {
             Ok(())
@@ -182,7 +182,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The directories of the base above the changed inodes, with what leads there.
+/// Returns the directories of the base above the changed inodes, with the entries that lead to
+/// those.
 fn directories_above(
     changed: &ChangedInodes,
     names: &Names<'_>,
@@ -191,7 +192,7 @@ fn directories_above(
     let mut pending = changed.numbers().to_vec();
     while let Some(inode) = pending.pop() {
         for place in names.places(inode) {
-            // Its own number is among the pending ones already if it has changed.
+            // If the directory's own inode has changed, it is among the pending ones already.
             if !below.contains_key(&place.directory) && !changed.contains(place.directory) {
                 pending.push(place.directory);
             }

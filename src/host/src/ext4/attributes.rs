@@ -1,4 +1,4 @@
-//! What belongs to an object besides its inode's fields: extended attributes and the target of a
+//! The parts of an object besides its inode's fields: extended attributes and the target of a
 //! symbolic link. Source: `Documentation/filesystems/ext4/attributes.rst`.
 
 use super::fault::{Fault, Result};
@@ -16,11 +16,11 @@ const ENTRY_BYTES: usize = 16;
 /// The number for `security.`.
 const SECURITY: u8 = 6;
 
-/// Attributes by the number that stands for their prefix, and the rest of their name.
+/// Attributes by the number of their prefix and the rest of their name.
 pub(crate) type Attributes = BTreeMap<(u8, Vec<u8>), Vec<u8>>;
 
 impl Inode {
-    /// The target of a symbolic link that is short enough to lie in the inode.
+    /// Returns the target of a symbolic link that is short enough to lie in the inode.
     pub(super) fn short_target(&self) -> Option<&[u8]> {
         let len = usize::try_from(self.size_bytes()).ok()?;
         let fits = self.kind() == InodeKind::Symlink && (1..BLOCK_FIELD_BYTES).contains(&len);
@@ -29,7 +29,7 @@ impl Inode {
 }
 
 impl FileSystem<'_> {
-    /// All extended attributes of an inode, but for those of the host's security module.
+    /// Returns all extended attributes of an inode, except those of the host's security module.
     pub(crate) fn attributes(&self, inode: &Inode) -> Result<Attributes> {
         let mut attributes = Attributes::new();
         let start = CLASSIC_BYTES + inode.extra_bytes()?;
@@ -52,7 +52,7 @@ impl FileSystem<'_> {
         Ok(attributes)
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub(crate) fn link_target(&self, inode: &Inode) -> Result<Vec<u8>> {
         if let Some(target) = inode.short_target() {
             return Ok(target.to_vec());
@@ -71,7 +71,7 @@ impl FileSystem<'_> {
 
 const _: () = assert!(BLOCK_BYTES == BLOCK_LEN as u64);
 
-/// Adds the attributes whose entries start `list`; their values' places count from `values`.
+/// Adds the attributes whose entries start `list`; the offsets of their values count from `values`.
 fn collect(list: &[u8], values: &[u8], into: &mut Attributes) -> Result<()> {
     let mut rest = list;
     loop {
@@ -109,7 +109,7 @@ fn collect(list: &[u8], values: &[u8], into: &mut Attributes) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Two attributes as they lie in an inode of which 92 bytes are left.
+    /// Returns two attributes as they lie in an inode with 92 bytes for them.
     fn body() -> Vec<u8> {
         let mut body = vec![0; 92];
         for (at, name, offset, value) in [
@@ -154,7 +154,7 @@ mod tests {
         for (index, change) in breaks.iter().enumerate() {
             let mut body = body();
             change(&mut body);
-            // What follows the last entry would have to be zeros.
+            // The bytes after the last entry would have to be zeros.
             body[44..80].fill(if index == 3 { 1 } else { 0 });
             assert!(collected(&body).is_err(), "{index}");
         }

@@ -13,7 +13,7 @@ use super::{BLOCK_BYTES, le16, le32};
 const HEADER_BYTES: usize = 8;
 /// The shortest entry.
 const ENTRY_BYTES_MIN: usize = 12;
-/// Blocks that are read at a time (256 KiB).
+/// Number of blocks in one read (256 KiB).
 const BATCH_BLOCKS: u64 = 64;
 
 /// One name in a directory.
@@ -21,17 +21,17 @@ const BATCH_BLOCKS: u64 = 64;
 pub(crate) struct Entry<'b> {
     pub inode: u32,
     pub name: &'b [u8],
-    /// What the entry says of the inode's kind, if anything.
+    /// The inode's kind as the entry states it, if it does.
     pub file_type: u8,
 }
 
 /// `file_type` of a directory.
 pub(crate) const TYPE_DIRECTORY: u8 = 2;
-/// `file_type` where it was not stored.
+/// `file_type` if none was stored.
 pub(crate) const TYPE_UNKNOWN: u8 = 0;
 
 impl FileSystem<'_> {
-    /// The numbers of a directory's blocks by their place in it; a hole is a fault.
+    /// Returns the numbers of a directory's blocks in order; a hole is a fault.
     pub(crate) fn directory_blocks(&self, directory: &Inode) -> Result<Vec<u64>> {
         let extents = self.extents(directory)?;
         let blocks = directory.size_bytes() / BLOCK_BYTES;

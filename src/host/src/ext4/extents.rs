@@ -1,28 +1,27 @@
-//! Where a file's blocks are: its tree of extents.
-//! Source: `Documentation/filesystems/ext4/ifork.rst`.
+//! The blocks of a file: its tree of extents. Source: `Documentation/filesystems/ext4/ifork.rst`.
 
 use super::fault::{Fault, Result};
 use super::inode::{Inode, InodeKind};
 use super::reader::{BLOCK_LEN, FileSystem};
 use super::{EXTENT_LEN_MAX, EXTENT_MAGIC, le16, le32};
 
-/// The kernel makes no tree deeper than this.
+/// The maximum depth of a tree in the kernel.
 const DEPTH_MAX: u16 = 5;
-/// More runs than this in one file are left to the kernel.
+/// Files with more runs than this are left to the kernel.
 const RUNS_MAX: usize = 1 << 22;
 /// Length of the header and of each entry.
 const ENTRY_BYTES: usize = 12;
 
-/// A run of a file's blocks that lie one after the other.
+/// A contiguous run of a file's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
-    /// The first block as the file counts.
+    /// The number of the first block within the file.
     pub logical: u64,
-    /// The first block as the file system counts.
+    /// The number of the first block within the file system.
     pub physical: u64,
-    /// How many.
+    /// Number of blocks.
     pub blocks: u64,
-    /// Allocated and never written: reads as zeros.
+    /// True if allocated and never written: it reads as zeros.
     pub is_unwritten: bool,
 }
 
@@ -31,12 +30,12 @@ pub(crate) struct Run {
 pub(crate) struct Extents {
     /// The data, in the file's order.
     pub runs: Vec<Run>,
-    /// The nodes of the tree that do not lie in the inode.
+    /// The nodes of the tree that lie outside the inode.
     pub nodes: Vec<u64>,
 }
 
 impl FileSystem<'_> {
-    /// Reads an inode's extents; none for what has no blocks.
+    /// Reads an inode's extents; none for an object without blocks.
     pub(crate) fn extents(&self, inode: &Inode) -> Result<Extents> {
         let mut extents = Extents::default();
         if !inode.has_extents() {
@@ -63,8 +62,8 @@ impl FileSystem<'_> {
     fn extent_node(&self, node: &[u8], depth: u16, found: &mut Extents) -> Result<()> {
         let entries = usize::from(le16(node, 2));
         let room = node.len() / ENTRY_BYTES - 1;
-        // Only the root may be empty: so each node below it moves the end of what was found, and
-        // none can be met twice.
+        // Only the root may be empty: so each node below it advances the end of the runs, and none
+        // can be visited twice.
         let is_empty = entries == 0 && node.len() == BLOCK_LEN;
         if le16(node, 0) != EXTENT_MAGIC || le16(node, 6) != depth || entries > room || is_empty {
             return Err(Fault::Corrupt("an extent node"));

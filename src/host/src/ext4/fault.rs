@@ -1,8 +1,9 @@
-//! Why a volume's file system cannot be read without the kernel.
+//! The reasons why a volume's file system cannot be read without the kernel.
 
 use cowshed_format::base::{self, Cancelled};
 
-/// What stopped the reader. Apart from `Pool`, the kernel may still be able to read it.
+/// The reason why the reader stopped. Apart from `Pool`, the kernel may still be able to read the
+/// file system.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     /// The pool could not read the volume.
@@ -11,16 +12,16 @@ pub(crate) enum Fault {
     /// The work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
-    /// It is made in a way that the reader does not know.
+    /// The file system has a feature that the reader does not know.
     #[error("the file system has {0}")]
     Unsupported(&'static str),
-    /// It contradicts itself.
+    /// The file system contradicts itself.
     #[error("the file system is damaged: {0}")]
     Corrupt(&'static str),
-    /// More was read than a sound file system of this size takes.
+    /// The reader read more than a sound file system of this size requires.
     #[error("the file system refers to its blocks again and again")]
     Endless,
 }
 
-/// The reader's result.
+/// The reader's result type.
 pub(crate) type Result<T, E = Fault> = std::result::Result<T, E>;

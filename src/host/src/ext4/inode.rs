@@ -6,11 +6,11 @@ use super::{le16, le32};
 
 /// Size of an inode in the file systems that are read.
 pub(crate) const INODE_BYTES: usize = 256;
-/// Where `i_block` starts.
+/// The offset of `i_block`.
 pub(super) const BLOCK_FIELD: usize = 0x28;
 /// Length of `i_block`.
 pub(super) const BLOCK_FIELD_BYTES: usize = 60;
-/// Where the fields end that every ext4 has.
+/// The end of the fields that every ext4 has.
 pub(super) const CLASSIC_BYTES: usize = 128;
 
 const FLAG_ENCRYPT: u32 = 0x800;
@@ -18,12 +18,12 @@ const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_VERITY: u32 = 0x10_0000;
 const FLAG_EA_INODE: u32 = 0x20_0000;
 const FLAG_INLINE_DATA: u32 = 0x1000_0000;
-/// Where the entry of the indirect block of the second degree is.
+/// The offset of the entry for the double-indirect block.
 const DOUBLE_INDIRECT: usize = BLOCK_FIELD + 13 * 4;
 /// `i_mtime_extra`.
 const MTIME_EXTRA: usize = 0x88;
 
-/// What an inode stands for.
+/// The kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InodeKind {
     Fifo,
@@ -33,7 +33,7 @@ pub(crate) enum InodeKind {
     File,
     Symlink,
     Socket,
-    /// No type that Linux knows.
+    /// A type that Linux does not know.
     Unknown,
 }
 
@@ -44,19 +44,20 @@ pub(crate) struct Inode {
     pub(super) bytes: [u8; INODE_BYTES],
 }
 
-/// What two objects of the same kind must share to be the same, apart from attributes and content.
+/// The metadata that two objects of the same kind must share to be the same, apart from attributes
+/// and content.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Metadata {
     mode: u16,
     owner: (u32, u32),
     mtime: (i64, u32),
     device: u64,
-    /// Of a regular file.
+    /// The size of a regular file.
     size_bytes: Option<u64>,
 }
 
 impl Inode {
-    /// One of a table that was never used.
+    /// Returns an inode of a table that was never used.
     pub(super) const fn unused(number: u32) -> Self {
         Self {
             number,
@@ -64,7 +65,7 @@ impl Inode {
         }
     }
 
-    /// The inode at `index` of a block of a table.
+    /// Returns the inode at `index` of a block of a table.
     pub(super) fn in_block(number: u32, block: &Block, index: u32) -> Self {
         let mut inode = Self::unused(number);
         let start = usize::try_from(index).unwrap_or(0) * INODE_BYTES;
@@ -78,17 +79,17 @@ impl Inode {
         self.number
     }
 
-    /// Whether both are the same in every bit.
+    /// Returns true if both are the same in every bit.
     pub(crate) fn is_identical(&self, other: &Self) -> bool {
         self.bytes == other.bytes
     }
 
-    /// Whether a directory may name it.
+    /// Returns true if a directory may name it.
     pub(crate) fn is_live(&self) -> bool {
         self.links() > 0 && self.mode() != 0
     }
 
-    /// Refuses what is stored in a way that the reader does not know.
+    /// Returns an error if the inode is stored in a format that the reader does not know.
     pub(crate) fn check_known(&self) -> Result<()> {
         let unknown = FLAG_ENCRYPT | FLAG_VERITY | FLAG_EA_INODE | FLAG_INLINE_DATA;
         if self.flags() & unknown == 0 {
@@ -115,12 +116,12 @@ impl Inode {
         self.kind() == InodeKind::Directory
     }
 
-    /// Whether it is in use as a directory.
+    /// Returns true if it is in use as a directory.
     pub(crate) fn is_live_directory(&self) -> bool {
         self.is_live() && self.is_directory()
     }
 
-    /// Whether it has names besides the one that led to it.
+    /// Returns true if it has names besides the one that led to it.
     pub(crate) fn has_other_names(&self) -> bool {
         !self.is_directory() && self.links() > 1
     }
@@ -145,23 +146,24 @@ impl Inode {
         u64::from(le32(&self.bytes, 0x6C)) << 32 | u64::from(le32(&self.bytes, 0x4))
     }
 
-    /// `i_block`.
+    /// Returns the bytes of `i_block`.
     pub(super) fn block_field(&self) -> &[u8] {
         &self.bytes[BLOCK_FIELD..BLOCK_FIELD + BLOCK_FIELD_BYTES]
     }
 
-    /// The block of attributes, if it has one.
+    /// Returns the block of attributes, if there is one.
     pub(crate) fn attribute_block(&self) -> Option<u64> {
         let block = u64::from(le16(&self.bytes, 0x76)) << 32 | u64::from(le32(&self.bytes, 0x68));
         (block != 0).then_some(block)
     }
 
-    /// The indirect block of the second degree of a file without extents.
+    /// Returns the double-indirect block of a file without extents.
     pub(crate) fn double_indirect_block(&self) -> u64 {
         u64::from(le32(&self.bytes, DOUBLE_INDIRECT))
     }
 
-    /// Bytes after `CLASSIC_BYTES` that hold further fields; attributes follow.
+    /// Returns the number of bytes after `CLASSIC_BYTES` that hold further fields; attributes
+    /// follow.
     pub(super) fn extra_bytes(&self) -> Result<usize> {
         let extra = usize::from(le16(&self.bytes, 0x80));
         if extra <= INODE_BYTES - CLASSIC_BYTES && extra.is_multiple_of(4) {
@@ -194,7 +196,7 @@ impl Inode {
     }
 }
 
-/// Major and minor number, from the old or the new encoding.
+/// Returns the major and minor number, from the old or the new encoding.
 fn device(field: &[u8]) -> u64 {
     let old = le32(field, 0);
     let (major, minor) = if old != 0 {

@@ -1,7 +1,7 @@
-//! What this crate reads of an ext4 by itself. This file: is it one, is it clean, where is its
-//! journal. Its folder reads the rest, to compare two file systems: `reader` blocks, groups and
-//! inodes, `inode`, `extents`, `directory` and `attributes` one structure each. Writing is left to
-//! the kernel and to e2fsprogs.
+//! The parts of ext4 that this crate reads by itself. This file: whether a volume is an ext4,
+//! whether it is clean, and where its journal is. Its folder reads the rest, to compare two file
+//! systems: `reader` reads blocks, groups and inodes; `inode`, `extents`, `directory` and
+//! `attributes` one structure each. Writing is left to the kernel and to e2fsprogs.
 //!
 //! Source: the kernel's `Documentation/filesystems/ext4/super.rst` and `journal.rst`. The bytes
 //! may have been written by a container, so each field is checked before it is used.
@@ -55,7 +55,8 @@ struct Run {
 }
 
 impl Superblock {
-    /// Reads it; `None` when the volume holds no ext4 that this crate could have made.
+    /// Reads the superblock; returns `None` if the volume holds no ext4 that this crate could have
+    /// created.
     pub(super) fn read(volume: &Volume) -> Result<Option<Self>> {
         let end = SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES as u64;
         if volume.size_bytes() < end {
@@ -72,7 +73,7 @@ impl Superblock {
         (superblock.u16_at(0x38) == MAGIC && block_bytes == BLOCK_BYTES).then_some(superblock)
     }
 
-    /// How large the file system takes its device to be.
+    /// Returns the size of the file system.
     pub(super) fn size_bytes(&self) -> u64 {
         let mut blocks = u64::from(self.u32_at(0x4));
         if self.u32_at(0x60) & INCOMPAT_64BIT != 0 {
@@ -81,12 +82,12 @@ impl Superblock {
         blocks.saturating_mul(BLOCK_BYTES)
     }
 
-    /// How many inodes are in use, those that ext4 keeps for itself included.
+    /// Returns the number of inodes in use, including those that ext4 reserves for itself.
     pub(super) fn used_inodes(&self) -> u64 {
         u64::from(self.u32_at(0x0).saturating_sub(self.u32_at(0x10)))
     }
 
-    /// How many blocks nothing has, as far as it was written down.
+    /// Returns the number of free blocks that the superblock states.
     pub(super) fn free_blocks(&self) -> u64 {
         let mut blocks = u64::from(self.u32_at(0xC));
         if self.u32_at(0x60) & INCOMPAT_64BIT != 0 {
@@ -95,23 +96,25 @@ impl Superblock {
         blocks
     }
 
-    /// Whether nothing waits in the journal to be replayed and no deleted file to be released.
+    /// Returns true if no journal is to be replayed and no deleted file to be released.
     pub(super) fn is_clean(&self) -> bool {
         let orphan = self.u32_at(0xE8);
         !self.needs_replay() && orphan == 0
     }
 
-    /// Whether the journal holds what has not reached its place.
+    /// Returns true if the journal must be replayed.
     pub(super) fn needs_replay(&self) -> bool {
         self.u32_at(0x60) & INCOMPAT_RECOVER != 0
     }
 
-    /// Whether the kernel has found errors in it, or could not write what it had to.
+    /// Returns true if the kernel has found errors in the file system, or could not write data that
+    /// it had to.
     pub(super) fn has_errors(&self) -> bool {
         self.u16_at(0x3A) & STATE_ERRORS != 0 || self.u32_at(0x194) != 0
     }
 
-    /// The journal's runs of blocks, if the superblock's copy of the journal inode makes sense.
+    /// Returns the journal's runs of blocks, if the superblock's copy of the journal inode is
+    /// valid.
     fn journal_runs(&self) -> Option<Vec<Run>> {
         let has_journal = self.u32_at(0x5C) & COMPAT_HAS_JOURNAL != 0;
         if !has_journal || self.bytes[0xFD] != JOURNAL_BACKUP_BLOCKS {
@@ -176,8 +179,8 @@ fn le32(bytes: &[u8], offset: usize) -> u32 {
     u32::from(le16(bytes, offset)) | u32::from(le16(bytes, offset + 2)) << 16
 }
 
-/// Whether all of the file system is in its place: either it says that no journal is to be
-/// replayed, or there is nothing in the journal. Of a volume that does not change meanwhile.
+/// Returns true if the file system needs no journal: either its superblock says that no journal is
+/// to be replayed, or the journal is empty. The volume must not change meanwhile.
 pub(super) fn is_settled(volume: &Volume) -> Result<bool> {
     let Some(superblock) = Superblock::read(volume)? else {
         return Ok(false);
@@ -185,7 +188,7 @@ pub(super) fn is_settled(volume: &Volume) -> Result<bool> {
     Ok(!superblock.needs_replay() || empty_journal(volume, &superblock)?.is_some())
 }
 
-/// The journal's runs of blocks, if nothing about it is unusual and nothing is in it.
+/// Returns the journal's runs of blocks, if the journal is an ordinary and empty one.
 fn empty_journal(volume: &Volume, superblock: &Superblock) -> Result<Option<Vec<Run>>> {
     let inside = superblock.size_bytes() <= volume.size_bytes();
     let Some(runs) = superblock.journal_runs().filter(|_| inside) else {
@@ -196,8 +199,8 @@ fn empty_journal(volume: &Volume, superblock: &Superblock) -> Result<Option<Vec<
     Ok(is_empty_journal(&head).then_some(runs))
 }
 
-/// Gives the blocks of an empty journal back to the pool, all but its superblock, and says how
-/// many bytes those were. Does nothing where anything about the journal is unusual.
+/// Discards the blocks of an empty journal except its superblock, and returns the number of bytes.
+/// Does nothing if the journal is not an ordinary one.
 ///
 /// After a clean unmount the journal's `s_start` is zero and the rest of it is never read again,
 /// but every layer and container would keep its own copy of those blocks.
@@ -220,7 +223,8 @@ pub(super) fn release_journal(volume: &Volume) -> Result<u64> {
     Ok(released_bytes)
 }
 
-/// Whether `head`, the start of a journal's superblock (big-endian), says that it is empty.
+/// Returns true if `head`, the start of a journal's superblock (big-endian), says that the journal
+/// is empty.
 fn is_empty_journal(head: &[u8; 32]) -> bool {
     let field =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);

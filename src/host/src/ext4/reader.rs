@@ -1,14 +1,14 @@
-//! An ext4 read straight from its volume: geometry, blocks, inodes.
+//! An ext4 read directly from its volume: geometry, blocks, inodes.
 //!
-//! Not a driver: nothing is mounted and nothing is written. It knows the file systems that
-//! `filesystem` makes and that the kernel and `resize2fs` make of them; whatever else it meets is
-//! `Unsupported`, and the caller asks the kernel instead. It does not verify ext4's checksums: the
+//! This is not a driver: it mounts nothing and writes nothing. It knows the file systems that
+//! `filesystem` creates and that the kernel and `resize2fs` make of them; anything else is
+//! `Unsupported`, and the caller uses the kernel instead. It does not verify ext4's checksums: the
 //! pool has verified each block.
 //!
 //! # Invariants
 //! - The bytes may be anything: every number that leads to a block or an inode is checked against
-//!   the file system's size, and the number of blocks that are read is bounded by what the volume
-//!   holds, so that nothing panics or goes on for ever.
+//!   the file system's size, and the number of blocks that are read is bounded by the volume's
+//!   content, so that nothing panics or runs for ever.
 //! - The volume does not change meanwhile.
 
 use super::fault::{Fault, Result};
@@ -27,16 +27,17 @@ pub(crate) type Block = [u8; BLOCK_LEN];
 pub(crate) const BLOCK_LEN: usize = 4096;
 /// The root directory's inode.
 pub(crate) const ROOT_INODE: u32 = 2;
-/// The inode of the space that is kept for more group descriptors.
+/// The inode of the blocks that are reserved for more group descriptors.
 pub(crate) const RESIZE_INODE: u32 = 7;
 /// The journal's inode.
 pub(crate) const JOURNAL_INODE: u32 = 8;
 
-/// Blocks that are kept once they were read (8 MiB).
+/// Number of cached blocks (8 MiB).
 const CACHE_BLOCKS: usize = 2048;
-/// How often each block that a volume maps may be read on average, before it counts as endless.
+/// The maximum average number of reads of each block that a volume maps; beyond it the reader gives
+/// up.
 const READS_PER_BLOCK: u64 = 8;
-/// Reads that any volume is granted.
+/// The minimum number of reads that any volume may take.
 const READS_MIN: u64 = 1 << 16;
 /// Inodes in one block of a table.
 pub(crate) const INODES_PER_BLOCK: u32 = 16;
@@ -58,7 +59,7 @@ const DESCRIPTOR_BYTES: u16 = 32;
 /// Bits of one bitmap block.
 const BITMAP_BITS: u32 = 32_768;
 
-/// What must be the same for two file systems to be compared number by number.
+/// The geometry that must be equal for two file systems to be compared number by number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     uuid: [u8; 16],
@@ -80,15 +81,15 @@ pub(crate) struct FileSystem<'v> {
     reads_left: Cell<u64>,
 }
 
-/// Where a group's own blocks are.
+/// The places of a group's own blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     pub block_bitmap: u64,
     pub inode_bitmap: u64,
     pub inode_table: Range<u64>,
-    /// Inodes of the table that were ever used; the rest of it holds anything.
+    /// Number of inodes of the table that were ever used; the rest of the table is undefined.
     pub used_inodes: u32,
-    /// Nothing in the group is allocated, apart from its own blocks.
+    /// True if only the group's own blocks are allocated in it.
     pub is_block_bitmap_unused: bool,
 }
 
@@ -148,17 +149,18 @@ impl<'v> FileSystem<'v> {
         self.layout.inodes_per_group
     }
 
-    /// The group that a block lies in.
+    /// Returns the group that a block lies in.
     pub(crate) fn group_of_block(&self, block: u64) -> u32 {
         u32::try_from(block / u64::from(self.layout.blocks_per_group)).unwrap_or(u32::MAX)
     }
 
-    /// A group's first block.
+    /// Returns a group's first block.
     pub(crate) fn first_block(&self, group: u32) -> u64 {
         u64::from(group) * u64::from(self.layout.blocks_per_group)
     }
 
-    /// A group's copy of the superblock and the descriptors, with what is reserved for more.
+    /// Returns the blocks of a group's copy of the superblock and the descriptors, with those
+    /// reserved for more descriptors.
     pub(crate) fn copies(&self, group: u32) -> Range<u64> {
         let first = self.first_block(group);
         if !has_copies(group) {
@@ -168,7 +170,7 @@ impl<'v> FileSystem<'v> {
         first..first + 1 + descriptor_blocks + self.reserved_descriptor_blocks
     }
 
-    /// A group's descriptor; `None` past the last.
+    /// Returns a group's descriptor; `None` past the last.
     pub(crate) fn group(&self, group: u32) -> Result<Option<Group>> {
         if group >= self.groups {
             return Ok(None);
@@ -206,7 +208,7 @@ impl<'v> FileSystem<'v> {
             .ok_or(Fault::Corrupt("a group descriptor"))
     }
 
-    /// Whether `block` is free for anything.
+    /// Returns true if `block` is free.
     pub(crate) fn is_free(&self, block: u64) -> Result<bool> {
         let Some(group) = self.group(self.group_of_block(block))? else {
             return Ok(true);
@@ -219,7 +221,7 @@ impl<'v> FileSystem<'v> {
         Ok(bitmap[bit / 8] & 1 << (bit % 8) == 0)
     }
 
-    /// A block's bytes.
+    /// Returns a block's bytes.
     pub(crate) fn block(&self, number: u64) -> Result<Rc<Block>> {
         cancel::check()?;
         if let Some(found) = self.cache.borrow().get(&number) {
@@ -246,13 +248,13 @@ impl<'v> FileSystem<'v> {
         Ok(self.volume.read_at(buf, first * BLOCK_BYTES)?)
     }
 
-    /// How many blocks may still be read.
+    /// Returns the number of blocks that may still be read.
     #[cfg(test)]
     pub(crate) fn reads_left(&self) -> u64 {
         self.reads_left.get()
     }
 
-    /// Refuses a directory or file of more blocks than may still be read.
+    /// Returns an error if a directory or file has more blocks than may still be read.
     pub(super) fn check_len(&self, blocks: u64) -> Result<()> {
         if blocks > self.reads_left.get() {
             return Err(Fault::Endless);
@@ -260,7 +262,7 @@ impl<'v> FileSystem<'v> {
         Ok(())
     }
 
-    /// Counts a read, which must lie inside.
+    /// Counts a read, which must lie inside the file system.
     fn check(&self, blocks: &Range<u64>) -> Result<()> {
         if blocks.end > self.blocks {
             return Err(Fault::Corrupt("a block number"));
@@ -271,7 +273,7 @@ impl<'v> FileSystem<'v> {
         Ok(())
     }
 
-    /// An inode, which may be one that is not in use; those that do not exist are not.
+    /// Returns an inode that exists but may be unused.
     pub(crate) fn inode(&self, number: u32) -> Result<Inode> {
         let Some(index) = number.checked_sub(1) else {
             return Ok(Inode::unused(number));
@@ -285,7 +287,7 @@ impl<'v> FileSystem<'v> {
         Ok(Inode::in_block(number, &block, index % INODES_PER_BLOCK))
     }
 
-    /// An inode that a directory entry names.
+    /// Returns an inode that a directory entry names.
     pub(crate) fn live_inode(&self, number: u32) -> Result<Inode> {
         let inode = self.inode(number)?;
         inode.check_known()?;
@@ -339,7 +341,8 @@ fn descriptor_bytes(superblock: &Superblock) -> Result<u16> {
         .ok_or(Fault::Unsupported("unusual group descriptors"))
 }
 
-/// With `sparse_super`: the groups 0 and 1 and the powers of 3, 5 and 7.
+/// Returns true if the group has copies. With `sparse_super`: the groups 0 and 1 and the powers of
+/// 3, 5 and 7.
 fn has_copies(group: u32) -> bool {
     let is_power = |base: u32| {
         let mut rest = group;

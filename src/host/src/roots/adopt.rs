@@ -1,4 +1,4 @@
-//! Taking over the roots that a dead process has left mounted or handed out.
+//! Taking over the roots that a dead process left mounted or handed out.
 
 use super::super::adoption::device_of;
 use super::super::host::Host;
@@ -14,14 +14,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 impl Host {
-    /// Takes over what is shown of roots. What nobody is to keep is taken out of sight; what
-    /// cannot be is left, and its volume with it.
+    /// Takes over the shown roots. Temporary ones are unmounted; one that cannot be is left, with
+    /// its volume.
     pub(in super::super) fn adopt_roots(&self, mounts: &[MountEntry], export: &Export) {
         for id in self.noted_roots() {
             let path = self.root_path(id);
             let mounted = mounts.iter().rfind(|entry| entry.mount_point == path);
             let Ok(volume) = self.pool().volume_by_id(id) else {
-                // It was removed while its folder was still there.
+                // The volume was removed while its folder still existed.
                 self.forget_notes(id, mounted.is_some());
                 continue;
             };
@@ -44,7 +44,7 @@ impl Host {
         match mounted {
             Some(entry) if device.as_deref() == Some(Path::new(&entry.source)) => {
                 let path = &entry.mount_point;
-                // Without the note, a freeze is somebody else's.
+                // Without the note, the freeze was made by somebody else.
                 if self.frozen_note(&format!("root-{id}")).exists() {
                     super::super::adoption::thaw_at(path);
                 }
@@ -54,13 +54,13 @@ impl Host {
                 });
             }
             Some(entry) => {
-                // Its device is not the volume's any more: nothing of it can be used.
+                // The mounted device no longer belongs to the volume, so the mount cannot be used.
                 let _ = mount::unmount_lazy(&entry.mount_point);
             }
-            // Attached, but not mounted yet or no more.
+            // Attached, but not mounted yet or no longer.
             None if device.is_some() && !handed_out => {
                 self.let_go(export, id);
-                // Mounted in another mount namespace: it is given up when that is gone.
+                // Mounted in another mount namespace: it is released when that mount is gone.
                 root.mounted = number_of(export, id).map(|number| Mounted {
                     number,
                     purpose: None,
@@ -89,7 +89,7 @@ impl Host {
         }
     }
 
-    /// The volumes of which the state folder tells that they may be shown.
+    /// Returns the volumes that may be shown, according to the state folder.
     fn noted_roots(&self) -> BTreeSet<VolumeId> {
         let entries = fs::read_dir(self.roots_dir());
         let names = entries.into_iter().flatten().flatten();
@@ -113,7 +113,7 @@ impl Host {
     }
 }
 
-/// The number of the volume's loop device.
+/// Returns the device number of the volume's loop device.
 fn number_of(export: &Export, id: VolumeId) -> Option<u64> {
     let device = export.loop_device(id)?;
     fs::metadata(device).ok().map(|found| found.rdev())

@@ -1,9 +1,9 @@
-//! Layers into roots and out of them: applying one to a root, and writing what changed from one
-//! root to another as one.
+//! Layers of roots: applying a layer to a root, and writing the changes from one root to another as
+//! a layer.
 //!
-//! A layer is written from an instant: the root's file system is quiesced while a snapshot is
-//! taken, and goes on while that is compared and read. The comparison is of blocks, so its time
-//! grows with the change and not with the root.
+//! A layer is written from one instant: the root's file system is quiesced while a snapshot is
+//! taken, and is thawed before the snapshot is compared and read. The comparison is of blocks, so
+//! its time grows with the change and not with the root.
 
 use super::super::commit::write_layer;
 use super::super::diff::Instant;
@@ -22,22 +22,23 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
-/// How a layer is written.
+/// The options for writing a layer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LayerOptions {
-    /// How it is compressed.
+    /// The compression.
     pub compression: Compression,
-    /// What was changed later is shown as changed then.
+    /// The latest modification time: later times are replaced by it.
     pub latest: Option<Time>,
 }
 
 impl Host {
-    /// Unpacks `layer` into the root, which is mounted for that if it was not; returns what the
-    /// layer turned out to be and what was left out. After a failure the root holds a part of it.
+    /// Unpacks `layer` into the root, which is mounted for that if it was not; returns the
+    /// properties of the layer and notes about omitted data. After a failure the root holds a part
+    /// of it.
     ///
     /// # Errors
-    /// `Oci` when the layer is not what was stated of it or cannot be trusted, `Pool` with
-    /// `NoSpace`, `FileSystemFull`, and what the host answers.
+    /// `Oci` if the layer does not match its description or cannot be trusted, `Pool` with
+    /// `NoSpace`, `FileSystemFull`, and any error of the host.
     pub fn fill_root(
         &self,
         volume: &Volume,
@@ -47,7 +48,7 @@ impl Host {
         let path = self.mount_root(volume, RootUse::Container)?;
         let applied = self.fill_mounted(volume, &path, layer, sizing);
         let unmounted = self.unmount_device(volume);
-        // The first failure is the one to report.
+        // The first error is the one to report.
         let applied = applied?;
         unmounted.map(|()| applied)
     }
@@ -69,7 +70,7 @@ impl Host {
         Ok(applied)
     }
 
-    /// Unmounts a root that was handed out as a device, and mounted here only to work on it.
+    /// Unmounts a root that was handed out as a device, and mounted here only for this work.
     fn unmount_device(&self, volume: &Volume) -> Result<()> {
         let root = self.roots.of(volume.id());
         let mut root = root.lock();
@@ -79,7 +80,7 @@ impl Host {
         drop(self.sync_locked(volume, &root)?);
         let path = self.root_path(volume.id());
         if mount::unmount(&path).is_err() {
-            // Another call works on it, and does this when it is done.
+            // Another call uses it, and unmounts it at its end.
             return Ok(());
         }
         self.detach_loop(volume)?;
@@ -88,10 +89,10 @@ impl Host {
         Ok(())
     }
 
-    /// Writes what changed from `lower` to `upper` to `out` as a layer. Either may be in use.
+    /// Writes the changes from `lower` to `upper` to `out` as a layer. Either may be in use.
     ///
     /// # Errors
-    /// What the pool and the host answer, and `Oci` with what `out` does.
+    /// Any error of the pool and the host, and `Oci` with errors of `out`.
     pub fn write_root_changes<W: Write>(
         &self,
         lower: &Volume,
@@ -116,15 +117,15 @@ impl Host {
         Ok(written)
     }
 
-    /// The volume if it is frozen, and else a snapshot with all that was written to the root.
+    /// Returns the volume if it is frozen, and else a snapshot with all data written to the root.
     fn root_at_an_instant(&self, volume: &Volume, work: &mut WorkVolumes<'_>) -> Result<Volume> {
         if volume.is_frozen() {
             return Ok(volume.clone());
         }
         let root = self.roots.of(volume.id());
-        // It is neither mounted nor sealed meanwhile.
+        // The root is neither mounted nor sealed meanwhile.
         let _held = root.lock();
-        // Before, since what failed to write may not be written out any more, and after it was.
+        // Checked both before and after: data whose write failed may not be written out any more.
         self.check_complete(volume)?;
         let snapshot = self.snapshot_passing(volume, &self.work_name()?)?;
         work.push(snapshot.clone());

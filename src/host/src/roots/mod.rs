@@ -1,16 +1,17 @@
 //! Roots: volumes whose file systems are shown to others, as a folder, a device or a file.
 //!
-//! Not containers: there is no record here, and a root goes by its volume. Whoever keeps records
-//! of roots (the snapshotter) says when one is shown and when it is given up. `seal` makes a
-//! frozen volume of a root, `usage` says what it takes, and `adopt` takes over what a predecessor
-//! has left.
+//! Roots are not containers: they have no record here, and a root is identified by its volume. The
+//! keeper of their records (the snapshotter) decides when one is shown and when it is released.
+//! `seal` makes a frozen volume of a root, `usage` reports the space that it takes, and `adopt`
+//! takes over those that a predecessor left.
 //!
 //! # Invariants
-//! - A volume is mounted once, at `roots/<volume>` in the state folder, however many look at it
+//! - A volume is mounted once, at `roots/<volume>` in the state folder, however many users it has
 //!   there: they get bind mounts of that folder.
-//! - A root that is given up is out of sight at once; its device goes when its last user has gone,
-//!   and until then its volume stays.
-//! - A root's lock is held while it is mounted, unmounted, sealed or given up; never two of them.
+//! - A root that is released is no longer visible at once; its device is detached after its last
+//!   user, and until then its volume stays.
+//! - A root's lock is held while it is mounted, unmounted, sealed or released; a thread never holds
+//!   two of them.
 
 mod adopt;
 mod layers;
@@ -35,21 +36,22 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How the name of the folder ends that tells of a device that was handed out.
+/// The suffix of the folder that records a device that was handed out.
 const DEVICE_SUFFIX: &str = ".device";
-/// How the name of the folder ends that tells of a file that was handed out.
+/// The suffix of the folder that records a file that was handed out.
 const FILE_SUFFIX: &str = ".file";
-/// How the name of a root's volume begins.
+/// The prefix of the name of a root's volume.
 const ROOT_PREFIX: &str = "snapshot/";
 
-/// What a root is mounted for.
+/// The purpose of a mounted root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RootUse {
-    /// To fill it with a layer: all or nothing, since it is thrown away unless it is sealed.
+    /// To fill it with a layer: without protection against a crash, since it is discarded unless it
+    /// is sealed.
     Fill,
     /// To run a container in it.
     Container,
-    /// To look at a frozen volume.
+    /// To read a frozen volume.
     View,
 }
 
@@ -63,7 +65,7 @@ impl RootUse {
     }
 }
 
-/// What is shown of one volume.
+/// The ways in which one volume is shown.
 #[derive(Default)]
 struct Root {
     mounted: Option<Mounted>,
@@ -79,9 +81,9 @@ impl Root {
 
 /// A mounted root.
 struct Mounted {
-    /// The number of the file system's device, by which a foreign mount is told from ours.
+    /// The number of the file system's device, which distinguishes a foreign mount from this one.
     number: u64,
-    /// What it was mounted for, unless a predecessor has mounted it.
+    /// The purpose, unless a predecessor has mounted it.
     purpose: Option<RootUse>,
 }
 
@@ -96,7 +98,7 @@ impl Roots {
         Arc::clone(self.table.lock().entry(id).or_default())
     }
 
-    /// Forgets the roots of which nothing is shown and which nobody works on.
+    /// Forgets the roots that are not shown and that no thread uses.
     fn tidy(&self) {
         self.table
             .lock()
@@ -113,16 +115,16 @@ impl Roots {
 }
 
 impl Host {
-    /// The frozen empty file system of `size_bytes`, made now if there is none yet.
+    /// Returns the frozen empty file system of `size_bytes`, and creates it if there is none yet.
     ///
     /// # Errors
-    /// `InvalidSize`, and what the pool and mkfs answer.
+    /// `InvalidSize`, and any error of the pool and mkfs.
     pub fn empty_root(&self, size_bytes: u64) -> Result<Volume> {
         filesystem::template(self.pool(), size_bytes, &self.work_name()?)
     }
 
-    /// A volume with an empty file system of a size that is asked for once. Its name is one in
-    /// work: until it is renamed, the next start removes it.
+    /// Creates a volume with an empty file system of a size that is used only once. Its name is
+    /// temporary: until it is renamed, the next start removes it.
     ///
     /// # Errors
     /// As `empty_root`.
@@ -130,11 +132,11 @@ impl Host {
         filesystem::fresh(self.pool(), size_bytes, &self.work_name()?)
     }
 
-    /// A clone of `below` whose file system has been grown. Its name is one in work: until it is
+    /// Creates a clone of `below` and grows its file system. Its name is temporary: until it is
     /// renamed, the next start removes it.
     ///
     /// # Errors
-    /// `InvalidSize`, and what the pool and resize2fs answer.
+    /// `InvalidSize`, and any error of the pool and resize2fs.
     pub fn grown_root(&self, below: &Volume, size_bytes: u64) -> Result<Volume> {
         let mut work = WorkVolumes::new(self.pool());
         let grown = self.larger_copy(below, size_bytes, &mut work);
@@ -143,23 +145,23 @@ impl Host {
         Ok(grown)
     }
 
-    /// A new name for a root's volume.
+    /// Returns a new name for a root's volume.
     ///
     /// # Errors
-    /// `Io` without random numbers.
+    /// `Io` if there are no random numbers.
     pub fn root_name(&self) -> Result<Name> {
         Ok(Name::new(&format!("{ROOT_PREFIX}{}", random_hex::<16>()?))?)
     }
 
-    /// A new name for a volume that nobody is to keep: the next start removes it.
+    /// Returns a new name for a temporary volume: the next start removes it.
     ///
     /// # Errors
-    /// `Io` without random numbers.
+    /// `Io` if there are no random numbers.
     pub fn passing_name(&self) -> Result<Name> {
         self.work_name()
     }
 
-    /// The volumes that nobody is to keep.
+    /// Returns the temporary volumes.
     #[must_use]
     pub fn passing_volumes(&self) -> Vec<VolumeId> {
         let volumes = self.pool().volumes();
@@ -169,10 +171,10 @@ impl Host {
         passing.map(|volume| volume.id).collect()
     }
 
-    /// Mounts the volume's file system, unless it is mounted, and answers where.
+    /// Mounts the volume's file system, unless it is mounted, and returns the mount point.
     ///
     /// # Errors
-    /// What the pool and the host answer.
+    /// Any error of the pool and the host.
     pub fn mount_root(&self, volume: &Volume, purpose: RootUse) -> Result<PathBuf> {
         let path = self.root_path(volume.id());
         let root = self.roots.of(volume.id());
@@ -181,7 +183,7 @@ impl Host {
             return Ok(path);
         }
         fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
-        // Nobody has it yet who could be told that something is durable.
+        // Nobody has the root yet, so no flush has promised durability to anybody.
         let paused = volume.pause_flushes();
         let mounted = self
             .attach_and_mount(volume, &path, purpose.mode(), Access::Programs)
@@ -196,16 +198,16 @@ impl Host {
                 Ok(path)
             }
             Err(error) => {
-                // Nothing is mounted there; at worst an empty folder stays.
+                // Nothing is mounted there; at worst an empty folder remains.
                 let _ = fs::remove_dir(&path);
                 Err(self.explain(error))
             }
         }
     }
 
-    /// Mounts what was mounted before and is not any more, though its device may be in use:
-    /// somebody else has unmounted it, or it was given up and is still mounted in another mount
-    /// namespace. Answers whether it is mounted.
+    /// Mounts a volume that was mounted before and no longer is, though its device may be in use:
+    /// somebody else has unmounted it, or it was released and is still mounted in another mount
+    /// namespace. Returns true if it is mounted.
     fn show_again(&self, volume: &Volume, root: &mut Root) -> Result<bool> {
         let path = self.root_path(volume.id());
         let Some(mounted) = &mut root.mounted else {
@@ -215,7 +217,7 @@ impl Host {
             return Ok(true);
         }
         let Some(device) = self.export()?.loop_device(volume.id()) else {
-            // It is not ours any more.
+            // The device no longer belongs to this export.
             self.detach_loop(volume)?;
             root.mounted = None;
             return Ok(false);
@@ -234,11 +236,11 @@ impl Host {
         Ok(true)
     }
 
-    /// Makes the volume a block device, unless it is one, and answers its path. It is read-only if
+    /// Makes the volume a block device, unless it is one, and returns its path. It is read-only if
     /// the volume is frozen.
     ///
     /// # Errors
-    /// What the pool and the host answer.
+    /// Any error of the pool and the host.
     pub fn attach_root(&self, volume: &Volume) -> Result<PathBuf> {
         let root = self.roots.of(volume.id());
         let mut root = root.lock();
@@ -246,7 +248,7 @@ impl Host {
             if self.export()?.loop_device(volume.id()).as_ref() == Some(device) {
                 return Ok(device.clone());
             }
-            // Somebody else has detached it, and it may be another's by now.
+            // Somebody else has detached it, and its number may have another user by now.
             self.detach_loop(volume)?;
             root.device = None;
         }
@@ -259,8 +261,8 @@ impl Host {
         Ok(device)
     }
 
-    /// Does `work` while nobody shows, seals or hides the root; it is given what the root was
-    /// mounted for, where that is known.
+    /// Runs `work` while no other thread shows, seals or hides the root; `work` gets the root's
+    /// purpose, if known.
     pub(super) fn with_root_held<T>(
         &self,
         volume: &Volume,
@@ -271,14 +273,14 @@ impl Host {
         work(root.mounted.as_ref().and_then(|mounted| mounted.purpose))
     }
 
-    /// Keeps the volume's file for somebody else to use, and answers its path.
+    /// Attaches the volume's file for another program, and returns its path.
     ///
     /// # Errors
-    /// What the pool and the host answer.
+    /// Any error of the pool and the host.
     pub fn root_file(&self, volume: &Volume) -> Result<PathBuf> {
         let root = self.roots.of(volume.id());
         let mut root = root.lock();
-        // Its path goes by its name, which may have changed.
+        // The path depends on the volume's name, which may have changed.
         if root.file.is_some() {
             return Ok(self.export()?.file_path(volume));
         }
@@ -289,11 +291,11 @@ impl Host {
         Ok(file)
     }
 
-    /// Takes everything that is shown of the volume back, unless `is_wanted` says that it is
-    /// needed after all: asked when nobody else can show it. What is written is in the volume then.
+    /// Stops showing the volume in all ways, unless `is_wanted`, which is called while no other
+    /// thread can show it, returns true. All written data is in the volume then.
     ///
     /// # Errors
-    /// `Export` with `Busy` while somebody uses it; to be tried again then.
+    /// `Export` with `Busy` while it is in use; the caller should retry then.
     pub fn release_root(&self, volume: &Volume, is_wanted: &dyn Fn() -> bool) -> Result<()> {
         let id = volume.id();
         {
@@ -308,7 +310,7 @@ impl Host {
         Ok(())
     }
 
-    /// Takes everything back that is shown of a volume that nobody is to keep.
+    /// Stops showing a volume whose data nobody needs.
     ///
     /// # Errors
     /// As `release_root`.
@@ -321,12 +323,12 @@ impl Host {
         let id = volume.id();
         let path = self.root_path(id);
         if root.mounted.is_some() {
-            // Whoever has a bind mount of it goes on; the device tells.
+            // Bind mounts of it go on; the device is busy then.
             if mount::unmount(&path).is_err() && mount::mount_at(&path).is_ok_and(|at| at.is_some())
             {
                 mount::unmount_lazy(&path).map_err(Error::io("unmount", &path))?;
             }
-            // While the file system lives on, its device is busy, and this is tried again.
+            // While the file system is in use, its device is busy, and the caller retries this.
             self.detach_loop(volume)?;
             root.mounted = None;
             let _ = fs::remove_dir(&path);
@@ -349,11 +351,11 @@ impl Host {
         not_attached_is_fine(self.export()?.detach_as(volume, AttachKind::Loop))
     }
 
-    /// Whether nothing but our own mount shows the file system of a root that was mounted to be
-    /// filled: only then can it be filled on by somebody else.
+    /// Returns true if the only mount of a root that was mounted to be filled is this host's own:
+    /// only then can another filler continue with it.
     ///
     /// # Errors
-    /// When the list of mounts cannot be read.
+    /// If the list of mounts cannot be read.
     pub fn is_root_alone(&self, volume: &Volume) -> Result<bool> {
         let root = self.roots.of(volume.id());
         let root = root.lock();
@@ -361,10 +363,10 @@ impl Host {
         Ok(purpose == Some(RootUse::Fill) && is_alone(&root)?)
     }
 
-    /// Writes what is in memory of the root to its volume, where it is mounted here.
+    /// Writes the dirty data of the root to its volume, if it is mounted here.
     ///
     /// # Errors
-    /// What the host answers, failures of earlier writes included.
+    /// Any error of the host, including failures of earlier writes.
     pub fn sync_root(&self, volume: &Volume) -> Result<()> {
         let root = self.roots.of(volume.id());
         let root = root.lock();
@@ -374,12 +376,12 @@ impl Host {
         self.sync_locked(volume, &root).map(drop)
     }
 
-    /// Writes out a mounted root, and answers its file system.
+    /// Writes out a mounted root, and returns its file system.
     fn sync_locked(&self, volume: &Volume, root: &Root) -> Result<FileSystem> {
         let path = self.root_path(volume.id());
         let number = root.mounted.as_ref().map_or(0, |mounted| mounted.number);
         let at = FileSystem::numbered(&path, number).map_err(Error::io("open", &path))?;
-        // The host tells this once; a commit that is tried again must not succeed.
+        // The host reports an error only once, and a repeated commit must not succeed.
         let synced = at.sync().inspect_err(|_| self.note_refusal(volume));
         synced
             .map_err(Error::io("write out", &path))
@@ -387,7 +389,8 @@ impl Host {
         Ok(at)
     }
 
-    /// The volume of the root that is mounted at `source`, or that has the device or file there.
+    /// Returns the volume of the root that is mounted at `source`, or that has the device or file
+    /// there.
     #[must_use]
     pub fn root_at(&self, source: &Path) -> Option<VolumeId> {
         let name = source.strip_prefix(self.roots_dir()).ok();
@@ -400,10 +403,10 @@ impl Host {
         found.map(|attached| attached.volume)
     }
 
-    /// Unmounts all roots; what is written is in their volumes then.
+    /// Unmounts all roots; all written data is in their volumes then.
     ///
     /// # Errors
-    /// `Busy` for the first that is in use; the others are tried all the same.
+    /// `Busy` for the first that is in use; the others are unmounted all the same.
     pub(super) fn close_roots(&self) -> Result<()> {
         let mut first = Ok(());
         for id in self.roots.ids() {
@@ -426,10 +429,10 @@ impl Host {
         if let Some(mounted) = &root.mounted
             && FileSystem::numbered(&self.root_path(volume.id()), mounted.number).is_ok()
         {
-            // Who has a bind mount keeps the file system; this much is safe then.
+            // A bind mount keeps the file system in use; the data written so far is safe then.
             if let Err(error) = self.sync_locked(volume, &root) {
-                // A file system that has given up answers so for ever. That this one is incomplete
-                // is remembered.
+                // A file system with a fatal error fails this for ever. Its volume is recorded as
+                // incomplete.
                 tracing::error!(%error, volume = %volume.name(), "not all of it was written out");
             }
         }
@@ -440,7 +443,7 @@ impl Host {
         Ok(())
     }
 
-    /// Where roots are mounted.
+    /// Returns the mount points of the roots.
     #[must_use]
     pub fn root_paths(&self) -> Vec<PathBuf> {
         let ids = self.roots.ids();
@@ -458,13 +461,14 @@ impl Host {
         self.roots_dir().join(id.to_string())
     }
 
-    /// The folder that tells a successor that the volume was handed out in this way.
+    /// Returns the folder that tells a successor that the volume was handed out in this way.
     fn note(&self, id: VolumeId, suffix: &str) -> PathBuf {
         self.roots_dir().join(format!("{id}{suffix}"))
     }
 }
 
-/// Whether the root is mounted here, and not shown in any other way that this process can see.
+/// Returns true if the root is mounted here, and not shown in any other way that this process can
+/// see.
 fn is_alone(root: &Root) -> Result<bool> {
     let Some(Mounted { number, .. }) = root.mounted else {
         return Ok(false);

@@ -1,13 +1,14 @@
-//! Making a frozen volume of a root: what a snapshotter's commit stands on.
+//! Making a frozen volume of a root, for a snapshotter's commit.
 //!
 //! A mounted root is unmounted, and its volume frozen as it is. If others have it mounted, or the
-//! next layer is to go on with it, its file system is quiesced for the moment in which its volume
-//! is snapshotted: everything is on the volume then and the journal is empty. Where somebody had
-//! the device and has not unmounted it, it is quiesced where it is mounted, and if that is out of
-//! sight, all of this host is written out, and a copy of the volume is settled.
+//! next layer will continue with it, its file system is quiesced for the moment in which its volume
+//! is snapshotted: everything is on the volume then and the journal is empty. If a user got the
+//! device and has not unmounted it, the file system is quiesced where it is mounted; if this
+//! process cannot see that mount, all file systems of this host are written out, and a copy of the
+//! volume is settled.
 //!
 //! # Invariants
-//! - What was refused by the pool while it was written out makes no frozen volume, however often
+//! - If the pool refused data while it was written out, no frozen volume is made, however often
 //!   that is tried.
 
 use super::super::error::{Error, Result};
@@ -20,26 +21,28 @@ use cowshed_engine::Volume;
 use cowshed_export::ExportError;
 use parking_lot::{ArcMutexGuard, RawMutex};
 
-/// How the caller's transaction makes a frozen volume of a root.
+/// The way in which the caller's transaction makes a frozen volume of a root.
 pub enum Sealed {
-    /// By a snapshot, while this lives; what is left can be written on.
+    /// By a snapshot, while this value is alive; the root can be written on after that.
     Quiesced(QuiescedRoot),
     /// By freezing the volume itself.
     Idle(QuiescedRoot),
-    /// By taking this frozen copy in its place; it has a name in work.
+    /// By replacing it with this frozen copy, which has a temporary name.
     Copy(Volume),
 }
 
-/// Keeps a root as it is: its file system quiesced if it is mounted, and else not mounted.
+/// A guard that keeps a root unchanged: its file system quiesced if it is mounted, and else not
+/// mounted.
 pub struct QuiescedRoot {
-    // The file system goes on before others may show the root.
+    // The file system is thawed before others may show the root.
     _frozen: Option<FrozenMount>,
     is_alone: bool,
     _root: ArcMutexGuard<RawMutex, Root>,
 }
 
 impl QuiescedRoot {
-    /// Whether nobody else has it mounted, who could write to it once it goes on.
+    /// Returns true if it is not mounted elsewhere, so that nobody could write to it once it is
+    /// thawed.
     #[must_use]
     pub const fn is_alone(&self) -> bool {
         self.is_alone
@@ -47,19 +50,19 @@ impl QuiescedRoot {
 }
 
 impl Host {
-    /// Brings the root's file system to a clean state on its volume, for the caller to freeze, and
-    /// to flush the pool before it tells of that.
+    /// Brings the root's file system to a clean state on its volume. The caller must then freeze
+    /// the volume, and flush the pool before it reports success.
     ///
     /// # Errors
-    /// `Incomplete` when something that was written to it had no room in the pool, for good; and
-    /// what the host answers.
+    /// `Incomplete`, permanently, if written data found no space in the pool; and any error of the
+    /// host.
     pub fn seal_root(&self, volume: &Volume) -> Result<Sealed> {
         self.check_complete(volume)?;
         let sealed = self.seal(volume);
-        // All that was in memory has been written, or refused, by now.
+        // All dirty data has been written, or refused, by now.
         let complete = self.check_complete(volume);
         if let (Err(_), Ok(Sealed::Copy(copy))) = (&complete, &sealed) {
-            // If it stays, the next start removes it.
+            // If it remains, the next start removes it.
             let _ = self.pool().remove(copy);
         }
         complete.and(sealed)
@@ -74,7 +77,7 @@ impl Host {
         }
         match self.hide(volume, &mut root) {
             Ok(()) => {}
-            // Whoever has the device still uses it.
+            // The holder of the device still uses it.
             Err(Error::Export(error @ ExportError::Busy { .. })) => {
                 tracing::debug!(%error, volume = %volume.name(), "sealing a copy");
                 drop(root);
@@ -96,28 +99,28 @@ impl Host {
         self.settled_copy(volume).map(Sealed::Copy)
     }
 
-    /// Whether the root's file system is in use by nobody, and was not unmounted: its host went
-    /// down with what was not written out.
+    /// Returns true if the root's file system is unused and was not unmounted: its host went down
+    /// with data that was not written out.
     ///
     /// # Errors
-    /// What the pool answers.
+    /// Any error of the pool.
     pub fn was_interrupted(&self, volume: &Volume) -> Result<bool> {
         let root = self.roots.of(volume.id()).lock_arc();
         Ok(!root.is_shown() && Superblock::read(volume)?.is_some_and(|found| !found.is_clean()))
     }
 
-    /// Unmounts a root that nobody else has mounted, which is faster than holding it still; one
-    /// that was mounted to be filled stays, for the next layer. Answers whether it is unmounted.
+    /// Unmounts a root that nobody else has mounted, which is faster than freezing it; one that was
+    /// mounted to be filled stays mounted, for the next layer. Returns true if it is unmounted.
     fn unmount_alone(&self, volume: &Volume, root: &mut Root) -> Result<bool> {
         let purpose = root.mounted.as_ref().and_then(|mounted| mounted.purpose);
         if purpose == Some(RootUse::Fill) || !is_alone(root)? {
             return Ok(false);
         }
-        // Writes that had no room are told here, and by nothing later.
+        // Writes that found no space are reported here, and not again later.
         drop(self.sync_locked(volume, root)?);
         match self.hide(volume, root) {
             Ok(()) => Ok(true),
-            // Somebody has it in another mount namespace.
+            // Somebody has it mounted in another mount namespace.
             Err(Error::Export(ExportError::Busy { .. })) => Ok(!self.show_again(volume, root)?),
             Err(error) => Err(error),
         }
@@ -129,7 +132,7 @@ impl Host {
         let frozen = FrozenMount::freeze(at, self.root_path(volume.id()), note)?;
         let is_alone = is_alone(&root)?;
         if frozen.is_ours() {
-            // The journal is empty while the file system is held, and never read.
+            // The journal is empty while the file system is frozen, and is never read.
             ext4::release_journal(volume)?;
         }
         Ok(Sealed::Quiesced(QuiescedRoot {
@@ -139,8 +142,9 @@ impl Host {
         }))
     }
 
-    /// A frozen copy of the volume as it is now, with its journal replayed. What was written to its
-    /// file system, which somebody may still have mounted, is in it as far as this host knows.
+    /// Returns a frozen copy of the volume as it is now, with its journal replayed. It contains all
+    /// data written to the file system, which somebody may still have mounted, as far as this host
+    /// knows.
     fn settled_copy(&self, volume: &Volume) -> Result<Volume> {
         let mut work = WorkVolumes::new(self.pool());
         let snapshot = self.snapshot_in_use(volume, &self.work_name()?)?;
@@ -155,7 +159,7 @@ impl Host {
         self.mount_for_work(&copy, Mode::Settle)?.unmount()?;
         self.check_complete(&copy)?;
         self.pool().freeze(&copy)?;
-        // The snapshot goes; the copy alone has what both had.
+        // The snapshot is removed; the copy alone keeps the data of both.
         copied.keep();
         Ok(copy)
     }

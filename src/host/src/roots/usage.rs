@@ -1,4 +1,4 @@
-//! What a root takes: files and folders, and bytes. Nothing is walked.
+//! The usage of a root: files and folders, and bytes. No tree is walked.
 
 use super::super::error::Result;
 use super::super::ext4::Superblock;
@@ -8,10 +8,10 @@ use cowshed_format::base::VolumeId;
 use cowshed_sys::mount::FileSystem;
 
 impl Host {
-    /// How many files and folders the volume's file system has.
+    /// Returns the number of files and folders in the volume's file system.
     ///
     /// # Errors
-    /// What the pool and the host answer.
+    /// Any error of the pool and the host.
     pub fn root_inodes(&self, volume: &Volume) -> Result<u64> {
         if let Some(found) = self.room_of_mounted(volume.id()) {
             return Ok(found.files().saturating_sub(found.files_free()));
@@ -19,22 +19,23 @@ impl Host {
         Ok(Superblock::read(volume)?.map_or(0, |found| found.used_inodes()))
     }
 
-    /// Bytes that only this root holds, what is still in memory included as far as the file system
-    /// has set blocks aside for it.
+    /// Returns the bytes that only this root holds, including dirty data as far as the file system
+    /// has reserved blocks for it.
     ///
     /// # Errors
-    /// `NoSuchVolume`, and what the pool answers.
+    /// `NoSuchVolume`, and any error of the pool.
     pub fn root_bytes(&self, volume: &Volume) -> Result<u64> {
         let info = volume.info()?;
         let taken = self.taken_since_clone(volume, info.parent);
         Ok(info.own_bytes.max(taken?.unwrap_or(0)))
     }
 
-    /// By how much a mounted root has less room than the volume that it is a clone of.
+    /// Returns the difference in free space between the volume that a mounted root was cloned from
+    /// and the root.
     fn taken_since_clone(&self, volume: &Volume, below: Option<VolumeId>) -> Result<Option<u64>> {
         let below = below.and_then(|id| self.pool().volume_by_id(id).ok());
         let Some(below) = below.filter(|below| {
-            // A larger file system has bookkeeping of its own.
+            // A larger file system has additional metadata.
             below.is_frozen() && below.size_bytes() == volume.size_bytes()
         }) else {
             return Ok(None);
@@ -47,7 +48,7 @@ impl Host {
         Ok(Some(taken.saturating_mul(now.fragment_size())))
     }
 
-    /// What a root's file system says of itself, if it is mounted here.
+    /// Returns the statistics of a root's file system, if it is mounted here.
     fn room_of_mounted(&self, id: VolumeId) -> Option<nix::sys::statvfs::Statvfs> {
         let root = self.roots.table.lock().get(&id).cloned()?;
         let number = root.lock().mounted.as_ref()?.number;

@@ -1,13 +1,13 @@
-//! Copying objects from one directory into another with all that belongs to them.
+//! Copying objects from one directory into another with all their metadata.
 //!
-//! Everything goes by descriptors of directories and single names, and no symbolic link is
-//! followed, so that a process that renames things meanwhile cannot lead the copy elsewhere.
+//! All accesses use descriptors of directories and single names, and follow no symbolic link, so
+//! that a process that renames things meanwhile cannot redirect the copy.
 //!
 //! # Invariants
-//! - What is no directory is made anew, never written through an existing name. A file takes its
-//!   name once it is whole: what it replaces stays until then.
-//! - Devices, FIFOs and sockets are not replaced, unless by the same one below the target.
-//! - An object is opened by what was looked at, whatever has its name by then.
+//! - Everything but directories is created anew, never written through an existing name. A file
+//!   gets its name once it is complete: the object that it replaces stays until then.
+//! - Devices, FIFOs and sockets are not replaced, except by an equal object below the target.
+//! - An object is opened through the descriptor that was examined, whatever has its name by then.
 //! - A directory's times are set after its content.
 
 use super::copy::CopyReport;
@@ -30,24 +30,24 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// How deep a tree may be: each level holds two descriptors.
+/// The maximum depth of a tree: each level holds two descriptors.
 const DEPTH_MAX: usize = 256;
 /// Buffer for contents, in bytes.
 const BUFFER_BYTES: usize = 1 << 20;
-/// Bits of a mode that chmod(2) takes.
+/// The mode bits that chmod(2) accepts.
 const PERMISSION_BITS: u32 = 0o7777;
 
-/// One copy in work.
+/// A copy in progress.
 pub(super) struct Transfer<'t> {
-    /// The directory that everything goes into.
+    /// The directory that everything is copied into.
     target: BorrowedFd<'t>,
-    /// Where the first name of each file with several names went, by device and inode.
+    /// The path of the first copied name of each file with several names, by device and inode.
     first_names: HashMap<(u64, u64), PathBuf>,
     buffer: Vec<u8>,
     report: CopyReport,
 }
 
-/// An object that is copied: opened with `O_PATH`, and what was seen of it.
+/// An object to copy: its descriptor, opened with `O_PATH`, and its metadata.
 struct Source {
     object: OwnedFd,
     stat: FileStat,
@@ -64,15 +64,15 @@ impl Source {
     }
 }
 
-/// Where an object comes from and goes to.
+/// The source and the target of one object.
 struct Step<'s> {
     from: BorrowedFd<'s>,
     name: &'s OsStr,
     to: BorrowedFd<'s>,
     new_name: &'s OsStr,
-    /// Counted from the transfer's target.
+    /// The path relative to the transfer's target.
     path: &'s Path,
-    /// For messages.
+    /// The path for messages.
     shown: &'s Path,
     depth: usize,
 }
@@ -170,7 +170,7 @@ impl<'t> Transfer<'t> {
         }
     }
 
-    /// Makes a second name where the file came by before.
+    /// Creates a hard link if another name of the file was copied before.
     fn link_to_first(&mut self, step: &Step<'_>, stat: &FileStat) -> Result<bool> {
         let inode = (stat.st_dev, stat.st_ino);
         let Some(first) = self.first_names.get(&inode) else {
@@ -243,7 +243,7 @@ impl<'t> Transfer<'t> {
         part.take_name(step, source)
     }
 
-    /// Copies the data and leaves the holes.
+    /// Copies the data and preserves the holes.
     fn copy_content(&mut self, from: &File, to: &File) -> io::Result<()> {
         let end = from.metadata()?.len();
         let mut at = 0;
@@ -279,8 +279,8 @@ impl Step<'_> {
         self.check("look at", Source::of(object))
     }
 
-    /// Refuses to replace what is neither a directory nor a file nor a link. Below the target the
-    /// same device, or a FIFO, may take its place, so that a tree can be copied again.
+    /// Refuses to replace an object that is neither a directory nor a file nor a link. Below the
+    /// target, an equal device or a FIFO may be replaced, so that a tree can be copied again.
     fn refuse_special(&self, source: &Source) -> Result<()> {
         let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
         let found = match fstatat(self.to, self.new_name, flags) {
@@ -302,7 +302,7 @@ impl Step<'_> {
         Err(Error::CopyTarget { path, what })
     }
 
-    /// Removes what has the new name, unless it is a directory.
+    /// Removes the object with the new name, unless it is a directory.
     fn make_room(&self) -> Result<()> {
         match unlinkat(self.to, self.new_name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
@@ -310,7 +310,7 @@ impl Step<'_> {
         }
     }
 
-    /// Sets the metadata of what was made without a descriptor.
+    /// Sets the metadata of an object that was created without a descriptor.
     fn finish(&self, source: &Source) -> Result<()> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let made = self.check("open", openat(self.to, self.new_name, flags, Mode::empty()))?;
@@ -331,7 +331,7 @@ impl Step<'_> {
         let path = proc_path(&made);
         let is_link = source.kind() == SFlag::S_IFLNK;
         if !is_link {
-            // After the owner, whose change takes setuid bits away.
+            // After the owner, since changing the owner clears setuid bits.
             let mode = Permissions::from_mode(stat.st_mode & PERMISSION_BITS);
             fs::set_permissions(&path, mode).map_err(Error::io("set the mode of", self.shown))?;
         }
@@ -353,7 +353,7 @@ impl Step<'_> {
 fn copy_xattrs(source: &OwnedFd, made: BorrowedFd<'_>) -> io::Result<()> {
     for name in xattr::list(source)? {
         match xattr::set(made, &name, &xattr::get(source, &name)?) {
-            // The target's file system has no such attributes.
+            // The target's file system does not support such attributes.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
             answer => answer?,
         }
@@ -361,8 +361,8 @@ fn copy_xattrs(source: &OwnedFd, made: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// A file in the target's directory that has its name only once it is whole; removed unless it
-/// gets there.
+/// A file in the target's directory that gets its name only once it is complete; removed if it does
+/// not.
 struct PartFile<'s> {
     file: File,
     directory: BorrowedFd<'s>,
@@ -384,7 +384,7 @@ impl<'s> PartFile<'s> {
         })
     }
 
-    /// Replaces what has the name, which was not a special file when it was looked at last.
+    /// Replaces the object with the name, which was not a special file when it was last examined.
     fn take_name(mut self, step: &Step<'_>, source: &Source) -> Result<()> {
         step.refuse_special(source)?;
         let name = self.name.as_str();
@@ -398,7 +398,7 @@ impl<'s> PartFile<'s> {
 impl Drop for PartFile<'_> {
     fn drop(&mut self) {
         if !self.is_named {
-            // The copy's own error is told; a file that cannot be removed adds nothing to it.
+            // The copy's own error is returned; a failure to remove the file adds nothing to it.
             let _ = unlinkat(
                 self.directory,
                 self.name.as_str(),
@@ -412,7 +412,7 @@ fn kind_of(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-/// The names in a directory, without those of itself and its parent.
+/// Returns the names in a directory, without `.` and `..`.
 fn names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listed = Dir::from_fd(openat(directory, ".", flags, Mode::empty())?)?;
@@ -428,7 +428,7 @@ fn names(directory: BorrowedFd<'_>) -> Result<Vec<OsString>, Errno> {
     Ok(names)
 }
 
-/// Leads to the very object that the descriptor stands for.
+/// Returns a path to the very object that the descriptor refers to.
 fn proc_path(object: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", object.as_fd().as_raw_fd()))
 }

@@ -119,7 +119,7 @@ fn links_in_the_target_are_replaced_and_never_followed() {
     folders.copy();
     assert_eq!(fs::read(outside.join("file")).unwrap(), b"precious");
     assert_eq!(fs::read(folders.to("name")).unwrap(), b"new");
-    // A directory does not go through a link to another one either.
+    // A directory does not replace a link to another directory either.
     fs::create_dir(folders.from("dir")).unwrap();
     fs::write(folders.from("dir/file"), "wrong").unwrap();
     symlink(&outside, folders.to("dir")).unwrap();

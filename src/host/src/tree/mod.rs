@@ -1,16 +1,16 @@
-//! Comparing two trees: what a container changed in its image's root.
+//! Comparing two trees: the changes of a container to its image's root.
 //!
 //! Both trees are private mounts that nobody changes meanwhile, so paths are stable. Symbolic
 //! links are never followed.
 //!
-//! The two file systems are clones, so an object that nobody touched has the same inode number
-//! and change time on both sides and is not looked at any further. Of the others the metadata,
-//! attributes and link targets are compared, and the content only where all of that is the same.
+//! The two file systems are clones, so an object that nobody touched has the same inode number and
+//! change time on both sides and is not compared further. For the others the metadata, attributes
+//! and link targets are compared, and the content only if all of those are equal.
 //!
 //! # Invariants
 //! - A change is listed after all directories above it, and the list is sorted by path.
 //! - A removed directory is listed alone, an added or replacing one with everything in it.
-//! - If one name of a file with several is listed, all its names are, so that a layer made of the
+//! - If one name of a file with several is listed, all its names are, so that a layer made from the
 //!   list keeps them one file.
 
 use super::error::{Error, Result};
@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 
 /// Buffer for comparing contents, in bytes.
 const BUFFER_BYTES: usize = 256 << 10;
-/// An attribute of the host's security module and not of the tree.
+/// An attribute that belongs to the host's security module and not to the tree.
 const HOST_XATTR: &[u8] = b"security.selinux";
 
-/// What happened to a path.
+/// The kind of a change to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum TreeChange {
     Added,
@@ -66,7 +66,7 @@ impl From<PathBuf> for TreePath {
     }
 }
 
-/// What changed from the tree at `base` to the tree at `new`.
+/// Returns the changes from the tree at `base` to the tree at `new`.
 pub(super) fn compare(base: &Path, new: &Path) -> Result<TreeChanges> {
     let mut comparison = Comparison {
         base: Side::open(base)?,
@@ -107,7 +107,7 @@ struct Comparison {
     changes: TreeChanges,
     /// The names on the new side of each file that has several on a side, by inode number.
     names: HashMap<u64, Vec<PathBuf>>,
-    /// Directories that are on both sides and were not compared yet.
+    /// Directories that exist on both sides and were not compared yet.
     pending: Vec<PathBuf>,
     /// Paths on both sides that have other names on a side, with their inode numbers.
     linked: Vec<(PathBuf, u64, u64)>,
@@ -213,7 +213,7 @@ impl Comparison {
         }
     }
 
-    /// Lists what is only on the new side, with everything in it.
+    /// Lists an object that exists only on the new side, with everything in it.
     fn added(&mut self, path: PathBuf, after: &Metadata, change: TreeChange) -> Result<()> {
         let mut pending = Vec::new();
         if after.is_dir() {
@@ -236,8 +236,8 @@ impl Comparison {
         Ok(())
     }
 
-    /// Whether an object that is of one type on both sides is the same, apart from its links and
-    /// the entries of a directory.
+    /// Returns true if an object of the same type on both sides is the same, apart from its links
+    /// and the entries of a directory.
     fn same_object(&mut self, path: &Path, before: &Metadata, after: &Metadata) -> Result<bool> {
         if is_untouched(before, after) {
             return Ok(true);
@@ -260,7 +260,7 @@ impl Comparison {
         Ok(true)
     }
 
-    /// Compares two files of one size; what is a hole on both sides is not read.
+    /// Compares two files of the same size; ranges that are holes on both sides are not read.
     fn same_content(&mut self, path: &Path, size_bytes: u64) -> Result<bool> {
         let (before, after) = (self.base.open_file(path)?, self.new.open_file(path)?);
         let failed = |root: &Path| {
@@ -290,10 +290,10 @@ impl Comparison {
         }
     }
 
-    /// Marks the names that were one file and are two, or the other way round: two sides agree
-    /// about a name when the first common name of its file is the same on both.
+    /// Marks the names that were one file and are now two, or vice versa: two sides agree about a
+    /// name if the first common name of its file is the same on both.
     fn split_and_joined_links(&mut self) {
-        // By bytes, so that the answer does not depend on how the trees were walked.
+        // Sorted by bytes, so that the result does not depend on the order of the walk.
         self.linked
             .sort_by(|(a, ..), (b, ..)| a.as_os_str().cmp(b.as_os_str()));
         let first = |pairs: &mut dyn Iterator<Item = (u64, &PathBuf)>| {
@@ -328,7 +328,7 @@ impl Comparison {
     }
 }
 
-/// Lists the directories above what is listed.
+/// Lists the directories above the listed paths.
 pub(super) fn directories_above(changes: &mut TreeChanges) {
     let listed: Vec<TreePath> = changes.keys().cloned().collect();
     for path in listed {
@@ -337,15 +337,15 @@ pub(super) fn directories_above(changes: &mut TreeChanges) {
             let directory = TreePath::from(directory.to_owned());
             match changes.entry(directory) {
                 btree_map::Entry::Vacant(entry) => entry.insert(TreeChange::Changed),
-                // Whatever is listed has its own directories listed too.
+                // A listed directory has its own parents listed too.
                 btree_map::Entry::Occupied(_) => break,
             };
         }
     }
 }
 
-/// Whether clones of one file system hold the very same object: every change of an inode moves
-/// its change time.
+/// Returns true if clones of one file system hold the very same object: every change to an inode
+/// updates its change time.
 fn is_untouched(before: &Metadata, after: &Metadata) -> bool {
     let identity = |data: &Metadata| {
         let times = (

@@ -1,4 +1,4 @@
-//! Tests of the comparison on plain directories: copies, so that nothing is the same by inode.
+//! Tests of the comparison on plain directories: copies, so that no two inodes are the same.
 
 use super::*;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,7 +9,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// A small tree and an exact copy of it.
+    /// Creates a small tree and an exact copy of it.
     fn new() -> Self {
         let pair = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -76,7 +76,7 @@ fn directories_above_a_change_are_listed_before_it() {
         .modified()
         .unwrap();
     let path = pair.new_side().join("etc/deep/deeper/d");
-    // The same length and time, so that only the content tells.
+    // The same length and time, so that only the content differs.
     fs::write(&path, "THIS is etc/deep/deeper/d").unwrap();
     File::options()
         .write(true)

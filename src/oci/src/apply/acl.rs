@@ -1,5 +1,5 @@
-//! POSIX access control lists in the text form in which tar programs write them
-//! (`SCHILY.acl.access`, `SCHILY.acl.default`), as the attributes that the kernel takes.
+//! POSIX access control lists, converted from the text form in which tar programs write them
+//! (`SCHILY.acl.access`, `SCHILY.acl.default`) to the kernel's attributes.
 //!
 //! The text is that of acl(5), with commas (star, bsdtar) or newlines (GNU tar) between entries,
 //! and with star's extension: a fourth field that holds the number of the user or group. Names
@@ -18,7 +18,7 @@ const VERSION: u32 = 2;
 /// `ACL_UNDEFINED_ID`.
 const NO_ID: u32 = u32::MAX;
 
-// The tags of linux/posix_acl.h, in the order in which the kernel wants them.
+// The tags of linux/posix_acl.h, in the order that the kernel requires.
 const USER_OBJ: u16 = 0x01;
 const USER: u16 = 0x02;
 const GROUP_OBJ: u16 = 0x04;
@@ -26,12 +26,12 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// Why a list cannot be set.
+/// The reason why a list cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It is no access control list.
+    /// The text is not an access control list.
     Syntax,
-    /// It names somebody whose number is not known.
+    /// It names a user or group whose number is not known.
     Unknown,
 }
 
@@ -42,7 +42,8 @@ struct AclEntry {
     permissions: u16,
 }
 
-/// The attribute for the list in `text`; `id_of` finds the number of a user (or of a group).
+/// Returns the attribute for the list in `text`; `id_of` returns the number of a user (or of a
+/// group).
 pub(super) fn attribute(
     text: &[u8],
     id_of: &mut dyn FnMut(&[u8], bool) -> Option<u32>,
@@ -65,7 +66,7 @@ pub(super) fn attribute(
         return Err(Fault::Syntax);
     }
     if has(USER | GROUP) && !has(MASK) {
-        // What acl_calc_mask(3) makes: everything that the entries under the mask allow.
+        // As acl_calc_mask(3) computes it: all permissions of the entries under the mask.
         let all = with(USER | GROUP_OBJ | GROUP).fold(0, |all, entry| all | entry.permissions);
         entries.push(AclEntry {
             tag: MASK,
@@ -145,7 +146,7 @@ fn permissions(text: &[u8]) -> Result<u16, Fault> {
     })
 }
 
-/// The number of `name` in the image's list of users or groups.
+/// Returns the number of `name` in the image's list of users or groups.
 pub(super) fn id_in_image(root: BorrowedFd<'_>, name: &[u8], is_group: bool) -> Option<u32> {
     if name == b"root" {
         return Some(0);

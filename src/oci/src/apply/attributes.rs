@@ -13,7 +13,7 @@ const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 impl Applier {
-    /// Sets everything that the entry says.
+    /// Sets all attributes and access control lists of the entry.
     pub(super) fn attributes(&mut self, fd: impl AsFd, entry: &Entry) -> Result<()> {
         let mut all = entry.xattrs.clone();
         for (text, name) in [(&entry.acl_access, ACCESS), (&entry.acl_default, DEFAULT)] {
@@ -36,7 +36,7 @@ impl Applier {
         Ok(())
     }
 
-    /// The attribute of a list; `None` where it names somebody who is not known.
+    /// Returns the attribute of a list; `None` if it names an unknown user or group.
     fn acl(&mut self, text: &[u8], entry: &Entry) -> Result<Option<Vec<u8>>> {
         let root = self.parents.root();
         let mut id_of = |name: &[u8], is_group| acl::id_in_image(root, name, is_group);
@@ -66,14 +66,16 @@ impl Applier {
                 continue;
             };
             match error.raw_os_error() {
-                // Links and devices take no attributes of users, and some names mean nothing here.
+                // Links and devices do not support user attributes, and some names mean nothing
+                // here.
                 Some(libc::EOPNOTSUPP) => {
                     self.applied.dropped.note(Loss::Attribute, &entry.path);
                 }
                 Some(libc::EPERM) if is_users(name) && is_special(entry.kind) => {
                     self.applied.dropped.note(Loss::Attribute, &entry.path);
                 }
-                // For the name or the value alone, for the file, and for the file system's block.
+                // The name or the value alone is too large, or all attributes for the file, or for
+                // the file system's block.
                 Some(libc::ENOSPC | libc::E2BIG | libc::ERANGE) => {
                     return Err(too_large(entry, all, name, value, error));
                 }
@@ -84,12 +86,13 @@ impl Applier {
     }
 }
 
-/// ext4 answers ENOSPC both where a file's attributes do not fit the one block that they may take,
-/// and where there is no block for them; what would fit lacks the block.
+/// Returns the error for ENOSPC. ext4 returns ENOSPC both if a file's attributes do not fit the one
+/// block that they may use, and if no block is free for them; if they would fit, the block is
+/// missing.
 fn too_large(entry: &Entry, all: &[Xattr], name: &[u8], value: &[u8], error: io::Error) -> Error {
-    /// The block without its header.
+    /// The size of the block without its header.
     const BLOCK_BYTES: usize = 4096 - 32;
-    /// A descriptor, and what rounding takes.
+    /// The bytes of a descriptor, and the loss from rounding.
     const EACH_BYTES: usize = 16 + 6;
     let bytes = |(name, value): &Xattr| name.len() + value.len() + EACH_BYTES;
     let fits = all.iter().map(bytes).sum::<usize>() <= BLOCK_BYTES;

@@ -1,7 +1,7 @@
-//! Writing a file's content with holes where it is zero.
+//! Writing a file's content, with holes for blocks of zeros.
 //!
-//! A large file goes past the page cache: it is read at most in parts soon, and another copy of it
-//! takes the host longer to find memory for than to write.
+//! A large file bypasses the page cache: only parts of it are likely to be read soon, and finding
+//! memory for another copy takes the host longer than writing it.
 
 use crate::error::{Error, Result};
 use crate::limits::HOLE_BYTES;
@@ -14,11 +14,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-/// From this size on a file is a large one.
+/// The size from which on a file counts as large.
 const LARGE_BYTES: u64 = 8 << 20;
 const ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
 
-/// Writes what follows in the archive into the new, empty `file`; answers how many bytes were
+/// Writes the entry's data in the archive to the new, empty `file`; returns the number of bytes
 /// written.
 pub(super) fn write(
     file: &File,
@@ -59,10 +59,10 @@ pub(super) fn write(
     Ok(written)
 }
 
-/// A file, and how it is written.
+/// A file, and the way in which it is written.
 struct Target<'a> {
     file: &'a File,
-    /// Whether to go past the page cache where that is possible.
+    /// True if the page cache is to be bypassed if possible.
     prefers_direct: bool,
     is_direct: bool,
 }
@@ -87,8 +87,8 @@ impl<'a> Target<'a> {
         self.file.write_all_at(rest, offset + done)
     }
 
-    /// Writes the whole blocks at the start of `bytes`, if they lie as direct I/O needs it and the
-    /// file system can do it; answers how many bytes that was.
+    /// Writes the whole blocks at the start of `bytes`, if they are aligned for direct I/O and the
+    /// file system supports it; returns the number of bytes written.
     fn write_directly(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let align = u64::try_from(ALIGN_BYTES).map_err(io::Error::other)?;
         let len = bytes.len() - bytes.len() % ALIGN_BYTES;
@@ -125,8 +125,8 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Writes `bytes` at `offset` except for aligned blocks of zeros; answers how many bytes were
-/// written and where the last of them ended.
+/// Writes `bytes` at `offset` except for aligned blocks of zeros; returns the number of bytes
+/// written and the end of the last of them.
 fn write_around_holes(
     target: &mut Target<'_>,
     bytes: &[u8],

@@ -1,4 +1,4 @@
-//! Making one entry of each kind, with its metadata.
+//! Creating one entry of each kind, with its metadata.
 //!
 //! The order matters: content before owner (a write clears setuid and capabilities), owner before
 //! mode (a change of owner clears setuid), mode before attributes (a change of mode rewrites an
@@ -80,7 +80,7 @@ impl Applier {
         self.finish_directory(place.path, fd, entry)
     }
 
-    /// The entry `./`: the metadata of the root itself.
+    /// Applies the entry `./`: the metadata of the root itself.
     pub(super) fn root(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != Kind::Directory {
             let path = Printable::from(&*entry.path);
@@ -119,7 +119,7 @@ impl Applier {
             .open(directory)?
             .ok_or_else(|| failed(Errno::ENOENT))?;
         let target_name = OsStr::from_bytes(target_name);
-        // Looked at before anything is removed, because the target may be the entry itself.
+        // Checked before anything is removed, because the target may be the entry itself.
         fstatat(&directory.fd, target_name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed)?;
         if directory.inode == place.parent.inode && target_name.as_bytes() == place.name {
             return Ok(());
@@ -164,7 +164,7 @@ impl Applier {
         self.metadata_by_name(place, entry)
     }
 
-    /// Does `make`; if something is in the way, removes that first.
+    /// Calls `make`; if an object has the name already, removes it first.
     fn replacing<T>(
         &mut self,
         place: &Place<'_>,
@@ -174,7 +174,7 @@ impl Applier {
         let failed = |errno| Error::entry(action, place.path, errno);
         match make(place) {
             Err(Errno::EEXIST) => {
-                // What goes may be a directory or a link on the way to a remembered directory.
+                // The removed object may be a directory or a link on the way to a cached directory.
                 self.parents.forget();
                 remove::remove_all(place.parent.fd.as_fd(), place.name).map_err(failed)?;
                 make(place).map_err(failed)
@@ -193,7 +193,7 @@ impl Applier {
         )
     }
 
-    /// Takes away the ACL that a new object gets from its parent's default ACL.
+    /// Removes the ACL that a new object inherits from its parent's default ACL.
     fn inherited(fd: impl AsFd, place: &Place<'_>) -> Result<()> {
         if place.parent.has_default_acl {
             clear(fd, place.path)
@@ -202,7 +202,7 @@ impl Applier {
         }
     }
 
-    /// Owner, mode and attributes of an open file or directory.
+    /// Sets owner, mode and attributes of an open file or directory.
     fn metadata(&mut self, fd: impl AsFd, entry: &Entry) -> Result<()> {
         fchown(
             &fd,
@@ -215,7 +215,7 @@ impl Applier {
         self.attributes(fd, entry)
     }
 
-    /// Owner, mode, attributes and times of a symbolic link or node, which cannot be opened.
+    /// Sets owner, mode, attributes and times of a symbolic link or node, which cannot be opened.
     fn metadata_by_name(&mut self, place: &Place<'_>, entry: &Entry) -> Result<()> {
         let name = OsStr::from_bytes(place.name);
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
@@ -228,7 +228,7 @@ impl Applier {
         )
         .map_err(|errno| Error::entry("set the owner of", place.path, errno))?;
         if entry.kind != Kind::Symlink {
-            // It was made under this name a moment ago and is no link, so following is harmless.
+            // It was just created under this name and is not a link, so following is harmless.
             let mode = Mode::from_bits_truncate(entry.mode);
             fchmodat(&place.parent.fd, name, mode, FchmodatFlags::FollowSymlink)
                 .map_err(|errno| Error::entry("set the mode of", place.path, errno))?;
@@ -253,8 +253,8 @@ impl Applier {
     }
 }
 
-/// Removes all attributes: an entry describes a directory completely, so what a lower layer set on
-/// it goes.
+/// Removes all attributes: an entry describes a directory completely, so the attributes that a
+/// lower layer set on it are removed.
 pub(super) fn clear(fd: impl AsFd, path: &[u8]) -> Result<()> {
     let failed = |source| Error::entry("clear the attributes of", path, source);
     for name in xattr::list(&fd).map_err(failed)? {

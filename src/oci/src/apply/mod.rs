@@ -1,17 +1,18 @@
-//! Applying a layer: the entries of one tar stream, made beneath a root directory.
+//! Applying a layer: the entries of one tar stream are created beneath a root directory.
 //!
 //! Invariants:
 //! - Nothing outside the root is touched. Parents are resolved with `RESOLVE_IN_ROOT`, last
-//!   components are never followed, entries with `..` are refused, and absolute names count from
-//!   the root.
-//! - A whiteout or opaque marker removes only what lower layers left, never what this layer has
-//!   added, in whatever order the entries come.
-//! - A file is always made anew and never written through an existing name, so that a hard link of
-//!   a lower layer keeps its content.
+//!   components are never followed, entries with `..` are refused, and absolute names are relative
+//!   to the root.
+//! - A whiteout or opaque marker removes only objects of lower layers, never those that this layer
+//!   has added, in whatever order the entries come.
+//! - A file is always created anew and never written through an existing name, so that a hard link
+//!   of a lower layer keeps its content.
 //! - The same layer on the same tree gives the same tree, times included: a directory that an entry
 //!   describes gets that entry's times, and one that only had children changed keeps its own.
 //!
-//! - What cannot be made is an error, or is left out and counted in [`Applied::dropped`].
+//! - An object that cannot be created is an error, or is omitted and counted in
+//!   [`Applied::dropped`].
 //!
 //! An error leaves the root half-changed; the caller discards the volume. Nothing is synced here.
 
@@ -43,46 +44,47 @@ use std::rc::Rc;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Names with which AUFS kept books inside layers; they mean nothing to anyone else.
+/// The prefix of the names that AUFS used for bookkeeping inside layers; they mean nothing to other
+/// programs.
 const AUFS_BOOKS: &[u8] = b".wh..wh.";
 
-/// How an archive is taken.
+/// The options for applying an archive.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ApplyOptions {
-    /// Refuse an archive without an end marker, which may have been cut short: for archives whose
-    /// digest nobody has stated.
+    /// Refuse an archive without an end marker, which may have been cut short: for archives without
+    /// a stated digest.
     pub require_end_marker: bool,
-    /// The archive is no layer: names that begin with `.wh.` are only names, what an existing
-    /// directory has stays, and neither a directory nor a device, FIFO or socket is replaced by
-    /// something else.
+    /// The archive is not a layer: names that begin with `.wh.` are ordinary names, the content of
+    /// an existing directory stays, and neither a directory nor a device, FIFO or socket is
+    /// replaced by another kind of object.
     pub is_plain_tar: bool,
 }
 
-/// What a layer brought.
+/// The result of applying a layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Entries, whiteouts included.
+    /// Number of entries, including whiteouts.
     pub entries: u64,
     /// Bytes of file content that were written; holes are not counted.
     pub written_bytes: u64,
-    /// What was left out.
+    /// The omitted data.
     pub dropped: Dropped,
 }
 
-/// Who sees to the room of the file system below the root.
+/// Manages the free space of the file system below the root.
 pub trait Room {
-    /// Returns whether an entry fits whose content takes so many bytes at most. Where it does not,
-    /// all that is open in the file system is closed, and `make` is called.
+    /// Returns true if an entry fits whose content takes at most so many bytes. Otherwise,
+    /// everything that is open in the file system is closed, and `make` is called.
     fn fits(&mut self, content_bytes: u64) -> bool;
 
-    /// Makes room, if it can, and opens the root again.
+    /// Makes space, if possible, and opens the root again.
     ///
     /// # Errors
-    /// When there is no root any more.
+    /// If there is no root any more.
     fn make(&mut self) -> Result<OwnedFd>;
 }
 
-/// The room that there is.
+/// The free space as it is, which never grows.
 struct PresentRoom;
 
 impl Room for PresentRoom {
@@ -107,14 +109,14 @@ pub fn apply(root: BorrowedFd<'_>, layer: impl Read, options: ApplyOptions) -> R
     apply_with(root, layer, options, &mut PresentRoom)
 }
 
-/// Applies the uncompressed tar stream `layer` onto the directory `root`, in whose file system
-/// `room` makes room.
+/// Applies the uncompressed tar stream `layer` onto the directory `root`; `room` manages the free
+/// space of its file system.
 ///
 /// # Errors
 /// `Escapes` for an entry that would leave the root, `Header` and `Archive` for a bad stream,
 /// `Unsupported` for an entry that makes no file here, `Attributes` for attributes that are too
-/// large, `Entry` with the host's errno (`ENOSPC` for a full volume) where an entry could not be
-/// made, and whatever error of this room `layer` itself carries, such as `DigestMismatch`.
+/// large, `Entry` with the host's errno (`ENOSPC` for a full volume) if an entry could not be
+/// created, and any error of this crate that `layer` itself returns, such as `DigestMismatch`.
 pub fn apply_with(
     root: OwnedFd,
     layer: impl Read,
@@ -166,7 +168,7 @@ struct Applier {
     is_plain_tar: bool,
 }
 
-/// Where an entry goes: its parent directory and its name there.
+/// The place of an entry: its parent directory and its name there.
 struct Place<'a> {
     parent: Rc<Directory>,
     name: &'a [u8],
@@ -233,7 +235,7 @@ impl Applier {
     }
 }
 
-/// Refuses to put one kind of object in the place of another that is not to be lost.
+/// Refuses to replace an object by one of another kind if the object must not be lost.
 fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
     let name = OsStr::from_bytes(place.name);
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
@@ -258,7 +260,7 @@ fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
     Err(Error::InTheWay { entry, what })
 }
 
-/// The path without empty and `.` components, counted from the root.
+/// Returns the path without empty and `.` components, relative to the root.
 fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     let mut normal = Vec::with_capacity(path.len());
     let mut depth = 0;
@@ -287,7 +289,7 @@ fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     Ok(normal)
 }
 
-/// The parent and the last component of a normalized path; `None` for the root itself.
+/// Returns the parent and the last component of a normalized path; `None` for the root itself.
 fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     if path.is_empty() {
         return None;
@@ -298,7 +300,7 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     })
 }
 
-/// A time as the kernel takes it.
+/// Returns a time in the kernel's form.
 fn time_spec(time: Time) -> nix::sys::time::TimeSpec {
     nix::sys::time::TimeSpec::new(time.seconds, time.nanoseconds.into())
 }

@@ -1,5 +1,5 @@
-//! Parent directories: opened beneath the root, made where they are missing, remembered while
-//! neighbouring entries come, and given their times back at the end.
+//! Parent directories: opened beneath the root, created if they are missing, cached for
+//! neighbouring entries, and given their times back at the end.
 
 use super::{split, time_spec};
 use crate::error::{Error, HeaderFault, Printable, Result};
@@ -15,7 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
 
-/// How many directories stay open: archives come depth first, so a few levels serve.
+/// The maximum number of directories that stay open: archives are in depth-first order, so a few
+/// levels suffice.
 const RECENT_MAX: usize = 16;
 const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 const OPEN_FLAGS: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
@@ -24,11 +25,11 @@ const OPEN_FLAGS: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
 pub(super) struct Directory {
     pub(super) fd: OwnedFd,
     pub(super) inode: u64,
-    /// What is made in it inherits an ACL.
+    /// True if objects created in it inherit an ACL.
     pub(super) has_default_acl: bool,
 }
 
-/// The times that a directory shall have when the layer is done.
+/// The times that a directory gets when the layer is complete.
 struct Times {
     path: Vec<u8>,
     atime: Time,
@@ -39,7 +40,7 @@ struct Times {
 pub(super) struct Parents {
     /// `None` only while the file system grows.
     root: Option<OwnedFd>,
-    /// The most recent one last.
+    /// The open directories, the most recently used last.
     recent: Vec<(Vec<u8>, Rc<Directory>)>,
     /// By inode, because symbolic links give one directory several paths.
     times: HashMap<u64, Times>,
@@ -60,21 +61,21 @@ impl Parents {
             .as_fd()
     }
 
-    /// Closes everything; nothing can be made until the root is opened again.
+    /// Closes everything; nothing can be created until the root is opened again.
     pub(super) fn close(&mut self) {
         self.recent.clear();
         self.root = None;
     }
 
-    /// Goes on in the same tree, whose inodes have kept their numbers.
+    /// Continues in the same tree, whose inodes have kept their numbers.
     pub(super) fn reopen(&mut self, root: OwnedFd) {
         self.root = Some(root);
     }
 
-    /// The directory at `path`, or `None` where nothing is there.
+    /// Returns the directory at `path`, or `None` if it does not exist.
     pub(super) fn open(&mut self, path: &[u8]) -> Result<Option<Rc<Directory>>> {
         if let Some(place) = self.recent.iter().rposition(|(known, _)| known == path) {
-            // Keep the ones in use at the end; the first is the one to go.
+            // Keeps the used ones at the end; the first is dropped next.
             self.recent[place..].rotate_left(1);
             return Ok(self
                 .recent
@@ -100,7 +101,7 @@ impl Parents {
         }
     }
 
-    /// The directory at `path`; missing ones are made, with mode 0755 and this `time`.
+    /// Returns the directory at `path`; missing ones are created, with mode 0755 and this `time`.
     pub(super) fn open_or_make(&mut self, path: &[u8], time: Time) -> Result<Rc<Directory>> {
         if let Some(directory) = self.open(path)? {
             return Ok(directory);
@@ -110,7 +111,7 @@ impl Parents {
             .ok_or_else(|| Error::entry("open the folder", path, Errno::ENOENT))
     }
 
-    /// Takes note of a directory that an entry described.
+    /// Records a directory that an entry described.
     pub(super) fn described(
         &mut self,
         path: &[u8],
@@ -130,17 +131,18 @@ impl Parents {
         self.remember(path, fd, inode);
     }
 
-    /// Forgets open directories: something was removed, and a path may now lead elsewhere.
+    /// Drops the cached directories: an object was removed, and a path may now lead to another
+    /// place.
     pub(super) fn forget(&mut self) {
         self.recent.clear();
     }
 
-    /// Gives every directory that was described or changed its times.
+    /// Sets the times of every directory that was described or changed.
     pub(super) fn set_directory_times(&mut self) -> Result<()> {
         self.recent.clear();
         for (inode, times) in std::mem::take(&mut self.times) {
             let set = |fd: OwnedFd| {
-                // A directory that was removed later may have left its path to something else.
+                // The path of a directory that was removed later may now belong to another object.
                 if beneath::stat_itself(&fd)?.st_ino == inode {
                     futimens(fd, &time_spec(times.atime), &time_spec(times.mtime))?;
                 }
@@ -169,8 +171,8 @@ impl Parents {
         directory
     }
 
-    /// Makes what is missing of `path`, where a symbolic link on the way may lead to a place that
-    /// is itself missing, as in a chroot.
+    /// Creates the missing directories of `path`; a symbolic link on the way may lead to a place
+    /// that is itself missing, as in a chroot.
     fn make(&mut self, path: &[u8], time: Time) -> Result<()> {
         let mut pending: Vec<Vec<u8>> = components(path);
         let mut done: Vec<u8> = Vec::new();
@@ -210,14 +212,14 @@ impl Parents {
     }
 
     fn make_one(&mut self, parent: &[u8], name: &[u8], path: &[u8], time: Time) -> Result<()> {
-        // Opening it takes note of its times before they change.
+        // Opening the parent records its times before they change.
         let parent = self
             .open(parent)?
             .ok_or_else(|| Error::entry("open the folder", parent, Errno::ENOENT))?;
         let made = || -> Result<(OwnedFd, u64), Errno> {
             mkdirat(&parent.fd, OsStr::from_bytes(name), Mode::S_IRWXU)?;
             let fd = beneath::open_plain(self.root(), path, OPEN_FLAGS)?;
-            // The process's umask must not show in the image.
+            // The mode must not depend on the process's umask.
             fchmod(&fd, Mode::from_bits_truncate(0o755))?;
             let inode = beneath::stat_itself(&fd)?.st_ino;
             Ok((fd, inode))
@@ -235,7 +237,7 @@ impl Parents {
     }
 }
 
-/// The components of a path, the first one last.
+/// Returns the components of a path, the first one last.
 fn components(path: &[u8]) -> Vec<Vec<u8>> {
     let names = path
         .split(|byte| *byte == b'/')

@@ -1,4 +1,4 @@
-//! Removing: whole trees, and only what lower layers left.
+//! Removing objects: whole trees, or only the objects of lower layers.
 
 use super::parents::Directory;
 use cowshed_format::base::cancel;
@@ -15,11 +15,11 @@ use std::hash::BuildHasher;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
-/// What this layer has added, as (directory's inode, name) pairs.
+/// The objects that this layer has added, as (directory's inode, name) pairs.
 ///
-/// By inode and not by path, because symbolic links give one place several paths. Of each pair 128
-/// bits of keyed hashes are kept, so that a layer with millions of entries costs little memory; the
-/// keys are random, so no image can bring a collision about.
+/// By inode and not by path, because symbolic links give one object several paths. For each pair
+/// 128 bits of keyed hashes are kept, so that a layer with millions of entries costs little memory;
+/// the keys are random, so no image can force a collision.
 #[derive(Default)]
 pub(super) struct Added {
     pairs: HashSet<(u64, u64)>,
@@ -43,17 +43,17 @@ impl Added {
     }
 }
 
-/// A directory that is being emptied, and the one that is open below it.
+/// A directory that is being emptied; an open directory may be below it.
 struct Level {
     name: Vec<u8>,
     inode: u64,
-    /// The names in it that are still to be looked at.
+    /// The names in it that are still to be processed.
     left: Vec<Vec<u8>>,
-    /// This layer has added it.
+    /// True if this layer has added it.
     is_ours: bool,
 }
 
-/// Removes `name` from `parent`, with everything in it; it is fine if nothing is there.
+/// Removes `name` from `parent`, with everything in it; succeeds if it does not exist.
 pub(super) fn remove_all(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     match unlinkat(parent, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir) {
         Err(Errno::EISDIR) => clear(parent, name, None),
@@ -62,7 +62,7 @@ pub(super) fn remove_all(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errn
     }
 }
 
-/// Removes of `name` in `parent` what this layer has not added.
+/// Removes `name` from `parent`, except for objects that this layer has added.
 pub(super) fn remove_lower(parent: &Directory, name: &[u8], added: &Added) -> Result<(), Errno> {
     let is_ours = added.contains(parent.inode, name);
     let fd = parent.fd.as_fd();
@@ -77,10 +77,10 @@ pub(super) fn remove_lower(parent: &Directory, name: &[u8], added: &Added) -> Re
     }
 }
 
-/// Empties `directory` of everything that this layer has not added.
+/// Removes everything in `directory` that this layer has not added.
 pub(super) fn clear_lower(directory: &Directory, added: &Added) -> Result<(), Errno> {
     for name in names(directory)? {
-        // The caller sees that it was cancelled.
+        // The caller detects the cancellation.
         cancel::check().map_err(|_| Errno::ECANCELED)?;
         remove_lower(directory, &name, added)?;
     }
@@ -89,8 +89,8 @@ pub(super) fn clear_lower(directory: &Directory, added: &Added) -> Result<(), Er
 
 /// Removes the directory `name` from `parent`, with everything in it that `added` does not keep.
 ///
-/// One descriptor is open however deep the tree is: the way up goes over `..`, since nobody else
-/// moves anything here.
+/// One descriptor is open however deep the tree is: the way up uses `..`, since nobody else moves
+/// anything here.
 fn clear(parent: BorrowedFd<'_>, name: &[u8], keep: Option<(&Added, bool)>) -> Result<(), Errno> {
     let mut here = open_directory(parent, name)?;
     let is_ours = keep.is_some_and(|(_, is_ours)| is_ours);
@@ -143,7 +143,7 @@ fn level(directory: &Directory, name: &[u8], is_ours: bool) -> Result<Level, Err
 
 fn remove_emptied(parent: BorrowedFd<'_>, name: &[u8], may_stay: bool) -> Result<(), Errno> {
     match unlinkat(parent, OsStr::from_bytes(name), UnlinkatFlags::RemoveDir) {
-        // Something that this layer added in it keeps it.
+        // It contains an object that this layer added.
         Err(Errno::ENOTEMPTY | Errno::EEXIST) if may_stay => Ok(()),
         answer => answer,
     }
@@ -153,7 +153,7 @@ fn open_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Directory, Errn
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd = openat(parent, OsStr::from_bytes(name), flags, Mode::empty())?;
     let inode = beneath::stat_itself(&fd)?.st_ino;
-    // Nothing is made in a directory that is being emptied.
+    // Nothing is created in a directory that is being emptied.
     Ok(Directory {
         fd,
         inode,

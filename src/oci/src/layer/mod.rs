@@ -1,15 +1,15 @@
 //! Writing a layer: files, links, nodes and whiteouts as one tar stream.
 //!
-//! The caller gives the paths, sorted as it likes; a whiteout of a name and an entry of the same
-//! name do not belong in one layer. The same objects in the same order give the same bytes: names
-//! of users, access times and inode numbers are not stored. The format is ustar with PAX headers
-//! where ustar falls short, as every tool reads it.
+//! The caller chooses the paths and their order; one layer must not contain both a whiteout of a
+//! name and an entry of the same name. The same objects in the same order give the same bytes:
+//! names of users, access times and inode numbers are not stored. The format is ustar, with PAX
+//! headers for data that does not fit ustar; every tool reads it.
 //!
 //! Holes are not read. The first [`PLAIN_HOLES_BYTES_MAX`] of a layer are written as zeros:
-//! Docker's graph drivers and containers/storage unpack sparse entries, but cannot make the same
-//! tar again when they save or push such a layer. A file whose holes would exceed that is written
-//! in the sparse form of PAX (GNU tar's 1.0), since a file system may claim more zeros than anyone
-//! can write.
+//! Docker's graph drivers and containers/storage unpack sparse entries, but cannot reproduce the
+//! same tar when they save or push such a layer. A file whose holes would exceed that is written in
+//! the sparse form of PAX (GNU tar's 1.0), since a file system may claim more zeros than can be
+//! written.
 
 use super::compression::{Compression, Encoder};
 use super::data_map::DataMap;
@@ -29,54 +29,54 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use tar::{EntryType, Header};
 
-/// The most that an octal field of seven digits holds: owners.
+/// The maximum value of an octal field of seven digits: owners.
 const OWNER_MAX: u32 = 0o7_777_777;
-/// The most that an octal field of eleven digits holds: sizes and times.
+/// The maximum value of an octal field of eleven digits: sizes and times.
 const SIZE_MAX: u64 = 0o77_777_777_777;
-/// The field for names and link targets, in bytes.
+/// The length of the field for names and link targets, in bytes.
 const NAME_BYTES: usize = 100;
 /// The unit of the blocks that stat(2) counts.
 const STAT_BLOCK_BYTES: u64 = 512;
-/// What holes are written from.
+/// The source of the zeros that are written for holes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-/// Attributes with which `overlayfs` keeps books begin so.
+/// The prefix of the attributes in which `overlayfs` keeps its state.
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
 
-/// What a finished layer is known by.
+/// The digests and sizes of a finished layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSummary {
     /// The digest of the uncompressed tar stream.
     pub diff_id: Digest,
-    /// The bytes of the uncompressed tar stream.
+    /// The size of the uncompressed tar stream.
     pub size_bytes: u64,
-    /// The digest of what was written.
+    /// The digest of the written bytes.
     pub blob_digest: Digest,
-    /// The bytes of what was written.
+    /// The number of written bytes.
     pub blob_size_bytes: u64,
-    /// How it was compressed.
+    /// The compression.
     pub compression: Compression,
 }
 
-/// Writes one layer.
+/// The writer of one layer.
 pub struct LayerWriter<W: Write> {
     out: HashingWriter<Encoder<HashingWriter<W>>>,
     compression: Compression,
-    /// No object is shown as changed later than this.
+    /// The latest modification time in the layer; later ones are replaced by it.
     latest: Option<Time>,
     /// The first name of every file that has several, by device and inode.
     first_names: HashMap<(u64, u64), Vec<u8>>,
-    /// How many bytes of holes may still be written as zeros.
+    /// Number of bytes of holes that may still be written as zeros.
     plain_holes_bytes: u64,
-    /// Whether names that mean something in a layer are only names.
+    /// True if names with a special meaning in a layer are ordinary names.
     any_names: bool,
     buffer: Vec<u8>,
 }
 
 impl<W: Write> LayerWriter<W> {
-    /// Starts a layer that goes to `inner`.
+    /// Starts a layer that is written to `inner`.
     ///
     /// # Errors
-    /// `Io` where the compressor cannot start.
+    /// `Io` if the compressor cannot start.
     pub fn new(inner: W, compression: Compression) -> Result<Self> {
         let encoder = Encoder::new(HashingWriter::new(inner), compression)
             .map_err(|source| Error::io("start the compressor", source))?;
@@ -91,8 +91,8 @@ impl<W: Write> LayerWriter<W> {
         })
     }
 
-    /// Shows what was changed after `latest` as changed then, so that the same content gives the
-    /// same layer whenever it was made (<https://reproducible-builds.org/docs/source-date-epoch/>).
+    /// Replaces modification times after `latest` by it, so that the same content gives the same
+    /// layer whenever it was made (<https://reproducible-builds.org/docs/source-date-epoch/>).
     #[must_use]
     pub const fn not_after(mut self, latest: Option<Time>) -> Self {
         self.latest = latest;
@@ -106,13 +106,13 @@ impl<W: Write> LayerWriter<W> {
         self
     }
 
-    /// Adds the object at `path` beneath `root` with all its metadata, but not what is in it if it
-    /// is a directory. No symbolic link is followed. Answers whether it was stored: a socket is
-    /// not, for it means nothing without its process.
+    /// Adds the object at `path` beneath `root` with all its metadata, but without the content of a
+    /// directory. No symbolic link is followed. Returns true if it was stored: a socket is not, as
+    /// it means nothing without its process.
     ///
     /// # Errors
-    /// `Entry` where the object cannot be read, changes in the middle, or the writer fails;
-    /// `ReservedName` for a name that would be a whiteout; `Cancelled`.
+    /// `Entry` if the object cannot be read, changes meanwhile, or the writer fails; `ReservedName`
+    /// for a name that would be a whiteout; `Cancelled`.
     pub fn add(&mut self, root: BorrowedFd<'_>, path: &[u8]) -> Result<bool> {
         self.add_as(root, path, path)
     }
@@ -155,7 +155,7 @@ impl<W: Write> LayerWriter<W> {
         if record.kind == EntryType::Regular && record.size_bytes > 0 {
             let flags = OFlag::O_RDONLY | OFlag::O_NOCTTY;
             let file = beneath::reopen(&object, flags).map_err(|e| read_failed(e.into()))?;
-            // A file with all its blocks has no holes to look for.
+            // A file with all its blocks allocated has no holes.
             let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
             let may_be_sparse = blocks.saturating_mul(STAT_BLOCK_BYTES) < record.size_bytes;
             self.file(&file.into(), record, may_be_sparse)?;
@@ -168,7 +168,7 @@ impl<W: Write> LayerWriter<W> {
     /// Marks `path` as removed from the layers below.
     ///
     /// # Errors
-    /// `Entry` where the writer fails.
+    /// `Entry` if the writer fails.
     pub fn whiteout(&mut self, path: &[u8]) -> Result<()> {
         let name = last_component(path);
         let parent = &path[..path.len() - name.len()];
@@ -176,10 +176,10 @@ impl<W: Write> LayerWriter<W> {
         self.header(&Record::empty_file(marker))
     }
 
-    /// Writes the end of the archive; answers the writer and what the layer is known by.
+    /// Writes the end of the archive; returns the writer and the layer's summary.
     ///
     /// # Errors
-    /// `Io` where the writer fails.
+    /// `Io` if the writer fails.
     pub fn finish(mut self) -> Result<(W, LayerSummary)> {
         let failed = |source| Error::io("write the layer", source);
         self.out.write_all(&[0; 2 * RECORD_BYTES]).map_err(failed)?;
@@ -273,7 +273,7 @@ impl<W: Write> LayerWriter<W> {
                 .read_at(&mut buffer[..want], at)
                 .map_err(|source| Error::entry("read", &record.path, source))?;
             if len == 0 {
-                // The header is written, and says more than there is.
+                // The header is already written, and states more than the file has.
                 let shrunk = io::Error::other("it became shorter while it was read");
                 return Err(Error::entry("read", &record.path, shrunk));
             }
@@ -317,9 +317,9 @@ struct Record {
     mode: u32,
     uid: u32,
     gid: u32,
-    /// How many bytes follow.
+    /// Number of bytes that follow.
     size_bytes: u64,
-    /// The size of the file where the bytes that follow are a map and the data of a sparse one.
+    /// The size of a sparse file, if the bytes that follow are its map and data.
     sparse_size_bytes: Option<u64>,
     mtime: Time,
     link: Vec<u8>,
@@ -344,7 +344,7 @@ impl Record {
         }
     }
 
-    /// `None` for what a layer cannot hold.
+    /// Returns the record of an object; `None` if a layer cannot hold it.
     fn of(path: &[u8], stat: &FileStat) -> Option<Self> {
         let mut record = Self::empty_file(path.to_vec());
         record.kind = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
@@ -375,7 +375,7 @@ impl Record {
         Some(record)
     }
 
-    /// The PAX records for what does not fit the header, in a fixed order.
+    /// Returns the PAX records for data that does not fit the header, in a fixed order.
     fn extended(&self) -> Vec<u8> {
         let mut records = Vec::new();
         let mut put = |key: &[u8], value: &[u8]| put_record(&mut records, key, value);
@@ -408,11 +408,11 @@ impl Record {
         records
     }
 
-    /// The header, with zeros for what the extended header says.
+    /// Returns the header, with zeros for the fields that the extended header states.
     fn header(&self) -> Header {
         let mut header = Header::new_ustar();
         if self.sparse_size_bytes.is_some() {
-            // What does not know the records must not take the map for the file.
+            // A reader that does not know the records must not take the map for the file.
             let name = [b"GNUSparseFile.0/", last_component(&self.path)].concat();
             put_name(&mut header.as_old_mut().name, &name);
         } else {
@@ -445,7 +445,7 @@ impl Record {
     }
 }
 
-/// Whether the header holds this name as every tool understands it.
+/// Returns true if every tool reads this name correctly from the header.
 fn fits(name: &[u8]) -> bool {
     name.len() <= NAME_BYTES && name.is_ascii()
 }
@@ -455,7 +455,7 @@ fn put_name(field: &mut [u8; NAME_BYTES], name: &[u8]) {
     field[..len].copy_from_slice(&name[..len]);
 }
 
-/// The attributes that belong to the image, in the order of their names.
+/// Returns the attributes that belong to the image, sorted by name.
 fn image_xattrs(object: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut names = xattr::list(object)?;
     names.sort();

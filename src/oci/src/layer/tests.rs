@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 fn folder() -> TempDir {
-    // A file system that knows holes.
+    // A file system that supports holes.
     tempfile::tempdir_in("/var/tmp").unwrap()
 }
 
@@ -101,7 +101,7 @@ fn holes_are_zeros_as_long_as_a_layer_has_few() {
         .unwrap();
     assert_eq!(layer_of(folder.path(), &["file"]).1, summary);
 
-    // The limit is of the layer, not of each of its files.
+    // The limit applies to the layer, not to each of its files.
     let names = ["1", "2", "3"];
     for name in names {
         sparse_file(&folder.path().join(name), PLAIN_HOLES_BYTES_MAX / 2, &[]);
@@ -111,7 +111,7 @@ fn holes_are_zeros_as_long_as_a_layer_has_few() {
     assert!(summary.size_bytes < PLAIN_HOLES_BYTES_MAX + (1 << 20));
 }
 
-/// A writer that cancels the work after some bytes, and counts on.
+/// A writer that cancels the work after some bytes, and continues to count.
 struct Cancelling {
     cancel: Cancel,
     left_bytes: usize,

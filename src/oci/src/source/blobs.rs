@@ -1,4 +1,4 @@
-//! The files of a layout or archive, by path: in a folder, or in a tar file that can be seeked in.
+//! The files of a layout or archive, by path: in a folder, or in a seekable tar file.
 
 use crate::error::{Error, Part, Printable, Result};
 use crate::limits::{MEMBER_LINKS_MAX, MEMBERS_MAX, READ_BUFFER_BYTES, TOP_NAMES_MAX};
@@ -15,7 +15,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// The longest path that a document or blob has; longer ones are of a root file system.
+/// The maximum length of the path of a document or blob; a longer path belongs to a root file
+/// system.
 const MEMBER_PATH_BYTES_MAX: usize = 512;
 
 /// Files by path, below one folder of the input.
@@ -66,8 +67,8 @@ impl Blobs {
         }
     }
 
-    /// Reads the headers of all members. More than an image can have are not taken in: then it is
-    /// a root file system.
+    /// Reads the headers of all members. An archive with more members than an image can have is a
+    /// root file system, and the excess ones are ignored.
     pub(super) fn archive(file: File) -> Result<Self> {
         let failed = |source| Error::io("read the image", source);
         let size_bytes = file.metadata().map_err(failed)?.len();
@@ -113,14 +114,14 @@ impl Blobs {
         })
     }
 
-    /// The same files, seen from the folder `name` at their top.
+    /// Returns the same files, relative to the folder `name` at their top.
     pub(super) fn below(mut self, name: &[u8]) -> Self {
         self.prefix.extend_from_slice(name);
         self.prefix.push(b'/');
         self
     }
 
-    /// The names at the top, sorted: a bounded number of them, which tells what the files are.
+    /// Returns the names at the top, sorted: a bounded number of them, enough to detect the form.
     pub(super) fn top_names(&self) -> Result<Vec<TopName>> {
         let mut names = match &self.files {
             Files::Folder(folder) => top_of_folder(folder, &self.prefix)?,
@@ -130,7 +131,8 @@ impl Blobs {
         Ok(names)
     }
 
-    /// Returns true if the folder `path`, with a slash at its end, has a name that `fits`.
+    /// Returns true if the folder `path`, with a slash at its end, contains a name for which `fits`
+    /// returns true.
     pub(super) fn has_name_below(&self, path: &[u8], fits: impl Fn(&[u8]) -> bool) -> Result<bool> {
         let path = [&self.prefix, path].concat();
         let names = match &self.files {
@@ -144,7 +146,7 @@ impl Blobs {
         Ok(names.iter().any(|name| fits(&name.name)))
     }
 
-    /// The file at `path`; `None` where there is none.
+    /// Returns the file at `path`; `None` if there is none.
     pub(super) fn find(&self, path: &[u8]) -> Result<Option<Blob>> {
         let path = [&self.prefix, path].concat();
         match &self.files {
@@ -153,7 +155,7 @@ impl Blobs {
         }
     }
 
-    /// The file at `path`, which is `what` and has to be there.
+    /// Returns the file at `path`, which is the part `what` and must exist.
     pub(super) fn open(&self, path: &[u8], what: Part) -> Result<Blob> {
         self.find(path)?.ok_or_else(|| Error::Missing {
             what,
@@ -161,7 +163,7 @@ impl Blobs {
         })
     }
 
-    /// All of the document at `path`; `None` where there is none.
+    /// Returns the whole document at `path`; `None` if there is none.
     pub(super) fn document(&self, path: &[u8], what: Part, max: u64) -> Result<Option<Vec<u8>>> {
         let Some(blob) = self.find(path)? else {
             return Ok(None);
@@ -229,7 +231,7 @@ impl Archive {
     }
 }
 
-/// The names in the folder `path` beneath `folder`.
+/// Returns the names in the folder `path` beneath `folder`.
 fn top_of_folder(folder: &OwnedFd, path: &[u8]) -> Result<Vec<TopName>> {
     let failed = |errno| Error::entry("read the folder", path, errno);
     let path = if path.is_empty() {
@@ -254,7 +256,8 @@ fn top_of_folder(folder: &OwnedFd, path: &[u8]) -> Result<Vec<TopName>> {
     Ok(names)
 }
 
-/// Opens a regular file beneath the folder; its symbolic links may lead about inside of it.
+/// Opens a regular file beneath the folder; symbolic links may lead to other places inside the
+/// folder.
 fn find_in_folder(folder: &OwnedFd, path: &[u8]) -> Result<Option<Blob>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
     let file = match beneath::open_in_root(folder.as_fd(), path, flags) {
@@ -274,8 +277,8 @@ fn find_in_folder(folder: &OwnedFd, path: &[u8]) -> Result<Option<Blob>> {
     }))
 }
 
-/// `path` from `base`, without `.`, `..` and empty components; `None` where it leads outside or is
-/// longer than any that an image has.
+/// Returns `path` relative to `base`, without `.`, `..` and empty components; `None` if it leads
+/// outside or is longer than any path of an image.
 pub(super) fn lexical(base: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     let base = if path.starts_with(b"/") {
         &[][..]
@@ -297,7 +300,7 @@ pub(super) fn lexical(base: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     (!joined.is_empty() && joined.len() <= MEMBER_PATH_BYTES_MAX).then_some(joined)
 }
 
-/// A stretch of a file as a stream of its own, which shares no position with others.
+/// A section of a file as a stream of its own, which shares no position with others.
 pub(super) struct Window {
     file: File,
     offset_bytes: u64,
@@ -328,7 +331,7 @@ impl Read for Window {
 }
 
 impl io::Seek for Window {
-    /// Only relative steps forward are offered: nothing else is needed to pass over data.
+    /// Supports only relative forward steps, which suffice to skip data.
     fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
         let io::SeekFrom::Current(step) = to else {
             return Err(io::ErrorKind::Unsupported.into());

@@ -29,8 +29,8 @@ impl Entry {
     }
 }
 
-/// The images that `manifest.json` lists; `None` where there is no such file, or where it is
-/// something else, such as a file of a root file system.
+/// Returns the images that `manifest.json` lists; `None` if there is no such file, or if it is
+/// another file, such as one of a root file system.
 pub(super) fn read_manifest(blobs: &Blobs) -> Result<Option<Vec<Entry>>> {
     let bytes = match blobs.document(MANIFEST, Part::DockerManifest, MANIFEST_BYTES_MAX) {
         Ok(Some(bytes)) => bytes,
@@ -40,7 +40,7 @@ pub(super) fn read_manifest(blobs: &Blobs) -> Result<Option<Vec<Entry>>> {
     Ok(serde_json::from_slice(&bytes).ok())
 }
 
-/// Opens the images that are meant.
+/// Opens the selected images.
 pub(super) fn open(blobs: &Arc<Blobs>, entries: Vec<Entry>, select: &Select) -> Result<Vec<Image>> {
     let entries = choose(entries, select)?;
     let images = entries.iter().map(|entry| open_entry(blobs, entry));
@@ -85,7 +85,7 @@ fn open_entry(blobs: &Arc<Blobs>, entry: &Entry) -> Result<Image> {
         layers.push(LayerInfo {
             diff_id: Some(*diff_id),
             media_type: PLAIN_LAYER.to_owned(),
-            // Elsewhere the name is that of the uncompressed layer, or of nothing.
+            // Elsewhere the name is that of the uncompressed layer, or arbitrary.
             compressed_digest: path
                 .strip_prefix("blobs/sha256/")
                 .and_then(Digest::from_hex),
@@ -109,7 +109,7 @@ fn choose(mut entries: Vec<Entry>, select: &Select) -> Result<Vec<Entry>> {
     if entries.is_empty() {
         return Err(Error::NotAnImage("its manifest.json lists no image"));
     }
-    // The name of the only image is for its importer to choose.
+    // If there is only one image, the importer chooses its name.
     let Some(wanted) = select.reference.as_deref().filter(|_| entries.len() > 1) else {
         return Ok(entries);
     };
@@ -123,7 +123,7 @@ fn choose(mut entries: Vec<Entry>, select: &Select) -> Result<Vec<Entry>> {
     Ok(vec![entries.swap_remove(chosen)])
 }
 
-/// The digest that the name of a configuration states: `HEX.json`, `blobs/sha256/HEX` or
+/// Returns the digest that the name of a configuration states: `HEX.json`, `blobs/sha256/HEX` or
 /// `sha256:HEX`.
 fn digest_in_name(name: &str) -> Option<Digest> {
     let name = name.rsplit('/').next().unwrap_or(name);

@@ -1,8 +1,8 @@
-//! A root file system in a folder, as the layer stream that it makes: sorted, so that the same tree
-//! gives the same digest.
+//! A root file system in a folder, as a layer stream: sorted, so that the same tree gives the same
+//! digest.
 //!
 //! Other file systems mounted in the folder appear as empty folders, and sockets not at all: a
-//! host's `/proc` or a daemon's socket is no part of an image.
+//! host's `/proc` or a daemon's socket is not part of an image.
 
 use crate::compression::Compression;
 use crate::error::{Error, Result};
@@ -15,10 +15,10 @@ use std::io::{self, BufWriter, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 
-/// The most that a pipe holds, in bytes: what an unprivileged process may ask for.
+/// The size of the pipe, in bytes: the maximum that an unprivileged process may request.
 const PIPE_BYTES: i32 = 1 << 20;
 
-/// The layer stream of a folder, made by a thread of its own while it is read.
+/// The layer stream of a folder, produced by its own thread while it is read.
 pub(super) struct FolderStream {
     pipe: Option<PipeReader>,
     maker: Option<JoinHandle<Result<()>>>,
@@ -67,7 +67,7 @@ impl Read for FolderStream {
 
 impl Drop for FolderStream {
     fn drop(&mut self) {
-        // Without a reader the maker's next write fails, and so the thread ends.
+        // Without a reader the producer's next write fails, and so the thread ends.
         self.pipe = None;
         if let Some(maker) = self.maker.take() {
             let _ = maker.join();

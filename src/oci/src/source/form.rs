@@ -1,8 +1,8 @@
-//! Telling what form an input has: which kind of image, or a root file system.
+//! Detecting the form of an input: the kind of image, or a root file system.
 //!
-//! Invariant: what looks like an image is opened as one or refused with what it lacks; a root file
-//! system is what remains. Where everything lies below one folder, that folder is looked at as
-//! well.
+//! Invariant: an input that looks like an image is opened as one, or refused with the missing part;
+//! anything else is a root file system. If everything lies below one folder, that folder is
+//! examined as well.
 
 use super::blobs::{Blobs, TopName, lexical};
 use super::docker;
@@ -12,15 +12,15 @@ use crate::limits::{MANIFEST_BYTES_MAX, WRAPPING_MAX};
 use crate::tarball::TarReader;
 use serde_json::Value;
 
-/// What the files of an input are.
+/// The form of an input's files.
 pub(super) enum Form {
-    /// An OCI layout, with the entries of a docker-archive where it is one as well.
+    /// An OCI layout, with the entries of a docker-archive if it is one as well.
     Layout(Option<Vec<docker::Entry>>),
     /// A docker-archive.
     Docker(Vec<docker::Entry>),
     /// The folder that skopeo's `dir:` writes, with its manifest or index.
     Directory(Vec<u8>),
-    /// A docker-archive before Docker 1.10.
+    /// A docker-archive from before Docker 1.10.
     Legacy,
     /// Anything else.
     Root,
@@ -31,10 +31,10 @@ const INDEX: &[u8] = b"index.json";
 const MANIFEST: &[u8] = b"manifest.json";
 const REPOSITORIES: &[u8] = b"repositories";
 const VERSION: &[u8] = b"version";
-/// How the file `version` of skopeo's `dir:` begins.
+/// The start of the file `version` of skopeo's `dir:`.
 const DIRECTORY_VERSION: &[u8] = b"Directory Transport Version";
 
-/// Tells the form of `blobs`; returns them as seen from the folder where the image begins.
+/// Detects the form of `blobs`; returns them relative to the folder where the image begins.
 pub(super) fn tell(mut blobs: Blobs) -> Result<(Blobs, Form)> {
     for _ in 0..WRAPPING_MAX {
         let names = blobs.top_names()?;
@@ -54,7 +54,7 @@ pub(super) fn tell(mut blobs: Blobs) -> Result<(Blobs, Form)> {
     Ok((blobs, Form::Root))
 }
 
-/// The form of the files as they lie, without a look into folders.
+/// Returns the form of the files at this level, without examining folders.
 fn form_of(blobs: &Blobs, names: &[TopName]) -> Result<Form> {
     let docker = docker::read_manifest(blobs)?;
     if has_index(blobs)? {
@@ -98,7 +98,7 @@ const fn not_whole(form: &'static str, fault: &'static str) -> Error {
     Error::NotWhole { form, fault }
 }
 
-/// A document at the top, unless it is larger than any of an image.
+/// Returns a document at the top, unless it is larger than any document of an image.
 fn document(blobs: &Blobs, path: &[u8]) -> Result<Option<Vec<u8>>> {
     match blobs.document(path, Part::Index, MANIFEST_BYTES_MAX) {
         Err(Error::Document { .. }) => Ok(None),
@@ -114,8 +114,8 @@ fn has_layout_file(blobs: &Blobs) -> Result<bool> {
     Ok(json(blobs, LAYOUT)?.is_some_and(|layout| layout["imageLayoutVersion"].is_string()))
 }
 
-/// Returns true for a layout: its two documents, or an index of images without the other one,
-/// which containerd and podman do not ask for either.
+/// Returns true for a layout: it has both documents, or an index of images without the layout file,
+/// which containerd and podman do not require either.
 fn has_index(blobs: &Blobs) -> Result<bool> {
     if blobs.find(INDEX)?.is_none() {
         return Ok(false);
@@ -127,7 +127,7 @@ fn has_index(blobs: &Blobs) -> Result<bool> {
     Ok(is_descriptor_list(&index["manifests"]) && index["schemaVersion"].is_u64())
 }
 
-/// Returns true for a list that is not empty, of things with a digest.
+/// Returns true for a list that is not empty and whose elements have a digest.
 fn is_descriptor_list(list: &Value) -> bool {
     let digests = list.as_array().filter(|list| !list.is_empty());
     digests.is_some_and(|list| list.iter().all(|one| one["digest"].is_string()))
@@ -144,7 +144,7 @@ fn is_manifest(bytes: &[u8]) -> bool {
         && (is_image || is_old || is_descriptor_list(&manifest["manifests"]))
 }
 
-/// Returns true where the top is a folder of blobs, perhaps beside documents, and nothing else.
+/// Returns true if the top has only a folder of blobs, perhaps with documents.
 fn has_layout_blobs(blobs: &Blobs, names: &[TopName]) -> Result<bool> {
     let parts = [b"blobs".as_slice(), LAYOUT, INDEX, MANIFEST, REPOSITORIES];
     let is_layout = |name: &TopName| parts.contains(&&*name.name);
@@ -154,8 +154,8 @@ fn has_layout_blobs(blobs: &Blobs, names: &[TopName]) -> Result<bool> {
     blobs.has_name_below(b"blobs/sha256/", is_digest)
 }
 
-/// Returns true for folders with a layer each, as Docker wrote them before 1.10 and for years after
-/// beside other things.
+/// Returns true for folders with a layer each, as Docker wrote them before 1.10 and, beside other
+/// files, for years after.
 fn is_legacy(blobs: &Blobs, names: &[TopName]) -> Result<bool> {
     if super::legacy::has_repositories(blobs)? {
         return Ok(true);
@@ -168,12 +168,12 @@ fn is_legacy(blobs: &Blobs, names: &[TopName]) -> Result<bool> {
         layers += 1;
     }
     let mut others = names.iter().filter(|name| !name.is_folder);
-    // A newer archive without its manifest has configurations beside the folders, and is read by
-    // what its folders say.
+    // A newer archive without its manifest has configurations beside the folders, and is read
+    // according to the folders.
     Ok(layers > 0 && others.all(|name| is_digest(stem(&name.name))))
 }
 
-/// Returns true where the top has a configuration and layers of a docker-archive.
+/// Returns true if the top has a configuration and layers of a docker-archive.
 fn has_archive_blobs(blobs: &Blobs, names: &[TopName]) -> Result<bool> {
     let is_config = |name: &TopName| name.name.ends_with(b".json") && is_digest(stem(&name.name));
     if !names.iter().any(is_config) {
@@ -189,7 +189,7 @@ fn has_archive_blobs(blobs: &Blobs, names: &[TopName]) -> Result<bool> {
     Ok(false)
 }
 
-/// A name up to its first dot, without the name of a digest's algorithm.
+/// Returns a name up to its first dot, without the name of a digest's algorithm.
 fn stem(name: &[u8]) -> &[u8] {
     let name = name.strip_prefix(b"sha256:").unwrap_or(name);
     name.split(|byte| *byte == b'.').next().unwrap_or(name)
@@ -199,7 +199,7 @@ fn is_digest(name: &[u8]) -> bool {
     str::from_utf8(name).is_ok_and(|name| Digest::from_hex(name).is_some())
 }
 
-/// Refuses what has its root file system in a folder `rootfs`.
+/// Returns an error if the root file system is in a folder `rootfs`.
 fn refuse_bundle(blobs: &Blobs, names: &[TopName]) -> Result<()> {
     let has = |wanted: &[u8], is_folder| {
         let mut names = names.iter();
@@ -224,7 +224,7 @@ fn refuse_bundle(blobs: &Blobs, names: &[TopName]) -> Result<()> {
     Err(Error::RootInside { form })
 }
 
-/// Refuses folders of which each holds an image.
+/// Returns an error if there are several folders with an image each.
 fn refuse_several(blobs: &Blobs, names: &[TopName]) -> Result<()> {
     for folder in names {
         let inside = |file: &[u8]| blobs.find(&[&*folder.name, b"/", file].concat());
@@ -239,13 +239,13 @@ fn refuse_several(blobs: &Blobs, names: &[TopName]) -> Result<()> {
     Err(Error::SeveralFolders { available })
 }
 
-/// Returns true if the entries in an archive's first part look like those of an image. If they only
-/// look so, the archive is spooled in vain, but still understood.
+/// Returns true if the entries in an archive's first part look like those of an image. If that is
+/// wrong, the archive is spooled unnecessarily, but still read correctly.
 pub(super) fn may_be_image(head: &[u8]) -> bool {
     let mut reader = TarReader::new(head);
     let mut top: Option<Vec<u8>> = None;
     let mut is_wrapped = true;
-    // An error is the end of what was looked at, or will be met again by whoever reads it all.
+    // An error means that `head` ends here, or the reader of the whole archive will meet it again.
     while let Ok(Some(entry)) = reader.next_entry() {
         let path = lexical(&[], &entry.path).unwrap_or_default();
         let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
@@ -253,7 +253,7 @@ pub(super) fn may_be_image(head: &[u8]) -> bool {
             continue;
         }
         is_wrapped &= *top.get_or_insert_with(|| parts[0].to_vec()) == parts[0];
-        // Below a folder only where all lies below it.
+        // Skips a folder only if everything lies below it.
         let depth = if is_wrapped { WRAPPING_MAX } else { 1 };
         if (0..depth).any(|skipped| is_of_image(parts.get(skipped..).unwrap_or_default())) {
             return true;
@@ -262,12 +262,12 @@ pub(super) fn may_be_image(head: &[u8]) -> bool {
     false
 }
 
-/// Returns true for a path, without the folders around the image, that images have.
+/// Returns true for a path that images have, without the folders around the image.
 fn is_of_image(parts: &[&[u8]]) -> bool {
     match parts {
         [name] => [LAYOUT, INDEX, MANIFEST, REPOSITORIES].contains(name) || is_digest(stem(name)),
         [b"blobs", b"sha256", ..] => true,
-        // Of a bundle, which is refused.
+        // Part of a bundle, which is refused.
         [b"rootfs", ..] => true,
         [folder, b"layer.tar" | b"json" | b"VERSION"] => !folder.is_empty(),
         [folder, ..] => is_digest(stem(folder)),

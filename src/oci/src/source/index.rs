@@ -1,5 +1,5 @@
-//! The OCI image layout: from `index.json` to the manifests of the images that are meant, and to
-//! their configurations and layers. Skopeo's folder has the same documents under other names.
+//! The OCI image layout: from `index.json` to the manifests of the selected images, and to their
+//! configurations and layers. Skopeo's folder has the same documents under other names.
 
 use super::blobs::{Blob, Blobs};
 use super::{Content, Image, LayerInfo, Select, docker};
@@ -25,7 +25,7 @@ const MANIFEST_TYPES: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
-/// The last four are what registries made of Docker's type, and what Docker takes for it since
+/// The last four are forms that registries gave Docker's type, and that Docker accepts since
 /// (distribution/issues/1621).
 const CONFIG_TYPES: [&str; 6] = [
     "application/vnd.oci.image.config.v1+json",
@@ -35,8 +35,8 @@ const CONFIG_TYPES: [&str; 6] = [
     "text/html",
     "",
 ];
-/// What a layer's type begins with; how it is compressed follows, and its first bytes tell. Those
-/// that are not to be distributed are layers like others where they are there.
+/// The start of a layer's media type; the compression follows, and is detected from the first
+/// bytes. Layers that must not be distributed are ordinary ones if they are present.
 const LAYER_TYPES: [&str; 4] = [
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -63,12 +63,12 @@ struct LayoutFile {
 /// The blobs of a layout, by digest.
 struct Store {
     blobs: Arc<Blobs>,
-    /// They lie as skopeo's `dir:` stores them.
+    /// True if they are stored as in skopeo's `dir:`.
     is_directory: bool,
 }
 
 impl Store {
-    /// Where the blob may lie, the usual place first.
+    /// Returns the possible paths of the blob, the usual one first.
     fn places(&self, digest: Digest) -> Vec<Vec<u8>> {
         let hex = digest.hex();
         let places = if self.is_directory {
@@ -84,7 +84,8 @@ impl Store {
         places.into_iter().map(String::into_bytes).collect()
     }
 
-    /// The blob that `descriptor` refers to, with its digest and place; `None` where it is missing.
+    /// Returns the blob that `descriptor` refers to, with its digest and path; `None` if it is
+    /// missing.
     fn find(&self, descriptor: &Descriptor) -> Result<Option<(Digest, Vec<u8>, Blob)>> {
         let digest: Digest = descriptor.digest().to_string().parse()?;
         for place in self.places(digest) {
@@ -95,7 +96,7 @@ impl Store {
         Ok(None)
     }
 
-    /// As `find`, for the blob that is `what` and has to be there.
+    /// As `find`, for the blob that is the part `what` and must exist.
     fn open(&self, descriptor: &Descriptor, what: Part) -> Result<(Digest, Vec<u8>, Blob)> {
         self.find(descriptor)?.ok_or_else(|| Error::Missing {
             what,
@@ -108,7 +109,7 @@ impl Store {
     }
 }
 
-/// Opens the images that are meant; a docker `manifest.json` beside the index adds its names.
+/// Opens the selected images; a docker `manifest.json` beside the index adds its names.
 pub(super) fn open(
     blobs: &Arc<Blobs>,
     docker: Option<&[docker::Entry]>,
@@ -166,7 +167,7 @@ pub(super) fn open_directory(
     Ok(vec![open_platform(&store, &images, select)?])
 }
 
-/// What tells a manifest from an index where nothing states the media type.
+/// The fields that distinguish a manifest from an index if no media type is stated.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ManifestKind {
@@ -188,8 +189,8 @@ fn images_of(index: &ImageIndex) -> impl Iterator<Item = &Descriptor> {
         .filter(|descriptor| !is_attestation(descriptor))
 }
 
-/// The images of an index: what has the same digest is one image with several names, and what has
-/// the same names is one image for several platforms.
+/// Returns the images of an index: entries with the same digest are one image with several names,
+/// and entries with the same names are one image for several platforms.
 fn candidates(index: &ImageIndex) -> Vec<Candidate<'_>> {
     let mut by_digest: Vec<(&Descriptor, BTreeSet<String>)> = Vec::new();
     for descriptor in images_of(index) {
@@ -220,7 +221,7 @@ fn candidates(index: &ImageIndex) -> Vec<Candidate<'_>> {
     candidates
 }
 
-/// Returns true if each is for a platform that no other is for.
+/// Returns true if no two are for the same platform.
 fn have_different_platforms<'a>(descriptors: impl Iterator<Item = &'a Descriptor>) -> bool {
     let mut seen = Vec::new();
     for descriptor in descriptors {
@@ -265,12 +266,12 @@ fn names_of(descriptor: &Descriptor) -> Vec<String> {
         .collect()
 }
 
-/// The images that are meant among those of `index.json`.
+/// Returns the selected images among those of `index.json`.
 fn choose<'a>(mut all: Vec<Candidate<'a>>, select: &Select) -> Result<Vec<Candidate<'a>>> {
     if all.is_empty() {
         return Err(Error::NotAnImage("its index lists no image"));
     }
-    // The name of the only image is for its importer to choose.
+    // If there is only one image, the importer chooses its name.
     let Some(wanted) = select.reference.as_deref().filter(|_| all.len() > 1) else {
         return Ok(all);
     };
@@ -314,8 +315,8 @@ fn open_platform(store: &Store, images: &[&Descriptor], select: &Select) -> Resu
     })
 }
 
-/// The one that suits best. Those that the input lists and does not hold count only where it holds
-/// none.
+/// Returns the one that suits best. Images that the input lists but does not contain count only if
+/// it contains none.
 fn choose_platform<'a>(
     store: &Store,
     images: &[&'a Descriptor],
@@ -334,7 +335,7 @@ fn choose_platform<'a>(
         images.iter().map(|one| platform_of(store, one)).collect();
     let rank = |platform: &Option<Platform>| match platform {
         Some(platform) => select.rank(platform),
-        // It does not say; others come first.
+        // It states no platform, so others come first.
         None => Some(usize::MAX),
     };
     let ranked = images.iter().zip(&platforms);
@@ -344,7 +345,7 @@ fn choose_platform<'a>(
     }
     match images {
         [] => Err(Error::NotAnImage("its index lists no image")),
-        // It is refused or told about once it is read.
+        // Once it is read, it is refused or reported.
         [only] => Ok(only),
         _ => {
             let available: BTreeSet<String> = platforms
@@ -360,14 +361,15 @@ fn choose_platform<'a>(
     }
 }
 
-/// The platform of an image: as the index states it, else its configuration.
+/// Returns the platform of an image: the one that the index states, else the one in its
+/// configuration.
 fn platform_of(store: &Store, descriptor: &Descriptor) -> Option<Platform> {
     let of_config = || {
         let media_type = descriptor.media_type().to_string();
         if !MANIFEST_TYPES.contains(&&*media_type) {
             return None;
         }
-        // What is not sound is told once it is chosen.
+        // If it is damaged, that is reported once it is chosen.
         let what = Part::Manifest;
         let bytes = read_verified(store, descriptor, what, MANIFEST_BYTES_MAX).ok()?;
         let manifest: ImageManifest = parse(what, &bytes).ok()?;
@@ -417,7 +419,7 @@ fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
     })
 }
 
-/// Whether the layer can be read, as far as that shows before reading it.
+/// Returns the layer's data and path if it can be read, as far as that is known before reading it.
 fn check_layer(
     store: &Store,
     layer: &Descriptor,
@@ -447,7 +449,7 @@ fn check_layer(
     Ok((info, path))
 }
 
-/// The document that `descriptor` refers to, if it is what the descriptor says.
+/// Returns the document that `descriptor` refers to, if it matches the descriptor.
 fn read_verified(store: &Store, descriptor: &Descriptor, what: Part, max: u64) -> Result<Vec<u8>> {
     let (expected, path, _) = store.open(descriptor, what)?;
     let bytes = store.blobs.document(&path, what, max)?.unwrap_or_default();
@@ -471,7 +473,7 @@ fn read_verified(store: &Store, descriptor: &Descriptor, what: Part, max: u64) -
     }
 }
 
-/// The tags that a docker manifest gives the image with this configuration.
+/// Adds the tags that a docker manifest gives the image with this configuration.
 fn add_docker_names(
     names: &mut Vec<String>,
     docker: Option<&[docker::Entry]>,

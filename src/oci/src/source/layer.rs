@@ -1,5 +1,5 @@
-//! Reading one layer: decompressed and verified on the way, by a thread of its own, so that
-//! unpacking and writing use a processor each.
+//! Reading one layer: its own thread decompresses and verifies it, so that unpacking and writing
+//! use a processor each.
 
 use super::LayerInfo;
 use crate::compression::Decoder;
@@ -11,29 +11,29 @@ use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread::JoinHandle;
 
-/// How far the reading thread may be ahead, in pieces of [`PIECE_BYTES`].
+/// The maximum number of pieces of [`PIECE_BYTES`] that the reading thread may be ahead.
 const PIECES_AHEAD: usize = 4;
-/// What is handed over at once, in bytes.
+/// The size of a piece, in bytes.
 const PIECE_BYTES: usize = COPY_BUFFER_BYTES / 2;
 
 /// The uncompressed content of a layer.
 ///
-/// The end of the stream is reached only if every stated digest and size holds; else the last read
-/// fails with the mismatch (an [`Error`] inside the [`io::Error`], see [`Error::io`]). Whoever
-/// stops before the end has verified nothing, so call [`LayerReader::finish`].
+/// The end of the stream is reached only if every stated digest and size matches; otherwise the
+/// last read fails with the mismatch (an [`Error`] inside the [`io::Error`], see [`Error::io`]). A
+/// caller that stops before the end has verified nothing, and so must call [`LayerReader::finish`].
 pub struct LayerReader {
-    /// `None` once the reader is done with; then the thread ends at its next piece.
+    /// `None` once the reader is done; then the thread ends at its next piece.
     pieces: Option<Receiver<Piece>>,
-    /// Back to the thread, to be filled again.
+    /// Returns buffers to the thread for reuse.
     used: SyncSender<Vec<u8>>,
     current: Vec<u8>,
     position: usize,
     outcome: Option<LayerDigest>,
-    /// `None` where the thread may wait for others and is left to end by itself.
+    /// `None` if the thread may wait for others and is left to end by itself.
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread hands over; an error or the end is the last.
+/// A piece from the thread; an error or the end is the last.
 type Piece = io::Result<Content>;
 
 enum Content {
@@ -41,18 +41,18 @@ enum Content {
     End(LayerDigest),
 }
 
-/// What a layer turned out to be.
+/// The actual digest and size of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerDigest {
     /// The digest of the uncompressed content.
     pub diff_id: Digest,
-    /// The bytes of the uncompressed content.
+    /// The size of the uncompressed content.
     pub size_bytes: u64,
 }
 
 impl LayerReader {
-    /// Starts to read; where `may_stall`, the stored bytes come from someone who may never send
-    /// them, and dropping the reader does not wait for that.
+    /// Starts reading. With `may_stall`, the source of the stored bytes may never send them, and
+    /// dropping the reader does not wait for them.
     pub(super) fn new(
         stored: Box<dyn Read + Send>,
         index: usize,
@@ -78,20 +78,20 @@ impl LayerReader {
         })
     }
 
-    /// Reads the layer from `stored`, bytes from someone who may never send them: dropping the
-    /// reader does not wait for that.
+    /// Reads the layer from `stored`, whose source may never send the bytes: dropping the reader
+    /// does not wait for them.
     ///
     /// # Errors
-    /// `Io` where no thread can be started.
+    /// `Io` if no thread can be started.
     pub fn over(stored: Box<dyn Read + Send>, info: &LayerInfo) -> Result<Self> {
         Self::new(stored, 0, info, true)
     }
 
-    /// Reads what is left and verifies everything that was stated.
+    /// Reads the rest and verifies all stated digests and sizes.
     ///
     /// # Errors
-    /// `DigestMismatch` or `SizeMismatch` where it is not what was stated, `Archive` where the
-    /// compression is damaged, `Io` where the host fails.
+    /// `DigestMismatch` or `SizeMismatch` if it does not match the stated values, `Archive` if the
+    /// compression is damaged, `Io` if the host fails.
     pub fn finish(mut self) -> Result<LayerDigest> {
         self.position = self.current.len();
         loop {
@@ -105,13 +105,13 @@ impl LayerReader {
     /// Waits for the next piece; afterwards `current` holds it or `outcome` is known.
     fn next_piece(&mut self) -> io::Result<()> {
         let piece = self.pieces.as_ref().and_then(|pieces| pieces.recv().ok());
-        // A thread that ended without a word has met an error that was handed over before.
+        // A thread that ended without a message has sent its error before.
         let failed_before = || io::Error::other("reading the layer failed before");
         match piece.unwrap_or_else(|| Err(failed_before())) {
             Ok(Content::Bytes(bytes)) => {
                 let used = std::mem::replace(&mut self.current, bytes);
                 self.position = 0;
-                // Where it is not wanted, it is dropped.
+                // If the buffer is not needed, it is dropped.
                 let _ = self.used.try_send(used);
             }
             Ok(Content::End(outcome)) => self.outcome = Some(outcome),
@@ -145,7 +145,7 @@ impl Read for LayerReader {
 
 impl Drop for LayerReader {
     fn drop(&mut self) {
-        // Without a receiver the thread's next piece finds nobody, and so it ends.
+        // Without a receiver, sending the next piece fails, and so the thread ends.
         self.pieces = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -153,7 +153,7 @@ impl Drop for LayerReader {
     }
 }
 
-/// Reads the layer and hands it over, until its end, an error, or until nobody wants it.
+/// Reads the layer and sends it, until its end, an error, or until the receiver is dropped.
 fn read_ahead(
     stored: Box<dyn Read + Send>,
     index: usize,
@@ -183,8 +183,8 @@ fn read_ahead(
     }
 }
 
-/// Reads until `buffer` is full or the stream ends; an error discards what came before it, since
-/// nothing of a layer counts that is not verified to its end.
+/// Reads until `buffer` is full or the stream ends; an error discards the bytes before it, since no
+/// part of a layer is valid before it is verified to its end.
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -199,10 +199,11 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Decompresses and verifies in the thread that reads.
+/// Decompresses and verifies in the reading thread.
 struct VerifyingReader {
     stored: Decoder<HashingReader<Box<dyn Read + Send>>>,
-    /// Of decompressed content; what is stored plain is hashed once, as it is stored.
+    /// The hash of decompressed content; content that is stored uncompressed is hashed only once,
+    /// as it is stored.
     content: Hasher,
     index: usize,
     info: LayerInfo,
@@ -246,7 +247,7 @@ impl VerifyingReader {
         Ok(())
     }
 
-    /// Verifies the stored bytes, whatever follows the compressed stream included.
+    /// Verifies the stored bytes, including any after the compressed stream.
     fn verify_stored(&mut self) -> Result<()> {
         self.stored.drain().map_err(Error::archive)?;
         let what = Part::layer(self.index);
@@ -283,7 +284,7 @@ impl Read for VerifyingReader {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
-                // That the stored bytes are the wrong ones says more than how they fail to unpack.
+                // A mismatch of the stored bytes is more informative than a decompression error.
                 self.verify_stored()?;
                 Err(Error::archive(error).into())
             }

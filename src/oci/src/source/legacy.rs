@@ -1,8 +1,8 @@
-//! The docker-archive before Docker 1.10: a folder for each layer with its description, and
-//! `repositories` with the names. There is no configuration; it is made here as Docker makes it
-//! when it loads such an archive.
+//! The docker-archive from before Docker 1.10: a folder for each layer with its description, and
+//! `repositories` with the names. There is no configuration; it is created here as Docker does when
+//! it loads such an archive.
 //!
-//! Nothing in such an archive states a digest of a layer, so each layer is read once to learn it.
+//! Such an archive states no digest of a layer, so each layer is read once to compute it.
 
 use super::blobs::{Blobs, lexical};
 use super::{Content, Image, LayerInfo, PLAIN_LAYER, Select};
@@ -20,16 +20,16 @@ use std::sync::Arc;
 /// Layers' ids by repository and tag.
 type Repositories = BTreeMap<String, BTreeMap<String, String>>;
 
-/// What the description of a layer says of it and of nothing else.
+/// The fields of a layer's description that apply only to that layer.
 const OF_THE_LAYER: [&str; 6] = ["id", "parent", "Size", "parent_id", "layer_id", "throwaway"];
 
-/// Returns true if the folder `id` holds a layer as these archives have it, or most of it.
+/// Returns true if the folder `id` holds a layer as in these archives, or most of one.
 pub(super) fn is_layer(blobs: &Blobs, id: &[u8]) -> Result<bool> {
     let has = |name: &[u8]| -> Result<bool> { Ok(blobs.find(&[id, name].concat())?.is_some()) };
     Ok(has(b"/json")? && (has(b"/layer.tar")? || has(b"/VERSION")?))
 }
 
-/// Returns true if `repositories` is there and names layers.
+/// Returns true if `repositories` exists and names layers.
 pub(super) fn has_repositories(blobs: &Blobs) -> Result<bool> {
     Ok(repositories(blobs)?.is_some_and(|names| names.values().any(|tags| !tags.is_empty())))
 }
@@ -50,7 +50,7 @@ struct Head {
     names: Vec<String>,
 }
 
-/// Opens the images that are meant.
+/// Opens the selected images.
 pub(super) fn open(blobs: &Arc<Blobs>, select: &Select) -> Result<Vec<Image>> {
     let heads = choose(heads(blobs)?, select)?;
     let mut layers = HashMap::new();
@@ -60,7 +60,7 @@ pub(super) fn open(blobs: &Arc<Blobs>, select: &Select) -> Result<Vec<Image>> {
         .collect()
 }
 
-/// The images by their names; where there are no names, the layers on which no other stands.
+/// Returns the images by their names; if there are no names, the layers below no other layer.
 fn heads(blobs: &Blobs) -> Result<Vec<Head>> {
     let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (repository, tags) in repositories(blobs)?.unwrap_or_default() {
@@ -99,7 +99,7 @@ fn choose(mut heads: Vec<Head>, select: &Select) -> Result<Vec<Head>> {
     Ok(vec![heads.swap_remove(found)])
 }
 
-/// The description of a layer.
+/// Returns the description of a layer.
 fn describe(blobs: &Blobs, id: &str) -> Result<Map<String, Value>> {
     let what = Part::LayerDescription;
     let path = format!("{id}/json");
@@ -167,7 +167,7 @@ fn open_head(
     })
 }
 
-/// Reads a layer to learn its diff id.
+/// Reads a layer to compute its diff id.
 fn read_layer(blobs: &Blobs, place: &[u8], what: Part) -> Result<LayerInfo> {
     let blob = blobs.open(place, what)?;
     let size_bytes = blob.size_bytes;
@@ -189,7 +189,8 @@ fn read_layer(blobs: &Blobs, place: &[u8], what: Part) -> Result<LayerInfo> {
     })
 }
 
-/// The configuration: the description of the highest layer, with all layers and their history.
+/// Returns the configuration: the description of the highest layer, with all layers and their
+/// history.
 fn config_of(descriptions: Vec<Map<String, Value>>, layers: &[LayerInfo]) -> Result<ImageConfig> {
     let diff_ids: Vec<Digest> = layers.iter().filter_map(|layer| layer.diff_id).collect();
     let history: Vec<Value> = descriptions.iter().map(history_of).collect();

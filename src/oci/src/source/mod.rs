@@ -1,11 +1,11 @@
-//! Opening images, whatever their form: OCI layout, docker-archive of any age, skopeo's folder,
-//! root file system; a folder, an archive or a pipe; plain or compressed. What it is, is decided by
-//! its content (see `form`), never by its name.
+//! Opening images in any form: OCI layout, docker-archive of any age, skopeo's folder, root file
+//! system; a folder, an archive or a pipe; plain or compressed. The form is detected from the
+//! content (see `form`), never from the name.
 //!
 //! Invariants: every digest and size that the input states is verified, documents before they are
-//! believed and layers while they are read ([`LayerReader`]); memory is bounded whatever the input
-//! claims. An archive that cannot be seeked in is spooled to an unnamed file, because its documents
-//! may come after its layers; a root file system in a pipe is streamed.
+//! used and layers while they are read ([`LayerReader`]); memory is bounded whatever the input
+//! claims. An unseekable archive is spooled to an unnamed file, because its documents may come
+//! after its layers; a root file system in a pipe is streamed.
 
 mod blobs;
 mod docker;
@@ -30,7 +30,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where an image is read from.
+/// The source of an image.
 pub enum SourceInput {
     /// A folder, a file or a named pipe.
     Path(PathBuf),
@@ -38,16 +38,16 @@ pub enum SourceInput {
     Stream(Box<dyn Read + Send>),
 }
 
-/// Which images of an input are meant.
+/// The selection among the images of an input.
 #[derive(Clone, Debug)]
 pub struct Select {
-    /// The name of the only one that is meant, where there are several.
+    /// The name of the only one to select, if there are several.
     pub reference: Option<String>,
-    /// The platform that is asked for; else the one that suits the host best is taken.
+    /// The requested platform; by default the one that suits the host best is selected.
     pub platform: Option<Platform>,
-    /// The platform that the image is to run on.
+    /// The platform on which the image will run.
     pub host: Platform,
-    /// The input is a root file system, whatever it looks like.
+    /// True if the input is a root file system, whatever it looks like.
     pub root_only: bool,
 }
 
@@ -63,7 +63,7 @@ impl Default for Select {
 }
 
 impl Select {
-    /// The image of this name, for this host.
+    /// Selects the image of this name, for this host.
     #[must_use]
     pub fn named(reference: Option<&str>) -> Self {
         Self {
@@ -72,32 +72,32 @@ impl Select {
         }
     }
 
-    /// The platform that images are ranked by.
+    /// Returns the platform by which images are ranked.
     fn wanted(&self) -> &Platform {
         self.platform.as_ref().unwrap_or(&self.host)
     }
 
-    /// How well an image for `platform` suits, 0 best; `None` where it does not.
+    /// Returns how well an image for `platform` suits, 0 best; `None` if it does not.
     fn rank(&self, platform: &Platform) -> Option<usize> {
         self.wanted().rank(platform, self.platform.is_some())
     }
 }
 
-/// What is known of a layer before it is read.
+/// The data about a layer that is known before it is read.
 #[derive(Clone, Debug)]
 pub struct LayerInfo {
     /// The digest of the uncompressed content; a bare root file system does not state it.
     pub diff_id: Option<Digest>,
     /// The media type, stated or assumed.
     pub media_type: String,
-    /// The digest of the stored bytes, where it is stated.
+    /// The digest of the stored bytes, if it is stated.
     pub compressed_digest: Option<Digest>,
-    /// The number of stored bytes, where it is known.
+    /// The number of stored bytes, if it is known.
     pub size_bytes: Option<u64>,
 }
 
 impl LayerInfo {
-    /// A tar archive of which nothing is stated.
+    /// Returns the data of a tar archive without any statement about it.
     #[must_use]
     pub fn of_plain_tar() -> Self {
         Self {
@@ -116,17 +116,17 @@ pub struct Image {
     manifest_digest: Option<Digest>,
     /// The platform that an index states for it.
     stated_platform: Option<Platform>,
-    /// Its platform, where that is none that the host runs.
+    /// Its platform, if the host does not run it.
     other_platform: Option<Platform>,
     layers: Vec<LayerInfo>,
     contents: Vec<Content>,
 }
 
-/// Where a layer's bytes are.
+/// The place of a layer's bytes.
 enum Content {
     /// A blob of the layout or archive.
     Blob(Arc<Blobs>, Vec<u8>),
-    /// All of a file.
+    /// A whole file.
     File(File),
     /// A folder that is the root file system.
     Folder(OwnedFd),
@@ -134,15 +134,15 @@ enum Content {
     Stream(Mutex<Option<Box<dyn Read + Send>>>),
 }
 
-/// The media type of a root file system that states none.
+/// The media type of a root file system, which states none.
 const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 impl Image {
-    /// Opens the only image in `input` that `select` means; `spool_folder` takes an unnamed
-    /// temporary file if the input is an archive that cannot be seeked in.
+    /// Opens the only image in `input` that `select` matches; `spool_folder` is the folder for an
+    /// unnamed temporary file if the input is an unseekable archive.
     ///
     /// # Errors
-    /// As [`Image::open_all`], and `SeveralImages` where there is more than one.
+    /// As [`Image::open_all`], and `SeveralImages` if there is more than one.
     pub fn open(input: SourceInput, spool_folder: &Path, select: &Select) -> Result<Self> {
         let mut images = Self::open_all(input, spool_folder, select)?;
         match images.pop() {
@@ -158,10 +158,10 @@ impl Image {
     /// Opens all images in `input`, or the one that `select` names; there is at least one.
     ///
     /// # Errors
-    /// `NotAnImage`, `NotWhole`, `NoSuchReference` or `NoPlatform` where none can be chosen,
-    /// `OtherSystem` where one is for another operating system and that was not asked for;
-    /// `DigestMismatch`, `SizeMismatch`, `Missing`, `UnsupportedMediaType` and others where a
-    /// chosen one is not sound; `Io` where the host fails.
+    /// `NotAnImage`, `NotWhole`, `NoSuchReference` or `NoPlatform` if none can be chosen,
+    /// `OtherSystem` if one is for another operating system that was not requested;
+    /// `DigestMismatch`, `SizeMismatch`, `Missing`, `UnsupportedMediaType` and others if a chosen
+    /// one is damaged; `Io` if the host fails.
     pub fn open_all(input: SourceInput, spool_folder: &Path, select: &Select) -> Result<Vec<Self>> {
         match input {
             SourceInput::Path(path) => Self::open_path(&path, spool_folder, select),
@@ -199,7 +199,7 @@ impl Image {
         Ok(found.unwrap_or_else(|| vec![root()]))
     }
 
-    /// Opens an uncompressed archive that can be seeked in.
+    /// Opens an uncompressed, seekable archive.
     fn open_archive(file: File, select: &Select) -> Result<Vec<Self>> {
         let failed = |source| Error::io("open the image", source);
         let again = file.try_clone().map_err(failed)?;
@@ -212,7 +212,7 @@ impl Image {
         Ok(found.unwrap_or_else(|| vec![root()]))
     }
 
-    /// The images that the documents among `blobs` describe; `None` where there are none.
+    /// Returns the images that the documents among `blobs` describe; `None` if there are none.
     fn find(blobs: Blobs, select: &Select) -> Result<Option<Vec<Self>>> {
         let (blobs, form) = form::tell(blobs)?;
         let blobs = Arc::new(blobs);
@@ -229,8 +229,8 @@ impl Image {
         Ok(Some(images))
     }
 
-    /// Refuses the image if it is for a platform that was not asked for, or for another operating
-    /// system; else notes that the host does not run it.
+    /// Returns an error if the image is for a platform that was not requested, or for another
+    /// operating system; otherwise records whether the host does not run it.
     fn check_platform(&mut self, select: &Select) -> Result<()> {
         let of_config = || self.config.as_ref().and_then(ImageConfig::platform);
         let Some(platform) = self.stated_platform.clone().or_else(of_config) else {
@@ -256,7 +256,7 @@ impl Image {
         Ok(())
     }
 
-    /// A name of the image for messages, or its id.
+    /// Returns a name of the image for messages, or its id.
     fn described(&self) -> String {
         let id = || {
             self.config
@@ -285,45 +285,45 @@ impl Image {
         }
     }
 
-    /// The configuration; a bare root file system has none until its layer is read, see
+    /// Returns the configuration; a bare root file system has none until its layer is read, see
     /// [`ImageConfig::of_single_layer`].
     #[must_use]
     pub const fn config(&self) -> Option<&ImageConfig> {
         self.config.as_ref()
     }
 
-    /// The names that the input gives it.
+    /// Returns the image's names in the input.
     #[must_use]
     pub fn reference_names(&self) -> &[String] {
         &self.names
     }
 
-    /// The digest of its manifest, where it has one.
+    /// Returns the digest of the manifest, if there is one.
     #[must_use]
     pub const fn manifest_digest(&self) -> Option<Digest> {
         self.manifest_digest
     }
 
-    /// Its platform, where the host's processor does not run that.
+    /// Returns the image's platform, if the host's processor does not run it.
     #[must_use]
     pub const fn other_platform(&self) -> Option<&Platform> {
         self.other_platform.as_ref()
     }
 
-    /// Its layers, lowest first.
+    /// Returns the layers, lowest first.
     #[must_use]
     pub fn layers(&self) -> &[LayerInfo] {
         &self.layers
     }
 
-    /// The uncompressed content of the layer with this index, verified while it is read.
+    /// Returns the uncompressed content of the layer with this index, verified while it is read.
     ///
     /// # Errors
-    /// `AlreadyRead` for the layer of a pipe that was opened before; `Missing` or `Io` where it
-    /// cannot be opened.
+    /// `AlreadyRead` for the layer of a pipe that was opened before; `Missing` or `Io` if it cannot
+    /// be opened.
     ///
     /// # Panics
-    /// Where there is no such layer.
+    /// If there is no such layer.
     pub fn open_layer(&self, index: usize) -> Result<LayerReader> {
         let failed = |source| Error::io("open the layer", source);
         let stored: Box<dyn Read + Send> = match &self.contents[index] {

@@ -1,4 +1,4 @@
-//! Images in streams that cannot be seeked in: pipes and compressed archives.
+//! Images in unseekable streams: pipes and compressed archives.
 
 use super::{Content, Image, Select, form};
 use crate::compression::Decoder;
@@ -31,7 +31,7 @@ pub(super) fn open(
     if head.is_empty() {
         return Err(Error::NotAnImage("it is empty"));
     }
-    // An archive without entries is nothing but its end marker.
+    // An archive without entries consists only of its end marker.
     let has_no_entries = head.len() >= RECORD_BYTES && head.iter().all(|byte| *byte == 0);
     if !looks_like_header(&head) && !has_no_entries {
         return Err(Error::NotAnImage("it does not begin like a tar archive"));
@@ -54,13 +54,13 @@ pub(super) fn open(
     Image::open_archive(file, select)
 }
 
-/// A file without a name, which goes when it is closed, however the process ends.
+/// Creates an unnamed file, which vanishes when it is closed, however the process ends.
 fn unnamed_file(folder: &Path) -> io::Result<File> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     match openat(AT_FDCWD, folder, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
         Ok(fd) => Ok(fd.into()),
-        // Not every file system makes files without a name; take the name away at once then.
+        // Not every file system supports unnamed files; remove the name at once then.
         Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EISDIR) => {
             let number = COUNTER.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!(".spool-{}-{number}", std::process::id()));

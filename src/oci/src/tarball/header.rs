@@ -1,4 +1,4 @@
-//! What one header record says: its kind, its fields, its checksum.
+//! The content of one header record: kind, fields, checksum.
 
 use super::number;
 use super::reader::ZERO_RECORD;
@@ -8,13 +8,13 @@ use crate::error::{Error, HeaderFault, Printable, Result};
 use crate::limits::PATH_BYTES_MAX;
 use tar::{EntryType, Header};
 
-/// GNU tar's volume label, which makes nothing.
+/// GNU tar's volume label, which creates nothing.
 const VOLUME_LABEL: u8 = b'V';
-/// What goes on from the volume before.
+/// The continuation of a file from the previous volume.
 const CONTINUATION: u8 = b'M';
 /// GNU tar's directory with the list of its files at the time of an incremental backup.
 pub(super) const DUMP_DIRECTORY: u8 = b'D';
-/// Long names in the way of GNU tar before 1990.
+/// Long names in GNU tar's format from before 1990.
 const OLD_LONG_NAMES: u8 = b'N';
 /// The PAX header of Solaris, the same as `x`.
 pub(super) const SOLARIS_PAX: u8 = b'X';
@@ -24,7 +24,7 @@ const SOLARIS_ATTRIBUTES: u8 = b'E';
 /// star: metadata without the file.
 const STAR_INODE: u8 = b'I';
 
-/// The fields that stand in the entry's own header, checked.
+/// Returns the fields of the entry's own header, checked.
 pub(super) fn own_fields(
     header: &Header,
     path: Vec<u8>,
@@ -75,7 +75,7 @@ fn device(header: &Header, kind: Kind, path: &[u8]) -> Result<(u32, u32)> {
     if !matches!(kind, Kind::CharDevice | Kind::BlockDevice) {
         return Ok((0, 0));
     }
-    // The fields lie at the same place in ustar and GNU headers; v7 has no devices.
+    // The fields have the same offset in ustar and GNU headers; v7 has no devices.
     let bytes = header.as_bytes();
     let number = |field: &[u8]| {
         number::unsigned(field)
@@ -101,7 +101,7 @@ pub(super) fn kind_of(header: &Header, path: &[u8]) -> Result<Kind> {
     })
 }
 
-/// What is lost with an entry that makes nothing.
+/// Returns the loss for an entry that creates nothing.
 pub(super) fn lost_kind(kind: EntryType) -> Option<Loss> {
     match kind.as_byte() {
         VOLUME_LABEL => Some(Loss::VolumeLabel),
@@ -111,7 +111,8 @@ pub(super) fn lost_kind(kind: EntryType) -> Option<Loss> {
     }
 }
 
-/// The bytes after an entry that makes nothing: star states the size of the file that is elsewhere.
+/// Returns the number of bytes after an entry that creates nothing: star states the size of a file
+/// that is stored elsewhere.
 pub(super) fn bytes_after(kind: EntryType, size: u64) -> u64 {
     if kind.as_byte() == STAR_INODE {
         0
@@ -120,7 +121,7 @@ pub(super) fn bytes_after(kind: EntryType, size: u64) -> u64 {
     }
 }
 
-/// Why an entry of this kind cannot be read.
+/// Returns the reason why an entry of this kind cannot be read.
 pub(super) fn refused_kind(kind: EntryType) -> Option<&'static str> {
     match kind.as_byte() {
         CONTINUATION => Some(MULTI_VOLUME),
@@ -132,7 +133,8 @@ pub(super) fn refused_kind(kind: EntryType) -> Option<&'static str> {
     }
 }
 
-/// The path in the header itself. The prefix of star's headers is shorter, since times follow it.
+/// Returns the path in the header itself. The prefix of star's headers is shorter, since times
+/// follow it.
 pub(super) fn path_bytes(header: &Header) -> Vec<u8> {
     const PREFIX: std::ops::Range<usize> = 345..476;
     let bytes = header.as_bytes();
@@ -155,7 +157,7 @@ pub(super) fn path_bytes(header: &Header) -> Vec<u8> {
     }
 }
 
-/// How many bytes follow: some writers state a size for entries that have no content.
+/// Returns the number of bytes that follow: some writers state a size for entries without content.
 pub(super) fn stored_bytes(kind: Kind, size: u64) -> u64 {
     match kind {
         Kind::File => size,
@@ -174,15 +176,15 @@ pub(super) fn fault(entry: &[u8], fault: HeaderFault) -> Error {
     }
 }
 
-/// Whether `block` begins like a tar header: its checksum holds.
+/// Returns true if `block` begins like a tar header: its checksum matches.
 pub(crate) fn looks_like_header(block: &[u8]) -> bool {
     block
         .first_chunk::<RECORD_BYTES>()
         .is_some_and(|block| *block != ZERO_RECORD && checksum_holds(block))
 }
 
-/// The sum of all bytes with the checksum's own field as spaces; some old writers took the bytes
-/// as signed.
+/// Returns true if the checksum matches: the sum of all bytes with the checksum's own field as
+/// spaces; some old writers treated the bytes as signed.
 pub(super) fn checksum_holds(block: &[u8; RECORD_BYTES]) -> bool {
     const FIELD: std::ops::Range<usize> = 148..156;
     let Some(stated) = number::field(&block[FIELD]) else {

@@ -1,11 +1,10 @@
-//! The tar format: entries as values, read from a stream without trust.
+//! The tar format: entries as values, parsed from an untrusted stream.
 //!
-//! Understood are v7, ustar, star's, GNU (long names, sparse, incremental, base-256 numbers) and
-//! PAX (all records that matter for a root file system, sparse 0.0, 0.1 and 1.0). What has a
-//! meaning that a root file system cannot have is counted ([`Loss`](super::dropped::Loss)) or
-//! refused. The layout of the headers comes from the `tar` crate; the iteration is ours, because
-//! memory must stay bounded, sizes may be stated in PAX records only, and holes must be known to
-//! whoever writes the file.
+//! Supported are v7, ustar, star's, GNU (long names, sparse, incremental, base-256 numbers) and PAX
+//! (all records that matter for a root file system, sparse 0.0, 0.1 and 1.0). Data that a root file
+//! system cannot hold is counted ([`Loss`](super::dropped::Loss)) or refused. The layout of the
+//! headers comes from the `tar` crate; the iteration is implemented here, because memory must stay
+//! bounded, sizes may be stated in PAX records only, and the writer of a file must know its holes.
 //!
 //! Invariants: no length that an archive claims is allocated before it is checked against a limit
 //! of [`super::limits`]; the segments of an entry ascend, do not overlap, end within its size and
@@ -21,7 +20,7 @@ pub(crate) use number::format_time;
 pub(crate) use pax::put_record;
 pub(crate) use reader::{TarReader, looks_like_header};
 
-/// Why what is not the first volume cannot be read.
+/// The reason why a later volume cannot be read.
 const MULTI_VOLUME: &str = "it goes on from another volume of a multi-volume archive; \
                             extract all volumes together and import the folder";
 
@@ -31,7 +30,7 @@ pub(crate) const RECORD_BYTES: usize = 512;
 /// Attributes that belong to the host and its mounts and not to an image: never stored nor cleared.
 pub(crate) const HOST_XATTRS: [&[u8]; 2] = [b"security.selinux", b"system.nfs4_acl"];
 
-/// What an entry makes.
+/// The kind of object that an entry creates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A regular file, whose content follows.
@@ -55,11 +54,11 @@ pub(crate) enum Kind {
 pub struct Time {
     /// Seconds, rounded down.
     pub seconds: i64,
-    /// Nanoseconds after that second, fewer than a thousand million.
+    /// Nanoseconds after that second, less than a thousand million.
     pub nanoseconds: u32,
 }
 
-/// A stretch of a sparse file that holds data.
+/// A part of a sparse file that holds data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) offset_bytes: u64,
@@ -69,7 +68,7 @@ pub(crate) struct Segment {
 /// An extended attribute: its name and its value.
 pub(crate) type Xattr = (Vec<u8>, Vec<u8>);
 
-/// One entry of an archive, with everything that its headers say.
+/// One entry of an archive, with all data of its headers.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) path: Vec<u8>,
@@ -82,9 +81,9 @@ pub(crate) struct Entry {
     pub(crate) atime: Option<Time>,
     /// The target of a link, else empty.
     pub(crate) link: Vec<u8>,
-    /// The size of the file once it is made.
+    /// The size of the resulting file.
     pub(crate) size_bytes: u64,
-    /// Where the data that follows belongs.
+    /// The ranges of the file that the following data fills.
     pub(crate) segments: Vec<Segment>,
     pub(crate) device_major: u32,
     pub(crate) device_minor: u32,
@@ -95,7 +94,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Whether it has attributes or access control lists.
+    /// Returns true if it has attributes or access control lists.
     pub(crate) const fn has_attributes(&self) -> bool {
         !self.xattrs.is_empty() || self.acl_access.is_some() || self.acl_default.is_some()
     }

@@ -4,8 +4,8 @@ use super::Time;
 
 const NANOSECONDS: u32 = 1_000_000_000;
 
-/// The number in a header field: octal digits, or base-256 where the first bit is set.
-/// An empty field is 0. `None` where it is no number or does not fit.
+/// Returns the number in a header field: octal digits, or base-256 if the first bit is set. An
+/// empty field is 0. `None` if it is not a number or does not fit.
 pub(super) fn field(bytes: &[u8]) -> Option<i64> {
     let (first, rest) = bytes.split_first()?;
     if first & 0x80 == 0 {
@@ -28,7 +28,7 @@ pub(super) fn field(bytes: &[u8]) -> Option<i64> {
     i64::try_from(value).ok()
 }
 
-/// As [`field`], where only a number from 0 makes sense.
+/// As [`field`], for values that cannot be negative.
 pub(super) fn unsigned(bytes: &[u8]) -> Option<u64> {
     u64::try_from(field(bytes)?).ok()
 }
@@ -49,7 +49,7 @@ fn octal(bytes: &[u8]) -> Option<i64> {
     Some(value)
 }
 
-/// The decimal number that is all of `text`.
+/// Returns the decimal number that `text` consists of.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
@@ -60,8 +60,8 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     })
 }
 
-/// A PAX time: decimal seconds, possibly negative, possibly with a fraction, which is cut down to
-/// nanoseconds as GNU tar does.
+/// Parses a PAX time: decimal seconds, possibly negative, possibly with a fraction, which is
+/// rounded down to nanoseconds as in GNU tar.
 pub(super) fn time(text: &[u8]) -> Option<Time> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
@@ -91,7 +91,7 @@ pub(super) fn time(text: &[u8]) -> Option<Time> {
             nanoseconds,
         });
     }
-    // Towards the past, as for positive times.
+    // Rounded towards the past, as positive times are.
     let nanoseconds = nanoseconds + u32::from(beyond);
     if nanoseconds == 0 {
         Some(Time {
@@ -106,7 +106,7 @@ pub(super) fn time(text: &[u8]) -> Option<Time> {
     }
 }
 
-/// A time as a PAX record writes it: exact, in the shortest form.
+/// Formats a time as in a PAX record: exact, in the shortest form.
 pub(crate) fn format_time(time: Time) -> String {
     let (sign, seconds, nanoseconds) = if time.seconds < 0 && time.nanoseconds > 0 {
         (

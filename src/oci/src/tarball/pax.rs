@@ -1,4 +1,4 @@
-//! PAX extended headers: what they say about the entry that follows.
+//! PAX extended headers: the records about the entry that follows.
 
 use super::number;
 use super::sparse;
@@ -10,14 +10,15 @@ use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-/// libarchive leaves the padding out.
+/// libarchive omits the padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 const SOLARIS_SPARSE: &str = "its holes are described in the way of Solaris, which is not supported; write the archive without";
 
-/// What extended headers override. Records without meaning for a root file system are passed over.
+/// The fields that extended headers override. Records without meaning for a root file system are
+/// skipped.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Overrides {
     pub(super) path: Option<Vec<u8>>,
@@ -28,13 +29,13 @@ pub(super) struct Overrides {
     pub(super) mtime: Option<Time>,
     pub(super) atime: Option<Time>,
     pub(super) xattrs: Vec<Xattr>,
-    /// As libarchive writes them, beside or in place of the others.
+    /// Attributes in libarchive's encoding, beside or instead of the others.
     coded_xattrs: Vec<Xattr>,
     pub(super) acl_access: Option<Vec<u8>>,
     pub(super) acl_default: Option<Vec<u8>>,
-    /// What is said and has no meaning here.
+    /// The omitted data of records that have no meaning here.
     pub(super) lost: Vec<Loss>,
-    /// The file's content is stored in a way that is not understood; why.
+    /// The reason why the file's content is stored in an unsupported way, if it is.
     pub(super) unsupported: Option<&'static str>,
     pub(super) sparse: Option<SparseRecords>,
 }
@@ -66,7 +67,7 @@ impl Overrides {
         match key {
             b"path" => self.path = text(),
             b"linkpath" => self.link = text(),
-            // An empty value takes a global record back (POSIX, pax, "Extended Header").
+            // An empty value cancels a global record (POSIX, pax, "Extended Header").
             b"size" => self.size_bytes = number_or_none(value, "size")?,
             b"uid" => self.uid = number_or_none(value, "owner")?,
             b"gid" => self.gid = number_or_none(value, "group")?,
@@ -100,13 +101,13 @@ impl Overrides {
 
     fn lose(&mut self, kind: Loss, value: &[u8]) {
         self.lost.retain(|known| *known != kind);
-        // An empty value takes a global record back.
+        // An empty value cancels a global record.
         if !value.is_empty() {
             self.lost.push(kind);
         }
     }
 
-    /// All extended attributes; of two forms of one, the plain one counts.
+    /// Takes all extended attributes; if one has two forms, the plain one counts.
     pub(super) fn take_xattrs(&mut self) -> Vec<Xattr> {
         let mut all = std::mem::take(&mut self.xattrs);
         for (name, value) in std::mem::take(&mut self.coded_xattrs) {
@@ -127,7 +128,7 @@ fn add_xattr(xattrs: &mut Vec<Xattr>, name: &[u8], value: Vec<u8>) -> Result<(),
         .iter()
         .map(|(name, value)| name.len() + value.len())
         .sum();
-    // Global headers could otherwise pile attributes up without end.
+    // Otherwise, global headers could accumulate attributes without limit.
     if u64::try_from(held + name.len() + value.len()).map_or(true, |all| all > PAX_BYTES_MAX) {
         return Err(HeaderFault::PaxSize);
     }
@@ -135,7 +136,7 @@ fn add_xattr(xattrs: &mut Vec<Xattr>, name: &[u8], value: Vec<u8>) -> Result<(),
     Ok(())
 }
 
-/// A name in which `%` and two hexadecimal digits stand for a byte.
+/// Decodes a name in which `%` and two hexadecimal digits stand for a byte.
 fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -193,7 +194,8 @@ fn time_or_none(value: &[u8]) -> Result<Option<Time>, HeaderFault> {
         .ok_or(HeaderFault::Number("time"))
 }
 
-/// The first record `LEN KEY=VALUE\n`, where LEN counts all of it, and what follows.
+/// Returns the key and value of the first record `LEN KEY=VALUE\n`, where LEN counts all of it, and
+/// the rest.
 fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let space = bytes.iter().take(20).position(|byte| *byte == b' ')?;
     let len = usize::try_from(number::decimal(&bytes[..space])?).ok()?;
@@ -206,7 +208,7 @@ fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 pub(crate) fn put_record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let without_len = key.len() + value.len() + 3;
     let mut len = without_len;
-    // A longer number can make one digit more necessary, so this settles in two rounds.
+    // A longer number may need one more digit, so this takes at most two rounds.
     while len != without_len + len.to_string().len() {
         len = without_len + len.to_string().len();
     }

@@ -21,12 +21,12 @@ pub(super) const ZERO_RECORD: [u8; RECORD_BYTES] = [0; RECORD_BYTES];
 pub(crate) struct TarReader<R> {
     inner: R,
     global: Overrides,
-    /// Data of the current entry that has not been read, and the padding after it.
+    /// Unread data of the current entry, and the padding after it.
     data_left: u64,
     padding_left: u64,
     state: State,
     position_bytes: u64,
-    /// A record that was looked at already.
+    /// A record that was read ahead.
     ahead: Option<[u8; RECORD_BYTES]>,
     dropped: Dropped,
 }
@@ -39,7 +39,7 @@ enum State {
     EndMarker,
 }
 
-/// What the headers before an entry's own header have said.
+/// The data of the headers before an entry's own header.
 #[derive(Default)]
 struct Announced {
     pax: Option<Overrides>,
@@ -54,7 +54,7 @@ impl Announced {
 }
 
 impl<R: Read> TarReader<R> {
-    /// Reads the archive that starts where `inner` stands.
+    /// Reads the archive that starts at the position of `inner`.
     pub(crate) fn new(inner: R) -> Self {
         Self {
             inner,
@@ -68,12 +68,12 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// What was left out so far.
+    /// Returns the omissions so far.
     pub(crate) fn into_dropped(self) -> Dropped {
         self.dropped
     }
 
-    /// Reads to the end of the stream, and notes what comes after the end of the archive.
+    /// Reads to the end of the stream, and notes data after the end of the archive.
     ///
     /// # Errors
     /// As [`TarReader::next_entry`].
@@ -94,10 +94,10 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// The next entry; what is left of the current one's data is passed over.
+    /// Returns the next entry; unread data of the current one is skipped.
     ///
     /// # Errors
-    /// `Archive` where the stream ends or fails in the middle, `Header` where a header is wrong.
+    /// `Archive` if the stream ends or fails in the middle, `Header` if a header is wrong.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>> {
         self.skip_data()?;
         let mut announced = Announced::default();
@@ -136,10 +136,10 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// Reads data of the current entry; 0 at its end.
+    /// Reads data of the current entry; returns 0 at its end.
     ///
     /// # Errors
-    /// `UnexpectedEof` where the stream ends within the data, else what the stream answers.
+    /// `UnexpectedEof` if the stream ends within the data, else the stream's error.
     pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let want = usize::try_from(self.data_left)
             .unwrap_or(usize::MAX)
@@ -174,13 +174,13 @@ impl<R: Read> TarReader<R> {
         Ok(())
     }
 
-    /// Whether the archive ended with its marker and not just because the stream did.
+    /// Returns true if the archive ended with its marker and not just with the stream.
     pub(crate) fn saw_end_marker(&self) -> bool {
         self.state == State::EndMarker
     }
 
-    /// Where the data of the current entry starts, counted from the archive's start, and how many
-    /// bytes are stored; only before any of it is read.
+    /// Returns the offset of the current entry's data in the archive and the number of its stored
+    /// bytes; valid only before any of it is read.
     pub(crate) const fn data_place(&self) -> (u64, u64) {
         (self.position_bytes, self.data_left)
     }
@@ -206,7 +206,7 @@ impl<R: Read> TarReader<R> {
         Ok(())
     }
 
-    /// The next header, or `None` at the end of the archive.
+    /// Returns the next header, or `None` at the end of the archive.
     fn header_block(&mut self) -> Result<Option<[u8; RECORD_BYTES]>> {
         if self.state != State::Entries {
             return Ok(None);
@@ -229,7 +229,7 @@ impl<R: Read> TarReader<R> {
         Ok(Some(block))
     }
 
-    /// The next record, or `None` where the stream ends before it.
+    /// Returns the next record, or `None` if the stream ends before it.
     fn record(&mut self) -> Result<Option<[u8; RECORD_BYTES]>> {
         if let Some(block) = self.ahead.take() {
             return Ok(Some(block));
@@ -332,8 +332,8 @@ impl<R: Read> TarReader<R> {
         Ok(entry)
     }
 
-    /// Returns whether data follows an entry that is no file. Of hard links POSIX says that it may,
-    /// and many writers state a size without it: then a header or the end comes next.
+    /// Returns true if data follows an entry that is not a file. POSIX allows data after hard
+    /// links, and many writers state a size without any data: then a header or the end comes next.
     fn has_body(&mut self, header: &Header, kind: Kind, size: u64) -> Result<bool> {
         if size == 0 {
             return Ok(false);
@@ -351,7 +351,7 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// Passes over data that has no meaning here.
+    /// Skips data that has no meaning here.
     fn pass_over(&mut self, header: &Header, entry: &Entry, size: u64) -> Result<()> {
         let is_list = header.entry_type().as_byte() == DUMP_DIRECTORY;
         let loss = if is_list {
@@ -360,7 +360,7 @@ impl<R: Read> TarReader<R> {
             Loss::LinkContent
         };
         self.dropped.note(loss, &entry.path);
-        // What was looked at is the first record of it.
+        // The record that was read ahead is the first one of the data.
         let seen = if self.ahead.take().is_some() {
             RECORD
         } else {
@@ -372,7 +372,7 @@ impl<R: Read> TarReader<R> {
         self.skip_data()
     }
 
-    /// Finds out where the stored data belongs; reads the map where it stands before the data.
+    /// Determines the ranges of the stored data; reads the map if it precedes the data.
     fn content(
         &mut self,
         header: &Header,
@@ -412,7 +412,7 @@ impl<R: Read> TarReader<R> {
         let mut more = gnu.is_extended();
         while more {
             let block = self.record()?.ok_or_else(sparse)?;
-            // 21 pairs, then the flag that says whether another such record follows.
+            // 21 pairs, then the flag for whether another such record follows.
             sparse::gnu_pairs(&block[..504], &mut segments).map_err(|what| fault(path, what))?;
             more = block[504] != 0;
         }
@@ -438,8 +438,8 @@ impl<R: Read> TarReader<R> {
 }
 
 impl<R: Read + Seek> TarReader<R> {
-    /// As [`TarReader::next_entry`], but passes over data without reading it. That the data is all
-    /// there is then for the caller to check.
+    /// As [`TarReader::next_entry`], but skips data by seeking. The caller must check that the data
+    /// is complete.
     ///
     /// # Errors
     /// As [`TarReader::next_entry`].

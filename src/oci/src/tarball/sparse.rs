@@ -1,4 +1,4 @@
-//! The maps of sparse files, in the four ways that GNU tar writes them.
+//! The maps of sparse files, in the four formats of GNU tar.
 
 use super::number;
 use super::{RECORD_BYTES, Segment};
@@ -22,7 +22,7 @@ pub(super) fn gnu_pairs(bytes: &[u8], into: &mut Vec<Segment>) -> Result<(), Hea
     Ok(())
 }
 
-/// The map of format 0.1: offsets and lengths in turn, with commas.
+/// Parses the map of format 0.1: alternating offsets and lengths, with commas.
 pub(super) fn comma_list(text: &[u8]) -> Result<Vec<Segment>, HeaderFault> {
     let mut segments = Vec::new();
     let mut numbers = text.split(|byte| *byte == b',').map(number::decimal);
@@ -36,7 +36,7 @@ pub(super) fn comma_list(text: &[u8]) -> Result<Vec<Segment>, HeaderFault> {
     Ok(segments)
 }
 
-/// The map of format 1.0, which stands before the data: decimal lines, the count first, in whole
+/// The map of format 1.0, which precedes the data: decimal lines, the count first, in whole
 /// records.
 #[derive(Default)]
 pub(super) struct LeadingMap {
@@ -47,10 +47,10 @@ pub(super) struct LeadingMap {
 }
 
 impl LeadingMap {
-    /// The longest line: a number of 64 bits has at most 20 digits.
+    /// The maximum length of a line: a number of 64 bits has at most 20 digits.
     const LINE_BYTES_MAX: usize = 20;
 
-    /// Takes the next record; answers whether the map is complete.
+    /// Adds the next record; returns true if the map is complete.
     pub(super) fn take(&mut self, record: &[u8; RECORD_BYTES]) -> Result<bool, HeaderFault> {
         for byte in record {
             if self.is_complete() {
@@ -74,7 +74,7 @@ impl LeadingMap {
         Ok(self.is_complete())
     }
 
-    /// The segments of a complete map.
+    /// Returns the segments of a complete map.
     pub(super) fn into_segments(self) -> Vec<Segment> {
         self.segments
     }
@@ -100,8 +100,8 @@ pub(super) fn push(
     Ok(())
 }
 
-/// Checks that the segments ascend without overlap, end within the file and have together exactly
-/// the bytes that are stored; empty ones, which only mark the file's end, are dropped.
+/// Checks that the segments ascend without overlap, end within the file and together have exactly
+/// the stored bytes; empty ones, which only mark the file's end, are dropped.
 pub(super) fn validate(
     segments: &mut Vec<Segment>,
     size_bytes: u64,

@@ -1,5 +1,5 @@
-//! File systems whose bytes were changed by an enemy: every answer is allowed but a panic, or
-//! none at all.
+//! File systems whose bytes an attacker changed: any result is allowed, except a panic or an
+//! endless run.
 
 use super::super::*;
 use super::mutations::Mutator;
@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::env;
 use std::time::{Duration, Instant};
 
-/// How long images are damaged unless `COWSHED_TEST_SECONDS` says otherwise.
+/// The default duration of the damage, unless `COWSHED_TEST_SECONDS` is set.
 const DEFAULT_SECONDS: u64 = 4;
 
 #[test]
@@ -70,7 +70,7 @@ fn name(name: &str) -> Name {
     Name::new(name).unwrap()
 }
 
-/// Where damage is worth while.
+/// The blocks that are worth damaging.
 struct Blocks {
     metadata: Vec<u64>,
 }
@@ -107,7 +107,7 @@ impl Blocks {
         let mut bytes = [0; BLOCK_BYTES];
         volume.read_at(&mut bytes, at).unwrap();
         match random.random_range(0..4) {
-            // Another structure's bytes.
+            // The bytes of another structure.
             0 => {
                 let other = *self.metadata.choose(random).unwrap();
                 volume
@@ -118,7 +118,7 @@ impl Blocks {
                 let start = random.random_range(0..BLOCK_BYTES - 64);
                 random.fill(&mut bytes[start..start + 64]);
             }
-            // A number that leads to something else that exists.
+            // A number that refers to another existing object.
             2 => {
                 let start = random.random_range(0..BLOCK_BYTES / 4) * 4;
                 let number = u32::try_from(*self.metadata.choose(random).unwrap()).unwrap();

@@ -1,6 +1,6 @@
 //! The comparison by blocks against the one by trees, on real mounted containers.
 //!
-//! `COWSHED_TEST_SECONDS` sets how long random changes are made, `COWSHED_TEST_SEED` repeats one
+//! `COWSHED_TEST_SECONDS` sets the duration of the random changes, `COWSHED_TEST_SEED` repeats one
 //! run.
 
 mod hostile;
@@ -17,13 +17,13 @@ use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// How long random changes are made unless told otherwise.
+/// The default duration of the random changes.
 const DEFAULT_SECONDS: u64 = 8;
-/// Changes between two comparisons.
+/// The maximum number of changes between two comparisons.
 const BATCH_MAX: usize = 24;
-/// Containers on top of each other for each seed.
+/// Number of stacked containers for each seed.
 const GENERATIONS: usize = 4;
-/// Comparisons of each container.
+/// Number of comparisons of each container.
 const COMPARISONS: usize = 5;
 
 #[test]

@@ -18,7 +18,7 @@ use nix::fcntl::OFlag;
 
 /// A directory of more names than this has a hash tree of two levels.
 const MANY: usize = 1_500;
-/// Deeper directories are left alone, so that paths stay short enough for the kernel.
+/// Deeper directories are not changed, so that paths stay short enough for the kernel.
 const PATH_BYTES_MAX: usize = 1_200;
 
 pub(super) struct Mutator {
@@ -39,7 +39,7 @@ impl Mutator {
         }
     }
 
-    /// Makes a tree with something of everything.
+    /// Creates a tree with objects of every kind.
     pub(super) fn fill(&mut self) {
         self.mass_create().unwrap();
         self.deep().unwrap();
@@ -47,7 +47,7 @@ impl Mutator {
         self.open.clear();
     }
 
-    /// Makes `count` changes; answers how many were possible.
+    /// Makes `count` changes; returns the number that were possible.
     pub(super) fn mutate(&mut self, count: usize) -> usize {
         (0..count).filter(|_| self.one().is_ok()).count()
     }
@@ -83,7 +83,7 @@ impl Mutator {
         }
     }
 
-    /// Everything in the tree, directories and others.
+    /// Returns all paths in the tree, directories and others.
     fn scan(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
         let mut directories = vec![self.root.clone()];
         let mut others = Vec::new();
@@ -112,7 +112,7 @@ impl Mutator {
         directories.choose(&mut self.random).unwrap().clone()
     }
 
-    /// A directory that is not the root.
+    /// Returns a directory that is not the root.
     fn inner_directory(&mut self) -> io::Result<PathBuf> {
         let directories = self.scan().0;
         chosen(directories[1..].choose(&mut self.random))
@@ -140,7 +140,7 @@ impl Mutator {
         }
     }
 
-    /// A free name, or sometimes one that is taken.
+    /// Returns a free name, or sometimes one that is taken.
     fn new_path(&mut self) -> io::Result<PathBuf> {
         let directory = self.directory();
         if directory.as_os_str().len() - self.root.as_os_str().len() > PATH_BYTES_MAX {
@@ -174,7 +174,8 @@ impl Mutator {
         write_file(&self.new_path()?, &bytes)
     }
 
-    /// Writes into a file, at its end or within, and sometimes hides it by the old time.
+    /// Writes into a file, at its end or within, and sometimes restores the old time to hide the
+    /// change.
     fn write(&mut self, append: bool) -> io::Result<()> {
         let path = self.file()?;
         let bytes = self.bytes();
@@ -244,7 +245,7 @@ impl Mutator {
         let path = self.any()?;
         let object = object(&path)?;
         let len = *[0, 3, 70, 900, 3_000].choose(&mut self.random).unwrap();
-        // Some values are the same, so that blocks of attributes are shared.
+        // Some values are equal, so that blocks of attributes are shared.
         let value = vec![self.random.random_range(0..2); len];
         let number = self.random.random_range(0..4);
         let name = match self.random.random_range(0..8) {
@@ -267,7 +268,7 @@ impl Mutator {
         xattr::remove(&object, &chosen(names.choose(&mut self.random))?)
     }
 
-    /// Moves something to another name or over something else.
+    /// Moves an object to another name or over another object.
     fn rename(&mut self) -> io::Result<()> {
         let from = self.any()?;
         let to = if self.random.random_bool(0.3) {
@@ -315,7 +316,7 @@ impl Mutator {
         };
         let mut path = self.new_path()?;
         let before = path.symlink_metadata();
-        // In place of another with its time: only the target tells.
+        // Replaces another link and gets its time, so that only the target differs.
         if let Ok(other) = self.other()
             && other.is_symlink()
             && self.random.random_bool(0.5)
@@ -350,7 +351,7 @@ impl Mutator {
         )?)
     }
 
-    /// A directory in place of a file, or a file in place of a directory.
+    /// Puts a directory in place of a file, or a file in place of a directory.
     fn replace(&mut self) -> io::Result<()> {
         if self.random.random_bool(0.5) {
             let path = self.other()?;
@@ -376,7 +377,7 @@ impl Mutator {
         set_times(&path, seconds, nanoseconds)
     }
 
-    /// A new directory in place of another, with the other's content: only the inode is another.
+    /// Puts a new directory in place of another, with the other's content: only the inode differs.
     fn replace_directory(&mut self) -> io::Result<()> {
         let path = self.inner_directory()?;
         self.serial += 1;
@@ -415,7 +416,7 @@ impl Mutator {
         Ok(())
     }
 
-    /// Changes many files of the directory that has most.
+    /// Changes many files of the directory that has the most.
     fn mass_change(&mut self) -> io::Result<()> {
         let directories = self.scan().0;
         let size = |path: &PathBuf| fs::read_dir(path).map_or(0, Iterator::count);
@@ -444,7 +445,7 @@ impl Mutator {
         fs::write(path.join("bottom"), "deep")
     }
 
-    /// The same bytes again, with the same time, in a new file or in the old one.
+    /// Writes the same bytes again, with the same time, to a new file or to the old one.
     fn rewrite(&mut self) -> io::Result<()> {
         let path = self.file()?;
         let (bytes, data) = (fs::read(&path)?, fs::metadata(&path)?);
@@ -463,7 +464,7 @@ impl Mutator {
         set_times(&path, data.mtime(), data.mtime_nsec())
     }
 
-    /// The same name and kind anew, which often gets the same inode.
+    /// Creates the same name and kind anew, which often gets the same inode.
     fn recreate(&mut self) -> io::Result<()> {
         if self.random.random_bool(0.5) {
             let path = self.file()?;
@@ -483,7 +484,7 @@ fn chosen<T: ToOwned + ?Sized>(choice: Option<&T>) -> io::Result<T::Owned> {
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Writes a file, but no device or pipe that has its name.
+/// Writes a file, but not to a device or pipe of that name.
 fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if path.symlink_metadata().is_ok_and(|data| !data.is_file()) {
         return Err(io::ErrorKind::AlreadyExists.into());
@@ -508,7 +509,7 @@ fn set_times(path: &Path, seconds: i64, nanoseconds: i64) -> io::Result<()> {
     Ok(utimensat(AT_FDCWD, path, &time, &time, flags)?)
 }
 
-/// An access control list with an entry for a user.
+/// Returns an access control list with an entry for a user.
 fn acl(permission: u16) -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();
     for (tag, id) in [

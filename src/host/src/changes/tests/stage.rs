@@ -1,4 +1,4 @@
-//! A host with a pool in memory; images and containers made on the spot.
+//! A host with a pool in memory; images and containers created as needed.
 
 use super::super::inodes::ChangedInodes;
 use super::super::*;
@@ -31,7 +31,7 @@ impl Stage {
         Self { host, pool, folder }
     }
 
-    /// Makes an image of what `fill` puts into an empty folder.
+    /// Makes an image from the files that `fill` puts into an empty folder.
     pub(super) fn image(&self, name: &str, fill: impl FnOnce(&Path)) {
         let content = self.folder.path().join("content");
         std::fs::create_dir(&content).unwrap();
@@ -55,7 +55,7 @@ impl Stage {
         self.container_of_size(image, name, None)
     }
 
-    /// A mounted container; a size below its image's is the image's.
+    /// Returns a mounted container; a size below its image's becomes the image's.
     pub(super) fn container_of_size(
         &self,
         image: &str,
@@ -73,7 +73,7 @@ impl Stage {
         self.host.mount_container(name, None).unwrap().path
     }
 
-    /// What the container changed, which both ways of comparing must agree on.
+    /// Returns the container's changes, on which both ways of comparing must agree.
     pub(super) fn compare(&self, name: &str, what: &str) -> TreeChanges {
         let record = record::find_container(&self.pool, name).unwrap();
         let lock = self.host.container_lock(&record.id);
@@ -111,7 +111,7 @@ impl Stage {
         assert_eq!(diff_id(&by_blocks), diff_id(&by_trees));
     }
 
-    /// The volumes of a container's image and of the container itself.
+    /// Returns the volumes of a container's image and of the container itself.
     pub(super) fn volumes_of(&self, container: &str) -> (Volume, Volume) {
         let record = record::find_container(&self.pool, container).unwrap();
         let image = self.host.image_of(&record).unwrap();
@@ -126,7 +126,7 @@ impl Stage {
         Sides::open(&self.pool, base, now).unwrap()
     }
 
-    /// The inode at a path.
+    /// Returns the inode at a path.
     pub(super) fn inode_of(&self, reader: &FileSystem<'_>, path: &[&str]) -> Inode {
         let mut inode = reader.inode(ROOT_INODE).unwrap();
         for name in path {
@@ -137,7 +137,7 @@ impl Stage {
     }
 }
 
-/// Runs a command line of the shell, which must succeed.
+/// Runs a shell command, which must succeed.
 pub(super) fn shell(folder: &Path, script: &str) {
     let done = Command::new("bash")
         .args(["-euc", script])

@@ -1,5 +1,5 @@
-//! Archives that the tools of the field write, each with its options, compared with what the same
-//! tool makes of them. Needs GNU tar, bsdtar, xz, bzip2, zstd, pigz, setfacl and getfacl.
+//! Archives written by common tools with various options, compared with the same tool's extraction.
+//! Needs GNU tar, bsdtar, xz, bzip2, zstd, pigz, setfacl and getfacl.
 
 use super::*;
 use crate::source::{Image, Select, SourceInput};
@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Folders with a source, and with what others and we make of it.
+/// Folders with a source, and with the results of other tools and of this crate.
 struct Bench {
     folder: TempDir,
 }
@@ -50,7 +50,7 @@ impl Bench {
     }
 }
 
-/// What every format can hold: short ASCII names, whole seconds, small numbers.
+/// Creates objects that every format can hold: short ASCII names, whole seconds, small numbers.
 fn make_plain(root: &Path) {
     let at = |path: &str| root.join(path);
     fs::create_dir_all(at("bin/deeper")).unwrap();
@@ -68,7 +68,7 @@ fn make_plain(root: &Path) {
     }
 }
 
-/// As `make_plain`, and what v7 cannot hold.
+/// As `make_plain`, plus objects that v7 cannot hold.
 fn make_more(root: &Path) {
     make_plain(root);
     let at = |path: &str| root.join(path);
@@ -148,7 +148,7 @@ fn every_format_of_bsdtar_becomes_what_bsdtar_makes_of_it() {
         ));
         bench.run("bsdtar -xpf layer.tar -C theirs --numeric-owner");
         bench.apply().unwrap();
-        // Of the folder that it extracts into, bsdtar keeps the time.
+        // bsdtar keeps the time of the folder that it extracts into.
         let below = |name: &str| {
             let mut found = tree(&bench.at(name));
             found.remove(Path::new(""));
@@ -181,7 +181,7 @@ fn access_control_lists_in_text_form_are_set_by_number_or_by_the_names_of_the_im
         assert_eq!(applied.dropped, Dropped::default(), "{command}");
         assert_eq!(bench.run(&format!("cd ours; {lists}")), wanted, "{command}");
     }
-    // Names without numbers are those of the image, and not of this host.
+    // Names without numbers refer to the image, and not to this host.
     let record = |user: &str| {
         let mut records = Vec::new();
         let list = format!(
@@ -276,7 +276,7 @@ fn every_compression_is_read_with_members_padding_and_large_windows() {
         assert_eq!(found.unwrap(), wanted, "{script}");
     }
     for script in [
-        // The window is what the content's size makes of it unless that is not known.
+        // The window depends on the content's size unless that is not known.
         "cat layer.tar /dev/zero | head -c 300M | zstd -q --long=30 -c",
         "xz --format=xz --lzma2=preset=0,dict=512MiB -c layer.tar",
     ] {
@@ -334,7 +334,7 @@ fn the_deepest_tree_that_can_be_written_can_be_read_and_removed() {
     )
     .unwrap();
     assert_eq!(bench.run(&format!("cd ours; cat {deep}file")), "deep\n");
-    // A whiteout has four letters more than the name, and removes with one descriptor open.
+    // A whiteout has four letters more than the name, and is applied with one descriptor open.
     let mut records = Vec::new();
     let path = format!("{deep}.wh.file");
     put_record(&mut records, b"path", path.as_bytes());

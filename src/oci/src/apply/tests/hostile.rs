@@ -1,4 +1,4 @@
-//! Layers that mean harm, or are damaged.
+//! Malicious or damaged layers.
 
 use super::*;
 use crate::testing::exists;
@@ -21,7 +21,7 @@ fn whiteouts_that_name_the_parent_are_refused() {
             ..
         }
     ));
-    // The books of AUFS are passed over.
+    // The bookkeeping files of AUFS are skipped.
     let (_root, tree) = root_of(&[Tarball::new()
         .folder(".wh..wh.plnk/")
         .file(".wh..wh.aufs", b"")]);
@@ -75,7 +75,7 @@ fn no_entry_leaves_the_root() {
     ] {
         assert!(matches!(refuse(&layer), Error::Escapes { .. }));
     }
-    // A link target that is absolute or goes through a link counts from the root.
+    // A link target that is absolute or goes through a link is relative to the root.
     for layer in [
         Tarball::new().hard_link("mine", "/secret"),
         Tarball::new()
@@ -175,14 +175,14 @@ fn claimed_sizes_cost_neither_memory_nor_space() {
     let mut layer = Tarball::new();
     let mut through = String::new();
     for number in 0..39 {
-        // Each link shortens the way to where the next one goes deeper.
+        // Each link shortens the path to the place from which the next one leads deeper.
         layer = layer.file(&format!("{through}{deep}x"), b"");
         let target = format!("{through}{deep}");
         layer = layer.symlink(&format!("l{number}"), target.trim_end_matches('/'));
         through = format!("l{number}/");
     }
     layer = layer.file("d", b"");
-    // Deeper than a process may have descriptors, if each level held one.
+    // Deeper than the limit on a process's descriptors, if each level held one.
     let root = tempfile::tempdir().unwrap();
     apply_to(root.path(), &layer.bytes()).unwrap();
     assert!(root.path().join("d").is_file());
@@ -210,7 +210,7 @@ proptest! {
         for (place, value) in flips {
             let place = place.index(layer.len());
             layer[place] = value;
-            // Mend the checksum, so that the damage gets past it.
+            // Fix the checksum, so that the damage is not detected by it.
             let start = place / 512 * 512;
             let mut header = tar::Header::new_old();
             header.as_mut_bytes().copy_from_slice(&layer[start..start + 512]);

@@ -1,4 +1,4 @@
-//! Layers applied, compared with what GNU tar makes of them.
+//! Tests that apply layers, compared with GNU tar's results.
 
 mod corpus;
 mod hostile;
@@ -28,7 +28,7 @@ fn apply_to(root: &Path, layer: &[u8]) -> Result<Applied> {
     )
 }
 
-/// A root with these layers applied.
+/// Returns a root with these layers applied.
 fn root_of(layers: &[Tarball]) -> (TempDir, Tree) {
     let root = tempfile::tempdir().unwrap();
     apply_all(root.path(), layers);
@@ -49,7 +49,7 @@ fn paths(tree: &Tree) -> Vec<&str> {
         .collect()
 }
 
-/// Applies a layer that must fail onto a root beside which lies a file that must stay.
+/// Applies a layer that must fail; a file beside the root must stay.
 fn refuse(layer: &Tarball) -> Error {
     let outer = tempfile::tempdir().unwrap();
     let root = outer.path().join("root");
@@ -173,7 +173,7 @@ fn a_whiteout_spares_what_its_own_layer_added() {
     let (root, tree) = root_of(&[lower(), upper]);
     assert_eq!(paths(&tree), ["d", "d/new", "f"]);
     assert_eq!(fs::read(root.path().join("f")).unwrap(), b"new");
-    // The same where the parents of what was added are not described.
+    // The same if the parents of the added objects are not described.
     let upper = Tarball::new().file("d/new", b"").file(".wh.d", b"");
     assert_eq!(paths(&root_of(&[lower(), upper]).1), ["d", "d/new", "f"]);
 }
@@ -297,7 +297,7 @@ fn a_described_folder_loses_lower_attributes_and_an_undescribed_one_keeps_its_ti
 #[test]
 fn nothing_inherits_a_default_acl() {
     let root = tempfile::tempdir().unwrap();
-    // Version 2; user, group, mask and others may do everything, and so may user 1000.
+    // Version 2; user, group, mask and others have all permissions, and so has user 1000.
     let mut acl = vec![2, 0, 0, 0];
     for (tag, id) in [
         (1_u16, u32::MAX),

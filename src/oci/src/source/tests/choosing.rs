@@ -1,4 +1,4 @@
-//! Inputs with several images, or with none that looks like one at first.
+//! Inputs with several images, or with none that is recognized at first.
 
 use super::*;
 
@@ -36,7 +36,7 @@ fn the_host_s_platform_is_taken_from_nested_indexes() {
         let image = open_bytes(&layout.tar(), None).unwrap();
         assert_eq!(names(&unpack(&image).unwrap().1), ["amd"]);
     }
-    // One for another platform is better than none; several are not.
+    // A single one for another platform is taken; of several, none is.
     let only = Layout {
         manifests: vec![arm.clone()],
         ..layout.clone()
@@ -109,7 +109,8 @@ fn a_root_file_system_with_an_image_s_file_names_is_still_one() {
     );
 }
 
-/// A layout whose index lists an image for each of these platforms, each with a file of that name.
+/// Returns a layout whose index lists an image for each of these platforms, each with a file of
+/// that name.
 fn platforms(texts: &[&str]) -> Layout {
     let mut layout = Layout::default();
     for text in texts {
@@ -126,7 +127,7 @@ fn platforms(texts: &[&str]) -> Layout {
     layout
 }
 
-/// What is taken of them on a host, or why nothing is.
+/// Returns the image that is taken on a host, or the reason why none is.
 fn taken(layout: &Layout, host: &str, platform: Option<&str>) -> Result<(String, bool), String> {
     let select = Select {
         host: host.parse().unwrap(),
@@ -178,7 +179,7 @@ fn a_single_image_for_another_platform_is_told_or_refused() {
     let error = taken(&windows, "linux/amd64", None).unwrap_err();
     assert!(error.contains("windows/amd64"), "{error}");
     assert!(taken(&windows, "linux/amd64", Some("windows/amd64")).is_ok());
-    // A docker-archive has its platform in the configuration alone.
+    // A docker-archive states its platform only in the configuration.
     let mut bytes = Vec::new();
     for os in ["windows", "linux"] {
         let layer = Tarball::new().file("f", b"").bytes();

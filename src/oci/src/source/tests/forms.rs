@@ -1,4 +1,5 @@
-//! Forms of images: each is known in a file, in a pipe and in a folder, also below other folders.
+//! Forms of images: each is recognized in a file, in a pipe and in a folder, also below other
+//! folders.
 
 use super::*;
 
@@ -8,7 +9,7 @@ fn bytes_of(document: &Value) -> Vec<u8> {
     serde_json::to_vec(document).unwrap()
 }
 
-/// The files below a folder.
+/// Returns the files, moved below a folder.
 fn below(folder: &str, files: &Files) -> Files {
     let files = files.iter();
     files
@@ -16,7 +17,7 @@ fn below(folder: &str, files: &Files) -> Files {
         .collect()
 }
 
-/// Opens the files as an archive, from a pipe and as a folder: one that lives below `folder`.
+/// Opens the files as an archive, from a pipe and as a folder, which is created below `folder`.
 fn open_all_ways(folder: &TempDir, files: &Files, select: &Select) -> [Result<Vec<Image>>; 3] {
     let folder = tempfile::tempdir_in(folder).unwrap().keep();
     let tar = files
@@ -39,7 +40,7 @@ fn open_all_ways(folder: &TempDir, files: &Files, select: &Select) -> [Result<Ve
     inputs.map(|input| Image::open_all(input, &folder, select))
 }
 
-/// That the files hold one image with this tree, in every way, with any folders around it.
+/// Asserts that the files hold one image with this tree, in every way, with any folders around it.
 fn assert_image(files: &Files, tree: &[&str], tags: &[&str]) {
     let wrapped = below("a/b", files);
     let folder = tempfile::tempdir().unwrap();
@@ -54,7 +55,7 @@ fn assert_image(files: &Files, tree: &[&str], tags: &[&str]) {
     }
 }
 
-/// That the files are refused for this reason, in every way.
+/// Asserts that the files are refused for this reason, in every way.
 fn assert_refused(files: &Files, reason: &str) {
     let wrapped = below("a", files);
     let folder = tempfile::tempdir().unwrap();
@@ -85,7 +86,7 @@ fn assert_root(files: &Files) {
     }
 }
 
-/// Skopeo's folder with the image of a layout; layers with a suffix, as before version 1.1.
+/// Returns skopeo's folder with the image of a layout; layers with a suffix, as before version 1.1.
 fn skopeo_folder(suffix: &str) -> Files {
     let layout = Layout::of(&two_layers());
     let mut files = Files::new();
@@ -135,7 +136,7 @@ fn a_folder_of_skopeo_is_an_image_of_any_version_and_with_several_platforms() {
     assert_image(&files, &["b", "c"], &[]);
 }
 
-/// An archive as Docker wrote it before 1.10: a layer on another, and a third beside them.
+/// Returns an archive as Docker wrote it before 1.10: a layer on another, and a third beside them.
 fn old_archive(repositories: Option<&Value>) -> Files {
     let layers = two_layers();
     let mut files = Files::new();

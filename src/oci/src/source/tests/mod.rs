@@ -1,4 +1,4 @@
-//! Images in every form, and images that are not what they say.
+//! Tests of images in every form, and of images that do not match their statements.
 
 mod choosing;
 mod forms;
@@ -30,7 +30,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// The files of an OCI layout in the making.
+/// The files of an OCI layout under construction.
 #[derive(Clone, Default)]
 struct Layout {
     files: Vec<(String, Vec<u8>)>,
@@ -38,8 +38,8 @@ struct Layout {
 }
 
 impl Layout {
-    /// A layout with one image of these layers, each a media type's suffix and the stored bytes
-    /// with the uncompressed ones.
+    /// Returns a layout with one image of these layers, each a media type's suffix, the stored
+    /// bytes and the uncompressed ones.
     fn of(layers: &[(&str, Vec<u8>, Vec<u8>)]) -> Self {
         let mut layout = Self::default();
         let manifest = layout.image(layers, &json!({"architecture": "amd64", "os": "linux"}));
@@ -117,7 +117,7 @@ fn open_bytes(bytes: &[u8], reference: Option<&str>) -> Result<Image> {
     let spool = tempfile::tempdir().unwrap();
     let input = SourceInput::Stream(Box::new(std::io::Cursor::new(bytes.to_vec())));
     let image = Image::open(input, spool.path(), &select(reference));
-    // Nothing that has a name is left there, not even while the image is open.
+    // No named file is left there, not even while the image is open.
     assert_eq!(fs::read_dir(spool.path()).unwrap().count(), 0);
     image
 }
@@ -182,7 +182,7 @@ fn a_layout_reads_the_same_in_every_wrapping() {
             image.config().unwrap().digest(),
             images[0].config().unwrap().digest()
         );
-        // A spooled or seekable layer can be read as often as one likes.
+        // A spooled or seekable layer can be read any number of times.
         unpack(image).unwrap();
     }
 }
@@ -219,7 +219,7 @@ fn a_root_file_system_reads_the_same_in_every_wrapping() {
         let config = ImageConfig::of_single_layer(diff_ids[0], ORIGIN).unwrap();
         assert_eq!(config.diff_ids(), diff_ids);
     }
-    // The stream of a folder is always the same one, and one of a pipe comes once.
+    // The stream of a folder is always the same, and that of a pipe can be read once.
     assert_eq!(unpack(&images[0]).unwrap().2, unpack(&images[0]).unwrap().2);
     assert!(matches!(images[2].open_layer(0), Err(Error::AlreadyRead)));
 }
@@ -231,7 +231,7 @@ fn an_unfinished_reading_of_a_folder_ends_its_thread() {
     let image = open_path(folder.path()).unwrap();
     let mut reader = image.open_layer(0).unwrap();
     reader.read_exact(&mut [0; 512]).unwrap();
-    // Joins the thread, so this would hang if it stayed.
+    // Joins the thread, so this would hang if the thread did not end.
     drop(reader);
 }
 
@@ -248,7 +248,7 @@ fn a_pipe_that_stalls_does_not_hold_up_whoever_gives_up() {
     let image = Image::open(input, spool.path(), &select(None)).unwrap();
     let mut reader = image.open_layer(0).unwrap();
     reader.read_exact(&mut [0; 512]).unwrap();
-    // All that was written fits into what is read ahead, so the reading thread waits for more now.
+    // All written bytes fit into the read-ahead, so the reading thread waits for more now.
     let writer = feeder.join().unwrap();
     // Would hang for as long as the writer neither writes nor closes.
     drop(reader);
@@ -305,7 +305,7 @@ fn a_written_layout_is_read_back_by_both_of_its_manifests() {
             "the same image gives the same bytes"
         );
         let image = open_bytes(&archive, None).unwrap();
-        // The index has the full names, as containerd wants them.
+        // The index has the full names, as containerd requires.
         let full = ["docker.io/library/other:2", "example.org/a:1"];
         assert_eq!(image.reference_names(), full);
         assert_eq!(image.manifest_digest(), Some(manifest_digest));
@@ -365,7 +365,7 @@ fn a_written_whiteout_removes_what_it_names() {
     assert_eq!(names(&tree(root.path())), ["d", "d/stays"]);
 }
 
-/// A docker-archive of the old kind, whose second layer is a link to another image's.
+/// Returns a docker-archive of the old kind, whose second layer is a link to another image's.
 fn docker_archive(config_name: Option<&str>, tags: &[&str], gzipped: bool) -> Vec<u8> {
     let layers = two_layers();
     let diff_ids: Vec<Digest> = layers

@@ -1,9 +1,9 @@
-//! Images with something wrong in every place that can be wrong.
+//! Images with a fault in every possible place.
 
 use super::*;
 use proptest::prelude::*;
 
-/// Opens and unpacks; answers what it failed with.
+/// Opens and unpacks; returns the error.
 fn fail(layout: Layout) -> Error {
     let image = match open_bytes(&layout.with_index().tar(), None) {
         Ok(image) => image,
@@ -17,7 +17,7 @@ fn replace(layout: &mut Layout, blob: usize, change: impl Fn(&mut Vec<u8>)) {
     change(&mut layout.files[blob].1);
 }
 
-/// The places of the blobs in a layout of [`two_layers`].
+/// The indexes of the blobs in a layout of [`two_layers`].
 const CONFIG: usize = 0;
 const LOWER: usize = 1;
 const UPPER: usize = 2;
@@ -62,7 +62,7 @@ fn every_stated_size_is_verified() {
 fn a_wrong_diff_id_shows_before_the_stream_ends() {
     for wrong in 0..2 {
         let mut layers = two_layers();
-        // The configuration states another content than is stored.
+        // The configuration states a digest other than that of the stored content.
         layers[wrong].2.push(0);
         let error = fail(Layout::of(&layers));
         let part = Part::layer_content(wrong);
@@ -143,7 +143,7 @@ fn a_truncated_or_trailing_compression_is_found() {
     let members = [gzip(first), gzip(second)].concat();
     let layout = Layout::of(&[("tar+gzip", members, plain.clone())]).with_index();
     unpack(&open_bytes(&layout.tar(), None).unwrap()).unwrap();
-    // A root file system has no digest, so only its end marker tells that it is all there.
+    // A root file system has no digest, so only its end marker shows that it is complete.
     let error = unpack(&open_bytes(&plain[..1024], None).unwrap())
         .map(drop)
         .unwrap_err();
@@ -288,7 +288,7 @@ fn links_in_an_archive_cannot_lead_out_of_it_nor_in_circles() {
             matches!(open_bytes(&tar, None), Err(Error::Missing { .. })),
             "{layer}"
         );
-        // The same in a folder, where the links are real.
+        // The same in a folder, with real links.
         let archive = folder.path().join("a.tar");
         fs::write(&archive, &tar).unwrap();
         let unpacked = folder.path().join("unpacked");
