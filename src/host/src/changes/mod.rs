@@ -7,17 +7,17 @@
 //! The steps from changed blocks to changed paths:
 //! 1. `blocks`: the pool lists the blocks that differ.
 //! 2. `inodes`: those in inode tables give the inodes that differ. The kernel changes an inode with
-//! every change to a file: content, attributes, names. If a differing block is nevertheless in use,
-//! is not metadata of the file system, and belongs to none of these inodes, all inodes are searched
-//! for its owner, which counts as changed.
+//!    every change to a file: content, attributes, names. If a differing block is nevertheless in
+//!    use, is not metadata of the file system, and belongs to none of these inodes, all inodes are
+//!    searched for its owner, which counts as changed.
 //! 3. `names`: for each directory among them, the differing blocks give the names that were removed
-//! and added. Together with the base's index, which lists the directory blocks that name an inode,
-//! that gives the names of any inode on either side.
+//!    and added. Together with the base's index, which lists the directory blocks that name an
+//!    inode, that gives the names of any inode on either side.
 //! 4. `walk`: both trees are followed from the root into the directories that lie above a changed
-//! inode, comparing objects that have the same path (`objects`). Directories at the same path that
-//! are not the same inode are compared name by name.
+//!    inode, comparing objects that have the same path (`objects`). Directories at the same path
+//!    that are not the same inode are compared name by name.
 //! 5. `links`: lists names that were one file and are now two, and all names of a file that is
-//! listed.
+//!    listed.
 //!
 //! # Invariants
 //! - Data that cannot be read with certainty gives a [`Fault`], never a shorter list: the caller
