@@ -1,11 +1,11 @@
-//! `cowshed empty-file MOUNTPOINT --size SIZE [--fuse threads|io-uring]`, left out of the help: a
-//! mount of one file, `MOUNTPOINT/empty`, whose reads answer whatever the buffer holds and whose
-//! writes are forgotten, served as volumes are but without a pool. It shows what the way from the
-//! kernel to a volume and back costs by itself: the limit of any measurement on that way.
+//! `cowshed empty-file MOUNTPOINT --size SIZE [--fuse threads|io-uring]`, hidden from the help:
+//! mounts one file, `MOUNTPOINT/empty`, whose reads return whatever the buffer holds and whose
+//! writes are discarded. It is served as volumes are, but without a pool. Its performance is the
+//! limit of any measurement through the same path from the kernel to a volume and back.
 //!
-//! It stays in the foreground, prints the file's path on the standard output once it is served, and
-//! ends by SIGTERM or SIGINT, when it unmounts; a mount that is in use is cut off. A loop device on
-//! the file is its user's to make and to detach.
+//! The command stays in the foreground, prints the file's path on the standard output once it is
+//! served, and unmounts and ends on SIGTERM or SIGINT; a mount that is in use is cut off. The user
+//! makes and detaches any loop device on the file.
 
 use super::console::Console;
 use super::fuse::Fuse;
@@ -35,10 +35,10 @@ pub(super) struct EmptyFile {
 /// Serves the file until a signal.
 ///
 /// # Errors
-/// What the export says.
+/// The export's error.
 pub(super) fn serve(empty: &EmptyFile, console: &Console) -> anyhow::Result<()> {
     let what = || format!("serve an empty file at {}", empty.mount_point);
-    // Before any thread is started, so that none of them is sent the signal.
+    // Before any thread is started, so that none of them receives the signal.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
