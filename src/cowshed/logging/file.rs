@@ -34,8 +34,8 @@ impl LogFile {
     /// Opens the log at `path`; creates the file if necessary.
     ///
     /// # Errors
-    /// When the folder cannot be opened, or the file is a link, not a regular file, or owned by
-    /// another user. A full disk is not an error.
+    /// When the folder cannot be opened, or the file is a link, not a regular file, or owned by a
+    /// user other than this one and the superuser. A full disk is not an error.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Self::with_limit(path, FILE_BYTES_MAX)
     }
@@ -156,8 +156,9 @@ impl LogFile {
     }
 }
 
-/// Opens a file of this process's user for appending, and creates it if necessary. Does not follow
-/// a symbolic link nor accept a second hard link, and does not wait for a reader of a FIFO.
+/// Opens a file of this process's user or the superuser for appending, and creates it if necessary.
+/// Does not follow a symbolic link nor accept a second hard link, and does not wait for a reader of
+/// a FIFO.
 fn open_own(folder: &File, name: &OsStr) -> io::Result<File> {
     let flags = OFlag::O_WRONLY
         | OFlag::O_APPEND

@@ -45,7 +45,7 @@ struct Source {
 enum Origin {
     /// A clone of this volume.
     Clone(Volume),
-    /// This volume, which has a name in the work folder.
+    /// This volume, which has a name under `work/`.
     Ready(VolumeId),
     /// No volume of its own: it uses this one.
     Shared(Volume),
