@@ -416,7 +416,7 @@ fn a_tar_stream_that_is_none_or_would_destroy_something_is_refused() {
     );
 }
 
-/// Endless content; cancels `cancel` on the way.
+/// Endless content, which cancels its token at the 64th read.
 struct Endless(Cancel, u32);
 
 impl Read for Endless {

@@ -64,7 +64,7 @@ pub(crate) fn judge(
             pool.status().map_err(|error| error.to_string())?;
             all_is_named(&pool, &readable, &report, found)?;
             goes_on(&pool);
-            // What is written now lies where nothing was that is in use.
+            // New data must not overwrite blocks in use.
             if read_all(&pool, allowed)? != readable {
                 return Err("writing has changed what could be read".into());
             }
