@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// The longest time that a message waits for its reader, in milliseconds; after that it is dropped.
 const MESSAGE_TIME_MS: u16 = 1000;
 
-/// How results and messages are shown.
+/// The style of results and messages.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Style {
     /// Results as one JSON document.

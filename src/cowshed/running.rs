@@ -1,5 +1,5 @@
-//! How the running daemon was started, and with which options another program can replace it: for
-//! `serve --upgrade`.
+//! The options that the running daemon was started with, and those with which another program can
+//! replace it: for `serve --upgrade`.
 //!
 //! Options that are not given stay, unless `--replace-options` is given. What the keeper holds
 //! cannot change without a stop: such options are refused by name.

@@ -99,7 +99,7 @@ pub(crate) struct Subject {
     lineage: u64,
     pub(crate) volume: Volume,
     blocks: Vec<Mutex<BlockHistory>>,
-    /// Held over a change of the size; its writer, over a rollback.
+    /// Held during a change of the size, and during a rollback.
     size: RwLock<()>,
     /// Set before the volume is removed.
     pub(crate) leaving: AtomicBool,

@@ -216,7 +216,7 @@ fn names_that_an_older_version_stored_are_found_and_shown_short() {
         transaction.put_record(RecordKind::REFERENCE, name.as_bytes(), id.as_bytes());
         transaction.commit().unwrap();
     };
-    // As they were given, in several forms, including some that are no longer valid.
+    // Names as given, in several forms, including some that are no longer valid.
     for name in ["app", "docker.io/library/debian:12", "Mine", "two"] {
         store(name, &image);
     }

@@ -141,7 +141,7 @@ fn a_repair_that_finds_no_free_block_says_so_and_goes_on_once_the_pool_is_larger
     pool.close().unwrap();
     drop(pool);
     let mut image = device.snapshot_image();
-    // As closing the pool has written it.
+    // In the state that closing the pool has written.
     let leaf = leaf_of(&image, [257, 258]);
     put(&mut image, leaf, &[0xa5; 4096]);
     let slots = group_slots(&image);

@@ -139,7 +139,7 @@ impl Server {
     }
 }
 
-/// What outlives the serving processes, and the current process.
+/// The state that outlives the serving processes, and the current process.
 pub(crate) struct Kept {
     connection: Option<Connection>,
     parts: ConnectionParts,

@@ -19,7 +19,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The longest pause after a worker that had served and was killed: users wait.
 const PAUSE_KILLED_MAX: Duration = Duration::from_millis(500);
 
-/// How a worker died.
+/// The circumstances of a worker's death.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Death {
     /// The time for which the worker had served; `None` if it never did.
