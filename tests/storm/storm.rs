@@ -36,7 +36,7 @@ struct Killed {
 /// Runs one storm; returns a summary.
 pub(crate) fn storm(file_system: FileSystem, time: Duration, seed: u64) -> String {
     let bench = Bench::empty();
-    // The log has the maximum size: a successor spends its time on replaying it.
+    // A large log, because a successor spends its time on replaying it.
     bench.ok(["pool", "create", "--size", "6G", "--log-size", "64M"]);
     let server = Server::start(&bench);
     bench.ok(["volume", "create", "disk", "--size", "1G"]);
