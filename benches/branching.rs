@@ -1,4 +1,4 @@
-//! What it costs to branch, compare, remove and open: snapshots and clones among few and many
+//! The cost of branching, comparing, removing and opening: snapshots and clones among few and many
 //! volumes, the first write after a snapshot, differences, removals, and opening.
 
 #![allow(missing_docs, reason = "criterion makes the entry points")]
@@ -15,7 +15,7 @@ use subject::{BLOCK, Subject, name, new_pool, noise, open_pool};
 const POOL_BYTES: u64 = 8 << 30;
 const GIB: u64 = 1 << 30;
 
-/// Names that no other call has given.
+/// Names that are unique among all calls.
 struct Names(Cell<u64>);
 
 impl Names {
@@ -45,7 +45,7 @@ fn snapshot_and_clone(criterion: &mut Criterion) {
             pool.clone_volume(&frozen, &names.next("clone"))
                 .expect("clone");
         }
-        // Each is removed again, so that the count stays what the name says.
+        // Each clone is removed again, so that the number of volumes stays as named.
         group.bench_function(format!("clone/{count}"), |bencher| {
             bencher.iter_custom(|times| {
                 let made = (0..times).map(|_| {
@@ -155,7 +155,7 @@ fn differences(criterion: &mut Criterion) {
     let folder = subject::folder();
     let pool = new_pool(&folder.path().join("pool"), POOL_BYTES);
     let volume = pool.create_volume(&name("a"), SIZE).expect("create");
-    // A base that is sparse but spread over all of the volume.
+    // A base that is sparse but spread over the whole volume.
     for at in 0..20_000 {
         volume
             .write_at(&noise(4096, at), at * (SIZE / 20_000) / BLOCK * BLOCK)
@@ -183,7 +183,8 @@ fn differences(criterion: &mut Criterion) {
     pool.close().expect("close");
 }
 
-/// A pool with `volumes` volumes and a log with work in it, when it was not closed.
+/// Creates a pool with `volumes` volumes; unless it is closed cleanly, its log has records to
+/// replay.
 fn stopped_pool(path: &Path, volumes: u64, clean: bool) {
     let pool = new_pool(path, POOL_BYTES);
     let base = pool.create_volume(&name("base"), GIB).expect("create");
@@ -225,7 +226,7 @@ fn opening(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Opening changes a pool, so each opening has a copy of its own.
+/// Copies a pool sparsely: opening changes a pool, so each opening has its own copy.
 fn copy_sparse(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp")
         .arg("--sparse=always")

@@ -1,10 +1,10 @@
-//! What it costs to list and to commit one changed file among many: from the blocks that differ,
-//! and by looking at every object of both trees, in Markdown. Needs root, like all that mounts.
+//! The cost of listing and committing one changed file among many, in Markdown: from the blocks
+//! that differ, and by walking every object of both trees. Needs root, for mounting.
 //!
 //! `cargo bench --bench changes -- [--rounds N] [--files N]`
 //!
-//! In each round all of them run right after each other, each after a change of its own, on one
-//! mounted container; the table gives medians.
+//! In each round all variants run directly after each other, each after its own change, on one
+//! mounted container; the table shows medians.
 
 mod subject;
 
@@ -44,7 +44,7 @@ fn arguments() -> Arguments {
             _ => panic!("usage: changes [--rounds N] [--files N]"),
         }
     }
-    // Run as a test, it only shows that it works.
+    // As a test, it only shows that it works.
     if !bench {
         (found.rounds, found.files) = (1, 500);
     }
@@ -133,7 +133,7 @@ impl Subject {
         }
     }
 
-    /// Changes one file, always the same one, and lets the disk have it.
+    /// Changes one file, always the same one, and writes it back to the disk.
     fn change(&mut self) {
         self.changes += 1;
         let path = self.root.join(path_of(self.files / 2));

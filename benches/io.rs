@@ -1,4 +1,4 @@
-//! Reads and writes of a volume, through the library, against a plain file of the same size.
+//! Reads and writes of a volume, through the library, compared with a plain file of the same size.
 
 #![allow(missing_docs, reason = "criterion makes the entry points")]
 

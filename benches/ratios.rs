@@ -3,9 +3,9 @@
 //!
 //! `cargo bench --bench ratios -- [--rounds N] [--dir DIR]...`
 //!
-//! In each round the two sides of a ratio run right after each other, in alternating order, and
-//! the table gives the median of the rounds' ratios, so that a machine that is slow for a while is
-//! slow for both. Without `--dir` it runs below `target` and, where there is one, in `/dev/shm`.
+//! In each round the two sides of a ratio run directly after each other, in alternating order, and
+//! the table shows the median of the rounds' ratios, so that a temporary slowdown of the machine
+//! affects both. Without `--dir` it runs below `target` and, if it exists, in `/dev/shm`.
 
 mod subject;
 
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use subject::{Action, BLOCK, Load, Order, Subject, name, new_pool, noise, open_pool};
 
-/// How long one side of a round runs.
+/// The duration of one side of a round.
 const SIDE: Duration = Duration::from_millis(250);
 const VOLUME_COUNTS: [u64; 3] = [1, 1_000, 100_000];
 
@@ -45,7 +45,7 @@ fn arguments() -> Arguments {
             _ => panic!("usage: ratios [--rounds N] [--dir DIR]..."),
         }
     }
-    // Run as a test, it only shows that it works.
+    // As a test, it only shows that it works.
     if !bench {
         (found.rounds, found.side) = (1, Duration::from_millis(5));
     }
@@ -98,7 +98,7 @@ fn ratios(dir: &Path, arguments: &Arguments) {
     let folder = subject::folder_in(dir);
     let (pool, volume) = Subject::volume(folder.path());
     let plain = Subject::plain(folder.path());
-    // In this order: what is written at random lies at random from then on.
+    // In this order: blocks written at random stay scattered from then on.
     #[rustfmt::skip]
     let loads = [
         ("128 KiB sequential read, 1 thread", Read, Sequential, LARGE, 1, "at least 0.9"),
@@ -126,9 +126,9 @@ fn ratios(dir: &Path, arguments: &Arguments) {
     pool.close().expect("close");
 }
 
-/// The median ratio of the volume's rate to the plain file's, and the volume's median rate.
+/// Returns the median ratio of the volume's rate to the plain file's, and the volume's median rate.
 fn compare(volume: &Subject, plain: &Subject, load: Load, arguments: &Arguments) -> (f64, f64) {
-    // A count that keeps the plain file busy for the time of a side; the first call warms up.
+    // A count that keeps the plain file busy for the duration of a side; the first call warms up.
     let mut count = 16;
     while plain.run(load, count, 1) < arguments.side && count < 1 << 24 {
         count *= 2;
@@ -189,7 +189,7 @@ fn first_write(dir: &Path, arguments: &Arguments) {
     pool.close().expect("close");
 }
 
-/// A pool with a volume, a snapshot of it, and clones of that, `count` volumes in all.
+/// Creates a pool with a volume, a snapshot of it, and clones of that: `count` volumes in total.
 fn crowd(path: &Path, count: u64) -> (Pool, Volume, Volume) {
     let pool = new_pool(path, 8 << 30);
     let volume = pool
@@ -328,7 +328,7 @@ fn opening(dir: &Path, arguments: &Arguments) {
     );
 }
 
-/// Writes until the log is nearly full, without a checkpoint.
+/// Writes until the log is almost full, without a checkpoint.
 fn fill_log(pool: &Pool, round: u64) {
     let volume = pool.volume("volume").expect("it is there");
     let log_bytes = pool.status().expect("status").log_bytes;

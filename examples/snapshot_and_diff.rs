@@ -1,6 +1,8 @@
-//! Makes a pool in a file, writes, takes a snapshot, and reads from the maps what has changed since.
+//! Makes a pool in a file, writes, takes a snapshot, and reads from the maps what has changed
+//! since.
 //!
-//! `cargo run --example snapshot_and_diff [POOL]`; without a name the pool is in a temporary folder.
+//! `cargo run --example snapshot_and_diff [POOL]`; without a name the pool is in a temporary
+//! folder.
 
 use cowshed_engine::{CreateFile, CreateOptions, FileDevice, Name, OpenOptions, Pool};
 use std::error::Error;

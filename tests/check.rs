@@ -1,5 +1,5 @@
-//! The check against pools that the engine made: after random operations, at moments at which the
-//! machine could have stopped, and after the recovery from them.
+//! Tests the check on pools that the engine made: after random operations, in states in which the
+//! machine could have stopped, and after recovery from them.
 
 use cowshed_check::{CheckOptions, CheckReport, FindingKind, check};
 use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
@@ -22,7 +22,7 @@ fn checked(image: DeviceImage, what: &str) -> CheckReport {
         repair: false,
     };
     let report = check(&device, options, &mut |_| {}).expect(what);
-    // A stop while a slot is written for the first time leaves one of its two places empty.
+    // A stop during the first write of a slot leaves one of its two copies empty.
     let faults = report.findings.iter();
     let faults = faults.filter(|each| each.kind != FindingKind::SuperblockUnreadable);
     let texts: Vec<_> = faults.take(20).map(ToString::to_string).collect();
@@ -129,7 +129,7 @@ impl Load {
         }
     }
 
-    /// Checkpoints fall into the middle of the reclaim.
+    /// Takes checkpoints while the reclaim runs.
     fn reclaim_and_checkpoint(&self) {
         std::thread::scope(|scope| {
             let reclaim = scope.spawn(|| self.pool.reclaim());
@@ -187,7 +187,7 @@ fn pools_are_clean_wherever_the_machine_stops_and_after_the_recovery() {
         let recording = device.recorded().expect("it records");
         let mut random = StdRng::seed_from_u64(seed + 100);
         let mut recovered = 0;
-        // Each image is built from the start: as many as the time allows.
+        // Each image is built from the start, so only as many are tested as time allows.
         let stride = recording.epochs.len().div_ceil(150);
         for epoch in (0..recording.epochs.len()).step_by(stride) {
             let ops = &recording.epochs[epoch];
@@ -252,7 +252,7 @@ fn the_engine_opens_a_repaired_pool_and_finds_every_byte() {
     }
 }
 
-/// The slots of a pool, and which of them is the newer.
+/// Returns the slots of a pool, and the index of the newer one.
 fn superblocks(image: &DeviceImage) -> ([Superblock; 2], usize) {
     let slots = [0, 1].map(|slot| {
         let mut bytes = [0; 4096];
@@ -263,8 +263,7 @@ fn superblocks(image: &DeviceImage) -> ([Superblock; 2], usize) {
     (slots, newer)
 }
 
-/// Found by fuzzing: the engine took the first slot's word for which pool it is, the check the
-/// newer one's.
+/// Found by fuzzing: the engine identified the pool by its first slot, the check by the newer one.
 #[test]
 fn a_slot_that_holds_another_pools_superblock_is_found_and_does_not_count() {
     for checkpoints in 2..4 {

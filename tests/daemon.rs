@@ -1,4 +1,4 @@
-//! The daemon dies in the middle of its work, and nothing that it acknowledged is lost.
+//! The daemon dies in the middle of its work, and no acknowledged write is lost.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,20 +13,20 @@ use std::time::Duration;
 
 const BLOCKS: u64 = 4096;
 
-/// The content of a block's version, which no other has.
+/// The content of a block's version, which no other version has.
 fn content(index: u64, version: u64) -> Vec<u8> {
     [index.to_le_bytes(), version.to_le_bytes()]
         .concat()
         .repeat(256)
 }
 
-/// Which block a version goes to.
+/// Returns the block that a version is written to.
 fn place(version: u64) -> u64 {
     version * 2_654_435_761 % BLOCKS
 }
 
-/// Writes versions from `first` on, each to one block, until the file answers no more;
-/// counts those that were acknowledged.
+/// Writes versions from `first` on, each to one block, until the daemon is gone; counts the
+/// acknowledged ones.
 fn write_until_it_dies(file: &File, first: u64, acknowledged: &AtomicU64) {
     for version in first.. {
         let index = place(version);
@@ -67,13 +67,13 @@ fn what_was_acknowledged_is_there_after_the_daemon_is_killed() {
             last[usize::try_from(place(version)).unwrap()] = version;
         }
         service.start();
-        // One more may have been done without an answer.
+        // One more may have been written without an acknowledgement.
         verify(&service, &mut last, acknowledged + 1);
     }
     service.check_pool();
 }
 
-/// Reads the volume back; takes over the one version that may be newer.
+/// Reads the volume back; accepts the one version that may be newer.
 fn verify(service: &Service, last: &mut [u64], unanswered: u64) {
     let copy = tempfile::NamedTempFile::new().unwrap();
     let path = copy.path().to_str().unwrap().to_owned();

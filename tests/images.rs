@@ -1,5 +1,5 @@
-//! The main job on real images: import, mount, compare byte by byte with what GNU tar makes of the
-//! same layers, change, diff, commit, and check everything that is left.
+//! The main features on real images: import, mount, compare byte by byte with the tree that GNU tar
+//! makes of the same layers, change, diff, commit, and check the resulting pool.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// The image's layers as GNU tar applies them.
+/// Returns the tree of the image's layers as GNU tar applies them.
 fn reference_root(layers: &[PathBuf], folder: &Path) -> listing::Listing {
     let root = folder.join("reference");
     fs::create_dir(&root).unwrap();
@@ -89,7 +89,7 @@ fn a_listing_sees_every_kind_of_difference() {
     }
 }
 
-/// Imports the image in one of its forms; answers its layers.
+/// Imports the image in one of its forms; returns its layers.
 fn import(service: &Service, source: &Path, name: &str) -> Vec<serde_json::Value> {
     let answer = service.json(["image", "import", source.to_str().unwrap(), "--name", name]);
     answer["layers"].as_array().expect("layers").clone()

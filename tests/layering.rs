@@ -1,8 +1,9 @@
-//! The rules of the source that no compiler checks: which crate may use which, which module of the
-//! engine may use which, where `unsafe` may stand, and how each file begins and how long it is.
+//! The rules of the source that no compiler checks: which crate and which module of the engine may
+//! use which others, where `unsafe` may stand, how each file begins and how long it may be.
 //!
-//! What a crate does not name in its manifest it cannot use; so the manifests are read. A module of
-//! a crate can use every other one; so the engine's are searched for paths that lead up.
+//! A crate cannot use what its manifest does not name, so the test reads the manifests. A module of
+//! a crate can use every other module, so the test searches the engine's modules for paths that
+//! lead upwards.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,14 +11,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Each crate under `src` and the crates of ours that it uses, from the ground up.
+/// Each crate under `src` and the crates of ours that it uses, from the lowest layer up.
 const CRATES: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("format", &["sys"]),
     ("engine", &["format"]),
     ("check", &["format"]),
     ("export", &["engine", "format", "sys"]),
-    // Layers come from strangers: every path is resolved beneath the root by a system call.
+    // Layers come from outside: every path is resolved beneath the root by a system call.
     ("oci", &["format", "sys"]),
     ("host", &["engine", "export", "format", "oci", "sys"]),
     (
@@ -34,10 +35,10 @@ const ENGINE: &[(&str, &[&str])] = &[
     ("pool", &["space", "log", "map"]),
 ];
 
-/// What is never among the engine's dependencies, however deep.
+/// Crates that must never be among the engine's dependencies, at any depth.
 const NOT_IN_THE_ENGINE: &[&str] = &["clap", "hyper", "serde", "tokio", "tonic"];
 
-/// No file is longer than this.
+/// The maximum number of lines of a file.
 const LINES_MAX: usize = 600;
 
 fn src() -> PathBuf {
@@ -63,7 +64,7 @@ fn each_crate_uses_only_those_below_it() {
     }
 }
 
-/// Which crates of ours a manifest names under `[dependencies]`, sorted.
+/// Returns the crates of ours that a manifest names under `[dependencies]`, sorted.
 fn our_dependencies(manifest: &str) -> Vec<&str> {
     let (_, rest) = manifest.split_once("[dependencies]\n").unwrap();
     let mut found: Vec<&str> = rest
@@ -116,7 +117,7 @@ fn each_module_of_the_engine_uses_only_those_below_it() {
     );
 }
 
-/// The names after `crate::` outside of comments.
+/// Returns the names after `crate::` outside of comments.
 fn modules_used(text: &str) -> Vec<&str> {
     text.lines()
         .filter(|line| !line.trim_start().starts_with("//"))
@@ -175,7 +176,7 @@ fn planted_faults_are_found() {
     assert!(faults_of(sys, "//! x\n#![allow(unsafe_code)]\n").is_empty());
 }
 
-/// All `.rs` files below `folder`, sorted.
+/// Returns all `.rs` files below `folder`, sorted.
 fn source_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {

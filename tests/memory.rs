@@ -1,5 +1,5 @@
-//! How much memory an open pool takes. Each measurement runs in a process of its own: the test
-//! starts this binary again, and asks it for one of the ignored tests, which measures.
+//! The memory use of an open pool. Each measurement runs in its own process: the test starts this
+//! binary again with one of the ignored tests, which measures.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,18 +14,18 @@ use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = BLOCK_BYTES as u64;
-/// Names the folder in which the measuring process works.
+/// The variable that names the folder of the measuring process.
 const FOLDER: &str = "COWSHED_TEST_FOLDER";
 
-/// Resident bytes of this process, pages that are shared with the page cache (the mapped log and
-/// the binary) included.
+/// Returns the resident bytes of this process, including pages that are shared with the page cache
+/// (the mapped log and the binary).
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
     pages * BLOCK
 }
 
-/// Runs one ignored test of this binary in a process of its own.
+/// Runs one ignored test of this binary in its own process.
 fn measure(name: &str) {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
@@ -78,7 +78,7 @@ fn measure_node_cache() {
         .create_volume(&Name::new("sparse").unwrap(), 1 << 40)
         .unwrap();
     let before = resident_bytes();
-    // Blocks far apart: each has a leaf of its own, so the map has far more nodes than fit.
+    // Blocks far apart: each has its own leaf, so the map has far more nodes than fit.
     let mut rng = StdRng::seed_from_u64(3);
     let offsets: Vec<u64> = (0..WRITES)
         .map(|_| rng.random_range(0..1 << 28) * BLOCK)
@@ -106,7 +106,7 @@ fn measure_node_cache() {
         CACHE / MIB
     );
     const { assert!(WRITES * BLOCK > 8 * CACHE, "the nodes would fit") };
-    // The log, allocator slack and the batch of a checkpoint come on top.
+    // The log, allocator slack and the batch of a checkpoint are added.
     let limit = CACHE + 16 * MIB + 48 * MIB;
     assert!(grown < limit, "{grown} bytes more, {limit} at most");
 }

@@ -1,4 +1,4 @@
-//! What the pool promises of flushes and of full pools, counted and filled.
+//! The pool's guarantees on flushes and on full pools: flushes are counted, pools are filled.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -28,7 +28,7 @@ fn new_pool(pool_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
     (device, pool)
 }
 
-/// Drops the pool and opens what its device then holds.
+/// Drops the pool and opens the remaining contents of its device.
 fn open_again(device: &MemoryDevice, pool: Pool) -> (Arc<MemoryDevice>, Pool) {
     drop(pool);
     let device = Arc::new(MemoryDevice::from_image(device.snapshot_image()));
@@ -41,7 +41,7 @@ fn volume(pool: &Pool, name: &str, size_bytes: u64) -> Volume {
         .unwrap()
 }
 
-/// A block that no other number gives.
+/// Returns a block that no other number produces.
 fn block(number: u64) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK_BYTES];
     StdRng::seed_from_u64(number).fill_bytes(&mut bytes);
@@ -157,7 +157,7 @@ fn flushes_that_come_together_share_a_barrier() {
     );
 }
 
-/// Writes new blocks until the pool refuses; answers how many it took.
+/// Writes new blocks until the pool refuses; returns the number written.
 fn fill(volume: &Volume, seed: u64) -> u64 {
     for index in 0.. {
         match volume.write_at(&block(seed + index), index * BLOCK) {
@@ -244,7 +244,7 @@ fn discarding_makes_room_in_a_full_pool() {
 fn creating_stops_after_writing_and_removing_never() {
     let (_device, pool) = new_pool(4 << 20);
     let mut names = Vec::new();
-    // Labels take room in the catalogue, so that creating fills the pool too.
+    // Labels take space in the catalogue, so that creating volumes fills the pool too.
     let filler = volume(&pool, "filler", 1 << 30);
     fill(&filler, 0);
     loop {

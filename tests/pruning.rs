@@ -1,4 +1,4 @@
-//! Removed volumes that several others share: what they count as, and what is freed of them.
+//! Removed volumes that several others share: how they are counted, and what is freed of them.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -51,7 +51,7 @@ fn content(volume: &Volume) -> Vec<u8> {
     bytes
 }
 
-/// A volume of `blocks` blocks, a removed snapshot of it, and clones of that.
+/// Creates a volume of `blocks` blocks, a removed snapshot of it, and clones of that.
 fn family(pool: &Pool, blocks: u64, clones: u64) -> (Volume, Vec<Volume>) {
     let volume = pool.create_volume(&name("v"), MIB * 16).unwrap();
     for block in 0..blocks {
@@ -70,7 +70,8 @@ fn family(pool: &Pool, blocks: u64, clones: u64) -> (Volume, Vec<Volume>) {
     (volume, clones)
 }
 
-/// The numbers of the pool make up its size, and those of its volumes what is used.
+/// Asserts that the numbers of the pool add up to its size, and those of its volumes to the used
+/// space.
 fn assert_sums(pool: &Pool) -> Status {
     let status = pool.status().unwrap();
     let parts = status.used_bytes
@@ -84,7 +85,7 @@ fn assert_sums(pool: &Pool) -> Status {
     let removed: u64 = removed.map(|it| it.own_bytes).sum();
     assert_eq!(removed, status.removed_shared_bytes, "{status:?}");
     let named: u64 = pool.volumes().iter().map(|it| it.own_bytes).sum();
-    // The catalogue is what no volume owns.
+    // The catalogue is the part that no volume owns.
     let catalogue = status.used_bytes.checked_sub(named + removed);
     assert!(
         catalogue.is_some_and(|bytes| bytes <= 8 * BLOCK),
@@ -122,7 +123,7 @@ fn a_removed_snapshot_that_several_volumes_share_counts_as_used() {
 fn what_no_volume_needs_of_a_removed_one_is_freed() {
     let (device, pool) = fresh(64 * MIB);
     let (volume, clones) = family(&pool, 1000, 2);
-    // One that still needs a block keeps it.
+    // A volume that still needs a block keeps it.
     volume.discard(0, 600 * BLOCK).unwrap();
     clones[0].write_at(&vec![7; 600 * 4096], 0).unwrap();
     pool.reclaim().unwrap();
@@ -141,7 +142,7 @@ fn what_no_volume_needs_of_a_removed_one_is_freed() {
     let pool = reopen(&device);
     let volumes = ["c0", "c1", "v"].map(|name| pool.volume(name).unwrap());
     assert!(volumes.iter().map(content).collect::<Vec<_>>() == before);
-    // The last one inherits what it needs.
+    // The last one inherits the blocks that it needs.
     pool.remove(&volumes[0]).unwrap();
     pool.remove(&volumes[2]).unwrap();
     pool.reclaim().unwrap();

@@ -40,8 +40,8 @@ impl Client {
         }
     }
 
-    /// Prepares a snapshot and asks for its mounts; then its usage; then removes it. Answers how
-    /// long each took, or nothing when containerd has removed it in between, as it does with what
+    /// Prepares a snapshot and gets its mounts; then its usage; then removes it. Returns how long
+    /// each took, or `None` if containerd has removed it in between, as it does with snapshots that
     /// it does not know.
     pub(crate) fn all(&mut self, key: &str, parent: &str) -> Option<[Duration; 3]> {
         let prepare = self.prepare(key, parent)?;
@@ -77,7 +77,7 @@ impl Client {
         Some(started.elapsed())
     }
 
-    /// The keys and names of all snapshots.
+    /// Returns the keys and names of all snapshots.
     pub(crate) fn names(&mut self) -> Vec<String> {
         let path: PathAndQuery = format!("{SERVICE}List").parse().unwrap();
         let request = Request::new(ListRequest::default());

@@ -1,4 +1,4 @@
-//! Docker's Engine as programs use it, without the time that its command line takes.
+//! Docker's Engine API as programs use it, without the overhead of its command line.
 
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Posts or gets `target`; what came back if it was done, and how long that took.
+/// Requests `target`; returns the result on success, and the duration.
 pub(crate) fn ask(socket: &Path, method: &str, target: &str) -> (Result<Value, String>, Duration) {
     let started = Instant::now();
     let mut stream = UnixStream::connect(socket).unwrap();

@@ -1,12 +1,12 @@
-//! cowshed against the snapshotters that containerd has, on one disk in one run, as a table in
-//! Markdown: unpacking, preparing, removing, what containers take, first writes, and Docker's diff
-//! and commit.
+//! cowshed compared with containerd's own snapshotters, on one disk in one run, as a table in
+//! Markdown: unpacking, preparing, removing, the space of containers, first writes, and Docker's
+//! diff and commit.
 //!
 //! `tools/runtimes && cargo bench --bench snapshotters -- [--rounds N] [--files N] [NAME...]`
 //!
-//! NAME is cowshed, overlayfs, native, blockfile (on XFS with reflinks) or btrfs; the last two lie
-//! in loop-mounted files on the same disk. Everything below `$TMPDIR`. All of them go through the
-//! same containerd 2 and Docker 28; each number is the median of the rounds.
+//! NAME is cowshed, overlayfs, native, blockfile (on XFS with reflinks) or btrfs; the last two use
+//! loop-mounted files on the same disk. Everything lies below `$TMPDIR`. All of them use the same
+//! containerd 2 and Docker 28; each number is the median of the rounds.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that goes wrong ends")]
 
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if !sandbox::is_inside() {
-        // It is downloaded, once.
+        // It is downloaded once.
         fixtures::debian::root_tar();
     }
     let Some(sandbox) = sandbox::enter() else {

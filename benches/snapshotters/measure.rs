@@ -14,10 +14,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How many calls of a kind make a median.
+/// Number of calls of a kind of which the median is taken.
 const CALLS: u32 = 41;
 const CONTAINERS: u32 = 50;
-/// And of diffs.
+/// The same for diffs.
 const DIFFS: usize = 3;
 
 pub(crate) struct Measurement<'a> {
@@ -64,7 +64,8 @@ impl Measurement<'_> {
         &self.world.containerd
     }
 
-    /// The blobs are there; their layers become snapshots, and the uppermost is mounted.
+    /// Unpacks an image whose blobs exist: its layers become snapshots, and the uppermost is
+    /// mounted.
     fn unpack(&mut self, row: &'static str, archive: &Path, name: &str) {
         let ctr = &self.world.containerd;
         let archive = archive.to_str().unwrap();
@@ -97,7 +98,7 @@ impl Measurement<'_> {
         self.add(synced(row), Value::Time(with_sync));
     }
 
-    /// Calls of the service, through containerd, and without it where the snapshotter is ours.
+    /// Times calls of the service, through containerd, and directly if the snapshotter is ours.
     fn calls(&mut self, name: &str) {
         let ctr = self.ctr();
         let key = "calls";
@@ -128,7 +129,7 @@ impl Measurement<'_> {
         );
         if self.world.service.is_some() {
             let client = Client::connect(&Service::socket(&self.setting.folder), "", "");
-            // What containerd calls it when it asks.
+            // The name that containerd uses in its calls.
             let below = inner_name(&self.setting.folder, &parent);
             self.timed(
                 client,
@@ -164,7 +165,7 @@ impl Measurement<'_> {
         }
     }
 
-    /// One byte in the middle of a large file of the image, in a new container's root.
+    /// Writes one byte in the middle of a large file of the image, in a new container's root.
     fn first_write(&mut self, name: &str, large_bytes: u64) {
         let ctr = self.ctr();
         let target = self.setting.folder.join("written");
@@ -198,7 +199,7 @@ impl Measurement<'_> {
         self.add("first write to a large file", Value::Time(took));
     }
 
-    /// What changed in a container that goes on running, as a layer from containerd's diff service.
+    /// Makes a layer of the changes of a running container, with containerd's diff service.
     fn changes(&mut self, name: &str, archives: &Archives) {
         let ctr = self.ctr();
         let key = "changes";
@@ -215,7 +216,7 @@ impl Measurement<'_> {
                 let started = Instant::now();
                 let said = diff.output().unwrap();
                 let took = started.elapsed();
-                // blockfile cannot: its second, read-only mount of what is in use is refused.
+                // blockfile cannot: its second, read-only mount of a device in use is refused.
                 let works = said.status.success() && !said.stdout.is_empty();
                 assert!(
                     works || self.setting.snapshotter == Snapshotter::Blockfile,
@@ -231,7 +232,7 @@ impl Measurement<'_> {
         }
     }
 
-    /// What containers take that have run once and changed nothing.
+    /// Measures the space of containers that have run once and changed nothing.
     fn containers(&mut self, archive: &Path) {
         let ctr = &self.world.containerd;
         let image = reference("shell");
@@ -266,7 +267,7 @@ impl Measurement<'_> {
         }
     }
 
-    /// What the snapshotter takes of the disk.
+    /// Returns the space of the disk that the snapshotter takes.
     fn space(&self) -> u64 {
         if let Some(service) = &self.world.service {
             return service.used_bytes();
@@ -287,7 +288,7 @@ impl Measurement<'_> {
         said.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// `docker diff` and `docker commit` after one of many files was changed.
+    /// Runs `docker diff` and `docker commit` after one of many files was changed.
     fn docker(&mut self, archives: &Archives) {
         let docker = Docker::start(self.setting);
         docker.ok(["load", "--input", archives.many_files.to_str().unwrap()]);
@@ -307,7 +308,7 @@ impl Measurement<'_> {
             let (done, took) = engine::ask(&socket, "POST", &target);
             match done {
                 Ok(_) => self.add("Docker's commit of one file among many", Value::Time(took)),
-                // It cannot: its second, read-only mount of what is in use is refused.
+                // It cannot: its second, read-only mount of a device in use is refused.
                 Err(answer) => {
                     assert_eq!(self.setting.snapshotter, Snapshotter::Blockfile, "{answer}")
                 }
@@ -319,7 +320,7 @@ impl Measurement<'_> {
     }
 }
 
-/// All that can be measured here.
+/// Returns all snapshotters that can be measured here.
 pub(crate) fn measured() -> Vec<Snapshotter> {
     let mut all = vec![
         Snapshotter::Cowshed,
@@ -346,8 +347,8 @@ fn synced(row: &'static str) -> &'static str {
     }
 }
 
-/// The name that cowshed knows a committed snapshot by: containerd puts a namespace and a number
-/// before it.
+/// Returns cowshed's name of a committed snapshot: containerd adds a namespace and a number as a
+/// prefix.
 fn inner_name(folder: &Path, name: &str) -> String {
     let mut client = Client::connect(&Service::socket(folder), "", "");
     let names = client.names();

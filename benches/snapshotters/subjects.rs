@@ -1,4 +1,4 @@
-//! The images that are measured, and file systems for the snapshotters that need one of their own.
+//! The measured images, and file systems for the snapshotters that need their own.
 
 use crate::Options;
 use crate::fixtures::{debian, run};
@@ -13,7 +13,8 @@ use std::process::Command;
 const FILES_IN_A_FOLDER: u64 = 100;
 const MIB: usize = 1 << 20;
 const SMALL_LAYERS: u64 = 60;
-/// What a file system of its own may take, and each of blockfile's files: as a snapshot of ours.
+/// The maximum size of such a file system, and the size of each of blockfile's files, equal to that
+/// of our snapshots.
 const OWN_BYTES: u64 = 60 << 30;
 const SCRATCH_BYTES: u64 = 10 << 30;
 
@@ -28,7 +29,7 @@ pub(crate) struct Archives {
     pub(crate) large_bytes: u64,
 }
 
-/// Where the large file is.
+/// The path of the large file.
 pub(crate) const LARGE: &str = "large";
 
 impl Archives {
@@ -65,7 +66,7 @@ impl Archives {
     }
 }
 
-/// Where small file `number` is.
+/// Returns the path of small file `number`.
 pub(crate) fn small_file(number: u64) -> PathBuf {
     let folder = number / FILES_IN_A_FOLDER;
     format!("files/{}/{folder}/{number}", folder / 10).into()
@@ -88,11 +89,11 @@ fn large_file(root: &Path, mib: usize) {
     }
 }
 
-/// A file system for a snapshotter that needs one of its own, in a file on the same disk.
+/// A file system for a snapshotter that needs its own, in a file on the same disk.
 pub(crate) struct OwnFileSystem(PathBuf);
 
 impl OwnFileSystem {
-    /// Mounts it where the snapshotter will keep all it has.
+    /// Mounts it on the folder of all the snapshotter's data.
     pub(crate) fn mount(setting: &Setting) -> Option<Self> {
         let make: &[&str] = match setting.snapshotter {
             Snapshotter::Blockfile => &["mkfs.xfs", "-q", "-m", "reflink=1"],

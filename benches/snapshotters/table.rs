@@ -1,4 +1,4 @@
-//! What was measured, in columns.
+//! The results, in columns.
 
 use crate::world::Snapshotter;
 use std::time::Duration;
@@ -49,7 +49,7 @@ impl Table {
     }
 }
 
-/// The median.
+/// Returns the median.
 fn shown(values: &[Value]) -> String {
     let mut values = values.to_vec();
     values.sort_by_key(|value| match value {

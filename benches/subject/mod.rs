@@ -1,5 +1,5 @@
-//! What the benchmarks measure: a volume of a pool in a file, and a plain file beside it, both
-//! written in full beforehand and both in the page cache.
+//! The subjects of the benchmarks: a volume of a pool in a file, and a plain file beside it, both
+//! completely written beforehand and both in the page cache.
 
 #![allow(dead_code, reason = "each benchmark uses its own part of this")]
 #![allow(unreachable_pub, reason = "each benchmark has a copy of this module")]
@@ -21,7 +21,7 @@ pub const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Bytes of the volume and of the plain file.
 pub const SUBJECT_BYTES: u64 = 256 << 20;
 
-/// A folder below the one that `COWSHED_BENCH_DIR` names, or below `target`.
+/// Creates a folder below the one that `COWSHED_BENCH_DIR` names, or below `target`.
 pub fn folder() -> TempDir {
     let parent = std::env::var_os("COWSHED_BENCH_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
@@ -41,7 +41,7 @@ pub fn name(text: &str) -> Name {
     Name::new(text).expect("a good name")
 }
 
-/// Makes a pool of `pool_bytes` in a sparse file.
+/// Creates a pool of `pool_bytes` in a sparse file.
 pub fn create_pool(path: &Path, pool_bytes: u64) {
     let device = FileDevice::create(path, pool_bytes, Default::default()).expect("create the file");
     Pool::create(&device, &CreateOptions::default()).expect("create the pool");
@@ -61,29 +61,29 @@ pub fn new_pool(path: &Path, pool_bytes: u64) -> Pool {
     open_pool(path, true)
 }
 
-/// Bytes that no engine can take for a hole.
+/// Returns bytes that no engine can treat as a hole.
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
     bytes
 }
 
-/// The two that are compared.
+/// The two subjects that are compared.
 pub enum Subject {
     Volume(Volume),
     Plain(File),
 }
 
-/// What is done to a subject.
+/// The action on a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Read,
     Write,
-    /// A write and a flush, each time.
+    /// A write and a flush each time.
     DurableWrite,
 }
 
-/// In which order.
+/// The order of the actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     Random,
@@ -100,7 +100,7 @@ pub struct Load {
 }
 
 impl Subject {
-    /// A volume in a new pool, written in full and checkpointed.
+    /// Creates a volume in a new pool, completely written and checkpointed.
     pub fn volume(folder: &Path) -> (Pool, Self) {
         let pool = new_pool(&folder.join("pool"), 8 * SUBJECT_BYTES);
         let volume = pool
@@ -112,7 +112,7 @@ impl Subject {
         (pool, subject)
     }
 
-    /// A plain file, written in full and durable.
+    /// Creates a plain file, completely written and durable.
     pub fn plain(folder: &Path) -> Self {
         let path = folder.join("plain");
         let file = File::options()
@@ -170,7 +170,7 @@ impl Subject {
         }
     }
 
-    /// The time that `count` actions took, spread over the threads of the load.
+    /// Returns the time that `count` actions took, spread over the threads of the load.
     pub fn run(&self, load: Load, count: u64, seed: u64) -> Duration {
         let barrier = Barrier::new(usize::try_from(load.threads).expect("few threads") + 1);
         thread::scope(|scope| {
@@ -194,7 +194,7 @@ impl Subject {
     }
 }
 
-/// Where a thread's actions go: each thread has its own part when they go in sequence.
+/// The offsets of a thread's actions: in sequential order, each thread has its own part.
 struct Offsets {
     rng: StdRng,
     load: Load,

@@ -60,7 +60,7 @@ pub(super) struct Global {
 }
 
 impl Global {
-    /// How results are to be shown.
+    /// Returns how results are to be shown.
     #[must_use]
     pub(super) fn style(&self) -> Style {
         Style {
@@ -117,13 +117,14 @@ pub(super) enum OnPool {
     Container(ContainerCommand),
     /// `gc`
     Gc(Gc),
-    /// Who serves; for `serve --upgrade`.
+    /// The processes that serve; for `serve --upgrade`.
     Serving,
-    /// How the daemon was started; for `serve --upgrade` with options.
+    /// The options that the daemon was started with; for `serve --upgrade` with options.
     Running,
-    /// The daemon is to hand over to the program that comes as the input, with its own options.
+    /// Tells the daemon to hand over to the program that it receives as the input, with the
+    /// daemon's own options.
     Upgrade,
-    /// The same, with other options.
+    /// Like `Upgrade`, but with other options.
     UpgradeWith {
         /// All arguments of that program, as bytes.
         arguments: Vec<Vec<u8>>,

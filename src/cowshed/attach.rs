@@ -65,11 +65,11 @@ pub(super) struct Detach {
     pub volume: String,
 }
 
-/// Attaches a volume, or lists what is attached.
+/// Attaches a volume, or lists the attached volumes.
 ///
 /// # Errors
-/// When no daemon runs, the name is kept for containers or images and writing is asked for, and what
-/// the export says.
+/// When no daemon runs, or the name is kept for containers or images and writing is asked for; else
+/// the export's error.
 pub(super) fn attach(
     attach: &Attach,
     open_pool: &OpenPool,
@@ -124,7 +124,7 @@ pub(super) fn attach(
     console.result(&document, || attachment.path.display().to_string())
 }
 
-/// Keeps the sector size that was asked for, once a device has it.
+/// Stores the sector size that was asked for, once a device has it.
 fn keep_sectors(attach: &Attach, volume: &Volume, pool: &Pool) -> anyhow::Result<()> {
     if let Some(size) = attach.sector_size {
         sectors::keep_with(volume, pool, size)?;
@@ -145,7 +145,7 @@ pub(super) fn detach(
     let what = || format!("detach volume {}", detach.volume);
     let export = open_pool.daemon_export().with_context(what)?;
     let volume = open_pool.pool().volume(&detach.volume).with_context(what)?;
-    // What containers and images have attached is theirs to detach.
+    // Attachments of containers and images are not detached by hand.
     let is_kept = kept_names::refuse(&volume.name()).is_err();
     let left = export.detach_by_hand(&volume, is_kept).with_context(what)?;
     let name = volume.name();

@@ -1,8 +1,8 @@
-//! The input and outputs of one command, and how it shows its results.
+//! The input and outputs of one command, and the display of its results.
 //!
-//! The streams are plain files, whether they are this process's own or came from a client of the
-//! daemon: a command cannot tell, and need not. Results go to the output, everything else to the
-//! error stream. Nothing here knows what the results mean.
+//! The streams are plain files, whether they belong to this process or came from a client of the
+//! daemon: a command cannot tell the difference, and need not. Results go to the output, all other
+//! text to the error stream. This module does not know what the results mean.
 
 use super::logging;
 use super::output::{self, Column};
@@ -15,27 +15,28 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The longest time that a message waits for its reader, in milliseconds; then it is lost.
+/// The longest time that a message waits for its reader, in milliseconds; after that it is dropped.
 const MESSAGE_TIME_MS: u16 = 1000;
 
-/// How results and messages are shown.
+/// The style of results and messages.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Style {
     /// Results as one JSON document.
     pub json: bool,
     /// No messages and no progress.
     pub quiet: bool,
-    /// Tables show everything whole, however wide that is.
+    /// Tables show full values, however wide.
     #[serde(default)]
     pub no_trunc: bool,
     /// More messages.
     pub verbose: u8,
-    /// The width of the terminal that the error stream is, if it is one that takes escapes.
+    /// The width of the terminal that is the error stream; `None` unless that is a terminal that
+    /// takes escapes.
     pub terminal_columns: Option<u16>,
 }
 
 impl Style {
-    /// Adds what this process's own error stream is.
+    /// Adds the properties of this process's own error stream.
     #[must_use]
     pub(super) fn on_this_terminal(mut self) -> Self {
         if io::stderr().is_terminal() && logging::may_use_escapes() {
@@ -47,7 +48,7 @@ impl Style {
     }
 }
 
-/// The reader of the results has gone: there is nobody to tell.
+/// The reader of the results has closed its end, so nothing can be reported to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the output was closed")]
 pub(super) struct OutputClosed;
@@ -63,7 +64,7 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// A console on `streams`: input, output, error.
+    /// Returns a console on `streams`: input, output, error.
     #[must_use]
     pub(super) fn new(streams: [OwnedFd; 3], style: Style, cancel: Cancel) -> Self {
         let [input, output, error] = streams.map(File::from);
@@ -76,7 +77,7 @@ impl Console {
         }
     }
 
-    /// A console on this process's own streams.
+    /// Returns a console on this process's own streams.
     ///
     /// # Errors
     /// When one of the three is closed.
@@ -84,19 +85,19 @@ impl Console {
         Ok(Self::new(own_streams()?, style, cancel))
     }
 
-    /// How results are shown.
+    /// Returns how results are shown.
     #[must_use]
     pub(super) const fn style(&self) -> &Style {
         &self.style
     }
 
-    /// Says when to stop.
+    /// Returns the token that says when to stop.
     #[must_use]
     pub(super) const fn cancel(&self) -> &Cancel {
         &self.cancel
     }
 
-    /// The standard input. Waiting for it ends with an error when the command is cancelled.
+    /// Returns the standard input. Waiting for it ends with an error when the command is cancelled.
     ///
     /// # Errors
     /// When there are no file descriptors left.
@@ -104,24 +105,24 @@ impl Console {
         Ok(Input::new(self.input.try_clone()?, self.cancel.clone()))
     }
 
-    /// The standard output, for results that are bytes.
+    /// Returns the standard output, for results that are bytes.
     #[must_use]
     pub(super) const fn output(&self) -> &File {
         &self.output
     }
 
-    /// The three streams, to hand them to the daemon.
+    /// Returns the three streams, for sending them to the daemon.
     #[must_use]
     pub(super) fn streams(&self) -> [BorrowedFd<'_>; 3] {
         [self.input.as_fd(), self.output.as_fd(), self.error.as_fd()]
     }
 
-    /// Shows a result: `document` as JSON, or the text that `human` makes, whose control characters
-    /// other than line ends are escaped. Names of strangers in it must be on one line already
-    /// (`printable`).
+    /// Shows a result: `document` as JSON, or the text that `human` returns, whose control
+    /// characters other than line ends are escaped. Names from outside must already be on one line
+    /// in that text (`printable`).
     ///
     /// # Errors
-    /// `OutputClosed`, or what the host says of the output.
+    /// `OutputClosed`, or the host's error on the output.
     pub(super) fn result<T: Serialize + ?Sized>(
         &self,
         document: &T,
@@ -138,7 +139,7 @@ impl Console {
         self.print(&text)
     }
 
-    /// A table of results for people.
+    /// Returns a table of results for people.
     #[must_use]
     pub(super) fn table(
         &self,
@@ -155,33 +156,33 @@ impl Console {
     /// Writes `text` to the output.
     ///
     /// # Errors
-    /// As `result`.
+    /// Like those of `result`.
     pub(super) fn print(&self, text: &str) -> anyhow::Result<()> {
         Output::new(&self.output, &self.cancel)
             .and_then(|mut output| output.write_all(text.as_bytes()))
             .map_err(output_error)
     }
 
-    /// Tells something beside the results, unless `-q`.
+    /// Prints a message beside the results, unless `-q`.
     pub(super) fn message(&self, text: &str) {
         if !self.style.quiet {
             self.complain(text);
         }
     }
 
-    /// Tells something that `-q` does not silence.
+    /// Prints a message that `-q` does not silence.
     pub(super) fn complain(&self, text: &str) {
         let mut fds = [PollFd::new(self.error.as_fd(), PollFlags::POLLOUT)];
         if let Ok(0) = poll(&mut fds, PollTimeout::from(MESSAGE_TIME_MS)) {
             return;
         }
-        // A message that nobody can read is lost, and nothing else is wrong.
+        // A message that cannot be written is lost, which is not an error.
         let text = printable_lines(text);
         let _ = (&self.error).write_all(format!("{text}\n").as_bytes());
     }
 
-    /// A progress bar of `total_bytes` (unknown for a pipe), shown only on a terminal and not
-    /// with `-q`.
+    /// Returns a progress bar of `total_bytes` (unknown for a pipe), shown only on a terminal and
+    /// not with `-q`.
     #[must_use]
     pub(super) fn progress(&self, what: &'static str, total_bytes: Option<u64>) -> Progress {
         let shown = if self.style.quiet {
@@ -196,7 +197,7 @@ impl Console {
     }
 }
 
-/// What a failed write to the output means.
+/// Converts an error of writing to the output.
 pub(super) fn output_error(error: io::Error) -> anyhow::Error {
     if error.kind() == io::ErrorKind::BrokenPipe {
         OutputClosed.into()
@@ -205,7 +206,7 @@ pub(super) fn output_error(error: io::Error) -> anyhow::Error {
     }
 }
 
-/// Duplicates of this process's input, output and error stream.
+/// Returns duplicates of this process's input, output and error stream.
 ///
 /// # Errors
 /// When one of the three is closed.

@@ -24,8 +24,8 @@ use std::path::Path;
 pub(super) enum ContainerCommand {
     /// Make a container: a writable root that begins as its image
     Create(Create),
-    /// `create --mount` on its way to the daemon: an older one refuses it, where it would make a
-    /// container and not mount it.
+    /// `create --mount` as it is sent to the daemon: an older daemon refuses it, instead of
+    /// creating a container without mounting it.
     #[command(skip)]
     CreateMounted(Create),
     /// Mount a container's root (needs the daemon)
@@ -124,7 +124,7 @@ pub(super) struct Remove {
     pub containers: Vec<String>,
 }
 
-/// A container that was made and mounted.
+/// A container that was created and mounted.
 #[derive(Serialize)]
 struct CreatedMounted<'a> {
     id: String,
@@ -133,7 +133,7 @@ struct CreatedMounted<'a> {
 }
 
 impl ContainerCommand {
-    /// The command as it goes to where it is carried out, here or in the daemon.
+    /// Returns the command in the form in which it is carried out, here or in the daemon.
     pub(super) fn into_request(self) -> Self {
         match self {
             Self::Create(new) if new.mount => Self::CreateMounted(new),
@@ -145,7 +145,7 @@ impl ContainerCommand {
 /// Runs a command on `open_pool`.
 ///
 /// # Errors
-/// What `cowshed-host` says.
+/// Any error of `cowshed-host`.
 pub(super) fn run(
     command: &ContainerCommand,
     open_pool: &OpenPool,
@@ -217,9 +217,9 @@ fn create_mounted(new: &Create, open_pool: &OpenPool, console: &Console) -> anyh
     let dir = new.dir.as_ref().map(HostPath::as_path);
     let path = match host.mount_container(&id, dir) {
         Ok(mounted) => mounted.path,
-        // Somebody else was quicker, and has it now.
+        // Another command has mounted it in the meantime.
         Err(error @ container::Error::MountedElsewhere { .. }) => return Err(error.into()),
-        // Whoever is told that it failed has nothing to remove.
+        // A user who gets the error should have no container left to remove.
         Err(error) => {
             let failure = anyhow::Error::from(error).context(format!("mount container {name}"));
             return Err(match host.remove_container(&id) {

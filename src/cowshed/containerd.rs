@@ -1,4 +1,4 @@
-//! How a daemon answers containerd: the options of `serve` about it.
+//! The options of `serve` about containerd.
 
 use super::failure::Usage;
 use super::place::HostPath;
@@ -29,7 +29,7 @@ pub(super) struct Containerd {
 }
 
 impl Containerd {
-    /// Refuses options about a service that there is not to be.
+    /// Returns an error for options of a service that is not enabled.
     ///
     /// # Errors
     /// `Usage`.
@@ -49,10 +49,10 @@ impl Containerd {
         }
     }
 
-    /// Listens where containerd is to connect, if it is to be answered.
+    /// Listens on the socket for containerd, if the option is given.
     ///
     /// # Errors
-    /// What the host says.
+    /// The host's error.
     pub(super) fn listen(&self) -> anyhow::Result<Option<Listening>> {
         let Some(path) = &self.containerd_socket else {
             return Ok(None);
@@ -64,7 +64,7 @@ impl Containerd {
         Listening::bind(path.as_path()).map(Some).with_context(what)
     }
 
-    /// The services' options.
+    /// Returns the services' options.
     pub(super) fn options(&self) -> Options {
         let size_bytes = self.snapshot_size.map(|size| size.0);
         let address = self.containerd_address.as_ref();
@@ -75,7 +75,7 @@ impl Containerd {
         }
     }
 
-    /// The same options for another process.
+    /// Returns the same options as arguments for another process.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         let mut arguments = Vec::new();
         let mut add = |name: &str, value: OsString| arguments.extend([OsString::from(name), value]);

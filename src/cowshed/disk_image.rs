@@ -1,18 +1,19 @@
-//! Files that hold a disk, but not byte for byte: formats of virtual machines, compressed files and
-//! archives. They are recognised by their first or last bytes, never by their name.
+//! Detection of files that hold a disk, but not byte for byte: formats of virtual machines,
+//! compressed files and archives. They are recognised by their first or last bytes, never by their
+//! name.
 
 use super::place::FileOrPipe;
 
-/// As many bytes from the start as are looked at.
+/// Number of bytes examined at the start.
 pub(super) const HEAD_BYTES: usize = 1024;
-/// As many bytes from the end as are looked at.
+/// Number of bytes examined at the end.
 pub(super) const TAIL_BYTES: usize = 512;
 
-/// A format that is not a disk's bytes.
+/// A format that does not hold a disk byte for byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Foreign {
     name: &'static str,
-    /// The way from its bytes to those of a disk.
+    /// The way to convert it into the bytes of a disk.
     remedy: Remedy,
 }
 
@@ -22,13 +23,13 @@ enum Remedy {
     Convert(&'static str),
     /// A program that writes the disk's bytes to its standard output.
     Unpack(&'static str),
-    /// A program that writes another file.
+    /// A program that writes a file.
     Other(&'static str),
 }
 
 use Remedy::{Convert, Other, Unpack};
 
-/// Where the marks are, what they are, and of what.
+/// The offset of each mark, its bytes, the name of its format, and the remedy.
 const MARKS: [(usize, &[u8], &str, Remedy); 26] = [
     (0, b"QFI\xfb", "a qcow2 image", Convert("qcow2")),
     (0, b"QED\0", "a QED image", Convert("qed")),
@@ -118,8 +119,8 @@ const MARKS: [(usize, &[u8], &str, Remedy); 26] = [
     ),
 ];
 
-/// The format of a file that begins and ends so, if it is not a disk's bytes. `tail` is empty where
-/// the end is not known yet.
+/// Returns the format of a file with this beginning and end, unless it is a disk's bytes. `tail` is
+/// empty while the end is not known yet.
 pub(super) fn recognise(head: &[u8], tail: &[u8]) -> Option<Foreign> {
     let is_there =
         |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
@@ -145,7 +146,7 @@ pub(super) fn recognise(head: &[u8], tail: &[u8]) -> Option<Foreign> {
 }
 
 impl Foreign {
-    /// Why `source` is not imported as the volume `volume`, and what to do.
+    /// Returns the reason why `source` is not imported as the volume `volume`, and a remedy.
     pub(super) fn refusal(self, source: &FileOrPipe, volume: &str) -> String {
         let (name, file) = match source {
             FileOrPipe::Pipe => (self.name, "FILE".to_owned()),
@@ -167,7 +168,7 @@ impl Foreign {
     }
 }
 
-/// A path as a shell reads it.
+/// Quotes a path for a shell.
 fn quoted(path: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%".contains(c);
     if path.chars().all(is_plain) {

@@ -1,7 +1,7 @@
 //! `cowshed volume export`: a volume's bytes to a file or a pipe.
 //!
-//! A regular file appears under its name only once all bytes are in it, with holes where the
-//! volume has them. A pipe or device gets zeros there.
+//! A regular file appears under its name only once all bytes are in it, with holes where the volume
+//! has holes. A pipe or device gets zeros there.
 
 use super::console::{Console, output_error};
 use super::failure::Usage;
@@ -16,13 +16,13 @@ use serde_json::json;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 
-/// How much is read at a time.
+/// Number of bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Writes the volume `name` to `target`.
 ///
 /// # Errors
-/// What the engine or the host says; a new file is then not left behind.
+/// The error of the engine or the host; a new file is removed then.
 pub(super) fn export(
     name: &str,
     target: &FileOrPipe,
@@ -58,7 +58,7 @@ pub(super) fn export(
     console.result(&document, String::new)
 }
 
-/// Whether holes can be left by moving on: not where writes always go to the end.
+/// Returns true if seeking can leave holes: not in a file opened for appending.
 fn is_seekable(file: &File) -> bool {
     let regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
     let flags = fcntl(file, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
@@ -89,7 +89,7 @@ fn copy(volume: &Volume, output: &File, seekable: bool, console: &Console) -> an
         at += len_bytes;
     }
     if seekable {
-        // A hole at the end has no byte after it that would make the file long enough.
+        // The file may be too short: no byte was written after a hole at the end.
         let end = (&mut &*output).stream_position().map_err(output_error)?;
         if output.metadata().map_err(output_error)?.len() < end {
             output.set_len(end).map_err(output_error)?;
@@ -101,7 +101,7 @@ fn copy(volume: &Volume, output: &File, seekable: bool, console: &Console) -> an
 struct Copy<'a> {
     volume: &'a Volume,
     output: Output,
-    /// The same file, where holes are left by moving on.
+    /// The same file, for seeking past holes.
     seekable: &'a File,
     progress: Progress,
 }

@@ -1,4 +1,4 @@
-//! How a failure ends a command: one line on the error stream, and an exit status.
+//! The end of a command that failed: one line on the error stream, and an exit status.
 
 use super::console::OutputClosed;
 use cowshed_export::ExportError;
@@ -6,23 +6,23 @@ use cowshed_format::base::{self, printable};
 use cowshed_host as container;
 use std::fmt;
 
-/// How a command ended, as the shell sees it.
+/// The result of a command, as the shell sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
-    /// It did what was asked.
+    /// It succeeded.
     Done,
     /// It failed.
     Failed,
-    /// It was called wrongly.
+    /// It was called with wrong arguments.
     Usage,
     /// The pool is damaged.
     Damaged,
-    /// All is well yet, but something should be done before it is too late.
+    /// Nothing has failed yet, but the user should act before it is too late.
     Warned,
 }
 
 impl Exit {
-    /// The exit status.
+    /// Returns the exit status.
     #[must_use]
     pub(super) const fn status(self) -> u8 {
         match self {
@@ -34,7 +34,7 @@ impl Exit {
         }
     }
 
-    /// The exit that the exit status of a daemon's answer means.
+    /// Returns the exit for the exit status in a daemon's reply.
     #[must_use]
     pub(super) const fn from_status(status: u8) -> Self {
         match status {
@@ -46,7 +46,7 @@ impl Exit {
         }
     }
 
-    /// The exit that `error` asks for.
+    /// Returns the exit for `error`.
     #[must_use]
     pub(super) fn of(error: &anyhow::Error) -> Self {
         if error.chain().any(is_damage) {
@@ -61,12 +61,12 @@ impl Exit {
     }
 }
 
-/// The command was called wrongly, in a way that the parser of arguments cannot see.
+/// The command was called with arguments that the parser accepts but that are wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Usage(pub String);
 
-/// Nothing has failed yet, and something should be done.
+/// Nothing has failed yet, but the user should act.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Warning(pub String);
@@ -76,7 +76,8 @@ pub(super) struct Warning(pub String);
 #[error("{0}")]
 pub(super) struct Damage(pub String);
 
-/// The crates' errors show an engine's error as their own, so each is looked into.
+/// Returns true if the cause is damage. The crates' errors wrap an engine's error as their own, so
+/// each is unwrapped.
 fn is_damage(cause: &(dyn std::error::Error + 'static)) -> bool {
     let engine = match (cause.downcast_ref(), cause.downcast_ref()) {
         (Some(container::Error::Pool(error)), _) => Some(error),
@@ -87,7 +88,7 @@ fn is_damage(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.is::<Damage>() || matches!(engine, Some(base::Error::Corrupt(_)))
 }
 
-/// The one line that tells `error`, or nothing where nobody is left to read it.
+/// Returns the line that reports `error`; `None` if no reader is left.
 #[must_use]
 pub(super) fn line(error: &anyhow::Error) -> Option<String> {
     if error.is::<OutputClosed>() {
@@ -97,7 +98,7 @@ pub(super) fn line(error: &anyhow::Error) -> Option<String> {
     let mut last = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        // Errors of the crates below show their source themselves.
+        // The errors of the lower crates already contain the text of their source.
         if !last.ends_with(&text) {
             line.push_str(": ");
             line.push_str(&text);
@@ -107,7 +108,7 @@ pub(super) fn line(error: &anyhow::Error) -> Option<String> {
     Some(OneLine(&line).to_string())
 }
 
-/// A failure as it is shown: the line, or a JSON document on one line.
+/// Formats a failure: the line, or a JSON document on one line.
 #[must_use]
 pub(super) fn shown(line: &str, exit: Exit, json: bool) -> String {
     if json {
@@ -117,13 +118,13 @@ pub(super) fn shown(line: &str, exit: Exit, json: bool) -> String {
     }
 }
 
-/// A failure as JSON.
+/// Returns a failure as JSON.
 #[must_use]
 pub(super) fn document(why: &str, exit: Exit) -> String {
     serde_json::json!({ "error": why, "status": exit.status() }).to_string()
 }
 
-/// Text on one line, without what could move a terminal's cursor.
+/// Text on one line, without characters that could move a terminal's cursor.
 struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {

@@ -1,4 +1,4 @@
-//! What a daemon does when its pool is full: the options of `serve` about it.
+//! The options of `serve` about a full pool.
 
 use super::open::Place;
 use super::size::Size;
@@ -12,8 +12,8 @@ use std::time::Duration;
 /// The longest time that a write is held (a day): the kernel and its callers wait that long.
 const WAIT_SECONDS_MAX: u64 = 24 * 60 * 60;
 
-/// As long as dm-thin holds writes: time enough to make room, and an end that the kernel's own
-/// limits for a task that hangs do not come before.
+/// The same time for which dm-thin holds writes: enough to free space, and shorter than the
+/// kernel's own limits for a hung task.
 const DEFAULT_POLICY: FullPolicy = FullPolicy::WaitAttached(Duration::from_secs(60));
 
 /// Options about a full pool.
@@ -31,7 +31,7 @@ pub(super) struct Full {
 }
 
 impl Full {
-    /// The engine's options.
+    /// Returns the engine's options.
     ///
     /// # Errors
     /// When the pool cannot grow.
@@ -51,7 +51,7 @@ impl Full {
         })
     }
 
-    /// The same options for another process.
+    /// Returns the same options as arguments for another process.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         arguments.extend(self.full_policy.map(|policy| match policy {

@@ -1,4 +1,4 @@
-//! `--fuse`: how the kernel's requests reach the daemon.
+//! `--fuse`: the way by which the kernel's requests reach the daemon.
 
 use clap::ValueEnum;
 use cowshed_export::Transport;
@@ -16,7 +16,7 @@ pub(super) enum Fuse {
 }
 
 impl Fuse {
-    /// As an option has it.
+    /// Returns the option's value.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -25,9 +25,8 @@ impl Fuse {
         }
     }
 
-    /// What is used. A worker that is killed must be a pause unless its user has chosen otherwise,
-    /// and the kernel sends a dead process's requests again only where they came through the
-    /// device.
+    /// Returns the transport to use. By default, a killed worker must only cause a pause, and the
+    /// kernel resends a dead process's requests only if they came through the device.
     pub(super) const fn transport(self) -> Transport {
         match self {
             Self::Auto | Self::Threads => Transport::Threads,

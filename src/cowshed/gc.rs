@@ -1,9 +1,9 @@
-//! `cowshed gc`: what nobody needs any more, and why everything else is kept.
+//! `cowshed gc`: removes what is no longer needed, and explains why everything else is kept.
 //!
-//! Nothing is collected while a command or a snapshot still leads to it. What is left over is what
-//! a killed command could not clear away: it has a name in work and nothing stands on it or has it
-//! open; or it has a place whose record is gone. What is younger than a moment may belong to a
-//! command that runs.
+//! Nothing is collected while a command or a snapshot still refers to it. Garbage is what a killed
+//! command could not clear away: a volume whose name is under `work/` and that has no volumes on it
+//! and is not open; or a volume with a place whose record is gone. A very new volume may belong to
+//! a running command.
 
 use super::console::Console;
 use super::open_pool::{OpenPool, clear_folder};
@@ -21,9 +21,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-/// What is younger may have a running command that has not got to it yet.
+/// A younger volume may belong to a running command that has not used it yet.
 const YOUNG: Duration = Duration::from_secs(60);
-/// As many users of a volume are named.
+/// Number of users of a volume that are named.
 const USERS_SHOWN: usize = 3;
 
 /// `cowshed gc`
@@ -38,22 +38,23 @@ pub(super) struct Gc {
     pub explain: bool,
 }
 
-/// Why one volume is kept, or that it is not.
+/// The reason why one volume is kept, or that it is not.
 #[derive(Debug, Serialize)]
 struct Explained {
     id: u64,
-    /// None of a volume that was removed.
+    /// `None` for a volume that was removed.
     name: Option<String>,
     own_bytes: u64,
     /// Images, containers and snapshots that need it.
     used_by: Vec<String>,
-    /// Why it is kept.
+    /// The reasons why it is kept.
     kept: Vec<String>,
-    /// Nobody needs it: `cowshed gc` removes it.
+    /// True if nothing needs it: `cowshed gc` removes it.
     garbage: bool,
 }
 
-/// Who uses the volumes of `pool`, by their names; an unreadable record hides nobody else.
+/// Returns the users of the volumes of `pool`, by their names. If some records are unreadable, the
+/// other users are still returned.
 pub(super) fn users_of(pool: &Pool) -> VolumeUsers {
     let mut users = VolumeUsers::of(pool).unwrap_or_default();
     let names: BTreeMap<VolumeId, String> = pool
@@ -74,10 +75,10 @@ pub(super) fn users_of(pool: &Pool) -> VolumeUsers {
     users
 }
 
-/// Explains, or clears away.
+/// Explains, or removes garbage.
 ///
 /// # Errors
-/// When a record is unreadable: then nobody can say what is garbage.
+/// When a record is unreadable: then garbage cannot be determined.
 pub(super) fn run(gc: &Gc, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let pool = open_pool.pool();
     VolumeUsers::of(pool).context("see what is in use")?;
@@ -88,7 +89,7 @@ pub(super) fn run(gc: &Gc, open_pool: &OpenPool, console: &Console) -> anyhow::R
         return show(&all, console);
     }
     if alone && nix::unistd::geteuid().is_root() {
-        // Opening the pool for containers clears away what killed commands had mounted.
+        // Opening the pool for containers unmounts what killed commands had mounted.
         open_pool.containers()?;
     }
     if nix::unistd::geteuid().is_root() {
@@ -114,8 +115,8 @@ pub(super) fn run(gc: &Gc, open_pool: &OpenPool, console: &Console) -> anyhow::R
     })
 }
 
-/// Clears away the mounts and loop devices of all pools whose processes were killed, also of those
-/// that are gone.
+/// Removes the mounts and loop devices of all pools whose processes were killed, also of pools that
+/// no longer exist.
 fn clear_abandoned(console: &Console) {
     for folder in StateFolder::abandoned() {
         if let Err(error) = clear_folder(folder.path()) {
@@ -125,11 +126,11 @@ fn clear_abandoned(console: &Console) {
     }
 }
 
-/// Removes the volume if it is still garbage: a command that runs may have found a use for it.
+/// Removes the volume if it is still garbage: a running command may use it by now.
 fn remove(open_pool: &OpenPool, id: VolumeId, alone: bool) -> anyhow::Result<bool> {
     let pool = open_pool.pool();
     let volume = match pool.volume_by_id(id) {
-        // Somebody else was faster.
+        // Another command has removed it.
         Err(base::Error::NoSuchVolume(_)) => return Ok(true),
         found => found?,
     };
@@ -143,7 +144,7 @@ fn remove(open_pool: &OpenPool, id: VolumeId, alone: bool) -> anyhow::Result<boo
     Ok(true)
 }
 
-/// Without a daemon no other command runs.
+/// Returns the age below which a volume is kept. Without a daemon no other command runs.
 const fn young(alone: bool) -> Duration {
     if alone { Duration::ZERO } else { YOUNG }
 }

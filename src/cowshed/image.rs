@@ -22,7 +22,7 @@ use std::io::BufWriter;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-/// Letters of an id that lists show.
+/// Number of characters of an id that lists show.
 const SHORT_ID: usize = 12;
 
 /// `cowshed image …`
@@ -77,7 +77,7 @@ pub(super) struct Import {
     pub size: Option<Size>,
 }
 
-/// `cowshed image export`, as it is written.
+/// `cowshed image export`, as written on the command line.
 #[derive(Debug, Args)]
 pub(super) struct ExportArguments {
     /// The images, by name or id; then the file, or - for the standard output
@@ -103,7 +103,7 @@ pub(super) struct Export {
 }
 
 impl Export {
-    /// Tells the images from the file.
+    /// Separates the images from the file.
     fn new(arguments: ExportArguments) -> Result<Self, String> {
         let mut images = arguments.images;
         let file = match arguments.output {
@@ -124,7 +124,7 @@ impl Export {
         })
     }
 
-    /// The images as messages name them.
+    /// Returns the images as messages name them.
     fn described(&self) -> String {
         let noun = if self.images.len() == 1 {
             "image"
@@ -184,7 +184,7 @@ pub(super) struct Remove {
     pub images: Vec<String>,
 }
 
-/// An id as lists show it; a name stays whole.
+/// Returns an id as lists show it; a name is not shortened.
 pub(super) fn short(id: &str) -> String {
     let digits = id.strip_prefix("sha256:").unwrap_or(id);
     let is_id = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -198,7 +198,7 @@ pub(super) fn short(id: &str) -> String {
 /// Runs a command on `open_pool`.
 ///
 /// # Errors
-/// What `cowshed-host` says.
+/// Any error of `cowshed-host`.
 pub(super) fn run(
     command: &ImageCommand,
     open_pool: &OpenPool,
@@ -229,7 +229,7 @@ pub(super) fn run(
     }
 }
 
-/// Several images as one document: the fields of the first one, and all of them in a list.
+/// Several images as one document: the fields of the first image, and a list of all of them.
 #[derive(Serialize)]
 struct Several<'a, T> {
     #[serde(flatten)]
@@ -246,7 +246,7 @@ impl<'a, T> Several<'a, T> {
     }
 }
 
-/// Imports all images of the source, or the one that is named.
+/// Imports all images of the source, or only the named one.
 fn import(
     new: &Import,
     open_pool: &OpenPool,
@@ -254,7 +254,7 @@ fn import(
 ) -> anyhow::Result<Vec<ImportedImage>> {
     let host = open_pool.containers()?;
     let name = new.name.as_deref().map(Name::new).transpose()?;
-    // A name that cannot be given is refused before anything is read.
+    // An invalid name is refused before anything is read.
     new.name
         .as_deref()
         .map(Reference::parse_given)
@@ -293,14 +293,14 @@ fn import_one(
         progress.set(done.done_layers as u64, done.layers as u64);
         !cancel.is_cancelled()
     });
-    // What the input says of being cancelled is told as such.
+    // An error of the input that is due to cancellation is reported as cancellation.
     imported.map_err(|error| match cancel.check() {
         Ok(()) => error.into(),
         Err(interrupted) => interrupted.into(),
     })
 }
 
-/// Tells what is taken from an image in another way than it may be expected.
+/// Reports properties of an image that are handled in an unexpected way.
 fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
     if let Some(platform) = image.other_platform() {
         console.message(&format!(
@@ -317,7 +317,7 @@ fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
     }
 }
 
-/// Opens the images; where there are several, a wanted name chooses one.
+/// Opens the images; if there are several, a wanted name selects one.
 fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Vec<Image>> {
     let input = match &new.source {
         FileOrPipe::Pipe => SourceInput::Stream(Box::new(console.input()?)),
@@ -343,7 +343,7 @@ fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Vec<Imag
     })
 }
 
-/// Whether there is a named pipe or a device, on which one may wait.
+/// Returns true if the path is a named pipe or a device, on which reading may wait.
 fn is_stream(path: &Path) -> bool {
     let found = path.metadata().map(|found| found.file_type());
     found.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device())
@@ -386,20 +386,20 @@ fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> an
     }
 }
 
-/// Shows an image that a commit made.
+/// Shows an image that a commit created.
 pub(super) fn show_imported(image: &ImportedImage, console: &Console) -> anyhow::Result<()> {
     tell_notes(image, console);
     console.result(image, || shown_lines(std::slice::from_ref(image)))
 }
 
-/// Tells what was left out of an image.
+/// Reports what was left out of an image.
 fn tell_notes(image: &ImportedImage, console: &Console) {
     for note in &image.notes {
         console.message(&format!("warning: {note}"));
     }
 }
 
-/// A line for each image.
+/// Formats a line for each image.
 fn shown_lines(images: &[ImportedImage]) -> String {
     let line = |image: &ImportedImage| {
         let reused = image.layers.iter().filter(|layer| layer.reused).count();

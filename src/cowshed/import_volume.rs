@@ -1,9 +1,9 @@
-//! `cowshed volume import`: a volume of the bytes of a file or a pipe.
+//! `cowshed volume import`: creates a volume from the bytes of a file or a pipe.
 //!
 //! # Invariants
-//! - The volume gets its name only once all bytes are in it, in one transaction with the removal
-//!   of its label. Until then it has a name that nobody chose and the label `UNFINISHED`.
-//! - A volume with that label belongs to a running import. When the pool is opened there is none,
+//! - The volume gets its name only once all bytes are in it, in one transaction with the removal of
+//!   its label. Until then it has a generated name and the label `UNFINISHED`.
+//! - A volume with that label belongs to a running import. When the pool is opened no import runs,
 //!   so `remove_unfinished` removes what a killed import left.
 
 use super::console::Console;
@@ -24,16 +24,16 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 
 /// Marks a volume whose import has not ended.
 const UNFINISHED: &str = "cowshed.unfinished";
-/// How much is read at a time.
+/// Number of bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
-/// The first size of a volume whose final size is not known; it is doubled when it is reached.
+/// The initial size of a volume whose final size is not known; it is doubled when reached.
 const FIRST_SIZE_BYTES: u64 = 64 << 20;
 
 /// Imports a file or pipe as a volume.
 ///
 /// # Errors
-/// When it holds no disk's bytes, and what the engine or the host says; then there is no such
-/// volume.
+/// When the source does not hold a disk's bytes; else the error of the engine or the host. The
+/// volume does not exist then.
 pub(super) fn import(wanted: &Wanted, pool: &Pool, console: &Console) -> anyhow::Result<Volume> {
     let (name, source) = (&wanted.name, &wanted.file);
     let what = || format!("import volume {name} from {source}");
@@ -58,10 +58,10 @@ pub(super) fn import(wanted: &Wanted, pool: &Pool, console: &Console) -> anyhow:
     unfinished.finish(&name).with_context(what)
 }
 
-/// Removes what killed imports left. Only for whoever has just opened the pool.
+/// Removes what killed imports left. Only for a caller that has just opened the pool.
 ///
 /// # Errors
-/// What the engine says.
+/// The engine's error.
 pub(super) fn remove_unfinished(pool: &Pool) -> cowshed_format::base::Result<()> {
     for info in pool.volumes() {
         if info.labels.contains_key(UNFINISHED) {
@@ -71,7 +71,7 @@ pub(super) fn remove_unfinished(pool: &Pool) -> cowshed_format::base::Result<()>
     Ok(())
 }
 
-/// Says early, before anything is copied, what `finish` would say.
+/// Returns the error that `finish` would return for a taken name, before any data is copied.
 fn refuse_taken(name: &Name, pool: &Pool) -> cowshed_format::base::Result<()> {
     match pool.volume(name.as_str()) {
         Ok(found) if found.name() == *name => Err(Error::Exists(name.clone())),
@@ -79,7 +79,7 @@ fn refuse_taken(name: &Name, pool: &Pool) -> cowshed_format::base::Result<()> {
     }
 }
 
-/// A volume that is removed again unless it is finished.
+/// A volume that is removed on drop unless it is finished.
 struct Unfinished<'a> {
     pool: &'a Pool,
     volume: Volume,
@@ -173,7 +173,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// Copies until the pipe ends, growing the volume as it comes.
+    /// Copies until the pipe ends, growing the volume as data arrives.
     fn copy_pipe(&self, pipe: &mut dyn Read) -> anyhow::Result<()> {
         let progress = self.console.progress("import", None);
         let mut buf = vec![0; CHUNK_BYTES];
@@ -208,7 +208,7 @@ impl Import<'_> {
         self.refuse_foreign(head, &tail[..tail_len])
     }
 
-    /// Looks at the end of what came through a pipe: some formats have their mark there.
+    /// Examines the end of the data from a pipe: some formats have their mark there.
     fn refuse_foreign_end(&self) -> anyhow::Result<()> {
         let mut tail = [0; TAIL_BYTES];
         let size_bytes = self.volume.size_bytes();
@@ -233,7 +233,7 @@ impl Import<'_> {
         Ok(self.pool.resize(self.volume, size_bytes)?)
     }
 
-    /// Writes what is not zero: a volume holds zeros where nothing was written.
+    /// Writes bytes unless all are zero: a volume holds zeros where nothing was written.
     fn write(&self, bytes: &[u8], offset_bytes: u64) -> anyhow::Result<()> {
         if bytes.iter().any(|byte| *byte != 0) {
             self.volume.write_at(bytes, offset_bytes)?;
@@ -246,7 +246,7 @@ fn chunk_len(rest_bytes: u64) -> usize {
     usize::try_from(rest_bytes).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES))
 }
 
-/// Fills `buf` unless the pipe ends before.
+/// Fills `buf` unless the pipe ends first.
 fn read_full(pipe: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buf.len() {
@@ -260,7 +260,7 @@ fn read_full(pipe: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// What is left of a file from its position on, where that can be told.
+/// Returns the range of a file from its position to its end, if the file has them.
 fn seekable_range(file: &File) -> Option<Range<u64>> {
     let kind = file.metadata().ok()?.file_type();
     if !kind.is_file() && !kind.is_block_device() {

@@ -1,5 +1,5 @@
-//! The keeper's beginning and end: what it takes before there is a worker, and what it clears away
-//! when there is none any more. In between, `daemon::keeper` does its work.
+//! The start and end of the keeper: opens what the workers need before the first one starts, and
+//! clears it away after the last one. In between, `daemon::keeper` does its work.
 
 use super::console::Console;
 use super::failure::Exit;
@@ -20,14 +20,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-/// How long the reader of the output is waited for.
+/// The time to wait for the reader of the output.
 const READER_TIME_MS: u16 = 1000;
 
-/// Keeps a worker serving the pool until a signal; answers how it ended. Whoever failed has told
-/// why by then.
+/// Keeps a worker serving the pool until a signal; returns how it ended. The failing part has
+/// reported the reason by then.
 ///
 /// # Errors
-/// What keeps it from starting.
+/// The reason why the keeper cannot start.
 pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::Result<Exit> {
     let signals = KeeperSignals::block().context("catch signals")?;
     sys::process::set_name(c"cowshed");
@@ -45,11 +45,11 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
         return Ok(Exit::from_status(status));
     }
     if serve.detached {
-        // It is already its group's leader only if something else started it so.
+        // Fails only if the parent has already made this process a group leader.
         let _ = nix::unistd::setsid();
     }
     if let Err(error) = sys::mount::set_io_flusher() {
-        // The export tells it too, with what follows from it.
+        // The export reports it too, with the consequences.
         tracing::debug!(%error, "cannot be marked as part of the writeback path");
     }
     let (inherited_fds, state) = take(serve, place)?;
@@ -72,7 +72,7 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
     Ok(Exit::from_status(keeper.run()))
 }
 
-/// Takes everything that must outlive a worker.
+/// Opens everything that must outlive a worker.
 fn take(serve: &Serve, place: &Place) -> anyhow::Result<(InheritedFds, StateFolder)> {
     let pool = lock_pool(place.pool.as_path()).map_err(|error| place.explain(error))?;
     let uuid = pool
@@ -121,7 +121,8 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(InheritedFds, StateFold
     Ok((inherited_fds, state))
 }
 
-/// Takes the socket that the service manager listens on, if it is where clients of the pool look.
+/// Takes the socket that the service manager listens on, if it is the one that clients of the pool
+/// connect to.
 fn take_socket(socket: OwnedFd, place: &Place) -> anyhow::Result<Listening> {
     let listening = Listening::take(socket).context("take the service manager's socket")?;
     let found = HostPath::new(listening.path())?;
@@ -137,24 +138,24 @@ fn take_socket(socket: OwnedFd, place: &Place) -> anyhow::Result<Listening> {
     Ok(listening)
 }
 
-/// To whom it is told that the pool is served.
+/// The receivers of the report that the pool is served.
 struct Tell<'a> {
     console: &'a Console,
     detached: bool,
     ready: Ready,
 }
 
-/// Returns whether the output takes a line without keeping the keeper waiting: a pipe may be full,
-/// and nobody read it.
+/// Returns true if the output takes a line without blocking the keeper: a pipe may be full without
+/// a reader.
 fn takes_a_line(console: &Console) -> bool {
     let mut fds = [PollFd::new(console.output().as_fd(), PollFlags::POLLOUT)];
     poll(&mut fds, PollTimeout::from(READER_TIME_MS)).is_ok_and(|ready| ready > 0)
 }
 
-/// What the keeper's end needs.
+/// The data that the keeper's end needs.
 struct Owner<'a> {
     mount: PathBuf,
-    /// The folder goes last, when nothing is mounted in it any more.
+    /// The folder is removed last, when nothing is mounted in it any more.
     state: StateFolder,
     tell: Option<Tell<'a>>,
 }

@@ -1,12 +1,12 @@
-//! Names of volumes that images and containers keep for themselves.
+//! Names of volumes that are reserved for images and containers.
 //!
-//! A volume command that removed, renamed or changed such a volume would leave a record without
-//! what it tells of, or take a file system's blocks away under it. Reading, comparing and cloning
-//! them is free to all, and so is attaching them read-only.
+//! A volume command that removed, renamed or changed such a volume would leave a record without its
+//! volume, or remove a file system's blocks while it is in use. All volumes may be read, compared,
+//! cloned and attached read-only.
 
 use cowshed_format::base::Name;
 
-/// How such names begin, and the commands to use instead.
+/// The prefixes of such names, and the commands to use instead.
 const KEPT: [(&str, &str); 6] = [
     ("layer/", "cowshed image"),
     ("container/", "cowshed container"),
@@ -24,7 +24,7 @@ pub(super) struct KeptName {
     command: &'static str,
 }
 
-/// Refuses a name that is kept.
+/// Returns an error for a reserved name.
 ///
 /// # Errors
 /// `KeptName`.

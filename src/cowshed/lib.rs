@@ -1,12 +1,13 @@
-//! The `cowshed` command: what it can be asked, and how each answer is given.
+//! The `cowshed` command: its arguments, and the implementation of its subcommands.
 //!
-//! One file for each command or group of commands. Where a daemon has the pool open, the parsed
-//! command goes to it and the same code runs there (`remote`); else the pool is opened here.
+//! There is one file for each command or group of commands. If a daemon has the pool open, the
+//! parsed command is sent to it and the same code runs there (`remote`); else this process opens
+//! the pool.
 //!
 //! # Invariants
-//! - Results go to the standard output, everything else to the standard error.
-//! - A failure is one line there, with `--json` one JSON document; `failure::Exit` says what each
-//!   exit status means.
+//! - Results go to the standard output, all other output to the standard error.
+//! - A failure is one line on the standard error, or with `--json` one JSON document;
+//!   `failure::Exit` says what each exit status means.
 
 mod arguments;
 mod attach;
@@ -83,7 +84,7 @@ pub fn main() -> ExitCode {
     let style = arguments.global.style().on_this_terminal();
     let console = match Console::of_this_process(style, Cancel::default()) {
         Ok(console) => console,
-        // Without the three streams there is nobody to tell.
+        // Without the three streams there is nowhere to report the failure.
         Err(_) => return ExitCode::from(Exit::Failed.status()),
     };
     if let Err(error) = start_log(&arguments) {
@@ -101,8 +102,8 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Logs what `COWSHED_LOG` asks for, else by `-v`. A command tells its own failure in one line, so
-/// only the daemon logs without being asked.
+/// Starts the log with the filter of `COWSHED_LOG`, else that of `-v`. A command reports its own
+/// failure in one line, so only the daemon logs by default.
 fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
     let usual = match (&arguments.command, arguments.global.verbose) {
         (Command::Serve(_), 0) if arguments.global.quiet => "error",
@@ -153,7 +154,7 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
     remote::run_anywhere(on_pool, &place()?, console)
 }
 
-/// Tells a failure on the console and returns the exit status.
+/// Reports a failure on the console and returns the exit status.
 fn finish(ended: anyhow::Result<Exit>, console: &Console) -> u8 {
     match ended {
         Ok(exit) => exit.status(),
@@ -167,7 +168,8 @@ fn finish(ended: anyhow::Result<Exit>, console: &Console) -> u8 {
     }
 }
 
-/// Tells how the daemon failed in its log, and whoever waits for it; returns the exit status.
+/// Reports a failure of the daemon in its log, and to the process that waits for it; returns the
+/// exit status.
 fn finish_daemon(ended: anyhow::Result<Exit>, console: &Console, is_awaited: bool) -> u8 {
     if let Err(error) = &ended
         && let Some(line) = failure::line(error)

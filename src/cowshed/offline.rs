@@ -1,4 +1,4 @@
-//! `pool create` and `pool check`: what needs a pool that nobody has open.
+//! `pool create` and `pool check`: the commands that need a pool that no process has open.
 
 use super::console::Console;
 use super::failure::Damage;
@@ -48,12 +48,12 @@ pub(super) struct Check {
     pub deep: bool,
 }
 
-/// Makes a pool.
+/// Creates a pool.
 ///
 /// # Errors
-/// What the engine or the host says; a file that was made is then removed.
+/// The error of the engine or the host; a created file is removed then.
 pub(super) fn create(create: &Create, place: &Place, console: &Console) -> anyhow::Result<()> {
-    // Where there is no pool, no daemon has it open: it is a service manager that listens.
+    // Where there is no pool, no daemon has one open: then it is a service manager that listens.
     if place.pool.as_path().exists() {
         refuse_daemon(place, "make another one elsewhere")?;
     }
@@ -62,10 +62,10 @@ pub(super) fn create(create: &Create, place: &Place, console: &Console) -> anyho
     console.result(&document, || place.pool.to_string())
 }
 
-/// Checks a pool that nobody has open.
+/// Checks a pool that no process has open.
 ///
 /// # Errors
-/// `Damage` when something is wrong with it and stays so.
+/// `Damage` when a fault was found and not repaired.
 pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::Result<()> {
     refuse_daemon(place, "stop it, or use `cowshed pool scrub`")?;
     let report = check_file(place.pool.as_path(), check.deep, check.repair, console)
@@ -90,7 +90,7 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
 /// Checks the pool in a file that this process does not have open.
 ///
 /// # Errors
-/// What the check says that is no finding.
+/// Any failure of the check that is not a finding.
 pub(super) fn check_file(
     path: &Path,
     deep: bool,
@@ -160,7 +160,7 @@ fn show_check(report: &CheckReport, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-/// Makes the pool and answers its size.
+/// Creates the pool and returns its size.
 pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64> {
     let path = place.pool.as_path();
     see_to_folder(path).with_context(|| format!("pool {}", place.pool))?;
@@ -180,15 +180,16 @@ pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64>
         FileDevice::create(path, size_bytes, file).map_err(|error| place.explain(error))?;
     let created = Pool::create(&device, &options);
     if created.is_err() && !existed {
-        // Why it could not be made is told; that the file stays would add nothing.
+        // The reason why the pool was not created is reported; a remaining file is not worth
+        // another message.
         let _ = fs::remove_file(path);
     }
     created.map_err(|error| place.explain(error))?;
     Ok(device.len_bytes())
 }
 
-/// Makes the folder of the superuser's default pool; every other one is there already, or its name
-/// is wrong.
+/// Creates the folder of the superuser's default pool. Any other folder must exist: if it does not,
+/// its name is probably wrong.
 fn see_to_folder(path: &Path) -> anyhow::Result<()> {
     let Some(folder) = path.parent() else {
         return Ok(());
@@ -206,7 +207,8 @@ fn see_to_folder(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses to take a file's length away before anything of it is looked at.
+/// Returns an error for a non-empty file without `force`, before anything examines or truncates the
+/// file.
 fn refuse_foreign(path: &Path, force: bool) -> Result<(), Error> {
     match fs::metadata(path) {
         Ok(found) if found.is_file() && found.len() > 0 && !force => {
@@ -220,7 +222,7 @@ fn refuse_foreign(path: &Path, force: bool) -> Result<(), Error> {
     }
 }
 
-/// Refuses while a daemon has the pool open.
+/// Returns an error if a daemon has the pool open.
 pub(super) fn refuse_daemon(place: &Place, advice: &str) -> anyhow::Result<()> {
     match Client::connect(place.socket.as_path()) {
         Ok(Connection::Daemon(_)) => anyhow::bail!(
@@ -228,7 +230,8 @@ pub(super) fn refuse_daemon(place: &Place, advice: &str) -> anyhow::Result<()> {
             place.pool,
             place.socket
         ),
-        // Whoever cannot reach the socket cannot open the pool either, and is told then.
+        // A caller that cannot reach the socket cannot open the pool either, and gets an error
+        // then.
         _ => Ok(()),
     }
 }

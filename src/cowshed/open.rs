@@ -1,4 +1,4 @@
-//! Which pool a command means, and opening it.
+//! Finding the pool that a command means, and opening it.
 
 use super::failure::Usage;
 use super::import_volume::remove_unfinished;
@@ -9,7 +9,7 @@ use cowshed_format::device::{FileDevice, FileOptions};
 use std::io;
 use std::sync::Arc;
 
-/// Where the superuser's pool lies unless another is named.
+/// The path of the superuser's pool unless another one is named.
 pub(super) const DEFAULT_POOL: &str = "/var/lib/cowshed/pool";
 
 /// A pool's path and its daemon's socket.
@@ -22,7 +22,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The pool that was named, or the default.
+    /// Returns the place of the named pool, or the default.
     ///
     /// # Errors
     /// `Usage` when no pool was named and the caller is not the superuser.
@@ -42,7 +42,7 @@ impl Place {
         Ok(Self { pool, socket })
     }
 
-    /// What `error` from opening or making the pool means, and what to do.
+    /// Adds an explanation and advice to `error` from opening or creating the pool.
     #[must_use]
     pub(super) fn explain(&self, error: Error) -> anyhow::Error {
         let advice = match &error {
@@ -64,7 +64,7 @@ impl Place {
     fn advice_on(&self, action: &str, source: &io::Error) -> Option<String> {
         let is_root = nix::unistd::geteuid().is_root();
         Some(match source.kind() {
-            // The folder is made before, unless somebody removes it at once.
+            // The folder has been created before, unless another process has removed it.
             io::ErrorKind::NotFound if action == "create the pool" => {
                 "its folder does not exist; make that first".to_owned()
             }
@@ -89,11 +89,11 @@ impl Place {
         })
     }
 
-    /// Opens the pool for this process alone, and clears away what killed commands left in it. On a
-    /// file system that is mounted read-only it is opened for reading only.
+    /// Opens the pool for this process alone, and removes what killed commands left in it. On a
+    /// file system that is mounted read-only, opens it for reading only.
     ///
     /// # Errors
-    /// What the engine says; `explain` says what to do.
+    /// The engine's error; `explain` adds advice.
     pub(super) fn open(&self) -> base::Result<Pool> {
         let device = match FileDevice::open(self.pool.as_path(), FileOptions::default()) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
@@ -106,7 +106,7 @@ impl Place {
         Ok(pool)
     }
 
-    /// Opens the pool without writing to it: its host takes no writes.
+    /// Opens the pool without writing to it, because its host takes no writes.
     fn open_to_read(&self) -> base::Result<Pool> {
         let file = FileOptions {
             read_only: true,
@@ -120,11 +120,11 @@ impl Place {
         Pool::open(Arc::new(device), &options)
     }
 
-    /// Opens the pool on its device; what killed commands left is still in it. `resumes` is what a
-    /// predecessor noted, `notes` what a successor is to know.
+    /// Opens the pool on its device, without removing what killed commands left. `resumes` is what
+    /// a predecessor noted, `notes` receives what a successor has to know.
     ///
     /// # Errors
-    /// As `open`.
+    /// Like those of `open`.
     pub(super) fn open_on(
         device: FileDevice,
         full: FullOptions,

@@ -1,7 +1,7 @@
-//! An open pool with what the host offers on it: what every command on a pool works with.
+//! An open pool with the host's services on it: the context of every command on a pool.
 //!
-//! In the daemon the volumes are mounted as files for its whole life. A command that opens the
-//! pool itself mounts them only if it needs block devices, and for its own life.
+//! In the daemon the volumes are mounted as files for its whole life. A command that opens the pool
+//! itself mounts them only if it needs block devices, and unmounts them when it ends.
 
 use super::open::Place;
 use super::state::StateFolder;
@@ -15,16 +15,16 @@ use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where, in the state folder, a command that opens the pool itself mounts the volumes.
+/// The folder, in the state folder, where a command that opens the pool itself mounts the volumes.
 pub(super) const FILES: &str = "files";
-/// Where, in the state folder, the daemon mounts the volumes unless told otherwise.
+/// The folder, in the state folder, where the daemon mounts the volumes by default.
 pub(super) const VOLUMES: &str = "volumes";
 
-/// Clears away what a killed process left at `dir` where it had mounted the volumes: the mounts
-/// of containers first, then their devices and the volumes' own mount.
+/// Removes what a killed process left at `dir` where it had mounted the volumes: first the mounts
+/// of containers, then their devices and the volumes' own mount.
 ///
 /// # Errors
-/// When a live process serves there, or something cannot be unmounted.
+/// When a live process serves there, or a mount cannot be removed.
 pub(super) fn clear_stale(dir: &Path) -> anyhow::Result<()> {
     for mount in container::clean_stale_mounts(dir)? {
         tracing::info!(mount = %mount.display(), "unmounted what a killed process left");
@@ -34,11 +34,11 @@ pub(super) fn clear_stale(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Clears away all that killed processes left that served the pool with this state folder. Whoever
-/// calls this has its lock: none of them lives.
+/// Removes everything that killed processes left which served the pool with this state folder. The
+/// caller holds the folder's lock, so none of them is alive.
 ///
 /// # Errors
-/// As `clear_stale`.
+/// Like those of `clear_stale`.
 pub(super) fn clear_folder(folder: &Path) -> anyhow::Result<()> {
     for dir in [FILES, VOLUMES] {
         clear_stale(&folder.join(dir))?;
@@ -46,10 +46,10 @@ pub(super) fn clear_folder(folder: &Path) -> anyhow::Result<()> {
     clear_devices(folder)
 }
 
-/// Detaches the loop devices that killed processes left, wherever their mount has gone.
+/// Detaches the loop devices that killed processes left, whatever happened to their mount.
 ///
 /// # Errors
-/// When one cannot be detached.
+/// When a device cannot be detached.
 pub(super) fn clear_devices(folder: &Path) -> anyhow::Result<()> {
     let cleaned = export::clean_recorded(&folder.join(export::DEVICES))?;
     tell_cleaned(&cleaned, folder);
@@ -73,12 +73,12 @@ pub(super) struct OpenPool {
     place: Place,
     /// The daemon's files and loop devices.
     export: Option<Arc<Export>>,
-    /// Who serves, where this is the daemon.
+    /// The processes that serve, if this is the daemon.
     serving: Option<Arc<Mutex<Serving>>>,
     hosted: Mutex<Option<Hosted>>,
 }
 
-/// Images and containers of the pool. The host lets go of its mounts before the folder is free.
+/// Images and containers of the pool. The host releases its mounts before the folder is released.
 struct Hosted {
     host: Arc<Host>,
     state: StateFolder,
@@ -88,7 +88,7 @@ impl OpenPool {
     /// Opens the pool for one command.
     ///
     /// # Errors
-    /// As `Place::open`.
+    /// Like those of `Place::open`.
     pub(super) fn open(place: &Place) -> base::Result<Self> {
         let pool = place.open()?;
         Ok(Self {
@@ -100,11 +100,11 @@ impl OpenPool {
         })
     }
 
-    /// The daemon's open pool: all of it is there from the beginning. A successor takes over what
-    /// its predecessor had mounted.
+    /// Returns the daemon's open pool, with all services from the start. A successor takes over
+    /// what its predecessor had mounted.
     ///
     /// # Errors
-    /// When the containers' leftovers cannot be cleared away.
+    /// When the containers' leftovers cannot be removed.
     pub(super) fn of_daemon(
         pool: Pool,
         place: Place,
@@ -132,36 +132,36 @@ impl OpenPool {
         })
     }
 
-    /// The pool.
+    /// Returns the pool.
     pub(super) const fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// Who serves, where this is the daemon.
+    /// Returns the processes that serve, if this is the daemon.
     pub(super) fn serving(&self) -> Option<Serving> {
         self.serving.as_ref().map(|serving| serving.lock().clone())
     }
 
-    /// Leaves everything that is mounted to whoever serves next.
+    /// Leaves everything mounted for the next process that serves.
     pub(super) fn leave(&self) {
         if let Some(hosted) = &*self.hosted.lock() {
             hosted.host.leave();
         }
     }
 
-    /// Makes the state folder this process's to remove, when the keeper is gone.
+    /// Makes this process the one that removes the state folder, once the keeper is gone.
     pub(super) fn keep_folder(&self) {
         if let Some(hosted) = &mut *self.hosted.lock() {
             hosted.state.keep(true);
         }
     }
 
-    /// The daemon's export, where this is the daemon.
+    /// Returns the daemon's export, if this is the daemon.
     pub(super) fn export(&self) -> Option<&Arc<Export>> {
         self.export.as_ref()
     }
 
-    /// The daemon's export, for what must outlive the command.
+    /// Returns the daemon's export, for attachments that must outlive the command.
     ///
     /// # Errors
     /// When no daemon runs.
@@ -174,10 +174,10 @@ impl OpenPool {
         })
     }
 
-    /// Images and containers; made ready when first asked for.
+    /// Returns the images and containers, which are set up on first use.
     ///
     /// # Errors
-    /// When the caller is not the superuser, or leftovers cannot be cleared away.
+    /// When the caller is not the superuser, or leftovers cannot be removed.
     pub(super) fn containers(&self) -> anyhow::Result<Arc<Host>> {
         let mut hosted = self.hosted.lock();
         if let Some(hosted) = &*hosted {
@@ -196,17 +196,17 @@ impl OpenPool {
         Ok(host)
     }
 
-    /// Writes down which volumes had a write refused.
+    /// Records the volumes that had a write refused.
     pub(super) fn keep_refusals(&self) {
         if let Some(hosted) = &*self.hosted.lock() {
             hosted.host.keep_refusals();
         }
     }
 
-    /// Unmounts the daemon's containers and volumes; it can be tried again when that fails.
+    /// Unmounts the daemon's containers and volumes; can be retried after a failure.
     ///
     /// # Errors
-    /// What is in use is named.
+    /// An error that names what is in use.
     pub(super) fn unmount(&self, export: &Export) -> anyhow::Result<()> {
         if let Some(hosted) = &*self.hosted.lock() {
             hosted.host.close()?;
@@ -214,7 +214,8 @@ impl OpenPool {
         Ok(export.unmount()?)
     }
 
-    /// Where containers and data volumes are mounted, and then where the daemon's volumes are.
+    /// Returns the mount points of containers and data volumes, followed by that of the daemon's
+    /// volumes.
     pub(super) fn mounted_paths(&self) -> Vec<PathBuf> {
         let mut paths = Vec::new();
         if let Some(hosted) = &*self.hosted.lock() {
@@ -234,7 +235,7 @@ impl OpenPool {
     /// Unmounts what a command that opened the pool mounted, and closes the pool.
     ///
     /// # Errors
-    /// The first failure; the pool is closed all the same.
+    /// The first failure; the pool is closed anyway.
     pub(super) fn close(self) -> anyhow::Result<()> {
         let hosted = self.hosted.into_inner();
         let unmounted = hosted.as_ref().map_or(Ok(()), |hosted| hosted.host.close());

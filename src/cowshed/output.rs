@@ -1,25 +1,25 @@
-//! How results look: tables, lists of facts, times and ids for people.
+//! The formatting of results: tables, lists of facts, times and ids for people.
 
 use super::size::human;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use cowshed_format::base::printable;
 use std::time::{Duration, SystemTime};
 
-/// A usual terminal's width, which tables keep to.
+/// The width of a usual terminal, which tables do not exceed.
 const COLUMNS_MAX: usize = 80;
-/// A column of text is not cut to less than this.
+/// A column of text is not cut to less than this width.
 const TEXT_MIN: usize = 10;
 /// The characters between two columns.
 const GAP: usize = 2;
-/// Marks what was left out.
+/// Marks a place where text was cut.
 const CUT: char = '…';
 
 /// A column of a table.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Column {
-    /// Text, on the left.
+    /// Text, left-aligned.
     Text(&'static str),
-    /// A number or size, on the right.
+    /// A number or size, right-aligned.
     Number(&'static str),
 }
 
@@ -31,8 +31,8 @@ impl Column {
     }
 }
 
-/// A table without rules and without wrapping, so that `grep` and `cut` can read it too; empty
-/// when there are no rows but for its head.
+/// Returns a table without rules and without wrapping, so that `grep` and `cut` can process it;
+/// without rows it consists of its head.
 #[must_use]
 pub(super) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = bare_table();
@@ -48,8 +48,8 @@ pub(super) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<Strin
     finish(&mut table)
 }
 
-/// A table that fits a usual terminal: long hexadecimal numbers lose their end, and where that is
-/// not enough, the widest texts a part. What was left out is marked.
+/// Returns a table that fits a usual terminal: long hexadecimal numbers lose their end, and if that
+/// is not enough, the widest texts are cut. Cuts are marked.
 #[must_use]
 pub(super) fn short_table(
     columns: &[Column],
@@ -112,8 +112,8 @@ fn short_numbers(text: &str) -> String {
     short
 }
 
-/// Cuts a text to `width` characters: a path in its middle, since its end tells more, and a time to
-/// its date.
+/// Cuts a text to `width` characters: a path in its middle, because its end tells more, and a time
+/// to its date.
 fn cut(text: &str, width: usize) -> String {
     const DATE_CHARS: usize = "2023-11-14".len();
     let len = text.chars().count();
@@ -130,7 +130,7 @@ fn cut(text: &str, width: usize) -> String {
     head.chain([CUT]).chain(tail).collect()
 }
 
-/// Facts as two columns: what, and its value.
+/// Returns facts as two columns: the name and the value.
 #[must_use]
 pub(super) fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
     let mut table = bare_table();
@@ -155,17 +155,17 @@ fn finish(table: &mut Table) -> String {
     table.trim_fmt()
 }
 
-/// A time in RFC 3339, in whole seconds, as JSON and people get it.
+/// Returns a time in RFC 3339, in whole seconds, for JSON and for people.
 #[must_use]
 pub(super) fn time(time: SystemTime) -> String {
     /// The last second that has four digits for its year.
     const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
-    // What lies outside comes only from a wrong clock, and could not be written.
+    // A time outside this range comes only from a wrong clock, and cannot be formatted.
     let first = SystemTime::UNIX_EPOCH;
     humantime::format_rfc3339_seconds(time.clamp(first, first + LAST_SECOND)).to_string()
 }
 
-/// A size for people with its exact bytes.
+/// Returns a size for people, followed by its exact bytes.
 #[must_use]
 pub(super) fn exact(len_bytes: u64) -> String {
     if len_bytes < 1024 {
@@ -175,7 +175,7 @@ pub(super) fn exact(len_bytes: u64) -> String {
     }
 }
 
-/// `count` and the word for it.
+/// Returns `count` followed by the word for it.
 #[must_use]
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
@@ -225,7 +225,7 @@ mod tests {
                 .skip(1)
                 .all(|line| line.ends_with("…/end") && line.contains("…"))
         );
-        // What fits is left as it is.
+        // A text that fits stays as it is.
         assert_eq!(
             short_table(&columns[..1], [vec![id[..63].to_owned()]]),
             format!("NAME\n{}", &id[..63])

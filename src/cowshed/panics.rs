@@ -1,8 +1,8 @@
-//! What a panic does to a daemon: the process ends at once, whatever thread it happened in.
+//! Panics in a daemon: the process ends at once, whatever thread panicked.
 //!
-//! A thread that ended alone would leave its work undone and what it had in hand half changed,
-//! while everything else seems well. A worker that ends is followed by another one, which opens
-//! the pool as after a crash; what happened is in the log, and in `pool status`.
+//! If only the thread ended, its work would be left undone and its data half changed, while
+//! everything else would seem well. A worker that ends is followed by another one, which opens the
+//! pool as after a crash; the panic is recorded in the log and in `pool status`.
 
 use super::logging;
 use cowshed_daemon::keeper::ToKeeper;
@@ -12,13 +12,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-/// How long another thread that panics leaves the first one to tell it.
+/// The time that another panicking thread leaves the first one to report its panic.
 const TELL_TIME: Duration = Duration::from_secs(5);
 
 static KEEPER: OnceLock<Arc<ToKeeper>> = OnceLock::new();
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
-/// From now on a panic ends this process.
+/// Makes every later panic end this process.
 pub(super) fn end_the_process() {
     std::panic::set_hook(Box::new(|info| {
         if IS_ENDING.swap(true, Ordering::SeqCst) {
@@ -41,7 +41,7 @@ pub(super) fn end_the_process() {
     }));
 }
 
-/// Has the keeper told of it, too.
+/// Makes a panic be reported to the keeper, too.
 pub(super) fn tell(keeper: &Arc<ToKeeper>) {
     let _ = KEEPER.set(Arc::clone(keeper));
 }
@@ -69,7 +69,7 @@ mod tests {
 
     const LOG: &str = "COWSHED_TEST_PANIC_LOG";
 
-    /// Not a test by itself: the process that the one below starts.
+    /// Not a test by itself: the test below starts it as a process.
     #[test]
     fn the_process_that_panics() {
         let Some(log) = std::env::var_os(LOG) else {
@@ -78,7 +78,7 @@ mod tests {
         let filter = tracing_subscriber::EnvFilter::new("info");
         logging::of_daemon(filter, Some(log.as_ref())).unwrap();
         end_the_process();
-        // Nobody waits for it, and nobody would notice.
+        // Not joined: nobody would notice its panic.
         thread::Builder::new()
             .name("background".to_owned())
             .spawn(|| panic!("a defect"))

@@ -1,4 +1,4 @@
-//! A file that appears under its name only once it is whole.
+//! A file that appears under its name only once it is complete.
 
 use super::streams::Output;
 use anyhow::Context;
@@ -8,12 +8,12 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Lets `fill` write the file at `path`; it is told whether holes can be left in the file. A
-/// regular file is replaced as a whole, a device or FIFO written as it is, from when somebody reads
-/// the FIFO.
+/// Lets `fill` write the file at `path`, and passes it whether holes can be left in the file. A
+/// regular file is replaced as a whole; a device is written in place; so is a FIFO, once a reader
+/// has opened it.
 ///
 /// # Errors
-/// What `fill` or the host says; then no new file is left.
+/// The error of `fill` or the host; then no new file is left behind.
 pub(super) fn write_file<T>(
     path: &Path,
     cancel: &Cancel,
@@ -32,7 +32,7 @@ pub(super) fn write_file<T>(
                 _ => Ok(filled),
             }
         }
-        // What a symbolic link leads to is replaced, not the link.
+        // The target of a symbolic link is replaced, not the link.
         Ok(_) => PartFile::beside(&fs::canonicalize(path)?)?.fill(|file| fill(file, true)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             PartFile::beside(path)?.fill(|file| fill(file, true))
@@ -41,7 +41,7 @@ pub(super) fn write_file<T>(
     }
 }
 
-/// A file beside the one that it becomes, removed unless it does.
+/// A file beside the target that it will replace; it is removed unless it does.
 struct PartFile {
     file: File,
     part: PathBuf,
@@ -50,10 +50,10 @@ struct PartFile {
 }
 
 impl PartFile {
-    /// Makes a file beside `target`.
+    /// Creates a file beside `target`.
     ///
     /// # Errors
-    /// What the host says.
+    /// The host's error.
     fn beside(target: &Path) -> anyhow::Result<Self> {
         let name = target.file_name().context("it has no file name")?;
         let mut part_name = OsString::from(".");
@@ -73,16 +73,16 @@ impl PartFile {
         })
     }
 
-    /// Fills it, makes it durable and gives it its name.
+    /// Fills the file, makes it durable and renames it to the target.
     ///
     /// # Errors
-    /// What `fill` or the host says; then nothing is left.
+    /// The error of `fill` or the host; then nothing is left behind.
     fn fill<T>(mut self, fill: impl FnOnce(&File) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let filled = fill(&self.file)?;
         self.file.sync_all()?;
         fs::rename(&self.part, &self.target)?;
         self.renamed = true;
-        // Without this a power cut could bring the old file back, or none.
+        // Without this, a power cut could leave the old file, or no file.
         sync_folder(&self.target)?;
         Ok(filled)
     }
@@ -104,7 +104,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 impl Drop for PartFile {
     fn drop(&mut self) {
         if !self.renamed {
-            // The command's own error is told; a file that cannot be removed adds nothing to it.
+            // The command's own error is reported; a failure to remove the file adds nothing to it.
             let _ = fs::remove_file(&self.part);
         }
     }

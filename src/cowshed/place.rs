@@ -1,5 +1,5 @@
-//! Places on the host as arguments name them: always absolute, so that the daemon, which has
-//! another working directory, means the same file as the caller.
+//! Paths on the host as given in arguments: always absolute, so that the daemon, which has another
+//! working directory, uses the same file as the caller.
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use cowshed_host as container;
@@ -9,12 +9,12 @@ use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// An absolute path on the host; any bytes that a path may have survive the way to the daemon.
+/// An absolute path on the host; arbitrary bytes of a path reach the daemon unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HostPath(PathBuf);
 
 impl HostPath {
-    /// How an argument is read.
+    /// Returns the parser of an argument.
     pub(super) fn parser() -> impl TypedValueParser<Value = Self> {
         OsStringValueParser::new().try_map(|text| Self::parse(&text))
     }
@@ -22,26 +22,26 @@ impl HostPath {
     /// Makes `path` absolute against the working directory.
     ///
     /// # Errors
-    /// When the path is empty or the working directory cannot be told.
+    /// When the path is empty or the working directory cannot be determined.
     pub(super) fn new(path: impl AsRef<Path>) -> std::io::Result<Self> {
         std::path::absolute(path).map(Self)
     }
 
-    /// Reads an argument.
+    /// Parses an argument.
     ///
     /// # Errors
-    /// As `new`, as text.
+    /// Like those of `new`, as text.
     pub(super) fn parse(text: &OsStr) -> Result<Self, String> {
         Self::new(Path::new(text)).map_err(|error| error.to_string())
     }
 
-    /// The path.
+    /// Returns the path.
     #[must_use]
     pub(super) fn as_path(&self) -> &Path {
         &self.0
     }
 
-    /// Returns true when both name one place, by whatever way.
+    /// Returns true if both paths lead to the same place.
     #[must_use]
     pub(super) fn is_same_place(&self, other: &Self) -> bool {
         let real = |path: &Self| {
@@ -51,7 +51,7 @@ impl HostPath {
         self == other || (real(self).is_some() && real(self) == real(other))
     }
 
-    /// The same path with `suffix` at its end (`pool` and `.sock` make `pool.sock`).
+    /// Returns the path with `suffix` appended (`pool` and `.sock` make `pool.sock`).
     #[must_use]
     pub(super) fn with_suffix(&self, suffix: &str) -> Self {
         let mut text = self.0.clone().into_os_string();
@@ -66,7 +66,7 @@ impl fmt::Display for HostPath {
     }
 }
 
-/// Text where the path is UTF-8, else its bytes.
+/// Text if the path is UTF-8, else its bytes.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Wire {
@@ -110,15 +110,15 @@ pub(super) enum FileOrPipe {
 }
 
 impl FileOrPipe {
-    /// How an argument is read.
+    /// Returns the parser of an argument.
     pub(super) fn parser() -> impl TypedValueParser<Value = Self> {
         OsStringValueParser::new().try_map(|text| Self::parse(&text))
     }
 
-    /// Reads an argument.
+    /// Parses an argument.
     ///
     /// # Errors
-    /// As `HostPath::parse`.
+    /// Like those of `HostPath::parse`.
     pub(super) fn parse(text: &OsStr) -> Result<Self, String> {
         if text == "-" {
             Ok(Self::Pipe)
@@ -127,8 +127,8 @@ impl FileOrPipe {
         }
     }
 
-    /// Whether the path names something of the calling process itself (`/dev/fd/63` of a shell's
-    /// `<(…)`, `/dev/stdin`), which means another file in another process.
+    /// Returns true if the path names a file of the calling process itself (`/dev/fd/63` of a
+    /// shell's `<(…)`, `/dev/stdin`), which is another file in another process.
     #[must_use]
     pub(super) fn is_of_the_caller(&self) -> bool {
         let Self::File(path) = self else { return false };
@@ -171,15 +171,15 @@ pub(super) enum CopySide {
 }
 
 impl CopySide {
-    /// How an argument is read.
+    /// Returns the parser of an argument.
     pub(super) fn parser() -> impl TypedValueParser<Value = Self> {
         OsStringValueParser::new().try_map(|text| Self::parse(&text))
     }
 
-    /// Reads an argument. What starts with `/` or `.` or has no `:` is a path on the host.
+    /// Parses an argument. A text that starts with `/` or `.` or has no `:` is a path on the host.
     ///
     /// # Errors
-    /// When the path is empty, or the one inside a container is not UTF-8.
+    /// When the path is empty, or a path inside a container is not UTF-8.
     pub(super) fn parse(text: &OsStr) -> Result<Self, String> {
         if text == "-" {
             return Ok(Self::Pipe);
@@ -187,7 +187,8 @@ impl CopySide {
         match container::CopySide::parse(text) {
             container::CopySide::Host(path) => {
                 let HostPath(mut absolute) = HostPath::parse(path.as_os_str())?;
-                // A dot at the end says that the contents are meant, and goes when it is resolved.
+                // A dot at the end selects the contents of a folder, but resolving the path removes
+                // it.
                 let bytes = path.as_os_str().as_bytes();
                 if bytes == b"." || bytes.ends_with(b"/.") {
                     absolute.push(".");
@@ -205,7 +206,7 @@ impl CopySide {
         }
     }
 
-    /// As `cowshed-host` has it; `None` for the pipe.
+    /// Returns the side as `cowshed-host` has it; `None` for the pipe.
     #[must_use]
     pub(super) fn to_room(&self) -> Option<container::CopySide> {
         match self {

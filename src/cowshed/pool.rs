@@ -24,7 +24,7 @@ pub(super) enum PoolCommand {
     Online(Online),
 }
 
-/// The commands that work on a pool that nobody has open.
+/// The commands that work on a pool that no process has open.
 #[derive(Debug, Subcommand)]
 pub(super) enum Offline {
     /// Make a pool in a file, or on a block device
@@ -72,7 +72,7 @@ pub(super) struct Grow {
 /// Runs a command on the open `pool`.
 ///
 /// # Errors
-/// What the engine says, or that the output failed.
+/// The engine's error, or that the output failed.
 pub(super) fn run(
     command: &Online,
     pool: &Pool,
@@ -94,7 +94,7 @@ pub(super) fn run(
             show_status(pool, serving, console).map(drop)
         }
         Online::Trim => {
-            // What removed volumes held counts as free only once it is reclaimed.
+            // The space of removed volumes counts as free only once it is reclaimed.
             let trimmed = pool.reclaim().and_then(|()| pool.trim());
             let trimmed_bytes = trimmed.context("trim the pool")?;
             console.result(&json!({ "trimmed_bytes": trimmed_bytes }), || {
@@ -109,7 +109,7 @@ pub(super) fn run(
     }
 }
 
-/// The status as JSON has it.
+/// The status in its JSON form.
 #[derive(Serialize)]
 struct StatusDocument {
     size_bytes: u64,
@@ -130,22 +130,22 @@ struct StatusDocument {
     holds_writes: bool,
     low_water: &'static str,
     warnings: Vec<String>,
-    /// Who has it open, when that is a daemon.
+    /// The daemon that has the pool open, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     daemon: Option<DaemonDocument>,
 }
 
-/// Who serves, as it is shown.
+/// The processes that serve, in the form shown.
 #[derive(Debug, Serialize)]
 struct DaemonDocument {
-    /// Nothing when it is gone.
+    /// `None` when it is gone.
     keeper: Option<u32>,
     worker: u32,
     version: String,
     restarts: u64,
     upgrades: u64,
     upgrade_failure: Option<String>,
-    /// When the last worker that failed ended, and why.
+    /// When and why the last worker ended that failed.
     last_failure: Option<String>,
 }
 
@@ -163,7 +163,7 @@ impl From<&Serving> for DaemonDocument {
     }
 }
 
-/// What should be done about the daemon, if something should.
+/// Returns a warning about the daemon, if the user should act.
 fn daemon_warning(serving: &Serving) -> Option<String> {
     (serving.keeper == 0).then(|| {
         let worker = serving.worker;
@@ -211,7 +211,7 @@ impl From<&Status> for StatusDocument {
     }
 }
 
-/// What should be done before it is too late, a line each.
+/// Returns warnings, one line each, about which the user should act before it is too late.
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();
     if status.holds_writes {
@@ -232,7 +232,7 @@ fn warnings(status: &Status) -> Vec<String> {
     warnings
 }
 
-/// Ends with a failure where writes fail or wait, and with a warning where that is to come.
+/// Returns an error if writes fail or are held, and a warning if that is to be expected.
 fn judge(document: &StatusDocument) -> anyhow::Result<()> {
     let mut said = document.warnings.join("; ");
     if document.state == "stopped" {

@@ -1,17 +1,17 @@
-//! Progress bars on whatever terminal the command's error stream is.
+//! Progress bars on the terminal that is the command's error stream.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::fs::File;
 use std::io::{self, Write};
 
-/// A progress bar, or nothing where none is to be seen. It vanishes when dropped.
+/// A progress bar, or nothing if none is to be shown. It vanishes when dropped.
 #[derive(Debug)]
 pub(super) struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    /// A bar that shows nothing.
+    /// Returns a bar that shows nothing.
     #[must_use]
     pub(super) fn hidden() -> Self {
         Self {
@@ -19,7 +19,7 @@ impl Progress {
         }
     }
 
-    /// A bar on the terminal `file`, `columns` wide.
+    /// Returns a bar on the terminal `file`, `columns` wide.
     #[must_use]
     pub(super) fn shown(
         file: File,
@@ -35,7 +35,7 @@ impl Progress {
             }
             None => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
         };
-        // An unknown template falls back to the crate's own bar.
+        // An unknown template falls back to the crate's default bar.
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -43,12 +43,12 @@ impl Progress {
         Self { bar }
     }
 
-    /// `len_bytes` more are done.
+    /// Adds `len_bytes` to the progress.
     pub(super) fn advance(&self, len_bytes: u64) {
         self.bar.inc(len_bytes);
     }
 
-    /// `done` of `total` are done.
+    /// Sets the progress to `done` of `total`.
     pub(super) fn set(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);

@@ -1,4 +1,4 @@
-//! Running a command where the pool is open: in the daemon that has it open, or else here.
+//! Runs a command in the daemon that has the pool open, or else in this process.
 
 use super::arguments::OnPool;
 use super::console::{Console, Style};
@@ -25,12 +25,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a daemon that starts or stops is waited for.
+/// The time to wait for a daemon that starts or stops.
 const DAEMON_STARTS: Duration = Duration::from_secs(5);
-/// How often it is looked for meanwhile.
+/// The interval at which the daemon is looked for meanwhile.
 const DAEMON_RETRY: Duration = Duration::from_millis(50);
 
-/// A command on its way to the daemon.
+/// A command as sent to the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request<C> {
     style: Style,
@@ -38,7 +38,7 @@ pub(super) struct Request<C> {
 }
 
 impl<C> Request<C> {
-    /// `command`, told on `console`.
+    /// Returns a request for `command` with the style of `console`.
     pub(super) fn new(console: &Console, command: C) -> Self {
         Self {
             style: console.style().clone(),
@@ -47,12 +47,12 @@ impl<C> Request<C> {
     }
 }
 
-/// Runs `command` in the daemon if there is one, else on the pool opened here. Where there is the
-/// socket of a daemon that does not answer, but the pool is in use, a daemon may just be starting
-/// or stopping: that is waited for.
+/// Runs `command` in the daemon if there is one, else on the pool opened here. If a daemon's socket
+/// exists but no daemon replies, and the pool is in use, a daemon may just be starting or stopping:
+/// then it waits for that.
 ///
 /// # Errors
-/// What the command says when it runs here; a daemon tells its failures itself.
+/// The command's error when it runs here; a daemon reports its failures itself.
 pub(super) fn run_anywhere(
     command: OnPool,
     place: &Place,
@@ -124,7 +124,7 @@ fn run_in_daemon(
     }
 }
 
-/// Whether the other end of the connection has ended without a word.
+/// Returns true if the other end of the connection has closed it without a message.
 fn is_gone(cause: &io::Error) -> bool {
     matches!(
         cause.kind(),
@@ -135,14 +135,14 @@ fn is_gone(cause: &io::Error) -> bool {
     )
 }
 
-/// A file that only this process can open under the name that was given for it.
+/// A file that only this process can open under the given name.
 enum OwnFile {
     Input(File),
     Output(File),
 }
 
-/// Opens a file that is named by way of this process, such as `/dev/fd/63`, and lets the command
-/// take it for its pipe.
+/// Opens a file that is named through this process, such as `/dev/fd/63`, and replaces it in the
+/// command by the pipe.
 fn open_own_file(command: &mut OnPool) -> anyhow::Result<Option<OwnFile>> {
     let (file, is_input) = match command {
         OnPool::Volume(VolumeCommand::Import(import)) => (&mut import.file, true),
@@ -182,7 +182,7 @@ fn run(command: &OnPool, open_pool: &OpenPool, console: &Console) -> anyhow::Res
     let ran = console
         .cancel()
         .during(|| run_to_its_end(command, open_pool, console));
-    // Whatever a cancelled command failed on, it was interrupted.
+    // Whatever error a cancelled command returns, it was interrupted.
     ran.map_err(|error| match console.cancel().check() {
         Err(cancelled) => anyhow::Error::new(cancelled).context(error.to_string()),
         Ok(()) => error,
@@ -214,7 +214,7 @@ fn run_to_its_end(command: &OnPool, open_pool: &OpenPool, console: &Console) -> 
     }
 }
 
-/// Runs the commands that come to the daemon.
+/// Runs the commands that the daemon receives.
 pub(super) struct Commands {
     open_pool: Arc<OpenPool>,
     control: Arc<ToKeeper>,
@@ -222,7 +222,7 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    /// Commands on `open_pool`, in the daemon that was started as `running`.
+    /// Returns the handler of commands on `open_pool`, in the daemon that was started as `running`.
     pub(super) const fn new(
         open_pool: Arc<OpenPool>,
         control: Arc<ToKeeper>,
@@ -235,7 +235,7 @@ impl Commands {
         }
     }
 
-    /// Has the daemon hand over to the program in `file`, if that can.
+    /// Makes the daemon hand over to the program in `file`, if that program can take over.
     fn hand_over(&self, file: &OwnedFd, arguments: &[OsString]) -> anyhow::Result<()> {
         if self.control.is_keeper_gone() {
             anyhow::bail!("the daemon's keeper is gone; stop the daemon and start it again");
@@ -262,7 +262,7 @@ impl Handler for Commands {
         let file = session.streams[0].try_clone();
         let console = Console::new(session.streams, style, session.cancel);
         let ran = match (command, file) {
-            // The client's program comes as its input.
+            // The client passes its program as the input.
             (OnPool::Upgrade, Ok(file)) => self.hand_over(&file, &keeper::plain_arguments()),
             (OnPool::UpgradeWith { arguments }, Ok(file)) => {
                 let arguments = arguments.into_iter().map(OsString::from_vec);

@@ -1,17 +1,17 @@
-//! Removing several things with one command: as many as can be, each told.
+//! Removing several things with one command: removes as many as possible and reports each.
 
 use super::console::Console;
 use anyhow::Context;
 use serde_json::json;
 
-/// What was removed and what could not be.
+/// The things that were removed, and the failures.
 #[derive(Debug)]
 pub(super) struct Removal<'a> {
     removed: Vec<&'a str>,
     failures: Vec<anyhow::Error>,
 }
 
-/// Removes each of `names`, whatever becomes of the others.
+/// Removes each of `names`, regardless of failures of the others.
 pub(super) fn each<'a>(
     names: &'a [String],
     noun: &str,
@@ -34,7 +34,7 @@ impl Removal<'_> {
     /// Shows what was removed.
     ///
     /// # Errors
-    /// The first failure, which says how many more there were.
+    /// The first failure, with the number of further ones.
     pub(super) fn show(self, console: &Console) -> anyhow::Result<()> {
         console.result(&json!({ "removed": self.removed }), || {
             self.removed.join("\n")

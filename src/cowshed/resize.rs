@@ -1,5 +1,5 @@
-//! `cowshed volume resize`: a volume's virtual size. Making it smaller gives up what lies beyond
-//! the new end, so that is done only when asked for, and never under somebody who uses the volume.
+//! `cowshed volume resize`: changes a volume's virtual size. Making a volume smaller discards the
+//! data beyond the new end, so that is done only on request, and never while the volume is in use.
 
 use super::kept_names;
 use super::open_pool::OpenPool;
@@ -23,10 +23,10 @@ pub(super) struct Resize {
     pub shrink: bool,
 }
 
-/// Why a volume is not made smaller.
+/// The reason why a volume is not made smaller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum Refused {
-    /// Nobody asked for it.
+    /// It was not requested.
     #[error(
         "it has {old}, and {lost} in use lie beyond {new}, which would be lost; make what is in it smaller first (resize2fs, say), then use --shrink"
     )]
@@ -35,7 +35,7 @@ enum Refused {
         new: String,
         lost: String,
     },
-    /// It would be cut under its user.
+    /// The volume is in use.
     #[error(
         "{0} is in use (attached, mounted, or its file is open) and cannot be made smaller; unmount and detach it first"
     )]
@@ -45,14 +45,14 @@ enum Refused {
 /// Changes the volume's size.
 ///
 /// # Errors
-/// `Refused`, `KeptName`, and what the engine or the host says.
+/// `Refused`, `KeptName`, and any error of the engine or the host.
 pub(super) fn resize(resize: &Resize, volume: &Volume, open_pool: &OpenPool) -> anyhow::Result<()> {
     kept_names::refuse(&volume.name())?;
     let pool = open_pool.pool();
     let (old, new) = (volume.size_bytes(), resize.size.0);
     if new >= old {
         pool.resize(volume, new)?;
-        // Whoever has it as a block device should see the new size too.
+        // Users of the volume's block device should see the new size, too.
         return open_pool
             .export()
             .map_or(Ok(()), |export| Ok(export.resized(volume)?));

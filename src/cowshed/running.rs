@@ -1,8 +1,8 @@
-//! How the daemon that runs was started, and which options another program can start it with: for
-//! `serve --upgrade`.
+//! The options that the running daemon was started with, and those with which another program can
+//! replace it: for `serve --upgrade`.
 //!
-//! What is not asked for stays, unless `--replace-options` is given. What the keeper holds cannot
-//! change without a stop, and is refused by name.
+//! Options that are not given stay, unless `--replace-options` is given. What the keeper holds
+//! cannot change without a stop: such options are refused by name.
 
 use super::arguments::{Arguments, Command};
 use super::console::{Console, Style};
@@ -17,22 +17,22 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// How a daemon was started.
+/// The options that a daemon was started with.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Running {
     pool: HostPath,
     socket: HostPath,
-    /// Where the volumes are, by default or because it was asked for.
+    /// The folder of the volumes, by default or by option.
     mount: HostPath,
     /// The bytes of each argument, with all paths absolute.
     arguments: Vec<Vec<u8>>,
 }
 
 impl Running {
-    /// This process, a worker.
+    /// Returns the options of this process, a worker.
     ///
     /// # Errors
-    /// When the working directory cannot be told.
+    /// When the working directory cannot be determined.
     pub(super) fn new(
         serve: &Serve,
         place: &Place,
@@ -53,7 +53,7 @@ impl Running {
         })
     }
 
-    /// Tells it to a client.
+    /// Sends the options to a client.
     ///
     /// # Errors
     /// When the client is gone.
@@ -61,8 +61,8 @@ impl Running {
         console.print(&serde_json::to_string(self)?)
     }
 
-    /// The arguments of this program when it takes over with the options of `asked`. How much is
-    /// logged is `style`'s where all options are replaced.
+    /// Returns the arguments with which this program takes over with the options of `asked`. If all
+    /// options are replaced, `style` determines how much is logged.
     ///
     /// # Errors
     /// `Usage` with the name of an option that cannot change while the daemon runs.
@@ -123,11 +123,11 @@ impl Running {
         Ok(merged)
     }
 
-    /// What the keeper holds for as long as it runs.
+    /// Returns an error for a change of what the keeper holds for as long as it runs.
     fn refuse_fixed(&self, running: &Serve, asked: &Serve) -> anyhow::Result<()> {
         let replaces = asked.replace_options;
         let path = |path: &Option<HostPath>| path.as_ref().map(ToString::to_string);
-        // The volumes lie somewhere also where nothing was said.
+        // The volumes have a folder even if no option was given.
         let mount = match &asked.mount {
             None if replaces => path(&running.mount).map(|is| (is, None)),
             None => None,
@@ -163,7 +163,7 @@ impl Running {
                 &asked.docker_plugin_socket,
             ),
         ] {
-            // The log's place is not among what a unit's options say again.
+            // A unit's options do not repeat the log's path.
             let replaces = replaces && name != "--log";
             let is_same = match (is, asked) {
                 (Some(is), Some(asked)) => is.is_same_place(asked),
@@ -178,7 +178,7 @@ impl Running {
     }
 }
 
-/// The refusal of an option that cannot change.
+/// Returns the refusal of an option that cannot change.
 fn fixed(name: &str, is: Option<String>, asked: Option<String>) -> anyhow::Error {
     let shown = |value: Option<String>| value.unwrap_or_else(|| "not given".to_owned());
     let (is, asked) = (shown(is), shown(asked));
@@ -291,7 +291,7 @@ mod tests {
         with(&running, &same).unwrap();
         let smaller = ["--containerd-socket", "/c.sock", "--snapshot-size", "512M"];
         assert!(with(&running, &smaller).unwrap().contains("536870912"));
-        // Left out of all options, it would go.
+        // It would be dropped, because the full set of options does not contain it.
         let refused = with(&running, &["--replace-options"]).unwrap_err();
         assert!(refused.contains("--containerd-socket"), "{refused}");
     }

@@ -1,4 +1,4 @@
-//! `cowshed pool scrub`: what is bad, and whose it is.
+//! `cowshed pool scrub`: finds bad blocks and the volumes that they belong to.
 
 use super::console::Console;
 use super::failure::Damage;
@@ -11,13 +11,13 @@ use cowshed_host::VolumeUsers;
 use serde_json::json;
 use std::collections::BTreeSet;
 
-/// The most blocks of a bad range that are read to see whether a descendant has them, too.
+/// The most blocks of a bad range that are read to check whether a descendant shares them.
 const PROBED_BLOCKS: u64 = 256;
 
 /// Reads and verifies every block in use.
 ///
 /// # Errors
-/// `Damage` when something is bad; what the engine says; that the output failed.
+/// `Damage` when a bad block is found; the engine's error; that the output failed.
 pub(super) fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
     let progress = console.progress("scrub", Some(0));
     let cancel = console.cancel().clone();
@@ -94,7 +94,7 @@ fn describe(fault: &ScrubFault, affects: &[String]) -> String {
     line
 }
 
-/// What is known of the volumes and of those who use them.
+/// The volumes and their users.
 struct Owners {
     volumes: Vec<VolumeInfo>,
     named: BTreeSet<VolumeId>,
@@ -107,22 +107,22 @@ impl Owners {
         Self {
             named: volumes.iter().map(|info| info.id).collect(),
             volumes,
-            // An unreadable record must not hide what is bad.
+            // An unreadable record must not hide the bad blocks.
             users: gc::users_of(pool),
         }
     }
 
-    /// The volumes that cannot read what is bad, as those who use them: a bad block is found in the
-    /// volume that owns it, and its descendants may share it.
+    /// Returns the users of the volumes that cannot read the bad blocks: a bad block is found in
+    /// the volume that owns it, and its descendants may share it.
     fn affected(&self, pool: &Pool, fault: &ScrubFault) -> Vec<String> {
         let mut affected = BTreeSet::new();
         let mut family = BTreeSet::from([fault.volume]);
-        // Ids rise, but a snapshot is younger than the child whose place it took: go on until
+        // Ids rise, but a snapshot is younger than the child whose place it took: repeat until
         // nothing is added.
         loop {
             let before = family.len();
             for info in &self.volumes {
-                // What hangs on a parent without a name may hang on any of these.
+                // A volume whose parent has no name may descend from any of these.
                 let of = |parent| family.contains(&parent) || !self.named.contains(&parent);
                 if info.parent.is_some_and(of) {
                     family.insert(info.id);
@@ -145,7 +145,7 @@ impl Owners {
     }
 }
 
-/// Whether a volume cannot read what is bad in an ancestor.
+/// Returns true if a volume cannot read the bad blocks of an ancestor.
 fn shares(pool: &Pool, info: &VolumeInfo, fault: &ScrubFault) -> bool {
     let Ok(volume) = pool.volume_by_id(info.id) else {
         return false;

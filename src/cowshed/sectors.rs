@@ -1,8 +1,8 @@
-//! The sectors that a volume was made for: 512 or 4096 bytes. Kept as a label of the volume, given
-//! by a user or guessed from what the volume holds, and the same for what is cloned from it.
+//! The sector size that a volume was made for: 512 or 4096 bytes. It is stored as a label of the
+//! volume, given by a user or guessed from the volume's contents, and clones inherit it.
 //!
 //! A partition table counts in sectors, and many file systems refuse a device with larger sectors
-//! than they were made on.
+//! than those they were made on.
 
 use clap::ValueEnum;
 use cowshed_engine::{Labels, Volume};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The label.
 const LABEL: &str = "cowshed.sector-size";
-/// As much of a volume as is looked at.
+/// Number of bytes of a volume that are examined.
 const HEAD_BYTES: usize = 68 << 10;
 
 /// The size of a sector.
@@ -26,7 +26,7 @@ pub(super) enum SectorSize {
 }
 
 impl SectorSize {
-    /// In bytes.
+    /// Returns the size in bytes.
     pub(super) const fn bytes(self) -> u32 {
         match self {
             Self::Small => 512,
@@ -43,7 +43,7 @@ impl SectorSize {
     }
 }
 
-/// The sector size that the labels say.
+/// Returns the sector size in the labels.
 pub(super) fn kept(labels: &Labels) -> Option<SectorSize> {
     SectorSize::of(labels.get(LABEL)?.parse().ok()?)
 }
@@ -53,10 +53,10 @@ pub(super) fn keep(labels: &mut Labels, size: SectorSize) {
     labels.insert(LABEL.to_owned(), size.bytes().to_string());
 }
 
-/// Has `volume` keep the size.
+/// Stores the size in the labels of `volume`.
 ///
 /// # Errors
-/// What the engine says.
+/// The engine's error.
 pub(super) fn keep_with(
     volume: &Volume,
     pool: &cowshed_engine::Pool,
@@ -70,10 +70,11 @@ pub(super) fn keep_with(
     pool.set_labels(volume, labels)
 }
 
-/// The size for which what the volume holds was made, where that can be told.
+/// Guesses the sector size for which the volume's contents were made; `None` if they do not show
+/// it.
 ///
 /// # Errors
-/// What the engine says.
+/// The engine's error.
 pub(super) fn guess_of(volume: &Volume) -> Result<Option<SectorSize>> {
     let size_bytes = volume.size_bytes();
     let len = usize::try_from(size_bytes).map_or(HEAD_BYTES, |size| size.min(HEAD_BYTES));
@@ -82,7 +83,7 @@ pub(super) fn guess_of(volume: &Volume) -> Result<Option<SectorSize>> {
     Ok(guess(&head))
 }
 
-/// The size for which a disk that begins with `head` was made.
+/// Guesses the sector size for which a disk that begins with `head` was made.
 fn guess(head: &[u8]) -> Option<SectorSize> {
     let has = |at: usize, mark: &[u8]| head.get(at..).is_some_and(|rest| rest.starts_with(mark));
     let le = |at: usize, len: usize| {
@@ -119,7 +120,7 @@ fn guess(head: &[u8]) -> Option<SectorSize> {
     if has(3, b"EXFAT   ") {
         return SectorSize::of(1_u64.checked_shl(u32::try_from(le(108, 1)?).ok()?)?);
     }
-    // LUKS: the second version says the size in its text.
+    // LUKS: version 2 has the size in its JSON text.
     if has(0, b"LUKS\xba\xbe") {
         let text = b"\"sector_size\":4096";
         let is_large = has(6, &[0, 2]) && head.windows(text.len()).any(|part| part == text);
@@ -134,7 +135,7 @@ fn guess(head: &[u8]) -> Option<SectorSize> {
         return Some(SectorSize::Small);
     }
     if has(510, b"\x55\xaa") {
-        // FAT and NTFS say it; anything else with this mark is a partition table of DOS.
+        // FAT and NTFS contain the size; anything else with this mark is a DOS partition table.
         let is_fat = has(3, b"NTFS    ") || has(54, b"FAT") || has(82, b"FAT32");
         let stated = is_fat.then(|| le(11, 2)).flatten();
         return stated.map_or(Some(SectorSize::Small), SectorSize::of);
@@ -187,7 +188,7 @@ mod tests {
         ] {
             assert_eq!(guess(&head(marks)), wanted, "{what}");
         }
-        // What is shorter than any of it.
+        // Contents shorter than every mark.
         for len in [0, 1, 103, 512, 1025] {
             guess(&head(&[(0, b"XFSB")])[..len]);
         }

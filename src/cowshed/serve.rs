@@ -1,13 +1,13 @@
-//! `cowshed serve`: the daemon that keeps a pool open, its volumes mounted, and its socket ready.
+//! `cowshed serve`: the daemon, which keeps a pool open, its volumes mounted, and its socket ready.
 //!
-//! Without `--foreground` the command starts itself again in a session of its own, waits until
-//! that one is ready or has failed, and says which. That one is the keeper (`keep`), which starts
-//! the worker (`work`).
+//! Without `--foreground` the command starts itself again in a new session, waits until that
+//! process is ready or has failed, and reports which. The new process is the keeper (`keep`), which
+//! starts the worker (`work`).
 //!
-//! Stopping (SIGTERM or SIGINT): no further command is taken, running ones are cancelled,
-//! containers and volumes are unmounted, the pool is closed. What is in use is named and tried
-//! again for a while; a second signal ends that wait. What is in use even then is written out and
-//! cut off, and the exit status is 1.
+//! Stopping (SIGTERM or SIGINT): the daemon takes no further command, cancels running ones,
+//! unmounts containers and volumes, and closes the pool. It names what is in use and retries for a
+//! while; a second signal ends the retries. What is still in use then is written out and cut off,
+//! and the exit status is 1.
 
 use super::console::{Console, Style};
 use super::containerd::Containerd;
@@ -88,7 +88,8 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    /// The command and its options for another process, without what processes tell each other.
+    /// Returns the command and its options for another process, without the options that processes
+    /// pass to each other.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["serve".into(), "--foreground".into()];
         let mut add = |name: &str, value: &OsStr| {
@@ -115,47 +116,47 @@ impl Serve {
         arguments
     }
 
-    /// Whether anything is asked for but the upgrade itself.
+    /// Returns true if anything but the upgrade itself is asked for.
     fn changes_options(&self) -> bool {
         let nothing = ["serve", "--foreground"].map(OsString::from);
         self.replace_options || self.foreground || self.arguments() != nothing
     }
 }
 
-/// What a daemon tells when it is ready.
+/// The report of a daemon that is ready.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Ready {
     pub pool: HostPath,
     pub socket: HostPath,
     pub mount: HostPath,
     pub containerd_socket: Option<HostPath>,
-    /// The keeper, which signals are for.
+    /// The keeper, which receives the signals.
     pub pid: u32,
     pub worker: u32,
     pub log: Option<HostPath>,
 }
 
-/// What a daemon in the background tells whoever started it, as one line.
+/// The report of a daemon in the background to the process that started it, as one line.
 #[derive(Debug, Serialize, Deserialize)]
 enum Start {
     Ready(Ready),
-    /// Why it does not serve.
+    /// The reason why it does not serve.
     Failed(String),
 }
 
 impl Serve {
-    /// Returns whether this process is a keeper or a worker.
+    /// Returns true if this process is a keeper or a worker.
     pub(super) const fn is_daemon(&self) -> bool {
         self.foreground && self.can_take_over.is_none() && !self.upgrade
     }
 
-    /// Returns whether this process is a keeper that another one started and waits for.
+    /// Returns true if this process is a keeper that another process started and waits for.
     pub(super) const fn is_awaited(&self) -> bool {
         self.detached && self.worker.is_none() && self.keeper.is_none()
     }
 }
 
-/// Tells whoever started this keeper that it serves.
+/// Reports to the process that started this keeper that it serves.
 ///
 /// # Errors
 /// When the output fails.
@@ -164,11 +165,11 @@ pub(super) fn tell_ready(ready: Ready, console: &Console) -> anyhow::Result<()> 
     console.print(&format!("{text}\n"))
 }
 
-/// Tells whoever started this keeper why it does not serve.
+/// Reports to the process that started this keeper why it does not serve.
 pub(super) fn tell_failure(line: &str, console: &Console) {
     let reason = line.strip_prefix("cowshed: ").unwrap_or(line).to_owned();
     if let Ok(text) = serde_json::to_string(&Start::Failed(reason)) {
-        // Who does not wait for it has no need of it.
+        // A process that no longer waits does not need the report.
         let _ = console.print(&format!("{text}\n"));
     }
 }
@@ -191,10 +192,10 @@ impl Ready {
     }
 }
 
-/// Serves the pool until a signal, or starts a process that does; answers how that ended.
+/// Serves the pool until a signal, or starts a process that does; returns how that ended.
 ///
 /// # Errors
-/// Whatever keeps the daemon from serving or from stopping cleanly.
+/// Any reason why the daemon cannot serve or stop cleanly.
 pub(super) fn serve(serve: &Serve, place: &Place, console: &Console) -> anyhow::Result<Exit> {
     if let Some(question) = &serve.can_take_over {
         return upgrade::answer(question, console).map(|()| Exit::Done);
@@ -256,7 +257,7 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
     let mut command = Command::new(std::env::current_exe().context("find this program")?);
     command.arg("--pool").arg(place.pool.as_path());
     command.arg("--socket").arg(place.socket.as_path());
-    // Where the log goes is the caller's to add.
+    // The caller adds the log's path.
     let without_log = Serve {
         log: None,
         ..serve.clone()
@@ -270,7 +271,7 @@ fn detached_command(serve: &Serve, place: &Place, style: &Style) -> anyhow::Resu
     Ok(command)
 }
 
-/// Reads what the child tells; nothing if it ends before.
+/// Reads the child's report; `None` if the child ends before it.
 fn read_start(child: &mut Child) -> Option<Start> {
     const LINE_BYTES_MAX: u64 = 64 << 10;
     let output = child.stdout.take()?;

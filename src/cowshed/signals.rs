@@ -1,15 +1,15 @@
-//! What a signal does to a command that has the pool open itself: it cancels the command, which
-//! undoes what it did, and a second one ends the process at once.
+//! Signals in a command that has the pool open itself: the first one cancels the command, which
+//! undoes its work, and a second one ends the process at once.
 
 use anyhow::Context;
 use cowshed_format::base::Cancel;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// From now on the first of these signals cancels.
+/// Makes the first of these signals cancel.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub(super) fn cancel_on_signals(cancel: &Cancel) -> anyhow::Result<()> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         // In this order: the first signal only sets the flag, the second one finds it set.

@@ -6,21 +6,21 @@ pub(super) use cowshed_format::base::size::human;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// A number of bytes below this is more likely one whose unit was forgotten.
+/// A smaller number of bytes is probably one whose unit was forgotten.
 const PLAIN_BYTES_MIN: u64 = 1 << 20;
 
-/// A size that something is brought to: a small number needs a unit, since a forgotten one would
+/// A new size for an existing object: a small number needs a unit, because a forgotten unit would
 /// cost data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NewSize(pub u64);
 
-/// Why a text is no new size.
+/// The reason why a text is not a new size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NewSizeError {
-    /// It is no size at all.
+    /// It is not a size.
     #[error(transparent)]
     Size(#[from] SizeError),
-    /// It has no unit, and is small.
+    /// It is small and has no unit.
     #[error("{0} without a unit is {0} bytes; write {0}G or {0}M, or {0}B where bytes are meant")]
     NoUnit(u64),
 }

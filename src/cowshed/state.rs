@@ -1,8 +1,8 @@
-//! The folder of this host in which an open pool has its mounts.
+//! The folder on this host in which an open pool has its mounts.
 //!
-//! It goes by the pool's uuid, so that whoever opens the pool next finds and clears what a killed
-//! process left. A copy of a pool has the same uuid: the folder is locked, and a second pool gets
-//! another one.
+//! Its name is the pool's uuid, so that the next process that opens the pool finds and removes what
+//! a killed process left. A copy of a pool has the same uuid: the folder is locked, and a second
+//! pool gets another folder.
 
 use anyhow::Context;
 use std::fs::{self, File, TryLockError};
@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Where the folders of all open pools lie.
+/// The parent of the folders of all open pools.
 const RUN_FOLDER: &str = "/run/cowshed";
 /// The file that is locked.
 const LOCK: &str = "lock";
-/// As many pools with one uuid can be open on one host.
+/// Number of pools with the same uuid that can be open on one host.
 const COPIES_MAX: usize = 16;
 
 /// A locked state folder.
@@ -23,7 +23,7 @@ const COPIES_MAX: usize = 16;
 pub(super) struct StateFolder {
     path: PathBuf,
     lock: File,
-    /// Whether it is this one's to remove.
+    /// True if this process is to remove it.
     keeps: bool,
 }
 
@@ -31,7 +31,7 @@ impl StateFolder {
     /// Takes the folder of the pool `uuid`.
     ///
     /// # Errors
-    /// When it cannot be made, which needs the superuser, or too many pools have that uuid.
+    /// When it cannot be created, which needs the superuser, or too many open pools have that uuid.
     pub(super) fn take(uuid: [u8; 16]) -> anyhow::Result<Self> {
         Self::take_in(Path::new(RUN_FOLDER), uuid)
     }
@@ -62,7 +62,7 @@ impl StateFolder {
         anyhow::bail!("{COPIES_MAX} copies of this pool are open already; close one of them")
     }
 
-    /// The folders of pools that nobody serves, left by processes that were killed.
+    /// Returns the folders of pools that no process serves, left by processes that were killed.
     pub(super) fn abandoned() -> Vec<Self> {
         Self::abandoned_in(Path::new(RUN_FOLDER))
     }
@@ -71,7 +71,7 @@ impl StateFolder {
         let folders = fs::read_dir(run_folder).into_iter().flatten().flatten();
         let take = |path: PathBuf| {
             let file = path.join(LOCK);
-            // What has no lock is not a pool's, or being made.
+            // A folder without a lock is not a pool's, or is being created.
             if !file.is_file() {
                 return None;
             }
@@ -85,8 +85,9 @@ impl StateFolder {
         folders.filter_map(|folder| take(folder.path())).collect()
     }
 
-    /// The folder that another process has taken, with its lock, which goes with the open file:
-    /// it is held as long as either has it. The folder stays when this is dropped.
+    /// Returns the folder that another process has taken, with its lock, which belongs to the open
+    /// file: it is held as long as either process has the file open. Dropping the value does not
+    /// remove the folder.
     pub(super) const fn of_another(path: PathBuf, lock: File) -> Self {
         Self {
             path,
@@ -95,18 +96,18 @@ impl StateFolder {
         }
     }
 
-    /// Makes the folder this one's to remove, when whoever was to do it is gone; or leaves it to
-    /// another process.
+    /// With `keep`, makes this process the one that removes the folder, once the process that was
+    /// to do it is gone; without `keep`, leaves the folder to another process.
     pub(super) const fn keep(&mut self, keep: bool) {
         self.keeps = keep;
     }
 
-    /// The lock, for another process.
+    /// Returns the lock, for another process.
     pub(super) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
-    /// The folder.
+    /// Returns the folder's path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -117,7 +118,7 @@ impl Drop for StateFolder {
         if !self.keeps {
             return;
         }
-        // What is not empty is still in use or not ours, and stays.
+        // A folder that is not empty is still in use or not ours, and stays.
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let _ = fs::remove_dir(entry.path());
         }
@@ -126,7 +127,7 @@ impl Drop for StateFolder {
     }
 }
 
-/// Locks the file at `path`; nothing if another process has it locked.
+/// Locks the file at `path`; returns `None` if another process has it locked.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     loop {
         let lock = File::options()
@@ -139,7 +140,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // Whoever had it before may have removed it between the two calls above.
+        // The previous owner may have removed the file between the two calls above.
         let ours = lock.metadata()?;
         match fs::metadata(path) {
             Ok(found) if (found.dev(), found.ino()) == (ours.dev(), ours.ino()) => {
@@ -151,7 +152,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// A uuid as it is usually written.
+/// Formats a uuid in the usual way.
 fn dashed(uuid: [u8; 16]) -> String {
     let mut text = String::with_capacity(36);
     for (index, byte) in uuid.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! The streams of a command, which may be pipes of which nobody takes the other end: reading,
-//! writing and opening them ends when the command is cancelled.
+//! The streams of a command, which may be pipes whose other end is not served: reading, writing and
+//! opening them ends when the command is cancelled.
 
 use cowshed_format::base::Cancel;
 use nix::errno::Errno;
@@ -13,9 +13,9 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-/// How often a command that waits for the other end looks whether it was cancelled.
+/// The interval at which a command that waits for the other end checks whether it was cancelled.
 const CANCEL_POLL_MS: u16 = 100;
-/// What a pipe that can be written to takes without waiting: one page, `PIPE_BUF`.
+/// Number of bytes that a writable pipe takes without blocking: one page, `PIPE_BUF`.
 const PIECE_BYTES: usize = 4096;
 
 /// An input of a command, read until its end or until the command is cancelled.
@@ -26,7 +26,7 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// `file` as an input of the command that `cancel` cancels.
+    /// Returns `file` as an input of the command that `cancel` cancels.
     #[must_use]
     pub(super) const fn new(file: File, cancel: Cancel) -> Self {
         Self { file, cancel }
@@ -35,9 +35,9 @@ impl Input {
     /// Opens the file, pipe or device at `path`.
     ///
     /// # Errors
-    /// What the host says.
+    /// The host's error.
     pub(super) fn open(path: &Path, cancel: &Cancel) -> io::Result<Self> {
-        // Opening a named pipe would wait for its writer; reading waits for it instead.
+        // Opening a named pipe would wait for its writer; instead, reading waits.
         let file = File::options()
             .read(true)
             .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits())
@@ -45,7 +45,7 @@ impl Input {
         Ok(Self::new(file, cancel.clone()))
     }
 
-    /// The file behind it.
+    /// Returns the underlying file.
     #[must_use]
     pub(super) const fn file(&self) -> &File {
         &self.file
@@ -69,12 +69,12 @@ impl Read for Input {
 pub(super) struct Output {
     file: File,
     cancel: Cancel,
-    /// Whether somebody else has to take what is written.
+    /// True if writing may have to wait for a reader.
     may_wait: bool,
 }
 
 impl Output {
-    /// `file` as an output of the command that `cancel` cancels.
+    /// Returns `file` as an output of the command that `cancel` cancels.
     ///
     /// # Errors
     /// When there are no file descriptors left.
@@ -87,17 +87,18 @@ impl Output {
         })
     }
 
-    /// Opens the pipe or device at `path`, which is there, for writing; a named pipe that nobody
-    /// reads is waited for. A block device must not be in use.
+    /// Opens the existing pipe or device at `path` for writing; waits for a reader of a named pipe.
+    /// A block device must not be in use.
     ///
     /// # Errors
-    /// What the host says; that the command was cancelled; that a block device is mounted or in
-    /// use in another way.
+    /// The host's error; that the command was cancelled; that a block device is mounted or
+    /// otherwise in use.
     pub(super) fn open(path: &Path, cancel: &Cancel) -> io::Result<File> {
         let mut options = File::options();
         let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         if is_block_device(path) {
-            // The kernel refuses it while the device is mounted or claimed by a volume manager.
+            // The kernel refuses the open while the device is mounted or claimed by a volume
+            // manager.
             flags |= OFlag::O_EXCL;
         }
         options.write(true).custom_flags(flags.bits());
@@ -169,7 +170,7 @@ mod tests {
     use nix::unistd::mkfifo;
     use std::path::PathBuf;
 
-    /// Runs `act` on another thread and cancels it once it has begun; returns what it fails with.
+    /// Runs `act` on another thread and cancels it once it has begun; returns its error.
     fn cancelled(act: impl FnOnce(Cancel) -> io::Error + Send + 'static) -> io::Error {
         let cancel = Cancel::default();
         let (begun, begins) = std::sync::mpsc::channel();

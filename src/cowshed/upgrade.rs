@@ -1,10 +1,10 @@
-//! `cowshed serve --upgrade`: the daemon that runs hands over to this program.
+//! `cowshed serve --upgrade`: the running daemon hands over to this program.
 //!
-//! The client sends its own program as an open file, with arguments where options are to change.
-//! The daemon asks that program whether it can take over, and the keeper starts it beside the
-//! worker that serves. Once it has read the pool, the worker stops serving without unmounting
-//! anything, and the program goes on. One that does not come to serve is followed by the old one.
-//! The client waits, and asks whoever then serves how it went.
+//! The client sends its own program as an open file, with arguments if options are to change. The
+//! daemon asks that program whether it can take over, and the keeper starts it beside the worker
+//! that serves. Once it has read the pool, the worker stops serving without unmounting anything,
+//! and the new program goes on. If the new program does not come to serve, the old one follows it.
+//! The client waits, and asks the daemon that then serves for the result.
 
 use super::arguments::OnPool;
 use super::console::Console;
@@ -32,32 +32,32 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a program may take to say whether it can take over.
+/// The time within which a program must say whether it can take over.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// The longest answer.
+/// The longest reply.
 const ANSWER_BYTES_MAX: u64 = 4096;
-/// How long the whole hand-over may take; a program that does not serve is given up earlier.
+/// The maximum time of the whole hand-over; a program that does not serve is given up earlier.
 const HAND_OVER_TIME: Duration = Duration::from_secs(120);
-/// How often it is asked meanwhile.
+/// The interval at which the daemon is asked meanwhile.
 const HAND_OVER_POLL: Duration = Duration::from_millis(50);
 
-/// What a program is asked.
+/// The question to a program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Question {
     handover: u32,
     format: u32,
 }
 
-/// What it answers when it can.
+/// The reply of a program that can take over.
 #[derive(Debug, Serialize, Deserialize)]
 struct CanTakeOver {
     version: String,
 }
 
-/// Answers whether this program can take over from the daemon that asks.
+/// Replies to the question whether this program can take over from the daemon.
 ///
 /// # Errors
-/// Why it cannot.
+/// The reason why it cannot.
 pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
     let question: Question = serde_json::from_str(question).context("what the daemon asks")?;
     let Question { handover, format } = question;
@@ -73,10 +73,10 @@ pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
     console.print(&format!("{text}\n"))
 }
 
-/// Asks the program in `file` whether it can take over; answers its version.
+/// Asks the program in `file` whether it can take over; returns its version.
 ///
 /// # Errors
-/// Why it cannot, as far as it says.
+/// The reason why it cannot, as far as the program reports it.
 pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
     let question = serde_json::to_string(&Question {
         handover: HANDOVER,
@@ -92,7 +92,7 @@ pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
         .context("run the new program")?;
     let output = child.stdout.take().context("hear the new program")?;
     let answered = read_answer(&output);
-    // It has answered, or took too long; what it may have started has its streams, too.
+    // It has replied, or took too long; children that it started may still hold its streams.
     let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
     let _ = child.kill();
     let ended = child.wait_with_output().context("hear the new program")?;
@@ -114,7 +114,7 @@ pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
     anyhow::bail!("the new program cannot take over: {reason}")
 }
 
-/// What comes until the end, in time.
+/// Reads the reply to its end, within the time limit.
 fn read_answer(output: &(impl AsFd + ?Sized)) -> io::Result<String> {
     let deadline = Instant::now() + ANSWER_TIME;
     let mut reader = File::from(output.as_fd().try_clone_to_owned()?);
@@ -135,10 +135,10 @@ fn read_answer(output: &(impl AsFd + ?Sized)) -> io::Result<String> {
     String::from_utf8(bytes).map_err(io::Error::other)
 }
 
-/// Has the daemon hand over to this program, and says who serves then.
+/// Makes the daemon hand over to this program, and reports which process serves then.
 ///
 /// # Errors
-/// When no daemon runs, this program cannot take over, or the old one had to go on.
+/// When no daemon runs, this program cannot take over, or the old program had to go on.
 pub(super) fn upgrade(
     asked: Option<&Serve>,
     place: &Place,
@@ -163,14 +163,14 @@ pub(super) fn upgrade(
         } => {
             anyhow::bail!("the daemon on {}: {refusal}", place.socket)
         }
-        // It has told why.
+        // The daemon has reported the reason.
         Answer { status, .. } => return Ok(Exit::from_status(status)),
     }
     let deadline = Instant::now() + HAND_OVER_TIME;
     let after = loop {
         match serving(place, console) {
             Ok(now) if now.upgrades > before.upgrades => break now,
-            // The old one, or nobody yet.
+            // The old worker still serves, or none does yet.
             Ok(_) | Err(_) if Instant::now() < deadline => thread::sleep(HAND_OVER_POLL),
             Ok(_) => anyhow::bail!("the daemon did not hand over in time; its log says why"),
             Err(error) => return Err(error.context("ask who serves")),
@@ -190,7 +190,7 @@ pub(super) fn upgrade(
     Ok(Exit::Done)
 }
 
-/// What the daemon is asked to do; `asked` has the options that are to change.
+/// Returns the request to the daemon; `asked` has the options that are to change.
 fn request(asked: Option<&Serve>, place: &Place, console: &Console) -> anyhow::Result<OnPool> {
     let Some(asked) = asked else {
         return Ok(OnPool::Upgrade);
@@ -219,19 +219,19 @@ fn connect(place: &Place) -> anyhow::Result<Client> {
     }
 }
 
-/// Asks the daemon who serves.
+/// Asks the daemon which processes serve.
 fn serving(place: &Place, console: &Console) -> anyhow::Result<Serving> {
     ask_daemon(OnPool::Serving, place, console)
 }
 
-/// Asks the daemon something that it answers with one value.
+/// Sends the daemon a request whose reply is one value.
 fn ask_daemon<T: DeserializeOwned>(
     question: OnPool,
     place: &Place,
     console: &Console,
 ) -> anyhow::Result<T> {
     let client = connect(place)?;
-    // The answer is shorter than what a pipe holds.
+    // The reply fits into a pipe.
     let (mut reader, writer) = io::pipe().context("hear the daemon")?;
     let [input, _, error] = console.streams();
     let request = Request::new(console, question);

@@ -162,7 +162,7 @@ pub(super) struct Export {
 /// Runs a command on the open `pool`.
 ///
 /// # Errors
-/// What the engine or the host says.
+/// The error of the engine or the host.
 pub(super) fn run(
     command: &VolumeCommand,
     open_pool: &OpenPool,
@@ -183,7 +183,8 @@ pub(super) fn run(
                 let volume = pool.volume(&new.volume)?;
                 kept_names::refuse(&volume.name())?;
                 let snapshot = match open_pool.export() {
-                    // What is written to a file system on it belongs to what it holds.
+                    // The snapshot must contain data that is still cached by a file system mounted
+                    // on the volume.
                     Some(_) => open_pool.containers()?.snapshot_volume(&volume, name)?,
                     None => pool.snapshot(&volume, name)?,
                 };
@@ -235,7 +236,7 @@ pub(super) fn run(
     }
 }
 
-/// Has a snapshot or clone keep the sector size of its source.
+/// Makes a snapshot or clone inherit the sector size of its source.
 fn inherit_sectors(source: &Volume, new: &Volume, pool: &Pool) -> anyhow::Result<()> {
     if let Some(size) = sectors::kept(&source.info()?.labels) {
         sectors::keep_with(new, pool, size)?;
@@ -243,7 +244,7 @@ fn inherit_sectors(source: &Volume, new: &Volume, pool: &Pool) -> anyhow::Result
     Ok(())
 }
 
-/// Makes a volume called `name`, makes that durable, and shows it.
+/// Creates a volume called `name`, makes it durable, and shows it.
 fn make(
     open_pool: &OpenPool,
     what: &str,
@@ -262,7 +263,7 @@ fn make(
     show_changed(open_pool.pool(), &info, console)
 }
 
-/// Changes the volume `name`, makes that durable, and shows what the volume is now.
+/// Changes the volume `name`, makes the change durable, and shows the volume's new state.
 fn change(
     pool: &Pool,
     name: &str,
@@ -280,7 +281,7 @@ fn change(
     show_changed(pool, &info, console)
 }
 
-/// Removes all volumes that can be removed; what failed first is the command's failure.
+/// Removes all volumes that can be removed; the first failure is the command's failure.
 fn remove(volumes: &Remove, pool: &Pool, console: &Console) -> anyhow::Result<()> {
     let removal = removal::each(&volumes.names, "volume", |name| {
         let volume = pool.volume(name)?;
@@ -291,7 +292,7 @@ fn remove(volumes: &Remove, pool: &Pool, console: &Console) -> anyhow::Result<()
     removal.show(console)
 }
 
-/// A volume as JSON has it.
+/// A volume in its JSON form.
 #[derive(Serialize)]
 struct VolumeDocument<'a> {
     id: u64,
@@ -327,8 +328,7 @@ impl<'a> VolumeDocument<'a> {
         }
     }
 
-    /// A volume that was removed and on which others still stand. Its `name` is none that a volume
-    /// could have.
+    /// Returns a removed volume on which others still depend. No volume could have such a `name`.
     fn of_removed(pool: &Pool, name: &'a str, it: &RemovedVolume, labels: &'a Labels) -> Self {
         Self {
             id: it.id.0,
@@ -351,7 +351,7 @@ fn parent_name(pool: &Pool, parent: Option<VolumeId>) -> Option<String> {
     Some(parent.name().to_string())
 }
 
-/// Shows a volume that a command made or changed: all of it as JSON, its name for people.
+/// Shows a volume that a command created or changed: all fields as JSON, the name for people.
 fn show_changed(pool: &Pool, info: &VolumeInfo, console: &Console) -> anyhow::Result<()> {
     console.result(&VolumeDocument::new(pool, info), || info.name.to_string())
 }

@@ -1,8 +1,8 @@
-//! The worker: the process that has the pool open and serves it with what its keeper holds.
+//! The worker: the process that has the pool open and serves it with the descriptors of its keeper.
 //!
-//! A successor serves the volumes first, since everything else may wait for that: what its
-//! predecessor had begun in the kernel (a mount, say) ends only then. It takes over what is
-//! mounted and clears away what was interrupted when nothing of the predecessor is left.
+//! A successor serves the volumes first, because everything else may wait for them: kernel
+//! operations that its predecessor had begun (a mount, for example) end only then. It takes over
+//! what is mounted, and removes what was interrupted once no thread of the predecessor is left.
 
 use super::console::Style;
 use super::failure;
@@ -33,20 +33,20 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long running commands get to end once they are cancelled.
+/// The time that running commands get to end once they are cancelled.
 const COMMANDS_TIME: Duration = Duration::from_secs(20);
-/// How long what is in use is waited for.
+/// The time to wait for what is in use.
 const BUSY_TIME: Duration = Duration::from_secs(10);
-/// How often it is tried meanwhile.
+/// The interval of the retries meanwhile.
 const BUSY_RETRY: Duration = Duration::from_millis(250);
-/// How long the threads of a dead worker are waited for. They end when what they wait for is
-/// served; only a host that hangs takes longer.
+/// The time to wait for the threads of a dead worker. They end when the volumes that they wait for
+/// are served; only a host that hangs takes longer.
 const PREDECESSOR_TIME: Duration = Duration::from_secs(30);
 
-/// What a worker is to do.
+/// An order to a worker.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Stop in order; the second time, at once.
+    /// Stop in order; a second `Stop` means at once.
     Stop,
     /// Leave everything to the program that the keeper has prepared.
     HandOver,
@@ -55,9 +55,9 @@ pub(super) enum Event {
 /// Serves until a signal, or until another program is to serve.
 ///
 /// # Errors
-/// Whatever keeps it from serving or from stopping cleanly.
+/// Any reason why it cannot serve or stop cleanly.
 pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> anyhow::Result<()> {
-    // From here on a signal waits until everything is ready to be undone.
+    // From here on signals are queued until everything is ready to be undone.
     let (events, queue) = events().context("catch signals")?;
     sys::process::set_name(c"cowshed");
     let told: Told = serde_json::from_str(told).context("what the keeper tells")?;
@@ -67,7 +67,7 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
     }
     keeper::restore_oom_score(told.oom_score);
     if let Err(error) = sys::mount::set_io_flusher() {
-        // The export tells it too, with what follows from it.
+        // The export reports it too, with the consequences.
         tracing::debug!(%error, "cannot be marked as part of the writeback path");
     }
     let mut inherited = Inherited::take(told).context("take what the keeper holds")?;
@@ -77,7 +77,7 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
         prove(serve, place, &inherited.inherited_fds)?;
         match wait_for_start(&control) {
             Some(serving) => inherited.know(serving),
-            // Nobody needs this process any more.
+            // This process is not needed any more.
             None => return Ok(()),
         }
     }
@@ -100,12 +100,12 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
             return control.handed_over().context("hand over to the keeper");
         }
     };
-    // Without a keeper nobody needs to know.
+    // If the keeper is gone, there is no process to report to.
     let _ = control.ended();
     ended
 }
 
-/// Shows that this program could serve the pool with these options, without changing anything.
+/// Proves that this program could serve the pool with these options, without changing anything.
 fn prove(serve: &Serve, place: &Place, inherited_fds: &InheritedFds) -> anyhow::Result<()> {
     let _: FullOptions = serve.full.options(place)?;
     let options = FileOptions {
@@ -119,7 +119,7 @@ fn prove(serve: &Serve, place: &Place, inherited_fds: &InheritedFds) -> anyhow::
     Ok(())
 }
 
-/// Waits until nobody else serves; nothing when the keeper has ended.
+/// Waits until no other worker serves; `None` when the keeper has ended.
 fn wait_for_start(control: &ToKeeper) -> Option<Serving> {
     control.prepared().ok()?;
     loop {
@@ -129,15 +129,15 @@ fn wait_for_start(control: &ToKeeper) -> Option<Serving> {
     }
 }
 
-/// Where what this process is told to do arrives.
+/// The queue of orders to this process.
 #[derive(Clone)]
 struct Events {
     queue: Sender<Event>,
     stops: Arc<Mutex<Stops>>,
 }
 
-/// How often this process was told to stop. A service manager may send a signal to all processes of
-/// a service, of which the keeper's comes here, too: that is one.
+/// The number of orders to stop. A service manager may send a signal to all processes of a service:
+/// this process then gets both the signal and the keeper's message, which count as one.
 #[derive(Debug, Default)]
 struct Stops {
     by_keeper: u32,
@@ -156,16 +156,16 @@ impl Events {
         if stops.by_keeper.max(stops.by_signal) > stops.told {
             stops.told += 1;
             tracing::info!(by_keeper, "stopping");
-            // When the queue is gone, this process ends already.
+            // If the queue is gone, this process is ending already.
             let _ = self.queue.send(Event::Stop);
         }
     }
 }
 
-/// The signals as events, and where others put theirs.
+/// Returns the queue of events, which receives the signals, and the sender for other sources.
 fn events() -> std::io::Result<(Events, Receiver<Event>)> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    // The keeper blocks them, and a process begins with what the one that started it blocks.
+    // The keeper blocks the signals, and a process inherits the mask of its parent.
     nix::sys::signal::SigSet::all().thread_unblock()?;
     let (sender, queue) = channel();
     let events = Events {
@@ -187,7 +187,7 @@ fn events() -> std::io::Result<(Events, Receiver<Event>)> {
     Ok((events, queue))
 }
 
-/// What the keeper holds, in this process.
+/// The descriptors and state of the keeper, in this process.
 struct Inherited {
     serving: Arc<Mutex<Serving>>,
     /// The pool, once it is open.
@@ -203,7 +203,7 @@ impl Inherited {
     fn take(told: Told) -> std::io::Result<Self> {
         let control = Arc::new(ToKeeper::new(keeper::take_descriptor(told.control)?));
         start_pulse(keeper::take_descriptor(told.pulse)?)?;
-        // Closed by the kernel, with the last thread that has this process's descriptors.
+        // The kernel closes it with the last thread that has this process's descriptors.
         let _: i32 = keeper::take_descriptor(told.life)?.into_raw_fd();
         let predecessors = told.predecessors.into_iter().map(keeper::take_descriptor);
         let predecessors = predecessors.collect::<Result<_, _>>()?;
@@ -220,13 +220,13 @@ impl Inherited {
         })
     }
 
-    /// Takes what the keeper knows by now.
+    /// Stores the keeper's current state.
     fn know(&mut self, serving: Serving) {
         *self.serving.lock() = as_this_worker(serving);
     }
 }
 
-/// The keeper's part, with this process as the worker.
+/// Returns the keeper's part, with this process as the worker.
 fn as_this_worker(serving: Serving) -> Serving {
     Serving {
         worker: std::process::id(),
@@ -235,15 +235,16 @@ fn as_this_worker(serving: Serving) -> Serving {
     }
 }
 
-/// Leaves `pulse` to a thread that does nothing and has no other descriptor. When this process is
-/// killed, the thread ends at once, whatever other threads wait for in the kernel, and with it
-/// goes the pulse: that is how the keeper knows.
+/// Gives `pulse` to a thread that does nothing and has no other descriptor. When this process is
+/// killed, that thread ends at once, even if other threads wait in the kernel, and closes the
+/// pulse: so the keeper notices.
 fn start_pulse(pulse: OwnedFd) -> std::io::Result<()> {
     let (sender, apart) = channel();
     thread::Builder::new()
         .name("pulse".to_owned())
         .spawn(move || {
-            // The number stays good here: its owner closes it in the other threads' table only.
+            // The number stays valid in this thread: its owner closes it only in the other threads'
+            // table.
             let _ = sender.send(sys::file_table::keep_only(&[pulse.as_raw_fd()]).map(|()| pulse));
             loop {
                 thread::park();
@@ -254,7 +255,7 @@ fn start_pulse(pulse: OwnedFd) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Does what the keeper says, on a thread of its own.
+/// Carries out the keeper's messages on a thread of its own.
 fn hear_keeper(inherited: &Inherited, events: Events) -> std::io::Result<()> {
     let control = Arc::clone(&inherited.control);
     let serving = Arc::clone(&inherited.serving);
@@ -264,11 +265,11 @@ fn hear_keeper(inherited: &Inherited, events: Events) -> std::io::Result<()> {
         .spawn(move || {
             while let Some(message) = control.hear() {
                 match message {
-                    // When the queue is gone, this process ends already.
+                    // If the queue is gone, this process is ending already.
                     ToWorker::HandOver => drop(events.queue.send(Event::HandOver)),
                     ToWorker::Stop => events.stop(true),
                     ToWorker::Serving(news) => *serving.lock() = as_this_worker(news),
-                    // One that waits already is enough.
+                    // One waiting ping is enough.
                     ToWorker::Ping => drop(pings.try_send(())),
                     ToWorker::Start(_) => {}
                 }
@@ -281,7 +282,7 @@ fn hear_keeper(inherited: &Inherited, events: Events) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Answers the keeper's questions on a thread that hangs where the engine does.
+/// Replies to the keeper's pings on a thread that hangs if the engine does.
 fn answer_pings(inherited: &Inherited) -> std::io::Result<SyncSender<()>> {
     let (sender, pings) = sync_channel(1);
     let (control, pool) = (
@@ -292,7 +293,8 @@ fn answer_pings(inherited: &Inherited) -> std::io::Result<SyncSender<()>> {
         .name("watchdog".to_owned())
         .spawn(move || {
             for () in pings {
-                // It takes the locks that everything else takes. A pool that has stopped answers.
+                // `status` takes the locks that everything else takes. A pool that has stopped
+                // still returns it.
                 if let Some(pool) = pool.get() {
                     let _ = pool.status();
                 }
@@ -302,7 +304,7 @@ fn answer_pings(inherited: &Inherited) -> std::io::Result<SyncSender<()>> {
     Ok(sender)
 }
 
-/// Waits until no thread of a predecessor is left that could still mount or unmount something.
+/// Waits until no thread of a predecessor is left that could still mount or unmount.
 fn wait_for(predecessors: Vec<OwnedFd>) {
     let deadline = Instant::now() + PREDECESSOR_TIME;
     for life in predecessors {
@@ -322,10 +324,10 @@ fn wait_for(predecessors: Vec<OwnedFd>) {
     }
 }
 
-/// Everything that serves; the fields go in the order in which they must stop.
+/// Everything that serves; the fields are in the order in which they must stop.
 struct Daemon {
     snapshots: Option<snapshotter::Server>,
-    /// Where containerd connects; its file is the keeper's while there is one.
+    /// The socket where containerd connects; the keeper removes its file, if there is a keeper.
     containerd: Option<Listening>,
     server: Server<Commands>,
     plugin: Option<Plugin>,
@@ -353,7 +355,8 @@ impl Daemon {
             .try_clone()
             .context("open the pool")?;
         let full = serve.full.options(place)?;
-        // A keeper's memory does not outlive the kernel: what it has, was noted since it started.
+        // The keeper's memory does not outlive the kernel: its notes were made since the kernel
+        // started.
         let handover_state = &inherited.inherited_fds.handover_state;
         let resumes = handover_state.durable();
         let notes = Notes {
@@ -407,7 +410,7 @@ impl Daemon {
         )
         .context("serve the volumes")?;
         let export = Arc::new(export);
-        // Without a keeper nobody waits for it.
+        // If the keeper is gone, no process waits for the report.
         let _ = control.serves_volumes();
         wait_for(predecessors);
         export.let_go_of_started();
@@ -464,7 +467,7 @@ impl Daemon {
             control,
             keeps_socket_file,
         } = self;
-        // Unmounting writes out what is in memory, which must not wait for room.
+        // Unmounting writes out cached data, which must not wait for free space.
         open_pool.pool().stop_holding();
         end_calls(snapshots, snapshotter::Server::stop);
         end_plugin(&mut plugin);
@@ -501,16 +504,17 @@ impl Daemon {
             }
             thread::sleep(BUSY_RETRY);
         }
-        // The socket goes last: whoever finds none may open the pool, whose lock goes with it.
+        // The socket is removed last: a process that finds none may open the pool, whose lock is
+        // released first.
         let closed = open_pool.pool().close().context("close the pool");
         drop(server);
         tracing::info!("stopped");
         closed
     }
 
-    /// Stops serving and closes the pool, and leaves everything mounted to the program that the
-    /// keeper has prepared. What cannot be stopped in order ends with this process, as if it were
-    /// killed.
+    /// Stops serving and closes the pool, and leaves everything mounted for the program that the
+    /// keeper has prepared. What cannot be stopped in order ends with this process, as if the
+    /// process were killed.
     fn hand_over(self) {
         let Self {
             snapshots,
@@ -528,7 +532,7 @@ impl Daemon {
             running = server.stop(COMMANDS_TIME);
         }
         open_pool.leave();
-        // Writes that wait for room go on waiting with the next worker.
+        // Writes that wait for free space continue to wait in the next worker.
         let holds_writes = open_pool.pool().status().is_ok_and(|now| now.holds_writes);
         if running == 0 && !holds_writes {
             match export.hand_over() {
@@ -537,17 +541,17 @@ impl Daemon {
                         tracing::error!(%error, "the pool was not closed cleanly");
                     }
                 }
-                // It ends with this process.
+                // Serving ends with this process.
                 Err(error) => tracing::warn!(%error, "serving did not stop in order"),
             }
         }
-        // Whoever dropped it last would unmount what was not handed over.
+        // Dropping the last reference would unmount what was not handed over.
         std::mem::forget(export);
         tracing::info!("handing over");
     }
 }
 
-/// Answers containerd no more; `end` says what becomes of the calls that run.
+/// Stops serving containerd; `end` determines what happens to the calls that run.
 fn end_calls(
     snapshots: Option<snapshotter::Server>,
     end: fn(&mut snapshotter::Server, Duration) -> bool,
@@ -559,7 +563,7 @@ fn end_calls(
     }
 }
 
-/// Answers Docker no more.
+/// Stops serving Docker.
 fn end_plugin(plugin: &mut Option<Plugin>) {
     if let Some(plugin) = plugin
         && !plugin.stop(COMMANDS_TIME)
@@ -568,8 +572,8 @@ fn end_plugin(plugin: &mut Option<Plugin>) {
     }
 }
 
-/// Writes out what can be written, takes the mounts out of sight, and closes the pool under
-/// whoever still uses them.
+/// Writes out what can be written, detaches the mounts, and closes the pool while they are still in
+/// use.
 fn cut_off(
     server: Server<Commands>,
     open_pool: &OpenPool,

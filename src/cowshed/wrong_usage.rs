@@ -1,15 +1,15 @@
-//! What is said of arguments that cannot be understood: as the parser says it, but without the
-//! options that are hidden, and as JSON where that is asked for.
+//! Messages about arguments that cannot be parsed: those of the parser, but without hidden options,
+//! and as JSON on request.
 
 use super::arguments::Arguments;
 use super::failure::{self, Exit};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Command, CommandFactory};
 
-/// Tells it, or shows the help or version that was asked for; returns the exit status.
+/// Prints the message, or the help or version that was asked for; returns the exit status.
 pub(super) fn tell(mut error: clap::Error) -> u8 {
     if !error.use_stderr() {
-        // Help and version come this way too; nobody to read them is no failure.
+        // Help and version come this way, too; if they cannot be printed, that is not a failure.
         let _ = error.print();
         return Exit::Done.status();
     }
@@ -20,7 +20,7 @@ pub(super) fn tell(mut error: clap::Error) -> u8 {
     if is_json {
         let text = error.render().to_string();
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        // What follows is the usage and where to find help.
+        // The rest is the usage and where to find help.
         let told: Vec<_> = lines
             .take_while(|line| !line.starts_with("Usage:"))
             .collect();
@@ -35,11 +35,11 @@ pub(super) fn tell(mut error: clap::Error) -> u8 {
 
 fn eprint_lossy(line: &str) {
     use std::io::Write;
-    // Without a reader there is nobody to tell.
+    // Without a reader the message is dropped.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Takes hidden options out of suggestions.
+/// Removes hidden options from suggestions.
 fn leave_out_hidden(error: &mut clap::Error) {
     let mut hidden = Vec::new();
     collect_hidden(&Arguments::command(), &mut hidden);
@@ -105,7 +105,7 @@ mod tests {
                 assert!(!is_named, "{arguments:?}: {text}");
             }
         }
-        // What is not hidden is still suggested.
+        // Commands that are not hidden are still suggested.
         let mut error = Arguments::try_parse_from(["cowshed", "volum"]).unwrap_err();
         leave_out_hidden(&mut error);
         assert!(error.render().to_string().contains("'volume'"));

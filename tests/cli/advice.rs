@@ -1,4 +1,4 @@
-//! What cannot be opened, made or reached is told with advice that fits.
+//! Failures to open, create or reach something are reported with fitting advice.
 
 use crate::harness::{Bench, expect_failure, host, program};
 use std::fs::{self, File};
@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
-/// A loop device of 64 MiB; it goes with this.
+/// A loop device of 64 MiB, detached on drop.
 struct Device(String);
 
 impl Device {
@@ -35,7 +35,7 @@ fn a_pool_beyond_its_device_is_refused_with_what_the_device_has() {
     bench.ok(["pool", "create", "--size", "32M"]);
     bench.fails(["pool", "grow", "--size", "1G"], 1, larger);
     bench.ok(["pool", "grow", "--size", "64M"]);
-    // Less than it has is told in units, too.
+    // A size smaller than the current one is reported in units, too.
     bench.fails(["pool", "grow", "--size", "32M"], 1, "must be 64 MiB to");
     bench.expect_sound();
 }
@@ -99,7 +99,7 @@ fn a_service_managers_socket_where_no_command_looks_is_refused() {
     expect_failure(&output, 1, "ListenStream=");
 }
 
-/// As in a container without the right to mount.
+/// Like a container without the right to mount.
 #[test]
 fn root_who_may_not_mount_is_told_why() {
     let bench = Bench::with_pool("64M");

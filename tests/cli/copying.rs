@@ -1,4 +1,4 @@
-//! `cowshed container cp` as it is typed: pipes, options, and what a path at its end means.
+//! `cowshed container cp` on the command line: pipes, options, and the meaning of a path's end.
 
 use crate::harness::{Bench, expect_failure, host};
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! Images that the tools of users make: skopeo, umoci and buildah write them in every form that
-//! they know, cowshed imports them, and the trees are compared. What cowshed exports, skopeo reads.
+//! Images made by common tools: skopeo, umoci and buildah write them in every form that they
+//! support, cowshed imports them, and the trees are compared. Skopeo reads what cowshed exports.
 
 use crate::harness::{Bench, Daemon, host};
 use serde_json::Value;
@@ -53,7 +53,7 @@ impl Corpus {
     }
 }
 
-/// Every name with its kind, its mode and where a link leads.
+/// Returns every name with its kind, its mode and the target of a link.
 fn tree(folder: &Path) -> Vec<String> {
     let folder = folder.to_str().unwrap();
     let list = host(
@@ -72,7 +72,7 @@ fn tree(folder: &Path) -> Vec<String> {
     let mut lines: Vec<_> = list
         .lines()
         .map(|line| match line.split_once(" d ") {
-            // The size of a directory is the file system's own affair.
+            // The size of a directory depends on the file system.
             Some((name, rest)) => format!("{name} d {}", rest.split(' ').next().unwrap()),
             None => line.to_owned(),
         })
@@ -93,7 +93,8 @@ fn what_skopeo_writes_in_any_form_is_imported_and_it_reads_what_is_exported() {
     let corpus = Corpus::new();
     let exported = corpus.path("app.tar");
     corpus.bench.ok(["image", "export", "app:1", &*exported]);
-    // By the name in Docker's manifest, by the tag in the layout's index, and as the only one.
+    // Selected by the name in Docker's manifest, by the tag in the layout's index, and as the only
+    // image.
     for (source, target) in [
         (format!("docker-archive:{exported}:app:1"), "dir"),
         (format!("oci-archive:{exported}:1"), "dir-of-tag"),
@@ -120,7 +121,7 @@ fn what_skopeo_writes_in_any_form_is_imported_and_it_reads_what_is_exported() {
         corpus.expect(&target, &[], &[found], &corpus.root);
         corpus.bench.ok(["image", "inspect", name]);
     }
-    // Without their index they are not taken for roots.
+    // Without their index they are not mistaken for roots.
     fs::remove_file(corpus.bench.path("oci/index.json")).unwrap();
     let oci = corpus.path("oci");
     corpus
@@ -187,7 +188,7 @@ fn what_buildah_writes_in_any_form_is_imported() {
     for (transport, name, found) in [
         ("dir", "", &[][..]),
         ("oci-archive", ":built:1", &["built:1"]),
-        // With the name that the image has in buildah's storage.
+        // With the image's name in buildah's storage.
         (
             "docker-archive",
             ":built:1",

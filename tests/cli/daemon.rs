@@ -1,4 +1,4 @@
-//! Commands through the daemon, and the volumes that it shows.
+//! Commands through the daemon, and the volumes that it mounts.
 
 use crate::harness::{
     Bench, Reaped, clear_mounts, eventually, expect_failure, host, is_mounted, loops_below, noise,
@@ -49,7 +49,7 @@ fn pipes_and_the_callers_own_files_reach_the_daemon() {
     let daemon = bench.serve();
     let bytes = noise(3 << 20, 2);
     fs::write(bench.path("in"), &bytes).unwrap();
-    // A shell's <(…) is a path of the caller's own descriptors, and `in` one of its own folder.
+    // A shell's <(…) is a path of the caller's own descriptors, and `in` one of its working folder.
     let script = format!(
         "exec {0} --pool {1} volume import piped <(cat in)",
         program().display(),
@@ -117,7 +117,7 @@ fn hostile_bytes_on_the_socket_are_answered_and_survived() {
         let mut socket = UnixStream::connect(bench.path("pool.sock")).unwrap();
         socket.write_all(bytes).unwrap();
         let mut answer = Vec::new();
-        // The daemon closes with unread bytes behind it, which may reset the connection.
+        // The daemon closes while bytes are unread, which may reset the connection.
         let _ = socket.read_to_end(&mut answer);
         assert!(answer.starts_with(b"COWS"), "{answer:?}");
     }
@@ -138,7 +138,7 @@ fn a_detached_daemon_is_ready_when_the_command_returns() {
     );
     bench.ok(["volume", "create", "disk", "--size", "1M"]);
     assert_eq!(fs::metadata(mount.join("disk")).unwrap().len(), 1 << 20);
-    // The second is told, and by the one who runs.
+    // The second daemon gets an error, and from the running one.
     bench.fails(["serve"], 1, "in use");
     bench.fails(["pool", "check"], 1, "a daemon has it open");
     bench.fails(
@@ -229,11 +229,11 @@ fn without_fuse_the_daemon_says_what_is_missing() {
     assert!(!bench.path("pool.sock").exists());
 }
 
-/// Writes a block with a number of its own to each place in turn until the device is gone, and
-/// counts what was acknowledged.
+/// Writes a block with a unique number to each place in turn until the device is gone, and counts
+/// the acknowledged writes.
 fn write_until_gone(device: &str, durable: bool) -> (u64, Vec<u64>) {
     let mut versions = vec![0; 2048];
-    // Past the cache, so that an acknowledged write has been through the daemon.
+    // Past the cache, so that an acknowledged write has passed through the daemon.
     let flags = libc::O_DIRECT | if durable { libc::O_DSYNC } else { 0 };
     let file = File::options()
         .write(true)
@@ -270,7 +270,7 @@ fn after_a_kill_every_write_that_a_loop_device_acknowledged_is_found() {
         daemon.kill();
         let (unanswered, versions) = writer.join().unwrap();
         assert!(unanswered > 50, "only {unanswered} writes were made");
-        // The next one clears away what is left of the killed one.
+        // The next daemon removes what the killed one left.
         let next = bench.serve();
         assert_eq!(next.mount, mount);
         let found = bench.run(["volume", "export", "disk", "-"]).stdout;

@@ -1,4 +1,5 @@
-//! Pools that are foreign, cut short or damaged: one line, the right status, nothing made worse.
+//! Pools that are foreign, truncated or damaged cause one line of error and the right status, and
+//! are not made worse.
 
 use crate::harness::{Bench, noise};
 use std::fs::{self, File};
@@ -76,7 +77,7 @@ fn a_wrong_block_is_found_by_check_scrub_and_export_and_the_rest_is_read() {
     assert_eq!(report["clean"], false);
     assert_eq!(report["errors"][0]["kind"], "data-checksum", "{report}");
     assert!(report["errors"][0]["where"].is_string() && report["errors"][0]["detail"].is_string());
-    // What is bad can still be removed, and then nothing is wrong any longer.
+    // The damaged volume can still be removed, and then no damage is left.
     bench.ok(["volume", "rm", "bad"]);
     bench.ok(["pool", "trim"]);
     bench.expect_sound();

@@ -1,5 +1,5 @@
-//! Volumes as disks: their sectors and partitions, imports of disk images, shared mappings, and
-//! what is left of loop devices when all processes are killed.
+//! Volumes as disks: sectors and partitions, imports of disk images, shared mappings, and the loop
+//! devices that are left when all processes are killed.
 
 use crate::harness::{
     Bench, Reaped, clear_mounts, expect_failure, host, loops_below, mounts_below, noise,
@@ -15,7 +15,7 @@ fn sectors(device: &str) -> String {
     host("blockdev", ["--getss", device]).trim().to_owned()
 }
 
-/// A disk image with a DOS partition table of one partition, which begins with `inside`.
+/// Creates a disk image with a DOS partition table of one partition, which begins with `inside`.
 fn partitioned(bench: &Bench, inside: &[u8]) -> String {
     let path = bench.path("disk.img");
     let file = File::create(&path).unwrap();
@@ -48,7 +48,7 @@ fn sectors_are_kept_with_a_volume_and_what_is_cloned_from_it() {
         .trim()
         .to_owned();
     assert_eq!(sectors(&device), "512");
-    // Parts of blocks, past every cache.
+    // Parts of blocks, past all caches.
     let bytes = noise(512, 7);
     host(
         "dd",
@@ -101,7 +101,7 @@ fn an_imported_disk_has_the_sectors_it_was_made_for_and_shows_its_partitions() {
     assert_eq!(sectors(&device), "512");
     let part = format!("{device}p1");
     if !Path::new(&part).exists() {
-        // A kernel that does not read such tables is told of the partition.
+        // A kernel that does not read such tables is given the partition.
         println!("NOT TESTED: this kernel reads no partition tables by itself");
         host("partx", ["--add", &device]);
     }
@@ -113,7 +113,7 @@ fn an_imported_disk_has_the_sectors_it_was_made_for_and_shows_its_partitions() {
         .read_exact_at(&mut found, 0)
         .unwrap();
     assert!(found == inside, "the partition is elsewhere");
-    // Who uses a partition uses the device.
+    // A user of a partition is a user of the device.
     host("mkfs.ext4", ["-q", &part]);
     let place = bench.path("at");
     fs::create_dir(&place).unwrap();
@@ -127,7 +127,7 @@ fn an_imported_disk_has_the_sectors_it_was_made_for_and_shows_its_partitions() {
         "a partition of nothing was left"
     );
 
-    // XFS says its sectors itself, and is refused on larger ones.
+    // XFS contains its sector size, and is refused on larger sectors.
     if Command::new("mkfs.xfs").arg("-V").output().is_ok() {
         let image = bench.path("xfs.img");
         File::create(&image).unwrap().set_len(400 << 20).unwrap();
@@ -153,7 +153,7 @@ fn a_containers_root_takes_direct_writes_of_512_bytes_from_many_at_once() {
     let file = Path::new(place.trim()).join("file");
     fs::write(&file, vec![0; 64 << 10]).unwrap();
     host("sync", ["-f", file.to_str().unwrap()]);
-    // Each writer has every eighth sector: all of them write parts of the same blocks.
+    // Each writer has every eighth sector, so all of them write parts of the same blocks.
     std::thread::scope(|scope| {
         for writer in 0..8_usize {
             let file = &file;
@@ -197,7 +197,7 @@ fn a_file_that_is_no_raw_disk_is_refused_with_the_command_that_makes_it_one() {
     vdi.resize(64, 0);
     vdi.extend(b"\x7f\x10\xda\xbe");
     vdi.resize(2 << 20, 0);
-    // What says it at its end only.
+    // A format with its mark only at the end.
     let mut vhd = noise(1 << 20, 3);
     vhd.extend(b"conectix");
     vhd.resize((1 << 20) + 512, 0);
@@ -218,7 +218,7 @@ fn a_file_that_is_no_raw_disk_is_refused_with_the_command_that_makes_it_one() {
             let import = import.stdin(Stdio::piped()).stdout(Stdio::null());
             let mut child = Reaped(import.stderr(Stdio::piped()).spawn().unwrap());
             let mut pipe = child.0.stdin.take().unwrap();
-            // One that is refused is not read to its end.
+            // A refused source is not read to its end.
             let _ = pipe.write_all(&bytes);
             drop(pipe);
             let mut said = String::new();
@@ -298,8 +298,8 @@ fn a_volumes_file_asks_for_large_reads() {
     daemon.stop();
 }
 
-/// Kills all of a daemon that has a container mounted and a volume attached, and takes the mounts
-/// away; the loop devices that are left.
+/// Kills all processes of a daemon that has a container mounted and a volume attached, and removes
+/// the mounts; returns the loop devices that are left.
 fn kill_and_unmount(bench: &Bench) -> Vec<String> {
     let root = bench.path("root");
     fs::create_dir(&root).unwrap();
@@ -350,7 +350,7 @@ fn loop_devices_of_killed_processes_go_at_the_next_start_wherever_their_mounts_w
         drop(Command::new("losetup").args(["-d", device]).status());
     }
     assert_eq!(left, Vec::<String>::new());
-    // Noted are only those that there are.
+    // Only existing devices are recorded.
     bench.ok(["attach", "disk"]);
     bench.ok(["detach", "disk"]);
     daemon.stop();

@@ -1,5 +1,5 @@
-//! A dead worker's threads that are still in a write to the pool keep a successor from starting,
-//! whatever the pool's file is called by then.
+//! Threads of a dead worker that are still writing to the pool prevent a successor from starting,
+//! whatever the name of the pool's file by then.
 
 use crate::harness::{Bench, Daemon, eventually, host, noise};
 use crate::small_host::SmallHost;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const BLOCK: u64 = 4096;
 
-/// A pool on a small host; sockets and mounts lie elsewhere.
+/// A pool on a small host; sockets and mounts are elsewhere.
 pub(crate) fn on(small: &SmallHost) -> Bench {
     let bench = Bench::empty();
     let program = crate::harness::program();
@@ -32,7 +32,7 @@ pub(crate) fn on(small: &SmallHost) -> Bench {
     bench
 }
 
-/// A frozen file system, reached through an open folder, which thaws when this is dropped.
+/// A frozen file system, accessed through an open folder; it is thawed on drop.
 struct Frozen<'a>(&'a File);
 
 impl<'a> Frozen<'a> {
@@ -53,7 +53,7 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// Returns whether a thread of `pid` sleeps in the kernel, in a call that writes.
+/// Returns true if a thread of `pid` sleeps in the kernel, in a call that writes.
 fn is_in_a_write(pid: u32) -> bool {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return false;
@@ -70,7 +70,7 @@ fn is_in_a_write(pid: u32) -> bool {
     })
 }
 
-/// Kills the worker while it writes to a frozen host that `rename` has changed the names of.
+/// Kills the worker while it writes to a frozen host on which `rename` has changed names.
 fn waits_for_the_dead(small: &SmallHost, bench: &Bench, daemon: &Daemon, rename: impl FnOnce()) {
     bench.ok(["volume", "create", "v", "--size", "8M"]);
     let path = daemon.mount.join("v");

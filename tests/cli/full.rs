@@ -1,4 +1,4 @@
-//! Full pools through the daemon: its options, what the status says, and what it logs.
+//! Full pools through the daemon: its options, its status, and its log.
 
 use crate::harness::{Bench, Daemon, PATIENCE, eventually, noise};
 use std::fs::{self, File};
@@ -14,7 +14,7 @@ fn open(path: &Path) -> File {
     File::options().read(true).write(true).open(path).unwrap()
 }
 
-/// Writes to the file of a volume until there is no room; answers how many blocks that were.
+/// Writes to the file of a volume until there is no space; returns the number of blocks written.
 fn fill(file: &File) -> u64 {
     for index in 0.. {
         if let Err(error) = file.write_all_at(&noise(4096, index + 1), index * BLOCK) {
@@ -25,7 +25,7 @@ fn fill(file: &File) -> u64 {
     unreachable!("the pool ends before the numbers do")
 }
 
-/// A daemon in the background, which ends when dropped.
+/// A daemon in the background, ended on drop.
 struct Detached<'a> {
     bench: &'a Bench,
     pid: String,
@@ -42,7 +42,7 @@ impl<'a> Detached<'a> {
         }
     }
 
-    /// How often its log says something.
+    /// Returns how often the text occurs in its log.
     fn said(&self, what: &str) -> usize {
         let log = fs::read_to_string(self.bench.path("pool.log")).unwrap();
         log.matches(what).count()
@@ -78,7 +78,7 @@ fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
     assert!(text.contains("the pool is full: grow it"), "{text}");
     bench.fails(["pool", "status", "--check"], 1, "the pool is full");
     eventually("a warning", || daemon.said("the pool is full") > 0);
-    // Everything else goes on.
+    // All other operations still work.
     bench.ok(["volume", "snapshot", "v", "s"]);
     bench.ok(["volume", "rename", "s", "t"]);
     bench.ok(["pool", "checkpoint"]);
@@ -96,8 +96,8 @@ fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
     bench.expect_sound();
 }
 
-/// Writes more than the pool has room for to the volume `v`, does `meanwhile` once a write is held,
-/// and finds all of it.
+/// Writes more to the volume `v` than the pool can hold, calls `meanwhile` once a write is held,
+/// and asserts that all data is there.
 fn write_and_be_held(bench: &Bench, daemon: &Daemon, meanwhile: impl FnOnce()) {
     const BLOCKS: u64 = 10_000;
     bench.ok(["volume", "create", "v", "--size", "1G"]);
@@ -191,7 +191,7 @@ fn a_held_write_goes_on_with_another_program() {
     write_and_be_held(&bench, &daemon, || {
         bench.ok(["serve", "--upgrade"]);
         assert_ne!(daemon.worker().unwrap(), worker);
-        // Those who come later find it, too.
+        // A later user sees it, too.
         drop(open(&daemon.mount.join("v")));
         expect_held(&bench);
         bench.ok(["pool", "grow", "--size", "64M"]);

@@ -1,4 +1,5 @@
-//! Daemons on hosts that are full or read-only, on each file system that pools are known to lie on.
+//! Daemons on hosts that are full or read-only, on each file system on which pools are known to
+//! lie.
 
 use crate::fence::on;
 use crate::harness::{eventually, noise};
@@ -17,7 +18,7 @@ fn open(path: &Path) -> File {
         .unwrap()
 }
 
-/// Writes blocks until there is no room; returns how many were taken.
+/// Writes blocks until there is no space; returns the number written.
 fn fill(file: &File) -> u64 {
     for index in 0.. {
         if let Err(error) = file.write_all_at(&noise(4096, index + 1), index * BLOCK) {
@@ -52,7 +53,7 @@ fn a_killed_worker_on_a_full_host_has_a_successor_and_its_pool_empties_the_host(
         let blocks = fill(&file);
         assert!(blocks > 100, "{kind}: {blocks}");
         if copied {
-            // The copy's inode and extents need some room themselves.
+            // The copy's inode and extents need some space themselves.
             small.free();
             small.copy_pool();
         }
@@ -71,7 +72,7 @@ fn a_killed_worker_on_a_full_host_has_a_successor_and_its_pool_empties_the_host(
         });
         bench.ok(["pool", "trim"]);
         if copied {
-            // The copy has what the pool gave up.
+            // The copy keeps the space that the pool gave up.
             small.free();
         } else {
             eventually("room on the host", || {
@@ -110,7 +111,7 @@ fn a_pool_on_a_read_only_host_is_read_also_after_a_kill() {
         let input = bench.path("in");
         let daemon = bench.serve();
         bench.ok(["volume", "import", "v", input.to_str().unwrap()]);
-        // Recovery has something to do.
+        // So that recovery has something to do.
         daemon.kill_all();
         small.remount("ro");
         assert_eq!(bench.volumes(), ["v"], "{kind}");

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 
-/// A folder that is a small root file system.
+/// Creates a folder that is a small root file system.
 fn root(bench: &Bench) -> std::path::PathBuf {
     let root = bench.path("root");
     fs::create_dir_all(root.join("etc")).unwrap();
@@ -22,7 +22,7 @@ fn root(bench: &Bench) -> std::path::PathBuf {
     root
 }
 
-/// What is below a folder: each path with its content.
+/// Returns the contents of a folder: each path with its content.
 fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let list = host(
         "find",
@@ -44,7 +44,7 @@ fn a_scrub_names_the_image_and_the_container_that_a_rotten_block_is_in() {
     bench.ok(["image", "import", path, "--name", "mine:1"]);
     bench.ok(["container", "create", "mine:1", "--name", "web"]);
     bench.ok(["volume", "create", "disk", "--size", "1M"]);
-    // A block of the large file, in the pool's file as it is.
+    // A block of the large file must appear unchanged in the pool's file.
     let wanted = noise(8 << 20, 1)[1 << 20..][..4096].to_vec();
     let pool = fs::read(bench.pool()).unwrap();
     let at = pool.chunks(4096).position(|block| block == wanted);
@@ -149,7 +149,7 @@ fn one_command_makes_and_mounts_a_container_or_leaves_none() {
     let name = two["name"].as_str().unwrap();
     bench.fails(["container", "mount", "one", source], 1, "mounted at");
     bench.ok(["container", "rm", "one", name]);
-    // A folder that JSON and the daemon's requests cannot write as text.
+    // A folder whose name JSON and the daemon's requests cannot represent as text.
     let odd = bench.path("").join(OsStr::from_bytes(b"odd-\xff"));
     fs::create_dir(&odd).unwrap();
     let arguments = create.map(OsStr::new).into_iter();
@@ -197,7 +197,7 @@ fn without_a_daemon_the_same_works_and_leaves_no_mount() {
     let inspected = bench.json(["image", "inspect", "mine:2"]);
     assert_eq!(inspected["id"], committed["id"]);
 
-    // Elsewhere it is the same image.
+    // In another pool it is the same image.
     let archive = bench.path("mine.tar");
     bench.ok(["image", "export", "mine:2", archive.to_str().unwrap()]);
     let other = Bench::with_pool("2G");
@@ -219,7 +219,7 @@ fn without_a_daemon_the_same_works_and_leaves_no_mount() {
     assert_eq!(there["id"], committed["id"]);
     assert_eq!(there["name"], "mine:2");
     for bench in [&bench, &other] {
-        // Where the pool's mounts are, a daemon says.
+        // A daemon shows where the pool's mounts are.
         let daemon = bench.serve();
         let state = daemon.mount.parent().unwrap().to_owned();
         daemon.stop();
@@ -308,7 +308,7 @@ fn containers_that_a_killed_daemon_left_mounted_are_cleared_away_and_mounted_aga
     bench.ok(["container", "mount", "one", own.to_str().unwrap()]);
     assert_eq!(fs::read(own.join("kept")).unwrap(), b"kept");
     next.kill();
-    // A command that opens the pool itself clears the same away.
+    // A command that opens the pool itself removes the same leftovers.
     assert!(bench.ok(["container", "diff", "one"]).contains("A /kept"));
     assert!(
         !is_mounted(&own) && !is_mounted(&volumes),
@@ -390,7 +390,7 @@ fn a_name_that_docker_refuses_is_refused_before_anything_is_read() {
     bench.fails(["container", "commit", "c", "App:1"], 1, "lower case");
 }
 
-/// A docker-archive of one image with an empty tree.
+/// Creates a docker-archive of one image with an empty tree.
 fn docker_archive(bench: &Bench, platform: (&str, &str), tag: &str) -> String {
     let folder = bench.path("archive");
     let _ = fs::remove_dir_all(&folder);

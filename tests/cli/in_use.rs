@@ -1,5 +1,5 @@
-//! What commands refuse to do to volumes that somebody uses, and to volumes that are not the
-//! user's: shrinking, rolling back, removing, attaching twice.
+//! Commands that are refused on volumes in use, and on volumes that are not the user's: shrinking,
+//! rolling back, removing, attaching twice.
 
 use crate::harness::{Bench, Reaped, expect_failure, host, noise};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A file system of a test, unmounted whatever happens.
+/// A test's mounted file system, unmounted in any case.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -25,7 +25,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Commands that take something away from a volume, or give it to a second writer.
+/// Returns commands that remove data of a volume, or let a second writer use it.
 fn destroying<'a>(volume: &'a str, snapshot: &'a str) -> Vec<Vec<&'a str>> {
     vec![
         vec!["volume", "resize", volume, "--size", "1M", "--shrink"],
@@ -38,7 +38,7 @@ fn content(bench: &Bench, volume: &str) -> Vec<u8> {
     bench.run(["volume", "export", volume, "-"]).stdout
 }
 
-/// A volume of 8 MiB that is full, with a snapshot.
+/// Creates a full volume of 8 MiB with a snapshot.
 fn full_volume(bench: &Bench) -> Vec<u8> {
     let bytes = noise(8 << 20, 41);
     fs::write(bench.path("in"), &bytes).unwrap();
@@ -71,7 +71,7 @@ fn shrinking_says_what_is_lost_and_is_done_only_when_asked_for() {
         "a refused command changed the volume"
     );
     bench.ok(smaller.into_iter().chain(["--shrink"]));
-    // What grows back is zeros, in the middle of a block too.
+    // A volume that grows again has zeros there, in the middle of a block too.
     bench.ok(["volume", "resize", "disk", "--size", "2097153B", "--shrink"]);
     bench.ok(["volume", "resize", "disk", "--size", "4M"]);
     let mut wanted = bytes[..2_097_153].to_vec();
@@ -109,7 +109,7 @@ fn nothing_is_taken_from_a_volume_that_somebody_uses() {
     bench.ok(["detach", "disk"]);
     assert!(content(&bench, "disk") == bytes);
 
-    // Mounted, and frozen.
+    // Mounted, then frozen.
     bench.ok(["volume", "create", "fs", "--size", "64M"]);
     bench.ok(["volume", "snapshot", "fs", "empty"]);
     let device = bench.ok(["attach", "fs"]);
@@ -171,7 +171,7 @@ fn no_volume_command_changes_what_containers_and_images_keep() {
     bench.ok(["volume", "snapshot", "own", "own@1"]);
     for name in &kept {
         let id = bench.json(["volume", "show", name])["id"].to_string();
-        // An id is no way around.
+        // Using the id does not circumvent the refusal.
         for volume in [name.as_str(), &id] {
             for command in [
                 vec!["volume", "resize", volume, "--size", "1M"],
@@ -193,7 +193,7 @@ fn no_volume_command_changes_what_containers_and_images_keep() {
                 let output = bench.run(&command);
                 expect_failure(&output, 1, "use that command");
             }
-            // What a container has attached is not a user's to detach.
+            // A user cannot detach what a container has attached.
             assert_eq!(
                 bench.run(["detach", volume]).status.code(),
                 Some(1),
@@ -201,7 +201,7 @@ fn no_volume_command_changes_what_containers_and_images_keep() {
             );
         }
     }
-    // Reading is free, and is given back without harm to who else uses it.
+    // Reading is allowed, and detaching does not affect other users.
     let layer = kept.iter().find(|name| name.starts_with("layer/")).unwrap();
     bench.ok(["attach", layer, "--read-only"]);
     bench.ok(["detach", layer]);
@@ -236,7 +236,7 @@ fn a_container_that_is_being_committed_keeps_what_the_image_is_made_of() {
         let made = |name: &String| name.starts_with("work/") || name.starts_with("layer/");
         is_over || bench.volumes().iter().filter(|name| made(name)).count() > 1
     });
-    // What the commit reads from and writes to, under its names.
+    // The volumes that the commit reads from and writes to, under their names.
     for name in bench.volumes() {
         for mut command in destroying(&name, "i:1") {
             command.push("--json");
@@ -244,7 +244,7 @@ fn a_container_that_is_being_committed_keeps_what_the_image_is_made_of() {
             assert_eq!(output.status.code(), Some(1), "{command:?}: {output:?}");
         }
     }
-    // These wait for the commit.
+    // These commands wait for the commit.
     bench.ok(["container", "commit", "c", "i:3"]);
     bench.ok(["container", "rm", "c"]);
     let output = commit.wait_with_output().unwrap();
@@ -276,7 +276,7 @@ fn a_mounted_device_is_not_written_over_by_an_export() {
     host("sync", ["-f", &place]);
     drop(mounted);
     host("e2fsck", ["-fn", device]);
-    // Nobody uses it now.
+    // The volume is no longer in use.
     bench.ok(["volume", "export", "disk", device]);
     assert!(content(&bench, "fs")[..8 << 20] == noise(8 << 20, 41));
     bench.ok(["detach", "fs"]);
@@ -296,7 +296,7 @@ fn a_file_that_a_program_has_open_is_busy_and_becomes_no_second_writer() {
     let mut command = Command::new("sleep");
     command.arg("60").stdin(Stdio::from(open));
     let sleeper = Reaped(command.spawn().unwrap());
-    // It has the file, too.
+    // The process has the file open, too.
     drop(command);
     let pid = format!("process {} (sleep)", sleeper.0.id());
     bench.fails(["detach", "disk"], 1, &pid);
@@ -304,21 +304,21 @@ fn a_file_that_a_program_has_open_is_busy_and_becomes_no_second_writer() {
     drop(sleeper);
     bench.ok(["detach", "disk"]);
 
-    // Nor where nobody has attached it.
+    // The same applies if the volume is not attached.
     let open = File::options().write(true).open(&path).unwrap();
     bench.fails(["attach", "disk"], 1, "busy");
     bench.fails(["attach", "disk", "--read-only"], 1, "busy");
     drop(open);
-    // The other way round: a device, and then a program that opens the file to write.
+    // The other way round: first a device, then a program that opens the file for writing.
     bench.ok(["attach", "disk"]);
     let error = File::options().write(true).open(&path).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EBUSY), "{error}");
     drop(File::open(&path).unwrap());
-    // The refused open has left nothing.
+    // The refused open has left nothing behind.
     bench.ok(["detach", "disk"]);
     drop(File::options().write(true).open(&path).unwrap());
 
-    // Those who know of each other say so.
+    // Users that coordinate their writes declare it.
     let open = File::options().write(true).open(&path).unwrap();
     bench.ok(["attach", "disk", "--shared"]);
     drop(File::options().write(true).open(&path).unwrap());

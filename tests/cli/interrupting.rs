@@ -1,5 +1,5 @@
-//! Commands for which nobody waits any longer: whatever they wait for themselves, they end, and the
-//! daemon has back what they held.
+//! Commands whose client is gone: whatever they are waiting for, they end, and the daemon gets back
+//! what they held.
 
 use crate::harness::{Bench, Daemon, Reaped, eventually, noise};
 use nix::sys::stat::Mode;
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-/// A pool with an image, a container and a volume, and a named pipe that nobody else opens.
+/// A pool with an image, a container and a volume, and a named pipe that no other process opens.
 struct Scene {
     bench: Bench,
     daemon: Daemon,
@@ -42,8 +42,8 @@ impl Scene {
         }
     }
 
-    /// Commands that wait for the other end of a pipe as long as they are let; the names of the
-    /// standard streams stand for pipes that are open and still.
+    /// Returns commands that wait for the other end of a pipe without limit; the names of the
+    /// standard streams stand for pipes that are open and idle.
     fn waiting(&self) -> Vec<Vec<&str>> {
         let pipe = self.pipe.to_str().unwrap();
         vec![
@@ -60,7 +60,7 @@ impl Scene {
         ]
     }
 
-    /// Starts a command and waits until the daemon is at it.
+    /// Starts a command and waits until the daemon runs it.
     fn start(&self, arguments: &[&str]) -> Reaped {
         let mut command = self.bench.command(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -69,12 +69,12 @@ impl Scene {
         client
     }
 
-    /// How many commands the daemon is at.
+    /// Returns the number of commands that the daemon runs.
     fn running(&self) -> usize {
         let worker = self.daemon.worker().unwrap();
         let threads = fs::read_dir(format!("/proc/{worker}/task")).unwrap();
         let names = threads.flatten().map(|thread| {
-            // One that ends meanwhile has no name any more.
+            // A thread that ends meanwhile has no name any more.
             fs::read_to_string(thread.path().join("comm")).unwrap_or_default()
         });
         names.filter(|name| name.trim() == "command").count()
@@ -93,12 +93,12 @@ fn a_command_ends_with_its_killed_client_whatever_it_waits_for() {
     for arguments in scene.waiting() {
         let mut client = scene.start(&arguments);
         client.0.kill().unwrap();
-        // The other ends of its pipes are still open, and still.
+        // The other ends of its pipes are still open and idle.
         eventually(&format!("the end of {arguments:?}"), || {
             scene.running() == 0
         });
         assert!(scene.left().is_empty(), "{arguments:?}: {:?}", scene.left());
-        // The container is not locked any more.
+        // The container is no longer locked.
         scene.bench.ok(["container", "diff", "c"]);
     }
     scene.daemon.stop();

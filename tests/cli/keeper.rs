@@ -1,5 +1,5 @@
-//! The daemon's worker dies, and users see a pause; its keeper dies, and it goes on; and when
-//! there is to be no end to dying, they are told.
+//! If the daemon's worker dies, users see a pause; if its keeper dies, the worker goes on; and if
+//! workers keep dying, users get errors.
 
 use crate::harness::{
     Bench, Daemon, clear_mounts, eventually, host, is_mounted, is_over, kill_and_wait, loops_below,
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// A small image, and a container `one` of it.
+/// Creates a small image, and a container `one` of it.
 fn container(bench: &Bench) {
     let root = bench.path("root");
     fs::create_dir_all(root.join("etc")).unwrap();
@@ -34,7 +34,7 @@ fn kill_worker(bench: &Bench, daemon: &Daemon) {
     eventually("another worker", || serving(bench)["worker"] != before);
 }
 
-/// Nothing of the daemon's is left on the host, and the pool is sound.
+/// Asserts that nothing of the daemon is left on the host, and that the pool is sound.
 fn expect_nothing_left(bench: &Bench, volumes: &Path) {
     let state = volumes.parent().unwrap();
     assert_eq!(mounts_below(state), Vec::<PathBuf>::new());
@@ -69,7 +69,7 @@ fn a_worker_that_is_killed_again_and_again_is_a_pause_for_a_device() {
     assert_eq!(serving["restarts"], KILLS, "{serving}");
     assert_eq!(serving["keeper"], daemon.pid(), "{serving}");
     assert_eq!(serving["worker"], daemon.worker().unwrap(), "{serving}");
-    // The attachment is still known, and known once.
+    // The attachment is still known, exactly once.
     assert_eq!(bench.json(["attach", "--ls"]).as_array().unwrap().len(), 1);
     bench.ok(["detach", "disk"]);
     bench.fails(["detach", "disk"], 1, "not attached");
@@ -99,7 +99,7 @@ fn a_worker_that_is_killed_again_and_again_is_a_pause_for_a_container() {
     check_files(&first);
     check_files(&second);
     assert!(fs::read(one.join("etc/large")).unwrap() == noise(2 << 20, 1));
-    // Both are known to be mounted where they are.
+    // Both are known to be mounted at their folders.
     assert_eq!(mount(&bench, "one"), one);
     assert_eq!(mount(&bench, "two"), elsewhere);
     for name in ["one", "two"] {
@@ -111,7 +111,7 @@ fn a_worker_that_is_killed_again_and_again_is_a_pause_for_a_container() {
     expect_nothing_left(&bench, &volumes);
 }
 
-/// e2fsck finds no fault in any container's file system.
+/// Asserts that e2fsck finds no fault in any container's file system.
 fn check_file_systems(bench: &Bench) {
     for name in bench.volumes() {
         if name.starts_with("container/") {
@@ -122,7 +122,8 @@ fn check_file_systems(bench: &Bench) {
     }
 }
 
-/// A command that a kill may have interrupted: it was done, or says in one line what happened.
+/// Asserts that a command that a kill may have interrupted was done, or reports in one line what
+/// happened.
 fn expect_done_or_told(output: &Output) -> bool {
     if output.status.success() {
         return true;
@@ -136,8 +137,8 @@ fn expect_done_or_told(output: &Output) -> bool {
     false
 }
 
-/// Starts a command, kills the worker in the middle of it, and repeats it until it is done or
-/// says that it was done before. Answers whether the kill interrupted it.
+/// Starts a command, kills the worker in the middle of it, and repeats the command until it is done
+/// or reports that it was done before. Returns true if the kill interrupted it.
 fn interrupted(
     bench: &Bench,
     daemon: &Daemon,
@@ -205,10 +206,10 @@ fn commands_that_a_kill_interrupts_say_so_work_again_and_leave_nothing() {
     let files = load.end().unwrap();
     check_files(&files);
     bench.ok(["container", "unmount", "busy"]);
-    // A mount namespace of another test may hold copies of the mounts for a moment.
+    // A mount namespace of another test may have copies of the mounts for a moment.
     eventually("the loop devices' end", || loops_below(&volumes).is_empty());
     check_file_systems(&bench);
-    // Nothing holds what was attached for a moment.
+    // Nothing holds what was attached temporarily.
     bench.ok(["container", "rm", "one"]);
     bench.ok(["container", "rm", "busy"]);
     daemon.stop();
@@ -232,7 +233,7 @@ fn without_its_keeper_a_worker_goes_on_and_stops_in_order() {
     check_device(&device, &versions);
     bench.fails(["serve"], 1, "in use");
     bench.fails(["serve", "--upgrade"], 1, "keeper");
-    // Nobody is told that the dead process serves.
+    // The dead process is not reported as serving.
     eventually("a warning", || {
         let status = bench.json(["pool", "status"]);
         let warnings = status["warnings"].as_array().unwrap();
@@ -251,7 +252,8 @@ fn without_its_keeper_a_worker_goes_on_and_stops_in_order() {
     expect_nothing_left(&bench, &volumes);
 }
 
-/// They have no descriptor to which a handler could write, so a signal that met one would be lost.
+/// These threads have no descriptor to which a handler could write, so a signal delivered to one
+/// would be lost.
 #[test]
 fn threads_that_serve_leave_signals_to_others() {
     const REQUESTS: u64 = 1 << (1 - 1) | 1 << (2 - 1) | 1 << (15 - 1);
@@ -276,7 +278,7 @@ fn threads_that_serve_leave_signals_to_others() {
     let serving = blocked("fuse");
     assert!(serving.len() > 1);
     assert!(serving.iter().all(|mask| *mask == REQUESTS), "{serving:x?}");
-    // The main thread; one of those that serve may just have started another, without a name yet.
+    // The main thread; a serving thread may just have started another one, which has no name yet.
     assert!(blocked("cowshed").contains(&0));
     daemon.stop();
 }
@@ -332,7 +334,7 @@ fn a_pool_that_no_worker_can_open_ends_in_errors_and_not_in_a_hang() {
     clear_mounts(&volumes);
 }
 
-/// A block device whose host has less room than it promises; it goes with this.
+/// A block device whose host has less space than the device promises; removed on drop.
 struct SmallDisk {
     host: PathBuf,
     device: String,
@@ -356,7 +358,7 @@ impl SmallDisk {
         }
     }
 
-    /// Leaves the host no room.
+    /// Fills the host.
     fn fill(&self) {
         let filler = fs::File::create(self.host.join("filler")).unwrap();
         let piece = vec![1; 1 << 20];
@@ -394,7 +396,7 @@ fn a_worker_whose_device_failed_is_followed_by_none() {
     file.write_all_at(&noise(1 << 20, 1), 0).unwrap();
     file.sync_data().unwrap();
     disk.fill();
-    // The page cache takes it; the host has no room when it is to be written out.
+    // The page cache takes the data; the host has no space when it is written back.
     let refused = (0..32).find_map(|index| {
         file.write_all_at(&noise(1 << 20, index), index << 20)
             .and_then(|()| file.sync_data())

@@ -1,5 +1,5 @@
-//! The daemon's log: a full disk, links and closed pipes change nothing but the log; it is rotated
-//! and opened again; and what a worker died of is told.
+//! The daemon's log: a full disk, links and closed pipes affect only the log; it is rotated and
+//! reopened; and the reason for a worker's death is reported.
 
 use crate::harness::{Bench, Daemon, eventually, host, is_over, kill_and_wait};
 use crate::load::serving;
@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A small file system of a test's own.
+/// A small file system of a test.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -22,7 +22,7 @@ impl SmallDisk {
         Self(path)
     }
 
-    /// Leaves no byte of room, neither on the disk nor in the last page of `log`.
+    /// Leaves no free byte, neither on the disk nor in the last page of `log`.
     fn fill(&self, log: &Path) {
         let zeros = [0; 4096];
         let mut filler = File::create(self.0.join("filler")).unwrap();
@@ -38,7 +38,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A daemon in the background, ended when dropped, whatever it takes.
+/// A daemon in the background, ended on drop in any case.
 struct Background<'a> {
     bench: &'a Bench,
     keeper: u32,
@@ -70,7 +70,7 @@ impl<'a> Background<'a> {
         host("kill", [format!("-{name}"), self.keeper.to_string()]);
     }
 
-    /// Ends the worker by a signal and waits until another one serves.
+    /// Ends the worker with a signal and waits until another one serves.
     fn end_worker(&self, signal: &str) {
         let worker = serving(self.bench)["worker"].clone();
         host("kill", [format!("-{signal}"), worker.to_string()]);
@@ -88,7 +88,7 @@ impl Drop for Background<'_> {
         if is_over(self.keeper) {
             return;
         }
-        // Only a test that has failed comes here.
+        // Only a failed test leads here.
         let workers = crate::harness::children_of(self.keeper);
         kill_and_wait(self.keeper);
         workers.into_iter().for_each(kill_and_wait);
@@ -111,10 +111,10 @@ fn a_daemon_whose_log_is_on_a_full_disk_starts_follows_its_worker_hands_over_and
     bench.ok(["serve", "--upgrade"]);
     assert_eq!(serving(&bench)["upgrades"], 1);
     disk.fill(&log);
-    // Longer than the time between two checkpoints: their thread logs nothing, but lives.
+    // Longer than the time between two checkpoints: the checkpoint thread logs nothing, but lives.
     bench.ok(["pool", "checkpoint"]);
     daemon.stop();
-    // With room again, the log says what it lacks.
+    // Once there is space again, the log reports what it lacks.
     drop(daemon);
     fs::remove_file(disk.0.join("filler")).unwrap();
     fs::remove_file(&log).unwrap();
@@ -137,7 +137,7 @@ fn a_log_is_never_written_through_a_link() {
     let bench = Bench::with_pool("64M");
     let victim = bench.path("victim");
     fs::write(&victim, "victim").unwrap();
-    // A user's folder, where the user puts a link and where root then serves a pool.
+    // A folder in which a user puts a link, and in which root then serves a pool.
     let folder = bench.path("user");
     fs::create_dir(&folder).unwrap();
     fs::rename(bench.pool(), folder.join("pool")).unwrap();
@@ -215,7 +215,7 @@ fn sighup_opens_the_log_again_in_both_processes() {
     eventually("the log at its name", || said("opened again"));
     let before = fs::read_to_string(&moved).unwrap();
     daemon.stop();
-    // "stopped" is the worker's.
+    // "stopped" comes from the worker.
     assert!(said("stopped"));
     assert_eq!(fs::read_to_string(&moved).unwrap(), before);
 }
@@ -257,7 +257,7 @@ fn what_a_worker_died_of_is_in_the_status() {
     daemon.stop();
 }
 
-/// A daemon whose error stream is `errors` follows a killed worker and stops.
+/// Asserts that a daemon whose error stream is `errors` survives a killed worker and stops.
 fn expect_served_with(bench: &Bench, errors: std::io::PipeWriter) {
     let mut command = bench.command(["-v", "serve", "--foreground"]);
     command.stderr(errors).stdout(Stdio::null());
@@ -290,7 +290,8 @@ fn an_error_stream_that_is_closed_changes_nothing() {
 fn a_full_error_stream_that_nobody_reads_keeps_nobody_waiting() {
     let bench = Bench::with_pool("64M");
     let (_nobody_reads, writer) = std::io::pipe().unwrap();
-    // Another open file of the pipe, so that the daemon's does not fail where it should wait.
+    // Another open file of the pipe, so that the daemon's does not return an error instead of
+    // blocking.
     let mut filler = File::options()
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -323,7 +324,7 @@ fn lists_of_processes_show_what_a_worker_and_a_keeper_serve() {
     let now = serving(&bench);
     expect_short(&line(&now["worker"]), "worker");
     expect_short(&line(&now["keeper"]), "keeper");
-    // They have the options that they were started with.
+    // Both still have the options that they were started with.
     daemon.end_worker("KILL");
     daemon.stop();
     assert!(

@@ -1,6 +1,7 @@
-//! The `cowshed` command as its users meet it: arguments, results, exit statuses, the daemon.
+//! Tests the `cowshed` command from the user's side: arguments, results, exit statuses, the daemon.
 //!
-//! Everything runs the real binary on real pools; what mounts needs root, FUSE and loop devices.
+//! Every test runs the real binary on real pools; tests that mount need root, FUSE and loop
+//! devices.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

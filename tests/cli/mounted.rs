@@ -1,12 +1,12 @@
-//! Snapshots of volumes with mounted file systems: of any kind, frozen by their user, and killed in
-//! between.
+//! Snapshots of volumes with mounted file systems: of every kind, frozen by their user, and with a
+//! worker killed in between.
 
 use crate::harness::{Bench, Daemon, eventually, host};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A mount of a test's own; it ends with the test.
+/// A mount of a test, which ends with the test.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -20,7 +20,7 @@ impl Mounted {
         host("fsfreeze", ["--freeze", self.0.to_str().unwrap()]);
     }
 
-    /// Thaws it; returns whether it was frozen.
+    /// Thaws it; returns true if it was frozen.
     fn thaw(&self) -> bool {
         let mut thaw = Command::new("fsfreeze");
         let thaw = thaw.arg("--unfreeze").arg(&self.0).output();
@@ -35,7 +35,7 @@ impl Drop for Mounted {
     }
 }
 
-/// A volume attached as a loop device.
+/// Attaches a volume as a loop device.
 fn attached(bench: &Bench, name: &str) -> String {
     bench.ok(["volume", "create", name, "--size", "300M"]);
     bench.ok(["attach", name]).trim().to_owned()
@@ -46,7 +46,7 @@ fn stop(bench: &Bench, daemon: Daemon) {
     bench.expect_sound();
 }
 
-/// Finds `text` in `file` of a clone of the snapshot `of`.
+/// Asserts that `file` in a clone of the snapshot `of` contains `text`.
 fn expect_in_clone(bench: &Bench, of: &str, options: &str, text: &str) {
     bench.ok(["volume", "clone", of, "copy"]);
     let device = bench.ok(["attach", "copy"]).trim().to_owned();
@@ -66,12 +66,12 @@ fn a_snapshot_of_a_frozen_file_system_leaves_its_users_freeze() {
     fs::write(mounted.0.join("file"), "before").unwrap();
     mounted.freeze();
     bench.ok(["volume", "snapshot", "v", "s"]);
-    // A worker's death between does not lift it either: nothing says that the freeze was ours.
+    // A worker's death in between does not thaw it either: nothing shows that the freeze was ours.
     daemon.kill_worker();
     bench.ok(["volume", "snapshot", "v", "t"]);
     assert!(mounted.thaw(), "the user's freeze was lifted");
     fs::write(mounted.0.join("file"), "after").unwrap();
-    // One that is not the user's is not left behind.
+    // Our own freeze is not left behind.
     bench.ok(["volume", "snapshot", "v", "u"]);
     assert!(!mounted.thaw(), "a freeze was left behind");
     expect_in_clone(&bench, "s", "defaults", "before");
@@ -101,7 +101,8 @@ fn a_snapshot_holds_what_was_written_to_a_mounted_file_system_of_any_kind() {
     }
 }
 
-/// The kernel knows a btrfs by its id, so that a copy is mounted only after the first is gone.
+/// The kernel identifies a btrfs by its id, so a copy can be mounted only after the original is
+/// unmounted.
 #[test]
 fn a_snapshot_of_a_mounted_btrfs_holds_what_was_written_to_any_of_its_subvolumes() {
     let bench = Bench::with_pool("1G");
@@ -151,7 +152,7 @@ fn a_btrfs_on_two_volumes_is_snapshotted_only_while_its_user_has_frozen_it() {
     stop(&bench, daemon);
 }
 
-/// A partition of a volume's device, made by the kernel on request.
+/// A partition of a volume's device, created by the kernel on request.
 struct Partition<'a>(&'a str);
 
 impl Drop for Partition<'_> {
@@ -167,7 +168,7 @@ fn a_snapshot_holds_what_was_written_to_a_mounted_partition() {
     bench.ok(["volume", "create", "v", "--size", "300M"]);
     let device = bench.ok(["attach", "v", "--sector-size", "512"]);
     let device = device.trim().to_owned();
-    // One partition of 200 MiB from the first MiB on: the table of a master boot record.
+    // One partition of 200 MiB that starts at 1 MiB, in a master boot record.
     let mut table = [0; 512];
     table[446 + 4] = 0x83;
     table[446 + 8..446 + 12].copy_from_slice(&2048_u32.to_le_bytes());

@@ -1,4 +1,4 @@
-//! The quickstart: it does what it tells, and nothing is left of it.
+//! The quickstart does what it reports, and leaves nothing behind.
 
 use crate::harness::{Bench, Reaped, expect_failure, loops_below, mounts_below, program};
 use serde_json::Value;

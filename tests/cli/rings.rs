@@ -13,12 +13,12 @@ use std::time::Duration;
 const BLOCK: usize = 4096;
 const WRITERS: u64 = 8;
 const PLACES: u64 = 64;
-/// Both as lengths.
+/// `WRITERS` and `PLACES` as lengths.
 const LENGTHS: [usize; 2] = [8, 64];
 pub(crate) const OVER_RINGS: [&str; 2] = ["--fuse", "io-uring"];
 
-/// Turns FUSE over io_uring on, and leaves it so: other tests may be using it. `false`, and said,
-/// where the kernel does not know of it.
+/// Enables FUSE over io_uring, and leaves it enabled, because other tests may be using it. Returns
+/// `false`, with a message, if the kernel does not support it.
 pub(crate) fn enable_rings() -> bool {
     let enabled = fs::write("/sys/module/fuse/parameters/enable_uring", "Y").is_ok();
     if !enabled {
@@ -33,7 +33,7 @@ fn open_direct(path: &Path) -> File {
     options.custom_flags(libc::O_DIRECT).open(path).unwrap()
 }
 
-/// A block of memory that suits direct I/O, full of `version`.
+/// Returns a block of memory aligned for direct I/O, filled with `version`.
 fn block(version: u64) -> (Vec<u8>, std::ops::Range<usize>) {
     let mut buffer = vec![0_u8; 2 * BLOCK];
     let start = buffer.as_ptr().align_offset(BLOCK);
@@ -43,8 +43,8 @@ fn block(version: u64) -> (Vec<u8>, std::ops::Range<usize>) {
     (buffer, start..start + BLOCK)
 }
 
-/// What a writer knows at its end: for each of its places the version that was acknowledged last,
-/// and the place and version of the write that failed.
+/// A writer's knowledge at its end: for each of its places the version that was acknowledged last,
+/// and the place and version of the failed write.
 struct Known {
     acknowledged: Vec<u64>,
     failed: (u64, u64),
@@ -145,7 +145,7 @@ fn a_killed_worker_ends_the_mount_with_errors_and_loses_nothing_acknowledged() {
     bench.expect_sound();
 }
 
-/// With nobody left to end the mount, the kernel does.
+/// If no process is left to end the mount, the kernel does.
 #[test]
 fn the_death_of_keeper_and_worker_gives_errors_too() {
     if !enable_rings() {
@@ -208,8 +208,8 @@ fn an_upgrade_is_refused_and_harms_nobody() {
     bench.expect_sound();
 }
 
-/// fio writes with 8 jobs at depth 32 and reads all of it back, on a volume that nobody shares and
-/// on one that was just snapshotted; the snapshot keeps what it had.
+/// fio writes with 8 jobs at depth 32 and reads everything back, on a volume without snapshots and
+/// on one that was just snapshotted; the snapshot keeps its contents.
 fn verify_path(options: &[&str]) {
     let bench = Bench::with_pool("512M");
     let daemon = bench.serve_with(options);
@@ -260,7 +260,7 @@ fn fio_verified(device: &str, pattern: &str, seed: usize) {
             "--verify_fatal=1",
             "--do_verify=1",
             "--group_reporting",
-            // It would leave files in the working directory.
+            // The option would leave files in the working directory.
             "--verify_state_save=0",
             &pattern,
             size,
@@ -293,7 +293,7 @@ fn fio_finds_what_it_wrote_over_rings_past_the_page_cache() {
     }
 }
 
-/// Files and block devices side by side with held writes, as in a pool without room.
+/// Files and block devices are used beside held writes, as in a full pool.
 #[test]
 fn writes_held_by_a_full_pool_block_no_other_over_rings() {
     if !enable_rings() {
@@ -329,7 +329,7 @@ fn writes_held_by_a_full_pool_block_no_other_over_rings() {
     });
     println!("state of the pool: {}", held());
     assert!(writers.iter().any(|writer| !writer.is_finished()));
-    // Reads go on meanwhile, those of the same file too.
+    // Reads continue meanwhile, also those of the same file.
     let (mut back, range) = block(0);
     file.read_exact_at(&mut back[range.clone()], 0).unwrap();
     assert_eq!(back[range.start..][..8], 1_u64.to_le_bytes());

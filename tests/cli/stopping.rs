@@ -1,4 +1,5 @@
-//! How a daemon stops: in order when it can, named and bounded when something is in use.
+//! The stop of a daemon: in order if possible; if something is in use, it is named and the wait is
+//! bounded.
 
 use crate::harness::{
     Bench, Reaped, clear_mounts, eventually, expect_failure, host, is_mounted, loops_below, noise,
@@ -7,7 +8,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A mount of a file system on a volume's loop device, taken away when dropped.
+/// A mounted file system on a volume's loop device, unmounted on drop.
 struct Mounted(std::path::PathBuf);
 
 impl Mounted {
@@ -53,7 +54,8 @@ fn what_is_in_use_is_named_and_waited_for() {
     bench.expect_sound();
 }
 
-/// As a service manager sends it: two signals would cut off what is in use, with status 1.
+/// A service manager does this: if it counted as two signals, it would cut off what is in use, with
+/// status 1.
 #[test]
 fn a_signal_to_all_processes_of_the_daemon_is_one_signal() {
     let bench = Bench::with_pool("256M");

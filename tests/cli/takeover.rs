@@ -1,5 +1,5 @@
-//! Another program takes over from the one that serves, or shows that it cannot; and what a
-//! service manager sees.
+//! Another program takes over from the one that serves, or proves unable to; and what a service
+//! manager sees.
 
 use crate::harness::{Bench, Daemon, Reaped, eventually, expect_failure, host, program};
 use crate::load::{check_device, goes_on, on_device, serving};
@@ -11,12 +11,12 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The program that a process runs.
+/// Returns the program that a process runs.
 fn program_of(pid: u32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap()
 }
 
-/// Has the daemon hand over to the program at `path`, as the command does.
+/// Makes the daemon hand over to the program at `path`, as the command does.
 fn upgrade_to(bench: &Bench, path: &Path) -> Answer {
     let Ok(Connection::Daemon(client)) = Client::connect(&bench.path("pool.sock")) else {
         panic!("no daemon");
@@ -56,7 +56,7 @@ fn another_program_takes_over_under_load() {
         assert_eq!(now["upgrades"], round, "{now}");
         assert_eq!(now["restarts"], round - 1, "{now}");
         assert_eq!(program_of(daemon.worker().unwrap()), other);
-        // The new keeper keeps.
+        // The new keeper works as a keeper.
         daemon.kill_worker();
         goes_on(&load, 50);
         eventually("another worker", || serving(&bench)["restarts"] == round);
@@ -69,7 +69,7 @@ fn another_program_takes_over_under_load() {
     bench.expect_sound();
 }
 
-/// A program that says that it can take over, and then does something else.
+/// Compiles a program that claims that it can take over, and then does something else.
 fn broken(bench: &Bench, name: &str, does: &str) -> PathBuf {
     let source = bench.path(&format!("{name}.c"));
     let text = format!(
@@ -110,7 +110,7 @@ fn a_program_that_cannot_serve_is_followed_by_the_old_one() {
     bench.expect_sound();
 }
 
-/// How often the daemon's log says that a program does not come to serve, and the log.
+/// Returns how often the daemon's log says that a program does not come to serve.
 fn refusals(said: &str) -> usize {
     said.lines()
         .filter(|line| line.contains("does not come to serve"))
@@ -132,13 +132,13 @@ fn a_program_that_hangs_is_given_up_before_users_are_paused() {
     let now = serving(&bench);
     let failure = now["upgrade_failure"].as_str().unwrap();
     assert!(failure.contains("could not serve"), "{now}");
-    // The worker that served then still does: nobody has waited.
+    // The worker that served then still does: users have not waited.
     assert_eq!(now["worker"], before["worker"], "{now}");
     assert_eq!(now["restarts"], before["restarts"], "{now}");
     assert_eq!(now["worker"], daemon.worker().unwrap(), "{now}");
     goes_on(&load, 20);
     check_device(&device, &load.end().unwrap());
-    // The next one finds nothing of it in its way.
+    // No leftover of the failed program hinders the next one.
     bench.ok_quietly(["serve", "--upgrade"]);
     bench.ok(["detach", "disk"]);
     daemon.signal("TERM");
@@ -156,7 +156,7 @@ fn a_program_that_hangs_after_it_has_shown_itself_is_given_up_soon_and_told_once
     let load = on_device(&device);
     goes_on(&load, 20);
     let before = serving(&bench);
-    // Its arguments lie in memory that it has inherited, each with a zero at its end.
+    // Its arguments are in inherited memory, each terminated by a zero byte.
     let shows_itself = "static char told[65536];\n\
         for (int i = 1; i + 1 < argc; i++) if (!strcmp(argv[i], \"--arguments\")) {\n\
         int len = pread(atoi(argv[i + 1]), told, sizeof told - 1, 0);\n\
@@ -188,7 +188,7 @@ fn a_program_that_never_says_whether_it_can_take_over_is_refused_with_what_it_st
     let daemon = bench.serve();
     let before = serving(&bench);
     let source = bench.path("silent.c");
-    // A child of it keeps its streams open.
+    // A child process keeps the program's streams open.
     let text = "#include <unistd.h>\nint main(void) { fork(); for (;;) pause(); }\n";
     fs::write(&source, text).unwrap();
     let silent = bench.path("silent");
@@ -201,7 +201,7 @@ fn a_program_that_never_says_whether_it_can_take_over_is_refused_with_what_it_st
     daemon.stop();
 }
 
-/// The largest size that the pool may reach.
+/// Returns the maximum size that the pool may reach.
 fn limit(bench: &Bench) -> u64 {
     bench.json(["pool", "status"])["limit_bytes"]
         .as_u64()
@@ -216,7 +216,7 @@ fn options_given_with_an_upgrade_take_effect_and_the_others_are_refused_by_name(
     assert_eq!(limit(&bench), GIB / 4);
     bench.ok_quietly(["serve", "--upgrade", "--max-size", "20G"]);
     assert_eq!(limit(&bench), 20 * GIB);
-    // They stay: with the next worker, and with an upgrade that does not name them.
+    // The options stay: with the next worker, and with an upgrade that does not name them.
     daemon.kill_worker();
     eventually("another worker", || serving(&bench)["restarts"] == 1);
     assert_eq!(limit(&bench), 20 * GIB);
@@ -259,7 +259,7 @@ fn what_is_no_program_that_can_take_over_is_refused_and_nothing_changes() {
     daemon.stop();
 }
 
-/// What the daemon has told the service manager up to the line that is looked for.
+/// Returns the messages of the daemon to the service manager, up to the wanted line.
 fn hear(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
     socket
         .set_read_timeout(Some(crate::harness::PATIENCE))
@@ -314,7 +314,7 @@ fn the_watchdog_is_fed_only_while_the_worker_answers_and_a_hung_one_is_followed_
     host("kill", ["-STOP", &worker.to_string()]);
     let heard = hear(&socket, "READY=1");
     let fed = heard.iter().filter(|text| text.contains("WATCHDOG=1"));
-    // One may have been under way.
+    // One may have been in flight.
     assert!(fed.count() <= 1, "{heard:?}");
     assert_ne!(daemon.worker(), Some(worker));
     hear(&socket, "WATCHDOG=1");
@@ -349,7 +349,7 @@ fn a_socket_of_the_service_manager_is_served_and_left() {
     let bench = Bench::with_pool("64M");
     let path = bench.path("pool.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    // A client may come before there is a daemon.
+    // A client may connect before there is a daemon.
     let mut early = bench.command(["volume", "create", "disk", "--size", "1M"]);
     let mut early = Reaped(early.stdout(Stdio::null()).spawn().unwrap());
     let mut command = Command::new("sh");
@@ -382,7 +382,7 @@ fn the_units_are_what_systemd_understands() {
         ("cowshed@.socket", "cowshed@srv-a.socket"),
     ] {
         let text = fs::read_to_string(units.join(name)).unwrap();
-        // It looks whether the program is there, too.
+        // It also checks that the program exists.
         let program = format!("={} ", program().display());
         let text = text.replace("=cowshed ", &program);
         fs::write(folder.path().join(as_unit), text).unwrap();
@@ -397,12 +397,12 @@ fn the_units_are_what_systemd_understands() {
             verified.status.success() && verified.stderr.is_empty(),
             "{verified:?}"
         ),
-        // Not every host has it.
+        // Not every host has the program.
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
     }
 }
 
-/// The units for one pool and for several differ in what they name only.
+/// The units for one pool and for several differ only in the names.
 #[test]
 fn the_units_for_several_pools_say_what_the_one_for_one_pool_says() {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/systemd");

@@ -1,14 +1,14 @@
-//! Names and texts of strangers on the terminal: none moves its cursor, none forges a line.
+//! Names and texts from outside on the terminal: none moves its cursor, none forges a line.
 
 use crate::harness::{Bench, host};
 use serde_json::{Value, json};
 use std::fs;
 
-/// A file name that, shown as it is, would clear the screen and add a line to a list.
+/// A file name that, printed raw, would clear the screen and add a line to a list.
 const EVIL: &str = "x\nD /etc/passwd\u{1b}[2J\u{202e}";
 const SHOWN: &str = "x\\nD /etc/passwd\\u{1b}[2J\\u{202e}";
 
-/// A pool with the image `image:1` and the container `c` of it.
+/// Creates a pool with the image `image:1` and the container `c` of it.
 fn prepared() -> Bench {
     let bench = Bench::with_pool("256M");
     fs::create_dir_all(bench.path("root/etc")).unwrap();
@@ -34,7 +34,7 @@ fn a_diff_shows_each_name_on_one_line_and_json_has_it_exactly() {
     let bench = prepared();
     let folder = bench.path("folder");
     fs::create_dir_all(&folder).unwrap();
-    // The slash of the name cannot be part of a file's.
+    // The name's slash cannot be part of a file name.
     let name = EVIL.replace('/', "-");
     fs::write(folder.join(&name), "x").unwrap();
     let from = folder.join(&name);

@@ -1,4 +1,4 @@
-//! What is understood, what is refused, and with which status.
+//! The commands that are accepted, those that are refused, and the exit statuses.
 
 use crate::harness::{Bench, Reaped, eventually, expect_failure, program};
 use std::fs;
@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
-/// All commands with their parts.
+/// All commands with their subcommands.
 const COMMANDS: [&[&str]; 36] = [
     &[],
     &["quickstart"],
@@ -152,7 +152,7 @@ fn with_json_each_failure_is_one_json_document_on_the_error_stream() {
         let why = failure["error"].as_str().unwrap();
         assert!(!why.is_empty() && !why.starts_with("cowshed:"), "{failure}");
     }
-    // In the daemon, too.
+    // The same in the daemon.
     let daemon = bench.serve();
     let output = bench.run(["volume", "show", "x", "--json"]);
     let failure: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
@@ -215,7 +215,7 @@ fn programs_of_the_current_folder_are_never_run() {
     }
 }
 
-/// Runs the command as a user without rights.
+/// Runs the command as an unprivileged user.
 fn run_as_nobody(bench: &Bench, arguments: &[&str]) -> Output {
     let copy = bench.path("cowshed");
     if !copy.exists() {

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 
-/// A sparse file with some data, in which no alignment helps.
+/// Creates a sparse file with some data, in which nothing is aligned.
 fn sparse_file(bench: &Bench, name: &str) -> Vec<u8> {
     let mut bytes = vec![0; (9 << 20) + 12_288];
     let (head, middle) = (noise(5000, 1), noise(1 << 20, 2));
@@ -65,7 +65,7 @@ fn a_volumes_life_is_told_in_json() {
     );
     let clone = bench.json(["volume", "clone", "disk@1", "copy"]);
     assert_eq!(clone["parent"], snapshot["id"]);
-    // An id serves wherever a name does.
+    // An id is accepted wherever a name is.
     let by_id = bench.json(["volume", "show", &id.to_string()]);
     assert_eq!(by_id["name"], "disk");
     bench.ok(["volume", "rename", "disk", "disc"]);
@@ -106,7 +106,7 @@ fn names_and_sizes_that_cannot_be_are_refused_in_one_line() {
         1,
         "cowshed image",
     );
-    // What can be removed is removed, and what cannot is named.
+    // What can be removed is removed, and the rest is named.
     bench.ok(["volume", "create", "other", "--size", "1M"]);
     let output = bench.run(["volume", "rm", "nobody", "other"]);
     expect_failure(&output, 1, "remove volume nobody");
@@ -158,7 +158,7 @@ fn pipes_carry_volumes_of_unknown_size() {
     );
     let output = bench.run(["volume", "export", "disk", "-"]);
     assert!(output.stdout == bytes, "the bytes differ");
-    // Appending must not be mistaken for a file in which holes can be left.
+    // A file opened for appending must not be mistaken for one in which holes can be left.
     let appended = bench.path("appended");
     fs::write(&appended, b"before").unwrap();
     let target = File::options().append(true).open(&appended).unwrap();

@@ -1,14 +1,15 @@
-//! Which values a read may return: each lane (512 bytes of a block) is a register of its own, and
-//! every write to it is known from before it begins until nobody can see it any more.
+//! The values that a read may return. Each lane (512 bytes of a block) is a register of its own,
+//! and every write to it is recorded from before it begins until no read can see it any more.
 //!
 //! # The rule
-//! A write may be seen by a read if it began before the read ended, and no other write lies wholly
-//! between the two: begun after the first had taken effect, and in effect before the read began. A
-//! write has taken effect when its call has returned, or when a read that saw it has. So a value
-//! that was seen once is never followed by an older one.
+//! A read may see a write that began before the read ended, unless another write lies completely
+//! between the two: it began after the first one had taken effect, and took effect before the read
+//! began. A write has taken effect when its call has returned, or when a read that saw it has. So a
+//! value that was seen once is never followed by an older one.
 //!
-//! A block is written whole or in part, but never torn: where a read sees one whole write of a
-//! block in some lane, it sees no other whole write of it, and no older part, in any other.
+//! A block is written as a whole or in part, but never torn: if a read sees a write of the whole
+//! block in some lane, it sees no other write of the whole block, and no older part, in any other
+//! lane.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -17,14 +18,14 @@ use std::sync::Mutex;
 /// Lanes in a block.
 pub(crate) const LANES: usize = 8;
 
-/// A moment: every begin and every end of a call has one of its own.
+/// A point in time: each start and each end of a call has a unique one.
 pub(crate) type Tick = u64;
 
-/// Counts moments, and knows which calls are under way.
+/// Counts ticks, and knows which calls are in progress.
 #[derive(Default)]
 pub(crate) struct Clock(Mutex<(Tick, BTreeSet<Tick>)>);
 
-/// A call under way.
+/// A call in progress.
 pub(crate) struct Call<'a> {
     clock: &'a Clock,
     pub(crate) since: Tick,
@@ -45,7 +46,7 @@ impl Clock {
         state.0
     }
 
-    /// When the oldest call began that is under way.
+    /// Returns the tick at which the oldest call in progress began.
     fn oldest(&self) -> Tick {
         let state = self.0.lock().unwrap();
         state.1.first().copied().unwrap_or(state.0)
@@ -63,11 +64,11 @@ impl Drop for Call<'_> {
 struct Write {
     value: u64,
     since: Tick,
-    /// When it had taken effect at the latest; `Tick::MAX` while nobody knows.
+    /// The latest tick by which it has taken effect; `Tick::MAX` while that is unknown.
     until: Tick,
-    /// Whether it takes effect at all: a call that failed may have written any part.
+    /// True if it surely takes effect: a failed call may have written any part.
     certain: bool,
-    /// Whether it writes all of its block.
+    /// True if it writes its whole block.
     whole: bool,
 }
 
@@ -77,18 +78,18 @@ pub(crate) struct BlockHistory {
     lanes: [Vec<Write>; LANES],
 }
 
-/// What a call did that began with `begin`.
+/// The result of the call that began at `begin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
-    /// It failed; any part may be written.
+    /// The call failed; any part may be written.
     Failed,
-    /// It failed before it did anything.
+    /// The call failed before it did anything.
     Refused,
 }
 
 impl BlockHistory {
-    /// A block that holds `values` from the beginning.
+    /// Creates the history of a block that holds `values` from the start.
     pub(crate) fn holding(values: [u64; LANES]) -> Self {
         let write = |value| Write {
             value,
@@ -102,7 +103,7 @@ impl BlockHistory {
         }
     }
 
-    /// A call begins to write `value` to these lanes.
+    /// Records that a call begins to write `value` to these lanes.
     pub(crate) fn begin(&mut self, clock: &Clock, since: Tick, lanes: Range<usize>, value: u64) {
         let whole = lanes.len() == LANES;
         for lane in &mut self.lanes[lanes] {
@@ -119,7 +120,7 @@ impl BlockHistory {
         }
     }
 
-    /// A call begins to make the block hold `values`.
+    /// Records that a call begins to make the block hold `values`.
     pub(crate) fn begin_content(&mut self, clock: &Clock, since: Tick, values: &[u64; LANES]) {
         self.begin(clock, since, 0..LANES, 0);
         for (lane, value) in self.lanes.iter_mut().zip(values) {
@@ -127,7 +128,7 @@ impl BlockHistory {
         }
     }
 
-    /// The call that began at `since` has returned.
+    /// Records that the call that began at `since` has returned.
     pub(crate) fn end(&mut self, since: Tick, now: Tick, outcome: Outcome) {
         for lane in &mut self.lanes {
             let Some(at) = lane.iter().position(|write| write.since == since) else {
@@ -144,8 +145,8 @@ impl BlockHistory {
         }
     }
 
-    /// Checks what a read between `since` and `now` saw in the lanes from `first` on, and learns
-    /// from it what has taken effect.
+    /// Checks what a read between `since` and `now` saw in the lanes from `first` on, and derives
+    /// from it which writes have taken effect.
     pub(crate) fn check(
         &mut self,
         first: usize,
@@ -177,7 +178,7 @@ impl BlockHistory {
         Ok(())
     }
 
-    /// When the write at the earliest began that a reader of `value` saw.
+    /// Returns the start of the earliest write that a reader of `value` may have seen.
     pub(crate) fn began(&self, lane: usize, value: u64, since: Tick, now: Tick) -> Option<Tick> {
         let may = self.may_see(lane, value, since, now);
         may.iter().map(|write| write.since).min()
@@ -191,7 +192,7 @@ impl BlockHistory {
     }
 }
 
-/// Whether `other` has replaced `write` for everyone who begins at `since`.
+/// Returns true if `other` has replaced `write` for every call that begins at `since`.
 fn hides(other: &Write, write: &Write, since: Tick) -> bool {
     other.certain && other.since > write.until && other.until < since
 }
@@ -201,7 +202,8 @@ fn forget(writes: &mut Vec<Write>, oldest: Tick) {
     writes.retain(|write| !all.iter().any(|other| hides(other, write, oldest)));
 }
 
-/// Whether the lanes of a block, each with the writes that it may show, cannot be of one moment.
+/// Returns an error if the lanes of a block, each with the writes that it may show, cannot come
+/// from one point in time.
 fn torn(lanes: &[Vec<Write>]) -> Result<(), String> {
     let sure = lanes.iter().filter_map(|may| match may[..] {
         [only] if only.whole => Some(only),

@@ -1,11 +1,11 @@
-//! Threads that write, read, flush, snapshot, clone, roll back, discard, resize, remove, checkpoint
-//! and reclaim at once on many volumes, in a pool so small that blocks are used again and again and
-//! with a cache that holds next to nothing. A checker knows which values each read may return, and
-//! that a snapshot is of one moment and never changes.
+//! Threads that concurrently write, read, flush, snapshot, clone, roll back, discard, resize,
+//! remove, checkpoint and reclaim many volumes, in a pool so small that blocks are constantly
+//! reused, and with a cache that holds almost nothing. A checker knows which values each read may
+//! return, and verifies that a snapshot shows one point in time and never changes.
 //!
-//! `tools/concurrency` runs it for as long as one likes: `COWSHED_TEST_SECONDS` sets how long each
-//! test goes on, `COWSHED_TEST_SEED` the first seed. Threads are scheduled by the machine, so a
-//! seed repeats the choices, not the order; `tools/models` explores orders.
+//! `tools/concurrency` runs it for longer: `COWSHED_TEST_SECONDS` sets the duration of each test,
+//! `COWSHED_TEST_SEED` the first seed. The machine schedules the threads, so a seed repeats the
+//! choices, not the order; `tools/models` explores orders.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -27,11 +27,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 use workers::World;
 
-/// How long each test goes on starting rounds.
+/// The time during which each test starts rounds.
 const SECONDS: u64 = 8;
-/// How long a round lasts.
+/// The duration of a round.
 const ROUND: Duration = Duration::from_secs(4);
-/// How long the pool's own threads may take to let go of it.
+/// The time that the pool's own threads may take to release it.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POOL_BYTES: u64 = 48 << 20;
 const LOG_BYTES: u64 = 512 << 10;
@@ -39,7 +39,7 @@ const CACHE_BYTES: u64 = 64 << 10;
 
 type Work = fn(&World, &mut StdRng);
 
-/// Who works in a round.
+/// The workers of a round.
 const WORKERS: [Work; 9] = [
     World::write,
     World::write,
@@ -52,7 +52,7 @@ const WORKERS: [Work; 9] = [
     World::tend,
 ];
 
-/// A device, and the same again after the process has died.
+/// A device, and a function that returns it again after the process has died.
 type Again = Box<dyn FnOnce() -> Arc<dyn Device>>;
 
 #[test]
@@ -78,7 +78,8 @@ fn threads_on_a_file_see_only_what_they_may() {
     });
 }
 
-/// A thread of the pool's own may yet be in the middle of a checkpoint.
+/// Opens the pool's file once it is released: one of the pool's own threads may still be in the
+/// middle of a checkpoint.
 fn open_once_let_go(path: &Path) -> FileDevice {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -175,7 +176,7 @@ fn work(world: &World, seed: u64, duration: Duration) {
     });
 }
 
-/// Says what the round did, and fails if it is next to nothing.
+/// Reports what the round did, and fails if that is almost nothing.
 fn report(world: &World) {
     let (record, done) = (&world.record, &world.done);
     println!(
@@ -195,7 +196,7 @@ fn report(world: &World) {
     }
 }
 
-/// Lets the other threads end when one fails, so that the failure is reported.
+/// Makes the other threads end when one fails, so that the failure is reported.
 fn stop_on_panic(stop: &AtomicBool, work: impl FnOnce()) {
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {

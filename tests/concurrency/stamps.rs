@@ -1,6 +1,6 @@
-//! What the blocks hold: each lane says which lineage wrote it, where it belongs, and which write
-//! it was, sixteen bytes again and again, so that a lane in the wrong place, of another volume, or
-//! torn, is seen.
+//! The contents of the blocks: each lane repeats a stamp of sixteen bytes with the lineage that
+//! wrote it, its place, and the number of the write, so that a lane in the wrong place, of another
+//! volume, or torn, is detected.
 
 use crate::history::LANES;
 use cowshed_format::base::BLOCK_BYTES;
@@ -24,7 +24,7 @@ pub(crate) fn fill(lane: &mut [u8], value: u64, lineage: u64, place: u64) {
     }
 }
 
-/// The value of a lane that belongs at `place`.
+/// Returns the value of a lane at `place`.
 pub(crate) fn value_of(lane: &[u8], place: u64) -> Result<u64, String> {
     let (pairs, _) = lane.as_chunks::<16>();
     let first = pairs[0];

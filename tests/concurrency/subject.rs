@@ -1,4 +1,4 @@
-//! Volumes and snapshots under observation: the calls of the engine, each beside its history.
+//! Volumes and snapshots under observation: the engine's calls, each with its history.
 
 use crate::history::{BlockHistory, Clock, LANES, Outcome, Tick};
 use crate::stamps::{BLOCK, LANE_BYTES, fill, value_of};
@@ -8,22 +8,22 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
-/// The blocks that are used, in clusters: at the start, across the border of two leaves, across
-/// that of two nodes above leaves, and a tail that a resize cuts off.
+/// The blocks in use, in clusters: at the start, across the border of two leaves, across that of
+/// two nodes above leaves, and a tail that a resize cuts off.
 const CLUSTERS: [Range<u64>; 4] = [0..64, 224..288, 65_504..65_568, 66_000..66_064];
 const CLUSTER: usize = 64;
-/// The lanes of one cluster, end to end.
+/// Number of lanes of one cluster, which are contiguous.
 const CLUSTER_LANES: usize = CLUSTER * LANES;
 const SLOTS: usize = CLUSTERS.len() * CLUSTER;
-/// Where the tail begins.
+/// The first block of the tail.
 const TAIL_START: u64 = 66_000;
-/// The size of a volume that nobody has resized, in blocks.
+/// The size of a volume that was not resized, in blocks.
 pub(crate) const FULL_BLOCKS: u64 = 66_064;
 
 /// The values of each lane of each block.
 pub(crate) type Content = Vec<[u64; LANES]>;
 
-/// The first block of the tail, and the one behind its last: what a resize may choose.
+/// The sizes that a resize may choose.
 pub(crate) const TAIL: Range<u64> = TAIL_START - 100..FULL_BLOCKS;
 
 fn block_of(slot: usize) -> u64 {
@@ -38,7 +38,7 @@ fn bytes(lanes: usize) -> u64 {
     (lanes * LANE_BYTES) as u64
 }
 
-/// Lanes of one cluster, which lie end to end in the volume.
+/// Lanes of one cluster, which are contiguous in the volume.
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
     cluster: usize,
@@ -66,7 +66,7 @@ impl Span {
         CLUSTERS[self.cluster].start >= TAIL_START
     }
 
-    /// The blocks that the span touches, each with the lanes of it.
+    /// Returns the blocks that the span touches, each with its lanes.
     fn blocks(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
         let (base, lanes) = (self.cluster * CLUSTER, self.lanes.clone());
         (lanes.start / LANES..lanes.end.div_ceil(LANES)).map(move |block| {
@@ -77,7 +77,7 @@ impl Span {
     }
 }
 
-/// What all threads share.
+/// The state that all threads share.
 #[derive(Default)]
 pub(crate) struct Record {
     pub(crate) clock: Clock,
@@ -88,7 +88,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// A number that was not used before.
+    /// Returns a number that was not used before.
     pub(crate) fn number(&self) -> u64 {
         self.values.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -99,13 +99,13 @@ pub(crate) struct Subject {
     lineage: u64,
     pub(crate) volume: Volume,
     blocks: Vec<Mutex<BlockHistory>>,
-    /// Held over a change of the size; its writer, over a rollback.
+    /// Held during a change of the size, and during a rollback.
     size: RwLock<()>,
-    /// Set before it is removed.
+    /// Set before the volume is removed.
     pub(crate) leaving: AtomicBool,
 }
 
-/// A snapshot, and what it held when it was first read.
+/// A snapshot, with its contents at the first read.
 pub(crate) struct Frozen {
     pub(crate) volume: Volume,
     pub(crate) content: Content,
@@ -130,7 +130,7 @@ impl Subject {
         self.blocks[slot].lock().unwrap()
     }
 
-    /// What a failed call means; panics where it must not have failed.
+    /// Returns the outcome of a failed call; panics if the call must not have failed.
     fn outcome(&self, record: &Record, result: Result<()>, in_tail: bool) -> Outcome {
         match result {
             Ok(()) => Outcome::Done,
@@ -157,7 +157,7 @@ impl Subject {
         }
     }
 
-    /// Writes a value of its own to a span, or zeros.
+    /// Writes a unique value to a span, or zeros.
     pub(crate) fn write(&self, record: &Record, span: &Span, zeros: bool) {
         let value = if zeros { 0 } else { record.number() };
         let mut buffer = vec![0; usize::try_from(span.len_bytes()).unwrap()];
@@ -188,7 +188,7 @@ impl Subject {
         self.end(record, call.since, span, outcome);
     }
 
-    /// Reads a span; every lane holds what it may hold.
+    /// Reads a span, and asserts that every lane holds a permitted value.
     pub(crate) fn read(&self, record: &Record, span: &Span) {
         let call = record.clock.begin();
         let Some(values) = self.values(&self.volume, record, span) else {
@@ -220,12 +220,12 @@ impl Subject {
         Some(values_in(&buffer, span))
     }
 
-    /// Runs `resize` with the size to choose, while nobody else changes it.
+    /// Runs `resize` with the size to choose, while no other thread changes it.
     pub(crate) fn resize(&self, record: &Record, blocks: u64, resize: impl FnOnce() -> Result<()>) {
         let _size = self.size.write().unwrap();
         let old = self.volume.size_bytes() / BLOCK;
-        // What lies beyond the smaller size becomes zeros, of a shorter and of a longer volume:
-        // once as it is discarded, and what is written meanwhile, again as the size changes.
+        // The blocks beyond the smaller size become zeros, whether the volume shrinks or grows:
+        // once when they are discarded, and again, for concurrent writes, when the size changes.
         let from = blocks.min(old).max(TAIL_START) - TAIL_START;
         let from = usize::try_from(from).unwrap().min(CLUSTER) * LANES;
         let span = Span::new(CLUSTERS.len() - 1, from..CLUSTER_LANES);
@@ -238,7 +238,7 @@ impl Subject {
         self.end(record, again, &span, outcome);
     }
 
-    /// Runs `rollback`, which is to make the volume what `origin` is; answers whether it did.
+    /// Runs `rollback`, which is to make the volume equal to `origin`; returns true if it did.
     pub(crate) fn rollback(
         &self,
         record: &Record,
@@ -265,12 +265,12 @@ impl Subject {
     }
 
     /// Checks that `snapshot`, made by a call that began at `since` and has returned, holds the
-    /// state of one moment in between. Answers its content.
+    /// state of one point in time in between. Returns its contents.
     pub(crate) fn exact(&self, record: &Record, snapshot: &Volume, since: Tick) -> Content {
         let now = record.clock.now();
         let content = content_of(snapshot);
-        // It holds what was begun by then: so its moment is not before any of that, and what had
-        // taken effect before is in it.
+        // It contains writes that had begun by then, so its point in time is after their start, and
+        // everything that had taken effect before must be in it.
         let mut moment = since;
         for (slot, values) in content.iter().enumerate() {
             let block = self.block(slot);
@@ -291,7 +291,7 @@ impl Subject {
         content
     }
 
-    /// Everything, while nobody writes: it holds what was written last.
+    /// Reads everything while no thread writes: it must hold what was written last.
     pub(crate) fn read_all(&self, record: &Record) -> Content {
         for cluster in 0..CLUSTERS.len() {
             let lanes = (visible_blocks(&self.volume, cluster) * LANES).min(CLUSTER_LANES);
@@ -304,7 +304,7 @@ impl Subject {
 }
 
 impl Frozen {
-    /// Reads a span; it holds what it held from the beginning.
+    /// Reads a span, and asserts that it is unchanged.
     pub(crate) fn read(&self, span: &Span) {
         let lanes = span
             .lanes
@@ -335,14 +335,14 @@ impl Frozen {
     }
 }
 
-/// How many blocks of a cluster the volume's size lets see.
+/// Returns the number of blocks of a cluster within the volume's size.
 fn visible_blocks(volume: &Volume, cluster: usize) -> usize {
     let start = CLUSTERS[cluster].start;
     let blocks = (volume.size_bytes() / BLOCK).saturating_sub(start);
     usize::try_from(blocks).unwrap().min(CLUSTER)
 }
 
-/// Everything that a volume holds that nobody writes; zeros beyond its end.
+/// Returns the contents of a volume that no thread writes; zeros beyond its end.
 pub(crate) fn content_of(volume: &Volume) -> Content {
     let mut content = vec![[0; LANES]; SLOTS];
     for cluster in 0..CLUSTERS.len() {

@@ -1,4 +1,4 @@
-//! The threads: what each of them does, again and again, until the time is up.
+//! The threads: the work that each of them repeats until the time is up.
 
 use crate::stamps::BLOCK;
 use crate::subject::{FULL_BLOCKS, Frozen, Record, Span, Subject, TAIL};
@@ -10,15 +10,15 @@ use rand::seq::IndexedRandom;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
-/// No more volumes and snapshots than these are kept.
+/// The maximum numbers of volumes and snapshots.
 const VOLUMES_MAX: usize = 10;
 const SNAPSHOTS_MAX: usize = 12;
-/// Volumes to begin with, and never fewer.
+/// The initial, and minimum, number of volumes.
 const VOLUMES_MIN: usize = 3;
 /// The longest span of a read or write, in lanes.
 const SPAN_MAX: usize = 160;
 
-/// What the threads work on.
+/// The state that the threads work on.
 pub(crate) struct World {
     pub(crate) pool: Pool,
     pub(crate) record: Record,
@@ -27,7 +27,7 @@ pub(crate) struct World {
     pub(crate) done: Done,
 }
 
-/// How often each thing was done, so that a run that did nothing is noticed.
+/// Number of times each operation was done, so that a run that did nothing is noticed.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) snapshots: AtomicU64,
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// Checkpoints, flushes, reclaims, trims, and asks for what every user asks for.
+    /// Checkpoints, flushes, reclaims, trims, and requests the information that users request.
     pub(crate) fn tend(&self, rng: &mut StdRng) {
         match rng.random_range(0..20) {
             0..6 => {
@@ -244,7 +244,7 @@ impl World {
     }
 }
 
-/// A random span: of whole blocks, or of any lanes.
+/// Returns a random span: of whole blocks, or of arbitrary lanes.
 fn span(rng: &mut StdRng, whole: bool) -> Span {
     let cluster = rng.random_range(0..Span::CLUSTERS);
     let mut from = rng.random_range(0..Span::LANES);

@@ -1,4 +1,4 @@
-//! Copying into containers and out of them.
+//! Copies into containers and out of them.
 
 use crate::stage::{Stage, shell, small_image};
 use crate::trees;
@@ -28,7 +28,7 @@ fn prepared() -> Stage {
     stage
 }
 
-/// Makes a folder in the container, which is not mounted.
+/// Creates a folder in the container, which is not mounted.
 fn with_folder(stage: &Stage, name: &str) {
     let mounted = stage.host.mount_container("one", None).unwrap().path;
     fs::create_dir(mounted.join(name)).unwrap();
@@ -68,7 +68,7 @@ fn a_tree_survives_the_way_in_and_out() {
     trees::assert_same(&folder.join("back"), &folder.join("t"));
     let mounted = stage.host.mount_container("one", None).unwrap().path;
     trees::assert_same(&mounted.join("srv"), &folder.join("t"));
-    // Into a directory that is there: under its own name, or its contents.
+    // Into an existing directory: under its own name, or its contents only.
     stage
         .host
         .copy(&outside(&folder.join("t")), &inside("/srv/"))
@@ -156,7 +156,7 @@ fn links_in_a_container_lead_nowhere_but_into_the_container() {
         fs::read_to_string(folder.join("secret")).unwrap(),
         "of the host"
     );
-    // A link at the end is copied as what it is.
+    // A symbolic link at the end is copied as a link.
     stage
         .host
         .copy(&inside("/to-secret"), &outside(&folder.join("link")))
@@ -168,16 +168,15 @@ fn links_in_a_container_lead_nowhere_but_into_the_container() {
     );
 }
 
-/// What every target is tried with.
+/// The targets with which each source is tried.
 const TARGETS: &str = "echo old > file; mkdir dir; ln -s file to-file
     ln -s dir to-dir; ln -s device to-device; ln -s made dangling; ln -s to-device twice
     mknod device c 1 3; mkfifo fifo";
-/// What is copied.
+/// The sources.
 const SOURCES: &str = "echo new > file; mkdir dir; echo inner > dir/inner; ln -s file link
     mknod device c 7 99; mkfifo fifo";
 
-/// Source, target, and what is there afterwards: `path=kind` of what changed, or `-` where the copy
-/// is refused.
+/// Source, target, and the result: `path=kind` of each changed path, or `-` if the copy is refused.
 const COPIES: [(&str, &str, &str); 42] = [
     ("file", "missing", "missing=new"),
     ("file", "missing/", "-"),
@@ -223,14 +222,14 @@ const COPIES: [(&str, &str, &str); 42] = [
     ("socket", "dir", "-"),
 ];
 
-/// Runs the script in the folder and makes a socket there.
+/// Runs the script in the folder and creates a socket there.
 fn fill(folder: &Path, script: &str) {
     shell(folder, script);
     let mode = Mode::S_IRUSR | Mode::S_IWUSR;
     mknod(&folder.join("socket"), SFlag::S_IFSOCK, mode, 0).unwrap();
 }
 
-/// Every path below the folder, with its kind and what it holds.
+/// Returns every path below the folder, with its kind and contents.
 fn state(folder: &Path) -> Vec<String> {
     let listed = std::process::Command::new("sh")
         .args(["-c", "find . -printf '%p %y %l %s\\n' | sort; grep -r . ."])
@@ -417,7 +416,7 @@ fn a_tar_stream_that_is_none_or_would_destroy_something_is_refused() {
     );
 }
 
-/// Content without end, after which `cancel` is cancelled.
+/// Endless content, which cancels its token at the 64th read.
 struct Endless(Cancel, u32);
 
 impl Read for Endless {
@@ -446,7 +445,7 @@ fn a_cancelled_copy_ends_gives_its_lock_back_and_leaves_no_part_of_a_file() {
     let into = Path::new("/srv");
     let ended = cancel.during(|| stage.host.copy_in(Box::new(input), "one", into));
     assert!(ended.as_ref().is_err_and(Error::is_cancelled), "{ended:?}");
-    // The token of work that is over already: nothing is begun.
+    // With the token of work that has ended, nothing is begun.
     fs::write(there.join("file"), "x").unwrap();
     let file = outside(&there.join("file"));
     let ended = cancel.during(|| stage.host.copy(&file, &inside("/srv/file")));

@@ -1,4 +1,4 @@
-//! What containers changed, and images made of it.
+//! The changes of containers, and images made of them.
 
 use crate::stage::{Stage, shell, small_image};
 use crate::trees;
@@ -87,7 +87,7 @@ fn changes_of_a_running_container_are_listed_as_docker_lists_them() {
     stage.host.set_comparison(Comparison::Trees);
     assert_eq!(diff(&stage, "one"), listed());
     stage.host.set_comparison(Comparison::Blocks);
-    // A file that is open and deleted needs the copy to be settled first.
+    // With a file that is open and deleted, the copy must be settled first.
     let mut open = File::create(root.join("deleted")).unwrap();
     open.write_all(&[1; 100_000]).unwrap();
     fs::remove_file(root.join("deleted")).unwrap();
@@ -153,7 +153,7 @@ fn a_committed_container_is_an_image_that_imports_elsewhere_identically() {
         .host
         .export_image("committed:1", Compression::Zstd, file)
         .unwrap();
-    // The committed layer is made again byte by byte, whatever happened to those below.
+    // The committed layer is reproduced byte by byte, whatever happened to those below.
     assert_eq!(
         exported.layers[2].diff_id,
         exported.layers[2].original_diff_id
@@ -205,7 +205,7 @@ fn a_diff_reads_only_what_changed() {
     assert!(read < 64 << 20, "{read} bytes were read");
 }
 
-/// Bytes that this process has read with system calls.
+/// Returns the number of bytes that this process has read with system calls.
 fn read_bytes() -> u64 {
     let text = fs::read_to_string("/proc/self/io").unwrap();
     let line = text

@@ -1,4 +1,4 @@
-//! Bad images and interruptions leave nothing.
+//! Bad images and interruptions leave nothing behind.
 
 use crate::stage::{ImageFolder, Stage, pool_of, small_image};
 use cowshed_engine::RecordKind;

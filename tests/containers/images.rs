@@ -1,4 +1,4 @@
-//! Importing, listing, removing, and exporting images.
+//! Imports, lists, removes and exports images.
 
 use crate::stage::{ImageFolder, Stage, shell, small_image};
 use crate::trees;
@@ -9,7 +9,7 @@ use cowshed_oci::{Compression, SourceInput};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
-/// Layers with everything that a layer can hold.
+/// Layers with every kind of entry.
 fn rich_image(stage: &Stage) -> ImageFolder {
     ImageFolder::new(stage.folder("rich"))
         .layer(
@@ -139,7 +139,7 @@ fn a_root_file_system_is_an_image_of_one_layer_even_from_a_pipe() {
         .unwrap()
         .path;
     trees::assert_same(&root, &folder.join("tree"));
-    // As a folder, it is the same tree.
+    // Imported as a folder, it is the same tree.
     stage.import(&folder.join("tree"), "folder");
     trees::assert_same(&stage.container("folder", "f"), &folder.join("tree"));
 }
@@ -164,7 +164,7 @@ fn an_exported_image_imports_elsewhere_with_the_same_tree_and_then_is_stable() {
     let imported = other.import(&path, "rich:1");
     assert_eq!(imported.id, exported.id);
     trees::assert_same(&other.container("rich:1", "c"), &image.expected_tree());
-    // What we wrote ourselves, we write again byte by byte.
+    // An image that we exported is exported again byte by byte.
     let (again, exported_again) = export(&other, "second.tar");
     assert_eq!(exported_again.id, exported.id);
     assert_eq!(fs::read(again).unwrap(), fs::read(path).unwrap());
@@ -216,7 +216,7 @@ fn names_that_an_older_version_stored_are_found_and_shown_short() {
         transaction.put_record(RecordKind::REFERENCE, name.as_bytes(), id.as_bytes());
         transaction.commit().unwrap();
     };
-    // As they were given, in several forms, and some that are not valid today.
+    // Names as given, in several forms, including some that are no longer valid.
     for name in ["app", "docker.io/library/debian:12", "Mine", "two"] {
         store(name, &image);
     }
@@ -235,9 +235,9 @@ fn names_that_an_older_version_stored_are_found_and_shown_short() {
     assert_eq!(find("two:latest").unwrap(), other.id);
     let mut names = stage.host.inspect_image("new:1").unwrap().names;
     names.sort();
-    // A short form that would lead to another image is not shown.
+    // A short form that would select another image is not shown.
     assert_eq!(names, ["Mine", "app:latest", "debian:12", "new:1", "two"]);
-    // Given again, the name moves, whatever form it had.
+    // A name given again moves to the new image, whatever its form.
     stage.import(&folder, "app");
     assert_eq!(find("app").unwrap(), other.id);
     assert_eq!(find("docker.io/library/app:latest").unwrap(), other.id);

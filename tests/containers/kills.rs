@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// Tells the child where to work.
+/// The variable that tells the child its folder.
 const FOLDER: &str = "COWSHED_TEST_KILLED_IMPORT";
 const NAME: &str = "image:1";
 
@@ -36,7 +36,7 @@ fn import(host: &Host, image: &Path) {
     host.import_image(&image, &options, &mut |_| true).unwrap();
 }
 
-/// A child that is killed with the test.
+/// A child process that is killed when the test ends.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -72,7 +72,7 @@ fn an_import_that_is_killed_leaves_the_whole_image_or_nothing() {
     );
 }
 
-/// Whether the image was there after an import was killed at that time.
+/// Returns true if the image was there after an import was killed at `delay`.
 fn kill_after(delay: Duration) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -1,7 +1,7 @@
 //! Images and containers on real mounts: FUSE, loop devices and ext4. Needs root and e2fsprogs.
 //!
-//! Everything is made in temporary folders and in pools in memory; each test unmounts and
-//! detaches what it made, also when it fails.
+//! Everything is created in temporary folders and in pools in memory; each test unmounts and
+//! detaches what it created, also when it fails.
 #![allow(
     clippy::unwrap_used,
     reason = "a test fails where something is missing"

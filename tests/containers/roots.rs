@@ -1,4 +1,4 @@
-//! Making, mounting and removing containers.
+//! Creates, mounts and removes containers.
 
 use crate::stage::{Stage, small_image};
 use cowshed_format::base::Name;

@@ -1,4 +1,4 @@
-//! The size of an image's file systems: it follows the image, or is the one that was asked for.
+//! The size of an image's file systems: it follows the image, or is the requested one.
 
 use crate::stage::{ImageFolder, Stage, pool_of, shell};
 use crate::trees;
@@ -9,7 +9,7 @@ use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::path::Path;
 
-/// The usual room in these tests: the smallest file system.
+/// The default size in these tests: that of the smallest file system.
 const USUAL: u64 = 64 << 20;
 const LARGE: &str = "head -c 300M /dev/urandom > large; mkdir few; echo 1 > few/one";
 /// More files than the smallest file system has inodes (one for 8 KiB).
@@ -88,7 +88,7 @@ fn a_clone_of_a_crowded_file_system_needs_more_than_its_size() {
     let size_of = |usual| stage.host.size_with_room(&volume, usual).unwrap();
     let wanted = size_of(256 << 20).unwrap();
     assert!(wanted >= (300 + 256) << 20, "{wanted}");
-    // One that leaves enough, and one that was made small on purpose.
+    // One with enough space left, and one that was made small on purpose.
     assert_eq!(size_of(32 << 20), None);
     assert_eq!(size_of(1 << 30), None);
 }
@@ -130,14 +130,14 @@ fn a_size_that_was_asked_for_is_kept_and_its_lack_of_blocks_or_inodes_is_told() 
     let found = statvfs(&root).unwrap();
     assert!(found.blocks() * found.fragment_size() <= 512 << 20);
     stage.host.unmount_container("c").unwrap();
-    // With layers that are there, the size has no effect, and that is said.
+    // If all layers exist already, the size has no effect, and the import says so.
     let again = import(&stage, &large, &fixed(1 << 30)).unwrap();
     assert!(
         again.notes[0].contains("the size has no effect"),
         "{:?}",
         again.notes
     );
-    // A new layer on top can be larger than those below, and never smaller.
+    // A new layer on top can be larger than those below, but never smaller.
     let more = ImageFolder {
         folder: stage.folder("large"),
         layers: vec!["layer-1.tar".to_owned()],

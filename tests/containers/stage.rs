@@ -1,4 +1,4 @@
-//! A pool in memory with a host on it, and images made on the spot.
+//! A pool in memory with a host on it, and images built by the tests.
 
 use cowshed_check::{CheckOptions, check};
 use cowshed_engine::{CreateOptions, OpenOptions, Pool};
@@ -13,8 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-/// A host with a pool of its own. Fields are dropped in this order: the host unmounts its
-/// containers, the export its files, and then the folder goes.
+/// A host with its own pool. The fields are dropped in this order: the host unmounts its
+/// containers, the export its files, and then the folder is removed.
 pub(crate) struct Stage {
     pub(crate) host: Host,
     pub(crate) export: Arc<Export>,
@@ -23,7 +23,7 @@ pub(crate) struct Stage {
     folder: TempDir,
 }
 
-/// Whatever a test did: every file system that it left is sound, and so is every block of the pool.
+/// After every test, all remaining file systems are sound, and so is every block of the pool.
 impl Drop for Stage {
     fn drop(&mut self) {
         if std::thread::panicking() || self.host.close().is_err() {
@@ -64,7 +64,7 @@ impl Stage {
         }
     }
 
-    /// A new folder that lives as long as the stage.
+    /// Creates a folder that is removed with the stage.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         fs::create_dir_all(&path).unwrap();
@@ -90,7 +90,7 @@ impl Stage {
         self.host.import_image(&image, &options, &mut |_| true)
     }
 
-    /// Makes a container and mounts it.
+    /// Creates a container and mounts it.
     pub(crate) fn container(&self, image: &str, name: &str) -> PathBuf {
         let options = cowshed_host::CreateContainer {
             name: Some(Name::new(name).unwrap()),
@@ -100,7 +100,7 @@ impl Stage {
         self.host.mount_container(name, None).unwrap().path
     }
 
-    /// The names of all volumes.
+    /// Returns the names of all volumes.
     pub(crate) fn volumes(&self) -> Vec<String> {
         self.pool
             .volumes()
@@ -129,12 +129,12 @@ impl Stage {
     }
 }
 
-/// A pool in memory with room for everything.
+/// Creates a pool in memory that is large enough for every test.
 pub(crate) fn new_pool() -> (Arc<MemoryDevice>, Pool) {
     pool_of(4 << 30)
 }
 
-/// A pool in memory of this size.
+/// Creates a pool in memory of this size.
 pub(crate) fn pool_of(size_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
     let device = Arc::new(MemoryDevice::new(size_bytes));
     Pool::create(device.as_ref(), &CreateOptions::default()).unwrap();
@@ -142,7 +142,7 @@ pub(crate) fn pool_of(size_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
     (device, pool)
 }
 
-/// Runs a command line of the shell, which must succeed.
+/// Runs a shell script, which must succeed.
 pub(crate) fn shell(folder: &Path, script: &str) {
     let done = Command::new("bash")
         .args(["-euc", script])
@@ -156,7 +156,7 @@ pub(crate) fn shell(folder: &Path, script: &str) {
     );
 }
 
-/// An image in the making: the layers as GNU tar wrote them.
+/// An image under construction: the layers as GNU tar wrote them.
 pub(crate) struct ImageFolder {
     pub(crate) folder: PathBuf,
     pub(crate) layers: Vec<String>,
@@ -212,12 +212,13 @@ impl ImageFolder {
         self.folder.join("image.tar")
     }
 
-    /// The tree that GNU tar makes of the layers, whiteouts obeyed by the shell.
+    /// Returns the tree that GNU tar makes of the layers, with whiteouts applied by the shell.
     pub(crate) fn expected_tree(&self) -> PathBuf {
         let root = self.folder.join("expected");
         fs::create_dir(&root).unwrap();
         for layer in &self.layers {
-            // What a layer hides goes first; then its entries come, without the marks.
+            // First the entries that a layer hides are removed; then its own entries are added,
+            // without the whiteouts.
             let script = format!(
                 "tar -tf ../{layer} | while read -r path; do
                    name=${{path##*/}}; above=${{path%\"$name\"}}

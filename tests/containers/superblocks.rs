@@ -1,4 +1,4 @@
-//! File systems whose superblocks were written by a guest: they decide nothing about the host.
+//! File systems whose superblocks a guest has written: they must not affect the host.
 
 use crate::stage::{Stage, small_image};
 use cowshed_format::base::Name;
@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-/// A stage with a container whose superblock was changed with tune2fs.
+/// Creates a stage with a container whose superblock was changed with tune2fs.
 fn tuned(arguments: &[&str]) -> Stage {
     let stage = Stage::new();
     let path = small_image(stage.folder("small"));
@@ -32,7 +32,7 @@ fn tuned(arguments: &[&str]) -> Stage {
     stage
 }
 
-/// The fields of a line of mountinfo: device, root, mount point, options.
+/// Returns the fields of each line of mountinfo below `folder`: device, root, mount point, options.
 fn mounts_below(folder: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let lines = text.lines().filter_map(|line| {
@@ -44,7 +44,7 @@ fn mounts_below(folder: &Path) -> Vec<(String, String)> {
     lines.collect()
 }
 
-/// The options in force of the ext4 that is mounted at `path`.
+/// Returns the effective options of the ext4 mounted at `path`.
 fn options_of(path: &Path) -> String {
     let mounts = mounts_below(path);
     let (line, _) = mounts.first().unwrap();

@@ -1,4 +1,4 @@
-//! Everything that two trees can differ in, listed.
+//! Comparison of two trees in everything that they can differ in.
 
 use cowshed_oci::Digest;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is known of an object.
+/// The properties of an object.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Object {
     mode: u32,
@@ -21,7 +21,7 @@ pub(crate) struct Object {
     content: Option<Digest>,
 }
 
-/// All objects beneath `root`, the root included, by path.
+/// Returns all objects below `root`, including the root, by path.
 pub(crate) fn list(root: &Path) -> BTreeMap<PathBuf, Object> {
     let mut objects = BTreeMap::new();
     let mut first_names = BTreeMap::new();
@@ -62,7 +62,7 @@ pub(crate) fn list(root: &Path) -> BTreeMap<PathBuf, Object> {
     objects
 }
 
-/// All extended attributes of a tree as text.
+/// Returns all extended attributes of a tree as text.
 fn xattrs(root: &Path) -> String {
     let listed = Command::new("getfattr")
         .args(["-R", "-P", "-h", "-d", "-m", "-", "-e", "hex", "."])
@@ -75,7 +75,7 @@ fn xattrs(root: &Path) -> String {
     sections.join("\n\n")
 }
 
-/// Asserts that two trees are the same in everything.
+/// Asserts that two trees are equal in everything.
 pub(crate) fn assert_same(found: &Path, expected: &Path) {
     assert_eq!(xattrs(found), xattrs(expected));
     let (found, expected) = (list(found), list(expected));

@@ -1,8 +1,8 @@
-//! What a pool holds, as one number: of a pool, read through its public calls, and of the model.
+//! Digests of a pool's contents: of a pool, read through its public calls, and of the model.
 //!
-//! Two numbers for each state. `content` is what users see: names, ids, kinds, sizes, labels,
-//! records, and each mapped block with its bytes. `family` is who is whose parent, which the engine
-//! settles in its own time after a removal and which therefore is compared after a reclaim.
+//! Each state has two digests. `content` is what users see: names, ids, kinds, sizes, labels,
+//! records, and each mapped block with its bytes. `family` is the parents, which the engine settles
+//! asynchronously after a removal and which are therefore compared after a reclaim.
 
 use crate::compare::RECORD_KINDS;
 use crate::oracle::{BLOCK, Oracle, Volume as Model};
@@ -10,11 +10,11 @@ use cowshed_engine::{ExtentKind, Pool, Volume, VolumeInfo, VolumeKind};
 use cowshed_format::base::{BLOCK_BYTES, Result};
 use std::collections::BTreeMap;
 
-/// Blocks read in one call.
+/// Number of blocks read in one call.
 const READ_BLOCKS: usize = 16;
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A hash for telling states apart, not for keeping an enemy out.
+/// A hash that distinguishes states; it does not resist attacks.
 #[derive(Clone, Copy)]
 pub(crate) struct Mix(u64);
 
@@ -33,7 +33,7 @@ impl Mix {
 
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.word(bytes.len() as u64);
-        // Four lanes, which a processor works on at once.
+        // Four lanes, which a processor computes in parallel.
         let (fours, rest) = bytes.as_chunks::<32>();
         let [mut a, mut b, mut c, mut d] = [Self(1), Self(2), Self(3), Self(4)];
         for four in fours {
@@ -77,7 +77,7 @@ fn block(mix: &mut Mix, index: u64, bytes: &[u8]) {
     mix.bytes(bytes);
 }
 
-/// All that users of `pool` see.
+/// Returns the digest of everything that users of `pool` see.
 pub(crate) fn content_of_pool(pool: &Pool, infos: &[VolumeInfo]) -> Result<u64> {
     let mut mix = Mix::new(0);
     let mut buffer = vec![0; READ_BLOCKS * BLOCK_BYTES];
@@ -125,7 +125,7 @@ fn content_of_volume(mix: &mut Mix, volume: &Volume, buffer: &mut [u8]) -> Resul
     Ok(())
 }
 
-/// The same of the model.
+/// Returns the same digest of the model.
 pub(crate) fn content_of_model(oracle: &Oracle) -> u64 {
     let mut mix = Mix::new(0);
     let mut named: Vec<(&str, u64, &Model)> = oracle
@@ -155,7 +155,7 @@ pub(crate) fn content_of_model(oracle: &Oracle) -> u64 {
     mix.finish()
 }
 
-/// Parents and counts of children, once all removals are settled.
+/// Returns the digest of parents and counts of children, once all removals are settled.
 pub(crate) fn family_of_pool(infos: &[VolumeInfo]) -> u64 {
     let mut all: Vec<(u64, u64, u64)> = infos
         .iter()
@@ -167,7 +167,7 @@ pub(crate) fn family_of_pool(infos: &[VolumeInfo]) -> u64 {
     family(&mut all)
 }
 
-/// The same of the model.
+/// Returns the same digest of the model.
 pub(crate) fn family_of_model(oracle: &Oracle) -> u64 {
     let mut children: BTreeMap<u64, u64> = BTreeMap::new();
     for parent in oracle.volumes.values().filter_map(|volume| volume.parent) {
@@ -196,7 +196,8 @@ fn family(all: &mut [(u64, u64, u64)]) -> u64 {
     mix.finish()
 }
 
-/// Who owns which block, which no byte tells: a write of the same bytes again changes it.
+/// Returns the digest of the owner of each block, which no byte shows: rewriting the same bytes
+/// changes it.
 pub(crate) fn ownership_of_model(oracle: &Oracle) -> u64 {
     let mut mix = Mix::new(9);
     for (id, volume) in &oracle.volumes {

@@ -1,15 +1,17 @@
-//! What a run did: every change that its device saw, and what the pool was after each operation.
+//! The history of a run: every change that its device saw, and the state of the pool after each
+//! operation.
 //!
 //! # What a crash may leave
-//! A crash image is made of all closed epochs up to one and of any part of the next. The pool that
-//! comes back must be **one** of the states that the operations made, whole:
+//! A crash image consists of all closed epochs up to one, and of any part of the next. The
+//! recovered pool must be **one** of the states that the operations made, completely:
 //! - not one before the last flush that was acknowledged while the image's epoch was open;
-//! - where the image is what the host had at one moment, and nothing is missing, as after the death
-//!   of the process: not one before the last *operation* acknowledged by then;
-//! - not one that an operation made that had not begun.
+//! - if the image is exactly what the host had at one point in time, as after the death of the
+//!   process: not one before the last *operation* acknowledged by then;
+//! - not one made by an operation that had not begun.
 //!
-//! A recovery that has not finished has promised nothing: after it is cut, any state is good that
-//! was good before it began. Once it has finished, the state that it found is durable.
+//! A recovery that has not finished guarantees nothing: if the power is cut during it, every state
+//! is permitted that was permitted before it began. Once it has finished, the state that it found
+//! is durable.
 
 use crate::digest;
 use crate::oracle::Oracle;
@@ -18,26 +20,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// A moment of a device's record: how many epochs are closed, and how many changes came since.
+/// A position in a device's record: number of closed epochs, and number of changes since.
 pub(crate) type Moment = (usize, usize);
 
-/// One state of a pool. An operation that takes several log records makes several.
+/// One state of a pool. An operation that takes several log records makes several states.
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) oracle: Arc<Oracle>,
     pub(crate) content: u64,
     pub(crate) family: u64,
     pub(crate) ownership: u64,
-    /// When the operation that made it began.
+    /// The start of the operation that made it.
     pub(crate) begun: Moment,
-    /// When that operation had returned.
+    /// The end of that operation.
     pub(crate) acknowledged: Moment,
 }
 
 impl State {
     pub(crate) fn new(oracle: &Oracle, begun: Moment, acknowledged: Moment) -> Self {
         let mut oracle = oracle.clone();
-        // The engine settles removals in its own time; it is compared once it has.
+        // The engine settles removals asynchronously; the pool is compared after that.
         oracle.unsettled = false;
         Self {
             content: digest::content_of_model(&oracle),
@@ -50,19 +52,19 @@ impl State {
     }
 }
 
-/// A run, for those who cut its power.
+/// A run, for the functions that cut its power.
 pub(crate) struct History {
     pub(crate) recording: Recording,
     pub(crate) states: Vec<State>,
-    /// When a flush (or what is as good as one) was acknowledged, and the state it was about.
+    /// The acknowledgement of each flush (or equivalent), and the state that it covered.
     pub(crate) flushed: Vec<(Moment, usize)>,
-    /// When each volume was made.
+    /// The creation time of each volume.
     pub(crate) created: BTreeMap<u64, SystemTime>,
-    /// What was done, and when it began.
+    /// The operations, each with its start.
     pub(crate) trace: Vec<(Moment, String)>,
 }
 
-/// The states that a recovered pool may be in: the first and the last one, by number.
+/// The states that a recovered pool may have: the numbers of the first and the last one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     pub(crate) first: usize,
@@ -70,8 +72,8 @@ pub(crate) struct Window {
 }
 
 impl History {
-    /// The states that may come back when `epoch` epochs are durable, and of the next one the first
-    /// `whole` changes, or any part.
+    /// Returns the states that may come back if `epoch` epochs are durable, and of the next one the
+    /// first `whole` changes, or any part.
     pub(crate) fn window(&self, epoch: usize, whole: Option<usize>) -> Window {
         let flushed = self
             .flushed
@@ -90,13 +92,13 @@ impl History {
         let begun = self.states.partition_point(|state| state.begun <= end);
         Window {
             first,
-            // A flush with nothing to make durable is acknowledged in the midst of an epoch, too:
+            // A flush with nothing to make durable is also acknowledged in the middle of an epoch:
             // the states before it, back to the last change of the device, are the same.
             last: first.max(begun - 1),
         }
     }
 
-    /// What was done last before an epoch was over.
+    /// Returns the last operations before the end of an epoch.
     pub(crate) fn last_operations(&self, epoch: usize, count: usize) -> &[(Moment, String)] {
         let end = self.trace.partition_point(|(moment, _)| moment.0 <= epoch);
         &self.trace[end.saturating_sub(count)..end]

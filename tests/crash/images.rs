@@ -1,10 +1,9 @@
-//! What a power cut may leave of one epoch: each change lost, whole, or torn.
+//! The states in which a power cut may leave one epoch: each change is lost, complete, or torn.
 //!
-//! - A write reaches the device in any order against others, and tears at blocks and at sectors of
-//!   512 bytes.
-//! - A store through the mapping does so too; its pages are written as they are at any moment of
-//!   the epoch, and on memory that persists by itself it tears at eight bytes.
-//! - A discard may happen or not, for each of its blocks, and what it leaves may be anything.
+//! - Writes reach the device in any order, and tear at blocks and at sectors of 512 bytes.
+//! - So do stores through the mapping; the mapping's pages are written back in their state at any
+//!   point of the epoch, and on memory that persists by itself stores tear at eight bytes.
+//! - A discard happens or not, for each of its blocks, and leaves arbitrary contents.
 //! - A change of the length happens or not.
 
 use crate::digest::Mix;
@@ -15,41 +14,41 @@ use rand::rngs::StdRng;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// Up to this many changes in an epoch, every subset of them is tried.
+/// For up to this many changes in an epoch, every subset is tried.
 const SUBSETS_OF: usize = 10;
-/// How many subsets of more changes are tried.
+/// Number of subsets that are tried of more changes.
 const SUBSETS: usize = 200;
-/// How many images of each kind have every change meet a fate of its own.
+/// Number of images of each kind in which every change has its own fate.
 const MIXED: usize = 40;
-/// About so many pages of a discarded range hold something, if any do.
+/// Approximate number of pages of a discarded range that hold garbage, if any do.
 const GARBAGE_PAGES: u64 = 64;
 const SECTOR_BYTES: u64 = 512;
 const PAGE_BYTES: u64 = BLOCK_BYTES as u64;
-/// The smallest store that memory keeps whole.
+/// The smallest store that memory keeps complete.
 const WORD_BYTES: u64 = 8;
 
-/// What becomes of one change.
+/// The fate of one change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Lost,
     Whole,
-    /// Some of its units of this many bytes are there.
+    /// Only some of its units of this many bytes are there.
     Torn(u64, Kept),
-    /// A discarded range holds anything.
+    /// A discarded range has arbitrary contents.
     Garbage(u64),
 }
 
-/// Which units of a torn change are there.
+/// The units of a torn change that are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
     /// This many from its start.
     Head(u64),
     /// All but this many from its start.
     Tail(u64),
-    /// Each with even chances, by this seed.
+    /// Each with a probability of one half, by this seed.
     Some(u64),
     /// Those whose unit was written back later than this change, by this seed: the change's number
-    /// and how many there are.
+    /// and the number of changes.
     WrittenBack(u64, usize, usize),
 }
 
@@ -58,7 +57,7 @@ pub(crate) enum Kept {
 pub(crate) struct Cut {
     pub(crate) kind: &'static str,
     pub(crate) fates: Vec<Fate>,
-    /// The image is exactly what the host had after this many changes.
+    /// If set, the image is exactly what the host had after this many changes.
     pub(crate) whole: Option<usize>,
 }
 
@@ -84,7 +83,7 @@ fn random(seed: u64, of: u64) -> u64 {
 }
 
 impl Kept {
-    /// Whether unit `index` of `count`, which is number `unit` of the device, is there.
+    /// Returns true if unit `index` of `count`, which is number `unit` of the device, is there.
     fn has(self, unit: u64, index: u64) -> bool {
         match self {
             Self::Head(count) => index < count,
@@ -97,7 +96,7 @@ impl Kept {
     }
 }
 
-/// Makes one change, as far as its fate lets it.
+/// Applies one change as far as its fate permits.
 pub(crate) fn apply(image: &mut DeviceImage, op: &RecordedOp, fate: Fate) {
     match (op, fate) {
         (_, Fate::Lost) => {}
@@ -160,8 +159,8 @@ pub(crate) fn apply(image: &mut DeviceImage, op: &RecordedOp, fate: Fate) {
     }
 }
 
-/// The pieces of a range at multiples of `unit` bytes of the device: where in the range, the
-/// unit's number on the device, and in the range.
+/// Splits a range at multiples of `unit` bytes of the device; returns for each piece its range
+/// within the range, the number of the unit on the device, and its number within the range.
 fn units(
     offset_bytes: u64,
     len_bytes: u64,
@@ -177,7 +176,7 @@ fn units(
     })
 }
 
-/// What a durable discard left: for each in its own way, by `seed`.
+/// Returns the fate of a durable discard: each has its own, by `seed`.
 pub(crate) fn fate_of_durable(op: &RecordedOp, seed: u64, number: u64) -> Fate {
     match (op, random(seed, number) % 3) {
         (RecordedOp::Discard { .. }, 0) => Fate::Lost,
@@ -186,7 +185,7 @@ pub(crate) fn fate_of_durable(op: &RecordedOp, seed: u64, number: u64) -> Fate {
     }
 }
 
-/// Every cut of an epoch.
+/// Returns every cut of an epoch.
 pub(crate) fn all_cuts(ops: &[RecordedOp], rng: &mut StdRng) -> Vec<Cut> {
     let mut cuts = prefixes(ops);
     singles(ops, &mut cuts);
@@ -196,7 +195,7 @@ pub(crate) fn all_cuts(ops: &[RecordedOp], rng: &mut StdRng) -> Vec<Cut> {
     cuts
 }
 
-/// Each prefix, each change dropped, each kept alone, and `more` others.
+/// Returns the cuts with each prefix, each change dropped, each kept alone, and `more` others.
 pub(crate) fn few_cuts(ops: &[RecordedOp], more: usize, rng: &mut StdRng) -> Vec<Cut> {
     let mut cuts = prefixes(ops);
     singles(ops, &mut cuts);
@@ -262,7 +261,7 @@ fn subsets(ops: &[RecordedOp], rng: &mut StdRng, cuts: &mut Vec<Cut>) {
     }
 }
 
-/// Each change torn, as the last one that was made and with all others there.
+/// Adds cuts in which each change is torn, as the last one made and with all others complete.
 fn torn(ops: &[RecordedOp], rng: &mut StdRng, cuts: &mut Vec<Cut>) {
     for (one, op) in ops.iter().enumerate() {
         let mut push = |fate: Fate, others: Fate| {
@@ -316,7 +315,8 @@ fn some(unit: u64, rng: &mut StdRng) -> Fate {
     Fate::Torn(unit, Kept::Some(rng.random()))
 }
 
-/// Every change with a fate of its own; the pages of the log written back at moments of their own.
+/// Adds cuts in which every change has its own fate, and the pages of the log are written back at
+/// different times.
 fn mixed(ops: &[RecordedOp], each: usize, rng: &mut StdRng, cuts: &mut Vec<Cut>) {
     let any = |op: &RecordedOp, rng: &mut StdRng| match (op, rng.random_range(0..6)) {
         (_, 0) => Fate::Lost,
@@ -350,7 +350,7 @@ fn mixed(ops: &[RecordedOp], each: usize, rng: &mut StdRng, cuts: &mut Vec<Cut>)
     }
 }
 
-/// The pages that the writes of an epoch touch.
+/// Returns the pages that the writes of an epoch touch.
 pub(crate) fn written(ops: &[RecordedOp]) -> BTreeSet<u64> {
     let pages = |op: &RecordedOp| match op {
         RecordedOp::Write {
@@ -363,8 +363,8 @@ pub(crate) fn written(ops: &[RecordedOp]) -> BTreeSet<u64> {
     ops.iter().flat_map(pages).collect()
 }
 
-/// What tells an image from others of the same epoch: the pages that are written, and what became
-/// of everything else.
+/// Returns what distinguishes an image from others of the same epoch: the written pages, and the
+/// fate of all other changes.
 pub(crate) fn fingerprint(
     image: &DeviceImage,
     written: &BTreeSet<u64>,

@@ -1,4 +1,4 @@
-//! A device that says it has flushed and has not: the prover must notice.
+//! A device that reports flushes that it has not done: the prover must notice.
 
 use cowshed_format::base::Result;
 use cowshed_format::device::{Device, MemoryDevice};
@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Forwards everything but one flush in `every`.
+/// Forwards everything except one flush in `every`.
 pub(crate) struct Liar {
     pub(crate) device: Arc<MemoryDevice>,
     pub(crate) every: u64,

@@ -1,9 +1,9 @@
 //! Power cuts in memory: random operations, every way in which a cut may leave the device, and the
-//! proof that each comes back as one moment at or after the last acknowledged flush.
+//! proof that the pool comes back in one state at or after the last acknowledged flush.
 //!
-//! `cargo test` runs the short form; `tools/crash --images 1000000 --seed 1` the long one. What a
-//! cut may leave is in `images`, what may come back of it in `history`, what is compared in
-//! `verify`. A failure prints the seed that repeats it, the operations, and what became of each
+//! `cargo test` runs the short form; `tools/crash --images 1000000 --seed 1` the long one. `images`
+//! has the states that a cut may leave, `history` the states that may come back, `verify` the
+//! comparison. A failure prints the seed that repeats it, the operations, and the fate of each
 //! change of the device.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -32,13 +32,13 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Images of the short form.
+/// Number of images of the short form.
 const SHORT_IMAGES: u64 = 30_000;
-/// No liar escapes so many seeds.
+/// Every liar is found within this number of seeds.
 const LIAR_SEEDS: u64 = 8;
-/// One flush in so many is a lie.
+/// One flush in this many is a lie.
 const LIE_EVERY: u64 = 5;
-/// How often a run without a terminal says how far it is.
+/// The interval at which a run without a terminal reports its progress.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Cuts the power of pools in memory and recovers them.
@@ -142,7 +142,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Seeds on all processors, until there are enough images.
+/// Runs seeds on all processors until there are enough images.
 fn every_power_cut(options: &Options) -> Result<(), String> {
     let images = match (options.images, options.seconds) {
         (Some(images), _) => images,
@@ -184,7 +184,7 @@ fn every_power_cut(options: &Options) -> Result<(), String> {
     failure.map_or(Ok(()), Err)
 }
 
-/// Shows how far it is until all threads have ended, and stops them when the time is up.
+/// Shows the progress until all threads have ended, and stops them when the time is up.
 fn watch(
     tally: &Tally,
     images: u64,
@@ -235,7 +235,7 @@ fn summary(tally: &Tally, first: u64, started: Instant) -> String {
     )
 }
 
-/// The prover proves nothing if it does not notice a flush that did not happen.
+/// The prover is useless if it does not notice a flush that did not happen.
 fn a_liar_is_found(_: &Options) -> Result<(), String> {
     let disguise = |device| {
         let (every, flushes) = (LIE_EVERY, AtomicU64::new(0));

@@ -1,5 +1,5 @@
-//! A device that lets something happen in the middle of an operation: between two writes of a
-//! checkpoint, say, as another thread would. What happens is the same with each run of a seed.
+//! A device that lets something happen in the middle of an operation, as another thread would:
+//! between two writes of a checkpoint, for example. A seed always leads to the same events.
 
 use cowshed_format::base::{Error, Result};
 use cowshed_format::device::{Device, MemoryDevice};
@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Forwards everything; before one of its writes, the work that waits for it is done (not before a
-/// flush: what flushes itself would wait for the one that is under way).
+/// Forwards everything; before one of its writes, it does the waiting work (not before a flush:
+/// work that flushes would wait for the flush in progress).
 pub(crate) struct Meddler {
     device: Arc<MemoryDevice>,
     waiting: Mutex<Option<(u32, Work)>>,
-    /// Changes that are still let through before the process dies.
+    /// Number of changes that still pass before the process dies.
     life: Mutex<Option<u32>>,
 }
 
@@ -26,19 +26,19 @@ impl Meddler {
         }
     }
 
-    /// Has the process die once `changes` more changes are made: nothing that it asks for later
-    /// reaches the device.
+    /// Makes the process die after `changes` more changes: nothing that it requests later reaches
+    /// the device.
     pub(crate) fn kill_after(&self, changes: u32) {
         *self.life.lock().expect("no panic while it is held") = Some(changes);
     }
 
-    /// A new process has the device; answers whether the last one had made all its changes.
+    /// Gives the device to a new process; returns true if the last one had made all its changes.
     pub(crate) fn revive(&self) -> bool {
         let life = self.life.lock().expect("no panic while it is held").take();
         life == Some(0)
     }
 
-    /// The dead change nothing.
+    /// Returns an error for a dead process, whose changes are dropped.
     fn live(&self) -> Result<()> {
         match &mut *self.life.lock().expect("no panic while it is held") {
             None => Ok(()),
@@ -53,12 +53,12 @@ impl Meddler {
         }
     }
 
-    /// Has `work` done once `calls` writes have passed.
+    /// Arms `work`, which is done once `calls` writes have passed.
     pub(crate) fn arm(&self, calls: u32, work: Work) {
         *self.waiting.lock().expect("no panic while it is held") = Some((calls, work));
     }
 
-    /// Forgets what was not done.
+    /// Discards work that was not done.
     pub(crate) fn disarm(&self) {
         let work = self
             .waiting

@@ -1,4 +1,4 @@
-//! What happens in the middle of a checkpoint: a write, a flush, a snapshot.
+//! The events in the middle of a checkpoint: a write, a flush, a snapshot.
 
 use crate::history::Moment;
 use crate::oracle::BLOCK;
@@ -8,12 +8,12 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::sync::{Arc, Mutex};
 
-/// Writes of a checkpoint before it happens: up to this many.
+/// The maximum number of writes of a checkpoint before the event.
 const CALLS_MAX: u32 = 12;
-/// So much must be free that nothing has to wait for the checkpoint itself.
+/// The free space that is needed so that nothing has to wait for the checkpoint itself.
 const FREE_BYTES: u64 = 128 * BLOCK;
 
-/// One thing that happened, with its beginning and its end.
+/// An event that happened, with its start and end.
 struct Done {
     what: What,
     begun: Moment,
@@ -26,7 +26,7 @@ enum What {
     Flush,
 }
 
-/// What was prepared to happen, and what has.
+/// The prepared event, and those that happened.
 pub(crate) struct Meddling {
     id: u64,
     offset: u64,
@@ -36,7 +36,7 @@ pub(crate) struct Meddling {
 }
 
 impl Run {
-    /// Prepares something to happen in the middle of the next operation.
+    /// Prepares an event in the middle of the next operation.
     pub(crate) fn prepare_meddling(&mut self) -> Option<Meddling> {
         let meddler = self.ground.meddler.clone()?;
         let status = self.pool().status().expect("status");
@@ -95,7 +95,8 @@ impl Run {
         Some(meddling)
     }
 
-    /// Takes over what has happened meanwhile. Answers the branches and barriers that it took.
+    /// Takes over the events that happened meanwhile. Returns the branches and barriers that they
+    /// took.
     pub(crate) fn take_over(&mut self, meddling: Option<Meddling>) -> (u64, u64) {
         let (mut branches, mut barriers) = (0, 0);
         let Some(meddling) = meddling else {

@@ -1,4 +1,4 @@
-//! The operations of a run, each one chosen and carried out at random.
+//! The operations of a run, chosen at random.
 
 use crate::compare::RECORD_KINDS;
 use crate::oracle::{BLOCK, Refusal};
@@ -8,13 +8,13 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
 
-/// No run has more named volumes than this.
+/// The maximum number of named volumes of a run.
 const VOLUMES_MAX: usize = 8;
-/// No volume has more blocks than about this.
+/// The approximate maximum number of blocks of a volume.
 const MAPPED_BLOCKS_MAX: u64 = 56;
-/// Blocks in the longest write.
+/// Number of blocks in the longest write.
 const WRITE_BLOCKS_MAX: u64 = 12;
-/// One for each height of a map, and some that end inside a block.
+/// A size for each height of a map, and some that end inside a block.
 const SIZES: [u64; 7] = [
     BLOCK,
     7 * BLOCK + 100,
@@ -26,7 +26,7 @@ const SIZES: [u64; 7] = [
 ];
 
 impl Run {
-    /// One random operation.
+    /// Does one random operation.
     pub(crate) fn step(&mut self) {
         let named = self.oracle.all_named();
         let Some(id) = named.choose(&mut self.rng).copied() else {
@@ -106,7 +106,8 @@ impl Run {
         self.acknowledge(0);
     }
 
-    /// A range in a volume: whole blocks or not; near its start, at the second leaf, or its end.
+    /// Returns a range in a volume: of whole blocks or not; near its start, at the second leaf, or
+    /// at its end.
     fn pick_range(&mut self, id: u64, blocks_max: u64) -> (u64, u64) {
         let size = self.oracle.volumes[&id].size_bytes;
         let block = self.rng.random_range(0..32);
@@ -141,7 +142,7 @@ impl Run {
             1 => self
                 .rng
                 .fill(&mut bytes[usize::try_from(len / 2).expect("small")..]),
-            // Content that comes again: a torn block may look like a whole one.
+            // Repeating contents: a torn block may look like a complete one.
             2 => bytes.fill(self.rng.random_range(1..4)),
             _ => self.rng.fill(&mut bytes[..]),
         }
@@ -288,7 +289,7 @@ impl Run {
         self.acknowledge(0);
     }
 
-    /// Several records as one transaction. Long ones fill the log.
+    /// Puts several records in one transaction. Long ones fill the log.
     fn put_records(&mut self) {
         let pool = self.pool();
         let mut transaction = pool.transaction();
@@ -319,7 +320,7 @@ impl Run {
         self.acknowledge(0);
     }
 
-    /// Changes of several volumes and a record that commit as one.
+    /// Commits changes of several volumes and a record as one transaction.
     fn transaction(&mut self, id: u64) {
         if !self.has_room(2) {
             return;
@@ -361,7 +362,7 @@ fn as_name(text: &str) -> Name {
     Name::new(text).expect("a good name")
 }
 
-/// What a call answered; `None` when the pool is full.
+/// Returns the result of a call; `None` when the pool is full.
 fn unless_full<T>(found: Result<T>) -> Option<T> {
     match found {
         Ok(found) => Some(found),

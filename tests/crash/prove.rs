@@ -1,5 +1,5 @@
-//! Proves one seed: a run, and every power cut of some of its epochs; some of the pools that come
-//! back go on, and their power is cut again, during their recovery and after it.
+//! Proves one seed: a run, and every power cut of some of its epochs. Some of the recovered pools
+//! are used further, and their power is cut again, during their recovery and after it.
 
 use crate::history::{History, Moment, State, Window};
 use crate::images::{self, Cut, Fate};
@@ -14,25 +14,26 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Operations before the epochs whose power is cut: up to this many.
+/// The maximum number of operations before the epochs that are cut.
 const WARM_UP: usize = 500;
-/// How many epochs are cut.
+/// Number of epochs that are cut.
 const EPOCHS: usize = 6;
-/// No epoch that is cut has more changes than this: it is closed with a flush.
+/// The maximum number of changes of an epoch that is cut: then a flush closes it.
 const CHANGES_MAX: usize = 40;
-/// One in so many images goes on.
+/// One image in this many is used further.
 const GO_ON: u32 = 80;
-/// One in so many is compared to the last byte.
+/// One image in this many is compared to the last byte.
 const THOROUGH: u32 = 16;
-/// Operations of one that goes on, and images of each epoch of it beyond each write.
+/// Number of operations on a pool that is used further, and of images of each of its epochs beyond
+/// those of each write.
 const MORE_OPERATIONS: usize = 12;
 const MORE_IMAGES: usize = 12;
-/// How often power is lost and the pool goes on, one in the other.
+/// Maximum nesting of power cuts and further use.
 const DEPTH: u32 = 3;
-/// Operations that a failure shows.
+/// Number of operations that a failure shows.
 const TRACE: usize = 30;
 
-/// What was proved so far, by all threads.
+/// The progress of the proof, of all threads.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) images: AtomicU64,
@@ -42,7 +43,7 @@ pub(crate) struct Tally {
     pub(crate) epochs: AtomicU64,
     pub(crate) runs: AtomicU64,
     pub(crate) operations: AtomicU64,
-    /// Set when it is enough.
+    /// Set when the work is to end.
     pub(crate) stop: AtomicBool,
 }
 
@@ -52,13 +53,13 @@ impl Tally {
     }
 }
 
-/// A run, its cuts and how deep it is in others.
+/// A run, its cuts, and its nesting depth.
 struct Proof<'a> {
     history: &'a History,
     rng: StdRng,
     tally: &'a Tally,
     depth: u32,
-    /// What a durable discard left.
+    /// The seed of the contents that durable discards left.
     discards: u64,
 }
 
@@ -113,9 +114,9 @@ pub(crate) fn prove(
         .map_err(|message| format!("seed {seed}, {message}"))
 }
 
-/// Lives until enough epochs are there; answers the first that is to be cut.
+/// Runs operations until there are enough epochs; returns the first epoch to cut.
 fn live(run: &mut Run, tally: &Tally) -> usize {
-    // Some from the very beginning, with the first opening.
+    // Some runs start at the very beginning, with the first opening.
     let warm_up = if run.rng.random_ratio(1, 8) {
         0
     } else {
@@ -200,7 +201,7 @@ impl Proof<'_> {
         Ok(())
     }
 
-    /// Whether the epoch is of the recovery that the run began with.
+    /// Returns true if the epoch belongs to the recovery with which the run began.
     fn in_recovery(&self, epoch: usize) -> bool {
         self.history
             .trace
@@ -231,9 +232,9 @@ impl Proof<'_> {
         self.go_on(device, recovered, window)
     }
 
-    /// The pool has come back: it is worked with, and its power is cut again. Nobody has seen it
-    /// before its recovery was done, so that a second recovery may find more or less of what had
-    /// not been flushed: what the first one wrote may lie on blocks whose writes were torn.
+    /// Uses a recovered pool, and cuts its power again. No user has seen the pool before its
+    /// recovery was done, so a second recovery may find more or less of what had not been flushed:
+    /// the first one's writes may lie on blocks whose writes were torn.
     fn go_on(
         &mut self,
         device: Arc<MemoryDevice>,

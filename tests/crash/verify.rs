@@ -1,4 +1,4 @@
-//! One crash image: it is opened, checked, compared with the model, reclaimed, and checked again.
+//! One crash image: opened, checked, compared with the model, reclaimed, and checked again.
 
 use crate::compare;
 use crate::digest;
@@ -18,7 +18,7 @@ thread_local! {
     static CAUGHT: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Has panics that `caught` waits for say nothing.
+/// Silences panics that `caught` handles.
 pub(crate) fn hush_caught_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -30,7 +30,7 @@ pub(crate) fn hush_caught_panics() {
     }));
 }
 
-/// Carries `work` out; what it panics with is the error.
+/// Runs `work`; returns its panic message as the error.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let outer = CATCHING.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(work));
@@ -38,30 +38,31 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     outcome.map_err(|_| CAUGHT.take())
 }
 
-/// What is done to an image once it has proved to be a state.
+/// The treatment of an image once it has proved to be a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Thorough {
     /// Removed volumes are reclaimed, and everything is counted.
     Counts,
-    /// Besides, every byte of every volume is read and compared, holes included.
+    /// In addition, every byte of every volume is read and compared, including holes.
     Everything,
-    /// It is left as it came back, for a workload to go on with.
+    /// The pool is left unchanged, for a workload to continue with.
     LeaveAsItIs,
 }
 
-/// A pool that has come back.
+/// A recovered pool.
 pub(crate) struct Recovered {
     pub(crate) pool: Pool,
-    /// Which state it is in.
+    /// The number of its state.
     pub(crate) state: usize,
-    /// Whether it can be no other: where a write changed no byte, only who owns the block differs.
+    /// True if it can be no other state: if a write changed no byte, only the owner of the block
+    /// differs.
     pub(crate) certain: bool,
 }
 
-/// Opens what `device` holds, and proves that it is one of the states of `window`.
+/// Opens the contents of `device`, and proves that they are one of the states of `window`.
 ///
 /// # Panics
-/// When it is not, or anything about it is wrong.
+/// When they are not, or anything else is wrong.
 pub(crate) fn recover(
     device: &Arc<MemoryDevice>,
     history: &History,
@@ -76,7 +77,7 @@ pub(crate) fn recover(
         .unwrap_or_else(|error| panic!("the pool cannot be read: {error} ({error:?})"));
     let states = &history.states[window.first..=window.last];
     let same = |state: &State| state.content == content;
-    // One after the other may say the same, and differ in who is whose parent.
+    // Consecutive states may have the same content, and differ in the parents.
     let Some(last) = states.iter().rposition(same) else {
         explain(&pool, history, window, content);
     };
@@ -100,7 +101,7 @@ pub(crate) fn recover(
     let infos = pool.volumes();
     let family = digest::family_of_pool(&infos);
     let settled = |state: &State| same(state) && state.family == family;
-    // Where a write changed no byte, only who owns the block tells the states apart.
+    // If a write changed no byte, only the owner of the block distinguishes the states.
     let report = checked(device, false, &[]);
     let mut wrong = None;
     let mut counts = |state: usize| {
@@ -128,8 +129,8 @@ pub(crate) fn recover(
     }
 }
 
-/// The check finds nothing but what is `expected`: a slot of the superblock that was torn is
-/// written again by the next checkpoint but one, as `FORMAT.md` says.
+/// Asserts that the check finds nothing but what is `expected`: a torn slot of the superblock is
+/// rewritten by the next checkpoint but one, as `FORMAT.md` says.
 fn checked(device: &Arc<MemoryDevice>, deep: bool, expected: &[FindingKind]) -> CheckReport {
     let options = CheckOptions {
         deep,
@@ -146,8 +147,8 @@ fn checked(device: &Arc<MemoryDevice>, deep: bool, expected: &[FindingKind]) -> 
     report
 }
 
-/// No block is lost and none is used twice: what the pool says is in use is what the check reached,
-/// and each volume owns what the model says it does.
+/// Asserts that no block is lost and none is used twice: the pool's used blocks are those that the
+/// check reached, and each volume owns what the model says.
 fn count(pool: &Pool, infos: &[VolumeInfo], state: &State, report: &CheckReport) {
     for info in infos {
         compare::info(info, info.id.0, &state.oracle);
@@ -164,7 +165,7 @@ fn count(pool: &Pool, infos: &[VolumeInfo], state: &State, report: &CheckReport)
     assert!(fixed <= status.size_bytes, "more in use than there is");
 }
 
-/// Says how the pool is none of the states of the window.
+/// Explains how the pool differs from all states of the window.
 fn explain(pool: &Pool, history: &History, window: Window, content: u64) -> ! {
     let outside = history
         .states

@@ -1,7 +1,7 @@
-//! A run: random operations on a pool and on the model, in step, on a device that records.
+//! A run: random operations on a pool and on the model, in step, on a recording device.
 //!
 //! It counts the barriers of every operation: one for a flush with something to make durable, none
-//! for a write or a change, two for each checkpoint that the operation had to make first.
+//! for a write or a change, and two for each checkpoint that the operation had to make first.
 
 use crate::digest;
 use crate::history::{History, Moment, State};
@@ -18,26 +18,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-/// The smallest pool that there is.
+/// The minimum size of a pool.
 const POOL_BYTES: u64 = 2 << 20;
 /// So small that the log wraps again and again.
 const LOG_BYTES: u64 = 64 << 10;
 /// So small that nodes are evicted and read back.
 const CACHE_BYTES: u64 = 64 << 10;
-/// Pools grow up to a second allocation group, and not further.
+/// Pools grow up to a second allocation group, and no further.
 pub(crate) const GROW_TO_BYTES: [u64; 4] = [3 << 20, 5 << 20, (128 << 20) + (2 << 20), 200 << 20];
 
-/// Whether the last barrier covered the last store is not known: it came in between.
+/// Whether the last barrier covered the last store is unknown: the store came in between.
 const UNKNOWN: u64 = u64::MAX;
 
-/// How an operation changes the model: each step is one record of the log.
+/// The changes of an operation to the model: each step is one record of the log.
 pub(crate) enum Step {
     Write(u64, Vec<u8>),
     Discard(u64, u64),
     Resize(u64),
 }
 
-/// How a process ends that has the pool open.
+/// The way in which a process that has the pool open ends.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Closed,
@@ -45,15 +45,15 @@ enum End {
     DeadInCheckpoint,
 }
 
-/// What the pool lies on.
+/// The storage of the pool.
 pub(crate) struct Ground {
-    /// What records.
+    /// The recording device.
     pub(crate) device: Arc<MemoryDevice>,
-    /// What the pool is given: the same, or something that lies about it.
+    /// The device given to the pool: the same, or one that misreports.
     pub(crate) seen: Arc<dyn Device>,
-    /// Has things happen in the middle of others, if it is what the pool is given.
+    /// Runs events in the middle of operations, if it is the device given to the pool.
     pub(crate) meddler: Option<Arc<Meddler>>,
-    /// Whether flushes are counted.
+    /// True if flushes are counted.
     pub(crate) honest: bool,
 }
 
@@ -80,7 +80,7 @@ fn note_in(durable: &Arc<AtomicU64>) -> Notes {
     }
 }
 
-/// An empty pool, closed.
+/// Returns an empty pool, closed.
 pub(crate) fn empty_pool() -> DeviceImage {
     let device = MemoryDevice::new(POOL_BYTES);
     let options = CreateOptions {
@@ -96,7 +96,7 @@ pub(crate) fn open(device: Arc<dyn Device>) -> Result<Pool> {
     open_or_resume(device, None, Notes::default())
 }
 
-/// Opens the pool; `resumes` is what is known of the process that had it last.
+/// Opens the pool; `resumes` is what is known from the process that had it last.
 fn open_or_resume(
     device: Arc<dyn Device>,
     resumes: Option<Generation>,
@@ -122,20 +122,20 @@ pub(crate) struct Run {
     created: BTreeMap<u64, SystemTime>,
     trace: Vec<(Moment, String)>,
     pub(crate) names: u64,
-    /// Removals begin where less than this share of the pool is free, in percent.
+    /// Volumes are removed if less than this share of the pool is free, in percent.
     pub(crate) crowded_percent: u64,
     begun: Moment,
     stores_at_barrier: u64,
     barriers: u64,
     generation: u64,
-    /// The superblock that the pool has said to be durable.
+    /// The superblock that the pool has reported durable.
     durable: Arc<AtomicU64>,
 }
 
 impl Run {
-    /// A run on the pool that `ground` holds. If it is open already, it is in the state of
-    /// `oracle`; else it is opened now. Until it was open, a power cut could have left any state of
-    /// `before`.
+    /// Creates a run on the pool that `ground` holds. If the pool is open already, it is in the
+    /// state of `oracle`; else it is opened now. Until it is open, a power cut could leave any
+    /// state of `before`.
     pub(crate) fn new(
         seed: u64,
         ground: Ground,
@@ -206,14 +206,14 @@ impl Run {
             .push(State::new(&self.oracle, self.begun, unknown));
     }
 
-    /// The operation has returned, and the model has done it: an acknowledged state.
+    /// Records that the operation has returned and the model has done it: an acknowledged state.
     pub(crate) fn acknowledge(&mut self, branches: u64) {
         self.push_state();
         self.returned(branches);
     }
 
-    /// The operation has returned. Every generation that it took beyond its branches was a
-    /// checkpoint, with its two barriers, and there was no other.
+    /// Checks an operation that has returned: every generation that it took beyond its branches was
+    /// a checkpoint, with its two barriers, and there was no other barrier.
     pub(crate) fn returned(&mut self, branches: u64) {
         let now = self.moment();
         for state in self.states.iter_mut().rev() {
@@ -232,13 +232,13 @@ impl Run {
             );
         }
         if barriers > 0 {
-            // What was appended behind the last checkpoint's cut is not covered by its barrier.
+            // Records appended behind the last checkpoint's cut are not covered by its barrier.
             let covered = self.pool().status().expect("status").log_used_bytes == 0;
             self.stores_at_barrier = self.ground.device.stores() - u64::from(!covered);
         }
     }
 
-    /// What returned just now made all that is acknowledged durable.
+    /// Records that the last operation made everything acknowledged durable.
     fn all_is_durable(&mut self) {
         self.flushed.push((self.moment(), self.states.len() - 1));
         self.stores_at_barrier = self.ground.device.stores();
@@ -271,7 +271,7 @@ impl Run {
         self.amid_others(|pool| pool.reclaim().expect("reclaim"));
     }
 
-    /// Carries out what ends with a checkpoint, in whose middle other things may happen.
+    /// Runs an operation that ends with a checkpoint, in whose middle events may happen.
     fn amid_others(&mut self, act: impl FnOnce(&Pool)) {
         let before = self.states.len() - 1;
         let meddling = if self.rng.random() {
@@ -291,13 +291,13 @@ impl Run {
         self.flushed.push((self.moment(), flushed.max(before)));
     }
 
-    /// An operation that happened in the middle of another, and its state.
+    /// Records an event in the middle of an operation, and its state.
     pub(crate) fn push_between(&mut self, what: String, begun: Moment, ended: Moment) {
         self.trace.push((begun, what));
         self.states.push(State::new(&self.oracle, begun, ended));
     }
 
-    /// A flush that was acknowledged, of all states until now.
+    /// Records an acknowledged flush of all states until now.
     pub(crate) fn note_flushed(&mut self, ended: Moment) {
         self.flushed.push((ended, self.states.len() - 1));
     }
@@ -321,7 +321,7 @@ impl Run {
         self.all_is_durable();
     }
 
-    /// Ends the process's hold of the pool, in order or not, and opens it again.
+    /// Ends the process's use of the pool, in order or not, and opens the pool again.
     pub(crate) fn open_again(&mut self) {
         let end = *[End::Closed, End::Dead, End::DeadInCheckpoint]
             .choose(&mut self.rng)
@@ -363,7 +363,8 @@ impl Run {
         }
     }
 
-    /// Carries out what may take several records, and may stop in the middle for want of space.
+    /// Runs an operation that may take several records, and may stop in the middle for lack of
+    /// space.
     pub(crate) fn stepwise(
         &mut self,
         id: u64,
@@ -396,7 +397,7 @@ impl Run {
                 self.oracle = after.swap_remove(done);
                 self.returned(0);
                 if !certain {
-                    // Bytes that were there already: who owns their blocks is not known.
+                    // The bytes were there already, so the owner of their blocks is unknown.
                     self.remove(id);
                 }
             }
@@ -409,7 +410,7 @@ impl Run {
         digest::content_of_pool(&pool, &pool.volumes()).expect("read the pool")
     }
 
-    /// What the open pool says is what the model says.
+    /// Asserts that the open pool equals the model.
     pub(crate) fn compare(&self) {
         let wanted = self.states.last().expect("there is a state").content;
         assert_eq!(
@@ -419,13 +420,13 @@ impl Run {
         );
     }
 
-    /// Notes when a volume was made.
+    /// Records the creation time of a volume.
     pub(crate) fn note_created(&mut self, id: u64) {
         let info = self.handle(id).info().expect("info");
         self.created.insert(id, info.created);
     }
 
-    /// Whether so little is free that something has to go.
+    /// Returns true if so little space is free that something must be removed.
     pub(crate) fn is_crowded(&self) -> bool {
         let status = self.pool().status().expect("status");
         let room = status.size_bytes.min(2 * POOL_BYTES);
@@ -436,7 +437,7 @@ impl Run {
         self.oracle.volumes[&id].blocks.len() as u64
     }
 
-    /// What happened, for those who cut the power.
+    /// Returns the history, for the functions that cut the power.
     pub(crate) fn into_history(self) -> (History, StdRng) {
         let recording = self.ground.device.recorded().expect("the device records");
         let history = History {
@@ -458,7 +459,8 @@ impl Run {
     }
 }
 
-/// The records that a write takes: parts of blocks by themselves, whole blocks up to 256 at a time.
+/// Returns the records that a write takes: one for each part of a block, and one for up to 256
+/// whole blocks.
 pub(crate) fn steps_of_write(offset: u64, bytes: &[u8]) -> Vec<Step> {
     let (mut at, end) = (offset, offset + bytes.len() as u64);
     let mut steps = Vec::new();
@@ -477,8 +479,8 @@ pub(crate) fn steps_of_write(offset: u64, bytes: &[u8]) -> Vec<Step> {
     steps
 }
 
-/// The records that a discard takes: the part before the first whole block, whole blocks up to
-/// 256 MiB at a time, and the part behind the last.
+/// Returns the records that a discard takes: the part before the first whole block, whole blocks up
+/// to 256 MiB at a time, and the part behind the last one.
 pub(crate) fn steps_of_discard(offset: u64, len: u64, size: u64) -> Vec<Step> {
     const RECORD_BYTES: u64 = BLOCK << 16;
     let end = offset + len;

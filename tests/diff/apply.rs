@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use tonic::Code;
 
-/// What makes a blob of a tar.
+/// A function from a tar to a blob.
 type Form = fn(&[u8]) -> Vec<u8>;
 
 #[test]
@@ -66,7 +66,7 @@ fn a_snapshot_that_is_unpacked_grows_with_its_layer_and_leaves_the_usual_room() 
     let found = nix::sys::statvfs::statvfs(place(&mount)).unwrap();
     let left = found.blocks_available() * found.fragment_size();
     assert!(left >= USUAL, "a container has {left} bytes");
-    // A container's own root keeps the size that was asked for, whatever is applied to it.
+    // A container's own root keeps the requested size, whatever is applied to it.
     let mount = stage.client.prepare("other", "").unwrap();
     let refused = stage.differ.apply(blob, &mount).unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
@@ -86,12 +86,12 @@ fn layers_are_applied_to_devices_and_files_too_or_left_to_the_next_differ() {
         let mount = stage.client.prepare("key", "").unwrap();
         let applied = stage.differ.apply(blob, &mount);
         if mode == MountMode::File {
-            // Its file may be in use by somebody else, as a device of his own.
+            // Its file may be in use by another process, as that process's device.
             refused(applied, Code::Unimplemented);
             continue;
         }
         applied.unwrap();
-        // Its user mounts it as he likes, so nobody else has it mounted.
+        // The client mounts it, so it is not mounted here.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&format!(" {} ", mount.source)), "{mounts}");
         stage.client.commit("layer", "key").unwrap();
@@ -194,7 +194,7 @@ fn blobs_are_read_where_containerd_keeps_them_and_verified_there_too() {
     refused(refused_blob, Code::DataLoss);
     assert_eq!(stage.store.state().reads, [""; 0]);
 
-    // What is not that blob, or not a file, or not there: containerd has it.
+    // Another blob, not a file, or a missing file: then containerd provides the blob.
     let spoil: [fn(&Path); 3] = [
         |file| fs::write(file, b"shorter").unwrap(),
         |file| {

@@ -1,4 +1,4 @@
-//! Layers made of what changed from one snapshot to another.
+//! Layers made from the changes between two snapshots.
 
 use crate::client::refused;
 use crate::diff_wire::DiffRequest;
@@ -25,7 +25,7 @@ const CHANGES: &str = "echo new > etc/new; echo two > etc/passwd; rm -r var/lib/
     ln -s ../etc/one srv/link; setfattr -n user.colour -v red srv/y; chown 70000:5 srv/sparse
     find . -exec touch -h -d @1600000000 {} +";
 
-/// A stage with the base as `base`, looked at, and a snapshot of it that was changed.
+/// A stage with the base as `base`, a view of it, and a changed snapshot of it.
 fn changed() -> (Stage, Mount, Mount) {
     let mut stage = Stage::new();
     stage.commit("base", "", BASE);
@@ -65,7 +65,7 @@ fn a_layer_makes_of_the_parent_what_was_compared_with_it() {
             .remove("containerd.io/uncompressed");
         let wanted = (wanted_type != TAR).then(|| Digest::of(&tar).to_string());
         assert_eq!(label, wanted);
-        // By GNU tar, onto a copy of the parent.
+        // Applied by GNU tar, onto a copy of the parent.
         let folder = stage.folder(&format!("tree-{number}"));
         shell(&folder, &format!("cp -a {}/. .", left.source));
         let path = folder.with_extension("tar");
@@ -73,7 +73,7 @@ fn a_layer_makes_of_the_parent_what_was_compared_with_it() {
         reference::apply(&[path], &folder);
         let (found, wanted) = (listing::of(&folder), listing::of(place(&right)));
         listing::assert_same(&found, &wanted, wanted_type);
-        // By ourselves, onto the parent.
+        // Applied by our differ, onto the parent.
         let key = format!("again-{number}");
         let again = stage.client.prepare(&key, "base").unwrap();
         stage.differ.apply(made, &again).unwrap();
@@ -119,12 +119,12 @@ fn committed_snapshots_are_compared_as_running_ones_are() {
     let view = stage.client.view("right-view", "changed").unwrap();
     let committed = stage.differ.compare(of_type(&left, &view, TAR)).unwrap();
     assert_eq!(committed, running);
-    // Against what was there before it, and against itself.
+    // Against its parent, and against itself.
     let back = stage.differ.compare(of_type(&view, &left, TAR)).unwrap();
     assert_ne!(back.digest, running.digest);
     let nothing = stage.differ.compare(of_type(&left, &left, TAR)).unwrap();
     assert_eq!(stage.store.blob(&nothing.digest), vec![0; 1024]);
-    // A lowest layer is compared with what is empty.
+    // A lowest layer is compared with an empty snapshot.
     let empty = stage.client.view("empty", "").unwrap();
     let all = stage.differ.compare(of_type(&empty, &left, TAR)).unwrap();
     let folder = stage.folder("all");
@@ -168,7 +168,7 @@ fn refs_labels_and_leases_are_kept_as_containerd_keeps_them() {
     let mut request = of_type(&left, &right, ZSTD);
     request.labels = BTreeMap::from([("colour".to_owned(), "red".to_owned())]);
     request.r#ref = "mine".to_owned();
-    // What an earlier writer left under the ref.
+    // Data that an earlier writer left under the ref.
     let left_over = vec![7; 100_000];
     stage
         .store
@@ -179,7 +179,7 @@ fn refs_labels_and_leases_are_kept_as_containerd_keeps_them() {
     let labels = stage.store.labels(&made.digest);
     assert_eq!(labels["colour"], "red");
     assert!(labels.contains_key("containerd.io/uncompressed"));
-    // The same again is there already; its label is put back if it is missing.
+    // The same blob is in the store already; its label is restored if it is missing.
     let leases = {
         let mut state = stage.store.state();
         state.blobs.get_mut(&made.digest).unwrap().1.clear();
@@ -262,7 +262,7 @@ fn nothing_is_made_of_a_root_that_had_a_write_refused() {
     let left = stage.client.view("left", "base").unwrap();
     let right = stage.client.prepare("right", "base").unwrap();
     stage.differ.compare(between(&left, &right)).unwrap();
-    // Whether its file system goes on depends on which of its writes was refused.
+    // Whether its file system still works depends on which of its writes was refused.
     let full = "head -c 300M /dev/urandom > big; sync -f a; rm -f big; sync -f a; true";
     shell(place(&right), &format!("set +e; {full}"));
     for _ in 0..2 {
@@ -305,8 +305,8 @@ fn what_is_not_ours_is_left_to_the_next_differ() {
     assert!(stage.store.state().blobs.is_empty() && stage.store.state().ingests.is_empty());
 }
 
-/// Reads of the pool's device that comparing takes after one of `files` files was changed, once
-/// the parent is known; by blocks, and by looking at every object.
+/// Returns the number of reads of the pool's device that a comparison takes after one of `files`
+/// files was changed, once the parent is known: by blocks, and by walking every object.
 fn reads_of_one_change(files: u32) -> (u64, u64) {
     let mut stage = Stage::new();
     let fill = format!(
@@ -338,7 +338,7 @@ fn the_work_grows_with_the_change_and_not_with_what_is_below() {
     println!("reads for one changed file of 200: {few}, walking {few_walked}");
     println!("reads for one changed file of 6,000: {many}, walking {walked}");
     assert!(many < few + few / 2 + 10, "{few} and then {many}");
-    // What looks at every file shows in the count.
+    // A walk over every file shows in the count.
     assert!(
         walked > few_walked + 3 * many,
         "{few_walked} and then {walked}"

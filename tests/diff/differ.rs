@@ -1,4 +1,4 @@
-//! A client of the diff service that waits for each answer, or not.
+//! A client of the diff service that waits for each reply, or gives up.
 
 use crate::diff_wire::{ApplyRequest, ApplyResponse, Descriptor, DiffRequest, DiffResponse};
 use crate::wire::Mount;
@@ -39,7 +39,7 @@ impl Differ {
         }
     }
 
-    /// Makes a call; `None` when it was given up after `patience`.
+    /// Makes a call; returns `None` if it was given up after `patience`.
     fn call<Q, A>(
         &mut self,
         call: &str,
@@ -86,7 +86,7 @@ impl Differ {
         Ok(answer.applied.unwrap())
     }
 
-    /// Applies, and goes away after `patience`, by which there must be no answer.
+    /// Applies, and goes away after `patience`; there must be no reply by then.
     pub(crate) fn give_up_applying(
         &mut self,
         layer: Descriptor,
@@ -103,7 +103,7 @@ impl Differ {
         Ok(answer.diff.unwrap())
     }
 
-    /// Compares, and goes away after `patience`, by which there must be no answer.
+    /// Compares, and goes away after `patience`; there must be no reply by then.
     pub(crate) fn give_up_comparing(&mut self, request: DiffRequest, patience: Duration) {
         let answer: Option<Result<DiffResponse, _>> = self.call("Diff", request, Some(patience));
         assert!(answer.is_none(), "{answer:?}");
@@ -126,7 +126,7 @@ pub(crate) fn descriptor(media_type: &str, digest: &str) -> Descriptor {
     }
 }
 
-/// A request for what changed from one mount to another.
+/// Returns a request for the changes from one mount to another.
 pub(crate) fn between(left: &Mount, right: &Mount) -> DiffRequest {
     DiffRequest {
         left: vec![left.clone()],

@@ -1,4 +1,4 @@
-//! Clients that go away in the middle, and containers that run meanwhile.
+//! Clients that go away in the middle of a call, while containers run.
 
 use crate::differ::{TAR, between};
 use crate::fixtures::reference;
@@ -39,7 +39,7 @@ fn a_client_that_goes_away_while_its_layer_is_fetched_leaves_a_root_to_remove() 
         stage.client.remove(&key).unwrap();
         assert!(started.elapsed() < Duration::from_secs(5), "it held on");
     }
-    // Nothing goes on behind.
+    // Nothing goes on in the background.
     stage.client.cleanup().unwrap();
     eventually("an end of the work", || {
         stage
@@ -71,7 +71,7 @@ fn a_client_that_goes_away_while_its_layer_is_written_holds_nothing_still() {
     }
     eventually("an end of the work", || stage.in_work().is_empty());
     stage.store.state().writing = Writing::Well;
-    // What was written under the ref before is cut off.
+    // Data that was written under the ref before is truncated.
     let made = stage.differ.compare(request).unwrap();
     let names = names_in(&stage.store.blob(&made.digest));
     assert_eq!(names, ["./", "large", "meanwhile"]);

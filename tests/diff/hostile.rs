@@ -1,4 +1,4 @@
-//! Blobs that were damaged or made to do harm, and stores that fail.
+//! Blobs that were damaged or crafted, and stores that fail.
 
 use crate::client::refused;
 use crate::differ::{GZIP, TAR, between};
@@ -9,11 +9,11 @@ use std::path::Path;
 use tar::{EntryType, Header};
 use tonic::Code;
 
-/// A tar of these: name, kind, link, content.
+/// Returns a tar of entries: name, kind, link, content.
 fn tarball(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, kind, link, content) in entries {
-        // Longer than the fields: as GNU tar says it, in an entry before.
+        // Names longer than the fields go into a preceding entry, as in GNU tar.
         for (long, kind) in [
             (name, EntryType::GNULongName),
             (link, EntryType::GNULongLink),
@@ -28,11 +28,11 @@ fn tarball(entries: &[(&str, EntryType, &str, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// One entry; names are cut at the length of their fields.
+/// Appends one entry; names are cut at the length of their fields.
 fn append(bytes: &mut Vec<u8>, name: &str, kind: EntryType, link: &str, content: &[u8]) {
     let mut header = Header::new_gnu();
     let cut = |text: &str| text.as_bytes()[..text.len().min(100)].to_vec();
-    // As it stands: the crate would refuse to write such names.
+    // Written directly: the crate would refuse such names.
     let (name, link) = (cut(name), cut(link));
     header.as_old_mut().name[..name.len()].copy_from_slice(&name);
     header.as_old_mut().linkname[..link.len()].copy_from_slice(&link);
@@ -121,7 +121,7 @@ fn archives_do_not_reach_out_of_the_root_and_do_not_stop_the_service() {
         let mount = stage.client.prepare(&key, "").unwrap();
         let answer = stage.differ.apply(blob, &mount);
         if let Err(status) = answer {
-            // Not one that makes another differ try.
+            // Not a code that makes containerd try another differ.
             assert_ne!(status.code(), Code::Unimplemented, "{index}: {status}");
             assert_ne!(status.code(), Code::Internal, "{index}: {status}");
         }
@@ -149,7 +149,7 @@ fn a_store_that_fails_while_it_is_written_to_fails_the_call_and_nothing_else() {
         stage.differ.compare(request.clone()),
         Code::ResourceExhausted,
     );
-    // Its ref is nobody else's, so it is given up.
+    // The ref belongs to no other call, so it is aborted.
     {
         let state = stage.store.state();
         assert_eq!(state.aborted.len(), 1, "{:?}", state.aborted);
@@ -165,6 +165,6 @@ fn a_store_that_fails_while_it_is_written_to_fails_the_call_and_nothing_else() {
     stage.differ.compare(request).unwrap();
     assert!(stage.store.state().ingests.is_empty());
     assert_eq!(stage.in_work(), [""; 0]);
-    // Its file system is held no more.
+    // Its file system is no longer frozen.
     fs::write(place(&right).join("later"), "x").unwrap();
 }

@@ -1,4 +1,4 @@
-//! A daemon whose worker dies in the middle of the calls.
+//! A daemon whose worker dies in the middle of calls.
 
 use crate::client::{Client, is_lost};
 use crate::diff_wire::Descriptor;
@@ -23,7 +23,7 @@ fn kill_worker(bench: &Bench, daemon: &Daemon) {
     eventually("another worker", || serving(bench)["worker"] != before);
 }
 
-/// Makes a call while the worker is killed after `delay`, and again until it is answered.
+/// Makes a call while the worker is killed after `delay`, and repeats it until it gets a reply.
 fn interrupted<T: std::fmt::Debug + Send>(
     bench: &Bench,
     daemon: &Daemon,
@@ -84,7 +84,7 @@ fn layers_are_applied_and_made_by_whoever_follows_a_killed_worker() {
         let made = interrupted(&bench, &daemon, delay, || differ.compare(request.clone()));
         let bytes = store.blob(&made.digest);
         assert!(bytes.len() > 6 << 20 && store.state().ingests.is_empty());
-        // Nothing is held still.
+        // No file system is left frozen.
         fs::write(place(&mount).join("later"), "x").unwrap();
         client.persist(|client| client.commit(&name, &key)).unwrap();
         client.remove(&format!("left-{round}")).unwrap();
@@ -108,7 +108,7 @@ fn layers_are_applied_and_made_by_whoever_follows_a_killed_worker() {
     bench.expect_sound();
 }
 
-/// A blob of some files.
+/// Returns a blob of some files.
 fn layer(bench: &Bench, store: &Store) -> Descriptor {
     let folder = bench.path("content");
     fs::create_dir_all(&folder).unwrap();

@@ -1,10 +1,10 @@
-//! The diff service as containerd meets it: layers unpacked into snapshots and made of them, with
-//! blobs in a content store that behaves as containerd's does, or worse.
+//! Tests of the diff service from containerd's side: layers are unpacked into snapshots and made
+//! from them, with blobs in a content store that behaves like containerd's, or worse.
 //!
 //! - `store` is the content store, `stage` a pool in memory with the services on it, `differ` a
 //!   client of the diff service.
-//! - `apply` and `compare` have what the two calls do, `hostile` what blobs and stores may try,
-//!   `giving_up` clients that go away, `kills` a daemon that dies.
+//! - `apply` and `compare` test the two calls, `hostile` bad blobs and stores, `giving_up` clients
+//!   that go away, `kills` a daemon that dies.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! What else a content store's clients ask of containerd: leases, and where its plugins keep
-//! things.
+//! The other services of containerd that a content store's clients use: leases, and the
+//! introspection of where plugins keep their data.
 
 use crate::content_wire::{LeaseRequest, Plugin, PluginsRequest, PluginsResponse};
 use crate::store::{Answer, Shared, unary};

@@ -1,4 +1,4 @@
-//! A pool in memory with the snapshots and diff services on it, and a content store beside them.
+//! A pool in memory with the snapshots and diff services on it, and a content store beside it.
 
 use crate::client::Client;
 use crate::diff_wire::Descriptor;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How long anything may take before a test gives up on it.
+/// The time after which a test gives up on any operation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Stage {
@@ -47,7 +47,7 @@ impl Stage {
         Self::start(MountMode::Dir, size_bytes, 1 << 30)
     }
 
-    /// With snapshots of this size.
+    /// Starts with snapshots of this size.
     pub(crate) fn with_snapshots_of(size_bytes: u64) -> Self {
         Self::start(MountMode::Dir, 6 << 30, size_bytes)
     }
@@ -88,7 +88,7 @@ impl Stage {
         }
     }
 
-    /// A new folder that lives as long as the stage.
+    /// Creates a folder that is removed with the stage.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
         let path = self.folder.path().join(name);
         fs::create_dir_all(&path).unwrap();
@@ -99,7 +99,7 @@ impl Stage {
         self.host.as_ref().unwrap()
     }
 
-    /// Puts a blob into the store, and answers its descriptor.
+    /// Puts a blob into the store, and returns its descriptor.
     pub(crate) fn blob(&self, media_type: &str, bytes: Vec<u8>) -> Descriptor {
         let size = i64::try_from(bytes.len()).unwrap();
         Descriptor {
@@ -115,7 +115,7 @@ impl Stage {
         self.client.commit(name, &format!("{name}-key")).unwrap();
     }
 
-    /// Names of volumes that operations have in work.
+    /// Returns the names of volumes under `work/`.
     pub(crate) fn in_work(&self) -> Vec<String> {
         let volumes = self.pool.volumes().into_iter();
         let names = volumes.map(|volume| volume.name.to_string());
@@ -123,7 +123,7 @@ impl Stage {
     }
 }
 
-/// Whatever a test did: every file system is sound, and so is every block of the pool.
+/// After every test, every file system is sound, and so is every block of the pool.
 impl Drop for Stage {
     fn drop(&mut self) {
         let ended = self
@@ -136,7 +136,8 @@ impl Drop for Stage {
         }
         assert!(ended, "calls did not end");
         if let Some(host) = host {
-            // A program that another test is about to start has what is open here for a moment.
+            // A program that another test is about to start has this process's files open for a
+            // moment.
             eventually("an end of all mounts", || host.close().is_ok());
         }
         for info in self.pool.volumes() {
@@ -161,13 +162,13 @@ impl Drop for Stage {
     }
 }
 
-/// The folder that a mount of ours shows.
+/// Returns the folder that a mount of ours shows.
 pub(crate) fn place(mount: &Mount) -> &Path {
     assert_eq!(mount.r#type, "bind");
     Path::new(&mount.source)
 }
 
-/// Runs a command line of the shell, which must succeed.
+/// Runs a shell script, which must succeed.
 pub(crate) fn shell(folder: &Path, script: &str) {
     let done = Command::new("bash")
         .args(["-euc", script])
@@ -196,7 +197,7 @@ pub(crate) fn gzipped(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// What a blob is when it is uncompressed, however it was compressed.
+/// Returns the uncompressed content of a blob, however it was compressed.
 pub(crate) fn uncompressed(media_type: &str, bytes: &[u8]) -> Vec<u8> {
     use std::io::Read;
     let mut plain = Vec::new();

@@ -1,4 +1,5 @@
-//! A content store as containerd's content service shows it, in memory, which misbehaves as asked.
+//! An in-memory content store with the interface of containerd's content service, which misbehaves
+//! on request.
 
 use crate::content_wire::{
     AbortRequest, Info, InfoRequest, InfoResponse, ReadRequest, ReadResponse, UpdateRequest,
@@ -28,29 +29,29 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService, StreamingService
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-/// What containerd sends in one message.
+/// Number of bytes that containerd sends in one message.
 const PIECE_BYTES: usize = 32 << 10;
 
 type Labels = BTreeMap<String, String>;
 
-/// What goes wrong with reading, from which byte on.
+/// A fault of reading, with the byte at which it occurs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum Reading {
     #[default]
     Well,
-    /// This byte is another one.
+    /// This byte is changed.
     Flipped(usize),
     /// The stream ends there.
     Cut(usize),
     /// The stream fails there.
     Failing(usize),
-    /// Nothing comes any more.
+    /// No more data is sent.
     Stalling(usize),
-    /// A message says that it is from elsewhere.
+    /// A message has a wrong offset.
     Misplaced(usize),
 }
 
-/// What goes wrong with writing, from which byte on.
+/// A fault of writing, with the byte at which it occurs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum Writing {
     #[default]
@@ -62,7 +63,7 @@ pub(crate) enum Writing {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) blobs: BTreeMap<String, (Vec<u8>, Labels)>,
-    /// What was written and not committed.
+    /// The data that was written but not committed.
     pub(crate) ingests: BTreeMap<String, Vec<u8>>,
     /// Refs that a writer holds.
     pub(crate) locked: BTreeSet<String>,
@@ -73,17 +74,17 @@ pub(crate) struct State {
     pub(crate) namespaces: BTreeSet<Option<String>>,
     /// The lease of each write.
     pub(crate) write_leases: Vec<Option<String>>,
-    /// Where it says that its blobs are files.
+    /// The folder in which it says that its blobs are files.
     pub(crate) root: Option<PathBuf>,
-    /// The blobs that were read through it.
+    /// The blobs that were read through the service.
     pub(crate) reads: Vec<String>,
-    /// The leases that were made.
+    /// The leases that were created.
     pub(crate) leases: BTreeMap<String, Labels>,
 }
 
 pub(crate) type Shared = Arc<Mutex<State>>;
 
-/// The store, served until this is dropped.
+/// The store, served until this value is dropped.
 pub(crate) struct Store {
     pub(crate) socket: PathBuf,
     state: Shared,
@@ -121,7 +122,7 @@ impl Store {
         self.state.lock().unwrap()
     }
 
-    /// Puts a blob in, and answers its digest.
+    /// Puts a blob in, and returns its digest.
     pub(crate) fn put(&self, bytes: Vec<u8>) -> String {
         let digest = Digest::of(&bytes).to_string();
         let blob = (bytes, Labels::new());
@@ -152,7 +153,7 @@ impl Stream for Incoming {
 
 pub(crate) type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Infallible>> + Send>>;
 
-/// A function as a call with one answer.
+/// A function as a call with one reply.
 struct Do<F>(F);
 
 impl<Q, A, F> UnaryService<Q> for Do<F>
@@ -327,7 +328,7 @@ async fn send(
         Reading::Failing(_) => {
             let _ = sender.send(Err(Status::internal("the disk is gone"))).await;
         }
-        // Until whoever reads goes away.
+        // Until the reader goes away.
         Reading::Stalling(_) => sender.closed().await,
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! Layers of roots that are written to meanwhile.
+//! Layers of roots that are being written to.
 
 use crate::diff_wire::DiffRequest;
 use crate::differ::{TAR, between};
@@ -14,7 +14,8 @@ use std::time::Duration;
 
 const LAYERS: usize = 12;
 
-/// Writes files and syncs each, in bursts, so that layers meet it both busy and idle.
+/// Writes files and syncs each, in bursts, so that layers are made both during writes and between
+/// them.
 fn write_on(root: &Path, synced: &AtomicU64, stop: &AtomicBool) {
     for number in 0.. {
         if stop.load(Ordering::SeqCst) {

@@ -1,5 +1,5 @@
-//! A pool whose file was cut short: a clear error with the status of damage, never a panic, and
-//! nothing is lost where what was cut off comes back.
+//! A pool whose file was truncated: it causes a clear error with the status of damage, never a
+//! panic, and nothing is lost once the missing part is back.
 
 use cowshed_check::{CheckOptions, check};
 use cowshed_engine::{CreateOptions, OpenOptions, Pool};
@@ -20,7 +20,7 @@ fn options() -> OpenOptions {
     }
 }
 
-/// A pool in a file, with something in it and a log that was not replayed.
+/// Creates a pool in a file, with some data and a log that was not replayed.
 fn pool_in(path: &Path) {
     let device = FileDevice::create(path, POOL_BYTES, Default::default()).unwrap();
     let create = CreateOptions {
@@ -38,7 +38,7 @@ fn pool_in(path: &Path) {
     pool.flush().unwrap();
 }
 
-/// Lengths at which every part of the pool is cut, and in the middle of blocks, too.
+/// Returns lengths that cut every part of the pool, also in the middle of blocks.
 fn lengths() -> Vec<u64> {
     let mut lengths: Vec<u64> = (0..40).map(|number| number * 512).collect();
     lengths.extend(
@@ -67,7 +67,7 @@ fn a_file_cut_at_any_length_is_a_clear_error_and_whole_again_loses_nothing() {
             .and_then(|device| Pool::open(Arc::new(device), &options()));
         let error = opened.err().unwrap_or_else(|| panic!("it opens at {len}"));
         let truncated = matches!(error, Error::Corrupt(CorruptKind::Truncated { .. }));
-        // Less than the first superblock is nothing that could be known for a pool.
+        // A file shorter than the first superblock cannot be recognized as a pool.
         assert!(
             truncated || (len < BLOCK && matches!(error, Error::NotAPool)),
             "{len}: {error}"
@@ -81,7 +81,7 @@ fn a_file_cut_at_any_length_is_a_clear_error_and_whole_again_loses_nothing() {
         drop(device);
         assert!(fs::read(&path).unwrap() == bytes[..usize::try_from(len).unwrap()]);
     }
-    // What was cut off comes back: a block device that had not appeared as a whole, say.
+    // The missing part comes back: for example, a block device had not appeared completely.
     fs::write(&path, &bytes).unwrap();
     let device = FileDevice::open(&path, FileOptions::default()).unwrap();
     let pool = Pool::open(Arc::new(device), &options()).unwrap();

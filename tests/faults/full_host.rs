@@ -1,6 +1,6 @@
-//! A sparse pool whose host is full, on each file system that pools are known to lie on: writers
-//! are told so, nothing acknowledged is lost, what gives room back goes through, and once the host
-//! has room, the pool works again without a restart.
+//! A sparse pool whose host is full, on each file system on which pools are known to lie: writers
+//! get an error, nothing acknowledged is lost, operations that free space succeed, and once the
+//! host has space, the pool works again without a restart.
 
 use crate::small_host::{KINDS, REFLINKS, SmallHost};
 use cowshed_check::{CheckOptions, check};
@@ -29,7 +29,7 @@ fn block(seed: u64) -> Vec<u8> {
     (seed | 1 << 40).to_le_bytes().repeat(512)
 }
 
-/// Writes blocks from `first` on until the host is full; answers the first that was refused.
+/// Writes blocks from `first` on until the host is full; returns the first refused block.
 fn write_until_full(volume: &Volume, first: u64) -> u64 {
     for number in first.. {
         if let Err(error) = volume.write_at(&block(number), number * BLOCK) {
@@ -71,8 +71,8 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-/// The host is full, to the last block, with a pool that holds something; the pool's file is then
-/// also that of a copy that shares its extents.
+/// Returns a host that is full to the last block, with a pool that holds data. If `copied`, the
+/// pool's file shares its extents with a copy.
 fn filled(kind: &str, background: bool, copied: bool) -> (SmallHost, Pool, Volume, u64) {
     let host = SmallHost::new(kind);
     create(&host);
@@ -84,7 +84,7 @@ fn filled(kind: &str, background: bool, copied: bool) -> (SmallHost, Pool, Volum
     let written = write_until_full(&volume, 0);
     assert!(written > 100, "{kind}: only {written} blocks fit");
     if copied {
-        // The copy's inode and extents need some room themselves.
+        // The copy's inode and extents need some space themselves.
         host.free();
         host.copy_pool();
     }
@@ -96,7 +96,7 @@ fn full_host(kind: &str, background: bool, copied: bool) {
     let (host, mut pool, mut volume, written) = filled(kind, background, copied);
     let copies_on_write = copied || kind == "btrfs";
     pool.flush().unwrap();
-    // A checkpoint has the room that the pool keeps.
+    // A checkpoint uses the space that the pool has reserved.
     for _ in 0..3 {
         pool.checkpoint().unwrap();
         assert_eq!(pool.status().unwrap().state, PoolState::Open);
@@ -107,13 +107,13 @@ fn full_host(kind: &str, background: bool, copied: bool) {
     verify(&volume, written);
     pool.remove(&pool.volume("spare").unwrap()).unwrap();
     pool.flush().unwrap();
-    // Reopening on the full host, after a stop without closing and after an orderly one.
+    // Reopens on the full host, after a stop without closing and after an orderly one.
     for closes in [false, true, false] {
         if closes {
             pool.close().unwrap();
         }
         drop((volume, pool));
-        // The room that the pool kept may have been in use when it was cut short: nobody else takes
+        // The reserved space may have been in use when the pool was cut short: no other file takes
         // it before the pool does.
         pool = open(&host.pool(), background);
         volume = pool.volume("v").unwrap();
@@ -122,13 +122,13 @@ fn full_host(kind: &str, background: bool, copied: bool) {
             pool.volume("spare").is_err(),
             "its removal was acknowledged"
         );
-        // Where the log is overwritten in place, a record takes no room.
+        // Where the log is overwritten in place, a record needs no space.
         if !copies_on_write {
             pool.rename(&volume, &name("w")).unwrap();
             pool.rename(&volume, &name("v")).unwrap();
         }
     }
-    // Room on the host is room in the pool, without a restart.
+    // Space on the host is space in the pool, without a restart.
     host.free();
     for number in written..written + 40 {
         if let Err(error) = volume.write_at(&block(number), number * BLOCK) {
@@ -147,13 +147,13 @@ fn full_host(kind: &str, background: bool, copied: bool) {
     );
 }
 
-/// Nothing but the pool can give room back.
+/// Only the pool itself can free space.
 fn emptied(kind: &str, background: bool, copied: bool) {
     let (host, pool, volume, written) = filled(kind, background, copied);
     for number in (0..written).step_by(3) {
         volume.discard(number * BLOCK, BLOCK).unwrap();
     }
-    // Parts of blocks take blocks for what is left of them.
+    // Discarding parts of blocks takes blocks for the rest of them.
     volume.discard(BLOCK + 100, 200).unwrap();
     pool.trim().unwrap();
     pool.remove(&volume).unwrap();
@@ -166,7 +166,7 @@ fn emptied(kind: &str, background: bool, copied: bool) {
     host.sync();
     let free = host.free_bytes();
     if copied {
-        // The copy has it all.
+        // The copy still has all extents.
         host.free();
     } else {
         assert!(
@@ -184,7 +184,7 @@ fn emptied(kind: &str, background: bool, copied: bool) {
     verify(&open(&host.pool(), false).volume("again").unwrap(), 40);
 }
 
-/// Overwrites and discards while there is no room for either; each is done or refused.
+/// Overwrites and discards while there is no space for either; each is done or refused.
 fn refused_records(kind: &str) {
     let (host, pool, volume, written) = filled(kind, true, true);
     let seed = |number, round| number | round << 20;
@@ -226,7 +226,7 @@ fn refused_records(kind: &str) {
     };
     check(&volume);
     assert_eq!(pool.status().unwrap().state, PoolState::Open);
-    // What the pool had kept may be the filler's by now.
+    // The filler may have taken the space that the pool had reserved.
     host.free();
     pool.close().unwrap();
     drop((volume, pool));
@@ -308,7 +308,7 @@ fn a_pool_whose_quota_is_reached_opens_is_read_and_works_again_without_the_quota
             assert_eq!(refused.errno(), libc::ENOSPC, "{refused}");
             assert_eq!(pool.status().unwrap().state, PoolState::Open);
             if closes {
-                // What it has to write may find no room; then the next opening recovers.
+                // Its last writes may find no space; then the next opening recovers.
                 let _ = pool.close();
             }
         }

@@ -1,6 +1,6 @@
-//! Devices that fail: every call of a fixed workload, once and for ever, and hosts that are full
-//! or have cut the pool short. Nothing acknowledged is lost, a failed barrier stops the pool, and
-//! a pool on a healed device opens, passes the check and is what the model says.
+//! Devices that fail: every call of a fixed workload, once and permanently, and hosts that are full
+//! or have truncated the pool. Nothing acknowledged is lost, a failed barrier stops the pool, and a
+//! pool on a repaired device opens, passes the check and equals the model.
 //!
 //! `tools/faults` runs more seeds: `COWSHED_TEST_ROUNDS` says how many, each with every call, and
 //! `COWSHED_TEST_SEED` the first of them. A failure prints the seed and the fault.
@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use sweep::{Run, calls};
 
-/// Without `COWSHED_TEST_ROUNDS`, about this many faults.
+/// Number of faults, approximately, without `COWSHED_TEST_ROUNDS`.
 const FAULTS: u64 = 600;
-/// A run that takes longer than this hangs.
+/// A run that takes longer is considered hung.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const EIO: Effect = Effect::Errno(libc::EIO);
@@ -30,7 +30,7 @@ const SHORT: Effect = Effect::Short(libc::EIO);
 const FULL: Effect = Effect::Errno(libc::ENOSPC);
 const SHORT_AND_FULL: Effect = Effect::Short(libc::ENOSPC);
 
-/// How each operation of a device can fail.
+/// The ways in which each operation of a device can fail.
 const KINDS: [(Operation, &[Effect]); 6] = [
     (Operation::Read, &[EIO, SHORT]),
     (Operation::Write, &[EIO, SHORT, FULL, SHORT_AND_FULL]),
@@ -40,7 +40,7 @@ const KINDS: [(Operation, &[Effect]); 6] = [
     (Operation::Grow, &[EIO, FULL]),
 ];
 
-/// Every fault that the workload of `seed` can meet.
+/// Returns every fault that the workload of `seed` can meet.
 fn faults(seed: u64) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (operation, effects) in KINDS {
@@ -89,7 +89,7 @@ fn after_any_fault_nothing_acknowledged_is_lost_and_reopening_works() {
     watch(&done);
     for seed in first..first + rounds.unwrap_or(1) {
         let faults = faults(seed);
-        // A prime is no multiple of the kinds of faults, so that each is met.
+        // Odd, so that the stride does not skip every second kind of fault.
         let stride = match rounds {
             Some(_) => 1,
             None => (faults.len() as u64 / FAULTS).max(1) | 1,

@@ -1,24 +1,24 @@
-//! The pool as it ought to be: plain maps, with every value that a failed call may have left.
+//! The expected state of the pool: plain maps, with every value that a failed call may have left.
 
 use cowshed_engine::{Pool, RecordKind, Volume as Handle, VolumeKind};
 use cowshed_format::base::{BLOCK_BYTES, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a part of a block holds: the number of the operation that wrote it, or 0 for zeros.
+/// The content of a part of a block: the number of the operation that wrote it, or 0 for zeros.
 pub(crate) type Tag = u16;
 
-/// Bytes in a part: volumes are written and compared in these.
+/// Number of bytes in a part: volumes are written and compared in parts.
 pub(crate) const PART: u64 = PART_LEN as u64;
 const PART_LEN: usize = 1024;
 /// Parts in a block.
 pub(crate) const PARTS: u64 = BLOCK_BYTES as u64 / PART;
 
-/// The bytes of a part.
+/// Returns the bytes of a part.
 pub(crate) fn bytes_of(tag: Tag) -> Vec<u8> {
     tag.to_le_bytes().repeat(PART_LEN / 2)
 }
 
-/// A volume: for each part that may be other than zeros, what it may hold.
+/// A volume: for each part that may hold anything but zeros, the possible contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Volume {
     pub(crate) frozen: bool,
@@ -31,12 +31,12 @@ impl Volume {
         self.held.get(&part).cloned().unwrap_or_else(|| [0].into())
     }
 
-    /// The part holds exactly this.
+    /// The part holds exactly this content.
     pub(crate) fn put(&mut self, part: u64, tag: Tag) {
         self.held.insert(part, [tag].into());
     }
 
-    /// The part may hold this, too.
+    /// The part may also hold this content.
     pub(crate) fn may_hold(&mut self, part: u64, tag: Tag) {
         let mut allowed = self.allowed(part);
         allowed.insert(tag);
@@ -51,7 +51,7 @@ pub(crate) struct Model {
     pub(crate) records: BTreeMap<u8, Tag>,
 }
 
-/// What a pool was seen to hold.
+/// The observed contents of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     volumes: BTreeMap<String, (bool, Vec<Tag>)>,
@@ -95,7 +95,7 @@ fn read_tags(volume: &Handle) -> Result<Vec<Tag>, String> {
 }
 
 impl Model {
-    /// Why the pool is not as this says; `None` when it is.
+    /// Returns the difference between the pool and this model; `None` if there is none.
     pub(crate) fn difference(&self, seen: &Seen) -> Option<String> {
         let names: Vec<_> = self.volumes.keys().collect();
         let found: Vec<_> = seen.volumes.keys().collect();

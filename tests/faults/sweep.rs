@@ -1,4 +1,4 @@
-//! One run: the workload on a device with one fault, and what is left of it.
+//! One run: the workload on a device with one fault, and the check of the resulting state.
 
 use crate::model::{Model, Seen};
 use crate::workload::{Op, POOL_BYTES, is_refusal, operations};
@@ -8,7 +8,7 @@ use cowshed_format::base::{Error, Name};
 use cowshed_format::device::{DeviceImage, Fault, FaultyDevice, Lasting, MemoryDevice, Operation};
 use std::sync::Arc;
 
-/// The smallest log, so that it fills.
+/// The smallest log, so that it fills up.
 const LOG_BYTES: u64 = 64 << 10;
 
 fn options() -> OpenOptions {
@@ -19,14 +19,14 @@ fn options() -> OpenOptions {
     }
 }
 
-/// How often the workload of `seed` calls `operation` when nothing fails.
+/// Returns how often the workload of `seed` calls `operation` when nothing fails.
 pub(crate) fn calls(seed: u64, operation: Operation) -> u64 {
     let mut run = Run::new(seed, None);
     run.work();
     run.faulty.calls(operation)
 }
 
-/// A workload under way.
+/// A running workload.
 pub(crate) struct Run {
     seed: u64,
     fault: Option<Fault>,
@@ -34,7 +34,7 @@ pub(crate) struct Run {
     faulty: Arc<FaultyDevice>,
     pool: Option<Pool>,
     model: Model,
-    /// What a power cut may leave: the states since the last acknowledged barrier.
+    /// The states that a power cut may leave: those since the last acknowledged barrier.
     since: Vec<Model>,
 }
 
@@ -63,7 +63,7 @@ impl Run {
         run
     }
 
-    /// Runs all of it; answers whether the fault was met.
+    /// Runs the whole workload; returns true if the fault occurred.
     pub(crate) fn finish(mut self) -> bool {
         self.work();
         let failures = self.faulty.failures();
@@ -125,7 +125,7 @@ impl Run {
         }
     }
 
-    /// An error tells what the device said, and nothing that is not so.
+    /// An error must report what the device returned, and nothing untrue.
     fn judge(&self, op: &Op, error: &Error) {
         let Some(fault) = self.fault else {
             self.fail(&format!("{op:?}: {error}"));
@@ -137,7 +137,7 @@ impl Run {
         }
     }
 
-    /// A failed change stops the pool, and each later call says so; another failure does not.
+    /// A failed change stops the pool, and each later call reports that; another failure does not.
     fn stops_or_not(&mut self) {
         let fault = self.fault.expect("something has failed");
         let (cowshed_format::device::Effect::Errno(errno)
@@ -188,7 +188,7 @@ impl Run {
         Ok(())
     }
 
-    /// Opens the pool; where the fault keeps it from that, once more on the healed device.
+    /// Opens the pool; if the fault prevents that, opens it again on the repaired device.
     fn open(&mut self) {
         let open = |device: &Arc<FaultyDevice>| Pool::open(device.clone(), &options());
         let mut pool = open(&self.faulty);
@@ -221,7 +221,7 @@ impl Run {
         self.since = vec![self.model.clone()];
     }
 
-    /// What is left opens, passes the check, and is one of `allowed`; and it can be used.
+    /// The remaining pool must open, pass the check, equal one of `allowed`, and be usable.
     fn verify(&self, when: &str, image: DeviceImage, allowed: &[Model]) {
         let device = Arc::new(MemoryDevice::from_image(image));
         self.check(when, &device);
@@ -255,7 +255,7 @@ impl Run {
         };
         let report = check(device, options, &mut |_| {})
             .unwrap_or_else(|error| self.fail(&format!("{when}: {error}")));
-        // A stop while a slot is written for the first time leaves one of its two places empty.
+        // A stop during the first write of a slot leaves one of its two copies empty.
         let found = report.findings.iter();
         let mut found = found.filter(|each| each.kind != FindingKind::SuperblockUnreadable);
         if let Some(finding) = found.next() {

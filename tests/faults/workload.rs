@@ -1,4 +1,4 @@
-//! The operations of a run: each on the pool, and what it does to the model.
+//! The operations of a run: each changes the pool, and the model accordingly.
 
 use crate::model::{Model, PART, PARTS, Tag, Volume, bytes_of};
 use cowshed_engine::{Pool, RecordKind};
@@ -7,9 +7,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-/// The pool's size at first and after it has grown.
+/// The pool's initial size, and its size after it has grown.
 pub(crate) const POOL_BYTES: [u64; 2] = [10 << 20, 13 << 20];
-/// Parts in a volume: two leaves, so that maps have two levels.
+/// Number of parts in a volume: two leaves, so that maps have two levels.
 const VOLUME_PARTS: u64 = 300 * PARTS;
 
 /// One operation. Ranges are in parts.
@@ -30,11 +30,11 @@ pub(crate) enum Op {
     Reclaim,
     Trim,
     Grow,
-    /// Closed in order and opened again, or not closed.
+    /// Reopens the pool, after closing it in order or not.
     Reopen(bool),
 }
 
-/// The operations of `seed`: always the same, with every kind at several moments.
+/// Returns the operations of `seed`: deterministic, with every kind at several points.
 pub(crate) fn operations(seed: u64) -> Vec<Op> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut ops = vec![Op::Create("a".into()), Op::Create("b".into())];
@@ -78,7 +78,7 @@ pub(crate) fn operations(seed: u64) -> Vec<Op> {
 }
 
 impl Op {
-    /// Whether a success makes all that was before durable.
+    /// Returns true if a success makes everything before it durable.
     pub(crate) const fn is_barrier(&self) -> bool {
         matches!(
             self,
@@ -86,7 +86,7 @@ impl Op {
         )
     }
 
-    /// Does it to the pool; `Reopen` is the caller's.
+    /// Runs the operation on the pool; the caller handles `Reopen`.
     pub(crate) fn run(&self, pool: &Pool) -> Result<()> {
         let name = |text: &str| Name::new(text);
         match self {
@@ -126,7 +126,7 @@ impl Op {
         }
     }
 
-    /// What it does to the model once it has succeeded.
+    /// Applies a successful operation to the model.
     pub(crate) fn apply(&self, model: &mut Model) {
         match self {
             Self::Create(volume) => {
@@ -177,7 +177,7 @@ impl Op {
         }
     }
 
-    /// What it may have done to the model where it failed.
+    /// Adds to the model what a failed operation may have done.
     pub(crate) fn blur(&self, model: &mut Model) {
         self.touch(model, Volume::may_hold);
     }
@@ -196,7 +196,8 @@ impl Op {
         }
     }
 
-    /// Whether the model has what it needs. An operation before it may have failed.
+    /// Returns true if the model has what the operation needs. An earlier operation may have
+    /// failed.
     pub(crate) fn makes_sense(&self, model: &Model) -> bool {
         let writable = |name: &String| model.volumes.get(name).is_some_and(|volume| !volume.frozen);
         let free = |name: &String| !model.volumes.contains_key(name);
@@ -216,7 +217,7 @@ impl Op {
     }
 }
 
-/// Refusals that a fault cannot be the reason for.
+/// Returns true for refusals that a fault cannot cause.
 pub(crate) fn is_refusal(error: &Error) -> bool {
     matches!(
         error,

@@ -1,4 +1,4 @@
-//! Small pools in memory, and what fills them.
+//! Small pools in memory, and helpers that fill them.
 
 use cowshed_check::{CheckOptions, check};
 use cowshed_engine::{CreateOptions, FullOptions, FullPolicy, OpenOptions, Pool, Volume};
@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 pub(crate) const BLOCK: u64 = BLOCK_BYTES as u64;
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// How long anything may take before a test gives up on it.
+/// The time after which a test gives up on any operation.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn name(text: impl AsRef<str>) -> Name {
     Name::new(text.as_ref()).unwrap()
 }
 
-/// A block that no other seed gives.
+/// Returns a block that no other seed produces.
 pub(crate) fn block(seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(BLOCK_BYTES);
@@ -42,7 +42,7 @@ pub(crate) fn options(full: FullOptions) -> OpenOptions {
     }
 }
 
-/// Options that hold writers for so long.
+/// Options that hold writers for `time`.
 pub(crate) fn waiting(time: Duration) -> FullOptions {
     FullOptions {
         policy: FullPolicy::Wait(time),
@@ -58,8 +58,8 @@ pub(crate) fn pool(pool_bytes: u64, full: FullOptions) -> (Arc<MemoryDevice>, Po
     (device, pool)
 }
 
-/// Writes blocks of `volume` without waiting, from the first one on, until one is refused;
-/// answers how many it took. Block `index` has the seed `seed + index`.
+/// Writes blocks of `volume` without waiting, from the first one on, until one is refused; returns
+/// the number written. Block `index` has the seed `seed + index`.
 pub(crate) fn fill(volume: &Volume, seed: u64) -> u64 {
     for index in 0.. {
         match write_now(volume, &block(seed + index), index * BLOCK) {
@@ -71,7 +71,7 @@ pub(crate) fn fill(volume: &Volume, seed: u64) -> u64 {
     unreachable!("the pool ends before the numbers do")
 }
 
-/// Writes without waiting, whatever the policy.
+/// Writes without waiting, regardless of the policy.
 pub(crate) fn write_now(volume: &Volume, bytes: &[u8], offset_bytes: u64) -> Result<()> {
     struct Never;
     impl Owner for Never {
@@ -90,7 +90,7 @@ pub(crate) fn write_now(volume: &Volume, bytes: &[u8], offset_bytes: u64) -> Res
     })
 }
 
-/// Whether `count` blocks hold what `fill` wrote.
+/// Asserts that `count` blocks hold what `fill` wrote.
 pub(crate) fn verify(volume: &Volume, seed: u64, count: u64) {
     let mut found = vec![0; BLOCK_BYTES];
     for index in 0..count {
@@ -100,7 +100,8 @@ pub(crate) fn verify(volume: &Volume, seed: u64, count: u64) {
     }
 }
 
-/// Checks, from without, what a pool has left on its device; answers the blocks in use.
+/// Runs the offline check on what a pool has left on its device; returns the number of blocks in
+/// use.
 pub(crate) fn expect_sound(device: &dyn Device) -> u64 {
     let options = CheckOptions {
         deep: true,
@@ -111,7 +112,7 @@ pub(crate) fn expect_sound(device: &dyn Device) -> u64 {
     report.blocks_used
 }
 
-/// Waits until something holds.
+/// Waits until `holds` returns true.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {

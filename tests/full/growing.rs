@@ -1,4 +1,4 @@
-//! Pools that grow by themselves, and hosts that have no room for it.
+//! Pools that grow by themselves, and hosts without the space for it.
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, options, verify};
 use cowshed_engine::{CreateOptions, FullOptions, OpenOptions, Pool, Watermark};
@@ -64,7 +64,7 @@ fn a_pool_in_a_file_grows_before_writers_need_it() {
     pool.close().unwrap();
 }
 
-/// A small file system in memory; unmounted when dropped.
+/// A small file system in memory; unmounted on drop.
 struct Host(PathBuf);
 
 impl Host {
@@ -102,7 +102,8 @@ fn a_full_host_refuses_growth_and_the_pool_goes_on() {
     Pool::create(&device, &CreateOptions::default()).unwrap();
     let pool = Pool::open(Arc::new(device), &options(growing(64 * MIB))).unwrap();
     let status = pool.status().unwrap();
-    // 8 of 64 MiB are there, 2 are kept for a full host, and 6 are left.
+    // The pool has 8 of its 64 MiB; of the host's other 8 MiB, 2 are reserved for a full host and 6
+    // are left.
     assert_eq!(status.host_free_bytes, Some(6 * MIB));
     assert_eq!(status.host_shortage_bytes(), Some(48 * MIB));
     let ballast = host.0.join("ballast");
@@ -113,7 +114,7 @@ fn a_full_host_refuses_growth_and_the_pool_goes_on() {
         "{refused:?}"
     );
     let volume = pool.create_volume(&name("v"), 1 << 30).unwrap();
-    // By itself it does not grow either, nor does it stop.
+    // By itself it neither grows nor stops.
     let took = fill(&volume, 0);
     assert!(took > 1000, "{took}");
     assert_eq!(pool.status().unwrap().size_bytes, 8 * MIB);

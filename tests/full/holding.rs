@@ -1,4 +1,4 @@
-//! Writes that are held in a full pool: what releases them, and what goes on meanwhile.
+//! Writes that are held in a full pool: what releases them, and what continues meanwhile.
 
 use crate::bench::{
     BLOCK, MIB, block, eventually, expect_sound, fill, name, options, pool, verify, waiting,
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// So long that a test would fail before a held write is refused.
+/// So long that a test fails before a held write is refused.
 const LONG: Duration = Duration::from_secs(600);
 
 struct Full {
@@ -41,7 +41,8 @@ fn full(time: Duration) -> Full {
 }
 
 impl Full {
-    /// Writes a block that has no room, and calls `act` once it is held; what the write answers.
+    /// Writes a block for which there is no space, and calls `act` once the write is held; returns
+    /// the write's result.
     fn hold(&self, act: impl FnOnce()) -> Result<()> {
         thread::scope(|scope| {
             let write = || self.volume.write_at(&block(7), self.took * BLOCK);
@@ -143,7 +144,7 @@ fn a_pool_that_stops_wakes_held_writes() {
     let refused = thread::scope(|scope| {
         let held = scope.spawn(|| volume.write_at(&block(1), took * BLOCK));
         eventually("a held write", || pool.status().unwrap().holds_writes);
-        // Something to flush.
+        // So that there is something to flush.
         volume.discard(0, 10).unwrap();
         device.fail_next(Operation::Flush, Lasting::Forever, Effect::Errno(libc::EIO));
         assert!(pool.flush().is_err());

@@ -1,4 +1,4 @@
-//! Full pools as the kernel sees them: through files, and through file systems on loop devices.
+//! Full pools through the kernel: through files, and through file systems on loop devices.
 
 use crate::bench::{BLOCK, MIB, block, eventually, expect_sound, fill, name, verify, waiting};
 use cowshed_engine::{CreateOptions, FullOptions, OpenOptions, Pool, Volume};
@@ -17,7 +17,8 @@ use std::time::Duration;
 const PUNCH: FallocateFlags =
     FallocateFlags::FALLOC_FL_PUNCH_HOLE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
 
-/// A pool in a file with its volumes mounted. Mounts go first, then the export, then the folder.
+/// A pool in a file with its volumes mounted. The mounts are dropped first, then the export, then
+/// the folder.
 struct Stage {
     mounts: Vec<PathBuf>,
     export: Export,
@@ -61,7 +62,7 @@ impl Stage {
         File::options().read(true).write(true).open(path).unwrap()
     }
 
-    /// Mounts the ext4 of a volume, made anew if there is none.
+    /// Mounts the ext4 of a volume, and creates it first if `make` is set.
     fn ext4(&mut self, volume: &Volume, make: bool) -> PathBuf {
         let device = self.export.attach_loop(volume, false).unwrap();
         if make {
@@ -89,7 +90,7 @@ impl Stage {
         let unmounted = Command::new("umount").arg(at).status();
         assert!(unmounted.unwrap().success());
         self.mounts.retain(|mount| mount != at);
-        // Writes that were refused and that nobody was told of yet are told here, once.
+        // Refused writes that have not been reported yet are reported here, once.
         if let Err(error) = self.export.detach(volume) {
             let told = matches!(
                 &error,
@@ -103,13 +104,13 @@ impl Stage {
         }
     }
 
-    /// Unmounts everything, closes the pool, and checks it from without.
+    /// Unmounts everything, closes the pool, and runs the offline check.
     fn finish(self) {
         assert!(self.mounts.is_empty());
         self.export.unmount().unwrap();
         self.pool.close().unwrap();
         let path = self.folder.path().join("pool");
-        // A copy: this handle of the pool still has the file locked.
+        // On a copy: this handle of the pool still holds the file's lock.
         let copy = self.folder.path().join("copy");
         fs::copy(&path, &copy).unwrap();
         expect_sound(&FileDevice::open(&copy, FileOptions::default()).unwrap());
@@ -134,7 +135,7 @@ fn run(program: &str, arguments: &[&str], device: &Path) {
     assert!(output.status.success(), "{program}: {output:?}");
 }
 
-/// Lets e2fsck replay the journal and mend what an aborted one left; nothing may remain.
+/// Lets e2fsck replay the journal and repair what an aborted one left; nothing may remain.
 fn check_ext4(device: &Path) {
     let fsck = Command::new("e2fsck")
         .args(["-f", "-y"])
@@ -185,7 +186,7 @@ fn files_of_a_full_pool_answer_enospc_are_trimmed_and_take_writes_again() {
         Some(libc::ENOSPC)
     );
     verify(&volume, 1000, took);
-    // Parts of blocks first, which take room before they give some.
+    // Parts of blocks first, which take space before they free some.
     fallocate(&file, PUNCH, 1000, 6000).unwrap();
     fallocate(&other_file, PUNCH, 100, 200).unwrap();
     fallocate(&file, PUNCH, 0, 50 * 4096).unwrap();
@@ -196,7 +197,7 @@ fn files_of_a_full_pool_answer_enospc_are_trimmed_and_take_writes_again() {
     file.sync_all().unwrap();
     verify(&volume, 1000, 40);
     drop((file, other_file, other));
-    // The kernel lets go of a closed file some time after close(2).
+    // The kernel releases a closed file some time after close(2).
     eventually("the removal of a closed volume", || {
         stage
             .pool
@@ -230,7 +231,8 @@ fn ext4_on_a_full_pool_fails_writes_keeps_what_was_synced_and_recovers() {
         .flat_map(|seed| block(seed + 5000))
         .collect();
     let refused = code(write_durably(&at.join("too-much"), &too_much)).unwrap();
-    // The file's own blocks, or the journal's, or what was shut because of those.
+    // Depending on whether the file's own blocks or the journal's were refused, or the file system
+    // was shut down because of that.
     let expected = [libc::ENOSPC, libc::EIO, libc::EROFS];
     assert!(
         expected.contains(&refused),
@@ -311,7 +313,7 @@ fn a_held_write_of_a_loop_device_goes_on_once_the_same_device_is_discarded() {
         .arg(&device)
         .spawn()
         .unwrap();
-    // Were they to wait for each other, dropping the stage would end it.
+    // If they waited for each other, dropping the stage would end the wait.
     eventually("the end of the held write", || held.is_finished());
     assert!(discard.wait().unwrap().success());
     held.join().unwrap().unwrap();

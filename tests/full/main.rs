@@ -1,8 +1,9 @@
-//! Full pools: what they refuse, what works all the same, and how they get room again.
+//! Full pools: what they refuse, what still works, and how they get space again.
 //!
-//! `rounds` fills pools of random shapes to the last block. `COWSHED_TEST_SECONDS` sets how long
-//! it runs, `COWSHED_TEST_ROUNDS` how many rounds instead, `COWSHED_TEST_SEED` where it starts;
-//! `tools/full` does all of it for a long run. The others need root: FUSE, loop devices, mounts.
+//! `rounds` fills pools of random shapes to the last block. `COWSHED_TEST_SECONDS` sets the
+//! duration, or `COWSHED_TEST_ROUNDS` the number of rounds; `COWSHED_TEST_SEED` sets the first
+//! seed. `tools/full` runs all of it for a long time. The other tests need root: FUSE, loop
+//! devices, mounts.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

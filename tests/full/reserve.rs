@@ -1,4 +1,4 @@
-//! What is kept back for what must work in a full pool, and the counts of one.
+//! The reserve for operations that must work in a full pool, and the counts of a full pool.
 
 use crate::bench::{BLOCK, MIB, block, expect_sound, fill, name, options, pool, verify};
 use cowshed_engine::{CreateOptions, FullOptions, Pool, PoolState, Status, Watermark};
@@ -11,7 +11,8 @@ fn parts_of_blocks_can_be_discarded_in_a_full_pool() {
     let (device, pool) = pool(8 * MIB, FullOptions::default());
     let volume = pool.create_volume(&name("v"), 1 << 40).unwrap();
     let took = fill(&volume, 0);
-    // Each takes a new block for what is left of the old one; far more than are kept back.
+    // Each takes a new block for the rest of the old one; there are far more of them than reserved
+    // blocks.
     for index in 0..took {
         volume.discard(index * BLOCK + 100, 200).unwrap();
         volume
@@ -61,7 +62,7 @@ fn discards_of_what_a_snapshot_keeps_leave_room_for_removing_it() {
         leaves += 1;
     }
     let snapshot = pool.snapshot(&volume, &name("s")).unwrap();
-    // Each changes a leaf of its own and gives nothing back.
+    // Each changes its own leaf and frees nothing.
     let refused = (0..leaves).find_map(|leaf| volume.discard(leaf * 256 * BLOCK, BLOCK).err());
     assert!(matches!(refused, Some(Error::NoSpace)), "{refused:?}");
     assert!(matches!(

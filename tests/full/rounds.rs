@@ -9,7 +9,7 @@ use rand::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-/// How long it goes on starting rounds.
+/// The time during which rounds are started.
 const SECONDS: u64 = 15;
 
 #[test]
@@ -51,7 +51,7 @@ fn round(mut subject: Subject) {
         subject.close_and_open();
     }
     subject.verify();
-    // A recovery gives back what streams had set aside.
+    // A recovery returns the space that streams had reserved.
     subject.fill_up();
     free_some(&mut subject);
     subject.fill_up();
@@ -60,7 +60,7 @@ fn round(mut subject: Subject) {
     empty(&mut subject);
 }
 
-/// What must work in a full pool.
+/// The operations that must work in a full pool.
 fn use_full(subject: &mut Subject) {
     let pool = subject.pool().clone();
     let status = pool.status().unwrap();
@@ -78,7 +78,7 @@ fn use_full(subject: &mut Subject) {
             _ => drop(pool.trim().expect("a trim")),
         }
     }
-    // The first one; more of them need room for their entries.
+    // The first one; further ones need space for their entries.
     let first = pool.status().unwrap().state;
     if let Some(volume) = subject.pick(|model| !model.frozen) {
         match subject.snapshot(&volume) {
@@ -90,7 +90,7 @@ fn use_full(subject: &mut Subject) {
     subject.verify();
 }
 
-/// Discards a range of what a volume holds, in parts of blocks or whole ones.
+/// Discards a range of a volume's data, in parts of blocks or whole ones.
 fn discard_some(subject: &mut Subject, part: bool) {
     let Some(volume) = subject.pick(|model| !model.frozen && !model.blocks.is_empty()) else {
         return;
@@ -109,13 +109,13 @@ fn discard_some(subject: &mut Subject, part: bool) {
     };
     match subject.discard(&volume, from, to) {
         Ok(()) => {}
-        // What a snapshot keeps is not given back, and the reserve is not endless.
+        // Blocks that a snapshot shares are not freed, and the reserve is limited.
         Err(Error::NoSpace) if shared => {}
         Err(error) => panic!("a discard of {from}..{to} of {volume}: {error}"),
     }
 }
 
-/// Removes or discards something; then writes must work again, without anybody's help.
+/// Removes or discards something; then writes must work again without further help.
 fn free_some(subject: &mut Subject) {
     let own = |subject: &Subject, volume: &str| subject.volume(volume).info().unwrap().own_bytes;
     let names: Vec<_> = subject.models.keys().cloned().collect();
@@ -149,7 +149,7 @@ fn free_some(subject: &mut Subject) {
     }
 }
 
-/// Removes everything: all of the space is back.
+/// Removes everything: all of the space must be free again.
 fn empty(subject: &mut Subject) {
     let mut names: Vec<_> = subject.models.keys().cloned().collect();
     while !names.is_empty() {

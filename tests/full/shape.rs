@@ -1,4 +1,4 @@
-//! Random shapes of pools, and filling them.
+//! Pools of random shapes, and filling them.
 
 use crate::bench::{BLOCK, MIB};
 use crate::subject::{Ground, Subject};
@@ -51,7 +51,7 @@ pub(crate) fn random_pool(seed: u64, folder: &Path) -> Subject {
 }
 
 impl Subject {
-    /// Makes volumes, snapshots and clones among random writes, until something is refused.
+    /// Creates volumes, snapshots and clones among random writes, until an operation is refused.
     pub(crate) fn populate(&mut self) {
         let mut written = 0;
         for _ in 0..self.rng.random_range(1..40) {
@@ -118,15 +118,15 @@ impl Subject {
         self.write(volume, first, count)
     }
 
-    /// Fills the pool to the last block: in large and small writes, in order or not, and at the
-    /// end block by block on every volume.
+    /// Fills the pool to the last block: in large and small writes, sequential or random, and at
+    /// the end block by block on every volume.
     pub(crate) fn fill_up(&mut self) {
         if self
             .models
             .values()
             .all(|model| model.frozen || model.size_blocks < 1 << 16)
         {
-            // One that is larger than the pool.
+            // A volume that is larger than the pool.
             match self.create(1 << 20) {
                 Ok(()) | Err(Error::NoSpace) => {}
                 Err(error) => panic!("{error}"),
@@ -158,7 +158,7 @@ impl Subject {
         self.expect_full();
     }
 
-    /// No volume takes another block at a new place.
+    /// Asserts that no volume takes another block at a new place.
     fn expect_full(&mut self) {
         let writable: Vec<_> = self
             .models
@@ -170,10 +170,10 @@ impl Subject {
             let model = &self.models[&volume];
             let free = (0..model.size_blocks).filter(|at| !model.blocks.contains_key(at));
             let free: Vec<_> = free.take(300).collect();
-            // A volume with fewer places left may take what it can without filling the pool.
+            // A volume with fewer free places may be unable to fill the pool.
             let mut refused = free.len() < 300;
             for index in free {
-                // Zeros are no data, so what is written by chance may be taken for ever.
+                // Zeros take no space, so blocks that happen to be zero may be accepted for ever.
                 match self.write(&volume, index, 1) {
                     Ok(()) => {}
                     Err(Error::NoSpace) => {

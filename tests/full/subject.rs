@@ -1,4 +1,4 @@
-//! A pool under test beside a model of what it must hold: every volume's blocks in memory.
+//! A pool under test beside a model of its expected contents: every volume's blocks in memory.
 
 use crate::bench::{BLOCK, block, expect_sound, name, write_now};
 use cowshed_engine::{Notes, OpenOptions, Pool, Volume};
@@ -13,17 +13,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 type Blocks = BTreeMap<u64, Arc<[u8]>>;
 
-/// What a volume must hold.
+/// The expected contents of a volume.
 #[derive(Clone)]
 pub(crate) struct Model {
     pub(crate) blocks: Blocks,
     pub(crate) size_blocks: u64,
     pub(crate) frozen: bool,
-    /// Something else may hold blocks of it.
+    /// Another volume may share its blocks.
     pub(crate) shared: bool,
 }
 
-/// What the pool lies on.
+/// The storage of the pool.
 pub(crate) enum Ground {
     Memory(Arc<MemoryDevice>),
     File(PathBuf),
@@ -45,7 +45,7 @@ pub(crate) struct Subject {
     pub(crate) models: BTreeMap<String, Model>,
     pub(crate) rng: StdRng,
     names: u64,
-    /// The newest superblock that the pool has said to be durable.
+    /// The newest superblock that the pool has reported durable.
     durable: Arc<AtomicU64>,
 }
 
@@ -77,7 +77,7 @@ impl Subject {
         format!("v{}", self.names)
     }
 
-    /// A random volume that passes.
+    /// Returns a random volume that passes.
     pub(crate) fn pick(&mut self, passes: impl Fn(&Model) -> bool) -> Option<String> {
         let all: Vec<_> = self
             .models
@@ -145,7 +145,8 @@ impl Subject {
         self.models.remove(volume);
     }
 
-    /// Writes whole blocks, at most 256, which all are there afterwards or, refused, none is.
+    /// Writes whole blocks, at most 256: afterwards either all are written, or the write was
+    /// refused and none is.
     pub(crate) fn write(&mut self, volume: &str, first: u64, count: u64) -> Result<(), Error> {
         let blocks: Vec<Arc<[u8]>> = (0..count)
             .map(|_| match self.rng.random_range(0..20) {
@@ -171,7 +172,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Makes a range of bytes zeros.
+    /// Discards a range of bytes.
     pub(crate) fn discard(&mut self, volume: &str, from: u64, to: u64) -> Result<(), Error> {
         self.volume(volume).discard(from, to - from)?;
         let touched = self.models[volume]
@@ -195,7 +196,7 @@ impl Subject {
         blocks.insert(index, bytes.into());
     }
 
-    /// Everything acknowledged reads back.
+    /// Asserts that everything acknowledged reads back.
     pub(crate) fn verify(&self) {
         let mut found = vec![0; BLOCK_BYTES];
         for (name, model) in &self.models {
@@ -209,7 +210,7 @@ impl Subject {
         assert_eq!(self.pool().volumes().len(), self.models.len());
     }
 
-    /// Closes the pool, checks it from without, and opens it again.
+    /// Closes the pool, runs the offline check, and opens it again.
     pub(crate) fn close_and_open(&mut self) {
         let pool = self.pool.take().unwrap();
         pool.close().unwrap();
@@ -221,7 +222,8 @@ impl Subject {
         assert_eq!(counted, used * BLOCK, "the counts of used blocks agree");
     }
 
-    /// Ends as a killed process does, and opens what that leaves, as its successor or as anybody.
+    /// Ends like a killed process, and opens the remaining pool as its successor or as an unrelated
+    /// process.
     pub(crate) fn die_and_open(&mut self) {
         drop(self.pool.take());
         self.renew();
@@ -246,8 +248,8 @@ impl Subject {
         self.pool = Some(Pool::open(self.ground.device(), &options).unwrap());
     }
 
-    /// Checks a pool that is not open; answers the blocks in use. In memory, goes on with what it
-    /// holds as with a new device.
+    /// Checks a pool that is not open; returns the number of blocks in use. In memory, continues
+    /// with its contents on a new device.
     fn renew(&mut self) -> u64 {
         if let Ground::Memory(device) = &self.ground {
             let image = device.snapshot_image();

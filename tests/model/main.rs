@@ -1,4 +1,4 @@
-//! Random operations on a pool, in any order, against a plain model in memory.
+//! Random operations on a pool, in any order, compared with a plain model in memory.
 //!
 //! `COWSHED_TEST_SECONDS` sets how long each test runs, `COWSHED_TEST_SEED` repeats one seed.
 //! A failure prints its seed and the last operations.
@@ -15,9 +15,9 @@ use run::Run;
 use std::time::{Duration, Instant};
 use storage::Storage;
 
-/// How long each test goes on starting runs.
+/// The time during which each test starts runs.
 const SECONDS: u64 = 8;
-/// How many operations a run has.
+/// Number of operations in a run.
 const OPERATIONS: usize = 1500;
 
 #[test]

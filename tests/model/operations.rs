@@ -1,4 +1,4 @@
-//! The operations of a run: each does one thing to the pool and to the model and compares both.
+//! The operations of a run: each acts on the pool and on the model and compares both.
 
 use crate::compare;
 use crate::oracle::{BLOCK, Refusal};
@@ -8,11 +8,11 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use std::collections::BTreeMap;
 
-/// No run has more named volumes than this.
+/// The maximum number of named volumes in a run.
 const VOLUMES_MAX: usize = 24;
-/// Blocks in the longest write.
+/// Number of blocks in the longest write.
 const WRITE_BLOCKS_MAX: u64 = 48;
-/// One for each height of a map, and one block more than a height holds.
+/// A size for each height of a map, and sizes one block larger than a height can hold.
 const SIZES: [u64; 8] = [
     BLOCK,
     5 * BLOCK,
@@ -25,7 +25,7 @@ const SIZES: [u64; 8] = [
 ];
 
 impl Run {
-    /// A new name, or now and then one that is taken.
+    /// Returns a new name, or occasionally one that is taken.
     pub(crate) fn pick_name(&mut self) -> String {
         if self.rng.random_ratio(1, 12)
             && let Some(id) = self.oracle.all_named().choose(&mut self.rng)
@@ -50,7 +50,8 @@ impl Run {
         }
     }
 
-    /// A range inside the volume: near its start, near its end or anywhere; whole blocks or not.
+    /// Returns a range inside the volume: near its start, near its end or anywhere; of whole blocks
+    /// or not.
     pub(crate) fn pick_range(&mut self, id: u64, blocks_max: u64) -> (u64, u64) {
         let size = self.oracle.volumes[&id].size_bytes;
         let near = 400 * BLOCK;
@@ -283,7 +284,7 @@ impl Run {
         transaction.commit().expect("commit records");
     }
 
-    /// Several changes as one, and now and then one that spoils them all.
+    /// Applies several changes as one transaction, occasionally with one that makes it fail.
     pub(crate) fn transaction(&mut self, id: u64) {
         if self.oracle.all_named().len() + 2 >= VOLUMES_MAX {
             return;
@@ -335,7 +336,7 @@ impl Run {
         }
     }
 
-    /// Calls that must be refused, each for its reason, and change nothing.
+    /// Makes calls that must be refused, each with its reason, and change nothing.
     pub(crate) fn refused(&mut self, id: u64) {
         self.note(&format!("what {id} must refuse"));
         let (pool, volume) = (self.pool(), self.handle(id));
@@ -376,7 +377,7 @@ fn as_name(text: &str) -> Name {
     Name::new(text).expect("a good name")
 }
 
-/// The engine and the model both did it, or both refused it for the same reason.
+/// Asserts that the engine and the model both succeeded, or both refused for the same reason.
 fn agree<T>(found: Result<T>, wanted: Result<(), Refusal>) -> Option<T> {
     let refusal = match &found {
         Ok(_) => None,

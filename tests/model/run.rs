@@ -1,7 +1,7 @@
 //! One run: random operations on a pool and on its model, in step.
 //!
-//! The run owns the pool and opens it again in every way; it keeps the last operations for the
-//! report of a failure, with the seed that repeats it.
+//! The run owns the pool and reopens it in every way; for the report of a failure it keeps the last
+//! operations and the seed.
 
 use crate::compare;
 use crate::oracle::{BLOCK, Oracle};
@@ -13,9 +13,9 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::VecDeque;
 
-/// Blocks that the catalogue of an emptied pool may still take.
+/// Number of blocks that the catalogue of an emptied pool may still use.
 const CATALOGUE_BLOCKS: u64 = 16;
-/// How many operations a failure shows.
+/// Number of operations that the report of a failure shows.
 const TRACE_LEN: usize = 40;
 pub(crate) struct Run {
     pub(crate) rng: StdRng,
@@ -74,7 +74,7 @@ impl Run {
         self.trace.push_back(format!("{} {text}", self.operations));
     }
 
-    /// One random operation, and the comparison of what it touched.
+    /// Does one random operation, and compares what it touched.
     pub(crate) fn step(&mut self) {
         self.operations += 1;
         let named = self.oracle.all_named();
@@ -107,7 +107,7 @@ impl Run {
         }
     }
 
-    /// Compares everything, opens the pool in each way once more, and runs the check.
+    /// Compares everything, reopens the pool in each way once more, and runs the check.
     pub(crate) fn finish(mut self) {
         self.all_is_as_it_ought_to_be();
         for stop in [Stop::Killed, Stop::Dropped, Stop::Clean] {
@@ -116,7 +116,7 @@ impl Run {
         self.everything_goes();
     }
 
-    /// Removes all that there is, and all that it took is free again.
+    /// Removes everything, and asserts that all of its space is free again.
     fn everything_goes(&mut self) {
         for id in self.oracle.all_named() {
             self.remove_volume(id);
@@ -182,12 +182,12 @@ impl Run {
         self.storage.stop(pool, stop);
         self.storage.check();
         self.pool = Some(self.storage.open(self.background));
-        // What was settled since the last checkpoint is settled anew.
+        // What was settled since the last checkpoint is settled again.
         self.oracle.unsettled = true;
         self.all_is_as_it_ought_to_be();
     }
 
-    /// Flushes, goes on for a while, and loses what came after the flush.
+    /// Flushes, runs further operations, and loses those after the flush.
     fn lose_power(&mut self) {
         if self.background || self.storage.flushes().is_none() {
             return;
@@ -216,7 +216,7 @@ impl Run {
         self.oracle = flushed;
         self.storage.check();
         self.pool = Some(self.storage.open(self.background));
-        // What was settled since the last checkpoint is settled anew.
+        // What was settled since the last checkpoint is settled again.
         self.oracle.unsettled = true;
         self.all_is_as_it_ought_to_be();
     }

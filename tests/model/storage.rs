@@ -1,4 +1,4 @@
-//! What a pool under test lies on, and the ways in which it can be closed and come back.
+//! The storage of a pool under test, and the ways in which it can be closed and reopened.
 
 use cowshed_check::{CheckOptions, check};
 use cowshed_engine::{CreateOptions, OpenOptions, Pool};
@@ -6,21 +6,21 @@ use cowshed_format::device::{Device, FileDevice, FileOptions, MemoryDevice};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Size of the pools that random operations run on: so small that allocation wraps around.
+/// The size of the pools for random operations: so small that allocation wraps around.
 pub(crate) const POOL_BYTES: u64 = 192 << 20;
-/// So small that the log fills, and a writer has to checkpoint, many times in a run.
+/// So small that the log fills up, and a writer has to checkpoint, many times in a run.
 const LOG_BYTES: u64 = 512 << 10;
 /// So small that nodes are evicted and read back.
 const CACHE_BYTES: u64 = 2 << 20;
 
-/// How a pool goes away before it is opened again.
+/// The way in which a pool is stopped before it is opened again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stop {
     /// Closed in order.
     Clean,
     /// Dropped, as when the process ends without closing.
     Dropped,
-    /// Killed: what the device holds at that moment is all that is left.
+    /// Killed: only what the device holds at that moment is left.
     Killed,
 }
 
@@ -31,20 +31,20 @@ pub(crate) enum Storage {
 }
 
 impl Storage {
-    /// A pool in memory; the device records its epochs for the cuts of power.
+    /// Creates a pool in memory; the device records its epochs for power cuts.
     pub(crate) fn memory() -> Self {
         let device = MemoryDevice::recording(POOL_BYTES);
         make(&device);
         Self::Memory(Arc::new(device))
     }
 
-    /// A pool in a file.
+    /// Creates a pool in a file.
     pub(crate) fn file(path: PathBuf) -> Self {
         make(&FileDevice::create(&path, POOL_BYTES, Default::default()).expect("create the file"));
         Self::File(path)
     }
 
-    /// Checks, from without, what a stopped pool has left.
+    /// Runs the offline check on what a stopped pool has left.
     pub(crate) fn check(&self) {
         let options = CheckOptions {
             deep: true,
@@ -87,14 +87,15 @@ impl Storage {
             _ => {}
         }
         drop(pool);
-        // The log of a device is mapped once, so what comes next is a new device on the same bytes.
+        // The log of a device is mapped once, so the next pool gets a new device with the same
+        // bytes.
         if let Self::Memory(device) = self {
             let image = device.snapshot_image();
             *self = Self::Memory(Arc::new(MemoryDevice::recording_from(image)));
         }
     }
 
-    /// How many flushes the device has seen, if it counts.
+    /// Returns the number of flushes that the device has seen, if it counts them.
     pub(crate) fn flushes(&self) -> Option<u64> {
         match self {
             Self::Memory(device) => Some(device.flushes()),
@@ -102,10 +103,10 @@ impl Storage {
         }
     }
 
-    /// Cuts the power: what no flush has made durable is gone.
+    /// Cuts the power: everything that no flush has made durable is lost.
     ///
     /// # Panics
-    /// On a file, whose host cannot be made to forget.
+    /// With a file, because its host cannot be made to lose data.
     pub(crate) fn cut_power(&mut self, pool: Pool) {
         let Self::Memory(device) = self else {
             panic!("only a device in memory can lose its power");

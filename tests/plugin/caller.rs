@@ -1,4 +1,4 @@
-//! What Docker does: one HTTP request for each call, repeated while nobody answers.
+//! The behaviour of Docker: one HTTP request for each call, repeated until there is a reply.
 
 use crate::harness::{Bench, Daemon, PATIENCE};
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ pub(crate) struct Driver {
     pub(crate) daemon: Option<Daemon>,
 }
 
-/// A status and a document.
+/// A status and a JSON document.
 pub(crate) type Reply = (u16, Value);
 
 impl Driver {
@@ -41,12 +41,12 @@ impl Driver {
         self.bench.path("plugins/cowshed.sock")
     }
 
-    /// Makes a call once, whatever comes of it.
+    /// Makes a call once, whatever the result.
     pub(crate) fn attempt(&self, call: &str, body: &Value) -> io::Result<Reply> {
         request(&self.socket(), "POST", call, body.to_string().as_bytes())
     }
 
-    /// Makes a call, again and again while nobody answers.
+    /// Makes a call, and repeats it until there is a reply.
     pub(crate) fn call(&self, call: &str, body: &Value) -> Reply {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -58,7 +58,7 @@ impl Driver {
         }
     }
 
-    /// Makes a call that must do its work.
+    /// Makes a call that must succeed.
     pub(crate) fn ok(&self, call: &str, body: &Value) -> Value {
         let (status, answer) = self.call(&format!("/VolumeDriver.{call}"), body);
         assert_eq!(
@@ -69,7 +69,7 @@ impl Driver {
         answer
     }
 
-    /// Makes a call that must be refused with a reason that has `why` in it.
+    /// Makes a call that must be refused with a reason that contains `why`.
     pub(crate) fn refused(&self, call: &str, body: &Value, why: &str) {
         let (status, answer) = self.call(&format!("/VolumeDriver.{call}"), body);
         let text = answer["Err"].as_str().unwrap();
@@ -93,7 +93,7 @@ impl Driver {
         self.ok("Unmount", &json!({"Name": name, "ID": id}));
     }
 
-    /// The names of all volumes that Docker is told of.
+    /// Returns the names of all volumes that Docker sees.
     pub(crate) fn names(&self) -> Vec<String> {
         let answer = self.ok("List", &json!({}));
         let all = answer["Volumes"].as_array().unwrap().iter();
@@ -118,7 +118,7 @@ impl Driver {
     }
 }
 
-/// One HTTP request over a connection of its own.
+/// Makes one HTTP request over its own connection.
 pub(crate) fn request(socket: &Path, method: &str, path: &str, body: &[u8]) -> io::Result<Reply> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -128,7 +128,7 @@ pub(crate) fn request(socket: &Path, method: &str, path: &str, body: &[u8]) -> i
         body.len()
     );
     stream.write_all(head.as_bytes())?;
-    // Who refuses a long body may not read all of it.
+    // A server that refuses a long body may not read all of it.
     let sent = stream.write_all(body);
     let mut text = Vec::new();
     let read = stream.read_to_end(&mut text);

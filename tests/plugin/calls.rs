@@ -1,4 +1,4 @@
-//! What each call answers.
+//! The reply to each call.
 
 use crate::caller::{Driver, request};
 use crate::harness::{is_mounted, loops_below};
@@ -105,7 +105,7 @@ fn what_makes_no_sense_is_refused_with_its_reason() {
         "there is no data volume",
     );
     driver.refused("Path", &json!({"Name": "none"}), "there is no data volume");
-    // A plain volume with such a name is one, but cannot be mounted.
+    // A plain volume with such a name counts as a data volume, but cannot be mounted.
     driver
         .bench
         .ok(["volume", "create", "data/raw", "--size", "64M"]);
@@ -138,9 +138,9 @@ fn hostile_callers_harm_nobody() {
     let mut stream = UnixStream::connect(&socket).unwrap();
     stream.write_all(&[0xFF; 4096]).unwrap();
     let mut said = Vec::new();
-    // It is closed, in whatever way.
+    // The connection is closed, in whatever way.
     let _ = stream.read_to_end(&mut said);
-    // As many as like sit there and say nothing; the daemon refuses some, and goes on.
+    // Many clients connect and send nothing; the daemon refuses some, and goes on.
     let silent: Vec<_> = (0..200).map(|_| UnixStream::connect(&socket)).collect();
     drop(silent);
     driver.create("db", &json!({"size": "64M"}));

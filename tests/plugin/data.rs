@@ -6,7 +6,7 @@ use serde_json::json;
 use std::fs;
 use std::path::Path;
 
-/// Bytes that the file system at `path` has, as df counts them.
+/// Returns the size of the file system at `path`, in bytes, as df reports it.
 fn size_of(path: &Path) -> u64 {
     let text = host("df", ["-B1", "--output=size", path.to_str().unwrap()]);
     text.lines().nth(1).unwrap().trim().parse().unwrap()
@@ -17,14 +17,14 @@ fn a_snapshot_of_a_volume_in_use_holds_all_that_was_written() {
     let driver = Driver::start("1G");
     driver.create("db", &json!({"size": "256M"}));
     let place = driver.mount("db", "one");
-    // Nothing is synced by hand.
+    // Nothing is synced explicitly.
     let first = noise(3 << 20, 1);
     fs::create_dir(place.join("folder")).unwrap();
     fs::write(place.join("folder/table"), &first).unwrap();
     driver.bench.ok(["volume", "snapshot", "data/db", "monday"]);
     fs::write(place.join("folder/table"), noise(3 << 20, 2)).unwrap();
     fs::write(place.join("later"), "x").unwrap();
-    // A snapshot is no volume of Docker's, whatever its name is.
+    // A snapshot is not one of Docker's volumes, whatever its name.
     driver
         .bench
         .ok(["volume", "snapshot", "data/db", "data/tuesday"]);
@@ -61,7 +61,7 @@ fn a_snapshot_of_a_volume_in_use_holds_all_that_was_written() {
         host("e2fsck", ["-f", "-n", file.trim()]);
         driver.bench.ok(["detach", name]);
     }
-    // The clone shares what it has not changed, and costs what it has.
+    // The clone shares the blocks that it has not changed, and costs those that it has.
     let status = driver.ok("Get", &json!({"Name": "new"}))["Volume"]["Status"].clone();
     assert!(status["own_bytes"].as_u64().unwrap() < 2 << 20, "{status}");
     assert!(
@@ -117,7 +117,7 @@ fn renaming_and_rolling_back_hold_for_docker_too() {
     let place = driver.mount("base", "one");
     assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "first");
     driver.unmount("base", "one");
-    // A clone by hand is Docker's if its name says so.
+    // A clone made by hand is Docker's if its name says so.
     driver
         .bench
         .ok(["volume", "clone", "first", "data/by-hand"]);
@@ -134,7 +134,7 @@ fn a_mount_that_somebody_else_keeps_or_takes_away_is_no_obstacle() {
     driver.create("db", &json!({"size": "64M"}));
     let place = driver.mount("db", "one");
     fs::write(place.join("file"), "content").unwrap();
-    // As a mount namespace does that nobody thinks of.
+    // Like a forgotten mount namespace.
     let kept = driver.bench.path("kept");
     fs::create_dir(&kept).unwrap();
     let path = |path: &Path| path.to_str().unwrap().to_owned();

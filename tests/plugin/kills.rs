@@ -1,4 +1,4 @@
-//! Deaths of the worker and of the daemon, at any moment.
+//! The worker or the daemon dies, at any moment.
 
 use crate::caller::Driver;
 use crate::harness::{clear_mounts, eventually, is_mounted, loops_below};
@@ -25,7 +25,7 @@ fn a_mounted_volume_goes_on_when_the_worker_dies_and_its_users_stay_known() {
     for _ in 0..KILLS {
         goes_on(&load, 5);
         kill_worker(&driver);
-        // Somebody comes and somebody goes between the deaths.
+        // A user is added and removed between the deaths.
         assert_eq!(driver.mount("db", "two"), place);
         driver.unmount("db", "two");
         goes_on(&load, 1);
@@ -60,7 +60,7 @@ fn a_call_in_the_middle_of_which_the_worker_dies_can_be_repeated() {
     ];
     for round in 0..6_u64 {
         for (index, (call, body)) in (0..).zip(&steps) {
-            // Only the first attempt is cut into; whatever became of it, the call works.
+            // Only the first attempt is interrupted; whatever its result, the call then works.
             let delay = Duration::from_millis((round * 37 + index * 11) % 90);
             std::thread::scope(|scope| {
                 let first = scope.spawn(|| driver.attempt(&format!("/VolumeDriver.{call}"), body));
@@ -85,7 +85,7 @@ fn a_call_in_the_middle_of_which_the_worker_dies_can_be_repeated() {
         );
     }
     assert_eq!(loops_below(&driver.daemon().mount).len(), 1);
-    // No file system is left held still.
+    // No file system is left frozen.
     fs::write(place.join("file"), "goes on").unwrap();
     driver.unmount("source", "keeps-it-mounted");
     driver.finish();
@@ -105,7 +105,7 @@ fn what_was_synced_is_there_after_the_host_has_gone_down() {
         fs::write(&path, format!("content {round}")).unwrap();
         File::open(&path).unwrap().sync_all().unwrap();
         File::open(&place).unwrap().sync_all().unwrap();
-        // What is not unmounted goes as it does in a reboot.
+        // What is not unmounted is lost as in a reboot.
         let daemon = driver.daemon.take().unwrap();
         let volumes = daemon.mount.clone();
         daemon.kill();
@@ -113,7 +113,7 @@ fn what_was_synced_is_there_after_the_host_has_gone_down() {
         fs::remove_dir_all(volumes.parent().unwrap()).unwrap();
         driver.serve();
         assert_eq!(driver.names(), ["db"]);
-        // Docker may still speak of a mount from before.
+        // Docker may still refer to an earlier mount.
         driver.unmount("db", &format!("boot-{round}"));
     }
     driver.ok("Remove", &json!({"Name": "db"}));

@@ -1,5 +1,5 @@
-//! The volume plugin as Docker Engine meets it: a real `cowshed serve`, spoken to over its socket.
-//! Needs root, FUSE and loop devices.
+//! Tests the volume plugin from Docker Engine's side: a real `cowshed serve`, called over its
+//! socket. Needs root, FUSE and loop devices.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

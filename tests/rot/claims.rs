@@ -1,4 +1,4 @@
-//! Fields that claim much: nothing is allocated, and nothing runs on, because a field says so.
+//! Fields with excessive values: no field's value may cause allocation or work without bound.
 
 use crate::golden::{open, options};
 use cowshed_check::{CheckOptions, check};
@@ -41,8 +41,8 @@ fn a_catalogue_of_holes_takes_no_memory_whatever_length_it_claims() {
 
 #[test]
 fn a_copy_of_a_superblock_counts_only_where_it_says_that_it_lies() {
-    // A newer superblock of the same pool, at the end of a device but of another size: a guest's
-    // copy of the pool's first blocks, say.
+    // A newer superblock of the same pool, at the end of a device but with another size: a guest's
+    // copy of the pool's first blocks, for example.
     let device = claiming(16 << 20, |_| {});
     let mut bytes = vec![0; 4096];
     device.read_at(&mut bytes, 0).unwrap();

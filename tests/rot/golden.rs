@@ -1,4 +1,4 @@
-//! The pools that are damaged, with what they hold and what each of their blocks is.
+//! The pools that are damaged, with their contents and the kind of each of their blocks.
 
 use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
 use cowshed_format::Superblock;
@@ -17,7 +17,7 @@ const VOLUME_BLOCKS: u64 = 560;
 /// Each volume's bytes by its name.
 pub(crate) type State = BTreeMap<String, Vec<u8>>;
 
-/// What a block of a pool is, as far as the tests tell them apart.
+/// The kind of a block of a pool, as far as the tests distinguish them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Superblock,
@@ -28,15 +28,15 @@ pub(crate) enum Part {
     Body,
 }
 
-/// A pool and all that there is to know of it.
+/// A pool with its expected contents.
 pub(crate) struct Golden {
     pub(crate) image: DeviceImage,
-    /// The same pool, a few checkpoints earlier.
+    /// The same pool a few checkpoints earlier.
     pub(crate) older: DeviceImage,
-    /// What it holds: the last of these. The others are what it held after each record since the
+    /// Its contents: the last element. The others are its contents after each record since the
     /// checkpoint.
     pub(crate) states: Vec<State>,
-    /// The blocks that hold something.
+    /// The blocks in use.
     pub(crate) blocks: Vec<(u64, Part)>,
 }
 
@@ -76,8 +76,8 @@ fn scribble(volume: &Volume, random: &mut StdRng, writes: usize) {
     }
 }
 
-/// A pool with shared maps, a removed parent, records of several parts, and old bitmaps; closed,
-/// or with a log of flushed records.
+/// Creates a pool with shared maps, a removed parent, records of several parts, and old bitmaps;
+/// closed, or with a log of flushed records.
 pub(crate) fn golden(seed: u64, pool_bytes: u64, closed: bool) -> Golden {
     let mut random = StdRng::seed_from_u64(seed);
     let device = Arc::new(MemoryDevice::new(pool_bytes));
@@ -107,7 +107,7 @@ pub(crate) fn golden(seed: u64, pool_bytes: u64, closed: bool) -> Golden {
     transaction.commit().unwrap();
     pool.reclaim().unwrap();
     let older = device.snapshot_image();
-    // As much is freed as is taken, so that counts alone do not tell the bitmaps apart.
+    // As many blocks are freed as allocated, so that counts alone do not distinguish the bitmaps.
     scribble(&base, &mut random, 2);
     pool.checkpoint().unwrap();
     let mut states = vec![state_of(&pool)];
@@ -134,7 +134,7 @@ pub(crate) fn golden(seed: u64, pool_bytes: u64, closed: bool) -> Golden {
     }
 }
 
-/// The newest of the primary superblocks.
+/// Returns the newest of the primary superblocks.
 pub(crate) fn superblock_of(image: &DeviceImage) -> Superblock {
     let of = |slot: u64| {
         let mut bytes = vec![0; 4096];

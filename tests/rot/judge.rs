@@ -1,5 +1,5 @@
-//! What a damaged pool may do: give right bytes or an error, say what is wrong, and be mended
-//! without loss of what could be read.
+//! The permitted behaviour of a damaged pool: it returns correct bytes or an error, reports what is
+//! wrong, and is repaired without loss of readable data.
 
 use crate::golden::{BLOCK, State, open};
 use cowshed_check::{CheckOptions, check};
@@ -9,18 +9,18 @@ use cowshed_format::device::{DeviceImage, MemoryDevice};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Which blocks of which volume could be read.
+/// The blocks of each volume that could be read.
 pub(crate) type Readable = BTreeMap<String, BTreeSet<u64>>;
 
-/// What a damaged pool did.
+/// The behaviour of a damaged pool.
 pub(crate) struct Verdict {
-    /// What could be read of it, if it opened.
+    /// The readable blocks, if it opened.
     pub(crate) readable: Option<Readable>,
-    /// Whether the check found something, or refused.
+    /// True if the check found something, or refused.
     pub(crate) found: bool,
-    /// Whether a check after a repair found nothing more.
+    /// True if a check after a repair found nothing more.
     pub(crate) mended: bool,
-    /// Whether it opens after the repair.
+    /// True if it opens after the repair.
     pub(crate) opens_after: bool,
 }
 
@@ -28,10 +28,10 @@ const fn checking(repair: bool) -> CheckOptions {
     CheckOptions { deep: true, repair }
 }
 
-/// Opens, reads, checks, scrubs and repairs a damaged pool, each on a copy of its own.
+/// Opens, reads, checks, scrubs and repairs a damaged pool, each on its own copy.
 ///
 /// # Errors
-/// What it may not do.
+/// A description of forbidden behaviour.
 pub(crate) fn judge(
     image: &DeviceImage,
     allowed: &[State],
@@ -64,15 +64,15 @@ pub(crate) fn judge(
             pool.status().map_err(|error| error.to_string())?;
             all_is_named(&pool, &readable, &report, found)?;
             goes_on(&pool);
-            // What is written now lies where nothing was that is in use.
+            // New data must not overwrite blocks in use.
             if read_all(&pool, allowed)? != readable {
                 return Err("writing has changed what could be read".into());
             }
             verdict.readable = Some(readable);
         }
     }
-    // A pool that is refused for its log's sake opens as it was before the log's damage, once
-    // somebody has had that cut off.
+    // A pool that is refused because of its log opens in the state before the log's damage, once
+    // the damaged part is cut off.
     let after = if verdict.readable.is_some() {
         allowed
     } else {
@@ -89,7 +89,7 @@ fn refuses_well(error: &Error) -> Result<(), String> {
     }
 }
 
-/// Every block that cannot be read is found by the check, and the scrub says where.
+/// Asserts that the check finds every unreadable block, and that the scrub says where it is.
 fn all_is_named(
     pool: &Pool,
     readable: &Readable,
@@ -116,7 +116,7 @@ fn all_is_named(
     Ok(())
 }
 
-/// Writes and removes until the pool is full; any call may fail, and none may harm.
+/// Writes and removes until the pool is full; any call may fail, but none may do harm.
 fn goes_on(pool: &Pool) {
     if let Ok(volume) = pool.create_volume(&Name::new("filler").unwrap(), 1 << 30) {
         for number in 0..1u64 << 12 {
@@ -134,7 +134,7 @@ fn goes_on(pool: &Pool) {
     let _ = pool.reclaim();
 }
 
-/// Repairs; what could be read before can be read afterwards.
+/// Repairs; what could be read before must be readable afterwards.
 fn mend(
     device: &Arc<MemoryDevice>,
     allowed: &[State],
@@ -164,7 +164,7 @@ fn mend(
             ));
         }
     }
-    // What the log held is in its place now, so that a second repair can do the rest.
+    // The contents of the log are in their place now, so that a second repair can do the rest.
     match pool.close() {
         Ok(()) => {}
         Err(error) if error.is_no_room() => {}
@@ -181,7 +181,7 @@ fn mend(
     Ok(())
 }
 
-/// Reads all there is; answers which blocks could be read.
+/// Reads everything; returns the blocks that could be read.
 fn read_all(pool: &Pool, allowed: &[State]) -> Result<Readable, String> {
     let mut why = String::new();
     for state in allowed.iter().rev() {

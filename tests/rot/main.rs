@@ -1,9 +1,9 @@
-//! Media that rot: flipped bits, and blocks that are lost, old, misdirected or swapped. Every read
-//! gives right bytes or an error, the check finds what is in use, a repair makes nothing worse,
-//! and nothing panics, hangs or takes memory without bound.
+//! Decaying media: flipped bits, and blocks that are lost, old, misdirected or swapped. Every read
+//! returns correct bytes or an error, the check finds damage in blocks in use, a repair makes
+//! nothing worse, and nothing panics, hangs or uses memory without bound.
 //!
-//! `tools/rot` runs more: `COWSHED_TEST_ROUNDS` says how many damages of each kind on each pool
-//! (`0`: every bit of every structure), `COWSHED_TEST_SEED` where the choice begins.
+//! `tools/rot` runs more: `COWSHED_TEST_ROUNDS` sets the number of damages of each kind on each
+//! pool (`0`: every bit of every structure), `COWSHED_TEST_SEED` the start of the random choice.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,11 +20,11 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 
-/// Damages of each kind on each pool, unless more are asked for.
+/// Number of damages of each kind on each pool, by default.
 const ROUNDS: u64 = 120;
 const TINY_BYTES: u64 = 6 << 20;
 const LARGER_BYTES: u64 = 160 << 20;
-/// Bytes of a bitmap's header that say something.
+/// Number of meaningful bytes in a bitmap's header.
 const HEADER_BYTES: u64 = 48;
 
 fn number(name: &str) -> Option<u64> {
@@ -47,12 +47,13 @@ fn put(image: &mut DeviceImage, block: u64, bytes: &[u8]) {
     });
 }
 
-/// What happened, by part: how many, found by the check, opened, mended, opened after the repair.
+/// The results by part: number of damages, found by the check, opened, mended, opened after the
+/// repair.
 #[derive(Default)]
 struct Tally(BTreeMap<Part, [u64; 5]>);
 
 impl Tally {
-    /// Judges one damage.
+    /// Judges one damage and adds its result.
     fn take(
         &mut self,
         what: &str,
@@ -86,8 +87,8 @@ impl Tally {
     }
 }
 
-/// The states that a damage of `part` may leave. The end of a log cannot be told from a write that
-/// did not get through: what stood in its last blocks may be as if it had never been.
+/// Returns the states that damage of `part` may leave. The end of a log cannot be distinguished
+/// from a write that did not complete: the records in its last blocks may be missing.
 fn allowed(golden: &Golden, part: Part, whole_block: bool) -> (&[State], &[State]) {
     let states = &golden.states;
     let allowed = match part {
@@ -105,8 +106,8 @@ fn flip(golden: &Golden, block: u64, bit: u64) -> DeviceImage {
     image
 }
 
-/// Flips bits of every structure. What the check must find: superblocks, and bitmaps, nodes,
-/// catalogue and data that are in use. Old blocks and slots are not.
+/// Flips bits of every structure. The check must find damage in superblocks, and in bitmaps, nodes,
+/// catalogue and data that are in use, but not in old blocks and slots.
 fn flips(what: &str, golden: &Golden) {
     let mut random = StdRng::seed_from_u64(seed());
     let mut tally = Tally::default();
@@ -141,8 +142,7 @@ fn flips(what: &str, golden: &Golden) {
     tally.print(what);
 }
 
-/// Blocks as a whole: zeros, noise, an older version, another block's bytes, two that changed
-/// places.
+/// Damages whole blocks: zeros, noise, an older version, another block's bytes, two swapped blocks.
 fn blocks(what: &str, golden: &Golden) {
     let mut random = StdRng::seed_from_u64(seed());
     let mut tally = Tally::default();

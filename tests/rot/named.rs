@@ -1,4 +1,4 @@
-//! Damages by name, each with what exactly comes of it.
+//! Specific damages, each with its exact consequences.
 
 use crate::golden::{BLOCK, open};
 use crate::put;
@@ -19,8 +19,8 @@ fn fill(number: u64) -> Vec<u8> {
     (number | 1 << 50).to_le_bytes().repeat(512)
 }
 
-/// A volume with a block in each of its four leaves, checkpointed; then a write to the second leaf
-/// and another volume's in the log, both flushed.
+/// Creates a volume with a block in each of its four leaves, checkpointed; then a write to the
+/// second leaf and one to another volume are in the log, both flushed.
 fn pool_with_a_log() -> DeviceImage {
     let device = Arc::new(MemoryDevice::new(8 << 20));
     let create = CreateOptions {
@@ -44,8 +44,7 @@ fn pool_with_a_log() -> DeviceImage {
     device.snapshot_image()
 }
 
-/// Where the leaf lies that leads to data of these blocks, by what stands in it: the checksums of
-/// both.
+/// Returns the address of the leaf that leads to data of these blocks; finds it by their checksums.
 fn leaf_of(image: &DeviceImage, blocks: [u64; 2]) -> u64 {
     let [one, two] =
         blocks.map(|block| cowshed_format::base::checksum::crc32(&fill(block)).to_le_bytes());
@@ -58,7 +57,7 @@ fn leaf_of(image: &DeviceImage, blocks: [u64; 2]) -> u64 {
         .expect("the leaf is there")
 }
 
-/// Where the headers of the first group's two bitmaps lie.
+/// Returns the addresses of the headers of the first group's two bitmaps.
 fn group_slots(image: &DeviceImage) -> [u64; 2] {
     let layout = crate::golden::superblock_of(image).layout;
     [0, 1].map(|slot| layout.bitmap_slot(0, slot).0)
@@ -96,7 +95,7 @@ fn a_damaged_node_in_the_way_of_replay_costs_its_own_range_and_nothing_else() {
             "{error}"
         );
     }
-    // The scrub names the range; the check notes it, and mends the counts.
+    // The scrub names the range; the check notes it, and repairs the counts.
     let report = pool.scrub(&mut |_, _| true).unwrap();
     let lost: u64 = report.bad.iter().map(|fault| fault.len_bytes).sum();
     assert!(
@@ -116,7 +115,7 @@ fn a_damaged_node_in_the_way_of_replay_costs_its_own_range_and_nothing_else() {
     assert!(report.clean(), "{:?}", report.remaining);
     let lost = |note: &Note| matches!(note, Note::Lost { .. });
     assert!(report.notes.iter().any(lost), "{:?}", report.notes);
-    // Whole blocks can be written there again, a part of one cannot, and the volume can go.
+    // Whole blocks can be written there again, a part of one cannot, and the volume can be removed.
     device = Arc::new(MemoryDevice::from_image(device.snapshot_image()));
     let pool = open(&device).unwrap();
     let volume = pool.volume("a").unwrap();
@@ -134,7 +133,7 @@ fn a_damaged_node_in_the_way_of_replay_costs_its_own_range_and_nothing_else() {
 }
 
 /// A pool of one group, whose bitmap is lost together with a map node: no block is known to be
-/// free, and giving the node's range up takes some.
+/// free, but giving up the node's range needs some.
 #[test]
 fn a_repair_that_finds_no_free_block_says_so_and_goes_on_once_the_pool_is_larger() {
     let device = Arc::new(MemoryDevice::from_image(pool_with_a_log()));
@@ -142,7 +141,7 @@ fn a_repair_that_finds_no_free_block_says_so_and_goes_on_once_the_pool_is_larger
     pool.close().unwrap();
     drop(pool);
     let mut image = device.snapshot_image();
-    // As closing has written it.
+    // In the state that closing the pool has written.
     let leaf = leaf_of(&image, [257, 258]);
     put(&mut image, leaf, &[0xa5; 4096]);
     let slots = group_slots(&image);
@@ -185,7 +184,7 @@ fn a_damaged_record_that_was_flushed_is_refused_and_cut_off_by_a_repair() {
 
 #[test]
 fn a_record_that_was_flushed_and_has_a_wrong_length_is_refused_and_cut_off_by_a_repair() {
-    // The highest byte of its length, before the salt and the sequence.
+    // The highest byte of the length, which precedes the salt and the sequence.
     let length = |bytes: &[u8], salt: [u8; 8], crc: usize| {
         let mut before = bytes[..crc].windows(8);
         let salt = before.rposition(|each| each == salt).unwrap();
@@ -194,8 +193,8 @@ fn a_record_that_was_flushed_and_has_a_wrong_length_is_refused_and_cut_off_by_a_
     refused_and_cut_off(|(bytes, salt), crc| length(bytes, salt, crc));
 }
 
-/// Damages the byte of a flushed record that `place` answers, given the block of the log that it
-/// stands in, the log's salt, and where in it the checksum of the record's data is.
+/// Damages the byte of a flushed record that `place` returns. `place` gets the record's block of
+/// the log, the log's salt, and the offset of the checksum of the record's data in that block.
 fn refused_and_cut_off(place: impl Fn((&[u8], [u8; 8]), usize) -> usize) {
     let mut image = pool_with_a_log();
     let crc = cowshed_format::base::checksum::crc32(&fill(258)).to_le_bytes();
@@ -238,7 +237,7 @@ fn a_scrub_names_every_rotten_block_and_goes_on_behind_a_node() {
     let device = Arc::new(MemoryDevice::from_image(pool_with_a_log()));
     let pool = open(&device).unwrap();
     pool.checkpoint().unwrap();
-    // Read once, so that nodes are in the cache.
+    // Read once, so that the nodes are cached.
     assert!(read(&pool, "a", 257).unwrap() == fill(257));
     let image = device.snapshot_image();
     let leaf = leaf_of(&image, [256, 258]);

@@ -1,4 +1,4 @@
-//! Containers of containerd and runc on snapshots: what a client does with them.
+//! containerd's and runc's containers on snapshots: the operations of a client.
 
 use crate::fixtures::{self, listing, reference, run};
 use crate::harness::is_mounted;
@@ -12,7 +12,7 @@ use std::process::Command;
 const NAME: &str = "test/shell";
 const IMAGE: &str = "test/shell:latest";
 
-/// Imports an image, and does with its containers all that `ctr` can do.
+/// Imports an image, and does everything with its containers that `ctr` can do.
 pub(crate) fn live(setting: &Setting) {
     let world = World::open(setting);
     let before = world.used_bytes();
@@ -48,7 +48,7 @@ pub(crate) fn live(setting: &Setting) {
     world.close();
 }
 
-/// The configuration for cowshed takes nothing away from containerd's own snapshotter.
+/// The configuration for cowshed does not impair containerd's own snapshotter.
 fn containerds_default_still_unpacks(world: &World, archive: &Path) {
     let ctr = &world.containerd;
     let mut command = ctr.ctr(["images", "import", "--snapshotter", "overlayfs"]);
@@ -58,7 +58,7 @@ fn containerds_default_still_unpacks(world: &World, archive: &Path) {
     assert!(table.lines().count() > 1, "nothing was unpacked: {table}");
 }
 
-/// Everything that a layer can hold, unpacked by containerd with our snapshots and our differ.
+/// Every kind of entry of a layer, unpacked by containerd with our snapshots and our differ.
 fn layers_become_the_tree_that_tar_makes(world: &World, folder: &Path) {
     let image = fixtures::busybox::image();
     let ctr = &world.containerd;
@@ -120,17 +120,17 @@ fn containers_do_not_see_each_other(world: &World, setting: &Setting) {
     assert_eq!(seen, "none\none\n");
     assert_eq!(ctr.exec("one", "r", "cat /mine /folder/in"), "mine\nin\n");
     if setting.mounts == Mounts::Loop {
-        // To look the user up, the client mounts a view that can only be read; a device that is
-        // mounted to be written to refuses that.
+        // To look the user up, the client mounts a read-only view; a device that is mounted for
+        // writing refuses that.
         return;
     }
-    // A user of its own finds its way in the folder that cowshed mounted.
+    // Another user can access the folder that cowshed mounted.
     let mut asked = ctr.ctr(["tasks", "exec", "--exec-id", "u", "--user", "1000", "one"]);
     asked.args(["/bin/cat", "/mine"]);
     assert_eq!(fixtures::output(&mut asked), "mine\n");
 }
 
-/// One byte of a file of 32 MiB is written in a container.
+/// Writes one byte of a file of 32 MiB in a container.
 fn a_first_write_copies_no_file(world: &World, setting: &Setting) {
     let ctr = &world.containerd;
     ctr.exec(
@@ -147,24 +147,24 @@ fn a_first_write_copies_no_file(world: &World, setting: &Setting) {
                 "one byte of a large file takes {two} bytes"
             );
         }
-        // That is what cowshed is there to avoid.
+        // cowshed exists to avoid this.
         Snapshotter::Overlayfs => assert!(two > 32 << 20),
         _ => {}
     }
 }
 
-/// What a snapshot takes, by `ctr snapshots usage`.
+/// Returns the space of a snapshot, as `ctr snapshots usage` reports it.
 fn usage(world: &World, key: &str) -> u64 {
     let table = world.containerd.snapshot(["usage", "-b", key]);
     let line = table.lines().nth(1).expect("a line for the snapshot");
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// The layer of a running container's changes, twice: compressed, and as the tar that it holds.
+/// Makes the layer of a running container's changes twice: compressed, and as a plain tar.
 fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path, mounts: Mounts) {
     let ctr = &world.containerd;
     if mounts != Mounts::Dir && !ctr.asks_differs() {
-        // It mounts what it compares to be read only, which a device in use refuses.
+        // The client mounts both sides read-only, which a device in use refuses.
         return;
     }
     let tar = folder.join("diff.tar");
@@ -189,7 +189,7 @@ fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path, mount
             .filter(|name| !name.is_empty() && name != ".")
             .collect();
         names.sort();
-        // A runtime makes mount points, some of which the image lacks.
+        // A runtime creates mount points, some of which the image lacks.
         names.retain(|name| {
             !["dev", "proc", "sys", "run", "etc"]
                 .iter()
@@ -199,7 +199,7 @@ fn the_change_of_a_running_container_is_seen(world: &World, folder: &Path, mount
     }
 }
 
-/// A snapshot is committed, cloned, looked at and removed, by keys.
+/// Commits, clones, views and removes a snapshot, by keys.
 fn what_is_committed_is_a_parent(world: &World, folder: &Path) {
     let ctr = &world.containerd;
     let parent = ctr.snapshot(["info", "one"]);
@@ -231,7 +231,7 @@ fn what_is_committed_is_a_parent(world: &World, folder: &Path) {
     ctr.snapshot(["rm", "done"]);
 }
 
-/// Mounts a snapshot as its mounts say; the mount goes before this returns.
+/// Mounts a snapshot as its mounts say; unmounts it before returning.
 fn with_mounted(world: &World, folder: &Path, key: &str, look: impl FnOnce(&Path)) {
     let root = folder.join(format!("mounted-{key}"));
     fs::create_dir_all(&root).unwrap();

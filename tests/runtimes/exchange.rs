@@ -1,5 +1,5 @@
-//! Images between cowshed and Docker with either of its image stores, both ways: several at once,
-//! with their names.
+//! Images exchanged between cowshed and Docker with either of its image stores, in both directions:
+//! several at once, with their names.
 
 use crate::containerd::Containerd;
 use crate::docker::Docker;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 const NAMES: [&str; 2] = ["t:1", "quay.io/acme/db:2"];
 
-/// With images in containerd.
+/// Docker with images in containerd.
 pub(crate) fn with_containerds_store(setting: &Setting) {
     let world = World::open(setting);
     let docker = Docker::start(setting);
@@ -20,7 +20,7 @@ pub(crate) fn with_containerds_store(setting: &Setting) {
     let names = world
         .containerd
         .ok(["--namespace", "moby", "images", "ls", "-q"]);
-    // A record by another name is found by no command of Docker's.
+    // Docker's commands do not find a record under another name.
     assert!(
         names.lines().any(|name| name == "docker.io/library/t:1"),
         "{names}"
@@ -31,7 +31,7 @@ pub(crate) fn with_containerds_store(setting: &Setting) {
     close(world);
 }
 
-/// With Docker's own store of images.
+/// Docker with its own image store.
 pub(crate) fn with_dockers_own_store(setting: &Setting) {
     let world = World::open(setting);
     let configuration = json!({
@@ -82,7 +82,7 @@ fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
     let id = docker.ok(["image", "inspect", "--format", "{{.Id}}", NAMES[0]]);
     let nameless = path("nameless.tar");
     docker.ok(["save", "--output", &*nameless, &*id]);
-    // All that cowshed has of them comes from Docker now.
+    // cowshed now has only what comes from Docker.
     service.cowshed(["image", "rm", NAMES[0], NAMES[1]]);
     let imported = service.json(["image", "import", &*back]);
     let name = |image: &Value| {
@@ -103,7 +103,7 @@ fn there_and_back(world: &World, docker: &Docker, folder: &Path) {
     service.cowshed(["image", "rm", NAMES[0], NAMES[1], "nameless"]);
 }
 
-/// That a container of the image has this content.
+/// Asserts that a container of the image has this content.
 fn expect_content(service: &Service, folder: &Path, image: &str, content: &str) {
     let copied = folder.join("from-cowshed");
     service.cowshed(["container", "create", image, "--name", "c"]);
@@ -113,7 +113,7 @@ fn expect_content(service: &Service, folder: &Path, image: &str, content: &str) 
     fs::remove_file(copied).unwrap();
 }
 
-/// What `ctr` imports has the full name, under which containerd's other clients find it.
+/// `ctr` imports with the full name, under which containerd's other clients find the image.
 pub(crate) fn with_ctr(setting: &Setting) {
     let world = World::open(setting);
     let service = world.service.as_ref().expect("cowshed's snapshots");

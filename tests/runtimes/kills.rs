@@ -1,7 +1,7 @@
 //! SIGKILL of cowshed's worker, of all of cowshed, and of containerd, in any order, in the middle
-//! of what they do together; afterwards the pair works as if nothing had happened.
+//! of their common work; afterwards both work as if nothing had happened.
 //!
-//! What a client does after an error is what a person would do: the same again.
+//! After an error the client does what a person would do: it repeats the command.
 
 use crate::fixtures::run;
 use crate::harness::{PATIENCE, eventually, noise};
@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 const NAME: &str = "test/varied";
 const IMAGE: &str = "test/varied:latest";
 
-/// Who is killed, in this order.
+/// The processes that are killed, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
-    /// cowshed's process that has the pool open; another takes its place by itself.
+    /// cowshed's process that has the pool open; another one replaces it automatically.
     Worker,
-    /// All of cowshed.
+    /// All of cowshed's processes.
     Cowshed,
     Containerd,
 }
@@ -37,7 +37,7 @@ const ORDERS: [&[Victim]; 6] = [
     &[Victim::Cowshed, Victim::Containerd],
 ];
 
-/// The moments at which something is killed.
+/// The times of the kills.
 struct Moments {
     seed: u64,
     drawn: u64,
@@ -51,7 +51,7 @@ impl Moments {
         }
     }
 
-    /// A time below `limit`.
+    /// Returns a time below `limit`.
     fn next(&mut self, limit: Duration) -> Duration {
         self.drawn += 1;
         let bytes = noise(4096, self.seed << 20 | self.drawn);
@@ -64,10 +64,11 @@ impl Moments {
 trait Kills {
     fn strike(&mut self, victims: &[Victim]);
 
-    /// Starts again what a service manager would.
+    /// Restarts what a service manager would restart.
     fn recover(&mut self);
 
-    /// Kills while `action` goes on, at a moment within `limit`; waits for the action's end.
+    /// Starts `action`, kills the victims `after` that time, waits for the action to end, and
+    /// recovers.
     fn strike_during(&mut self, action: &mut Command, after: Duration, victims: &[Victim]);
 }
 
@@ -89,8 +90,8 @@ impl Kills for World {
             service.wait();
         }
         self.containerd.restart();
-        // containerd takes up to three seconds to connect again. What it knows itself it answers
-        // meanwhile, but not this.
+        // containerd takes up to three seconds to reconnect. Meanwhile it replies to what it knows
+        // itself, but not to this.
         let mut number = 0;
         eventually("an answer by the snapshotter", || {
             number += 1;
@@ -120,7 +121,7 @@ impl Running {
         Self(command.stdin(Stdio::null()).spawn().unwrap())
     }
 
-    /// Waits for its end, whatever that is.
+    /// Waits until it ends, whatever its status.
     fn wait(&mut self) {
         let started = Instant::now();
         while self.0.try_wait().unwrap().is_none() {
@@ -137,7 +138,7 @@ impl Drop for Running {
     }
 }
 
-/// A client's command, with what it says in a file of its own.
+/// Returns a client's command with its output in a file.
 fn logged(mut command: Command, folder: &Path) -> Command {
     let log = File::options()
         .create(true)
@@ -156,14 +157,14 @@ fn import(world: &World, archive: &Path) {
     );
 }
 
-/// How long something takes when nobody is killed.
+/// Returns the duration of an action without kills.
 fn time(action: impl FnOnce()) -> Duration {
     let started = Instant::now();
     action();
     started.elapsed()
 }
 
-/// As a pull does when the blobs are there.
+/// Kills during an import, like a pull whose blobs exist already.
 pub(crate) fn importing(setting: &Setting) {
     let mut world = World::open(setting);
     let mut moments = Moments::of(setting);
@@ -186,7 +187,7 @@ pub(crate) fn importing(setting: &Setting) {
     world.close();
 }
 
-/// While an image's snapshots are being removed.
+/// Kills while an image's snapshots are being removed.
 pub(crate) fn removing(setting: &Setting) {
     let mut world = World::open(setting);
     let mut moments = Moments::of(setting);
@@ -215,7 +216,7 @@ pub(crate) fn removing(setting: &Setting) {
     world.close();
 }
 
-/// A client that makes a chain of committed snapshots, each with one file more, until it fails.
+/// A client that makes a chain of committed snapshots, each with one more file, until it fails.
 const CHAIN: &str = r#"
     i=$START
     while [ "$i" -lt "$END" ]; do
@@ -231,7 +232,7 @@ const CHAIN: &str = r#"
         i=$((i + 1))
     done
 "#;
-/// How many snapshots each round adds to the chain, at least.
+/// The minimum number of snapshots that each round adds to the chain.
 const STEP: u64 = 6;
 
 pub(crate) fn committing(setting: &Setting) {
@@ -248,7 +249,7 @@ pub(crate) fn committing(setting: &Setting) {
         println!("round {round}: {victims:?} after {after:.0?} of {usual:.0?}");
         let action = chain(&world, &mount, count..count + STEP, round * 2);
         world.strike_during(&mut logged(action, &setting.folder), after, victims);
-        // The client died between a mount and its end.
+        // The client may have died between mounting and unmounting.
         drop(Command::new("umount").arg("--quiet").arg(&mount).status());
         let known = world.containerd.snapshots();
         while known.contains(&format!("done-{count}")) {
@@ -257,7 +258,7 @@ pub(crate) fn committing(setting: &Setting) {
         let key = format!("work-{count}-{}", round * 2);
         let committing = fs::read_to_string(committing_note(&mount)).unwrap_or_default();
         interrupted.push((committing.trim() == key, key));
-        // The rest, with keys of their own: what was under way is left to be removed.
+        // The rest, with new keys: interrupted snapshots are left to be removed.
         let end = count + STEP;
         let mut rest = chain(&world, &mount, count..end, round * 2 + 1);
         usual = time(|| {
@@ -270,9 +271,9 @@ pub(crate) fn committing(setting: &Setting) {
         verify_chain(&world, &setting.folder, count - STEP..count);
     }
     verify_chain(&world, &setting.folder, 0..count);
-    // Where ours has committed and containerd has not heard of it or not yet noted it when one of
-    // them dies, containerd keeps the old key, which no list shows as nothing is behind it any
-    // more, and refuses to remove its parent.
+    // If one of them dies after ours has committed and before containerd has heard or recorded it,
+    // containerd keeps the old key, which no list shows because nothing is behind it any more, and
+    // refuses to remove its parent.
     let shown = world.containerd.snapshots();
     for (committing, key) in &interrupted {
         let removal = world.containerd.snapshot_command(["rm", key]).output();
@@ -301,12 +302,12 @@ fn chain(world: &World, mount: &Path, numbers: Range<u64>, round: u64) -> Comman
     command
 }
 
-/// The file in which a client says what it is about to commit.
+/// Returns the file in which a client records what it is about to commit.
 fn committing_note(mount: &Path) -> PathBuf {
     mount.with_extension("committing")
 }
 
-/// Every committed snapshot has the data of all before it.
+/// Asserts that every committed snapshot has the data of all before it.
 fn verify_chain(world: &World, folder: &Path, numbers: Range<u64>) {
     let root = folder.join("looked-at");
     fs::create_dir_all(&root).unwrap();
@@ -342,17 +343,17 @@ fn verify_chain(world: &World, folder: &Path, numbers: Range<u64>) {
 fn remove_all(world: &World) {
     eventually("the removal of all snapshots", || {
         let mut keys = world.containerd.snapshots();
-        // Numbered ones are children of the number before.
+        // Numbered snapshots are children of the previous number.
         keys.sort_by_key(|key| Reverse((key.len(), key.clone())));
         for key in &keys {
-            // One with children is refused; its turn comes.
+            // A snapshot with children is refused, and removed later.
             drop(world.containerd.snapshot_command(["rm", key]).output());
         }
         keys.is_empty()
     });
 }
 
-/// Daemons die beneath containers that run.
+/// Kills daemons while containers run.
 pub(crate) fn running(setting: &Setting) {
     let mut world = World::open(setting);
     let archive = images::varied(&setting.folder, setting.seed);
@@ -379,8 +380,8 @@ pub(crate) fn running(setting: &Setting) {
         let wanted: String = (0..=number).map(|number| format!("{number}\n")).collect();
         assert_eq!(seen, wanted, "after {victims:?}");
     }
-    // With all of cowshed gone the container has lost its file system; what was synced is there
-    // for the next that uses its snapshot.
+    // With all of cowshed killed, the container has lost its file system; synced data is there for
+    // the next container that uses its snapshot.
     world.strike(&[Victim::Cowshed]);
     world.recover();
     world

@@ -1,7 +1,7 @@
-//! A pod as a kubelet would ask for it: containerd's CRI plugin with cowshed's snapshots.
+//! A pod as a kubelet requests it: containerd's CRI plugin with cowshed's snapshots.
 //!
-//! The pod has the host's network, for which no plugin is needed. The messages are the few fields
-//! of `runtime.v1` that the calls need.
+//! The pod uses the host's network, for which no plugin is needed. The messages contain only the
+//! few fields of `runtime.v1` that the calls need.
 
 use crate::containerd::Containerd;
 use crate::harness::eventually;
@@ -18,12 +18,12 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
-/// Where the kubelet's images and containers are.
+/// The namespace of the kubelet's images and containers.
 const NAMESPACE: &str = "k8s.io";
-/// How little of a pool's size may be missing in what `statfs` says.
+/// The size of the pool; the size that `statfs` reports may be up to a tenth less.
 const POOL_BYTES: u64 = 40 << 30;
 
-/// Runs a pod with a container, and asks for the file system of the images.
+/// Runs a pod with a container, and gets the file system of the images.
 pub(crate) fn runs_pods(setting: &Setting) {
     if setting.snapshotter != Snapshotter::Cowshed {
         println!("the plugin is configured for cowshed alone");
@@ -83,9 +83,9 @@ pub(crate) fn runs_pods(setting: &Setting) {
     world.close();
 }
 
-/// What the kubelet evicts by.
+/// Checks the numbers on which the kubelet bases evictions.
 fn the_file_system_of_the_images_is_the_pool(kubelet: &mut Kubelet, folder: &Path) {
-    // The plugin asks for usages every ten seconds.
+    // The plugin updates the usages every ten seconds.
     eventually("what the images take", || {
         let told: ImageFsInfo = kubelet.image("ImageFsInfo", Nothing {});
         let found = told.image_filesystems.iter().find(|file_system| {
@@ -119,7 +119,7 @@ fn sandbox(folder: &Path) -> PodSandboxConfig {
         uid: "uid".to_owned(),
         namespace: "default".to_owned(),
     };
-    // Those of the node.
+    // The namespaces of the node.
     let namespaces = NamespaceOption { network: 2 };
     PodSandboxConfig {
         metadata: Some(metadata),
@@ -203,7 +203,7 @@ impl Kubelet {
 #[derive(Clone, PartialEq, Message)]
 struct Nothing {}
 
-/// A pod or a container, in requests and answers that have nothing else.
+/// A pod or a container, in requests and replies that contain nothing else.
 #[derive(Clone, PartialEq, Message)]
 struct Id {
     #[prost(string, tag = "1")]

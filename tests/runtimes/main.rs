@@ -1,14 +1,14 @@
-//! The container runtimes of others on cowshed: private containerd daemons of several versions,
+//! Other projects' container runtimes on cowshed: private containerd daemons of several versions,
 //! runc, and Docker with the containerd image store, each started here, with its own state, in
 //! namespaces that end with the test.
 //!
-//! - [`sandbox`]: the namespaces, and what has to go when they end.
-//! - [`packages`]: where `tools/runtimes` has put the programs.
-//! - [`service`]: a pool with its daemon. [`containerd`], [`docker`]: the daemons of others.
-//! - [`images`]: images made on the spot; nothing is pulled.
+//! - [`sandbox`]: the namespaces, and the cleanup when they end.
+//! - [`packages`]: the folders where `tools/runtimes` has put the programs.
+//! - [`service`]: a pool with its daemon. [`containerd`], [`docker`]: the other daemons.
+//! - [`images`]: images built by the tests; nothing is pulled.
 //! - [`suite`]: containerd's own tests of snapshotters.
 //! - [`containers`]: containerd and runc: import, run, exec, commit, diff, remove.
-//! - [`walk`]: Docker's walk-through of storage drivers, and what else people do with it.
+//! - [`walk`]: Docker's walk-through of storage drivers, and other common uses.
 //! - [`exchange`]: images to and from Docker and `ctr`, with their names.
 //! - [`kubelet`]: a pod through containerd's CRI plugin.
 //! - [`kills`]: either side is killed in the middle of import, commit and remove.
@@ -247,7 +247,7 @@ fn main() -> ExitCode {
             rounds: options.rounds,
             seed: options.seed,
         };
-        // What a test has started ends as its panic unwinds.
+        // The processes that a test has started end when its panic unwinds.
         let outcome = catch_unwind(AssertUnwindSafe(|| test(&setting)));
         let took = started.elapsed().as_secs_f64();
         if outcome.is_ok() {

@@ -8,11 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// How many tests the suite of containerd 1.6 has; it leaves one of them out itself.
+/// Number of tests in the suite of containerd 1.6; the suite itself skips one of them.
 const TESTS: usize = 21;
 const LEFT_OUT: &str = "Rename";
 
-/// Each test has a daemon of its own with a new pool.
+/// Runs each test with its own daemon and a new pool.
 pub(crate) fn passes(setting: &Setting) {
     let suite = compiled();
     let answer = Command::new(&suite)
@@ -50,7 +50,7 @@ pub(crate) fn passes(setting: &Setting) {
     assert_eq!(passed.len() + skipped.len(), TESTS, "{said}");
 }
 
-/// The suite's program, built once for each version of the packages.
+/// Returns the suite's program, built once for each version of the packages.
 fn compiled() -> std::path::PathBuf {
     let root = Release::Bookworm.root();
     let cache = crate::fixtures::cache();
@@ -68,7 +68,7 @@ fn compiled() -> std::path::PathBuf {
             .env("GOCACHE", cache.join("go"))
             .env("GO111MODULE", "off")
             .env("GOFLAGS", "")
-            // A bare machine has no C compiler that Go knows of.
+            // A bare machine has no C compiler that Go could use.
             .env("CGO_ENABLED", "0"),
     );
     program

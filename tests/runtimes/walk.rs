@@ -1,8 +1,8 @@
-//! Docker's walk-through of storage drivers, and what else people do with images and containers.
+//! Docker's walk-through of storage drivers, and other common uses of images and containers.
 //!
-//! An image of four layers, a second one on it with one small layer, five containers of that, what
-//! each of them takes, and then each thing that Docker does with a snapshot: diff, commit, cp, save
-//! and load, export and import, volumes, builds, and removal.
+//! An image of four layers, a second one on it with one small layer, five containers of that, the
+//! space of each, and then each operation of Docker on a snapshot: diff, commit, cp, save and load,
+//! export and import, volumes, builds, and removal.
 
 use crate::docker::Docker;
 use crate::images::{self, Image};
@@ -15,7 +15,7 @@ const BASE: &str = "acme/base:1";
 const MIDDLE: &str = "acme/my-base-image:1.0";
 const FINAL: &str = "acme/my-final-image:1.0";
 const CONTAINERS: [&str; 5] = ["one", "two", "three", "four", "five"];
-/// The size of a file that the base image has.
+/// The size of a file in the base image.
 const LARGE: usize = 64 << 20;
 
 pub(crate) fn through(setting: &Setting) {
@@ -175,7 +175,7 @@ impl Walk<'_> {
         } else {
             assert!(grown >= LARGE as u64, "one byte took only {grown}");
         }
-        // The others have what they had.
+        // The others are unchanged.
         let sum = |name| self.docker.exec(name, "sha256sum /large");
         assert_eq!(sum("one"), sum("three"));
         assert_ne!(sum("one"), sum("two"));
@@ -224,7 +224,7 @@ impl Walk<'_> {
         );
         assert_eq!(seen, "hello\nmade\nmore\nHello world\n");
         assert_eq!(self.layers("acme/committed:1").len(), 7);
-        // A layer of a small change is small, though a file of the image is large.
+        // A layer of a small change is small, even if a file of the image is large.
         docker.ok(["commit", "four", "acme/unchanged:1"]);
         assert_eq!(docker.run(&[], "acme/unchanged:1", "cat /page"), "hello\n");
         docker.ok(["rmi", "acme/unchanged:1"]);
@@ -247,7 +247,7 @@ impl Walk<'_> {
             "from outside\n"
         );
         assert_eq!(back("/copied", "three"), "from outside\n");
-        // Also where nothing runs, and where nothing ever ran.
+        // Also for containers that do not run, and that never ran.
         docker.ok(["create", "--name", "never", "--network=none", FINAL]);
         docker.ok(["kill", "four"]);
         for name in ["never", "four"] {
@@ -282,7 +282,7 @@ impl Walk<'_> {
             "hello\n"
         );
         if let Some(service) = &self.world.service {
-            // What Docker saves, cowshed reads, too.
+            // cowshed can read what Docker saves.
             service.cowshed(["image", "import", archive, "--name", "from-docker:1"]);
             service.cowshed(["image", "rm", "from-docker:1"]);
         }
@@ -375,7 +375,7 @@ impl Walk<'_> {
         );
     }
 
-    /// As after a reboot: nothing is mounted, and what was stopped can be started.
+    /// As after a reboot: nothing is mounted, and stopped containers can be started.
     fn containers_come_back_after_a_restart(&self) {
         self.docker.ok(["stop", "--time", "0", "three"]);
         self.docker.ok(["restart", "--time", "0", "two"]);

@@ -53,7 +53,7 @@ fn of_many_that_want_one_key_one_gets_it() {
                 let (snapshotter, start) = (&snapshotter, &start);
                 scope.spawn(move || {
                     let mut client = snapshotter.client();
-                    // The connection is there before the others start.
+                    // Connects before the others start.
                     client.stat("base").unwrap();
                     start.wait();
                     let fill = labels(&[("n", number.to_string().as_str())]);
@@ -72,7 +72,7 @@ fn of_many_that_want_one_key_one_gets_it() {
     });
     assert_eq!(won, 1);
     client.remove("one").unwrap();
-    // Views come and go at once: none finds its mount taken away.
+    // Views come and go concurrently: none finds its mount removed.
     std::thread::scope(|scope| {
         for number in 0..CLIENTS {
             let snapshotter = &snapshotter;

@@ -1,14 +1,14 @@
-//! Mounts and devices that somebody else keeps, hides or takes away.
+//! Mounts and devices that another process keeps, hides or removes.
 
 use crate::client::labels;
 use crate::harness::{eventually, host, loops_below};
 use crate::place::{Place, Snapshotter, layer};
 use std::process::{Child, Command, Stdio};
 
-/// A mount namespace with copies of a daemon's roots, kept by a process that sleeps.
+/// A mount namespace with copies of a daemon's roots, kept by a sleeping process.
 struct Elsewhere(Child);
 
-/// Lets go of the mounts of all other tests, and then tells by its name that it is ready.
+/// Unmounts the mounts of all other tests, and then reports by its name that it is ready.
 const SCRIPT: &str = r#"while read -r _ _ _ _ at _; do
     case "$at" in
         "$0"/*) ;;
@@ -18,7 +18,7 @@ done < /proc/self/mountinfo
 exec sleep 600"#;
 
 impl Elsewhere {
-    /// Keeps what is mounted where `root` is.
+    /// Keeps the mounts at `root`.
     fn new(root: &str) -> Self {
         let roots = std::path::Path::new(root).parent().unwrap();
         let child = Command::new("unshare")
@@ -50,7 +50,7 @@ fn what_is_still_mounted_in_another_namespace_is_shown_again() {
     client.view("v", "base").unwrap();
     let active = client.prepare("c", "base").unwrap();
     let elsewhere = Elsewhere::new(&active.source);
-    // Out of sight here, but not gone.
+    // Not visible here, but not gone.
     client.remove("v").unwrap();
     client.cleanup().unwrap();
     host("umount", [&active.source]);
@@ -98,7 +98,8 @@ fn a_device_that_somebody_has_detached_is_not_handed_out_again() {
     host("losetup", ["-d", &mount.source]);
     let other = snapshotter.bench.path("other");
     std::fs::write(&other, vec![0; 1 << 20]).unwrap();
-    // The number is another's now: this file's, unless somebody else of this host was faster.
+    // The device's number now belongs to another: to this file, unless another process of this host
+    // was faster.
     let taken = Command::new("losetup")
         .args([mount.source.as_str(), other.to_str().unwrap()])
         .stderr(Stdio::null())
@@ -160,7 +161,7 @@ fn what_is_written_to_a_layer_after_its_commit_is_not_in_the_next_one() {
     place.write("b", "2");
     place.unmount();
     client.commit("two", "k2").unwrap();
-    // The next one goes on with what is mounted, unless it is to be a device.
+    // The next layer continues on the mounted volume, unless a device is asked for.
     let mut device = layer("sha256:3");
     device.extend(labels(&[("containerd.io/snapshot/cowshed.mounts", "loop")]));
     let mount = client.prepare_with("k3", "two", device).unwrap();

@@ -1,4 +1,4 @@
-//! A pool without room says so, harms nothing, and goes on once there is room.
+//! A full pool reports that it is full, harms nothing, and goes on once it has space.
 
 use crate::client::{Client, labels, refused};
 use crate::harness::{eventually, host, noise};
@@ -9,8 +9,8 @@ use tonic::Code;
 
 const REFUSING: [&str; 4] = ["--snapshot-size", "1G", "--full-policy", "error"];
 
-/// Writes more than the pool has room for: the file system has room, its device has not, and that
-/// shows when it is written out.
+/// Writes more than the pool can hold: the file system has the space, but its device does not,
+/// which shows when the data is written back.
 fn overfill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     let mut bytes = noise(1 << 20, 7);
@@ -22,7 +22,7 @@ fn overfill(path: &Path) {
     }
 }
 
-/// Prepares a snapshot once what was removed is settled in the background.
+/// Prepares a snapshot once removed volumes are settled in the background.
 fn prepare_again(client: &mut Client, key: &str) -> crate::wire::Mount {
     let mut prepared = None;
     eventually("room for another", || {
@@ -42,7 +42,7 @@ fn a_full_pool_refuses_a_commit_of_what_it_could_not_take_and_lets_things_be_rem
     overfill(&place.path("big"));
     refused(client.commit("image", "c"), Code::FailedPrecondition);
     refused(client.stat("image"), Code::NotFound);
-    // What is lost does not come back, and the host tells of it only once.
+    // Lost data does not come back, and the host reports it only once.
     let again = client.commit("image", "c").unwrap_err();
     assert_eq!(again.code(), Code::FailedPrecondition);
     assert!(again.message().contains("does not hold all"), "{again}");
@@ -60,8 +60,8 @@ fn a_full_pool_refuses_a_commit_of_what_it_could_not_take_and_lets_things_be_rem
     snapshotter.end(2);
 }
 
-/// A refused write of a snapshot that is handed out in this way is not forgotten when there is room
-/// again, the worker dies, or the daemon is started anew.
+/// Asserts that a refused write of a snapshot that is handed out in this way is remembered after
+/// there is space again, the worker dies, or the daemon restarts.
 fn a_refusal_stays(mode: &str) {
     let snapshotter = Snapshotter::start_with("128M", &REFUSING);
     let mut client = snapshotter.client();
@@ -70,7 +70,7 @@ fn a_refusal_stays(mode: &str) {
     let mount = client.prepare_with("c", "base", mode).unwrap();
     let place = Place::mount(&snapshotter.bench, &mount, "c");
     overfill(&place.path("big"));
-    // The client hears of it, and the host tells nobody else.
+    // The client gets the error, and the host reports it to no other process.
     let sync = std::process::Command::new("sync")
         .arg("-f")
         .arg(place.path("a"))
@@ -79,7 +79,7 @@ fn a_refusal_stays(mode: &str) {
     snapshotter.daemon.kill_worker();
     let after = client.persist(|client| client.commit("image", "c"));
     refused(after, Code::FailedPrecondition);
-    // Room does not bring it back.
+    // Free space does not bring the data back.
     let _ = std::fs::remove_file(place.path("big"));
     host("sync", std::iter::empty::<&str>());
     place.unmount();

@@ -1,4 +1,4 @@
-//! `cowshed gc`: what is kept and why, and what is not.
+//! `cowshed gc`: what is kept and why, and what is removed.
 
 use crate::place::{Place, Snapshotter, layer};
 use cowshed_engine::{OpenOptions, Pool};
@@ -45,7 +45,7 @@ fn gc_says_who_needs_each_volume_and_removes_what_nobody_does() {
     let Snapshotter { daemon, bench, .. } = snapshotter;
     daemon.stop();
 
-    // What a killed command may leave, and what a lost record would.
+    // Leftovers of a killed command, and of a lost record.
     let device = FileDevice::open(bench.pool(), FileOptions::default()).unwrap();
     let pool = Pool::open(Arc::new(device), &OpenOptions::default()).unwrap();
     for name in ["work/killed", "snapshot/lost", "layer/lost", "mine"] {

@@ -1,4 +1,4 @@
-//! What comes from the socket may be anything.
+//! Arbitrary input on the socket.
 
 use crate::client::{Client, Labels, labels, refused};
 use crate::place::Snapshotter;
@@ -67,20 +67,20 @@ fn bytes_that_are_no_grpc_end_their_connection_alone() {
         stream
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
-        // It may have been closed by then, which is as good.
+        // The daemon may have closed the connection by then, which is fine too.
         let _ = stream.write_all(bytes);
         let _ = stream.read(&mut [0; 64]);
         client.prepare("k", "").unwrap();
         client.remove("k").unwrap();
     }
-    // A message that says it is longer than anything that is asked.
+    // A message larger than the limit.
     let huge = labels(&[("l", "v".repeat(2 << 20).as_str())]);
     assert!(client.prepare_with("k", "", huge).is_err());
     assert!(client.names(&[]).is_empty());
     snapshotter.end(0);
 }
 
-/// The time that a process has had a processor, in ticks of a hundredth of a second.
+/// Returns the processor time of a process, in hundredths of a second.
 fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, rest) = stat.rsplit_once(')').unwrap();

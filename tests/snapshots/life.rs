@@ -1,4 +1,4 @@
-//! The life of keys, through all calls, with the codes of containerd's own snapshotters.
+//! The life of keys through all calls, with the codes of containerd's own snapshotters.
 
 use crate::client::{labels, refused};
 use crate::place::{Place, Snapshotter, layer};
@@ -91,7 +91,7 @@ fn refusals_have_the_codes_of_containerds_own_snapshotters() {
         client.commit_with("y", "rootless", labels(&[]), "base"),
         Code::Unimplemented,
     );
-    // A parent that is what it is already is no change.
+    // Setting the current parent again is not a change.
     client
         .commit_with("y", "active", labels(&[]), "base")
         .unwrap();
@@ -176,7 +176,7 @@ fn lists_are_filtered_and_hold_nothing_private() {
         .fails(["volume", "rm", "snapshot/x"], 1, "snapshot/x");
     let list = snapshotter.bench.volumes();
     assert!(list.iter().any(|name| name == "mine"), "{list:?}");
-    // The base, the active one, and the volume of the user.
+    // The base, the active snapshot, and the user's volume.
     snapshotter.end(3);
 }
 
@@ -187,7 +187,7 @@ fn a_layer_that_is_there_is_found_by_its_label_and_not_filled_again() {
     let mut client = snapshotter.client();
     let of = |id: &str| labels(&[(REF, id)]);
     client.prepare_with("k", "", of("sha256:1")).unwrap();
-    // While it is only being filled, others fill it too.
+    // While it is only being filled, other clients may fill it too.
     client.prepare_with("k2", "", of("sha256:1")).unwrap();
     client.commit_with("n1", "k", of("sha256:1"), "").unwrap();
     refused(
@@ -196,7 +196,7 @@ fn a_layer_that_is_there_is_found_by_its_label_and_not_filled_again() {
     );
     let filter = format!("labels.\"{REF}\"==sha256:1,parent==\"\"");
     assert_eq!(client.names(&[filter.as_str()]), ["k2", "n1"]);
-    // Another parent is another layer.
+    // With another parent it is another layer.
     client.prepare_with("k3", "n1", of("sha256:1")).unwrap();
     client.remove("k3").unwrap();
     client.remove("n1").unwrap();
@@ -212,7 +212,7 @@ fn a_stack_of_layers_shows_all_of_them_and_each_usage_is_its_own() {
     let mut parent = String::new();
     let mut seen = Vec::new();
     for number in 0..30 {
-        // As an unpack does it: filled, and the next one right after it.
+        // Like an unpack: a layer is filled, and the next one follows at once.
         let (key, name) = (format!("key-{number}"), format!("layer-{number}"));
         let id = labels(&[(REF, &name)]);
         let mount = client.prepare_with(&key, &parent, id.clone()).unwrap();
@@ -251,7 +251,7 @@ fn a_stack_of_layers_shows_all_of_them_and_each_usage_is_its_own() {
     let mount = client.mounts("big").unwrap();
     let place = Place::mount(&snapshotter.bench, &mount, "big");
     std::fs::write(place.path("big"), vec![7; 8 << 20]).unwrap();
-    // What is only in memory yet counts as what is written.
+    // Data that is only in memory counts like written data.
     for _ in 0..2 {
         let usage = client.usage("big").unwrap();
         assert!((8 << 20..9 << 20).contains(&usage.size), "{usage:?}");

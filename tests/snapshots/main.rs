@@ -1,11 +1,12 @@
-//! The snapshotter as containerd meets it: gRPC on the socket of a real `cowshed serve`.
+//! Tests the snapshotter from containerd's side: gRPC on the socket of a real `cowshed serve`.
 //!
-//! - `client` speaks the protocol, `place` mounts what it is handed.
-//! - `life` follows keys through all calls and their codes, `input` sends what must be refused.
-//! - `modes` has devices, files, sizes and several views of what runs; `elsewhere` what others
-//!   keep, hide and take away.
-//! - `garbage` asks what is kept and why. `restart` stops and kills the daemon beneath snapshots,
-//!   `crowd` asks from many sides at once, `full` fills the pool.
+//! - `client` speaks the protocol, `place` mounts what it is given.
+//! - `life` follows keys through all calls and their codes, `input` sends requests that must be
+//!   refused.
+//! - `modes` tests devices, files, sizes and several views of a running snapshot; `elsewhere` what
+//!   other processes keep, hide and remove.
+//! - `garbage` tests what is kept and why. `restart` stops and kills the daemon while snapshots are
+//!   in use, `crowd` calls from many clients at once, `full` fills the pool.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,5 @@
-//! What snapshots are handed out as, how large they are, and several views of what runs.
+//! The forms in which snapshots are handed out, their sizes, and several views of a running
+//! snapshot.
 
 use crate::client::{Client, labels};
 use crate::harness::loops_below;
@@ -24,7 +25,7 @@ fn life_of_a_device(snapshotter: Snapshotter, source: &str, options: &[&str]) {
     assert_eq!(first.read("a"), "1");
     assert!(std::fs::write(first.path("b"), "").is_err());
     first.unmount();
-    // One that was not unmounted is committed with all that was written to it.
+    // A snapshot that was not unmounted is committed with everything written to it.
     let mount = client.prepare("c", "base").unwrap();
     let place = Place::mount(&snapshotter.bench, &mount, "c");
     place.write("b", "2");
@@ -83,7 +84,7 @@ fn each_snapshot_may_say_what_it_is_handed_out_as() {
         assert_eq!(place.read("a"), "base");
         place.unmount();
     }
-    // A restart hands them out again, as they were asked for.
+    // A restart hands them out again in the requested form.
     let snapshotter = snapshotter.restart();
     let mut client = snapshotter.client();
     for (key, kind) in [("d", "ext4"), ("f", "bind"), ("v", "ext4")] {
@@ -157,7 +158,8 @@ fn what_runs_is_seen_from_several_places_and_committed() {
     );
     let before = Place::mount(&snapshotter.bench, &one, "before");
     assert_eq!(before.names(), ["a"]);
-    // Committed while it is open and written to: what came before is in, what comes after is not.
+    // Committed while it is open and being written to: it contains earlier writes, but not later
+    // ones.
     client.commit("image", "c").unwrap();
     runs.write("after", "3");
     let image = client.view("v3", "image").unwrap();

@@ -1,4 +1,4 @@
-//! A daemon that is a snapshotter, and places where what it hands out is mounted.
+//! A daemon that is a snapshotter, and folders where its snapshots are mounted.
 
 use crate::client::Client;
 use crate::harness::{Bench, Daemon, eventually, host};
@@ -41,14 +41,14 @@ impl Snapshotter {
         Self { daemon, ..self }
     }
 
-    /// Kills all of the daemon and starts it again, as after a crash of the host.
+    /// Kills the whole daemon and starts it again, as after a crash of the host.
     pub(crate) fn crash(self) -> Self {
         self.daemon.kill();
         let daemon = serve(&self.bench, &self.options);
         Self { daemon, ..self }
     }
 
-    /// Stops the daemon: nothing of it may be left, and the pool must be sound and hold no more
+    /// Stops the daemon: nothing may be left of it, and the pool must be sound and hold no more
     /// than `snapshots` volumes besides empty file systems.
     pub(crate) fn end(self, snapshots: usize) {
         let mut client = self.client();
@@ -87,7 +87,7 @@ impl Place {
             .unwrap();
         assert!(output.status.success(), "{mount:?}: {output:?}");
         if mount.r#type == "bind" && mount.options.iter().any(|option| option == "ro") {
-            // mount(8) of some versions needs to be told twice.
+            // Some versions of mount(8) need the option twice.
             host("mount", ["-o", "remount,bind,ro", path.to_str().unwrap()]);
         }
         Self(path)
@@ -114,7 +114,8 @@ impl Place {
         found.blocks() * found.fragment_size()
     }
 
-    /// A program that another thread is about to start holds what is open here for a moment.
+    /// Unmounts. A program that another thread is about to start holds this process's open files
+    /// for a moment.
     pub(crate) fn unmount(self) {
         eventually("an idle mount", || {
             let status = Command::new("umount")
@@ -128,7 +129,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // It is unmounted already unless its test has failed.
+        // It is unmounted already unless the test has failed.
         let _ = Command::new("umount")
             .arg("-lq")
             .arg(&self.0)

@@ -1,4 +1,4 @@
-//! The daemon stops, is killed, or loses its worker, beneath snapshots that are in use.
+//! The daemon stops, is killed, or loses its worker, while snapshots are in use.
 
 use crate::client::{Client, Labels, is_lost, labels, refused};
 use crate::harness::{eventually, loops_below};
@@ -105,14 +105,14 @@ fn an_upgrade_leaves_mounts_and_the_socket_as_they_are() {
     snapshotter.end(2);
 }
 
-/// What a client knows of one key: what was acknowledged.
+/// A client's knowledge of one key: what was acknowledged.
 #[derive(Clone, Debug)]
 struct Known {
     kind: Kind,
     files: BTreeSet<String>,
 }
 
-/// A client that does things at random and remembers what was answered.
+/// A client that makes random calls and remembers the replies.
 struct Wanderer<'s> {
     snapshotter: &'s Snapshotter,
     client: Client,
@@ -132,7 +132,7 @@ impl Wanderer<'_> {
         of_it.get(index).map(|(key, _)| (*key).clone())
     }
 
-    /// Whether a call was done; one of which that is not known is looked up.
+    /// Returns true if a call was done; if the reply is missing, looks that up.
     fn was_done(&mut self, answer: Result<(), Status>, is_there: &str, wanted: bool) -> bool {
         match answer {
             Ok(()) => true,
@@ -216,7 +216,7 @@ impl Wanderer<'_> {
         }
     }
 
-    /// All that was acknowledged is there, and nothing else.
+    /// Asserts that everything acknowledged is there, and nothing else.
     fn check(&mut self) {
         let found = self.client.persist(|client| client.list(&[])).unwrap();
         let found: BTreeMap<_, _> = found

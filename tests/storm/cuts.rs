@@ -1,5 +1,5 @@
 //! Power cuts beneath a mounted file system: the pool is in memory, where it is known what was
-//! flushed. A copy with all that was flushed, and any part of what was not, must open, mount and
+//! flushed. A copy with everything that was flushed, and any part of the rest, must open, mount and
 //! pass the checker of its file system, with everything that was synced.
 
 use crate::file_system::{FileSystem, Mounted};
@@ -24,17 +24,17 @@ use std::time::{Duration, Instant};
 
 const POOL_BYTES: u64 = 1 << 30;
 const VOLUME_BYTES: u64 = 384 << 20;
-/// How many files are written and synced, a third of them removed again.
+/// Number of files that are written and synced; a third of them is removed again.
 const FILES: u64 = 60;
 const FILE_BYTES_MAX: usize = 100_000;
-/// How many batches of blocks are written in place and synced.
+/// Number of batches of blocks that are written in place and synced.
 const BATCHES: u64 = 80;
 const PLACES: usize = 64;
 const CUTS: usize = 5;
 const ROUNDS_MIN: u64 = 3;
 const SECTOR: usize = 512;
 
-/// A pool in memory with its volume on a loop device. Fields go away in this order.
+/// A pool in memory with its volume on a loop device. The fields are dropped in this order.
 struct Stage {
     mounted: Option<Mounted>,
     export: Export,
@@ -73,7 +73,7 @@ impl Stage {
         at
     }
 
-    /// Gives everything back in order; the file system and the pool must be sound.
+    /// Shuts everything down in order; the file system and the pool must be sound.
     fn finish(mut self, file_system: FileSystem) {
         if let Some(mounted) = self.mounted.take() {
             mounted.unmount();
@@ -84,7 +84,7 @@ impl Stage {
     }
 }
 
-/// What was done.
+/// The work done.
 #[derive(Default)]
 struct Tally {
     rounds: u64,
@@ -93,7 +93,7 @@ struct Tally {
     compared: Compared,
 }
 
-/// Rounds until the time is over, at least a few; answers what they did.
+/// Runs rounds until the time is over, at least a few; returns a summary.
 pub(crate) fn power_cuts(file_system: FileSystem, time: Duration, seed: u64) -> String {
     let started = Instant::now();
     let blank = blank(file_system);
@@ -119,7 +119,7 @@ pub(crate) fn power_cuts(file_system: FileSystem, time: Duration, seed: u64) -> 
     )
 }
 
-/// A pool with an empty file system.
+/// Creates a pool with an empty file system.
 fn blank(file_system: FileSystem) -> DeviceImage {
     let memory = Arc::new(MemoryDevice::new(POOL_BYTES));
     Pool::create(&*memory, &CreateOptions::default()).unwrap();
@@ -139,11 +139,11 @@ fn round(file_system: FileSystem, blank: &DeviceImage, seed: u64, tally: &mut Ta
     let mut rng = StdRng::seed_from_u64(seed);
     let all = recording.epochs.len();
     tally.epochs += all;
-    // Nothing is proved by a comparison that does not miss what was synced after the cut.
+    // A comparison that does not notice data synced after the cut would prove nothing.
     let early = recording.crash_image(begun, []);
     expect_recovered(file_system, early, &ledger, all).expect_err("what was synced later is there");
     for cut in 0..CUTS {
-        // The last moment first, whose unflushed changes are those of a system at work.
+        // The last position first, whose unflushed changes are those of a busy system.
         let epochs = match cut {
             0 => all,
             _ => rng.random_range(begun..=all),
@@ -160,11 +160,12 @@ fn round(file_system: FileSystem, blank: &DeviceImage, seed: u64, tally: &mut Ta
     }
 }
 
-/// All of the first epochs, and of the next one each change lost, whole or torn.
+/// Returns an image with all of the first epochs, and of the next one each change lost, complete or
+/// torn.
 fn cut_image(recording: &Recording, epochs: usize, rng: &mut StdRng) -> DeviceImage {
     let mut image = recording.crash_image(epochs, []);
     let next = recording.epochs.get(epochs).unwrap_or(&recording.unflushed);
-    // At times nearly all of them, at times nearly none.
+    // Sometimes almost all of them, sometimes almost none.
     let chance = f64::from(rng.random_range(0..=4_u32)) / 4.0;
     for change in next {
         if !rng.random_bool(chance) {
@@ -180,7 +181,7 @@ fn cut_image(recording: &Recording, epochs: usize, rng: &mut StdRng) -> DeviceIm
     image
 }
 
-/// A write of which some sectors are old.
+/// Returns a write some of whose sectors have their old contents.
 fn torn(image: &DeviceImage, change: &RecordedOp, rng: &mut StdRng) -> RecordedOp {
     let RecordedOp::Write {
         offset_bytes,
@@ -225,8 +226,8 @@ fn expect_recovered(
     Ok(compared)
 }
 
-/// Loads the file system, and stops looking while it still is at work. Answers what happened to
-/// the device, what must be there of it, and the moment when the first claims were made.
+/// Loads the file system, and stops observing while it is still busy. Returns the record of the
+/// device, what must be there of it, and the position when the first claims were made.
 fn load(memory: &MemoryDevice, folder: &Path, seed: u64) -> (Recording, Ledger, usize) {
     let moment = || memory.moment().unwrap().0;
     let ledger = Mutex::new(Ledger::default());
@@ -238,7 +239,7 @@ fn load(memory: &MemoryDevice, folder: &Path, seed: u64) -> (Recording, Ledger, 
         let files = scope.spawn(|| write_files(folder, seed, &ledger, &moment));
         let places = scope.spawn(|| write_blocks(&blocks, seed, &ledger, &moment));
         let worked = [files.join(), places.join()];
-        // The claims first: what is recorded later holds more, not less.
+        // The claims first: a later record contains more, not less.
         let claims = ledger.lock().unwrap().clone();
         let recording = memory.recorded().unwrap();
         stop.store(true, Ordering::SeqCst);
@@ -250,8 +251,8 @@ fn load(memory: &MemoryDevice, folder: &Path, seed: u64) -> (Recording, Ledger, 
     (recorded.0, recorded.1, begun)
 }
 
-/// Files that are written to a draft, synced, renamed and synced with their folder; some of them
-/// removed later.
+/// Writes files to a draft, syncs them, renames them and syncs their folder; removes some of them
+/// later.
 fn write_files(
     folder: &Path,
     seed: u64,
@@ -290,7 +291,7 @@ fn write_files(
     Ok(())
 }
 
-/// Every block of the file `blocks` has a first version, synced.
+/// Writes and syncs a first version of every block of the file `blocks`.
 fn first_blocks(
     folder: &Path,
     ledger: &Mutex<Ledger>,
@@ -316,7 +317,7 @@ fn first_blocks(
     options.write(true).custom_flags(libc::O_DIRECT).open(path)
 }
 
-/// Blocks written in place past the cache, in batches that are synced.
+/// Writes blocks in place past the cache, in batches that are synced.
 fn write_blocks(
     file: &File,
     seed: u64,
@@ -352,7 +353,7 @@ fn write_blocks(
     Ok(())
 }
 
-/// Files that nobody syncs, of which nothing is claimed.
+/// Writes files without syncing them; nothing is claimed of them.
 fn write_unsynced(folder: &Path, seed: u64, stop: &AtomicBool) -> io::Result<()> {
     const AT_ONCE: u64 = 20;
     for number in 0_u64.. {

@@ -1,4 +1,4 @@
-//! The file systems: making, mounting and checking one.
+//! The file systems: creating, mounting and checking one.
 
 use crate::harness::{clear_mounts, host};
 use std::fs;
@@ -19,7 +19,7 @@ impl FileSystem {
         }
     }
 
-    /// Makes it on a device.
+    /// Creates it on a device.
     pub(crate) fn make(self, device: &Path) {
         let device = device.to_str().unwrap();
         match self {
@@ -31,7 +31,7 @@ impl FileSystem {
         };
     }
 
-    /// Mounts it, which replays its journal; with discard, so that what is removed is trimmed.
+    /// Mounts it, which replays its journal; with discard, so that removed data is trimmed.
     pub(crate) fn mount(self, device: &Path, at: &Path) -> Mounted {
         fs::create_dir_all(at).unwrap();
         let paths = [device.to_str().unwrap(), at.to_str().unwrap()];
@@ -44,7 +44,7 @@ impl FileSystem {
         }
     }
 
-    /// The checker of this file system finds nothing, and writes nothing.
+    /// Asserts that the checker of this file system finds nothing, and writes nothing.
     pub(crate) fn expect_clean(self, device: &Path) {
         let mut check = match self {
             Self::Ext4 => Command::new("e2fsck"),
@@ -82,7 +82,7 @@ impl Drop for Mounted {
         let Some(at) = &self.at else {
             return;
         };
-        // In order if that works, so that its device is free at once.
+        // In order if possible, so that its device is free at once.
         let _ = Command::new("umount").arg(at).output();
         clear_mounts(at);
     }

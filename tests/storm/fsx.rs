@@ -1,8 +1,8 @@
-//! One file against a model in memory, by random operations: writes, stores through a mapping,
-//! truncation, holes, and flushes, with every read compared, mostly from the device.
+//! One file compared with a model in memory, under random operations: writes, stores through a
+//! mapping, truncation, holes, and flushes, with every read compared, mostly from the device.
 //!
-//! It is a process of its own, since a mapping whose page cannot be read kills. It goes on until
-//! its input ends, and then prints what it did. The operations follow from the seed.
+//! It runs in its own process, because an unreadable page of a mapping kills the process. It runs
+//! until its input ends, and then prints what it did. The seed determines the operations.
 
 use clap::ValueEnum;
 use memmap2::MmapMut;
@@ -22,15 +22,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The file's greatest length.
+/// The maximum length of the file.
 const FILE_BYTES_MAX: usize = 8 << 20;
-/// The greatest length of one read or write.
+/// The maximum length of one read or write.
 const PIECE_BYTES_MAX: usize = 128 << 10;
-/// What direct I/O on these devices is aligned to.
+/// The alignment of direct I/O on these devices.
 const BLOCK: usize = 4096;
-/// How many operations a failure tells.
+/// Number of operations that a failure shows.
 const RECENT: usize = 16;
-/// The whole file is compared after so many operations.
+/// Number of operations after which the whole file is compared.
 const COMPARE_EVERY: u64 = 500;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,23 +41,24 @@ pub(crate) enum Style {
     Direct,
 }
 
-/// What was done.
+/// The result of a run.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) operations: u64,
     pub(crate) compared_bytes: u64,
     pub(crate) longest: Duration,
-    /// What the file holds at the end.
+    /// The length and checksum of the file at the end.
     pub(crate) len_bytes: u64,
     pub(crate) crc32: u32,
 }
 
-/// The process that does it.
+/// Runs the process.
 pub(crate) fn main(path: &Path, style: Style, seed: u64) -> ExitCode {
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     thread::spawn(move || {
-        // Nothing is ever written to it; its end is the sign to stop, and so is its failure.
+        // Nothing is ever written to the input; its end is the signal to stop, and so is its
+        // failure.
         let _ = io::stdin().read(&mut [0]);
         told.store(true, Ordering::SeqCst);
     });
@@ -73,7 +74,7 @@ pub(crate) fn main(path: &Path, style: Style, seed: u64) -> ExitCode {
     }
 }
 
-/// Bytes that direct I/O takes.
+/// Bytes aligned for direct I/O.
 struct Aligned {
     bytes: Vec<u8>,
     start: usize,
@@ -158,7 +159,7 @@ impl Fsx {
         Ok(())
     }
 
-    /// Notes an operation, and gives what makes its error a failure.
+    /// Records an operation, and returns a function that turns its error into a failure.
     fn note(&mut self, what: String) -> impl FnOnce(io::Error) -> String + use<> {
         self.recent.push_back(what.clone());
         if self.recent.len() > RECENT {
@@ -167,7 +168,8 @@ impl Fsx {
         move |error| format!("{what}: {error}")
     }
 
-    /// A range of up to one piece that starts before `limit`, and ends before it if `within`.
+    /// Returns a range of up to one piece that starts before `limit`, and ends before it if
+    /// `within`.
     fn range(&mut self, limit: usize, within: bool) -> Range<usize> {
         let unit = match self.style {
             Style::Buffered => 1,
@@ -282,7 +284,7 @@ impl Fsx {
         }
     }
 
-    /// Lets go of the page cache, so that the next reads come from the device.
+    /// Drops the page cache, so that the next reads come from the device.
     fn forget(&mut self) -> Result<(), String> {
         let failed = self.note("forget".into());
         self.file.sync_all().map_err(failed)?;
@@ -297,7 +299,7 @@ impl Fsx {
         Ok(())
     }
 
-    /// The whole file, from the device.
+    /// Compares the whole file, from the device.
     fn compare_all(&mut self) -> Result<(), String> {
         self.forget()?;
         let failed = self.note("stat".into());
@@ -326,8 +328,8 @@ fn open(path: &Path, style: Style) -> io::Result<File> {
 #[expect(unsafe_code, reason = "mapping a file has no safe form")]
 fn map(file: &File, len: usize) -> io::Result<MmapMut> {
     let mut options = memmap2::MmapOptions::new();
-    // SAFETY: only this thread of this process changes the file, and it lets go of the mapping
-    // before it does so in another way; a page that cannot be read ends the process, which is the
+    // SAFETY: only this thread of this process changes the file, and it drops the mapping before it
+    // changes the file in another way; a page that cannot be read ends the process, which is the
     // failure that the test is for.
     unsafe { options.len(len).map_mut(file) }
 }

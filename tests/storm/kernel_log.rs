@@ -1,22 +1,22 @@
-//! What the kernel says about a test's own devices.
+//! The kernel's messages about a test's own devices.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Words that a healthy device gives no reason for.
+/// Words for which a healthy device gives no reason.
 const COMPLAINTS: [&str; 5] = ["error", "corrupt", "shut", "abort", "warning"];
 
-/// The kernel's log from a moment on.
+/// The kernel's log from a point in time.
 pub(crate) struct KernelLog {
     log: Option<File>,
-    /// By the names that the kernel has for them.
+    /// The kernel's names of the devices.
     devices: Vec<String>,
 }
 
 impl KernelLog {
-    /// Begins now. Where the log may not be read, nothing is ever found in it.
+    /// Starts now. If the log may not be read, nothing is ever found in it.
     pub(crate) fn begin(devices: &[&Path]) -> Self {
         let mut options = File::options();
         options.read(true).custom_flags(libc::O_NONBLOCK);
@@ -30,7 +30,7 @@ impl KernelLog {
         }
     }
 
-    /// Nothing was said about the devices that one would have to worry about.
+    /// Asserts that there is no alarming message about the devices.
     pub(crate) fn expect_no_complaint(mut self) {
         let complaints = self.complaints();
         assert!(complaints.is_empty(), "the kernel says: {complaints:#?}");
@@ -50,7 +50,7 @@ impl KernelLog {
                         found.push(text.into_owned());
                     }
                 }
-                // What was said too long ago to be kept.
+                // Messages that are too old to be kept.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return found,
                 Err(error) => panic!("the kernel's log: {error}"),
@@ -59,8 +59,8 @@ impl KernelLog {
     }
 }
 
-/// What is said about a device is found, and what is said about others is not. Where nobody may
-/// say anything, there is nothing to find.
+/// Asserts that messages about the test's device are found, and those about others are not. If no
+/// process may write messages, nothing can be found.
 pub(crate) fn expect_to_notice() {
     let ours = format!("cowshed{}", std::process::id());
     let devices = [Path::new("/dev").join(&ours), Path::new("/dev/none").into()];
@@ -81,7 +81,7 @@ fn is_complaint(text: &str, devices: &[String]) -> bool {
     let lower = message.to_lowercase();
     let mut words = lower.split(|letter: char| !letter.is_alphanumeric());
     let is_ours = words.any(|word| devices.iter().any(|device| device == word));
-    // How ext4 tells how it is mounted.
+    // ext4 reports its mount options this way.
     let harmless = lower.contains("errors=");
     is_ours && !harmless && COMPLAINTS.iter().any(|complaint| lower.contains(complaint))
 }

@@ -1,8 +1,8 @@
-//! What was made durable when, and so what must be there after a power cut.
+//! A record of what was made durable when, and so of what must be there after a power cut.
 //!
-//! Time is counted in epochs of the device below: a moment is the number of epochs that were
-//! closed then. A cut has all of the first `epochs` epochs and anything of the next one. What was
-//! acknowledged at a moment of at most `epochs` is there; what began at a moment beyond is not.
+//! Time is counted in epochs of the device below: a time is the number of epochs closed by then. A
+//! cut contains all of the first `epochs` epochs and any part of the next one. What was
+//! acknowledged at a time of at most `epochs` is there; what began later than that is not.
 
 use crate::harness::noise;
 use std::fs;
@@ -17,9 +17,9 @@ pub(crate) struct Written {
     pub(crate) name: String,
     pub(crate) seed: u64,
     pub(crate) len: usize,
-    /// When its syncs had returned.
+    /// The time when its syncs had returned.
     pub(crate) synced_at: usize,
-    /// When its removal began.
+    /// The time when its removal began.
     pub(crate) removed_from: Option<usize>,
 }
 
@@ -46,22 +46,22 @@ pub(crate) struct Version {
     pub(crate) synced_at: Option<usize>,
 }
 
-/// All that is claimed.
+/// All claims.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) files: Vec<Written>,
-    /// Of the blocks of the file `blocks`, in the order in which they were written.
+    /// The versions of the blocks of the file `blocks`, in the order of writing.
     pub(crate) versions: Vec<Version>,
 }
 
-/// What a version of a block is.
+/// Returns the contents of a version of a block.
 pub(crate) fn block_of(place: usize, number: u64) -> Vec<u8> {
     let mut block = noise(BLOCK, number << 16 | place as u64);
     block[..8].copy_from_slice(&number.to_le_bytes());
     block
 }
 
-/// What was compared after a cut.
+/// The extent of a comparison after a cut.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Compared {
     pub(crate) files: u64,
@@ -70,7 +70,8 @@ pub(crate) struct Compared {
 }
 
 impl Ledger {
-    /// Everything that must be in the folder after a cut is, and no block holds anything else.
+    /// Checks that everything that must be in the folder after a cut is there, and that no block
+    /// holds anything else.
     pub(crate) fn compare(&self, folder: &Path, epochs: usize) -> Result<Compared, String> {
         let mut compared = Compared::default();
         for file in self.files.iter().filter(|file| file.must_be_there(epochs)) {
@@ -113,7 +114,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The last version that was synced, and those after it that had begun.
+    /// Returns the last version that was synced, and those after it that had begun.
     fn allowed(&self, place: usize, epochs: usize) -> impl Iterator<Item = &Version> {
         let of_place = move |version: &&Version| version.place == place;
         let is_synced = |version: &&Version| version.synced_at.is_some_and(|at| at <= epochs);

@@ -1,5 +1,5 @@
-//! What loads a file system at once: files against models, fio with verification, stress-ng, and
-//! a probe of a bare device. Each goes on until it is told to stop, or meets an error.
+//! Concurrent loads on a file system: files compared with models, fio with verification, stress-ng,
+//! and a probe of a bare device. Each runs until it is told to stop, or gets an error.
 
 use crate::fsx::{Outcome, Style};
 use crate::harness::eventually;
@@ -14,33 +14,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a round of stress-ng takes.
+/// The duration of a round of stress-ng.
 const STRESS_SECONDS: &str = "4";
-/// How often a load looks whether its process has ended.
+/// The interval at which a load checks whether its process has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long the loads of a failed test are waited for.
+/// The time to wait for the loads of a failed test.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a load did.
+/// The result of a load.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) operations: u64,
     pub(crate) rounds: u64,
     pub(crate) verified_bytes: u64,
-    /// The longest that one block took past the cache.
+    /// The longest time of one block past the cache.
     pub(crate) probed: Duration,
-    /// The longest that one operation on a file took.
+    /// The longest time of one operation on a file.
     pub(crate) longest: Duration,
-    /// Files with what they hold.
+    /// Files with their contents.
     pub(crate) files: Vec<(PathBuf, Outcome)>,
 }
 
-/// How loads are told to end.
+/// The signals that end loads.
 #[derive(Clone, Default)]
 struct Signs {
-    /// Finish what you are at.
+    /// Finish the current work.
     stop: Arc<AtomicBool>,
-    /// Kill it.
+    /// Kill the process.
     abort: Arc<AtomicBool>,
 }
 
@@ -52,15 +52,15 @@ impl Signs {
 
 type Work = JoinHandle<Result<Tally, String>>;
 
-/// All loads at work.
+/// All running loads.
 pub(crate) struct Loads {
     signs: Signs,
     works: Vec<(&'static str, Work)>,
 }
 
 impl Loads {
-    /// Starts all of them: on a mounted file system, and on a device that nobody else uses. What
-    /// the programs say goes to files in `notes`.
+    /// Starts all loads: on a mounted file system, and on a device that no other process uses. The
+    /// programs' output goes to files in `notes`.
     pub(crate) fn start(folder: &Path, bare: &Path, notes: &Path, seed: u64) -> Self {
         fs::create_dir_all(notes).unwrap();
         let signs = Signs::default();
@@ -91,7 +91,7 @@ impl Loads {
         Self { signs, works }
     }
 
-    /// None has ended, which only an error makes one do.
+    /// Asserts that none has ended, because only an error ends one.
     pub(crate) fn expect_at_work(&mut self) {
         let ended = |(_, work): &(_, Work)| work.is_finished();
         if let Some(index) = self.works.iter().position(ended) {
@@ -100,7 +100,7 @@ impl Loads {
         }
     }
 
-    /// Stops them, and gives what they did, which must have gone well.
+    /// Stops them, and returns their results, which must be successful.
     pub(crate) fn end(mut self) -> Tally {
         self.signs.stop.store(true, Ordering::SeqCst);
         let mut sum = Tally::default();
@@ -118,7 +118,7 @@ impl Drop for Loads {
     fn drop(&mut self) {
         self.signs.stop.store(true, Ordering::SeqCst);
         self.signs.abort.store(true, Ordering::SeqCst);
-        // One that hangs with its device ends when that is cut off.
+        // A load that hangs with its device ends when the device is cut off.
         let deadline = Instant::now() + PATIENCE;
         while !self.works.iter().all(|(_, work)| work.is_finished()) && Instant::now() < deadline {
             thread::sleep(LOOK_EVERY);
@@ -148,7 +148,7 @@ impl From<Probed> for Tally {
     }
 }
 
-/// A file against its model, by a process of this program.
+/// Compares a file with its model, in a process of this program.
 fn fsx(path: &Path, style: Style, seed: u64, notes: &Path, signs: &Signs) -> Result<Tally, String> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     let style = match style {
@@ -168,13 +168,14 @@ fn fsx(path: &Path, style: Style, seed: u64, notes: &Path, signs: &Signs) -> Res
     })
 }
 
-/// How many bytes a round verified, by what it said.
+/// A function from a round's output to the number of bytes that it verified.
 type Count = fn(&str) -> Result<u64, String>;
 
-/// A program's name, what runs it on a folder with a seed, and what it verified.
+/// A program's name, its command for a folder and a seed, and the function that counts the verified
+/// bytes.
 type Program = (&'static str, fn(&Path, u64) -> Command, Count);
 
-/// A program that ends by itself, again and again.
+/// Runs a program that ends by itself, repeatedly.
 fn in_rounds(
     command: &dyn Fn(u64) -> Command,
     count: Count,
@@ -190,7 +191,7 @@ fn in_rounds(
     Ok(tally)
 }
 
-/// A load whose file somebody else changes ends with a failure that says so.
+/// Asserts that a load whose file another process changes ends with a failure that reports it.
 pub(crate) fn expect_to_notice(seed: u64) {
     let folder = tempfile::Builder::new()
         .prefix("cowshed-storm-")
@@ -217,7 +218,7 @@ fn meddle(path: &Path) {
     };
     let middle = file.metadata().unwrap().len() / 2;
     let mut byte = [0];
-    // The load may cut it short at any moment.
+    // The load may truncate it at any time.
     if file.read_exact_at(&mut byte, middle).is_ok() {
         file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
     }
@@ -250,9 +251,9 @@ fn fio(folder: &Path, seed: u64) -> Command {
     command
 }
 
-/// Every byte that a job wrote was read back and verified at its end.
+/// Returns the bytes that jobs wrote, which are all read back and verified at the end.
 fn fio_bytes(said: &str) -> Result<u64, String> {
-    // Remarks may come before the document.
+    // Remarks may precede the document.
     let document = said.find('{').map_or("", |start| &said[start..]);
     let report: Value =
         serde_json::from_str(document).map_err(|error| format!("{error}: {said}"))?;
@@ -284,7 +285,7 @@ fn stress_ng(folder: &Path, _seed: u64) -> Command {
     command
 }
 
-/// Runs a program to its end, which must be a success; answers what it said. Its input, if it has
+/// Runs a program to its end, which must be successful; returns its output. Its input, if it has
 /// one, ends when it is to stop.
 fn finish(mut command: Command, notes: &Path, signs: &Signs) -> Result<String, String> {
     let errors = notes.with_extension("errors");
@@ -300,7 +301,7 @@ fn finish(mut command: Command, notes: &Path, signs: &Signs) -> Result<String, S
 }
 
 fn wait(child: &mut Child, signs: &Signs) -> std::io::Result<ExitStatus> {
-    // Dropped, it ends.
+    // Dropping the input ends the program.
     let mut input = child.stdin.take();
     loop {
         if let Some(status) = child.try_wait()? {

@@ -1,10 +1,10 @@
 //! Real file systems in a storm: ext4 and xfs on attached volumes under a heavy mixed load, while
 //! the worker is killed every second; and the same on a pool in memory whose power is cut.
 //!
-//! `cargo test` runs the short form; `tools/storm --seconds 120` the long one. The killing is in
-//! `storm`, what loads the file systems in `loads` and `fsx`, the power cuts in `cuts`, and what
-//! must be there after one in `ledger`. A failure prints the seed; what the loads do at once is up
-//! to the kernel, so a seed repeats each load, not the storm.
+//! `cargo test` runs the short form; `tools/storm --seconds 120` the long one. `storm` does the
+//! killing, `loads` and `fsx` load the file systems, `cuts` has the power cuts, and `ledger`
+//! records what must be there after one. A failure prints the seed; the kernel schedules the
+//! concurrent loads, so a seed repeats each load, not the storm.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long a storm of the short form takes.
+/// The duration of a storm of the short form.
 const SHORT: Duration = Duration::from_secs(12);
 
 /// Kills the daemon beneath file systems, and cuts the power of pools beneath them.
@@ -136,7 +136,7 @@ fn main() -> ExitCode {
     }
     let mut status = ExitCode::SUCCESS;
     for (name, file_system, test) in tests {
-        // What a test has made goes away as its panic unwinds.
+        // The resources of a test are removed when its panic unwinds.
         let outcome = catch_unwind(AssertUnwindSafe(|| test(*file_system, &options)));
         if let Ok(summary) = outcome {
             println!("{summary}\ntest {name} ... ok");

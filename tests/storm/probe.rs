@@ -1,4 +1,5 @@
-//! How long a device does not answer: one block at a time, written and read past the cache.
+//! The time for which a device does not reply: one block at a time, written and read past the
+//! cache.
 
 use crate::harness::noise;
 use std::fs::File;
@@ -10,17 +11,17 @@ use std::time::{Duration, Instant};
 
 const BLOCK: usize = 4096;
 const PLACES: u64 = 256;
-/// So that it measures the others' load and is none itself.
+/// The pause between operations, so that the probe measures the other load and adds none itself.
 const BETWEEN: Duration = Duration::from_millis(1);
 
-/// What a probe saw.
+/// The result of a probe.
 #[derive(Debug, Default)]
 pub(crate) struct Probed {
     pub(crate) operations: u64,
     pub(crate) longest: Duration,
 }
 
-/// Writes and reads until it is to stop; the first error or wrong block ends it.
+/// Writes and reads until told to stop; the first error or wrong block ends it.
 pub(crate) fn probe(device: &Path, stop: &AtomicBool) -> Result<Probed, String> {
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_DIRECT);

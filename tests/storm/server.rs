@@ -1,4 +1,4 @@
-//! A daemon whose worker is killed again and again, and which never outlives its test.
+//! A daemon whose worker is killed repeatedly, and which never outlives its test.
 
 use crate::harness::{
     Bench, PATIENCE, children_of, clear_mounts, eventually, kill_and_wait, mounts_below,
@@ -13,7 +13,8 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// `cowshed serve`, with its log in a file: hundreds of restarts fill a pipe that nobody reads.
+/// `cowshed serve`, with its log in a file: hundreds of restarts would fill a pipe that is not
+/// read.
 pub(crate) struct Server {
     child: Option<Child>,
     log: PathBuf,
@@ -48,12 +49,12 @@ impl Server {
         self.child.as_ref().unwrap().id()
     }
 
-    /// What it wrote to its log.
+    /// Returns its log.
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Stops it, which must go well and leave nothing.
+    /// Stops it, which must succeed and leave nothing behind.
     pub(crate) fn stop(mut self) {
         signal(self.pid(), Signal::SIGTERM);
         let child = self.child.as_mut().unwrap();
@@ -71,7 +72,7 @@ impl Drop for Server {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        // Only a test that has failed comes here; two signals end even what is busy.
+        // Only a failed test leads here; two signals end even a busy daemon.
         let deadline = Instant::now() + Duration::from_secs(10);
         for _ in 0..2 {
             signal(child.id(), Signal::SIGTERM);
@@ -104,7 +105,7 @@ fn signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal);
 }
 
-/// The worker that takes commands now, and how often one was restarted.
+/// Returns the worker that takes commands now, and the number of restarts.
 pub(crate) fn serving(bench: &Bench) -> (u32, u64) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -114,12 +115,12 @@ pub(crate) fn serving(bench: &Bench) -> (u32, u64) {
         if let (Some(worker), Some(restarts)) = (worker, status["daemon"]["restarts"].as_u64()) {
             return (u32::try_from(worker).unwrap(), restarts);
         }
-        // A command that a dying worker had begun to answer fails.
+        // A command to which a dying worker had begun to reply fails.
         assert!(Instant::now() < deadline, "no worker answers: {output:?}");
     }
 }
 
-/// Kills the worker, and waits until another one takes commands; answers how long that took.
+/// Kills the worker, and waits until another one takes commands; returns the duration.
 pub(crate) fn kill_worker(bench: &Bench, worker: u32) -> (u32, Duration) {
     let started = Instant::now();
     signal(worker, Signal::SIGKILL);

@@ -1,5 +1,5 @@
-//! The worker is killed every second beneath a loaded file system: nothing fails, and nothing is
-//! wrong or left afterwards.
+//! The worker is killed every second beneath a loaded file system: no load fails, and nothing is
+//! wrong or left behind afterwards.
 
 use crate::file_system::{FileSystem, Mounted};
 use crate::harness::{Bench, loops_below, mounts_below};
@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A storm has so many kills, however slow the host is.
+/// The minimum number of kills of a storm, however slow the host is.
 const KILLS_MIN: u64 = 6;
 const KILL_EVERY: Duration = Duration::from_secs(1);
-/// How long each worker serves at the least, so that the loads get on.
+/// The minimum time that each worker serves, so that the loads make progress.
 const SERVE_MIN: Duration = Duration::from_millis(300);
 
-/// Everything that must go away in this order when something fails.
+/// The resources, in the order in which they must be dropped when something fails.
 struct Stage {
     loads: Option<Loads>,
     mounted: Option<Mounted>,
@@ -25,18 +25,18 @@ struct Stage {
     bench: Bench,
 }
 
-/// What the killing did.
+/// The result of the kills.
 #[derive(Default)]
 struct Killed {
     kills: u64,
-    /// The longest until commands were answered again.
+    /// The longest time until commands were taken again.
     longest: Duration,
 }
 
-/// One storm; answers what it did.
+/// Runs one storm; returns a summary.
 pub(crate) fn storm(file_system: FileSystem, time: Duration, seed: u64) -> String {
     let bench = Bench::empty();
-    // As large a log as pools have: replaying it is what a successor spends its time on.
+    // A large log, because a successor spends its time on replaying it.
     bench.ok(["pool", "create", "--size", "6G", "--log-size", "64M"]);
     let server = Server::start(&bench);
     bench.ok(["volume", "create", "disk", "--size", "1G"]);
@@ -89,7 +89,7 @@ fn kill_for(stage: &mut Stage, time: Duration) -> Killed {
     let (mut worker, _) = serving(&stage.bench);
     let (mut killed, mut rest) = (Killed::default(), KILL_EVERY);
     while started.elapsed() < time || killed.kills < KILLS_MIN {
-        // The rhythm of the storm, whatever the loads are at; each worker serves for a while.
+        // The rhythm of the storm, regardless of the loads; each worker serves for a while.
         thread::sleep(rest);
         stage.loads.as_mut().unwrap().expect_at_work();
         let (successor, pause) = kill_worker(&stage.bench, worker);
@@ -101,7 +101,7 @@ fn kill_for(stage: &mut Stage, time: Duration) -> Killed {
     killed
 }
 
-/// Mounts it again: what the loads knew of their files is still there. Answers how many bytes.
+/// Mounts it again, and checks that the loads' files are still there. Returns the number of bytes.
 fn compare_again(stage: &mut Stage, file_system: FileSystem, device: &Path, tally: &Tally) -> u64 {
     let at = stage.bench.path("mounted");
     stage.mounted = Some(file_system.mount(device, &at));
@@ -116,7 +116,8 @@ fn compare_again(stage: &mut Stage, file_system: FileSystem, device: &Path, tall
     compared
 }
 
-/// Every kill was one restart; all is given back in order, and the pool is sound.
+/// Asserts that every kill was one restart; shuts everything down in order, and checks that the
+/// pool is sound.
 fn finish(stage: Stage, kills: u64) {
     let Stage { server, bench, .. } = stage;
     let (_, restarts) = serving(&bench);

@@ -1,4 +1,4 @@
-//! Threads that write, and know what was acknowledged.
+//! Threads that write, and remember what was acknowledged.
 
 use super::until;
 use rand::rngs::StdRng;
@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 
 const BLOCK: u64 = 4096;
-/// The blocks of one thread.
+/// Number of blocks of one thread.
 const BLOCKS: u64 = 512;
-/// What a load must have done to have gone on.
+/// Number of steps after which a load counts as having made progress.
 const STEPS: u64 = 100;
 
-/// What all loads have.
+/// The common part of all loads.
 struct Threads<T> {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
@@ -101,7 +101,7 @@ impl BlockLoad {
         self.threads.goes_on();
     }
 
-    /// Every block holds what was acknowledged last.
+    /// Asserts that every block holds what was acknowledged last.
     pub(crate) fn stop_and_compare(self) {
         let models = self.threads.stop();
         let file = File::open(&self.file).unwrap();
@@ -113,7 +113,8 @@ impl BlockLoad {
     }
 }
 
-/// The seed of what each block of the thread holds; zero for one that was never written.
+/// Writes blocks; returns the seed of each block's contents, or zero for a block that was never
+/// written.
 fn write_blocks(file: &File, thread: u64, step: &dyn Fn() -> bool) -> Vec<u64> {
     let mut random = StdRng::seed_from_u64(thread);
     let mut model = vec![0; usize::try_from(BLOCKS).unwrap()];
@@ -160,7 +161,7 @@ fn file_name(place: &Path, thread: u64, number: u64) -> PathBuf {
     place.join(format!("{thread}-{number}"))
 }
 
-/// Old files are removed again, so that the file system does not fill up.
+/// Older files are removed, so that the file system does not fill up.
 const FILES_MAX: u64 = 500;
 
 impl FileLoad {
@@ -198,7 +199,7 @@ impl FileLoad {
         self.compare_at(&self.place);
     }
 
-    /// The files are whole where the file system is mounted now.
+    /// Asserts that the files are complete where the file system is mounted now.
     pub(crate) fn compare_at(&self, place: &Path) {
         for (thread, count) in (0_u64..).zip(self.written.borrow().iter()) {
             for number in count.saturating_sub(FILES_MAX)..*count {

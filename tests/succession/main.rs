@@ -1,6 +1,6 @@
-//! A mount outlives the process that serves it: by dying under load, and by handing over.
+//! A mount outlives the process that serves it: the process dies under load, or hands over.
 //!
-//! The test keeps the connection and the handover state, as a keeper does; the processes that serve
+//! The test keeps the connection and the handover state, as a keeper does; the serving processes
 //! are this binary again. Needs root, FUSE, loop devices and mkfs.ext4.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -21,12 +21,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
-/// Longer than anything takes that works.
+/// Longer than any successful operation takes.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often the serving process goes in each test.
+/// Number of times the serving process ends in each test.
 const ROUNDS: u32 = 5;
 
-/// How a serving process goes.
+/// The way in which a serving process ends.
 #[derive(Clone, Copy)]
 enum Going {
     Killed,
@@ -48,7 +48,7 @@ fn open(path: &Path) -> File {
     options.read(true).write(true).open(path).unwrap()
 }
 
-/// Waits until `holds` says yes.
+/// Waits until `holds` returns true.
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -57,7 +57,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Not a test of its own: the process that serves.
+/// Not a test by itself: the process that serves.
 #[test]
 #[ignore = "the other tests run it in a process of its own"]
 fn serve_as_told() {
@@ -92,14 +92,14 @@ fn file_in_use_survives(going: Going) {
     }
     load.goes_on();
 
-    // A listing that was begun before goes on: each name once.
+    // A directory listing that was begun before continues: each name appears once.
     listed.extend(listing.map(|entry| entry.unwrap().file_name()));
     assert_eq!(listed.len(), volumes.len());
     listed.sort();
     listed.dedup();
     assert_eq!(listed.len(), volumes.len());
 
-    // So does a file.
+    // So does an open file.
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     idle.sync_all().unwrap();
     assert_eq!(lseek64(&idle, 0, Whence::SeekData), Ok(MIB.cast_signed()));
@@ -110,7 +110,7 @@ fn file_in_use_survives(going: Going) {
     assert_eq!(hole, Ok(MIB.cast_signed() + 8192));
     assert_eq!(idle.metadata().unwrap().len(), 4 * MIB);
 
-    // It keeps its volume, and no longer than it is open.
+    // It keeps its volume, but only while it is open.
     assert_ne!(kept.ask("remove idle"), "done");
     drop(idle);
     until("the volume can be removed", || {
@@ -155,14 +155,14 @@ fn file_system_survives(going: Going) {
     kept.end();
 }
 
-/// The kernel has one request at a time under way for some kinds, so each has a file of its own.
+/// The kernel has only one request at a time in flight for some kinds, so each has its own file.
 const IN_FLIGHT: [&str; 5] = ["written", "read", "flushed", "punched", "opened"];
 
 fn stage_in_flight() -> Kept {
     Kept::with(&IN_FLIGHT.map(|name| (name, 16 * MIB)), IN_FLIGHT.len())
 }
 
-/// One request of each kind that a target sees, each in a thread of its own.
+/// Starts one request of each kind that a target sees, each in its own thread.
 fn put_in_flight(kept: &mut Kept) -> Vec<JoinHandle<io::Result<()>>> {
     let [written, read, flushed, punched] =
         [0, 1, 2, 3].map(|index| open(&kept.file(IN_FLIGHT[index])));
@@ -180,7 +180,7 @@ fn put_in_flight(kept: &mut Kept) -> Vec<JoinHandle<io::Result<()>>> {
     requests
 }
 
-/// Whatever kind of request a process dies with, its successor does.
+/// Whatever kind of request is in flight when a process dies, its successor does it.
 #[test]
 fn requests_in_flight_are_done_by_the_successor() {
     let mut kept = stage_in_flight();
@@ -196,7 +196,7 @@ fn requests_in_flight_are_done_by_the_successor() {
     let written = open(&kept.file("written"));
     written.read_exact_at(&mut back, 0).unwrap();
     assert_eq!(back, [1; 4096]);
-    // All are closed again, so nothing keeps them.
+    // All are closed again, so nothing keeps the volumes.
     drop(written);
     for name in IN_FLIGHT {
         let order = format!("remove {name}");
@@ -205,7 +205,7 @@ fn requests_in_flight_are_done_by_the_successor() {
     kept.end();
 }
 
-/// Where the kernel sends nothing again, the requests in flight fail, and everything else waits.
+/// If the kernel does not resend requests, those in flight fail, and all others wait.
 #[test]
 fn without_resending_requests_in_flight_fail_and_others_wait() {
     let mut kept = stage_in_flight();

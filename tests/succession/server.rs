@@ -1,4 +1,4 @@
-//! The process that serves, and what is kept for it.
+//! The process that serves, and the state kept for it.
 
 use super::stalling::{STALLS, Stalling};
 use cowshed_check::{CheckOptions, check};
@@ -23,10 +23,10 @@ use tempfile::TempDir;
 
 const ORDER: &str = "COWSHED_TEST_SUCCESSION";
 const POOL_BYTES: u64 = 1 << 30;
-/// Held while descriptors are inheritable, so that only the process that they are for gets them.
+/// Held while descriptors are inheritable, so that only the intended process gets them.
 static SPAWNING: Mutex<()> = Mutex::new(());
 
-/// What the process is told.
+/// The parameters of the process.
 #[derive(Serialize, Deserialize)]
 struct Order {
     parts: ConnectionParts,
@@ -40,7 +40,7 @@ fn answer(text: &str) {
     println!("answer: {text}");
 }
 
-/// What the process does.
+/// Runs the process's work.
 pub(crate) fn serve_as_told() {
     let Some(order) = std::env::var_os(ORDER) else {
         return;
@@ -113,7 +113,7 @@ pub(crate) fn serve_as_told() {
     answer("gone");
 }
 
-/// The memory behind a descriptor that the parent left to this process.
+/// Returns the memory behind a descriptor that the parent left to this process.
 fn inherited(number: RawFd) -> OwnedFd {
     let path = format!("/proc/self/fd/{number}");
     let file = fs::File::options().read(true).write(true).open(path);
@@ -139,7 +139,7 @@ impl Server {
     }
 }
 
-/// What outlives the processes that serve, and them.
+/// The state that outlives the serving processes, and the current process.
 pub(crate) struct Kept {
     connection: Option<Connection>,
     parts: ConnectionParts,
@@ -150,7 +150,7 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// A mount for a pool with these volumes, not served yet.
+    /// Mounts a pool with these volumes, without serving it yet.
     pub(crate) fn with(volumes: &[(&str, u64)], threads: usize) -> Self {
         let place = TempDir::with_prefix("cowshed-succession-").unwrap();
         let device =
@@ -185,7 +185,7 @@ impl Kept {
         self.parts.clone()
     }
 
-    /// Makes the kernel look like one that does not send requests again.
+    /// Makes the kernel look like one that does not resend requests.
     pub(crate) fn forget_resending(&mut self) {
         self.parts.negotiated.flags &= !(1 << 39);
     }
@@ -241,13 +241,13 @@ impl Kept {
         writeln!(server.orders, "{order}").unwrap();
     }
 
-    /// Tells the server to do something and gives its answer.
+    /// Sends the server an order and returns its reply.
     pub(crate) fn ask(&mut self, order: &str) -> String {
         self.order(order);
         self.server.as_mut().unwrap().answer()
     }
 
-    /// Waits until that many requests have stalled.
+    /// Waits until this many requests have stalled.
     pub(crate) fn await_arrivals(&mut self, count: usize) {
         for _ in 0..count {
             assert_eq!(self.server.as_mut().unwrap().answer(), "arrived");
@@ -267,7 +267,7 @@ impl Kept {
         assert!(server.process.wait().unwrap().success());
     }
 
-    /// Ends in order, and finds the pool whole.
+    /// Ends in order, and asserts that the pool is sound.
     pub(crate) fn end(mut self) {
         assert_eq!(self.ask("end"), "gone");
         let mut server = self.server.take().unwrap();
@@ -302,7 +302,7 @@ impl Drop for Kept {
             let _ = server.process.kill();
             let _ = server.process.wait();
         }
-        // Ends what still waits for an answer, with an error.
+        // Ends the requests that still wait for a reply, with an error.
         self.connection = None;
         if let Some(place) = self.ext4.take() {
             let _ = umount2(&place, MntFlags::MNT_DETACH);

@@ -1,4 +1,4 @@
-//! A pool whose volumes can be told to take requests and never answer.
+//! A pool whose volumes can be made to take requests and never reply.
 
 use cowshed_engine::{Extent, Pool};
 use cowshed_export::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-/// Whether requests stall from now on.
+/// True if requests stall from now on.
 pub(crate) static STALLS: AtomicBool = AtomicBool::new(false);
 
 /// The pool.
@@ -15,7 +15,7 @@ pub(crate) struct Stalling(pub(crate) Pool);
 
 struct Target(Arc<dyn BlockTarget>);
 
-/// Says that a request has come, and stays.
+/// Reports that a request has come, and blocks.
 fn pass() {
     if STALLS.load(SeqCst) {
         println!("answer: arrived");

@@ -1,4 +1,4 @@
-//! Two builds of cowshed: where the other one comes from, and what they differ by.
+//! Two builds of cowshed: obtaining the other build, and the differences of the results.
 
 use crate::host::{self, run, text};
 use crate::results::{Change, Comparison, Key, Results};
@@ -7,19 +7,19 @@ use anyhow::{Context, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What the two are called as peers.
+/// The names of the two builds as peers.
 pub(crate) const BEFORE: &str = "cowshed before";
 pub(crate) const AFTER: &str = "cowshed after";
 
-/// Where another revision is checked out and built, below `target`; kept, so that the next build of
-/// it, or of one near it, is quick.
+/// The folder below `target` where another revision is checked out and built. It is kept, so that
+/// later builds of the same or a similar revision are fast.
 const CHECKOUT: &str = "bench-base";
 
 /// The other build.
 pub(crate) struct Base {
     pub(crate) program: PathBuf,
     pub(crate) what: String,
-    /// It is a copy, which goes with this.
+    /// True if it is a copy, which is removed on drop.
     is_copy: bool,
 }
 
@@ -34,7 +34,7 @@ impl Drop for Base {
 }
 
 impl Base {
-    /// A program that is there, or a revision that is built now.
+    /// Finds an existing program, or builds a revision.
     ///
     /// # Errors
     /// When it is neither, or cannot be built.
@@ -65,7 +65,7 @@ impl Base {
 fn build(revision: &str, target: &Path) -> anyhow::Result<PathBuf> {
     let checkout = target.join(CHECKOUT);
     let folder = text(&checkout)?;
-    // One whose folder somebody has removed is forgotten.
+    // Forgets a worktree whose folder has been removed.
     run("git", ["worktree", "prune"])?;
     if checkout.exists() {
         run(
@@ -89,13 +89,13 @@ fn build(revision: &str, target: &Path) -> anyhow::Result<PathBuf> {
         .current_dir(&checkout)
         .env("CARGO_TARGET_DIR", checkout.join("target"));
     host::wait(cargo)?;
-    // The next build overwrites it, which may be while this one is measured.
+    // The next build may overwrite it while this one is measured.
     let program = target.join(format!("{CHECKOUT}-{}", std::process::id()));
     fs::copy(checkout.join("target/release/cowshed"), &program)?;
     Ok(program)
 }
 
-/// What the two differ by, in all that both did.
+/// Returns the differences between the two, in all work that both did.
 pub(crate) fn compare(results: &Results, before: &str, after: &str) -> Comparison {
     let changes = results.series.iter().filter_map(|new| {
         if new.peer != AFTER {

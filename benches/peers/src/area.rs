@@ -1,4 +1,4 @@
-//! A file system of its own in a sparse file of the backing, for peers that need a certain one.
+//! A file system in a sparse file of the backing, for peers that need a certain kind.
 
 use crate::guards::{Folder, LoopDevice, Mounted};
 use crate::host::{self, run, text};
@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Which file system.
+/// The kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Xfs,
@@ -14,7 +14,7 @@ pub(crate) enum Kind {
 }
 
 const PAUSE: Duration = Duration::from_millis(200);
-/// XFS makes none that is smaller, and all of them need room to copy.
+/// XFS has this minimum size, and all of them need space to copy.
 const BYTES_MIN: u64 = 1 << 30;
 
 impl Kind {
@@ -32,7 +32,7 @@ impl Kind {
         }
     }
 
-    /// Why there can be none here.
+    /// Returns the reason why this kind is unavailable here.
     pub(crate) fn missing(self) -> Option<String> {
         let program = format!("mkfs.{}", self.name());
         host::missing_programs(&[(&program, self.package())])
@@ -40,7 +40,7 @@ impl Kind {
     }
 }
 
-/// The file system, mounted. The mount goes first, then its device, then its file.
+/// The mounted file system. The mount is dropped first, then its device, then its file.
 pub(crate) struct Area {
     mounted: Mounted,
     _device: LoopDevice,
@@ -49,7 +49,7 @@ pub(crate) struct Area {
 }
 
 impl Area {
-    /// Makes one for `bytes` of data in a new folder.
+    /// Creates one for `bytes` of data in a new folder.
     pub(crate) fn new(kind: Kind, folder: PathBuf, bytes: u64) -> anyhow::Result<Self> {
         let folder = Folder::at(folder)?;
         let file = folder.join(kind.name());
@@ -74,10 +74,10 @@ impl Area {
         self.mounted.path()
     }
 
-    /// Writes out everything, and gives the host what is free.
+    /// Writes everything back, and returns free space to the host.
     pub(crate) fn settle(&self) -> anyhow::Result<()> {
         let point = text(self.path())?;
-        // What was removed is freed by and by: the second time sees what the first one set going.
+        // Removed files are freed with a delay: the second pass handles what the first one started.
         for pause in [PAUSE, Duration::ZERO] {
             run("sync", ["--file-system", point])?;
             run("fstrim", [point])?;
@@ -86,7 +86,7 @@ impl Area {
         Ok(())
     }
 
-    /// What its file takes of the host.
+    /// Returns the space of the host that its file takes.
     pub(crate) fn host_bytes(&self) -> anyhow::Result<u64> {
         host::allocated_bytes(&self.file)
     }

@@ -1,4 +1,4 @@
-//! Where subjects lie: a folder, or a block device that gets a file system for the time.
+//! The storage of subjects: a folder, or a block device that temporarily gets a file system.
 
 use crate::guards::{Folder, Mounted};
 use crate::host::{run, text};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 const MEMORY: &str = "/dev/shm";
 
-/// A place for subjects. The folder goes first, then the mount, then what it was made of.
+/// A folder for subjects. The folder is dropped first, then the mount, then its device.
 pub(crate) struct Backing {
     folder: Folder,
     _mounted: Option<Mounted>,
@@ -22,7 +22,7 @@ pub(crate) struct Backing {
 }
 
 impl Backing {
-    /// Those that are named, or memory and disk.
+    /// Returns the named ones, or memory and disk.
     pub(crate) fn all(named: &[PathBuf], disk: &Path) -> anyhow::Result<Vec<Self>> {
         if !named.is_empty() {
             let mut all: Vec<Self> = Vec::new();
@@ -93,7 +93,7 @@ impl Backing {
         self.folder.path()
     }
 
-    /// What is free now.
+    /// Returns the free space.
     pub(crate) fn free_bytes(&self) -> anyhow::Result<u64> {
         let about = statvfs(self.path())?;
         Ok(about.blocks_available() * about.fragment_size())
@@ -112,7 +112,7 @@ fn record(file_system: &str, path: &Path) -> BackingRecord {
     }
 }
 
-/// The type of the file system that has `path`.
+/// Returns the type of the file system that contains `path`.
 fn file_system(path: &Path) -> anyhow::Result<String> {
     let words = ["--noheadings", "--output=FSTYPE", "--target"];
     let ran = run("findmnt", words.iter().chain(&[text(path)?]))?;
@@ -120,7 +120,7 @@ fn file_system(path: &Path) -> anyhow::Result<String> {
     Ok(name.to_owned())
 }
 
-/// A device that was empty, has an ext4 now, and will look empty again.
+/// A device that was empty, now has an ext4, and will be made empty again.
 struct Formatted(PathBuf);
 
 impl Formatted {
@@ -133,7 +133,7 @@ impl Formatted {
                 found.split_whitespace().nth(2).unwrap_or("unknown")
             );
         }
-        // It refuses what is in use.
+        // mke2fs refuses a device in use.
         run(
             "mke2fs",
             ["-q", "-t", "ext4", "-E", "nodiscard", text(path)?],

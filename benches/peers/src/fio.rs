@@ -1,7 +1,7 @@
-//! fio: what it is to do, and what it measured.
+//! fio: its jobs and its results.
 //!
-//! Every job reads and writes past the page cache of the device that it is given. What fio prints
-//! is read as JSON; a number that is not there is an error, not a zero.
+//! Every job bypasses the page cache of its device. fio's output is parsed as JSON; a missing
+//! number is an error, not a zero.
 
 use crate::host;
 use anyhow::{Context, ensure};
@@ -15,7 +15,7 @@ use std::time::Duration;
 const RAMP: &str = "--ramp_time=300ms";
 const FRACTION: &str = "99.900000";
 
-/// What fio works on.
+/// The target of fio.
 #[derive(Clone, Debug)]
 pub(crate) enum Target {
     Device(PathBuf),
@@ -24,10 +24,10 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Makes all that was written to a device durable. What is behind a socket has no cache here.
+    /// Makes everything written to a device durable. An image behind a socket has no cache here.
     ///
     /// # Errors
-    /// When the device cannot.
+    /// When the device reports an error.
     pub(crate) fn flush(&self) -> anyhow::Result<()> {
         let Self::Device(path) = self else {
             return Ok(());
@@ -38,7 +38,7 @@ impl Target {
     }
 }
 
-/// What is done.
+/// The pattern of access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
     RandomRead,
@@ -61,15 +61,15 @@ impl Pattern {
     }
 }
 
-/// When a job ends.
+/// The end of a job.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
     After(Duration),
-    /// Each block once, in the first so many bytes; given up after a time.
+    /// Each block once, in this number of bytes; given up after a time.
     Pass(u64, Duration),
 }
 
-/// One job.
+/// A job.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job {
     pub(crate) pattern: Pattern,
@@ -77,13 +77,13 @@ pub(crate) struct Job {
     pub(crate) depth: u32,
     /// Flush after every write.
     pub(crate) fsync: bool,
-    /// No faster than this.
+    /// The maximum rate.
     pub(crate) per_second_max: Option<u32>,
     pub(crate) end: End,
     pub(crate) seed: u64,
 }
 
-/// What is verified of a device.
+/// The part of a device that is verified.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
     pub(crate) offset: u64,
@@ -91,7 +91,7 @@ pub(crate) struct Part {
     pub(crate) seed: u64,
 }
 
-/// What was measured.
+/// The measured values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) reads: Direction,
@@ -100,7 +100,7 @@ pub(crate) struct Outcome {
     pub(crate) flush_seconds_p999: Option<f64>,
 }
 
-/// Of the reads, or of the writes.
+/// The values of the reads, or of the writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Direction {
     pub(crate) count: u64,
@@ -112,7 +112,7 @@ pub(crate) struct Direction {
 }
 
 impl Job {
-    /// Does it.
+    /// Runs the job.
     ///
     /// # Errors
     /// When fio fails, or did nothing.
@@ -160,7 +160,7 @@ impl Job {
 /// reads all of it back.
 ///
 /// # Errors
-/// When something else comes back than was written, or not all was looked at.
+/// When other data comes back than was written, or not all was verified.
 pub(crate) fn verify(target: &Target, part: Part, depth: u32) -> anyhow::Result<()> {
     let mut arguments = base(target);
     arguments.extend([
@@ -173,7 +173,7 @@ pub(crate) fn verify(target: &Target, part: Part, depth: u32) -> anyhow::Result<
         "--verify=crc32c".into(),
         "--verify_fatal=1".into(),
         "--do_verify=1".into(),
-        // Or it leaves a file where it runs.
+        // Else it leaves a file in its working folder.
         "--verify_state_save=0".into(),
     ]);
     let outcome = parse(&host::run("fio", arguments)?.output).context("verify")?;
@@ -187,7 +187,7 @@ pub(crate) fn verify(target: &Target, part: Part, depth: u32) -> anyhow::Result<
     Ok(())
 }
 
-/// Whether `verify` found something else than was written, and not that the device failed.
+/// Returns true if `verify` found wrong data, as opposed to a failing device.
 pub(crate) fn is_mismatch(error: &anyhow::Error) -> bool {
     let said = format!("{error:#}");
     ["verify: bad", "verify failed"]
@@ -195,7 +195,7 @@ pub(crate) fn is_mismatch(error: &anyhow::Error) -> bool {
         .any(|words| said.contains(words))
 }
 
-/// Writes all of it once, in sequence.
+/// Writes the whole device once, sequentially.
 ///
 /// # Errors
 /// When fio fails.
@@ -238,7 +238,7 @@ fn base(target: &Target) -> Vec<String> {
     arguments
 }
 
-/// How fio hands requests to the kernel: with io_uring if this fio and kernel can.
+/// Returns fio's engine for requests: io_uring if this fio and kernel support it.
 fn engine() -> &'static str {
     static ENGINE: OnceLock<&str> = OnceLock::new();
     ENGINE.get_or_init(|| {
@@ -261,13 +261,13 @@ fn io_uring_works() -> bool {
     host::run("fio", words).is_ok()
 }
 
-/// Whether fio has an engine.
+/// Returns true if fio has an engine.
 pub(crate) fn has_engine(name: &str) -> bool {
     host::run("fio", ["--enghelp"])
         .is_ok_and(|ran| ran.output.lines().any(|line| line.trim() == name))
 }
 
-/// Whether a path can be used as it is: fio takes a colon for the end of a file's name.
+/// Returns true if a path can be used unchanged: fio takes a colon as the end of a file's name.
 pub(crate) fn can_name(path: &Path) -> bool {
     !path.to_string_lossy().contains([':', '\\'])
 }
@@ -330,7 +330,7 @@ impl Side {
     }
 }
 
-/// Reads what fio printed: one document, perhaps after lines of warnings.
+/// Parses fio's output: one document, perhaps after lines of warnings.
 fn parse(text: &str) -> anyhow::Result<Outcome> {
     let start = text
         .lines()
@@ -358,7 +358,7 @@ fn parse(text: &str) -> anyhow::Result<Outcome> {
 mod tests {
     use super::*;
 
-    /// As fio 3.33 prints it, less what is not read.
+    /// Output in the form of fio 3.33, without fields that are not read.
     fn printed(error: i64, percentiles: &str) -> String {
         printed_with_flushes(error, percentiles, 0)
     }

@@ -1,7 +1,7 @@
-//! What is set up and has to be taken away, whatever happens: each value takes its own away when it
-//! is dropped, and says so on the error stream when it cannot.
+//! Resources that must be removed in any case: each value removes its own when it is dropped, and
+//! reports a failure on the error stream.
 //!
-//! A value that stands on another is dropped first: fields are declared in that order.
+//! A value that depends on another is dropped first: fields are declared in that order.
 
 use crate::host::{command, run, text, tidy};
 use anyhow::Context;
@@ -14,15 +14,15 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long something busy is tried again.
+/// The time for which a busy resource is retried.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A folder with all that is in it.
+/// A folder with all its contents.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    /// Makes a new one, in `parent`.
+    /// Creates a new one, in `parent`.
     pub(crate) fn new_in(parent: &Path) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("cowshed-bench-")
@@ -31,7 +31,7 @@ impl Folder {
         Ok(Self(folder.keep()))
     }
 
-    /// Makes it, as a part of one that is there.
+    /// Creates it at a path inside an existing folder.
     pub(crate) fn at(path: PathBuf) -> anyhow::Result<Self> {
         fs::create_dir(&path).with_context(|| format!("make the folder {}", path.display()))?;
         Ok(Self(path))
@@ -48,7 +48,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What is still mounted below it is left alone, and said.
+        // File systems still mounted below are left alone, and reported.
         let arguments = ["--recursive", "--force", "--one-file-system"];
         let mut remove = command("rm", arguments);
         report(tidy({
@@ -62,7 +62,8 @@ impl Drop for Folder {
 pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    /// Runs `mount` with options, a source, and a mount point that is made if it is not there.
+    /// Runs `mount` with options, a source, and a mount point, which is created if it does not
+    /// exist.
     pub(crate) fn new(options: &[&str], source: &Path, point: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(point)?;
         let paths = [text(source)?, text(point)?];
@@ -81,7 +82,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Unmounts, waits for what is busy, and cuts it off in the end.
+/// Unmounts, waits while busy, and finally detaches the mount.
 pub(crate) fn unmount(point: &Path) {
     let arguments = |options: &[&str]| {
         let mut umount = command("umount", options);
@@ -93,7 +94,7 @@ pub(crate) fn unmount(point: &Path) {
     }
 }
 
-/// The mount points below a folder, the innermost first.
+/// Returns the mount points below a folder, the innermost first.
 pub(crate) fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let mut below: Vec<_> = mounts
@@ -109,12 +110,13 @@ pub(crate) fn mounts_below(folder: &Path) -> Vec<PathBuf> {
 /// A loop device.
 pub(crate) struct LoopDevice {
     path: PathBuf,
-    /// Detached as it is, the device goes with its last descriptor, even if this program is killed.
+    /// The device is detached already, so it vanishes with its last descriptor, even if this
+    /// program is killed.
     _last: File,
 }
 
 impl LoopDevice {
-    /// Attaches `file` with blocks of 4 KiB; `direct`: past the host's page cache.
+    /// Attaches `file` with blocks of 4 KiB; `direct` bypasses the host's page cache.
     pub(crate) fn attach(file: &Path, direct: bool) -> anyhow::Result<Self> {
         let direct = format!("--direct-io={}", if direct { "on" } else { "off" });
         let words = ["--find", "--show", "--sector-size=4096", &direct];
@@ -133,14 +135,14 @@ impl LoopDevice {
     }
 }
 
-/// Detaches a device, once nobody has it open.
+/// Detaches a device once no process has it open.
 pub(crate) fn detach(path: &Path) {
     let mut detach = command("losetup", ["--detach"]);
     detach.arg(path);
     report(tidy(detach));
 }
 
-/// The loop devices whose file lies below a folder.
+/// Returns the loop devices whose file is below a folder.
 pub(crate) fn loops_below(folder: &Path) -> Vec<PathBuf> {
     let words = ["--list", "--noheadings", "--output=NAME,BACK-FILE"];
     let list = tidy(command("losetup", words)).map_or_else(|_| String::new(), |ran| ran.output);
@@ -160,7 +162,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it in a process group of its own.
+    /// Starts it in its own process group.
     pub(crate) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.process_group(0).spawn();
@@ -187,7 +189,7 @@ impl Process {
         let Ok(pid) = i32::try_from(self.child.id()).map(Pid::from_raw) else {
             return;
         };
-        // It may have ended; and what it has started goes with it only if it is killed.
+        // It may have ended; its children end with it only if it is killed.
         let _ = match signal {
             Signal::SIGKILL => killpg(pid, signal),
             _ => kill(pid, signal),
@@ -220,7 +222,7 @@ impl Drop for Process {
     }
 }
 
-/// Tries something busy until it works or patience ends.
+/// Retries while busy, until it succeeds or patience ends.
 fn again<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -231,10 +233,10 @@ fn again<T>(mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T>
     }
 }
 
-/// Waits until something holds.
+/// Waits until `holds` returns true.
 ///
 /// # Errors
-/// When it does not in time, or somebody has asked to stop.
+/// When it does not in time, or the user has asked to stop.
 pub(crate) fn eventually(
     what: &str,
     mut holds: impl FnMut() -> anyhow::Result<bool>,

@@ -1,4 +1,4 @@
-//! Programs of this host: run, timed, and what they said when they failed.
+//! Programs of this host: running and timing them, and reporting their output on failure.
 
 use crate::signals::{self, Registered};
 use anyhow::{Context, bail};
@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a program that went well printed, and how long it took from start to end.
+/// The output of a program that succeeded, and its duration.
 pub(crate) struct Ran {
     pub(crate) output: String,
     pub(crate) took: Duration,
 }
 
-/// A command line, as words.
+/// Returns a command line from words.
 pub(crate) fn command<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = S>,
@@ -29,10 +29,10 @@ pub(crate) fn command<S: AsRef<OsStr>>(
     command
 }
 
-/// Runs a program that must go well.
+/// Runs a program that must succeed.
 ///
 /// # Errors
-/// When it cannot be started, fails, or somebody has asked to stop.
+/// When it cannot be started, fails, or the user has asked to stop.
 pub(crate) fn run<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     arguments: impl IntoIterator<Item = S>,
@@ -40,10 +40,10 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     wait(command(program, arguments))
 }
 
-/// As `run`, for a command that is set up already.
+/// Like `run`, for a prepared command.
 ///
 /// # Errors
-/// As `run`.
+/// Like those of `run`.
 pub(crate) fn wait(command: Command) -> anyhow::Result<Ran> {
     signals::go_on()?;
     let ran = tidy(command);
@@ -51,7 +51,7 @@ pub(crate) fn wait(command: Command) -> anyhow::Result<Ran> {
     ran
 }
 
-/// As `wait`, but also while stopping: for what takes away.
+/// Like `wait`, but also while stopping: for cleanup.
 ///
 /// # Errors
 /// When it cannot be started or fails.
@@ -86,13 +86,13 @@ pub(crate) fn tidy(mut command: Command) -> anyhow::Result<Ran> {
 fn read_all(stream: &mut Option<impl Read>) -> String {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
-        // What came until an error is worth showing.
+        // The output before an error is worth showing.
         let _ = stream.read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Waits, and leaves the process's number taken.
+/// Waits for the end without reaping the process, so its number stays taken.
 fn await_end(child: &Child) -> anyhow::Result<()> {
     let pid = Pid::from_raw(i32::try_from(child.id())?);
     loop {
@@ -103,7 +103,7 @@ fn await_end(child: &Child) -> anyhow::Result<()> {
     }
 }
 
-/// The last lines of what a program said, of its errors if there are any.
+/// Returns the last lines of a program's error output, or of its output if there is none.
 fn said(errors: &str, output: &str) -> String {
     let text = if errors.trim().is_empty() {
         output
@@ -123,7 +123,7 @@ fn words(command: &Command) -> String {
     words.join(" ")
 }
 
-/// Where a program is, if the search path has it.
+/// Returns the path of a program, if the search path has it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
@@ -132,7 +132,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Says what is missing, of programs and the packages that have them.
+/// Reports the first missing program and the package that contains it.
 pub(crate) fn missing_programs(needed: &[(&str, &str)]) -> Option<String> {
     let (program, package) = needed.iter().find(|(program, _)| find(program).is_none())?;
     Some(format!(
@@ -140,7 +140,7 @@ pub(crate) fn missing_programs(needed: &[(&str, &str)]) -> Option<String> {
     ))
 }
 
-/// Says that the kernel has no such file system, if it has none.
+/// Reports that the kernel lacks a file system, if it does.
 pub(crate) fn missing_file_system(name: &str) -> Option<String> {
     let knows = || {
         let list = fs::read_to_string("/proc/filesystems").unwrap_or_default();
@@ -150,12 +150,12 @@ pub(crate) fn missing_file_system(name: &str) -> Option<String> {
     if knows() {
         return None;
     }
-    // A kernel without modules says no, which is the answer.
+    // A kernel without modules refuses, which is an answer too.
     let _ = tidy(command("modprobe", [name]));
     (!knows()).then(|| format!("this kernel has no {name}"))
 }
 
-/// What the blocks of a file or of all files of a folder take, as `du` counts them.
+/// Returns the space allocated for a file or for all files of a folder, as `du` counts it.
 ///
 /// # Errors
 /// When something in it cannot be read.
@@ -176,10 +176,10 @@ pub(crate) fn allocated_bytes(path: &Path) -> anyhow::Result<u64> {
     number.parse().context("read what du says")
 }
 
-/// A path as an argument that is text.
+/// Returns a path as a text argument.
 ///
 /// # Errors
-/// When it is not.
+/// When it is not UTF-8.
 pub(crate) fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str()
         .with_context(|| format!("the path {} is not UTF-8", path.display()))

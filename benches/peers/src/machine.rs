@@ -1,4 +1,4 @@
-//! The machine that the numbers are of.
+//! The machine of the measurements.
 
 use crate::host::{self, run};
 use crate::postgres;
@@ -22,7 +22,7 @@ pub(crate) struct Program {
     pub(crate) version: String,
 }
 
-/// Programs that say their version in the first line that they print.
+/// Programs that print their version in their first line.
 const ASKED: &[(&str, &str)] = &[
     ("fio", "--version"),
     ("qemu-storage-daemon", "--version"),
@@ -72,7 +72,7 @@ impl Machine {
     }
 }
 
-/// The version, with the revision if the program is this checkout's.
+/// Returns the version, with the revision if the program is this checkout's.
 fn cowshed_version(cowshed: &Path) -> String {
     let version = run(cowshed, ["--version"]).map_or_else(
         |_| "unknown".to_owned(),
@@ -84,7 +84,7 @@ fn cowshed_version(cowshed: &Path) -> String {
     }
 }
 
-/// The first line that a program prints, on either stream.
+/// Returns the first line that a program prints, on either stream.
 fn first_line(program: &str, question: &str) -> Option<String> {
     let script = format!("{program} {question} 2>&1");
     let output = run("sh", ["-c", &script]).ok()?.output;
@@ -92,7 +92,7 @@ fn first_line(program: &str, question: &str) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
-/// This moment, as RFC 3339 has it.
+/// Returns the current time in RFC 3339.
 pub(crate) fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }

@@ -1,8 +1,8 @@
-//! `tools/bench`: cowshed beside what one would use instead, on one machine in one run.
+//! `tools/bench`: compares cowshed with its alternatives, on one machine in one run.
 //!
-//! `block` makes block devices out of the same backing and has fio and PostgreSQL work on them,
-//! `roots` makes roots of containers; `results` is what is written, `statistics` what is said about
-//! it, `report` how it is shown. All that is set up is held by `guards`, and goes when they do.
+//! `block` makes block devices from the same backing and runs fio and PostgreSQL on them; `roots`
+//! makes roots of containers; `results` is the written document, `statistics` its evaluation,
+//! `report` its display. `guards` holds every resource, and removes it on drop.
 
 mod against;
 mod area;
@@ -42,7 +42,7 @@ use std::time::Duration;
 const WRONG_USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
 const CUT_SHORT: &str = "the run was cut short: only what was measured before that is here";
-/// Where everything is built, and where subjects on disk and results go.
+/// The folder of all builds, of subjects on disk, and of results.
 const TARGET: &str = "target";
 
 fn main() -> ExitCode {
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Everything; whether all went well.
+/// Runs everything; returns true if all of it succeeded.
 fn bench(options: Options) -> anyhow::Result<bool> {
     if let Some(beginner) = options.be_busy {
         return neighbours::be_busy(beginner).map(|()| true);
@@ -104,7 +104,7 @@ fn bench(options: Options) -> anyhow::Result<bool> {
     drop(backings);
     run.results.seconds = run.progress.elapsed().as_secs_f64();
     if outcome.is_err() {
-        // Hours of measuring are not to be lost.
+        // Hours of measurements must not be lost.
         run.results.note(CUT_SHORT.into());
     }
     if let Some(base) = &base {
@@ -116,7 +116,7 @@ fn bench(options: Options) -> anyhow::Result<bool> {
     Ok(run.results.failures.is_empty())
 }
 
-/// What is done on a backing, with whom.
+/// The work on a backing, and its participants.
 struct Plan<'a> {
     backing: &'a Backing,
     blocks: Vec<Box<dyn block::Peer>>,
@@ -182,7 +182,7 @@ fn plan<'a>(
     Ok(plans)
 }
 
-/// Says what will be done, and how long it takes.
+/// Reports what will be done, and the expected duration.
 fn announce(run: &mut Run, plans: &[Plan], output: &Path) {
     let mut expected = Duration::ZERO;
     let mut left_out = Vec::new();
@@ -256,7 +256,7 @@ fn carry_out(run: &mut Run, plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All work, by name, and what it is.
+/// Returns all work, as names with descriptions.
 fn works() -> impl Iterator<Item = (&'static str, &'static str)> {
     let blocks = block::works()
         .into_iter()
@@ -288,7 +288,7 @@ fn settings(options: &Options, scale: &Scale) -> Settings {
     }
 }
 
-/// Made at the start, so that a long run does not end by finding out that it cannot be.
+/// Creates the folder for the results at the start, so that a long run does not fail at its end.
 fn output_folder(options: &Options, started: &str) -> anyhow::Result<PathBuf> {
     let folder = options.output.clone().unwrap_or_else(|| {
         let name = started.replace(':', "-");

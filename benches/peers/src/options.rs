@@ -65,7 +65,7 @@ pub(crate) struct Options {
     pub(crate) cowshed: PathBuf,
 }
 
-/// What was asked for makes no sense.
+/// The request is invalid.
 #[derive(Debug)]
 pub(crate) struct WrongUsage(String);
 
@@ -86,39 +86,40 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// How large everything is.
+/// The scale of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scale {
     pub(crate) rounds: u32,
-    /// Of what takes long and spreads little.
+    /// Rounds of work that takes long and varies little.
     pub(crate) long_rounds_max: u32,
     pub(crate) seconds: Duration,
-    /// A block subject.
+    /// The size of a block subject.
     pub(crate) subject_bytes: u64,
-    /// What passes write, of a subject.
+    /// The bytes of a subject that passes write.
     pub(crate) pass_bytes: u64,
     pub(crate) verify_bytes: u64,
-    /// A subject that is mapped at random before it is snapshotted.
+    /// The size of a subject that is mapped at random before it is snapshotted.
     pub(crate) mapped_bytes: u64,
     /// pgbench's scale: each step is a branch with 100,000 accounts.
     pub(crate) database_scale: u32,
-    /// At how many snapshots one more is timed.
+    /// Numbers of snapshots at which one more is timed.
     pub(crate) snapshot_counts: &'static [u32],
-    /// When a peer is given up that has not got there.
+    /// The time after which a peer is given up that has not got there.
     pub(crate) patience: Duration,
-    /// Files of the tree that is unpacked and diffed, and of the one that roots are made of.
+    /// Number of files of the tree that is unpacked and diffed, and of the one for roots.
     pub(crate) tree_files: u32,
     pub(crate) root_files: u32,
     pub(crate) large_file_bytes: u64,
     pub(crate) roots: &'static [u32],
-    /// Files of the package-manager-like and the build-like load.
+    /// Number of files of the package-manager-like and the build-like load.
     pub(crate) load_files: u32,
-    /// Pairs of create and remove, of which the median counts.
+    /// Number of pairs of create and remove, of which the median counts.
     pub(crate) root_cycles: u32,
 }
 
 impl Scale {
-    /// The most that may lie on a backing at once: a volume that is mapped at random, or the roots.
+    /// Returns the maximum space on a backing: of a volume that is mapped at random, or of the
+    /// roots.
     pub(crate) fn space_bytes(&self) -> u64 {
         const SUBJECTS_MAX: u64 = 10;
         let subjects = self.subject_bytes * SUBJECTS_MAX * 3 / 2;
@@ -130,7 +131,7 @@ impl Scale {
         subjects.max(mapped).max(database).max(roots)
     }
 
-    /// A database, before anything is done with it.
+    /// Returns the size of a database before any load.
     pub(crate) fn database_bytes(&self) -> u64 {
         u64::from(self.database_scale) * 16 * MIB
     }
@@ -140,9 +141,9 @@ impl Scale {
     }
 }
 
-/// What a small file takes, with what is around it.
+/// The space that a small file takes, including overhead.
 const ROOT_FILE_BYTES: u64 = 16 << 10;
-/// What is around a database: its log, and what the file system keeps for itself.
+/// The overhead of a database: its log, and the file system's own data.
 const DATABASE_SPARE_BYTES: u64 = 512 * MIB;
 
 impl Options {
@@ -163,25 +164,25 @@ impl Options {
         scale
     }
 
-    /// Whether work of this name is asked for.
+    /// Returns true if work of this name is asked for.
     pub(crate) fn wants(&self, work: &str) -> bool {
         matches(&self.only, work)
     }
 
     /// # Errors
-    /// When work is asked for that is none of `works`.
+    /// When work is asked for that is not among `works`.
     pub(crate) fn check_works(&self, works: &[&str]) -> anyhow::Result<()> {
         check("only", &self.only, works)
     }
 
     /// # Errors
-    /// When a peer is asked for that is none of `peers`.
+    /// When a peer is asked for that is not among `peers`.
     pub(crate) fn check_peers(&self, peers: &[String]) -> anyhow::Result<()> {
         let peers: Vec<_> = peers.iter().map(String::as_str).collect();
         check("peer", &self.peer, &peers)
     }
 
-    /// Whether this peer is asked for.
+    /// Returns true if this peer is asked for.
     pub(crate) fn wants_peer(&self, peer: &str) -> bool {
         matches(&self.peer, peer)
     }
@@ -202,7 +203,7 @@ fn check(option: &str, patterns: &[String], names: &[&str]) -> anyhow::Result<()
     Ok(())
 }
 
-/// Enough to tell a change from noise.
+/// Enough to distinguish a change from noise.
 const AGAINST_ROUNDS: u32 = 7;
 
 const FULL: Scale = Scale {

@@ -1,7 +1,7 @@
 //! PostgreSQL: a server on a folder, and pgbench, which measures it.
 //!
-//! The server refuses to run as root, so it runs as the user of its package. It listens on a socket
-//! in its folder only. What pgbench prints is read; a number that is not there is an error.
+//! The server refuses to run as root, so it runs as the user of its package. It listens only on a
+//! socket in its folder. pgbench's output is parsed; a missing number is an error.
 
 use crate::guards::{self, Process};
 use crate::host::{self, text};
@@ -12,18 +12,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Debian keeps each version in a folder of its own here.
+/// Debian installs each version in its own folder here.
 const INSTALLED: &str = "/usr/lib/postgresql";
 const PROGRAMS: [&str; 5] = ["postgres", "initdb", "pg_isready", "pgbench", "psql"];
 const PACKAGE: &str = "postgresql";
 const USER: &str = "postgres";
-/// The owner of the database, whom the server lets in without a password.
+/// The owner of the database, who can connect without a password.
 const OWNER: &str = "bench";
 const DATABASE: &str = "postgres";
-/// The threads of pgbench, of which each serves some clients.
+/// The threads of pgbench, each of which serves some clients.
 const THREADS_MAX: u32 = 2;
-/// Each transaction changes the balance of an account, a teller and a branch, and adds a line to
-/// the history: the number of lines, and whether all sums are the same.
+/// Returns the number of lines in the history, and whether all sums are equal: each transaction
+/// changes the balance of an account, a teller and a branch, and adds a line to the history.
 const AUDIT: &str = "SELECT count(*), \
     coalesce(sum(delta), 0) = (SELECT sum(abalance) FROM pgbench_accounts) AND \
     coalesce(sum(delta), 0) = (SELECT sum(tbalance) FROM pgbench_tellers) AND \
@@ -37,7 +37,7 @@ pub(crate) struct Postgres {
     group: Gid,
 }
 
-/// Says why there can be no server here.
+/// Returns the reason why there can be no server here.
 pub(crate) fn missing() -> Option<String> {
     let needed = [("setpriv", "util-linux"), ("mke2fs", "e2fsprogs")];
     host::missing_programs(&needed)
@@ -45,7 +45,7 @@ pub(crate) fn missing() -> Option<String> {
         .or_else(|| Postgres::find().err().map(|error| format!("{error:#}")))
 }
 
-/// Says which version is measured, if there is one.
+/// Returns the version that is measured, if there is one.
 pub(crate) fn version() -> Option<String> {
     let postgres = Postgres::find().ok()?;
     let program = postgres.programs.join("postgres");
@@ -72,12 +72,12 @@ impl Postgres {
         })
     }
 
-    /// Makes an ext4 file system on a device, with a root folder that the server may write to.
+    /// Creates an ext4 file system on a device, with a root folder that the server may write to.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub(crate) fn format(&self, device: &Path) -> anyhow::Result<()> {
-        // Nothing is left for the kernel to write in the background.
+        // The kernel has nothing left to write in the background.
         let options = format!(
             "lazy_itable_init=0,lazy_journal_init=0,root_owner={}:{}",
             self.user, self.group
@@ -87,7 +87,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Makes an empty database in a folder, and starts a server on it.
+    /// Creates an empty database in a folder, and starts a server on it.
     ///
     /// # Errors
     /// When one of these fails.
@@ -115,7 +115,7 @@ impl Postgres {
             .arg(data(folder))
             .arg("-k")
             .arg(folder)
-            // It would begin at one peer in a timed run, and at another one not.
+            // It could start in the timed run of one peer and not of another.
             .args(["-c", "listen_addresses=", "-c", "autovacuum=off"])
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -133,12 +133,12 @@ impl Postgres {
         Ok(server)
     }
 
-    /// A program of it, without the settings that its own variables of the environment can hold.
+    /// Returns a command for one of its programs, without settings from environment variables.
     fn program(&self, name: &str) -> Command {
         plain(Command::new(self.programs.join(name)))
     }
 
-    /// A program of it that does not run as root.
+    /// Returns a command for one of its programs that does not run as root.
     fn as_user(&self, name: &str) -> Command {
         let mut command = plain(Command::new("setpriv"));
         command
@@ -151,7 +151,7 @@ impl Postgres {
 }
 
 fn plain(mut command: Command) -> Command {
-    // The working folder may be one that the user cannot enter.
+    // The user may be unable to enter the current working folder.
     command.env_clear().env("LC_ALL", "C").current_dir("/");
     command
 }
@@ -164,7 +164,7 @@ fn has_programs(folder: &Path) -> bool {
     PROGRAMS.iter().all(|name| folder.join(name).is_file())
 }
 
-/// The programs of the newest version that has all of them.
+/// Returns the programs of the newest version that has all of them.
 fn newest(installed: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(installed).ok()?;
     let versions = entries.filter_map(|entry| {
@@ -186,7 +186,7 @@ pub(crate) struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Makes pgbench's tables; each step of `scale` is about 16 MB.
+    /// Creates pgbench's tables; each step of `scale` is about 16 MB.
     ///
     /// # Errors
     /// When pgbench fails.
@@ -200,7 +200,7 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// Removes what is dead, and writes everything to its place.
+    /// Removes dead rows, and writes everything to its place.
     ///
     /// # Errors
     /// When the server refuses.
@@ -211,7 +211,7 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// Has so many clients make transactions for some time, which is at least a second.
+    /// Lets this number of clients run transactions for some time, at least a second.
     ///
     /// # Errors
     /// When a transaction fails.
@@ -226,7 +226,7 @@ impl Server<'_> {
         parse(&host::wait(pgbench)?.output)
     }
 
-    /// Looks whether all `transactions` are there, and are whole.
+    /// Checks that all `transactions` are there, and are complete.
     ///
     /// # Errors
     /// When they are not.
@@ -265,15 +265,15 @@ impl Server<'_> {
     }
 }
 
-/// What pgbench measured.
+/// The measured values of pgbench.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) transactions: u64,
     pub(crate) per_second: f64,
 }
 
-/// Reads what pgbench printed. Until version 13, it printed two speeds, of which the one with the
-/// time for connections in it is not meant.
+/// Parses pgbench's output. Until version 13, it printed two speeds; the one that includes the time
+/// for connections is ignored.
 fn parse(text: &str) -> anyhow::Result<Outcome> {
     let after = |start: &str| {
         let mut lines = text.lines();
@@ -306,7 +306,7 @@ fn parse(text: &str) -> anyhow::Result<Outcome> {
 mod tests {
     use super::*;
 
-    /// As pgbench 15 prints it.
+    /// Output of pgbench 15.
     const PRINTED: &str = "pgbench (15.14 (Debian 15.14-0+deb12u1))
 transaction type: <builtin: TPC-B (sort of)>
 scaling factor: 8
@@ -366,7 +366,7 @@ tps = 99.250000 (excluding connections establishing)
             let programs = folder.path().join(version).join("bin");
             fs::create_dir_all(&programs).unwrap();
             for name in PROGRAMS {
-                // Of the newest one, only a client is installed.
+                // Of the newest version, only a client is installed.
                 if version != "17" || name == "psql" {
                     File::create(programs.join(name)).unwrap();
                 }

@@ -1,4 +1,4 @@
-//! The line that says what goes on, on the error stream.
+//! The progress line on the error stream.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ impl Progress {
         }
     }
 
-    /// A round of some work begins: a line of its own where lines stay.
+    /// Starts a round of some work; prints a line if lines stay.
     pub(crate) fn round(&mut self, what: &str) {
         self.last = what.to_owned();
         if self.terminal {
@@ -32,7 +32,7 @@ impl Progress {
         }
     }
 
-    /// Something smaller, which is only seen on a terminal.
+    /// Shows a smaller step, only on a terminal.
     pub(crate) fn step(&self, what: &str) {
         if self.terminal {
             let line: String = self.line(what).chars().take(LINE_COLUMNS).collect();
@@ -41,7 +41,7 @@ impl Progress {
         }
     }
 
-    /// Something that is to stay.
+    /// Prints a message that stays.
     pub(crate) fn say(&self, what: &str) {
         if self.terminal {
             eprint!("\r\x1b[K");
@@ -63,7 +63,7 @@ impl Progress {
     }
 }
 
-/// Minutes and seconds.
+/// Formats a time as minutes and seconds.
 pub(crate) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     format!("{}:{:02}", seconds / 60, seconds % 60)

@@ -1,4 +1,4 @@
-//! What was measured, as it is written to `results.json`.
+//! The results as written to `results.json`.
 //!
 //! The document's shape, version 1; every time is in seconds, every size in bytes:
 //!
@@ -22,19 +22,19 @@ use serde::Serialize;
 
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// What a number counts.
+/// The unit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Unit {
-    /// Requests in a second.
+    /// Requests per second.
     Iops,
     TransactionsPerSecond,
     BytesPerSecond,
     Seconds,
     Bytes,
-    /// Of something to something; more is better.
+    /// A ratio; more is better.
     Ratio,
-    /// Bytes that the host takes for each byte that was written.
+    /// Bytes that the host allocates for each byte written.
     Amplification,
 }
 
@@ -47,7 +47,7 @@ impl Unit {
     }
 }
 
-/// Which measurement.
+/// The identity of a measurement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key<'a> {
     pub(crate) backing: &'a str,
@@ -91,7 +91,7 @@ pub(crate) struct Failure {
     pub(crate) why: String,
 }
 
-/// A peer whose numbers are to be read with that in mind.
+/// A peer whose numbers must be read with this in mind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Unsound {
     pub(crate) backing: String,
@@ -113,7 +113,7 @@ pub(crate) struct Settings {
     pub(crate) large_file_bytes: u64,
 }
 
-/// Two builds.
+/// The comparison of two builds.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Comparison {
     pub(crate) before: String,
@@ -189,27 +189,27 @@ impl Results {
         series.summary = Summary::of(&values);
     }
 
-    /// Says once that a peer loses data.
+    /// Records once that a peer loses data.
     pub(crate) fn unsound(&mut self, record: Unsound) {
         if !self.unsound.contains(&record) {
             self.unsound.push(record);
         }
     }
 
-    /// Whether that was said of a peer.
+    /// Returns true if that was recorded for a peer.
     pub(crate) fn is_unsound(&self, backing: &str, peer: &str) -> bool {
         let mut all = self.unsound.iter();
         all.any(|one| one.backing == backing && one.peer == peer)
     }
 
-    /// Says something once.
+    /// Records a note once.
     pub(crate) fn note(&mut self, text: String) {
         if !self.notes.contains(&text) {
             self.notes.push(text);
         }
     }
 
-    /// Names a peer once.
+    /// Records a peer once.
     pub(crate) fn peer(&mut self, record: PeerRecord) {
         if !self.peers.contains(&record) {
             self.peers.push(record);
@@ -220,7 +220,7 @@ impl Results {
         self.series.iter().find(|series| series.is(key))
     }
 
-    /// Distinct values of a field, in the order in which they came.
+    /// Returns the distinct values of a field, in the order of their appearance.
     pub(crate) fn distinct<'a>(
         &'a self,
         of: impl Fn(&'a Series) -> Option<&'a str>,

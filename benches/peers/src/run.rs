@@ -1,4 +1,4 @@
-//! A run: what is wanted, what was found, and what to do when something fails.
+//! A run: its options, its results, and its handling of failures.
 
 use crate::options::{Options, Scale};
 use crate::progress::Progress;
@@ -25,17 +25,17 @@ pub(crate) struct At<'a> {
 }
 
 impl Run {
-    /// Says that a round begins.
+    /// Reports that a round begins.
     pub(crate) fn begin(&mut self, at: At, rounds: u32) {
         let round = at.round + 1;
         let line = format!("{}, {}, round {round} of {rounds}", at.backing, at.work);
         self.progress.round(&line);
     }
 
-    /// Does something that may fail; a failure is kept for the report, and the rest goes on.
+    /// Runs an action that may fail; a failure is recorded for the report, and the run goes on.
     ///
     /// # Errors
-    /// When somebody has asked to stop.
+    /// When the user has asked to stop.
     pub(crate) fn attempt<T>(
         &mut self,
         at: At,
@@ -61,7 +61,7 @@ impl Run {
         }
     }
 
-    /// Adds a round's value of some measurement.
+    /// Adds a round's value of a measurement.
     pub(crate) fn add(
         &mut self,
         at: At,
@@ -81,8 +81,8 @@ impl Run {
     }
 }
 
-/// Indexes of `count` peers for a turn: two by turns, so that each is first as often, and more in
-/// an order of their own each time, so that none always comes after the same one.
+/// Returns the order of `count` peers for a turn: two alternate, so that each is first equally
+/// often; more have a different order each time, so that none always follows the same one.
 pub(crate) fn turn(count: usize, number: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     if count > 2 {

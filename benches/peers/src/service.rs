@@ -1,4 +1,4 @@
-//! cowshed as its users have it: a pool in a file, a daemon of its own, and the command line.
+//! cowshed as its users run it: a pool in a file, its own daemon, and the command line.
 
 use crate::guards::{self, Folder, Process};
 use crate::host::{self, Ran, command};
@@ -11,13 +11,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The word for FUSE over io_uring, and where the kernel says whether it may be used.
+/// The word for FUSE over io_uring, and the file in which the kernel tells whether it is allowed.
 pub(crate) const RINGS: &str = "io-uring";
 const RINGS_ALLOWED: &str = "/sys/module/fuse/parameters/enable_uring";
-/// A pool is sparse, and takes more than is written to it until a checkpoint.
+/// A pool is sparse, and takes more space than is written to it until a checkpoint.
 const POOL_SPARE_BYTES: u64 = 4 << 30;
 
-/// Which cowshed, and how it serves.
+/// A build of cowshed, and its options for serving.
 #[derive(Clone, Debug)]
 pub(crate) struct Build {
     pub(crate) program: PathBuf,
@@ -32,7 +32,7 @@ impl Build {
         }
     }
 
-    /// What is measured, with the options of its daemon.
+    /// Returns the description of what is measured, with the options of its daemon.
     pub(crate) fn described(&self, what: &str) -> String {
         if self.options.is_empty() {
             return what.to_owned();
@@ -40,7 +40,7 @@ impl Build {
         format!("{what}; serve {}", self.options.join(" "))
     }
 
-    /// Two builds that are compared, by what they are called.
+    /// Returns two builds that are compared, with their names.
     pub(crate) fn compared(before: &Path, after: &Path) -> [(&'static str, Self); 2] {
         [
             (crate::against::BEFORE, Self::new(before, &[])),
@@ -48,7 +48,7 @@ impl Build {
         ]
     }
 
-    /// Says that the program does not know its options, if so.
+    /// Reports that the program does not know its options, if so.
     pub(crate) fn missing(&self) -> Option<String> {
         let help = host::run(&self.program, ["serve", "--help"]);
         let help = match help {
@@ -59,7 +59,7 @@ impl Build {
     }
 }
 
-/// Says which option a program's help does not know, or that the kernel lacks what it is for.
+/// Reports an option that a program's help does not know, or that the kernel does not support.
 pub(crate) fn missing_options(options: &[String], help: &str) -> Option<String> {
     let unknown = options
         .iter()
@@ -74,7 +74,7 @@ pub(crate) fn missing_options(options: &[String], help: &str) -> Option<String> 
     })
 }
 
-/// A pool that is served. The daemon goes before its folder.
+/// A pool that is served. The daemon is dropped before its folder.
 pub(crate) struct Service {
     daemon: Daemon,
     build: Build,
@@ -82,7 +82,7 @@ pub(crate) struct Service {
     _folder: Folder,
 }
 
-/// The daemon; what it leaves if it had to be killed goes after it.
+/// The daemon; the leftovers of a killed one are removed after it.
 struct Daemon {
     process: Process,
     _leftovers: Leftovers,
@@ -92,7 +92,7 @@ struct Daemon {
 struct Leftovers(PathBuf);
 
 impl Service {
-    /// Makes a pool for `bytes` of data in a new folder, and serves it.
+    /// Creates a pool for `bytes` of data in a new folder, and serves it.
     pub(crate) fn open(build: &Build, folder: PathBuf, bytes: u64) -> anyhow::Result<Self> {
         let folder = Folder::at(folder)?;
         let pool = folder.join("pool");
@@ -119,7 +119,7 @@ impl Service {
         host::wait(self.command(arguments))
     }
 
-    /// A command on it.
+    /// Returns a command on it.
     pub(crate) fn command<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -127,7 +127,7 @@ impl Service {
         pool_command(&self.build, &self.pool, arguments)
     }
 
-    /// Writes out what is pending, so that what was freed is free, and gives it to the host.
+    /// Writes out pending data, so that freed space is free, and returns it to the host.
     pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
         self.daemon.process.expect_running()?;
         let pending = || -> anyhow::Result<bool> {
@@ -142,7 +142,7 @@ impl Service {
         Ok(())
     }
 
-    /// What the pool takes of the host.
+    /// Returns the space of the host that the pool takes.
     pub(crate) fn host_bytes(&self) -> anyhow::Result<u64> {
         host::allocated_bytes(&self.pool)
     }
@@ -170,7 +170,7 @@ impl Daemon {
         let mut process = Process::start(&mut command)?;
         let output = process.child().stdout.take();
         let output = output.context("the daemon has no output")?;
-        // A daemon that hangs here is ended by a signal, too.
+        // A signal also ends a daemon that hangs here.
         let registered = Registered::new(process.child().id());
         let ready = read_ready(output);
         drop(registered);
@@ -179,7 +179,7 @@ impl Daemon {
             let said = fs::read_to_string(&log).unwrap_or_default();
             bail!("the daemon did not start: {}", said.trim());
         };
-        // Its folder of this host, in which it also mounts containers.
+        // Its state folder, in which it also mounts containers.
         let state = ready["mount"]
             .as_str()
             .and_then(|mount| Path::new(mount).parent())
@@ -191,7 +191,7 @@ impl Daemon {
     }
 }
 
-/// Reads until a document is whole; `None` if the output ends first.
+/// Reads until a document is complete; returns `None` if the output ends first.
 fn read_ready(output: impl Read) -> Option<Value> {
     let mut output = BufReader::new(output);
     let mut document = String::new();
@@ -205,7 +205,7 @@ fn read_ready(output: impl Read) -> Option<Value> {
 
 impl Drop for Leftovers {
     fn drop(&mut self) {
-        // Looked for first: once a mount is gone, nothing says whose file a device is on.
+        // Listed first: once a mount is gone, the file of a device can no longer be determined.
         let devices = guards::loops_below(&self.0);
         for point in guards::mounts_below(&self.0) {
             guards::unmount(&point);

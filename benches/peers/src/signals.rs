@@ -1,8 +1,8 @@
-//! Ctrl-C and SIGTERM: they end the program that runs now, and everything after it is tidying.
+//! Ctrl-C and SIGTERM: they end the program that currently runs; after that, only cleanup is done.
 //!
-//! What is started runs in process groups of its own, so that a terminal's ctrl-C reaches this
-//! program alone. It does not exit at once: the failed program's caller sees `Interrupted`, and on
-//! the way out each guard takes away what it stands for.
+//! Programs run in their own process groups, so that a terminal's ctrl-C reaches only this program.
+//! It does not exit at once: the failed program's caller gets `Interrupted`, and on the way out
+//! each guard removes its resource.
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -16,7 +16,7 @@ static STOPPING: AtomicBool = AtomicBool::new(false);
 /// The programs that are waited for, by process group.
 static RUNNING: Mutex<Vec<i32>> = Mutex::new(Vec::new());
 
-/// Somebody asked to stop.
+/// The user has asked to stop.
 #[derive(Debug)]
 pub(crate) struct Interrupted;
 
@@ -28,7 +28,7 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Hears signals from now on.
+/// Starts listening for signals.
 pub(crate) fn listen() -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
@@ -46,7 +46,7 @@ pub(crate) fn listen() -> anyhow::Result<()> {
 }
 
 /// # Errors
-/// `Interrupted` once somebody has asked to stop.
+/// `Interrupted` once the user has asked to stop.
 pub(crate) fn go_on() -> Result<(), Interrupted> {
     if STOPPING.load(Ordering::SeqCst) {
         Err(Interrupted)
@@ -55,8 +55,8 @@ pub(crate) fn go_on() -> Result<(), Interrupted> {
     }
 }
 
-/// A program that a signal is to end, until this is dropped; to be dropped before the program is
-/// reaped, or the signal could meet another one with its number.
+/// A program that a signal ends, until this is dropped. It must be dropped before the program is
+/// reaped, or the signal could hit another program with the same number.
 pub(crate) struct Registered(i32);
 
 impl Registered {

@@ -1,12 +1,11 @@
-//! What rounds say together: medians, how far they spread, ratios, and whether a difference is more
-//! than noise.
+//! The evaluation of rounds: medians, their spread, ratios, and whether a difference exceeds noise.
 
 use serde::Serialize;
 
-/// Medians that differ by less are called the same, whatever the rounds say.
+/// Medians that differ by less count as equal, whatever the rounds show.
 pub(crate) const SAME_WITHIN: f64 = 0.05;
-/// Fewer rounds say nothing about noise: of two builds that are the same, three rounds each lie
-/// apart by chance in one of 10 measurements, five in one of 126, seven in one of 1716.
+/// Fewer rounds cannot exclude noise: for two equal builds, three rounds each are separated by
+/// chance in one of 10 measurements, five in one of 126, seven in one of 1716.
 pub(crate) const ROUNDS_MIN: usize = 5;
 
 /// The rounds of one measurement.
@@ -19,7 +18,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// `None` of nothing, or where something is not a number.
+    /// Returns `None` for an empty list, or if a value is not finite.
     pub(crate) fn of(values: &[f64]) -> Option<Self> {
         if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
             return None;
@@ -41,15 +40,15 @@ impl Summary {
     }
 }
 
-/// A value of a round.
+/// The value of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Sample {
     pub(crate) round: u32,
     pub(crate) value: f64,
 }
 
-/// How many times better `ours` is than `theirs`, of the rounds that both have: each round's two
-/// were measured side by side, so that what slowed the machine down slowed both.
+/// Returns how many times better `ours` is than `theirs`, for the rounds that both have: both
+/// values of a round were measured side by side, so that a slowdown of the machine affected both.
 pub(crate) fn times_better(
     ours: &[Sample],
     theirs: &[Sample],
@@ -68,7 +67,7 @@ pub(crate) fn times_better(
     Summary::of(&ratios)
 }
 
-/// What two builds differ by.
+/// The result of comparing two builds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Verdict {
@@ -79,8 +78,8 @@ pub(crate) enum Verdict {
     TooFewRounds,
 }
 
-/// A change is beyond noise if no round of one build reached into the rounds of the other, and the
-/// medians differ by more than `SAME_WITHIN`.
+/// Judges a change: it exceeds noise if no round of one build overlaps the rounds of the other, and
+/// the medians differ by more than `SAME_WITHIN`.
 pub(crate) fn judge(before: Summary, after: Summary, higher_is_better: bool) -> Verdict {
     if before.rounds < ROUNDS_MIN || after.rounds < ROUNDS_MIN {
         return Verdict::TooFewRounds;
@@ -159,12 +158,12 @@ mod tests {
             judged(&[80.0, 81.0, 82.0, 83.0, 90.0], true),
             Verdict::Worse
         );
-        // One round reaches into the others.
+        // One round overlaps the others.
         assert_eq!(
             judged(&[101.5, 121.0, 122.0, 123.0, 130.0], true),
             Verdict::Noise
         );
-        // Apart, but by less than what counts.
+        // Separated, but by less than what counts.
         assert_eq!(
             judged(&[103.0, 104.0, 104.5, 105.0, 105.5], true),
             Verdict::Noise

@@ -1,8 +1,8 @@
-//! A log in a file: opened without following a link, rotated by size, opened again when somebody
-//! else has moved it away.
+//! A log in a file: opened without following a link, rotated by size, and reopened when another
+//! program has moved it away.
 //!
 //! Two processes, the keeper and its worker, write to one file. Each appends whole lines, and each
-//! looks before a line whether the file still has its name.
+//! checks before a line whether the file still has its name.
 
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstatat};
@@ -13,12 +13,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A file that would become larger is renamed, and another one is begun.
+/// A file that would become larger is renamed, and a new one is started.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-/// How many older files are kept: `LOG.1` is the youngest.
+/// Number of older files kept: `LOG.1` is the youngest.
 const OLDER_FILES: u32 = 3;
 
-/// A log file. It may be closed, because it could not be opened; each line tries again.
+/// A log file. It is closed if it could not be opened; each line tries again.
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
@@ -26,16 +26,16 @@ pub(super) struct LogFile {
     name: OsString,
     file: Option<File>,
     bytes_max: u64,
-    /// The last line is not whole.
+    /// The last line is incomplete.
     is_cut: bool,
 }
 
 impl LogFile {
-    /// The log at `path`; the file is made if need be.
+    /// Opens the log at `path`; creates the file if necessary.
     ///
     /// # Errors
-    /// When the folder cannot be opened, or the file is a link, no regular file, or somebody
-    /// else's. A disk without room is no error.
+    /// When the folder cannot be opened, or the file is a link, not a regular file, or owned by a
+    /// user other than this one and the superuser. A full disk is not an error.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         Self::with_limit(path, FILE_BYTES_MAX)
     }
@@ -57,17 +57,17 @@ impl LogFile {
         }
     }
 
-    /// Opens what has the name now; what was open before stays so if that fails.
+    /// Opens the file that has the name now; if that fails, the file opened before stays open.
     fn open_named(&mut self) -> io::Result<()> {
         self.file = Some(open_own(&self.folder, &self.name)?);
         self.is_cut = false;
         Ok(())
     }
 
-    /// Opens the file at the path again, whatever became of the folder and of the file.
+    /// Opens the file at the path again, whatever happened to the folder and the file.
     ///
     /// # Errors
-    /// As `open`; then the log goes on where it was.
+    /// Like those of `open`; the log then continues in the old file.
     pub(super) fn reopen(&mut self) -> io::Result<()> {
         *self = Self::with_limit(&self.path, self.bytes_max)?;
         Ok(())
@@ -76,15 +76,15 @@ impl LogFile {
     /// Appends a line.
     ///
     /// # Errors
-    /// What the host says; then the line is not, or not wholly, there.
+    /// The host's error; then the line is missing or incomplete.
     pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
         if !self.has_its_name() {
-            // A log that cannot be opened again goes on where it was, if it was open.
+            // If the log cannot be opened again, it continues in the old file, if that was open.
             let _ = self.open_named();
         }
         let size = self.size_bytes()?;
         if size > 0 && size + line.len() as u64 > self.bytes_max {
-            // Without that, it grows on for a while.
+            // If rotating fails, the file keeps growing for a while.
             let _ = self.rotate();
             if self.size_bytes()? >= 2 * self.bytes_max {
                 return Err(io::ErrorKind::FileTooLarge.into());
@@ -130,10 +130,10 @@ impl LogFile {
         named.is_ok_and(|named| (named.st_dev, named.st_ino) == (ours.dev(), ours.ino()))
     }
 
-    /// Renames the file and begins another one, unless the other process does that just now.
+    /// Renames the file and starts a new one, unless the other process is doing that now.
     fn rotate(&mut self) -> io::Result<()> {
         if let Some(file) = &self.file {
-            // Closed, and so unlocked, when the new file takes its place.
+            // Closed, and so unlocked, when the new file replaces it.
             file.try_lock().map_err(io::Error::from)?;
         }
         if self.has_its_name() {
@@ -143,7 +143,7 @@ impl LogFile {
                 name
             };
             for number in (1..OLDER_FILES).rev() {
-                // There may be none yet.
+                // There may be no such file yet.
                 let _ = self.rename(&older(number), &older(number + 1));
             }
             self.rename(&self.name, &older(1))?;
@@ -156,8 +156,9 @@ impl LogFile {
     }
 }
 
-/// Opens a file of this process's user for appending, and makes it if need be. It is not reached
-/// through a link of either kind, and the call does not wait for a reader of a FIFO.
+/// Opens a file of this process's user or the superuser for appending, and creates it if necessary.
+/// Does not follow a symbolic link nor accept a second hard link, and does not wait for a reader of
+/// a FIFO.
 fn open_own(folder: &File, name: &OsStr) -> io::Result<File> {
     let flags = OFlag::O_WRONLY
         | OFlag::O_APPEND

@@ -1,8 +1,8 @@
-//! The log: what the program tells beside its results, by `tracing`.
+//! The log: the program's `tracing` output, separate from its results.
 //!
 //! A daemon's lines go through a queue to a thread that writes them to a file or to the error
 //! stream. Logging never fails, waits or panics: when the disk is full or nobody reads the pipe,
-//! lines are lost, and the log says how many once it can.
+//! lines are lost, and the log reports their number once it can.
 //!
 //! On the journal (`JOURNAL_STREAM` names the error stream) each line begins with its priority, as
 //! `sd-daemon(3)` describes, and has no time, since the journal has one.
@@ -30,17 +30,18 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How long the last lines may take when the process ends.
+/// The time that the last lines may take when the process ends.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
-/// The priority of a failure, by syslog(3).
+/// The priority of a failure, as in syslog(3).
 const PRIORITY_ERROR: u8 = 3;
-/// A keeper's memory is locked, the stacks of its threads too.
+/// The stack size of the log's thread: a keeper's memory is locked, including the stacks of its
+/// threads.
 const STACK_BYTES: usize = 256 << 10;
 
-/// The daemon's log, in a process that is one.
+/// The daemon's log, in a daemon's process.
 static DAEMON: OnceLock<Log> = OnceLock::new();
 
-/// The log of a command: the error stream.
+/// Starts the log of a command: the error stream.
 pub(super) fn of_command(filter: EnvFilter) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -51,7 +52,7 @@ pub(super) fn of_command(filter: EnvFilter) {
         .init();
 }
 
-/// The log of a daemon: the file at `path`, or else the error stream.
+/// Starts the log of a daemon: the file at `path`, or else the error stream.
 ///
 /// # Errors
 /// When the file is refused, or no thread can be started.
@@ -87,7 +88,7 @@ pub(super) fn of_daemon(filter: EnvFilter, path: Option<&Path>) -> io::Result<()
     Ok(())
 }
 
-/// Writes a line to the daemon's log; returns whether this process is a daemon.
+/// Writes a line to the daemon's log; returns true if this process is a daemon.
 pub(super) fn complain(line: &str) -> bool {
     let Some(log) = DAEMON.get() else {
         return false;
@@ -96,21 +97,21 @@ pub(super) fn complain(line: &str) -> bool {
     true
 }
 
-/// Has the daemon's log file opened again.
+/// Tells the log's thread to open the daemon's log file again.
 pub(super) fn reopen() {
     if let Some(log) = DAEMON.get() {
         log.queue.reopen();
     }
 }
 
-/// Waits a while until the daemon's log is written out.
+/// Waits for a limited time until the daemon's log is written out.
 pub(super) fn flush() {
     if let Some(log) = DAEMON.get() {
         log.queue.flush(FLUSH_TIME);
     }
 }
 
-/// Returns whether the terminal takes escapes (`TERM` names one that does), and its user wants them
+/// Returns true if the terminal takes escapes (`TERM` names one that does), and its user wants them
 /// (`NO_COLOR` is unset or empty).
 pub(super) fn may_use_escapes() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -118,14 +119,14 @@ pub(super) fn may_use_escapes() -> bool {
     !is_set("NO_COLOR") && !is_dumb
 }
 
-/// Returns whether the error stream is the one that the service manager connected to the journal.
+/// Returns true if the error stream is the one that the service manager connected to the journal.
 fn is_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     nix::sys::stat::fstat(io::stderr())
         .is_ok_and(|found| format!("{}:{}", found.st_dev, found.st_ino) == named)
 }
 
-/// A stream whose failures nobody is told of.
+/// A stream whose failures are ignored.
 struct Lossy<W>(W);
 
 impl<W: Write> Write for Lossy<W> {
@@ -139,18 +140,18 @@ impl<W: Write> Write for Lossy<W> {
     }
 }
 
-/// Where lines are put. Clones are the same log.
+/// The queue and format of the lines. Clones are the same log.
 #[derive(Clone, Debug)]
 struct Log {
     queue: Queue,
     on_journal: bool,
-    /// Events carry the escapes of a terminal, which `tracing` keeps free of others'.
+    /// Events carry the escapes of a terminal; `tracing` keeps escapes from other sources out.
     in_colour: bool,
 }
 
 impl Log {
-    /// Starts the thread, which opens what it writes to in a table of descriptors of its own: if
-    /// it hangs on a disk when the process is killed, it keeps nothing else open.
+    /// Starts the thread, which opens its output in its own table of descriptors: if the thread
+    /// hangs on a disk when the process is killed, it keeps no other descriptor open.
     fn start(
         on_journal: bool,
         in_colour: bool,
@@ -163,7 +164,7 @@ impl Log {
             .name("log".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                // Signals are for the threads that wait for them.
+                // Signals are left to the threads that wait for them.
                 let _ = SigSet::all().thread_block();
                 let mut sink = match file_table::keep_only(&[]).and_then(|()| open()) {
                     Ok(sink) => sink,
@@ -193,7 +194,8 @@ impl Log {
     }
 }
 
-/// An event on one line: a name of a stranger's in it neither forges a line nor moves a cursor.
+/// Formats an event on one line: a name from outside in it neither forges a line nor moves a
+/// cursor.
 fn one_line(event: &[u8]) -> String {
     let text = String::from_utf8_lossy(event);
     let mut line = printable(text.strip_suffix('\n').unwrap_or(&text)).into_owned();
@@ -201,7 +203,7 @@ fn one_line(event: &[u8]) -> String {
     line
 }
 
-/// Begins each line with its priority.
+/// Prefixes each line with its priority.
 fn with_priority(priority: u8, text: &[u8]) -> Vec<u8> {
     let mut lines = Vec::with_capacity(text.len() + 4);
     for line in text.split_inclusive(|byte| *byte == b'\n') {
@@ -211,7 +213,7 @@ fn with_priority(priority: u8, text: &[u8]) -> Vec<u8> {
     lines
 }
 
-/// Where lines come out.
+/// The output of the log.
 #[derive(Debug)]
 enum Sink {
     Stream(File),
@@ -224,7 +226,7 @@ impl Sink {
             && let Self::File(file) = self
             && let Err(error) = file.reopen()
         {
-            // It is told where it can still be read.
+            // The failure is reported in the old file, which can still be read.
             let line = format!("cowshed: the log cannot be opened again: {error}\n");
             let _ = file.write(line.as_bytes());
         }
@@ -353,11 +355,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        // A reader that reads nothing.
+        // A FIFO that is open for reading, but never read.
         let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
         let open = move || Ok(Sink::Stream(File::options().write(true).open(fifo)?));
         let log = Log::start(false, false, open).unwrap();
-        // Far more than a pipe and the queue hold: this returns, or the test hangs.
+        // Far more than a pipe and the queue hold: the loop returns, or the test hangs.
         for _ in 0..3000 {
             log.push(6, &[b'x'; 1000]);
         }

@@ -1,4 +1,4 @@
-//! Where the log of a daemon in the background lies.
+//! The default path of the log of a daemon in the background.
 //!
 //! The log lies beside a pool that is a regular file in a folder that only this user can write to.
 //! For all other pools (block devices, pools in the system's folders, pools in folders of other
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The folder of logs.
 const LOG_FOLDER: &str = "/var/log/cowshed";
-/// The system's folders, which are not for logs.
+/// The system's folders, which must not hold logs.
 const SYSTEM_FOLDERS: &[&str] = &[
     "/boot",
     "/dev",
@@ -25,22 +25,22 @@ const SYSTEM_FOLDERS: &[&str] = &[
     "/var/lib",
     "/var/spool",
 ];
-/// Names of what a process has open itself.
+/// Names of streams that the process itself has open.
 const OWN_STREAMS: &[&str] = &["/dev/fd", "/dev/stdout", "/dev/stderr", "/proc/self/fd"];
-/// The superuser's pool of every host; its log is called by its last part alone.
+/// The folder of the superuser's default pool; the log's name is made only of the path below it.
 const DEFAULT_FOLDER: &str = "/var/lib/cowshed";
-/// The longest file name that is made of a path.
+/// The longest file name that is made from a path.
 const NAME_BYTES_MAX: usize = 200;
-/// Permission bits that let others change what is in a folder.
+/// Permission bits that let others change the entries of a folder.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// The default log of the pool at `pool`.
+/// Returns the default log of the pool at `pool`.
 pub(crate) fn default_log(pool: &Path) -> PathBuf {
     let folder = pool
         .parent()
         .and_then(|parent| fs::canonicalize(parent).ok());
-    // One that is not there is told of later.
+    // A missing pool is reported later.
     let is_other = fs::symlink_metadata(pool).is_ok_and(|found| !found.is_file());
     if !is_other && folder.is_some_and(|folder| !is_system_folder(&folder) && is_private(&folder)) {
         let mut beside = pool.as_os_str().to_owned();
@@ -50,10 +50,10 @@ pub(crate) fn default_log(pool: &Path) -> PathBuf {
     Path::new(LOG_FOLDER).join(format!("{}.log", name_of(pool)))
 }
 
-/// Makes the folder of logs if `log` lies in it.
+/// Creates the folder of logs if `log` lies in it.
 ///
 /// # Errors
-/// What the host says.
+/// The host's error.
 pub(crate) fn make_folder(log: &Path) -> io::Result<()> {
     if !log.starts_with(LOG_FOLDER) {
         return Ok(());
@@ -64,8 +64,8 @@ pub(crate) fn make_folder(log: &Path) -> io::Result<()> {
         .create(LOG_FOLDER)
 }
 
-/// The file that `log` leads to, where a link may be followed: one of this user or the superuser,
-/// in a folder that nobody else can write to. Else `log` itself.
+/// Returns the file that `log` leads to, if a link may be followed: one owned by this user or the
+/// superuser, in a folder that no other user can write to. Else returns `log` itself.
 pub(crate) fn resolve(log: &Path) -> PathBuf {
     let is_trusted = || {
         let found = fs::symlink_metadata(log).ok()?;
@@ -76,11 +76,11 @@ pub(crate) fn resolve(log: &Path) -> PathBuf {
     is_trusted().unwrap_or_else(|| log.to_owned())
 }
 
-/// Opens the terminal, pipe or other stream at `log`; nothing for what is no stream. Only the
-/// names of this process's own streams are followed to what they stand for.
+/// Opens the terminal, pipe or other stream at `log`; returns `None` if it is not a stream. Only
+/// the names of this process's own streams are followed to their targets.
 ///
 /// # Errors
-/// What the host says.
+/// The host's error.
 pub(crate) fn open_stream(log: &Path) -> io::Result<Option<File>> {
     let is_own = OWN_STREAMS.iter().any(|own| log.starts_with(own));
     let found = if is_own {
@@ -107,19 +107,19 @@ fn is_ours(user: u32) -> bool {
     user == 0 || user == nix::unistd::geteuid().as_raw()
 }
 
-/// Returns whether nobody else can put or rename something in `folder`, nor `folder` itself.
+/// Returns true if no other user can add or rename an entry of `folder`, or rename `folder` itself.
 fn is_private(folder: &Path) -> bool {
     folder.ancestors().enumerate().all(|(distance, folder)| {
         fs::symlink_metadata(folder).is_ok_and(|found| {
             let shared = found.mode() & WRITABLE_BY_OTHERS != 0;
-            // In a folder such as /tmp others can add, but not rename what is not theirs.
+            // In a folder such as /tmp others can add entries, but not rename those of other users.
             let keeps = distance > 0 && found.mode() & STICKY != 0;
             is_ours(found.uid()) && (!shared || keeps)
         })
     })
 }
 
-/// A file name for a path, as systemd escapes paths for the names of units.
+/// Returns a file name for a path, escaped as systemd escapes paths in the names of units.
 fn name_of(pool: &Path) -> String {
     let short = pool.strip_prefix(DEFAULT_FOLDER).unwrap_or(pool);
     let bytes = short.as_os_str().as_bytes();
@@ -136,7 +136,7 @@ fn name_of(pool: &Path) -> String {
         }
     }
     if name.len() > NAME_BYTES_MAX {
-        // All of it is ASCII.
+        // The whole name is ASCII.
         name.truncate(NAME_BYTES_MAX);
         name.push_str(&format!("-{:08x}", crc32fast::hash(bytes)));
     }

@@ -1,7 +1,7 @@
-//! Lines on their way to the log: threads that log put them here and never wait for the disk.
+//! The queue of lines for the log: the threads that log add lines here and never wait for the disk.
 //!
 //! # Invariants
-//! - `push` neither waits for the disk nor fails. What there is no room for is counted.
+//! - `push` neither waits for the disk nor fails. Lines that do not fit are counted.
 //! - The lock is never held while a line is written out.
 
 use parking_lot::{Condvar, Mutex};
@@ -9,12 +9,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// As many bytes may wait to be written; further lines are lost until there is room again.
+/// The most bytes that may wait to be written; further lines are lost until there is room again.
 const WAITING_BYTES_MAX: usize = 1 << 20;
-/// How long a thread that panics waits for the lock, which the panic may have left held.
+/// The time that a panicking thread waits for the lock, which the panic may have left held.
 const LOCK_TIME: Duration = Duration::from_millis(100);
 
-/// The lines that wait. Clones are the same queue.
+/// The lines that wait to be written. Clones are the same queue.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue(Arc<Inner>);
 
@@ -34,19 +34,19 @@ struct State {
     is_writing: bool,
 }
 
-/// What the log's thread is to do next.
+/// The next work of the log's thread.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// The lines, the oldest first.
     pub lines: VecDeque<Vec<u8>>,
-    /// How many lines before these there was no room for.
+    /// Number of lines before these that did not fit.
     pub lost: u64,
-    /// Whether the file is to be opened again first.
+    /// True if the file is to be opened again first.
     pub reopen: bool,
 }
 
 impl Queue {
-    /// Puts a line in, or counts it as lost.
+    /// Adds a line, or counts it as lost if there is no room.
     pub(super) fn push(&self, line: Vec<u8>) {
         let Some(mut state) = self.0.state.try_lock_for(LOCK_TIME) else {
             return;
@@ -60,13 +60,13 @@ impl Queue {
         self.0.changed.notify_all();
     }
 
-    /// Has the file opened again before the next line.
+    /// Requests that the file is opened again before the next line.
     pub(super) fn reopen(&self) {
         self.0.state.lock().reopen = true;
         self.0.changed.notify_all();
     }
 
-    /// Waits for something to do.
+    /// Waits for work.
     pub(super) fn take(&self) -> Batch {
         let mut state = self.0.state.lock();
         state.is_writing = false;

@@ -1,4 +1,5 @@
-//! What the quickstart does inside a container, and how it finds out that nobody else saw it.
+//! The change that the quickstart makes inside a container, and the check that no other container
+//! sees it.
 
 use anyhow::{Context, ensure};
 use cowshed_sys::program;
@@ -11,25 +12,25 @@ use std::process::Stdio;
 
 /// The file that is added.
 const ADDED: &str = "quickstart.txt";
-/// What it holds.
+/// Its contents.
 const GREETING: &str = "hello from one of five containers";
-/// As many entries of a root are looked at.
+/// The most entries of a root that are examined.
 const ENTRIES_MAX: usize = 1_000_000;
-/// As much of a program's output is shown.
+/// The most characters of a program's output that are shown.
 const OUTPUT_MAX: usize = 200;
 
 /// The largest file of the image.
 pub(super) struct Large {
-    /// Where it is, counted from the root.
+    /// Its path relative to the root.
     pub path: PathBuf,
-    /// How long it is.
+    /// Its length.
     pub len_bytes: u64,
-    /// Its content as the image has it.
+    /// The digest of its contents in the image.
     original: Vec<u8>,
 }
 
 impl Large {
-    /// Finds the largest file below `root` and remembers its content by its digest.
+    /// Finds the largest file below `root` and stores the digest of its contents.
     pub(super) fn find(root: &Path) -> anyhow::Result<Self> {
         let mut largest: Option<(u64, PathBuf)> = None;
         walk(root, &mut |path, metadata| {
@@ -68,7 +69,7 @@ impl Large {
         changed().with_context(what)
     }
 
-    /// Checks that this container does not have it as the image has it.
+    /// Checks that this container's file differs from the image's.
     pub(super) fn expect_changed(&self, root: &Path) -> anyhow::Result<()> {
         let found = digest(&root.join(&self.path))?;
         ensure!(
@@ -79,7 +80,7 @@ impl Large {
         Ok(())
     }
 
-    /// Checks that another container has it as the image has it.
+    /// Checks that another container's file equals the image's.
     pub(super) fn expect_original(&self, root: &Path) -> anyhow::Result<()> {
         let found = digest(&root.join(&self.path))?;
         ensure!(found == self.original, "/{} differs", self.path.display());
@@ -89,14 +90,14 @@ impl Large {
 
 /// A file that was added and one that was removed.
 pub(super) struct Change {
-    /// What was added.
+    /// The added file.
     pub added: PathBuf,
-    /// What was removed; nothing where the image has no small file.
+    /// The removed file; `None` if the image has no small file.
     pub removed: Option<PathBuf>,
 }
 
 impl Change {
-    /// Adds a file to the root and removes a small one that no program is.
+    /// Adds a file to the root and removes a small one that is not a program.
     pub(super) fn make(root: &Path) -> anyhow::Result<Self> {
         let removed = small_file(root)?;
         if let Some(path) = &removed {
@@ -112,7 +113,7 @@ impl Change {
         Ok(Self { added, removed })
     }
 
-    /// Checks that another container has none of it.
+    /// Checks that the change is not visible in another container.
     pub(super) fn expect_absent(&self, root: &Path) -> anyhow::Result<()> {
         let added = fs::symlink_metadata(root.join(&self.added));
         ensure!(added.is_err(), "/{} is there", self.added.display());
@@ -124,7 +125,7 @@ impl Change {
     }
 }
 
-/// Runs the root's own shell in it; nothing where it has none, or none for this processor.
+/// Runs the root's own shell in it; returns `None` if it has none, or none for this processor.
 pub(super) fn run_shell(root: &Path) -> anyhow::Result<Option<String>> {
     if fs::symlink_metadata(root.join("bin/sh")).is_err() {
         return Ok(None);
@@ -145,7 +146,7 @@ pub(super) fn run_shell(root: &Path) -> anyhow::Result<Option<String>> {
     let text = String::from_utf8_lossy(&output.stdout);
     let mut lines = text.lines();
     if !output.status.success() || lines.next() != Some(GREETING) {
-        // A shell of another processor, or one whose libraries the image lacks.
+        // A shell for another processor, or one whose libraries the image lacks.
         return Ok(None);
     }
     Ok(Some(
@@ -158,12 +159,12 @@ pub(super) fn run_shell(root: &Path) -> anyhow::Result<Option<String>> {
     ))
 }
 
-/// The smallest file with content that is not executable and has one name.
+/// Returns the smallest non-empty file that is not executable and has one name.
 fn small_file(root: &Path) -> anyhow::Result<Option<PathBuf>> {
     let mut smallest: Option<(u64, PathBuf)> = None;
     walk(root, &mut |path, metadata| {
         let is_data = metadata.mode() & 0o111 == 0 && metadata.nlink() == 1;
-        // A library without which the shell does not run is named so on every system.
+        // The libraries that the shell needs are named like this on every system.
         let is_library = path.to_string_lossy().contains(".so");
         let is_smaller = || {
             smallest
@@ -177,8 +178,8 @@ fn small_file(root: &Path) -> anyhow::Result<Option<PathBuf>> {
     Ok(smallest.map(|(_, path)| path))
 }
 
-/// Shows `see` each regular file below `root`, with its path counted from there. Symbolic links
-/// are not followed.
+/// Passes each regular file below `root` to `see`, with its path relative to `root`. Does not
+/// follow symbolic links.
 fn walk(root: &Path, see: &mut dyn FnMut(&Path, &fs::Metadata)) -> anyhow::Result<()> {
     let mut folders = vec![PathBuf::new()];
     let mut seen = 0;

@@ -1,8 +1,9 @@
-//! `cowshed quickstart`: the main job in one go, in one process, in a folder of its own.
+//! `cowshed quickstart`: shows the main features in one run, in one process, in a folder of its
+//! own.
 //!
-//! Each step is done for real and verified; a step that does not do what it says ends the
-//! quickstart with status 1. Whatever happens, its mounts and loop devices go, and its folder too
-//! unless it is to be kept.
+//! Each step is real and verified; a step that does not do what it says ends the quickstart with
+//! status 1. Whatever happens, its mounts and loop devices are removed, and its folder too unless
+//! it is to be kept.
 
 mod change;
 mod sample;
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use workplace::Workplace;
 
-/// What the containers are called.
+/// The names of the containers.
 const NAMES: [&str; 5] = ["one", "two", "three", "four", "five"];
 /// The pool's size; its file is sparse.
 const POOL_BYTES: u64 = 16 << 30;
@@ -53,7 +54,7 @@ pub(super) struct Quickstart {
 /// Runs the quickstart.
 ///
 /// # Errors
-/// The first thing that is missing or does not do what it should.
+/// The first requirement that is missing, or the first step that failed.
 pub(super) fn run(quickstart: &Quickstart, console: &Console) -> anyhow::Result<()> {
     workplace::check_needs().context("quickstart")?;
     signals::cancel_on_signals(console.cancel())?;
@@ -111,7 +112,7 @@ impl Show<'_> {
         Ok(image)
     }
 
-    /// Tells a step: on the output, or beside a JSON document.
+    /// Reports a step on the output, or on the error stream beside a JSON document.
     fn say(&self, text: &str) -> anyhow::Result<()> {
         self.console.cancel().check()?;
         let style = self.console.style();
@@ -230,7 +231,7 @@ impl Show<'_> {
         })
     }
 
-    /// The diff of the changed container, which must tell exactly what was done to it.
+    /// Shows the diff of the changed container, which must list exactly the changes made.
     fn diff(
         &self,
         host: &Host,
@@ -272,7 +273,7 @@ impl Show<'_> {
         Ok(found.iter().map(|line| format!("  {line}")).collect())
     }
 
-    /// The other containers must not see any of it.
+    /// Checks that the other containers do not see the change.
     fn verify_others(&self, host: &Host, made: &[Made], changed: &Changed) -> anyhow::Result<()> {
         for other in made.iter().skip(1) {
             self.console.cancel().check()?;
@@ -334,7 +335,7 @@ impl Show<'_> {
         })
     }
 
-    /// Removes everything from the pool unless it is to be kept, closes and checks it.
+    /// Removes everything from the pool unless it is to be kept; closes and checks it.
     fn finish(&self, place: &mut Workplace, image: &ImportedImage) -> anyhow::Result<()> {
         if !self.quickstart.keep {
             let host = place.host()?;
@@ -358,7 +359,7 @@ impl Show<'_> {
     }
 }
 
-/// What was done to one container.
+/// The changes made to one container.
 struct Changed {
     large: Large,
     change: Change,
@@ -381,7 +382,7 @@ fn own_bytes(host: &Host, name: &str) -> anyhow::Result<u64> {
         .own_bytes)
 }
 
-/// A duration in three digits or so.
+/// Formats a duration with about three digits.
 fn time(took: Duration) -> String {
     match took.as_micros() {
         micros @ 0..1000 => format!("{micros} µs"),

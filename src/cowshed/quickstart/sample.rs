@@ -1,5 +1,5 @@
-//! The image that the quickstart makes where none is given: this host's own shell and tools with
-//! the libraries that they need in one layer, and a large file of the host in a second one.
+//! The image that the quickstart creates by default: this host's own shell and tools with the
+//! libraries that they need in one layer, and a large file of the host in a second one.
 //!
 //! It is an OCI layout of two plain tar layers; nothing is downloaded and nothing is installed.
 
@@ -14,9 +14,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-/// What the image is called.
+/// The name of the image.
 pub(super) const NAME: &str = "quickstart";
-/// The programs of the sample root; those that the host lacks are left out, but for the shell.
+/// The programs of the sample root; those that the host lacks are left out, except for the shell.
 const PROGRAMS: [&str; 24] = [
     "sh",
     "ls",
@@ -43,9 +43,9 @@ const PROGRAMS: [&str; 24] = [
     "sha256sum",
     "dd",
 ];
-/// Where programs are looked for.
+/// The folders that are searched for programs.
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
-/// Where the large file of the second layer is looked for, not deeper.
+/// The folders that are searched for the large file of the second layer, not recursively.
 const LARGE_FILE_FOLDERS: [&str; 5] = [
     "/usr/lib/locale",
     "/usr/lib/x86_64-linux-gnu",
@@ -53,11 +53,11 @@ const LARGE_FILE_FOLDERS: [&str; 5] = [
     "/usr/lib64",
     "/usr/bin",
 ];
-/// A file larger than this is not taken: it would make the quickstart slow.
+/// A larger file is not taken: it would make the quickstart slow.
 const LARGE_FILE_BYTES_MAX: u64 = 128 << 20;
-/// Where the large file lies in the image.
+/// The folder of the large file in the image.
 const LARGE_FILE_FOLDER: &str = "opt/large";
-/// What the root has besides: a name and its kind of file system layout.
+/// The symbolic links of the root: name and target.
 const LINKS: [(&str, &str); 4] = [
     ("bin", "usr/bin"),
     ("sbin", "usr/bin"),
@@ -74,7 +74,7 @@ pub(super) fn write(layout: &Path) -> anyhow::Result<()> {
     write_documents(layout, &blobs, &[base, large]).context("write the sample image")
 }
 
-/// Where an entry's bytes come from.
+/// The source of an entry's bytes.
 enum Content {
     Host(PathBuf),
     Text(String),
@@ -138,7 +138,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// A host's path as the image has it, where `/lib` and `/lib64` are links into `/usr`.
+/// Returns a host's path as it is in the image, where `/lib` and `/lib64` are links into `/usr`.
 fn place_in_image(path: &Path) -> PathBuf {
     let inside = path.strip_prefix("/").unwrap_or(path);
     if inside.starts_with("usr") {
@@ -148,7 +148,7 @@ fn place_in_image(path: &Path) -> PathBuf {
     }
 }
 
-/// The libraries and the loader that `program` needs; none for a static program.
+/// Returns the libraries and the loader that `program` needs; none for a static program.
 fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let output = program::command("ldd")
         .arg(program)
@@ -160,7 +160,8 @@ fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(parse_ldd(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// The paths in lines such as `libc.so.6 => /lib/libc.so.6 (0x7f…)` and `/lib64/ld.so (0x7f…)`.
+/// Parses the paths in lines such as `libc.so.6 => /lib/libc.so.6 (0x7f…)` and
+/// `/lib64/ld.so (0x7f…)`.
 fn parse_ldd(text: &str) -> Vec<PathBuf> {
     let path = |line: &str| {
         let named = line.split_once("=>").map_or(line, |(_, path)| path).trim();
@@ -201,7 +202,7 @@ fn write_layer(blobs: &Path, files: &Files) -> anyhow::Result<Blob> {
     adopt(blobs, &part)
 }
 
-/// All folders above the files, the outer ones first.
+/// Returns all folders above the files, the outer ones first.
 fn folders(files: &Files) -> Vec<PathBuf> {
     let above = files.keys().flat_map(|path| path.ancestors().skip(1));
     let mut folders: Vec<_> = above
@@ -249,7 +250,7 @@ fn header(kind: tar::EntryType, len_bytes: u64, mode: u32) -> tar::Header {
     header
 }
 
-/// Gives the file `part` its place among the blobs, under its digest.
+/// Renames the file `part` to its digest among the blobs.
 fn adopt(blobs: &Path, part: &Path) -> anyhow::Result<Blob> {
     let mut hasher = Sha256::new();
     let len_bytes = io::copy(&mut File::open(part)?, &mut Hashing(&mut hasher))?;

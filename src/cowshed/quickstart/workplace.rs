@@ -1,4 +1,4 @@
-//! The folder of a quickstart with its pool, and cleaning up after it whatever happens.
+//! The folder of a quickstart with its pool, and its unconditional cleanup.
 
 use super::super::open::Place;
 use super::super::place::HostPath;
@@ -13,10 +13,10 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Checks that this host has what mounting needs.
+/// Checks that this host has everything that mounting needs.
 ///
 /// # Errors
-/// One line that names all that is missing.
+/// One line that names everything that is missing.
 pub(super) fn check_needs() -> anyhow::Result<()> {
     let mut missing = Vec::new();
     if !mount::is_root() {
@@ -35,19 +35,19 @@ pub(super) fn check_needs() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A folder of its own, with a pool and, while it is open, its mounts.
+/// The quickstart's folder, with a pool and, while that is open, its mounts.
 pub(super) struct Workplace {
     dir: PathBuf,
-    /// Whether the folder itself goes in the end, or only what is in it.
+    /// True if the folder itself is removed in the end, not only its contents.
     made_dir: bool,
-    /// Whether nothing is left to be removed.
+    /// True if nothing is left to be removed.
     settled: bool,
     host: Option<Arc<Host>>,
     pool: Option<Pool>,
 }
 
 impl Workplace {
-    /// Makes the folder, or takes an empty one.
+    /// Creates the folder, or takes an empty one.
     pub(super) fn prepare(dir: Option<&Path>) -> anyhow::Result<Self> {
         let (dir, made_dir) = match dir {
             Some(dir) => (dir.to_owned(), take_folder(dir)?),
@@ -62,17 +62,17 @@ impl Workplace {
         })
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The pool's file.
+    /// Returns the path of the pool's file.
     pub(super) fn pool_path(&self) -> PathBuf {
         self.dir.join("pool")
     }
 
-    /// Where the sample image goes.
+    /// Returns the path for the sample image.
     pub(super) fn sample_path(&self) -> PathBuf {
         self.dir.join("image")
     }
@@ -81,7 +81,7 @@ impl Workplace {
         self.dir.join("mounts")
     }
 
-    /// Makes the pool and opens it.
+    /// Creates the pool and opens it.
     pub(super) fn create_pool(&mut self, size_bytes: u64) -> anyhow::Result<()> {
         let device = FileDevice::create(self.pool_path(), size_bytes, CreateFile::default())
             .context("create the pool")?;
@@ -92,7 +92,7 @@ impl Workplace {
         Ok(())
     }
 
-    /// Images and containers of the pool.
+    /// Returns the images and containers of the pool.
     pub(super) fn host(&mut self) -> anyhow::Result<Arc<Host>> {
         if let Some(host) = &self.host {
             return Ok(Arc::clone(host));
@@ -103,7 +103,7 @@ impl Workplace {
         Ok(host)
     }
 
-    /// Waits until what was removed is free, and says what is left in use.
+    /// Waits until the space of removed volumes is free, and returns what is left in use.
     pub(super) fn reclaim(&self) -> anyhow::Result<String> {
         let pool = self.pool.as_ref().context("the pool is not open")?;
         pool.reclaim().context("reclaim what was removed")?;
@@ -123,10 +123,10 @@ impl Workplace {
         Ok(closed?)
     }
 
-    /// Leaves the closed pool where it is, and says how to go on.
+    /// Leaves the closed pool in place, and returns how to go on.
     pub(super) fn keep(mut self) -> String {
         self.settled = true;
-        // Neither is needed any longer, and neither holds anything of the pool.
+        // Neither folder is needed any longer, and neither has data of the pool.
         let _ = fs::remove_dir_all(self.sample_path());
         let _ = fs::remove_dir(self.state_path());
         format!(
@@ -168,7 +168,7 @@ impl Workplace {
 
 impl Drop for Workplace {
     fn drop(&mut self) {
-        // Only a panic comes here unsettled.
+        // Only a panic leads here unsettled.
         if !self.settled
             && let Err(error) = self.clear()
         {
@@ -177,7 +177,7 @@ impl Drop for Workplace {
     }
 }
 
-/// Makes the folder, or takes it if it is empty; answers whether it was made.
+/// Creates the folder, or takes it if it is empty; returns true if it was created.
 fn take_folder(dir: &Path) -> anyhow::Result<bool> {
     let what = || format!("take the folder {}", dir.display());
     match fs::read_dir(dir) {

@@ -1,4 +1,4 @@
-//! The client's end: find the daemon, hand it a command, wait for its exit status.
+//! The client's end: finds the daemon, sends it a command and waits for the exit status.
 
 use super::protocol::{Answer, ProtocolError, STREAMS, receive_answer, send_request};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -8,12 +8,12 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// What was found at a socket's path.
+/// The result of looking for a daemon at a socket's path.
 #[derive(Debug)]
 pub enum Connection {
-    /// A daemon that answers.
+    /// A running daemon.
     Daemon(Client),
-    /// No socket, or one that a daemon left that no longer runs.
+    /// No socket, or one left behind by a daemon that no longer runs.
     Nobody,
 }
 
@@ -27,8 +27,9 @@ impl Client {
     /// Looks for a daemon at the socket `path`.
     ///
     /// # Errors
-    /// What the kernel says, for example that the socket is not for this user; and
-    /// `PermissionDenied` when another user listens there, who must not get the caller's streams.
+    /// The kernel's error, for example that this user may not use the socket; and
+    /// `PermissionDenied` when another user listens there: that user must not get the caller's
+    /// streams.
     pub fn connect(path: &Path) -> io::Result<Connection> {
         match UnixStream::connect(path) {
             Ok(socket) => {
@@ -49,17 +50,17 @@ impl Client {
         }
     }
 
-    /// Runs a command in the daemon on `streams` and waits for its end.
+    /// Runs a command in the daemon on `streams` and waits for it to end.
     ///
     /// # Errors
-    /// Any of the protocol, for example when the daemon stops in the middle.
+    /// Any `ProtocolError`, for example when the daemon stops in the middle of the command.
     pub fn run<T: Serialize>(
         &self,
         request: &T,
         streams: [BorrowedFd<'_>; STREAMS],
     ) -> Result<Answer, ProtocolError> {
         let sent = send_request(&self.socket, request, streams);
-        // A daemon that refuses says so before it has read all, which breaks the sending.
+        // A daemon that refuses replies before it has read the whole request, so the sending fails.
         match (sent, receive_answer(&self.socket)) {
             (_, Ok(answer)) => Ok(answer),
             (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(error),
@@ -67,7 +68,8 @@ impl Client {
     }
 }
 
-/// Whoever listens gets the caller's streams: only the superuser and the caller may.
+/// Returns an error unless the listener is the superuser or the caller: it gets the caller's
+/// streams.
 fn check_owner(socket: &UnixStream) -> io::Result<()> {
     let owner = getsockopt(socket, sockopt::PeerCredentials)?.uid();
     if owner == 0 || owner == nix::unistd::geteuid().as_raw() {

@@ -1,9 +1,9 @@
 //! The socket through which a client runs commands where the pool is open.
 //!
-//! A request is a command as JSON together with the client's input, output and error stream as
-//! file descriptors; the answer is an exit status. So a command runs the same code with the same
-//! streams, whether it opens the pool itself or is run here. What commands there are is not known
-//! here: whoever starts a [`Server`] brings a [`Handler`].
+//! A request is a command as JSON together with the client's input, output and error stream as file
+//! descriptors; the reply is an exit status. A command therefore runs the same code with the same
+//! streams, whether the client opens the pool itself or the daemon runs the command. This crate
+//! does not know which commands exist: the caller that starts a [`Server`] passes a [`Handler`].
 //!
 //! # Invariants
 //! - Only the superuser and the daemon's own user are served.

@@ -1,9 +1,11 @@
-//! The socket that clients connect to, and its file: made here, or taken from whoever made it.
+//! The socket that clients connect to, and its file: bound here, or taken from the process that
+//! bound it.
 //!
 //! # Invariants
-//! - Only one who keeps the file removes it, and only while it is still this socket's.
-//! - Clients that connect while nobody accepts wait in the kernel, as long as any process has the
-//!   socket open.
+//! - Only the process that keeps the file removes it, and only while the file still belongs to this
+//!   socket.
+//! - Clients that connect while no process accepts wait in the kernel, as long as any process has
+//!   the socket open.
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, socket, sockopt,
@@ -21,16 +23,17 @@ use std::path::{Path, PathBuf};
 pub struct Listening {
     pub(super) listener: UnixListener,
     path: PathBuf,
-    /// The file's device and inode, where it is ours to remove.
+    /// The file's device and inode, if this process is to remove it.
     kept: Option<(u64, u64)>,
 }
 
 impl Listening {
-    /// Listens at `path` (mode 0600). A socket file that nobody listens on is replaced: whoever
-    /// calls this holds the pool's lock. The file is removed when this is dropped.
+    /// Listens at `path` (mode 0600) and replaces a socket file that nobody listens on: the caller
+    /// holds the pool's lock. Dropping the value removes the file.
     ///
     /// # Errors
-    /// What the kernel says; `AddrInUse` when the path is no socket or somebody listens there.
+    /// The kernel's error; `AddrInUse` when the path is not a socket or another process listens
+    /// there.
     pub fn bind(path: &Path) -> io::Result<Self> {
         match fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => {
@@ -54,10 +57,10 @@ impl Listening {
         })
     }
 
-    /// Takes a socket that another process listens on, or has left. Its file stays.
+    /// Takes a socket that another process listens on or has left behind. Its file stays.
     ///
     /// # Errors
-    /// `InvalidInput` when it is no listening unix socket with a path, and what the kernel says.
+    /// `InvalidInput` when it is not a listening unix socket with a path; else the kernel's error.
     pub fn take(socket: OwnedFd) -> io::Result<Self> {
         let refused = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
         let listener = UnixListener::from(socket);
@@ -79,30 +82,30 @@ impl Listening {
         })
     }
 
-    /// Where clients find it.
+    /// Returns the path at which clients connect.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The socket, for another server.
+    /// Returns a duplicate of the socket, for another server.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn socket(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
 
-    /// Whether the file goes when this is dropped.
+    /// Returns true if dropping the value removes the file.
     #[must_use]
     pub const fn keeps_file(&self) -> bool {
         self.kept.is_some()
     }
 
-    /// Makes the file this one's to remove, when whoever was to do it is gone; or leaves it to
-    /// another process.
+    /// With `keep`, makes this process the one that removes the file, once the process that was to
+    /// do it is gone; without `keep`, leaves the file to another process.
     pub fn keep_file(&mut self, keep: bool) {
-        // Without its file, there is nothing to remove.
+        // If the file is missing, there is nothing to remove.
         self.kept = keep.then(|| identity(&self.path).ok()).flatten();
     }
 }
@@ -123,8 +126,9 @@ impl Drop for Listening {
     }
 }
 
-/// A socket that listens at `path`. The file has its mode from the beginning: the kernel gives it
-/// that of the socket. A change by name could meet what somebody else has put there meanwhile.
+/// Returns a socket that listens at `path`. The file has its mode from the start, because the
+/// kernel gives it the socket's mode; changing the mode by name could affect a file that another
+/// process has put there meanwhile.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -153,7 +157,7 @@ mod tests {
         first.keep_file(false);
         let descriptor = first.as_fd().try_clone_to_owned().unwrap();
         drop(first);
-        // Nobody accepts now.
+        // No process accepts connections now.
         let _client = UnixStream::connect(&path).unwrap();
         let mut second = Listening::take(descriptor).unwrap();
         assert_eq!(second.path(), path);

@@ -1,4 +1,4 @@
-//! What goes over the socket: a header of 12 bytes (magic, version, length), then JSON.
+//! The messages on the socket: a header of 12 bytes (magic, version, length), then JSON.
 //!
 //! The client's three streams come with the header's first byte.
 
@@ -9,20 +9,20 @@ use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// How each message begins.
+/// The first bytes of each message.
 const MAGIC: [u8; 4] = *b"COWS";
-/// Raised when a message changes its meaning; both sides must have the same.
+/// Raised when the meaning of a message changes; both sides must have the same version.
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 12;
-/// The longest request: a command line cannot be longer than the kernel's 2 MiB, but JSON may
-/// write a byte as up to six.
+/// The longest request: a command line cannot be longer than the kernel's 2 MiB, but JSON may need
+/// up to six bytes for one.
 pub const REQUEST_BYTES_MAX: u32 = 16 << 20;
-/// The longest answer.
+/// The longest reply.
 const ANSWER_BYTES_MAX: u32 = 64 << 10;
 /// Input, output, error.
 pub const STREAMS: usize = 3;
 
-/// Why a message could not be exchanged.
+/// The reason why a message could not be exchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
@@ -40,7 +40,7 @@ pub enum ProtocolError {
         /// The other side's version.
         theirs: u32,
     },
-    /// The message is longer than any that makes sense.
+    /// The message is longer than the limit.
     #[error("a message of {len_bytes} bytes is too long; the limit is {max_bytes}")]
     TooLong {
         /// Its length.
@@ -48,7 +48,7 @@ pub enum ProtocolError {
         /// The limit.
         max_bytes: u32,
     },
-    /// The message is not the JSON that was expected.
+    /// The message is not the expected JSON.
     #[error("a message cannot be understood: {0}")]
     Json(#[from] serde_json::Error),
     /// The request came without the three streams.
@@ -56,16 +56,16 @@ pub enum ProtocolError {
     Streams(usize),
 }
 
-/// How a command ended.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The exit status.
     pub status: u8,
-    /// Why the command was not run at all, where it was not.
+    /// The reason why the command was not run; `None` if it was run.
     pub refusal: Option<String>,
 }
 
-/// Sends a request with the streams on which it is to run.
+/// Sends a request with the streams that the command is to use.
 ///
 /// # Errors
 /// `Io`, `TooLong`.
@@ -83,7 +83,7 @@ pub fn send_request<T: Serialize>(
 /// Receives a request and its streams.
 ///
 /// # Errors
-/// Any; the caller's socket should have a time limit for reading.
+/// Any `ProtocolError`. The caller should set a read timeout on the socket.
 pub fn receive_request<T: DeserializeOwned>(
     socket: &UnixStream,
 ) -> Result<(T, [OwnedFd; STREAMS]), ProtocolError> {
@@ -93,7 +93,7 @@ pub fn receive_request<T: DeserializeOwned>(
         return Err(ProtocolError::Io(io::ErrorKind::UnexpectedEof.into()));
     }
     while filled < HEADER_BYTES {
-        // Descriptors that come later than with the first byte are closed again.
+        // Descriptors that do not arrive with the first byte are closed again.
         let (len, _) = descriptors::receive(socket, &mut header[filled..])?;
         if len == 0 {
             return Err(ProtocolError::Io(io::ErrorKind::UnexpectedEof.into()));
@@ -107,7 +107,7 @@ pub fn receive_request<T: DeserializeOwned>(
     Ok((request, streams))
 }
 
-/// Sends an answer.
+/// Sends a reply.
 ///
 /// # Errors
 /// `Io`.
@@ -118,10 +118,10 @@ pub fn send_answer(socket: &UnixStream, answer: &Answer) -> Result<(), ProtocolE
     Ok(())
 }
 
-/// Receives an answer, however long the command takes.
+/// Receives a reply, however long the command takes.
 ///
 /// # Errors
-/// Any.
+/// Any `ProtocolError`.
 pub fn receive_answer(socket: &UnixStream) -> Result<Answer, ProtocolError> {
     let mut header = [0; HEADER_BYTES];
     (&mut &*socket).read_exact(&mut header)?;
@@ -165,7 +165,7 @@ fn read_body<T: DeserializeOwned>(
             max_bytes,
         });
     }
-    // Memory grows with what comes, not with what the header promises.
+    // Memory grows with the bytes received, not with the length in the header.
     let mut body = Vec::new();
     let len = socket.take(u64::from(len_bytes)).read_to_end(&mut body)?;
     if len as u64 != u64::from(len_bytes) {
@@ -256,7 +256,7 @@ mod tests {
                 "{error}"
             );
         }
-        // Other tests open and close descriptors meanwhile, but not as many.
+        // Other tests open and close descriptors at the same time, but fewer than that.
         assert!(open() < before + TRIES);
     }
 

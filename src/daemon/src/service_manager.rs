@@ -1,5 +1,6 @@
-//! What passes between the daemon and a service manager such as systemd: the socket that it may
-//! have made (`sd_listen_fds(3)`), and news of how the daemon fares (`sd_notify(3)`).
+//! The exchange between the daemon and a service manager such as systemd: the socket that the
+//! service manager may have opened (`sd_listen_fds(3)`), and notices of the daemon's state
+//! (`sd_notify(3)`).
 
 use cowshed_sys::descriptors;
 use std::env;
@@ -12,7 +13,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Environment variables that are meant for the daemon's main process alone.
+/// Environment variables that are meant only for the daemon's main process.
 pub const VARIABLES: [&str; 6] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -21,13 +22,13 @@ pub const VARIABLES: [&str; 6] = [
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
 ];
-/// The number of the first descriptor that a service manager hands over.
+/// The number of the first descriptor that a service manager passes.
 const FIRST: i32 = 3;
 
-/// The socket that the service manager listens on for this process.
+/// Returns the socket that the service manager listens on for this process.
 ///
 /// # Errors
-/// `InvalidInput` when there are several, and what the kernel says.
+/// `InvalidInput` when there are several; else the kernel's error.
 pub fn listening_socket() -> io::Result<Option<OwnedFd>> {
     if number("LISTEN_PID") != Some(std::process::id()) {
         return Ok(None);
@@ -43,8 +44,8 @@ pub fn listening_socket() -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// How long the service manager waits for `WATCHDOG=1` before it takes this process for dead
-/// (`sd_watchdog_enabled(3)`); nothing where it does not wait.
+/// Returns the time after which the service manager considers this process dead without a
+/// `WATCHDOG=1` (`sd_watchdog_enabled(3)`); `None` if it sets no such limit.
 #[must_use]
 pub fn watchdog_time() -> Option<Duration> {
     let is_ours = number("WATCHDOG_PID").is_none_or(|pid: u32| pid == std::process::id());
@@ -56,7 +57,7 @@ fn number<T: FromStr>(name: &str) -> Option<T> {
     env::var(name).ok()?.parse().ok()
 }
 
-/// Tells the service manager, if there is one: lines of `NAME=value`.
+/// Sends lines of `NAME=value` to the service manager, if there is one.
 pub fn notify(news: &str) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else {
         return;

@@ -1,26 +1,26 @@
 //! Sizes as people write them.
 //!
-//! Read: a whole number and one of `B K M G T` (also `KiB`, `KB`, small letters), powers of 1024.
+//! Accepted: a whole number and one of `B K M G T` (also `KiB`, `KB`, lower case), powers of 1024.
 
 use cowshed_format::base::size::human;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// A size in bytes, never zero, as an option takes it.
+/// A size in bytes as an option takes it; never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size(pub u64);
 
-/// Why a text is no size.
+/// The reason why a text is not a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// It does not begin with a whole number or goes on with an unknown unit.
+    /// The text does not begin with a whole number, or its unit is unknown.
     #[error("write a whole number with K, M, G or T, as in 4096, 64K or 10G")]
     Form,
-    /// Nothing can have the size zero.
+    /// A size of zero is not allowed.
     #[error("the size must be more than zero")]
     Zero,
-    /// It does not fit into 64 bits.
+    /// The size does not fit into 64 bits.
     #[error("the size is too large")]
     TooLarge,
 }
@@ -37,7 +37,7 @@ impl FromStr for Size {
             return Err(SizeError::Form);
         }
         let shift = unit_shift(unit).ok_or(SizeError::Form)?;
-        // Only the range can be wrong by now: all characters are digits.
+        // All characters are digits, so only the range can be wrong.
         let number: u64 = digits.parse().map_err(|_| SizeError::TooLarge)?;
         if number == 0 {
             return Err(SizeError::Zero);

@@ -1,4 +1,4 @@
-//! Compares all that a pool says with the model.
+//! Compares everything that a pool returns with the model.
 
 use crate::oracle::{BLOCK, LEAF_BLOCKS, Oracle, Volume as Model};
 use cowshed_engine::{ExtentKind, Pool, RecordKind, Volume, VolumeInfo, VolumeKind};
@@ -12,13 +12,13 @@ pub const RECORD_KINDS: [RecordKind; 3] = [
     RecordKind::REFERENCE,
 ];
 
-/// No map is higher.
+/// The maximum height of a map.
 const HEIGHT_MAX: u64 = 5;
 
 /// The longest read of one comparison.
 const READ_BLOCKS_MAX: u64 = 64;
 
-/// Everything: names, records, what is known of each volume, and every byte.
+/// Compares everything: names, records, the information about each volume, and every byte.
 pub fn everything(pool: &Pool, oracle: &Oracle) {
     names(pool, oracle);
     records(pool, oracle);
@@ -70,7 +70,7 @@ fn records(pool: &Pool, oracle: &Oracle) {
     }
 }
 
-/// What is known of one volume.
+/// Compares the information about one volume.
 pub fn info(info: &VolumeInfo, id: u64, oracle: &Oracle) {
     let model = &oracle.volumes[&id];
     let what = format!("volume {id} ({})", info.name);
@@ -99,7 +99,7 @@ fn family(info: &VolumeInfo, oracle: &Oracle, what: &str) {
     let id = info.id.0;
     let children = oracle.children(id).len();
     assert_eq!(info.children as usize, children, "{what}: children");
-    // A parent that has lost its name is not for anyone to see.
+    // A parent that has lost its name is not visible.
     let parent = oracle.volumes[&id].parent;
     let parent = parent.filter(|parent| oracle.volumes[parent].name.is_some());
     if parent.is_some() {
@@ -107,9 +107,9 @@ fn family(info: &VolumeInfo, oracle: &Oracle, what: &str) {
     }
 }
 
-/// Own bytes are the data blocks that the volume owns, and the map nodes that it does not share:
-/// at least those above its own blocks, and at most those above all that it ever changed. (The
-/// offline check counts them exactly.)
+/// Checks a volume's own bytes: the data blocks that it owns, and the map nodes that it does not
+/// share: at least those above its own blocks, and at most those above all blocks that it ever
+/// changed. (The offline check counts them exactly.)
 fn own_bytes(info: &VolumeInfo, model: &Model, what: &str) {
     let own_leaves = model
         .blocks
@@ -118,7 +118,7 @@ fn own_bytes(info: &VolumeInfo, model: &Model, what: &str) {
     let own_leaves: BTreeSet<u64> = own_leaves.map(|(index, _)| index / LEAF_BLOCKS).collect();
     let data = model.own.len() as u64;
     let least = (data + nodes_above(&own_leaves)) * BLOCK;
-    // A map that grew in height has a node more at each height, above its first block.
+    // A map that grew in height has one more node at each height, above its first block.
     let most = (data + nodes_above(&model.touched) + 2 * HEIGHT_MAX) * BLOCK;
     let own = info.own_bytes;
     assert!(
@@ -131,7 +131,8 @@ fn own_bytes(info: &VolumeInfo, model: &Model, what: &str) {
     );
 }
 
-/// How many nodes there are above these leaves, themselves included, up to where one is left.
+/// Returns the number of nodes above these leaves, including the leaves, up to the level with a
+/// single node.
 fn nodes_above(leaves: &BTreeSet<u64>) -> u64 {
     let mut level = leaves.clone();
     let mut count = level.len() as u64;
@@ -192,7 +193,8 @@ pub fn range(volume: &Volume, model: &Model, offset_bytes: u64, len_bytes: u64) 
     }
 }
 
-/// The extents of the volume lie end to end, and those with data are exactly the mapped blocks.
+/// Asserts that the extents of the volume are contiguous, and that those with data are exactly the
+/// mapped blocks.
 fn extents(volume: &Volume, model: &Model) {
     let mut at = 0;
     let mut mapped = BTreeSet::new();
@@ -225,8 +227,8 @@ fn extents(volume: &Volume, model: &Model) {
     );
 }
 
-/// The difference of two volumes names every block whose content differs, and none that they
-/// share, in order, each with what `b` holds there.
+/// Asserts that the difference of two volumes names every block whose content differs, and none
+/// that they share, in order, each with the kind that `b` has there.
 pub fn difference(pool: &Pool, oracle: &Oracle, a: u64, b: u64) {
     let of = |id| {
         pool.volume_by_id(VolumeId(id))

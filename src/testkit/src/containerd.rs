@@ -1,4 +1,4 @@
-//! A containerd of our own, and its client.
+//! A private containerd, and its client.
 
 use crate::fixtures::output;
 use crate::harness::eventually;
@@ -16,7 +16,7 @@ pub struct Containerd {
     folder: PathBuf,
     release: Release,
     pub snapshotter: &'static str,
-    /// Of containerd's; its control groups have the name, too.
+    /// containerd's namespace; its control groups have the same name.
     pub namespace: String,
     process: Option<Process>,
 }
@@ -40,12 +40,12 @@ impl Containerd {
         folder.join("c.sock")
     }
 
-    /// Whether layers are unpacked and written by cowshed where the snapshots are its.
+    /// Returns true if cowshed unpacks and writes the layers of its own snapshots.
     pub fn asks_differs(&self) -> bool {
         takes_differs(self.release)
     }
 
-    /// Starts it when it does not run.
+    /// Starts it if it does not run.
     pub fn restart(&mut self) {
         if self.process.is_some() {
             return;
@@ -67,10 +67,10 @@ impl Containerd {
         self.process.take().unwrap().stop();
     }
 
-    /// One of the release's programs.
+    /// Returns a command for one of the release's programs.
     fn program(&self, name: &str) -> Command {
         let path = self.release.path();
-        // The path of this process is where a program is looked for.
+        // Programs are searched in the path of this process.
         let found = std::env::split_paths(&path)
             .map(|folder| folder.join(name))
             .find(|program| program.exists());
@@ -79,7 +79,7 @@ impl Containerd {
         command
     }
 
-    /// `ctr` with these arguments.
+    /// Returns `ctr` with these arguments.
     pub fn ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.program("ctr");
         command
@@ -90,7 +90,7 @@ impl Containerd {
         command
     }
 
-    /// Runs `ctr`, which must do its work, and answers what it printed.
+    /// Runs `ctr`, which must succeed, and returns its output.
     pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         output(&mut self.ctr(arguments))
     }
@@ -99,7 +99,7 @@ impl Containerd {
         self.ctr(arguments).output().unwrap()
     }
 
-    /// `ctr snapshots` of our snapshotter.
+    /// Runs `ctr snapshots` with our snapshotter.
     pub fn snapshot<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
         output(&mut self.snapshot_command(arguments))
     }
@@ -110,7 +110,7 @@ impl Containerd {
         command
     }
 
-    /// The keys of all snapshots.
+    /// Returns the keys of all snapshots.
     pub fn snapshots(&self) -> Vec<String> {
         let table = self.snapshot(["ls"]);
         let lines = table.lines().skip(1);
@@ -119,7 +119,7 @@ impl Containerd {
             .collect()
     }
 
-    /// Imports an archive and unpacks it; all its names begin with `name`.
+    /// Returns a command that imports an archive and unpacks it; all its names begin with `name`.
     pub fn import(&self, archive: &Path, name: &str) -> Command {
         let mut command = self.ctr(["images", "import", "--snapshotter", self.snapshotter]);
         command
@@ -128,7 +128,7 @@ impl Containerd {
         command
     }
 
-    /// Runs a container to its end, and answers what it printed.
+    /// Runs a container to its end, and returns its output.
     pub fn run<'a>(
         &self,
         image: &str,
@@ -147,7 +147,7 @@ impl Containerd {
         output(command.args(["/bin/busybox", "sleep", "1000"]));
     }
 
-    /// Runs a line of the shell in a running container.
+    /// Runs a shell script in a running container.
     pub fn exec(&self, id: &str, process: &str, script: &str) -> String {
         let mut command = self.ctr(["tasks", "exec", "--exec-id", process, id]);
         output(command.args(["/bin/busybox", "sh", "-euc", script]))
@@ -165,18 +165,18 @@ impl Containerd {
     }
 }
 
-/// A name for each test: runc keeps containers by namespace and name, wherever they are.
+/// Returns a name for each test: runc keeps containers by namespace and name, wherever they are.
 fn namespace(folder: &Path) -> String {
     let number = folder.file_name().unwrap().to_string_lossy();
     format!("{}-{number}", control_group(folder))
 }
 
-/// containerd 1.6 knows no plugins of this type elsewhere.
+/// containerd 1.6 supports no external plugins of this type.
 fn takes_differs(release: Release) -> bool {
     release != Release::Bookworm
 }
 
-/// What a host's administrator would write, with paths of our own.
+/// Returns the configuration that a host's administrator would write, with our paths.
 fn configuration(setting: &Setting) -> String {
     let folder = setting.folder.display();
     let socket = Containerd::socket(&setting.folder);
@@ -231,14 +231,15 @@ disabled_plugins = [{disabled}]
         sample("`/etc/containerd/config.toml`", setting)
     );
     if takes_differs(setting.release) {
-        // 1.7 takes the part about the transfer service, too, though its client does not use it.
+        // 1.7 also accepts the part about the transfer service, although its client does not use
+        // it.
         text += &sample("refuses to start with a plugin of this type", setting);
     }
     text
 }
 
-/// The sample of the README after the line that contains `after`, as it stands but for this test's
-/// socket and processor.
+/// Returns the sample of the README after the line that contains `after`, unchanged except for this
+/// test's socket and processor.
 fn sample(after: &str, setting: &Setting) -> String {
     let readme = crate::repository().join("README.md");
     let readme = fs::read_to_string(readme).unwrap();
@@ -252,8 +253,8 @@ fn sample(after: &str, setting: &Setting) -> String {
         .replace("linux/amd64", &platform)
 }
 
-/// The CRI plugin of containerd 2. Without the right to lower it, a score for the killer of
-/// processes stays as it is.
+/// Returns the configuration of containerd 2's CRI plugin. Without the right to lower an OOM score,
+/// it stays unchanged.
 fn for_kubelets(setting: &Setting) -> String {
     let folder = setting.folder.display();
     let snapshotter = setting.snapshotter.word();

@@ -1,4 +1,4 @@
-//! A Docker daemon of our own over a containerd of our own, and its client.
+//! A private Docker daemon over a private containerd, and its client.
 
 use crate::containerd::Containerd;
 use crate::fixtures::output;
@@ -19,7 +19,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Starts it over the containerd that runs for the same setting.
+    /// Starts it over the running containerd of the same setting.
     pub fn start(setting: &Setting) -> Self {
         let configuration = json!({
             "features": {"containerd-snapshotter": true},
@@ -28,7 +28,7 @@ impl Docker {
         Self::start_with(setting, &configuration)
     }
 
-    /// As `start`, with a configuration of the caller's.
+    /// Like `start`, with the caller's configuration.
     pub fn start_with(setting: &Setting, configuration: &Value) -> Self {
         let folder = setting.folder.clone();
         fs::write(folder.join("daemon.json"), configuration.to_string()).unwrap();
@@ -66,7 +66,7 @@ impl Docker {
             .arg("--host")
             .arg(format!("unix://{}", Self::socket(&self.folder).display()))
             .args(["--group", "root"])
-            // No network at all, and control groups whose name is ours.
+            // No network at all, and control groups with our name.
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
             .args([
@@ -82,7 +82,7 @@ impl Docker {
         self.process.take().unwrap().stop();
     }
 
-    /// The client with these arguments.
+    /// Returns the client with these arguments.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(self.release.root().join("usr/bin/docker"));
         command
@@ -96,7 +96,7 @@ impl Docker {
         command
     }
 
-    /// Runs the client, which must do its work, and answers what it printed.
+    /// Runs the client, which must succeed, and returns its output.
     pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         output(&mut self.command(arguments)).trim_end().to_owned()
     }
@@ -105,7 +105,7 @@ impl Docker {
         self.command(arguments).output().unwrap()
     }
 
-    /// `docker inspect` of anything, of which there is one.
+    /// Returns the result of `docker inspect` for a single object.
     pub fn inspect(&self, name: &str) -> Value {
         let text = self.ok(["inspect", "--size", name]);
         let found: Value = serde_json::from_str(&text).unwrap();
@@ -119,7 +119,7 @@ impl Docker {
         output(&mut command);
     }
 
-    /// Runs a line of the shell in a container of its own, and answers what it printed.
+    /// Runs a shell script in a new container, and returns its output.
     pub fn run(&self, options: &[&str], image: &str, script: &str) -> String {
         let mut command = self.command(["run", "--rm", "--network=none"]);
         command.args(options).args([image, "sh", "-euc", script]);
@@ -140,7 +140,7 @@ impl Docker {
         said
     }
 
-    /// What `docker ps --size` counts as a container's own.
+    /// Returns the size that `docker ps --size` counts as a container's own.
     pub fn own_bytes(&self, container: &str) -> u64 {
         let size = &self.inspect(container)["SizeRw"];
         size.as_u64().unwrap_or_else(|| panic!("a size: {size}"))

@@ -1,4 +1,4 @@
-//! A pool in a folder of its own, the command on it, and a daemon that never outlives its test.
+//! A pool in its own folder, the command on it, and a daemon that never outlives its test.
 
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test gives up on it.
+/// The time after which a test gives up on any operation.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The command's program.
+/// Returns the path of the command's program.
 pub fn program() -> PathBuf {
     crate::program()
 }
 
-/// Runs a host's program, which must succeed.
+/// Runs a program of the host, which must succeed.
 pub fn host<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Waits until something holds.
+/// Waits until `holds` returns true.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -32,7 +32,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Bytes that no two seeds share.
+/// Returns bytes that differ for every seed.
 pub fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(len_bytes + 8);
@@ -46,15 +46,15 @@ pub fn noise(len_bytes: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A pool in a folder of its own.
+/// A pool in its own folder.
 pub struct Bench {
     folder: tempfile::TempDir,
 }
 
 impl Bench {
-    /// A folder without a pool.
+    /// Creates a folder without a pool.
     pub fn empty() -> Self {
-        // Not on a memory file system, which has neither holes to see nor room.
+        // Not on a memory file system, which shows no holes and has little space.
         let folder = tempfile::Builder::new()
             .prefix("cowshed-cli-")
             .tempdir_in("/var/tmp");
@@ -63,7 +63,7 @@ impl Bench {
         }
     }
 
-    /// A folder with a new pool.
+    /// Creates a folder with a new pool.
     pub fn with_pool(size: &str) -> Self {
         let bench = Self::empty();
         bench.ok(["pool", "create", "--size", size]);
@@ -78,7 +78,7 @@ impl Bench {
         self.path("pool")
     }
 
-    /// The command on this pool.
+    /// Returns the command on this pool.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(program());
         command.env_remove("COWSHED_POOL").env_remove("COWSHED_LOG");
@@ -94,7 +94,7 @@ impl Bench {
         self.command(arguments).output().unwrap()
     }
 
-    /// Runs the command, which must succeed without a word on the error stream; its output.
+    /// Runs the command, which must succeed without output on the error stream; returns its output.
     pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -102,7 +102,7 @@ impl Bench {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs the command, which must succeed, whatever it says.
+    /// Runs the command, which must succeed, whatever its output.
     pub fn ok_quietly<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) {
         let output = self.run(arguments);
         assert!(output.status.success(), "{output:?}");
@@ -115,7 +115,7 @@ impl Bench {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// Runs the command, which must fail with `status` and one line that says `why`.
+    /// Runs the command, which must fail with `status` and one line that contains `why`.
     pub fn fails<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -125,14 +125,14 @@ impl Bench {
         expect_failure(&self.run(arguments), status, why);
     }
 
-    /// The names of all volumes.
+    /// Returns the names of all volumes.
     pub fn volumes(&self) -> Vec<String> {
         let list = self.json(["volume", "ls"]);
         let name = |volume: &Value| volume["name"].as_str().unwrap().to_owned();
         list.as_array().unwrap().iter().map(name).collect()
     }
 
-    /// Everything that a check can find, which must be nothing.
+    /// Asserts that a deep check finds nothing.
     pub fn expect_sound(&self) {
         let report = self.json(["pool", "check", "--deep"]);
         assert_eq!(report["clean"], true, "{report}");
@@ -144,7 +144,7 @@ impl Bench {
         self.serve_with([""; 0])
     }
 
-    /// Starts a daemon with more options.
+    /// Starts a daemon with further options.
     pub fn serve_with<S: AsRef<OsStr>>(&self, options: impl IntoIterator<Item = S>) -> Daemon {
         let mut command = self.command(["serve", "--foreground", "--json"]);
         command.args(options);
@@ -152,7 +152,7 @@ impl Bench {
     }
 }
 
-/// A failure is one line, with the right status and reason.
+/// Asserts that a failure is one line, with the right status and reason.
 pub fn expect_failure(output: &Output, status: i32, why: &str) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{output:?}");
@@ -163,15 +163,15 @@ pub fn expect_failure(output: &Output, status: i32, why: &str) {
     );
 }
 
-/// A running daemon, stopped when dropped, whatever it takes.
+/// A running daemon, stopped on drop in any case.
 pub struct Daemon {
     child: Option<Child>,
-    /// Where its volumes are.
+    /// The folder of its volumes.
     pub mount: PathBuf,
 }
 
 impl Daemon {
-    /// Starts the daemon that `command` is, with `--foreground` and `--json`.
+    /// Starts the daemon of `command`, with `--foreground` and `--json`.
     pub fn start(mut command: Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -206,7 +206,7 @@ impl Daemon {
         host("kill", [format!("-{name}"), self.pid().to_string()]);
     }
 
-    /// Waits for its end, and gives what it said.
+    /// Waits for it to end, and returns its status and error output.
     pub fn wait(mut self) -> (ExitStatus, String) {
         let child = self.child.as_mut().unwrap();
         eventually("the daemon's end", || child.try_wait().unwrap().is_some());
@@ -217,7 +217,7 @@ impl Daemon {
         )
     }
 
-    /// Stops it, which must go well.
+    /// Stops it, which must succeed.
     pub fn stop(self) {
         let mount = self.mount.clone();
         self.signal("TERM");
@@ -226,12 +226,12 @@ impl Daemon {
         assert!(!is_mounted(&mount), "{} is still mounted", mount.display());
     }
 
-    /// The process that has the pool open now.
+    /// Returns the process that has the pool open now.
     pub fn worker(&self) -> Option<u32> {
         children_of(self.pid()).into_iter().next()
     }
 
-    /// Kills all of it in the middle of whatever it does.
+    /// Kills all of its processes, whatever they are doing.
     pub fn kill(mut self) {
         let worker = self.worker();
         let mut child = self.child.take().unwrap();
@@ -249,7 +249,7 @@ impl Daemon {
         host("kill", ["-KILL", &worker.to_string()]);
     }
 
-    /// Kills both of its processes, so that nobody clears away what they had mounted.
+    /// Kills both of its processes, so that what they had mounted stays.
     pub fn kill_all(self) {
         let worker = self.worker().expect("a worker").to_string();
         // The keeper first, or it would start another worker.
@@ -260,7 +260,7 @@ impl Daemon {
     }
 }
 
-/// The processes that `parent` has started and not yet waited for.
+/// Returns the processes that `parent` has started and not reaped yet.
 pub fn children_of(parent: u32) -> Vec<u32> {
     let mut children = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -294,8 +294,8 @@ pub fn kill_and_wait(pid: u32) {
     eventually("the process's end", || is_over(pid));
 }
 
-/// Whether a process has ended with all its threads; one that nobody waits for stays as a zombie,
-/// and so does the first thread of one while others still end.
+/// Returns true if a process has ended with all its threads. A process that is not reaped stays as
+/// a zombie, and so does its first thread while others still end.
 pub fn is_over(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;
@@ -309,7 +309,7 @@ impl Drop for Daemon {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        // Only a test that has failed comes here; two signals end even what is busy.
+        // Only a failed test leads here; two signals end even a busy daemon.
         for _ in 0..2 {
             let _ = Command::new("kill")
                 .args(["-TERM", &child.id().to_string()])
@@ -329,7 +329,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The mount points below a folder, the innermost first.
+/// Returns the mount points below a folder, the innermost first.
 pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let points = mounts
@@ -341,9 +341,9 @@ pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     below
 }
 
-/// Takes away what a killed daemon or command left: mounts, and loop devices on files below.
+/// Removes what a killed daemon or command left: mounts, and loop devices on files below.
 pub fn clear_mounts(folder: &Path) {
-    // Looked for first: once the mount is gone, nothing says whose they were.
+    // Listed first: once the mount is gone, the devices can no longer be attributed to it.
     let devices = loops_below(folder);
     for point in mounts_below(folder) {
         let _ = Command::new("umount").arg("-l").arg(point).status();
@@ -357,7 +357,7 @@ pub fn is_mounted(path: &Path) -> bool {
     mounts_below(path).iter().any(|point| point == path)
 }
 
-/// The loop devices whose file lies below `folder`.
+/// Returns the loop devices whose file is below `folder`.
 pub fn loops_below(folder: &Path) -> Vec<String> {
     let list = host(
         "losetup",

@@ -1,4 +1,4 @@
-//! Images made on the spot, as OCI archives.
+//! Images built by the tests, as OCI archives.
 
 use crate::fixtures::run;
 use serde_json::{Value, json};
@@ -7,10 +7,10 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-/// The image of a pod's own container, as containerd's configuration names it.
+/// The image of a pod's sandbox container, as containerd's configuration names it.
 pub const PAUSE: &str = "docker.io/test/pause:1";
 
-/// The machine, as images name it.
+/// Returns the machine's architecture, as images name it.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -19,18 +19,18 @@ pub fn architecture() -> &'static str {
     }
 }
 
-/// The host's static busybox.
+/// Returns the path of the host's static busybox.
 pub fn busybox() -> PathBuf {
     PathBuf::from(run("which", ["busybox"]).trim())
 }
 
-/// Fills a folder with what a shell needs.
+/// Fills a folder with the files that a shell needs.
 pub fn shell_root(root: &Path) {
     for folder in ["bin", "etc", "proc", "sys", "dev", "tmp", "root", "var"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
     fs::copy(busybox(), root.join("bin/busybox")).unwrap();
-    // Links, so that a build's RUN and `docker exec` find what they name.
+    // Links, so that a build's RUN and `docker exec` find the programs.
     for name in [
         "sh",
         "ls",
@@ -76,11 +76,11 @@ pub fn pack(folder: &Path, tar: &Path) {
     );
 }
 
-/// An image in the making: a layout as a folder.
+/// An image under construction: a layout as a folder.
 pub struct Image {
     folder: PathBuf,
     layers: Vec<(String, u64)>,
-    /// What Docker calls it.
+    /// Docker's name for it.
     name: Option<String>,
     command: Vec<String>,
 }
@@ -96,19 +96,19 @@ impl Image {
         }
     }
 
-    /// Gives it a full name, for those who do not choose one when they load it.
+    /// Gives it a full name, for clients that do not choose one when they load it.
     pub fn named(mut self, name: &str) -> Self {
         self.name = Some(name.to_owned());
         self
     }
 
-    /// Sets what its containers run.
+    /// Sets the command of its containers.
     pub fn running(mut self, command: &[&str]) -> Self {
         self.command = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
-    /// Adds a plain tar as the next layer; the file goes into the layout.
+    /// Adds a plain tar as the next layer; the file is moved into the layout.
     pub fn layer(mut self, tar: &Path) -> Self {
         let (digest, size) = digest_of(tar);
         let blob = self.folder.join("blobs/sha256").join(&digest);
@@ -119,7 +119,7 @@ impl Image {
         self
     }
 
-    /// Adds a layer with what `fill` puts into a folder.
+    /// Adds a layer with the files that `fill` puts into a folder.
     pub fn filled(self, fill: impl FnOnce(&Path)) -> Self {
         let work = self.folder.join("work");
         fs::create_dir(&work).unwrap();
@@ -130,7 +130,7 @@ impl Image {
         self.layer(&tar)
     }
 
-    /// Writes the archive, of which the image's name is `latest` below any base name.
+    /// Writes the archive, in which the image is named `latest` below any base name.
     pub fn write(self) -> PathBuf {
         let diff_ids: Vec<_> = self
             .layers
@@ -192,8 +192,8 @@ fn digest_of(file: &Path) -> (String, u64) {
     }
 }
 
-/// An image of a shell, many small files, and a few large ones; what it holds can be told from
-/// `seed`, and `sums` in it says what must be in there.
+/// Creates an image of a shell, many small files, and a few large ones; `seed` determines its
+/// contents, and `sums` in it lists their checksums.
 pub fn varied(folder: &Path, seed: u64) -> PathBuf {
     const LAYERS: u64 = 4;
     const FILES: u64 = 400;
@@ -220,6 +220,6 @@ pub fn varied(folder: &Path, seed: u64) -> PathBuf {
     image.write()
 }
 
-/// What a container of a varied image runs to see that all of it is there.
+/// The command with which a container of a varied image verifies its contents.
 pub const VERIFY: &str =
     "for n in 0 1 2 3; do sha256sum -c /data/$n/sums >/dev/null || exit 1; done; echo whole";

@@ -1,4 +1,4 @@
-//! Writers that never meet an error, and say afterwards whether every byte is right.
+//! Writers that must never get an error, and check afterwards that every byte is right.
 
 use crate::harness::Bench;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 const BLOCK: usize = 4096;
-/// How many places a device's writer writes to.
+/// Number of places that a device's writer writes to.
 const PLACES: u64 = 1024;
 
 /// A thread that works until it is told to stop.
@@ -32,12 +32,12 @@ impl<T: Send + 'static> Load<T> {
         }
     }
 
-    /// How much it has done.
+    /// Returns the number of rounds done.
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::SeqCst)
     }
 
-    /// Ends it, and gives what it found.
+    /// Ends it, and returns its result.
     pub fn end(mut self) -> T {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().unwrap()
@@ -46,7 +46,7 @@ impl<T: Send + 'static> Load<T> {
 
 impl<T> Drop for Load<T> {
     fn drop(&mut self) {
-        // A test that failed elsewhere must not leave it running.
+        // If the test fails elsewhere, the thread must not go on.
         self.stop.store(true, Ordering::SeqCst);
     }
 }
@@ -58,15 +58,15 @@ fn block_of(version: u64, place: u64, block: &mut [u8]) {
     }
 }
 
-/// A buffer in which `range` is aligned for direct I/O.
+/// Returns a buffer in which `range` is aligned for direct I/O.
 fn aligned() -> (Vec<u8>, std::ops::Range<usize>) {
     let buffer = vec![0_u8; 2 * BLOCK];
     let start = buffer.as_ptr().align_offset(BLOCK);
     (buffer, start..start + BLOCK)
 }
 
-/// Writes a device past the cache, reads some of it back, and flushes now and then. Answers the
-/// version that each place has; the first error, if there is one, ends it.
+/// Writes to a device past the cache, reads some of it back, and flushes now and then. Returns the
+/// version of each place; the first error ends it.
 pub fn on_device(device: &str) -> Load<Result<Vec<u64>, String>> {
     let device = device.to_owned();
     Load::start(move |stop, rounds| {
@@ -120,7 +120,7 @@ fn check_block(found: &[u8], version: u64, place: u64) -> Result<(), String> {
     Err(format!("place {place}: {stored} instead of {version}"))
 }
 
-/// Every place of the device has its version.
+/// Asserts that every place of the device has its version.
 pub fn check_device(device: &str, versions: &[u64]) {
     let file = open_direct(device);
     let (mut buffer, range) = aligned();
@@ -131,11 +131,11 @@ pub fn check_device(device: &str, versions: &[u64]) {
     }
 }
 
-/// Files with what they hold.
+/// Files with their contents.
 pub type Files = Vec<(PathBuf, Vec<u8>)>;
 
-/// Makes, renames, reads back and removes files in a folder, each written through to its device.
-/// Answers what the files hold; the first error ends it.
+/// Creates, renames, reads back and removes files in a folder, each written through to its device.
+/// Returns the files' contents; the first error ends it.
 pub fn in_folder(folder: &Path) -> Load<Result<Files, String>> {
     let folder = folder.join("load");
     fs::create_dir_all(&folder).unwrap();
@@ -175,14 +175,14 @@ fn one_file(folder: &Path, number: u64) -> std::io::Result<(PathBuf, Vec<u8>)> {
     Ok((path, content))
 }
 
-/// Every file holds what was written to it.
+/// Asserts that every file holds what was written to it.
 pub fn check_files(files: &[(PathBuf, Vec<u8>)]) {
     for (path, content) in files {
         assert!(fs::read(path).unwrap() == *content, "{}", path.display());
     }
 }
 
-/// Waits until the load has done more.
+/// Waits until the load has done more rounds.
 pub fn goes_on<T: Send + 'static>(load: &Load<T>, rounds: u64) {
     let before = load.rounds();
     let is_over = || load.thread.as_ref().unwrap().is_finished();
@@ -192,7 +192,7 @@ pub fn goes_on<T: Send + 'static>(load: &Load<T>, rounds: u64) {
     assert!(!is_over(), "the load met an error");
 }
 
-/// Who serves the pool of `bench`, as the daemon says.
+/// Returns the processes that serve the pool of `bench`, as the daemon reports them.
 pub fn serving(bench: &Bench) -> serde_json::Value {
     bench.json(["pool", "status"])["daemon"].clone()
 }

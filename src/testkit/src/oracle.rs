@@ -1,7 +1,7 @@
-//! What a pool ought to hold, kept in plain memory: the model that the engine is compared with.
+//! The expected contents of a pool, in plain memory: the model with which the engine is compared.
 //!
-//! Every written block gets an id of its own and one owner, so that the model knows without any
-//! counting which volume owns what. It follows the rules of sharing word by word:
+//! Every written block gets its own id and one owner, so that the model knows which volume owns
+//! what without counting references. It follows the rules of sharing literally:
 //!
 //! - a snapshot takes its volume's place and its blocks; the volume starts anew as its child;
 //! - a block that is overwritten goes away if the writer owns it, and stays with its owner if not;
@@ -18,16 +18,16 @@ pub const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Blocks under one leaf of a map.
 pub const LEAF_BLOCKS: u64 = 256;
 
-/// One written block.
+/// A written block.
 pub struct Block {
     pub id: u64,
     pub bytes: [u8; BLOCK_BYTES],
 }
 
-/// The blocks of a volume that hold something other than zeros.
+/// The blocks of a volume that hold anything but zeros.
 pub type Blocks = BTreeMap<u64, Arc<Block>>;
 
-/// Why the model refuses an operation; the engine must refuse it for the same reason.
+/// The reason why the model refuses an operation; the engine must refuse it for the same reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     Exists,
@@ -39,7 +39,7 @@ pub enum Refusal {
 
 #[derive(Clone)]
 pub struct Volume {
-    /// `None` once it is removed and waits for its children.
+    /// `None` once the volume is removed and waits for its children.
     pub name: Option<String>,
     pub parent: Option<u64>,
     pub frozen: bool,
@@ -48,8 +48,8 @@ pub struct Volume {
     pub blocks: Blocks,
     /// Ids of the blocks that it owns.
     pub own: BTreeSet<u64>,
-    /// Leaves of its map that it has had changed: those, and the nodes above them, are all the
-    /// nodes that can be its own.
+    /// Leaves of its map that it has changed: only those, and the nodes above them, can be its own
+    /// nodes.
     pub touched: BTreeSet<u64>,
 }
 
@@ -72,7 +72,8 @@ impl Volume {
     }
 }
 
-/// The blocks that a range touches: number, offset in the block, length, offset in the range.
+/// Returns the blocks that a range touches: number, offset in the block, length, offset in the
+/// range.
 fn pieces(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = (u64, usize, usize, usize)> {
     let end = offset_bytes + len_bytes;
     (offset_bytes / BLOCK..end.div_ceil(BLOCK)).map(move |index| {
@@ -88,12 +89,12 @@ fn pieces(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = (u64, usize
     })
 }
 
-/// A pool as it ought to be.
+/// The expected state of a pool.
 #[derive(Clone, Default)]
 pub struct Oracle {
     pub volumes: BTreeMap<u64, Volume>,
     pub records: BTreeMap<(u16, Vec<u8>), Vec<u8>>,
-    /// Set by removals, which the engine settles in its own time.
+    /// Set by removals, which the engine settles asynchronously.
     pub unsettled: bool,
     next_block: u64,
 }
@@ -107,7 +108,7 @@ impl Oracle {
             .map(|(id, _)| *id)
     }
 
-    /// Ids of all volumes that have a name.
+    /// Returns the ids of all volumes that have a name.
     pub fn all_named(&self) -> Vec<u64> {
         let named = self
             .volumes
@@ -292,7 +293,7 @@ impl Oracle {
         self.settle(id);
     }
 
-    /// Takes a nameless volume out of the forest, if it has at most one child.
+    /// Removes a nameless volume from the forest if it has at most one child.
     fn settle(&mut self, id: u64) {
         if self.volumes[&id].name.is_some() {
             return;

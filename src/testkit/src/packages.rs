@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// A release of Debian, for the versions that it carries.
+/// A release of Debian, for the versions in it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Release {
     /// containerd 1.6, runc, Go.
@@ -16,7 +16,7 @@ pub enum Release {
 }
 
 impl Release {
-    /// The root below which the packages of the release were unpacked.
+    /// Returns the root below which the packages of the release were unpacked.
     pub fn root(self) -> PathBuf {
         let name = match self {
             Self::Bookworm => "bookworm",
@@ -32,7 +32,7 @@ impl Release {
         root
     }
 
-    /// Where the release's programs are looked for, before the host's own.
+    /// Returns the search path for the release's programs, followed by the host's own.
     pub fn path(self) -> OsString {
         let root = self.root();
         // One runc serves all of them.
@@ -43,7 +43,7 @@ impl Release {
     }
 }
 
-/// Docker's build plugin.
+/// Returns Docker's build plugin.
 pub fn buildx() -> PathBuf {
     Release::Sid
         .root()

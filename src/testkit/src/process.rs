@@ -1,4 +1,4 @@
-//! A daemon in a process of its own, with its log in a file.
+//! A daemon in its own process, with its log in a file.
 
 use crate::harness::eventually;
 use nix::sys::signal::{Signal, kill};
@@ -9,9 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a daemon may take to end before it is killed.
+/// The time that a daemon may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How much of a log is shown after a failure.
+/// Number of lines of a log that are shown after a failure.
 const LAST_LINES: usize = 30;
 
 pub struct Process {
@@ -54,14 +54,14 @@ impl Process {
         self.child.as_ref().expect("it runs").id()
     }
 
-    /// Kills it in the middle of whatever it does.
+    /// Kills it, whatever it is doing.
     pub fn kill(mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// Stops it, which must go well.
+    /// Stops it, which must succeed.
     pub fn stop(mut self) {
         let status = self.end();
         let name = self.name;
@@ -87,7 +87,7 @@ impl Process {
         None
     }
 
-    /// The end of its log.
+    /// Returns the end of its log.
     pub fn said(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();

@@ -1,12 +1,13 @@
-//! Namespaces of our own for processes, mounts and the network, and what remains outside of them.
+//! Private namespaces for processes, mounts and the network, and the resources that remain outside
+//! of them.
 //!
-//! The test binary starts itself again in them, twice: the first is process 1, which only collects
-//! what its children leave behind, the second runs the tests. When the tests end, in whatever way,
-//! the kernel kills every process in there and takes every mount with them. Two kinds of things are
-//! not in any namespace, loop devices and control groups: those that carry our folder's name are
-//! removed from outside.
+//! The test binary starts itself again in them, twice: the first process is process 1, which only
+//! reaps orphans, the second runs the tests. When the tests end, in whatever way, the kernel kills
+//! every process in the namespaces and removes every mount. Two kinds of resources are not in any
+//! namespace, loop devices and control groups: those with our folder's name are removed from
+//! outside.
 //!
-//! Daemons believe that `/run` is theirs: in there it is an empty one.
+//! Daemons assume that `/run` is theirs: inside it is an empty folder.
 
 use crate::fixtures::run;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -17,13 +18,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Says to a process which of the three it is.
+/// The variable that tells a process which of the three it is.
 const STAGE: &str = "COWSHED_RUNTIMES_STAGE";
-/// The folder of all that the tests make.
+/// The variable with the folder of everything that the tests create.
 const FOLDER: &str = "COWSHED_RUNTIMES_FOLDER";
-/// How the name of that begins; our control groups have it as well.
+/// The prefix of the folder's name, and of our control groups.
 const PREFIX: &str = "cowshed-rt-";
-/// What leaves room for the longest name of a socket below it.
+/// A length that leaves room for the longest name of a socket below the folder.
 const PATH_BYTES_MAX: usize = 48;
 const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 
@@ -34,12 +35,13 @@ pub struct Sandbox {
     folder: PathBuf,
 }
 
-/// Whether this process is in there: then it has no network.
+/// Returns true if this process is inside: then it has no network.
 pub fn is_inside() -> bool {
     env::var_os(STAGE).is_some()
 }
 
-/// Goes in; answers nothing to the processes that stay outside, once the tests are over.
+/// Enters the namespaces; returns `None` in the processes that stay outside, once the tests are
+/// over.
 pub fn enter() -> Option<Sandbox> {
     match env::var(STAGE).as_deref() {
         Err(_) => {
@@ -58,13 +60,13 @@ pub fn enter() -> Option<Sandbox> {
     }
 }
 
-/// What the processes outside exit with.
+/// Returns the exit code of the processes outside.
 pub fn exit_code() -> ExitCode {
     EXIT_CODE.load(Ordering::Relaxed).into()
 }
 
 impl Sandbox {
-    /// A folder for one test, by a short name: paths of sockets have a limit.
+    /// Creates a folder for one test, with a short name: paths of sockets have a limit.
     pub fn folder_for(&self, test: &str) -> PathBuf {
         let number = fs::read_dir(&self.folder).unwrap().count();
         let folder = self.folder.join(format!("{number:02}"));
@@ -74,9 +76,9 @@ impl Sandbox {
     }
 }
 
-/// The name that our control groups begin with.
+/// Returns the prefix of the names of our control groups.
 pub fn control_group(folder: &Path) -> String {
-    // The folder of the sandbox has a name that nobody else uses.
+    // The name of the sandbox's folder is unique.
     let mut above = folder.ancestors();
     let own = above.find(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -137,7 +139,7 @@ fn be_process_one() {
     EXIT_CODE.store(u8::try_from(code).unwrap_or(1), Ordering::Relaxed);
 }
 
-/// Mounts as a host has them when a service manager has set it up.
+/// Mounts file systems as a service manager does on a host.
 fn furnish(folder: &Path) {
     run("mount", ["--make-rshared", "/"]);
     run("mount", ["-t", "tmpfs", "-o", "mode=755", "run", "/run"]);
@@ -149,7 +151,7 @@ fn furnish(folder: &Path) {
     fs::create_dir_all(folder.join("dockerconfig")).unwrap();
 }
 
-/// The loop devices there are, each with its file.
+/// Returns the existing loop devices, each with its file.
 fn loop_devices() -> Vec<(String, String)> {
     let listed = Command::new("losetup")
         .args(["--list", "--noheadings", "--output", "NAME,BACK-FILE"])
@@ -161,8 +163,8 @@ fn loop_devices() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Detaches what the tests left. A device whose file was on a mount that went with the sandbox
-/// shows the file's name alone; those of `before` are not ours.
+/// Detaches what the tests left. A device whose file was on a mount that vanished with the sandbox
+/// shows only the file's name; those in `before` are not ours.
 fn remove_loop_devices(folder: &Path, before: &[(String, String)]) {
     let folder = folder.to_str().unwrap();
     for entry in loop_devices() {
@@ -174,7 +176,7 @@ fn remove_loop_devices(folder: &Path, before: &[(String, String)]) {
     }
 }
 
-/// Removes the groups from the innermost outwards; there is nobody left in them.
+/// Removes the groups from the innermost outwards; no process is left in them.
 fn remove_control_groups(folder: &Path) {
     fn remove(group: &Path) {
         for entry in fs::read_dir(group).into_iter().flatten().flatten() {

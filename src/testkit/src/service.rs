@@ -15,7 +15,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A new pool with its daemon running.
+    /// Creates a pool and starts its daemon.
     pub fn open(folder: &Path, mounts: Mounts) -> Self {
         let mut service = Self {
             folder: folder.to_owned(),
@@ -27,7 +27,7 @@ impl Service {
         service
     }
 
-    /// Where containerd finds the snapshots service, and the diff service.
+    /// Returns the socket where containerd finds the snapshots service and the diff service.
     pub fn socket(folder: &Path) -> PathBuf {
         folder.join("snap.sock")
     }
@@ -53,21 +53,21 @@ impl Service {
             .arg("--containerd-address")
             .arg(crate::containerd::Containerd::socket(&self.folder))
             .args(["--snapshot-mounts", self.mounts.word()])
-            // Where Docker looks for drivers of volumes.
+            // The path where Docker looks for volume drivers.
             .args(["--docker-plugin-socket", "/run/docker/plugins/cowshed.sock"]);
         let ready = || UnixStream::connect(&socket).is_ok();
         let log = self.folder.join("cowshed.log");
         self.daemon = Some(Process::start("cowshed", command, log, ready));
     }
 
-    /// Starts it when it does not run.
+    /// Starts it if it does not run.
     pub fn restart(&mut self) {
         if self.daemon.is_none() {
             self.start();
         }
     }
 
-    /// Runs a command that must do its work, and answers what it printed.
+    /// Runs a command that must succeed, and returns its output.
     pub fn cowshed<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> String {
         crate::fixtures::output(&mut self.command(arguments))
     }
@@ -81,7 +81,7 @@ impl Service {
         self.command(arguments).output().unwrap()
     }
 
-    /// What the pool has given to volumes, once all that is removed has been reclaimed.
+    /// Returns the space that the pool uses for volumes, once all removed ones have been reclaimed.
     pub fn used_bytes(&self) -> u64 {
         self.cowshed(["pool", "checkpoint"]);
         let status = self.json(["pool", "status"]);
@@ -95,7 +95,7 @@ impl Service {
         workers.into_iter().for_each(kill_and_wait);
     }
 
-    /// Kills both processes, the keeper first, or it would start another worker.
+    /// Kills both processes, the keeper first, because it would start another worker.
     pub fn kill(&mut self) {
         let daemon = self.daemon.take().unwrap();
         let workers = children_of(daemon.id());
@@ -103,7 +103,7 @@ impl Service {
         workers.into_iter().for_each(kill_and_wait);
     }
 
-    /// Waits until a worker answers.
+    /// Waits until a worker replies.
     pub fn wait(&self) {
         eventually("an answer of cowshed", || {
             self.attempt(["pool", "status"]).status.success()
@@ -121,7 +121,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Only a test that has failed comes here with a daemon that runs.
+        // Only a failed test leads here with a running daemon.
         if let Some(daemon) = self.daemon.take() {
             let workers = children_of(daemon.id());
             drop(daemon);

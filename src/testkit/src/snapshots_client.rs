@@ -1,4 +1,4 @@
-//! A client of the snapshots service that waits for each answer.
+//! A client of the snapshots service that waits for each reply.
 
 use cowshed_daemon::snapshotter::wire::{
     CleanupRequest, CommitRequest, Empty, FieldMask, Info, InfoResponse, KeyRequest, ListRequest,
@@ -16,7 +16,7 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 const SERVICE: &str = "/containerd.services.snapshots.v1.Snapshots/";
-/// How long a daemon that was killed may be away.
+/// The time for which a killed daemon may be away.
 const AWAY_TIME: Duration = Duration::from_secs(60);
 
 pub type Labels = BTreeMap<String, String>;
@@ -68,7 +68,7 @@ impl Client {
         })
     }
 
-    /// As `call`, again and again while the daemon is away.
+    /// Like `call`, but repeats while the daemon is away.
     pub fn persist<T>(
         &mut self,
         mut call: impl FnMut(&mut Self) -> Result<T, Status>,
@@ -199,7 +199,7 @@ impl Client {
         })
     }
 
-    /// The names that match, sorted.
+    /// Returns the names that match, sorted.
     pub fn names(&mut self, filters: &[&str]) -> Vec<String> {
         let infos = self.list(filters).unwrap();
         let mut names: Vec<_> = infos.into_iter().map(|info| info.name).collect();
@@ -220,7 +220,7 @@ fn only(answer: MountsResponse) -> Mount {
     answer.mounts.into_iter().next().unwrap()
 }
 
-/// Whether the daemon went away before it answered: it may have done what was asked, or not.
+/// Returns true if the daemon went away before it replied: it may have done the call, or not.
 pub fn is_lost(status: &Status) -> bool {
     let message = status.message();
     let broken = [
@@ -236,7 +236,7 @@ pub fn is_lost(status: &Status) -> bool {
     }
 }
 
-/// The call must be refused with this code.
+/// Asserts that the call was refused with this code.
 #[track_caller]
 pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code) {
     match answer {

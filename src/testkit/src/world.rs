@@ -1,4 +1,4 @@
-//! What a test runs with: whose snapshots, which containerd, which mounts.
+//! The environment of a test: the snapshotter, the containerd, the kind of mounts.
 
 use crate::containerd::Containerd;
 use crate::harness::{PATIENCE, eventually};
@@ -7,22 +7,23 @@ use crate::service::Service;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Whose snapshots the containers have.
+/// The snapshotter of the containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Snapshotter {
     Cowshed,
     /// containerd's default.
     Overlayfs,
-    /// containerd's own that copies all.
+    /// containerd's own that copies everything.
     Native,
-    /// containerd's own of files with a file system each; measured on XFS with reflinks.
+    /// containerd's own that has a file with a file system for each snapshot; measured on XFS with
+    /// reflinks.
     Blockfile,
-    /// containerd's own of subvolumes.
+    /// containerd's own that uses subvolumes.
     Btrfs,
 }
 
 impl Snapshotter {
-    /// What containerd knows it by.
+    /// Returns containerd's name for it.
     pub fn word(self) -> &'static str {
         match self {
             Self::Cowshed => "cowshed",
@@ -33,14 +34,14 @@ impl Snapshotter {
         }
     }
 
-    /// Where one of containerd's own keeps all it has.
+    /// Returns the folder of the data of one of containerd's own.
     pub fn root(self, folder: &Path) -> PathBuf {
         let name = format!("c-root/io.containerd.snapshotter.v1.{}", self.word());
         folder.join(name)
     }
 }
 
-/// What cowshed gives containerd to mount.
+/// The form of the mounts that cowshed gives containerd.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mounts {
     /// A folder of a file system that cowshed has mounted.
@@ -61,12 +62,12 @@ impl Mounts {
     }
 }
 
-/// What a test is asked to run with.
+/// The settings of a test.
 pub struct Setting {
     pub release: Release,
     pub snapshotter: Snapshotter,
     pub mounts: Mounts,
-    /// The test's own.
+    /// The test's own folder.
     pub folder: PathBuf,
     pub rounds: u64,
     pub seed: u64,
@@ -74,9 +75,9 @@ pub struct Setting {
 
 /// A containerd with its snapshotter.
 pub struct World {
-    // In this order: containerd ends before the snapshotter does.
+    // Dropped in this order: containerd ends before the snapshotter does.
     pub containerd: Containerd,
-    /// Where the snapshots are cowshed's.
+    /// The service, if the snapshots are cowshed's.
     pub service: Option<Service>,
 }
 
@@ -91,13 +92,13 @@ impl World {
         }
     }
 
-    /// The space that the pool has given away; nothing to say of others' snapshots.
+    /// Returns the used space of the pool; `None` for other snapshotters.
     pub fn used_bytes(&self) -> Option<u64> {
         self.service.as_ref().map(Service::used_bytes)
     }
 
-    /// Removes every image, lease and snapshot that a client knows of, and waits until the
-    /// snapshotter has nothing more, also of what only one of the two sides knew.
+    /// Removes every image, lease and snapshot that a client knows, and waits until the snapshotter
+    /// has nothing left, including what only one of the two sides knew.
     pub fn clear(&self) {
         let ctr = &self.containerd;
         for lease in ctr.ok(["leases", "ls", "-q"]).lines() {
@@ -107,14 +108,14 @@ impl World {
             ctr.ok(["images", "rm", "--sync", image]);
         }
         eventually("an end of all snapshots", || {
-            // Only a removal has containerd look for what nothing refers to.
+            // Only a removal makes containerd look for unreferenced objects.
             ctr.ok(["content", "prune", "references"]);
             ctr.snapshots().is_empty()
         });
         self.wait_until_empty();
     }
 
-    /// Waits until the snapshotter has nothing more of containerd's.
+    /// Waits until the snapshotter has nothing of containerd's left.
     pub fn wait_until_empty(&self) {
         let Some(service) = &self.service else {
             return;
@@ -140,7 +141,7 @@ impl World {
     }
 }
 
-/// What `gc --explain` says of volumes that are not there for good.
+/// Returns the explanations of `gc --explain` for volumes that are not permanent.
 fn left_over(explained: &serde_json::Value) -> Vec<String> {
     let volumes = explained["volumes"].as_array().expect("a list").iter();
     let passing = volumes.filter(|volume| {

@@ -1,4 +1,4 @@
-//! Archives from strangers: nothing outside the root is touched, and nothing grows without bound.
+//! Untrusted archives: nothing outside the root is touched, and nothing grows without bound.
 
 use cowshed_oci::{
     ApplyOptions, Compression, Digest, Image, ImageConfig, LayerOrigin, LayerWriter, Select,
@@ -10,11 +10,11 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-/// No more of a layer is read than this: what a bomb unpacks to is nobody's memory.
+/// The maximum number of bytes read of a layer, as a protection from decompression bombs.
 const LAYER_BYTES_MAX: u64 = 16 << 20;
 const RECORD: usize = 512;
 
-/// Makes the checksum right of every record that says that it is a header.
+/// Corrects the checksum of every record that claims to be a header.
 fn seal_headers(bytes: &mut [u8]) {
     for header in bytes.chunks_exact_mut(RECORD) {
         if header[257..262] == *b"ustar" {
@@ -25,7 +25,7 @@ fn seal_headers(bytes: &mut [u8]) {
     }
 }
 
-/// Every file that lies around the root, with what must not change of it.
+/// Returns every file around the root, with the properties that must not change.
 fn around(folder: &Path) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -48,7 +48,7 @@ fn around(folder: &Path) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {
     found
 }
 
-/// An uncompressed layer, applied twice to one root.
+/// Applies an uncompressed layer twice to one root.
 pub fn run_layer(data: &[u8]) {
     let folder = tempfile::Builder::new()
         .prefix("cowshed-fuzz-")
@@ -59,7 +59,7 @@ pub fn run_layer(data: &[u8]) {
     fs::create_dir(&root).unwrap();
     fs::write(folder.path().join("file"), b"outside").unwrap();
     fs::write(beside.join("file"), b"outside").unwrap();
-    // Ways out, as a lower layer may have left them.
+    // Links that lead outside, as a lower layer may have left them.
     std::os::unix::fs::symlink("../beside", root.join("out")).unwrap();
     std::os::unix::fs::symlink(&beside, root.join("absolute")).unwrap();
     let before = around(folder.path());
@@ -76,7 +76,7 @@ pub fn run_layer(data: &[u8]) {
     );
 }
 
-/// A tar with an entry of each kind.
+/// Returns a tar with an entry of each kind.
 pub fn layer_seeds() -> Vec<Vec<u8>> {
     use tar::EntryType;
     let kinds = [
@@ -131,9 +131,9 @@ pub fn layer_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// An archive that holds an image: the documents are the input's, with the digests and sizes of
-/// what they refer to put in where they ask for it. Parts are divided by 0xff: a byte that says
-/// which form, the layer, the configuration, the manifest, and the index.
+/// Runs an archive that holds an image: the input has the documents, in which marks are replaced by
+/// the digests and sizes of the parts that they refer to. Parts are separated by 0xff: a byte that
+/// selects the form, the layer, the configuration, the manifest, and the index.
 pub fn run_source(data: &[u8]) {
     let mut parts = data.splitn(5, |byte| *byte == 0xff);
     let mut part = || parts.next().unwrap_or_default();
@@ -190,8 +190,8 @@ fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// `text` with each mark replaced by the digest of what it stands for, and the mark with an `n`
-/// behind it by its size.
+/// Returns `text` with each mark replaced by the digest of its part, and each mark followed by `n`
+/// by the part's size.
 fn filled(text: &[u8], marks: &[(&[u8], &[u8])]) -> Vec<u8> {
     let mut filled = Vec::new();
     let mut rest = text;
@@ -214,7 +214,7 @@ fn filled(text: &[u8], marks: &[(&[u8], &[u8])]) -> Vec<u8> {
     filled
 }
 
-/// Layers in each compression, in an OCI layout and in an archive of Docker's.
+/// Returns layers in each compression, in an OCI layout and in a docker-archive.
 pub fn source_seeds() -> Vec<Vec<u8>> {
     let config = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["@L"]},"config":{}}"#;
     let manifest = br#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"@C","size":@Cn},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"@L","size":@Ln}]}"#;
@@ -232,7 +232,7 @@ pub fn source_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// A configuration by itself: what is taken gives the same layers again.
+/// Runs a configuration by itself: if it is accepted, it must give the same layers again.
 pub fn run_config(data: &[u8]) {
     let Ok(config) = ImageConfig::parse(data.to_vec()) else {
         return;
@@ -255,7 +255,7 @@ pub fn run_config(data: &[u8]) {
     }
 }
 
-/// Configurations with and without what is optional.
+/// Returns configurations with and without the optional fields.
 pub fn config_seeds() -> Vec<Vec<u8>> {
     let digest = Digest::of(b"layer");
     vec![

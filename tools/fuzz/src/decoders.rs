@@ -1,5 +1,5 @@
-//! Every decoder of the format, its checksums repaired: it answers or refuses, and what it takes
-//! it writes and reads back as the same.
+//! Every decoder of the format, with repaired checksums: it returns a value or an error, and a
+//! value that it accepts can be written and read back unchanged.
 
 use crate::parts::Parts;
 use cowshed_format::base::checksum::crc32;
@@ -13,7 +13,7 @@ use cowshed_format::{Layout, Pointer, Superblock, group, node};
 
 const UUID: [u8; 16] = [7; 16];
 
-/// The first byte says which; the rest lies over a sound structure or is one.
+/// The first byte selects the decoder; the rest overlays a sound structure or is one.
 pub fn run(data: &[u8]) {
     let mut parts = Parts(data);
     let which = parts.byte();
@@ -30,7 +30,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// One of each.
+/// Returns one seed for each decoder.
 pub fn seeds() -> Vec<Vec<u8>> {
     let with = |which: u8, bytes: &[u8]| [&[which], bytes].concat();
     let mut seeds: Vec<Vec<u8>> = (0..8).map(|which| with(which, &[])).collect();
@@ -90,7 +90,7 @@ fn entry() -> VolumeEntry {
     }
 }
 
-/// `rest` lies over `bytes`, as pairs of a place and a byte.
+/// Overlays `bytes` with `rest`, as pairs of an offset and a byte.
 fn overlay(bytes: &mut [u8], rest: &[u8]) {
     for change in rest.chunks_exact(3) {
         let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % bytes.len();
@@ -120,7 +120,7 @@ fn superblock(rest: &[u8]) {
         bitmaps_digest: 0,
     };
     let mut bytes = sound.encode();
-    // The fields lie in the first bytes.
+    // The fields are in the first bytes.
     overlay(&mut bytes[..200], rest);
     let end = BLOCK_BYTES - 4;
     let crc = crc32(&bytes[..end]);
@@ -181,7 +181,7 @@ fn log_record(rest: &[u8]) {
     for operation in found.operations.unwrap_or_default() {
         same_again(&operation);
     }
-    // And with a header that nobody sealed.
+    // And with an unsealed header.
     if let Some(found) = record::decode(rest) {
         assert!(found.len_bytes <= rest.len());
     }

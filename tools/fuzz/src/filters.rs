@@ -1,16 +1,16 @@
-//! What a client may ask the snapshotter to list.
+//! The filters that a client may send to the snapshotter.
 
 use cowshed_daemon::snapshotter::understands_filters;
 
-/// Longer ones are refused by their length alone.
+/// Longer ones are refused because of their length.
 const BYTES_MAX: usize = 32 << 10;
 
-/// Each line is a filter.
+/// Runs the input, in which each line is a filter.
 pub fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(&data[..data.len().min(BYTES_MAX)]);
     let filters: Vec<String> = text.split('\n').map(str::to_owned).collect();
     let understood = understands_filters(&filters);
-    // Several are understood if each of them is, as long as they are few.
+    // Several filters are accepted if each of them is, as long as there are few.
     let each = filters
         .iter()
         .all(|filter| understands_filters(std::slice::from_ref(filter)));
@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) {
     assert!(understood || !each || filters.len() > 1, "{filters:?}");
 }
 
-/// One of each form that there is.
+/// Returns a seed for each form of a filter.
 pub fn seeds() -> Vec<Vec<u8>> {
     [
         "name==a,kind==active\nparent!=\"\"",

@@ -1,5 +1,5 @@
 //! Pool images with changes that look as if the engine had made them: the check, its repair, and
-//! the engine bear them, and agree.
+//! the engine must withstand them, and agree.
 
 use crate::parts::Parts;
 use crate::plant::{PLANTS, Plant, block_of, options, put};
@@ -9,15 +9,16 @@ use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
 use std::sync::Arc;
 
-/// No more changes than this are made to one image.
+/// The maximum number of changes to one image.
 const CHANGES_MAX: usize = 8;
-/// How much of a volume is read.
+/// The maximum number of extents and bytes of a volume that are read.
 const EXTENTS_MAX: usize = 64;
 const READ_BYTES_MAX: u64 = 64 << 10;
-/// Numbers at which code goes wrong.
+/// Numbers that are likely to reveal errors.
 const EDGES: [u64; 8] = [0, 1, 2, 0xffff, 1 << 40, 1 << 48, 1 << 63, u64::MAX];
 
-/// The first byte chooses the image; then come changes: a block, a place in it, what to do.
+/// Runs the input: the first byte selects the image; then come changes: a block, an offset in it,
+/// and the kind of change.
 pub fn run(data: &[u8]) {
     let mut parts = Parts(data);
     let plant = &PLANTS[usize::from(parts.byte() % 2)];
@@ -33,7 +34,7 @@ pub fn run(data: &[u8]) {
     mend(&image, found.is_ok());
 }
 
-/// Both images as they are, and one change of each kind.
+/// Returns both unchanged images, and one change of each kind.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![vec![0], vec![1]];
     for plant in 0..2 {
@@ -62,7 +63,7 @@ fn change(plant: &Plant, image: &mut DeviceImage, parts: &mut Parts<'_>) {
             bytes[aligned..aligned + 8].copy_from_slice(&word.to_le_bytes());
         }
         4 => {
-            // A pointer, or what looks like one, from elsewhere.
+            // A pointer, or what looks like one, from another block.
             let other = plant.blocks[parts.below(plant.blocks.len())];
             let (from, to) = (parts.below(256) * 16, (at & !15).min(BLOCK_BYTES - 16));
             let piece = block_of(image, other);
@@ -72,7 +73,7 @@ fn change(plant: &Plant, image: &mut DeviceImage, parts: &mut Parts<'_>) {
         _ => bytes = [0; BLOCK_BYTES],
     }
     put(image, block, &bytes);
-    // Now and then the checksum is left wrong.
+    // Occasionally the checksum is left wrong.
     if parts.byte() % 8 != 7 {
         plant.seal(image, block);
     }
@@ -83,8 +84,8 @@ fn look(image: &DeviceImage, repair: bool) -> Result<CheckReport, Error> {
     check(&device, CheckOptions { deep: true, repair }, &mut |_| {})
 }
 
-/// Whether the check vouches for what an open will find: nothing is left to replay, and nothing
-/// was given up, which is an error to read.
+/// Returns true if the check guarantees what an open will find: nothing is left to replay, and no
+/// range was given up, which is an error to read.
 fn sound(report: &CheckReport) -> bool {
     let reserved = |note: &Note| {
         matches!(
@@ -95,16 +96,17 @@ fn sound(report: &CheckReport) -> bool {
     report.findings.is_empty() && !report.notes.iter().any(reserved)
 }
 
-/// Whether a pool was repaired before it is used.
+/// True if a pool was repaired before it is used.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mended {
     No,
-    /// What the repair gave up may come to light as blocks that nobody uses, until the next one.
+    /// Ranges that the repair gave up may appear as blocks that nothing uses, until the next
+    /// repair.
     Yes,
 }
 
-/// Opens the pool, reads and changes all of it, and opens it again. Errors are answers; where the
-/// check found nothing, there are none.
+/// Opens the pool, reads and changes all of it, and opens it again. Errors are permitted, unless
+/// the check found nothing.
 fn use_it(image: &DeviceImage, sound: bool, mended: Mended) {
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
     let pool = match Pool::open(Arc::clone(&device) as Arc<dyn Device>, &options()) {
@@ -185,7 +187,7 @@ fn work(pool: &Pool, volumes: &[Volume]) -> Result<(), Error> {
     pool.checkpoint()
 }
 
-/// Repairs the pool: it is never worse after, and what is said to be mended is.
+/// Repairs the pool: the repair must not make it worse, and what it reports as repaired must be.
 fn mend(image: &DeviceImage, readable: bool) {
     let device = MemoryDevice::from_image(image.clone());
     let options = CheckOptions {

@@ -1,11 +1,11 @@
-//! What hostile or unlucky bytes may do to the engine: plain functions that take bytes, and must
-//! neither panic nor hang nor take memory without bound, nor say that all is well where it is not.
+//! The fuzz targets: plain functions that take hostile bytes, and must neither panic nor hang nor
+//! use memory without bound, nor report success wrongly.
 //!
-//! Each target repairs the checksums of what it is given, or builds its input from it, so that the
-//! bytes get past the first check. `tools/fuzz/run` runs them: a short run with the mutator of
-//! `mutate`, on a stable toolchain and without instruments, and guided runs with libFuzzer.
+//! Each target repairs the checksums of its input, or builds its own input from it, so that the
+//! bytes pass the first check. `tools/fuzz/run` runs them: short runs with the mutator of `mutate`,
+//! on a stable toolchain without instrumentation, and guided runs with libFuzzer.
 //!
-//! Whatever is found becomes a named test in the room where it was mended.
+//! Every finding becomes a named test in the module where it was fixed.
 
 #![allow(clippy::unwrap_used, reason = "a target fails by panicking")]
 
@@ -20,15 +20,15 @@ mod parts;
 mod plant;
 pub mod requests;
 
-/// Something that can be fuzzed.
+/// A fuzz target.
 pub struct Target {
     /// Its name on the command line.
     pub name: &'static str,
-    /// Runs it once.
+    /// Runs the target once.
     pub run: fn(&[u8]),
-    /// Inputs to begin from.
+    /// Returns the initial inputs.
     pub seeds: fn() -> Vec<Vec<u8>>,
-    /// How many inputs a short run takes: a few seconds' worth.
+    /// Number of inputs of a short run: a few seconds' worth.
     pub short_run: usize,
 }
 

@@ -3,9 +3,9 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 
-/// No input grows beyond this.
+/// The maximum size of an input.
 const BYTES_MAX: usize = 64 << 10;
-/// Numbers at which code goes wrong.
+/// Numbers that are likely to reveal errors.
 const EDGES: [u64; 10] = [
     0,
     1,
@@ -19,7 +19,7 @@ const EDGES: [u64; 10] = [
     u64::MAX,
 ];
 
-/// A few random changes of `bytes`; parts of `other` may come in.
+/// Makes a few random changes of `bytes`, possibly with parts of `other`.
 pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], rng: &mut StdRng) {
     for _ in 0..rng.random_range(1..=6) {
         if bytes.is_empty() {

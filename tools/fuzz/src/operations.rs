@@ -1,4 +1,4 @@
-//! Sequences of operations on a small pool, against the model of `tests/model`.
+//! Sequences of operations on a small pool, compared with the model of `tests/model`.
 
 use crate::oracle::{BLOCK, Oracle};
 use crate::parts::Parts;
@@ -11,7 +11,8 @@ use std::sync::Arc;
 const OPERATIONS_MAX: usize = 96;
 const VOLUMES_MAX: usize = 10;
 const POOL_BYTES: u64 = 16 << 20;
-/// Sizes in blocks: one for each height of a map, and one more than a height holds.
+/// Sizes in blocks: one for each height of a map, and sizes one block larger than a height can
+/// hold.
 const SIZES: [u64; 5] = [1, 256, 257, 65_536, 65_537];
 
 struct Run {
@@ -21,7 +22,7 @@ struct Run {
     names: u64,
 }
 
-/// Each operation takes a byte for what, and what it needs.
+/// Runs the input: each operation takes a byte for its kind, followed by its parameters.
 pub fn run(data: &[u8]) {
     let device = Arc::new(MemoryDevice::new(POOL_BYTES));
     let create = CreateOptions {
@@ -55,7 +56,7 @@ pub fn run(data: &[u8]) {
     assert!(report.clean(), "{:?}", report.findings);
 }
 
-/// A few sequences that do something of everything.
+/// Returns a few sequences that cover all operations.
 pub fn seeds() -> Vec<Vec<u8>> {
     let all: Vec<u8> = (0..80u8).flat_map(|n| [n, n, 0, n / 3, 0, n]).collect();
     let writes: Vec<u8> = (0..60u8).flat_map(|n| [3, n, n, 0, 2, n, 7, n]).collect();
@@ -138,7 +139,7 @@ impl Run {
         self.oracle.create(volume.id().0, &text, size);
     }
 
-    /// A range of the volume, near a place where something begins.
+    /// Returns a range of the volume, near a boundary.
     fn range(&self, id: u64, parts: &mut Parts<'_>) -> (u64, u64) {
         let size = self.oracle.volumes[&id].size_bytes;
         let near = [0, 250 * BLOCK, 65_530 * BLOCK, size][parts.below(4)];

@@ -1,4 +1,4 @@
-//! Takes choices off the front of an input; what is missing is zero.
+//! Takes choices off the front of an input; missing bytes are zero.
 
 pub(crate) struct Parts<'a>(pub(crate) &'a [u8]);
 
@@ -19,7 +19,7 @@ impl<'a> Parts<'a> {
         u16::from_le_bytes([self.byte(), self.byte()])
     }
 
-    /// One of `count`.
+    /// Returns a number below `count`.
     pub(crate) fn below(&mut self, count: usize) -> usize {
         usize::from(self.word()) % count.max(1)
     }

@@ -1,5 +1,5 @@
-//! A small pool to begin from, and the map of its metadata: which block's checksum is held where,
-//! so that a change can be made to look as if the engine had written it.
+//! A small pool as the starting point, and the map of its metadata: the locations of each block's
+//! checksum, so that a change can be made to look as if the engine had written it.
 
 use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind};
 use cowshed_format::base::checksum::crc32;
@@ -13,19 +13,19 @@ use std::sync::{Arc, LazyLock};
 pub(crate) const POOL_BYTES: u64 = 3 << 20;
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// An image and what is known of it.
+/// An image and its metadata.
 pub(crate) struct Plant {
     pub(crate) image: DeviceImage,
     pub(crate) layout: Layout,
-    /// The blocks that are worth a change.
+    /// The blocks that are worth changing.
     pub(crate) blocks: Vec<u64>,
-    /// Where the pointers to each block lie: block and offset.
+    /// The locations of the pointers to each block: block and offset.
     holders: BTreeMap<u64, Vec<(u64, usize)>>,
-    /// Where each log record starts, from the device's start, and its length.
+    /// The start of each log record, from the device's start, and its length.
     records: Vec<(u64, usize)>,
 }
 
-/// One that was closed, and one whose process died with a full log.
+/// A pool that was closed, and one whose process died with a full log.
 pub(crate) static PLANTS: LazyLock<[Plant; 2]> = LazyLock::new(|| [grow(true), grow(false)]);
 
 pub(crate) fn options() -> OpenOptions {
@@ -120,7 +120,7 @@ fn survey(image: DeviceImage) -> Plant {
         &mut blocks,
         &mut data,
     );
-    // The catalogue's data holds the roots of the volumes, somewhere.
+    // The catalogue's data contains the roots of the volumes, at unknown offsets.
     for addr in data {
         let bytes = block_of(&plant.image, addr);
         for at in 0..BLOCK_BYTES - 16 {
@@ -189,7 +189,7 @@ impl Plant {
         }
     }
 
-    /// Makes every checksum above what `image` now holds in `block` right.
+    /// Corrects every checksum above the current contents of `block` in `image`.
     pub(crate) fn seal(&self, image: &mut DeviceImage, block: u64) {
         let last = self.layout.block_count() - 2;
         if block < 2 || block >= last {

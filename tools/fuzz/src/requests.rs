@@ -1,4 +1,4 @@
-//! What a client may send to the daemon, and a daemon to its client.
+//! The messages that a client may send to the daemon, and a daemon to its client.
 
 use cowshed_daemon::Answer;
 use cowshed_daemon::protocol::{receive_answer, receive_request, send_answer};
@@ -6,10 +6,10 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
-/// Fits the buffer of a socket, so that the sender need not be a thread.
+/// Fits into a socket's buffer, so that the sender does not need a thread.
 const BYTES_MAX: usize = 64 << 10;
 
-/// The bytes as a request and as an answer.
+/// Runs the bytes as a request and as a reply.
 pub fn run(data: &[u8]) {
     let data = &data[..data.len().min(BYTES_MAX)];
     let sent = || {
@@ -33,7 +33,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// An answer as it is sent, and a length that promises much.
+/// Returns a reply as it is sent, and a header that claims a large length.
 pub fn seeds() -> Vec<Vec<u8>> {
     let (near, far) = UnixStream::pair().unwrap();
     let answer = Answer {

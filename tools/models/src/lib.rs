@@ -1,6 +1,6 @@
-//! The engine under a model checker: built with the feature `shuttle`, its locks and atomics are
-//! the checker's (`cowshed_format::base::sync`), which decides at each of them which thread goes
-//! on.
+//! The engine under a model checker: built with the feature `shuttle`, it uses the checker's locks
+//! and atomics (`cowshed_format::base::sync`), and the checker decides at each of them which thread
+//! continues.
 //!
-//! `tests/engine.rs` has the scenes: the whole engine on a device in memory, in random orders. Each
-//! step is seen by all threads at once. `entries` is a package of its own, for another checker.
+//! `tests/engine.rs` has the models: the whole engine on a device in memory, in random orders. All
+//! threads see each step at once. `entries` is a separate package, for another checker.

@@ -1,10 +1,10 @@
-//! The engine in random orders of its threads: each model is a small scene, run again and again,
-//! and at every lock and atomic the checker decides who goes on. A failure prints the schedule
-//! that repeats it (`shuttle::replay`). `COWSHED_TEST_ORDERS` sets in how many orders each model
-//! is run.
+//! The engine in random orders of its threads: each model is a small scene that is run repeatedly,
+//! and at every lock and atomic the checker decides which thread continues. A failure prints the
+//! schedule that repeats it (`shuttle::replay`). `COWSHED_TEST_ORDERS` sets the number of orders in
+//! which each model is run.
 //!
-//! It sees each step at once in all threads: what a weak memory may show besides is for
-//! `entries` and for ThreadSanitizer (`tools/tsan`).
+//! All threads see each step at once: the further effects of a weak memory model are tested by
+//! `entries` and by ThreadSanitizer (`tools/tsan`).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,9 +15,10 @@ use shuttle::thread;
 use std::sync::Arc;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
-/// In how many orders each model is run.
+/// Number of orders in which each model is run.
 const ORDERS: usize = 400;
-/// Reads of a reader who is to be stopped in the middle of one, for as long as the others need.
+/// Number of reads of a reader that is to be stopped in the middle of one, for as long as the other
+/// threads need.
 const READS: usize = 100;
 
 fn explore(scene: impl Fn() + Send + Sync + 'static) {
@@ -31,7 +32,7 @@ fn explore(scene: impl Fn() + Send + Sync + 'static) {
     let (random, preempted) = (Arc::clone(&scene), scene);
     let scheduler = shuttle::scheduler::RandomScheduler::new(orders / 2);
     shuttle::Runner::new(scheduler, config.clone()).run(move || random());
-    // Few switches, at the worst places: what it takes to find an order that chance would not.
+    // Few switches, at the worst places: this finds orders that random choice would not.
     let scheduler = shuttle::scheduler::PctScheduler::new(3, orders / 2);
     shuttle::Runner::new(scheduler, config).run(move || preempted());
 }
@@ -40,7 +41,7 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-/// A pool of 2 MiB: a block that is freed is soon used again.
+/// Creates a pool of 2 MiB: a freed block is soon reused.
 fn pool(device: &Arc<MemoryDevice>) -> Pool {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
@@ -64,7 +65,7 @@ fn write(volume: &Volume, block: u64, version: u8) {
     volume.write_at(&bytes, block * BLOCK).unwrap();
 }
 
-/// The version of a block; it is whole.
+/// Returns the version of a block, and asserts that the block is not torn.
 fn try_read(volume: &Volume, block: u64) -> Result<u8, Error> {
     let mut bytes = [0xee; BLOCK_BYTES];
     volume.read_at(&mut bytes, block * BLOCK)?;
@@ -82,7 +83,7 @@ fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
         .for_each(|thread| thread.join().unwrap());
 }
 
-/// Blocks of two leaves: a map of two levels, so that nodes have children.
+/// A block in a second leaf: the map has two levels, so that nodes have children.
 const FAR: u64 = 300;
 
 #[test]
@@ -132,8 +133,8 @@ fn a_late_reader_finds_the_block_where_it_has_gone() {
             thread::spawn(move || {
                 for version in 2..4 {
                     write(&writer, 0, version);
-                    // The old block is free from here on, and the next write takes the first that
-                    // is.
+                    // The old block is free from here on, and the next write takes the first free
+                    // block.
                     pool.checkpoint().unwrap();
                     write(&other, u64::from(version), 0xaa);
                 }
@@ -213,7 +214,7 @@ fn a_child_keeps_what_it_shares_with_a_parent_that_is_reclaimed_beside_it() {
             thread::spawn(move || {
                 pool.remove(&snapshot).unwrap();
                 pool.reclaim().unwrap();
-                // Whoever still looks for a freed block finds this there.
+                // A reader that still looks for a freed block finds this data there.
                 let filler = pool.create_volume(&name("f"), 8 * BLOCK).unwrap();
                 filler.write_at(&[0xaa; 8 * BLOCK_BYTES], 0).unwrap();
             }),

@@ -1,4 +1,4 @@
-//! Snapshots: what they cost beside many, of large volumes, and of what is written after them.
+//! The cost of snapshots: beside many others, of large volumes, and for later writes.
 
 use super::work::Stage;
 use super::{Place, Subject};
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 const MIB: u64 = 1 << 20;
 /// A volume that has many snapshots.
 const SMALL_BYTES: u64 = 64 * MIB;
-/// How many snapshots or removals make a median.
+/// Number of snapshots or removals of which the median is taken.
 const TIMED: u32 = 5;
 const AFTER: &str = "writing after a snapshot";
 const COUNT: &str = "one more snapshot beside many";
 
-/// A pass of writes without a snapshot and one right after a snapshot.
+/// Measures a pass of writes without a snapshot and one directly after a snapshot.
 pub(super) fn overwrite(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
     let scale = run.scale;
     stage.each(run, |run, number, peer| {
@@ -30,7 +30,7 @@ pub(super) fn overwrite(run: &mut Run, stage: &Stage) -> Result<(), Interrupted>
             let outcome = pass(subject.target(), scale.pass_bytes, scale.patience, seed)?;
             complete(outcome, scale.pass_bytes)
         };
-        // The first one changes what was laid down in sequence; the second is measured.
+        // The first pass changes the sequential layout; the second one is measured.
         pass(subject, 1)?;
         let without = pass(subject, 2)?;
         subject.settle()?;
@@ -84,7 +84,7 @@ pub(super) fn overwrite(run: &mut Run, stage: &Stage) -> Result<(), Interrupted>
     })
 }
 
-/// 4 KiB writes, each block once.
+/// Writes 4 KiB at a time, each block once.
 fn pass(
     target: &Target,
     bytes: u64,
@@ -103,7 +103,7 @@ fn pass(
     Ok(job.run(target, bytes)?.writes)
 }
 
-/// The speed of a pass that got to its end.
+/// Returns the speed of a pass that was completed.
 fn complete(writes: fio::Direction, bytes: u64) -> anyhow::Result<f64> {
     ensure!(
         writes.bytes == bytes,
@@ -113,7 +113,7 @@ fn complete(writes: fio::Direction, bytes: u64) -> anyhow::Result<f64> {
     Ok(writes.per_second)
 }
 
-/// Snapshots of one small volume, one after the other.
+/// Takes snapshots of one small volume, one after the other.
 pub(super) fn snapshots(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
     let scale = run.scale;
     stage.each(run, |run, number, peer| {
@@ -124,7 +124,7 @@ pub(super) fn snapshots(run: &mut Run, stage: &Stage) -> Result<(), Interrupted>
             let timed_from = count.saturating_sub(TIMED);
             let mut times = Vec::new();
             while taken < *count && Instant::now() < deadline {
-                // Something changes in between, as it does in use.
+                // Something changes in between, as in real use.
                 if taken >= timed_from {
                     change(subject.target(), taken)?;
                 }
@@ -183,7 +183,7 @@ fn change(target: &Target, number: u32) -> anyhow::Result<()> {
     device.sync_data().context("make a changed block durable")
 }
 
-/// A volume whose blocks were written at random, and a snapshot of it.
+/// Measures a snapshot of a volume whose blocks were written at random.
 pub(super) fn mapped(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
     let scale = run.scale;
     let size = scale.mapped_bytes;
@@ -207,7 +207,7 @@ pub(super) fn mapped(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
             ));
             return Ok(());
         }
-        // What was written is on its way to the disk with the snapshot or without.
+        // The written data must reach the disk with or without a snapshot.
         subject.target().flush()?;
         let took = subject.snapshot("mapped")?.took;
         let seconds = |took: Duration| (Unit::Seconds, took.as_secs_f64());

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 const VOLUME: &str = "disk";
-/// Has the daemon go past the host's page cache.
+/// Makes the daemon bypass the host's page cache.
 pub(super) const DIRECT: &str = "--direct";
 
 pub(crate) struct Cowshed {

@@ -1,4 +1,4 @@
-//! Half of a full device is discarded.
+//! Discards half of a full device.
 
 use super::work::Stage;
 use crate::fio::Target;

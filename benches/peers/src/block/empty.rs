@@ -1,5 +1,5 @@
-//! A FUSE server that answers at once and keeps nothing, under a loop device: the limit of any
-//! server in user space that a loop device reaches through FUSE.
+//! A FUSE server that replies at once and stores nothing, under a loop device: the limit of any
+//! userspace server that a loop device reaches through FUSE.
 
 use super::{Peer, Place, Subject};
 use crate::fio::Target;
@@ -67,7 +67,7 @@ impl Peer for Empty {
             .stderr(File::create(folder.join("log"))?);
         let mut server = Process::start(&mut command)?;
         let mut file = String::new();
-        // It prints the file's path, once that is there.
+        // The server prints the file's path once it exists.
         guards::eventually("the empty server's file", || {
             server.expect_running()?;
             file = fs::read_to_string(&output)?;

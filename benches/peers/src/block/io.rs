@@ -1,5 +1,5 @@
-//! Reading and writing. All subjects of a round are there at once, and each job goes round all of
-//! them before the next one begins, so that a slow minute of the machine meets all of them.
+//! Reading and writing. All subjects of a round exist at once, and each job runs on all of them
+//! before the next job begins, so that a slow minute of the machine affects all of them.
 
 use super::Subject;
 use super::work::Stage;
@@ -12,14 +12,14 @@ use anyhow::Context;
 
 const KIB: u64 = 1 << 10;
 
-/// A job, and how its result is shown.
+/// A job, and the display of its result.
 pub(super) struct Named {
     name: &'static str,
     pattern: Pattern,
     block_bytes: u64,
     depth: u32,
     fsync: bool,
-    /// While every processor has something else to do, too.
+    /// True if every processor is also busy with other work.
     busy: bool,
 }
 
@@ -48,7 +48,7 @@ const fn busy(name: &'static str, pattern: Pattern) -> Named {
     }
 }
 
-/// Reads go first: they see what was laid down in sequence.
+/// Reads come first: they use the sequential layout.
 pub(super) const JOBS: &[Named] = &[
     sequential("128 KiB sequential read, depth 8", Pattern::Read, 8),
     random("4 KiB random read, depth 1", Pattern::RandomRead, 1),
@@ -64,7 +64,7 @@ pub(super) const JOBS: &[Named] = &[
     },
 ];
 
-/// While every processor has something else to do, too.
+/// Jobs while every processor is also busy with other work.
 pub(super) const BUSY_JOBS: &[Named] = &[
     busy("4 KiB random read, depth 1, busy host", Pattern::RandomRead),
     busy(
@@ -78,7 +78,7 @@ impl Named {
         self.block_bytes > 4 * KIB
     }
 
-    /// Requests or bytes of both directions in a second.
+    /// Returns the requests or bytes per second, of both directions.
     fn value(&self, outcome: &Outcome) -> (Unit, f64) {
         let (reads, writes) = (outcome.reads, outcome.writes);
         if self.is_sequential() {
@@ -131,7 +131,7 @@ pub(super) fn round(run: &mut Run, stage: &Stage, jobs: &[Named]) -> Result<(), 
                 .run(subject.target(), size)?;
                 drop(others);
                 add(run, stage, job, name, &outcome)?;
-                // What it has begun is not to be paid for by the next one.
+                // The next job must not pay for work that this one has begun.
                 stage.rest(subject.as_ref())
             })?;
             if measured.is_none() {

@@ -1,4 +1,4 @@
-//! Block devices: each peer makes one out of the same backing.
+//! Block devices: each peer makes one from the same backing.
 
 mod branching;
 mod cowshed;
@@ -23,89 +23,91 @@ use crate::service::{Build, RINGS};
 use anyhow::bail;
 use std::path::Path;
 
-/// What makes block devices.
+/// A maker of block devices.
 pub(crate) trait Peer {
-    /// One or two words, with which `--peer` finds it.
+    /// Returns one or two words, with which `--peer` finds it.
     fn name(&self) -> &str;
 
-    /// What it is, for the report.
+    /// Returns its description, for the report.
     fn what(&self) -> String;
 
-    /// Why it cannot be had here.
+    /// Returns the reason why it is unavailable here.
     fn missing(&self) -> Option<String>;
 
-    /// Whether it can take snapshots.
+    /// Returns true if it can take snapshots.
     fn has_snapshots(&self) -> bool {
         false
     }
 
-    /// Makes a device of `size_bytes`, with nothing written yet.
+    /// Creates a device of `size_bytes`, with nothing written yet.
     ///
     /// # Errors
     /// When it cannot be made.
     fn prepare(&self, place: &Place) -> anyhow::Result<Box<dyn Subject>>;
 }
 
-/// Where a subject is made, and how large.
+/// The place and size of a subject.
 pub(crate) struct Place<'a> {
-    /// A folder of the backing; the subject makes its own in it.
+    /// A folder of the backing; the subject creates its own folder in it.
     pub(crate) folder: &'a Path,
     /// A name that no other subject has.
     pub(crate) name: &'a str,
     pub(crate) size_bytes: u64,
 }
 
-/// A device that takes itself away when it is dropped.
+/// A device that is removed when this is dropped.
 pub(crate) trait Subject {
     fn target(&self) -> &Target;
 
-    /// Takes a snapshot of what has been written, and times it.
+    /// Takes a snapshot of what has been written, and measures the time.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When it has no snapshots, or taking one fails.
     fn snapshot(&mut self, _name: &str) -> anyhow::Result<Ran> {
         bail!("it has no snapshots")
     }
 
-    /// Removes a snapshot, and times it.
+    /// Removes a snapshot, and measures the time.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When it has no snapshots, or removing one fails.
     fn remove_snapshot(&mut self, _name: &str) -> anyhow::Result<Ran> {
         bail!("it has no snapshots")
     }
 
-    /// Finishes what goes on in the background, and gives the host what is free.
+    /// Finishes background work, and returns free space to the host.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When that fails.
     fn settle(&mut self) -> anyhow::Result<()> {
         Ok(())
     }
 
-    /// What the host gives for it.
+    /// Returns the space of the host that it takes.
     ///
     /// # Errors
     /// When that cannot be read.
     fn host_bytes(&self) -> anyhow::Result<u64>;
 
-    /// Stops serving, and has the image's own tool take a snapshot, where there is such a tool.
+    /// Stops serving, and takes a snapshot with the image's own tool; `None` if there is no such
+    /// tool.
     fn snapshot_unserved(self: Box<Self>, _name: &str) -> Option<anyhow::Result<Ran>> {
         None
     }
 
-    /// Whether what is written can be read again; only a limit's subject does not keep it.
+    /// Returns true if written data can be read again; only the subject of a limit does not keep
+    /// it.
     fn keeps_what_is_written(&self) -> bool {
         true
     }
 
-    /// Asks for a checkpoint, where there is such a thing.
+    /// Returns the command that requests a checkpoint, if there is one.
     fn checkpoint(&self) -> Option<std::process::Command> {
         None
     }
 }
 
-/// All peers, in the order of the report.
+/// Returns all peers, in the order of the report.
 pub(crate) fn peers(program: &Path, backing: &Backing) -> Vec<Box<dyn Peer>> {
     let mut peers: Vec<Box<dyn Peer>> = vec![Box::new(plain::Plain::direct())];
     if !backing.in_memory {
@@ -134,7 +136,7 @@ pub(crate) fn peers(program: &Path, backing: &Backing) -> Vec<Box<dyn Peer>> {
     peers
 }
 
-/// Two builds of cowshed, and nothing else.
+/// Returns two builds of cowshed, and nothing else.
 pub(crate) fn builds(before: &Path, after: &Path) -> Vec<Box<dyn Peer>> {
     Build::compared(before, after)
         .into_iter()

@@ -1,5 +1,5 @@
-//! A database on each device: PostgreSQL on an ext4 that is mounted, and pgbench's transactions,
-//! each of which waits until it is durable.
+//! A database on each device: PostgreSQL on a mounted ext4, and pgbench's transactions, each of
+//! which waits until it is durable.
 
 use super::work::Stage;
 use crate::fio::{Part, Target};
@@ -17,7 +17,7 @@ use std::time::Duration;
 const GROUP: &str = "PostgreSQL on ext4";
 /// Not below the backing's folder, which only root can enter.
 const POINTS: &str = "/run";
-/// Room for the log of transactions, of which the server keeps about 1 GiB; the device is sparse.
+/// Space for the log of transactions, of which the server keeps about 1 GiB; the device is sparse.
 const SPARE_BYTES: u64 = 2 << 30;
 
 /// A run of pgbench.
@@ -37,13 +37,13 @@ const LOADS: &[Load] = &[
     },
 ];
 
-/// About how long a peer's turn takes.
+/// Returns the approximate duration of a peer's turn.
 pub(super) fn expected_seconds(scale: &Scale) -> f64 {
     let gib = scale.database_bytes() as f64 / f64::from(1 << 30);
     8.0 + 30.0 * gib + LOADS.len() as f64 * time(scale).as_secs_f64()
 }
 
-/// How long each load runs; pgbench counts in whole seconds.
+/// Returns the duration of each load; pgbench counts in whole seconds.
 fn time(scale: &Scale) -> Duration {
     (3 * scale.seconds).max(Duration::from_secs(1))
 }
@@ -89,7 +89,7 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
             }
             if stage.peers[number].has_snapshots() {
                 server.settle()?;
-                // What was written is on its way to the device with the snapshot or without.
+                // The written data must reach the device with or without a snapshot.
                 host::run("sync", ["--file-system", text(mounted.path())?])?;
                 let took = subject.snapshot("idle")?.took;
                 let work = "snapshot while the database is idle";
@@ -97,7 +97,7 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
                 run.add(stage.at, GROUP, work, peer, seconds);
             }
         }
-        // Mounted anew, nothing of it is in a cache of the file system.
+        // After a new mount, none of the data is in a cache of the file system.
         let mounted = mount()?;
         let server = postgres.serve(mounted.path())?;
         server.audit(transactions)

@@ -1,4 +1,4 @@
-//! A loop device on a plain file: nothing in between, and so the limit.
+//! A loop device on a plain file, with nothing in between: the limit.
 
 use super::{Peer, Place, Subject};
 use crate::fio::Target;

@@ -83,7 +83,7 @@ fn lacks_fuse_export() -> Option<String> {
     (!help.contains("type=]fuse")).then(|| "this qemu-storage-daemon has no FUSE export".into())
 }
 
-/// A server with its output in a file of the folder.
+/// Starts a server with its output in a file of the folder.
 fn serve(program: &str, arguments: &[String], folder: &Folder) -> anyhow::Result<Process> {
     let log = File::create(folder.join("log"))?;
     let mut command = Command::new(program);

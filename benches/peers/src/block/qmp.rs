@@ -1,4 +1,4 @@
-//! QEMU's control protocol: one JSON document a line, answers among events.
+//! QEMU's control protocol: one JSON document per line, with replies among events.
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ pub(crate) struct Qmp {
 
 impl Qmp {
     /// # Errors
-    /// When nobody answers at the socket.
+    /// When no process accepts at the socket.
     pub(crate) fn connect(socket: &Path) -> anyhow::Result<Self> {
         let output = UnixStream::connect(socket).context("reach qemu-storage-daemon")?;
         output.set_read_timeout(Some(PATIENCE))?;
@@ -32,7 +32,7 @@ impl Qmp {
     }
 
     /// # Errors
-    /// What the daemon answers.
+    /// The daemon's error.
     pub(crate) fn call(&mut self, name: &str, arguments: &Value) -> anyhow::Result<()> {
         let mut line = json!({ "execute": name, "arguments": arguments }).to_string();
         line.push('\n');

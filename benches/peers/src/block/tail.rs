@@ -1,8 +1,8 @@
-//! The slowest writes while checkpoints are written, and while none are.
+//! The slowest writes during checkpoints, and without any.
 //!
-//! A pool that is written to fast makes checkpoints by itself, for it frees a lot. So there are two
-//! speeds: a slow one, at which none would come about in the time but those that are asked for, one
-//! each second; and full speed, with its own checkpoints only, and with one after the other.
+//! A pool that is written to fast makes checkpoints by itself, because it frees many blocks. So
+//! there are two speeds: a slow one, at which only requested checkpoints happen in the time, one
+//! each second; and full speed, with only the pool's own checkpoints, or with continuous ones.
 
 use super::Subject;
 use super::work::Stage;
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 const GROUP: &str = "99.9th percentile of 4 KiB writes and checkpoints";
-/// What a pool takes without a checkpoint for some seconds.
+/// A rate that a pool sustains for some seconds without a checkpoint.
 const SLOW_PER_SECOND: u32 = 2000;
 /// Less than the time after which a pool makes a checkpoint by itself.
 const SLOW_TIME_MAX: Duration = Duration::from_millis(4500);
@@ -27,7 +27,7 @@ struct Case {
     name: &'static str,
     depth: u32,
     per_second_max: Option<u32>,
-    /// A pause after each checkpoint that is asked for.
+    /// The pause after each requested checkpoint.
     checkpoints: Option<Duration>,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn round(run: &mut Run, stage: &Stage) -> Result<(), Interrupted> {
     })
 }
 
-/// The time within which 99.9 % of the writes were done.
+/// Returns the time within which 99.9 % of the writes were done.
 fn slowest(subject: &dyn Subject, case: &Case, time: Duration, size: u64) -> anyhow::Result<f64> {
     let job = Job {
         pattern: Pattern::RandomWrite,
@@ -104,7 +104,7 @@ fn slowest(subject: &dyn Subject, case: &Case, time: Duration, size: u64) -> any
     })
 }
 
-/// Asks for checkpoints until it is over.
+/// Requests checkpoints until `over` is set.
 fn ask(subject: &dyn Subject, pause: Duration, over: &AtomicBool) -> anyhow::Result<()> {
     while !over.load(Ordering::Acquire) {
         host::wait(subject.checkpoint().context("it has no checkpoints")?)?;

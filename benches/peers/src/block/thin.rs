@@ -1,6 +1,6 @@
 //! Thin volumes of the kernel or of ZFS, on a loop device on a file of the backing.
 //!
-//! Names of volume groups and ZFS pools are known to the whole host: they carry this process's
+//! Names of volume groups and ZFS pools are global to the host, so they contain this process's
 //! number.
 
 use super::{Peer, Place, Subject};
@@ -91,7 +91,7 @@ fn missing_module(name: &str, sign: &str) -> Option<String> {
                 .any(|line| line.starts_with(name))
     };
     if !there() {
-        // A kernel without modules says no, which is the answer.
+        // A kernel without modules refuses, which is an answer too.
         let _ = tidy(command("modprobe", [name]));
     }
     (!there()).then(|| format!("this kernel has no {name}"))

@@ -1,4 +1,4 @@
-//! What is measured of block devices.
+//! The measurements of block devices.
 
 use super::{Peer, Place, Subject, branching, discard, io, pgbench, tail};
 use crate::backing::Backing;
@@ -13,7 +13,7 @@ use crate::signals::{self, Interrupted};
 use anyhow::Context;
 use std::time::Duration;
 
-/// The order of the run.
+/// The kinds of work, in the order of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     Io,
@@ -68,7 +68,7 @@ impl Work {
         }
     }
 
-    /// Why it cannot be done here.
+    /// Returns the reason why it cannot be done here.
     pub(crate) fn missing(self) -> Option<String> {
         match self {
             Self::Pgbench => postgres::missing(),
@@ -83,7 +83,7 @@ impl Work {
         }
     }
 
-    /// What fio does in it.
+    /// Returns fio's jobs in it.
     fn jobs(self) -> &'static [io::Named] {
         match self {
             Self::Io => io::JOBS,
@@ -100,13 +100,13 @@ impl Work {
                 peer.has_snapshots() || peer.name().starts_with("plain")
             }
             Self::Overwrite => peer.has_snapshots(),
-            // These do not depend on the way to the pool.
+            // These do not depend on the transport.
             Self::Snapshots | Self::Mapped => peer.has_snapshots() && !is_variant,
             Self::Checkpoint => peer.name().starts_with("cowshed"),
         }
     }
 
-    /// About how long, from runs on a small machine.
+    /// Returns the approximate duration, from runs on a small machine.
     pub(crate) fn expected(self, scale: &Scale, peers: &[Box<dyn Peer>]) -> Duration {
         let taking = peers
             .iter()
@@ -137,7 +137,7 @@ impl Work {
     /// Does all its rounds.
     ///
     /// # Errors
-    /// When somebody has asked to stop.
+    /// When the user has asked to stop.
     pub(crate) fn run(
         self,
         run: &mut Run,
@@ -183,7 +183,7 @@ impl Work {
     }
 }
 
-/// One round of some work: where, and who takes part.
+/// One round of some work: its backing and its participants.
 pub(super) struct Stage<'a> {
     pub(super) backing: &'a Backing,
     pub(super) peers: &'a [&'a dyn Peer],
@@ -191,10 +191,10 @@ pub(super) struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Makes a peer's subject.
+    /// Creates a peer's subject.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be created.
     pub(super) fn prepare(
         &self,
         number: usize,
@@ -208,10 +208,10 @@ impl Stage<'_> {
         })
     }
 
-    /// Makes a peer's subject, and writes all of it.
+    /// Creates a peer's subject, and writes all of it.
     ///
     /// # Errors
-    /// When it cannot be made or written.
+    /// When it cannot be created or written.
     pub(super) fn filled(
         &self,
         number: usize,
@@ -225,11 +225,11 @@ impl Stage<'_> {
     }
 
     /// Writes a part with checksums at depth 32, and reads it back. A peer that can do that only
-    /// while one request is in flight goes on, and the report says so beside its numbers: that is
-    /// what it is, and what others see of it. For cowshed it is a failure.
+    /// with one request in flight stays in the run, and the report says so beside its numbers: that
+    /// is its property, and visible to its users. For cowshed it is a failure.
     ///
     /// # Errors
-    /// When something else comes back than was written, or the device fails.
+    /// When other data comes back than was written, or the device fails.
     pub(super) fn verify(
         &self,
         run: &mut Run,
@@ -268,7 +268,7 @@ impl Stage<'_> {
         again.context("also with one request in flight")
     }
 
-    /// Has what a subject and the host have begun end.
+    /// Waits until work that a subject and the host have begun has ended.
     ///
     /// # Errors
     /// When it cannot be made durable.
@@ -282,10 +282,10 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Each peer alone, in turn.
+    /// Runs each peer alone, in turn.
     ///
     /// # Errors
-    /// When somebody has asked to stop.
+    /// When the user has asked to stop.
     pub(super) fn each(
         &self,
         run: &mut Run,

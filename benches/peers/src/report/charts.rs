@@ -1,5 +1,5 @@
-//! Charts, as SVG: bars with a whisker from the least to the greatest round, a panel for each kind
-//! of work with its own scale; and lines on logarithmic scales for what grows with a count.
+//! Charts, as SVG: bars with a whisker from the smallest to the largest round, with a panel and
+//! scale for each kind of work; and lines on logarithmic scales for values that grow with a count.
 
 use super::{OURS, Row, format, is_limit, rows};
 use crate::results::{Results, Unit};
@@ -15,7 +15,7 @@ const GAP_PIXELS: i32 = 4;
 const TITLE_PIXELS: i32 = 30;
 const LABEL_PIXELS: i32 = 190;
 const VALUE_PIXELS: i32 = 90;
-/// So much further goes the scale than the last count, for the names of the lines.
+/// The factor by which the scale exceeds the last count, for the names of the lines.
 const LEGEND_ROOM: f64 = 12.0;
 const PANELS_ABREAST: i32 = 2;
 
@@ -33,7 +33,7 @@ const LINES: [RGBColor; 6] = [
     RGBColor(0x55, 0x8f, 0x99),
 ];
 
-/// A group's bars.
+/// Draws a group's bars.
 ///
 /// # Errors
 /// When the plotting library fails.
@@ -127,7 +127,8 @@ fn text_style(pixels: i32) -> (&'static str, i32) {
     ("sans-serif", pixels)
 }
 
-/// A line for each peer, of works that end in a count; `None` if there are no two of these.
+/// Draws a line for each peer, of works that end in a count; returns `None` if there are fewer than
+/// two.
 ///
 /// # Errors
 /// When the plotting library fails.
@@ -194,7 +195,7 @@ pub(super) fn lines(rows: &[Row]) -> anyhow::Result<Option<String>> {
     Ok(Some(text))
 }
 
-/// Each peer's points: the number at a work's end, and the median.
+/// Returns each peer's points: the number at the end of a work's name, and the median.
 fn counted<'a>(rows: &[Row<'a>]) -> Vec<(&'a str, Vec<(f64, f64)>)> {
     let mut lines: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();
     for row in rows.iter().filter(|row| row.unit == Unit::Seconds) {
@@ -216,7 +217,7 @@ fn counted<'a>(rows: &[Row<'a>]) -> Vec<(&'a str, Vec<(f64, f64)>)> {
     lines
 }
 
-/// The chart of a few numbers that says most: for the front page.
+/// Draws the chart of a few significant numbers, for the front page.
 ///
 /// # Errors
 /// When the plotting library fails.

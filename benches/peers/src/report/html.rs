@@ -1,4 +1,4 @@
-//! The report: one page that needs neither a network nor scripts.
+//! The report: one page that needs neither network nor scripts.
 
 use super::{OURS, Row, charts, format, groups, is_limit, ratio, rows, spread, table};
 use crate::progress::clock;
@@ -7,7 +7,7 @@ use crate::statistics::{Summary, Verdict};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Ratios this near to 1 are called even.
+/// Ratios this close to 1 are called even.
 const EVEN: f64 = 0.05;
 
 const STYLE: &str = "
@@ -25,7 +25,7 @@ td small { color: #6a717a; display: block; }
 .quiet { color: #6a717a; } svg { max-width: 100%; height: auto; }
 ";
 
-/// The whole page.
+/// Returns the whole page.
 ///
 /// # Errors
 /// When a chart cannot be drawn.
@@ -64,7 +64,7 @@ pub(crate) fn page(results: &Results) -> anyhow::Result<String> {
     Ok(page)
 }
 
-/// Text as HTML shows it.
+/// Escapes text for HTML.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -154,7 +154,7 @@ fn dagger(results: &Results, backing: &str, peer: &str) -> &'static str {
     }
 }
 
-/// It wins or loses only where all rounds say so.
+/// Returns the class of a ratio: a win or loss only if all rounds agree.
 fn class(times: Summary) -> &'static str {
     if times.median > 1.0 + EVEN && times.min > 1.0 {
         "win"
@@ -165,7 +165,8 @@ fn class(times: Summary) -> &'static str {
     }
 }
 
-/// How cowshed compares with each peer in each kind of work, in numbers of wins and losses first.
+/// Writes how cowshed compares with each peer in each kind of work, with the numbers of wins and
+/// losses first.
 fn verdicts(page: &mut String, results: &Results) {
     let times: Vec<Summary> = results
         .series
@@ -203,7 +204,7 @@ fn verdicts(page: &mut String, results: &Results) {
     }
 }
 
-/// A row for each kind of work, a column for each peer.
+/// Writes a row for each kind of work, with a column for each peer.
 fn factors(page: &mut String, results: &Results, backing: &str, rows: &[(&str, Row)]) {
     let mut peers: Vec<&str> = Vec::new();
     for series in rows.iter().flat_map(|(_, row)| &row.series) {
@@ -464,7 +465,7 @@ mod tests {
     #[test]
     fn the_page_needs_nothing_from_outside() {
         let page = page(&results()).unwrap();
-        // SVG names its namespace by an address that nobody fetches.
+        // SVG names its namespace by an address that is never fetched.
         let namespaces = page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count();
         assert_eq!(page.matches("http://").count(), namespaces);
         assert!(!page.contains("https://") && !page.contains("src=") && !page.contains("<link"));

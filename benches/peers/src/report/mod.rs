@@ -1,4 +1,4 @@
-//! What was measured, for people: a table on the terminal, Markdown, and a page with charts.
+//! The results for people: a table on the terminal, Markdown, and a page with charts.
 
 mod charts;
 mod html;
@@ -11,10 +11,10 @@ pub(crate) use table::{changes, markdown, terminal};
 use crate::results::{Key, Results, Series, Unit};
 use crate::statistics::{Summary, times_better};
 
-/// The peer that ratios are of.
+/// The peer to which ratios refer.
 pub(crate) const OURS: &str = "cowshed";
 
-/// A number with its unit, as short as is still exact enough.
+/// Formats a number with its unit, as short as is exact enough.
 pub(crate) fn format(unit: Unit, value: f64) -> String {
     match unit {
         Unit::Iops => scaled(value, 1000.0, &["", " k", " M"]),
@@ -26,7 +26,7 @@ pub(crate) fn format(unit: Unit, value: f64) -> String {
     }
 }
 
-/// A size.
+/// Formats a size.
 pub(crate) fn bytes(value: f64) -> String {
     scaled(value, 1024.0, &[" B", " KiB", " MiB", " GiB", " TiB"])
 }
@@ -44,7 +44,7 @@ fn seconds(value: f64) -> String {
 fn scaled(value: f64, step: f64, units: &[&str]) -> String {
     let mut value = value;
     let mut number = 0;
-    // What would be rounded up to the step is shown in the next unit.
+    // A value that would be rounded up to the step is shown in the next unit.
     while value >= step - 0.5 && number + 1 < units.len() {
         value /= step;
         number += 1;
@@ -52,7 +52,7 @@ fn scaled(value: f64, step: f64, units: &[&str]) -> String {
     format!("{}{}", digits(value), units[number])
 }
 
-/// Three digits at most, where there is a fraction.
+/// Formats with at most three digits, if there is a fraction.
 pub(crate) fn digits(value: f64) -> String {
     let size = value.abs();
     if size == 0.0 {
@@ -70,7 +70,7 @@ pub(crate) fn digits(value: f64) -> String {
     }
 }
 
-/// A median with the least and the greatest of the rounds.
+/// Formats a median with the minimum and maximum of the rounds.
 pub(crate) fn spread(unit: Unit, summary: Summary) -> String {
     format!(
         "{} to {}",
@@ -86,7 +86,7 @@ pub(crate) struct Row<'a> {
     pub(crate) series: Vec<&'a Series>,
 }
 
-/// The rows of a group on a backing.
+/// Returns the rows of a group on a backing.
 pub(crate) fn rows<'a>(results: &'a Results, backing: &str, group: &str) -> Vec<Row<'a>> {
     let mut rows: Vec<Row> = Vec::new();
     for series in &results.series {
@@ -102,7 +102,7 @@ pub(crate) fn rows<'a>(results: &'a Results, backing: &str, group: &str) -> Vec<
             }),
         }
     }
-    // Each job began with another peer; the eye wants one order.
+    // Each job began with another peer; readers expect one order.
     let place = |series: &&Series| {
         let mut peers = results.peers.iter();
         let of = |name: &str| series.peer == name || series.peer.starts_with(&format!("{name} ("));
@@ -118,12 +118,12 @@ pub(crate) fn rows<'a>(results: &'a Results, backing: &str, group: &str) -> Vec<
     rows
 }
 
-/// The groups that a backing has, in the order of the run.
+/// Returns the groups that a backing has, in the order of the run.
 pub(crate) fn groups<'a>(results: &'a Results, backing: &str) -> Vec<&'a str> {
     results.distinct(|series| (series.backing == backing).then_some(series.group.as_str()))
 }
 
-/// How many times better cowshed is than the peer of `series`, where both were measured.
+/// Returns how many times better cowshed is than the peer of `series`, if both were measured.
 pub(crate) fn ratio(results: &Results, series: &Series) -> Option<Summary> {
     if series.peer == OURS {
         return None;
@@ -137,7 +137,7 @@ pub(crate) fn ratio(results: &Results, series: &Series) -> Option<Summary> {
     times_better(&ours.samples, &series.samples, series.higher_is_better)
 }
 
-/// Whether a peer is a limit rather than something that one would use instead.
+/// Returns true if a peer is a limit rather than an alternative.
 pub(crate) fn is_limit(peer: &str) -> bool {
     peer.starts_with("plain file") || peer.starts_with("empty server")
 }

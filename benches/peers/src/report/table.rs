@@ -7,7 +7,7 @@ use crate::statistics::Verdict;
 use comfy_table::{ContentArrangement, Table, presets};
 use std::fmt::Write;
 
-/// Everything, a line for each measurement and peer.
+/// Returns everything, with a line for each measurement and peer.
 pub(crate) fn terminal(results: &Results) -> String {
     let mut text = String::new();
     for backing in &results.backings {
@@ -46,7 +46,7 @@ pub(crate) fn terminal(results: &Results) -> String {
     text
 }
 
-/// A table for each backing, with a column for each peer.
+/// Returns a table for each backing, with a column for each peer.
 pub(crate) fn markdown(results: &Results) -> String {
     let mut text = String::new();
     for backing in &results.backings {
@@ -87,7 +87,7 @@ pub(crate) fn markdown(results: &Results) -> String {
     text
 }
 
-/// What two builds differ by.
+/// Returns the differences of two builds.
 pub(crate) fn changes(comparison: &Comparison) -> String {
     let mut table = new_table(&["where", "what", "before", "after", "change", ""]);
     for change in &comparison.changes {

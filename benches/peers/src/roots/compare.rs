@@ -1,5 +1,5 @@
-//! What differs between two trees, found by walking both: by type, mode, owner, size and time of
-//! change, as differs of containers do.
+//! The differences between two trees, found by walking both: by type, mode, owner, size and time of
+//! change, like the differs of container runtimes.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -7,10 +7,10 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The paths that were added, changed or removed, relative to the trees; of a folder that was added
-/// or removed, with all that is in it.
+/// Returns the paths that were added, changed or removed, relative to the trees; for an added or
+/// removed folder, with all its contents.
 ///
-/// # Errors
+/// When something cannot be read.
 /// When something cannot be read.
 pub(super) fn differences(old: &Path, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -33,7 +33,7 @@ pub(super) fn differences(old: &Path, new: &Path) -> anyhow::Result<Vec<PathBuf>
     Ok(found)
 }
 
-/// Of a folder; nothing of what is not there or is none.
+/// Returns the entries of a folder; none if it does not exist or is not a folder.
 fn entries(folder: &Path) -> anyhow::Result<BTreeMap<OsString, Metadata>> {
     if !folder.is_dir() {
         return Ok(BTreeMap::new());

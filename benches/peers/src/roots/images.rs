@@ -1,4 +1,4 @@
-//! The images: made up, the same in every run, as tars of plain files.
+//! The images: generated, identical in every run, as tars of plain files.
 
 use crate::guards::Folder;
 use crate::host::{run, text};
@@ -9,25 +9,25 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Files of a few KiB, of which roots are made.
+/// Files of a few KiB, for roots.
 pub(super) const BASE: &str = "base";
-/// Many small files, of which one changes.
+/// Many small files, one of which changes.
 pub(super) const TREE: &str = "tree";
-/// One large file, of which one byte changes.
+/// One large file, one byte of which changes.
 pub(super) const LARGE: &str = "large";
-/// Where the large file is.
+/// The path of the large file.
 pub(super) const LARGE_FILE: &str = "data/large";
 
 const FILES_IN_A_FOLDER: u32 = 100;
 const PART_BYTES: usize = 1 << 20;
 const SEED: u64 = 5;
 
-/// Their tars.
+/// The images' tars.
 pub(super) struct Images {
     folder: Folder,
 }
 
-/// What is packed.
+/// The contents to pack.
 struct Plan {
     name: &'static str,
     files: u32,
@@ -36,7 +36,7 @@ struct Plan {
 }
 
 impl Images {
-    /// Makes those that are asked for.
+    /// Creates the wanted ones.
     ///
     /// # Errors
     /// When they cannot be written.
@@ -61,7 +61,7 @@ impl Images {
         Ok(images)
     }
 
-    /// The tar of one.
+    /// Returns the tar of an image.
     pub(super) fn tar(&self, name: &str) -> PathBuf {
         self.folder.join(&format!("{name}.tar"))
     }
@@ -104,7 +104,7 @@ impl Images {
     }
 }
 
-/// Where small file `number` of an image is.
+/// Returns the path of small file `number` of an image.
 pub(super) fn file(number: u32) -> PathBuf {
     let folder = number / FILES_IN_A_FOLDER;
     format!("usr/lib{}/{folder}/file{number}", folder / 10).into()

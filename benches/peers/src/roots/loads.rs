@@ -1,4 +1,4 @@
-//! What goes on in roots: installing packages and building, as far as a file system sees it.
+//! The loads in roots: installing packages and building, as far as a file system sees them.
 
 use super::images;
 use std::fs::{self, File};
@@ -9,8 +9,8 @@ const FILE_BYTES: usize = 6000;
 const FILES_IN_A_PACKAGE: u32 = 20;
 const FILES_IN_A_FOLDER: u32 = 50;
 
-/// As a package manager: each file is written beside its place, made durable and renamed; after
-/// each package the list of packages is written anew, durably.
+/// Works like a package manager: each file is written under a temporary name, made durable and
+/// renamed; after each package the list of packages is rewritten durably.
 pub(super) fn install(root: &Path, files: u32) -> anyhow::Result<()> {
     let installed = root.join("opt/installed");
     let mut list = String::new();
@@ -39,8 +39,8 @@ fn durable(place: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As a build: all sources are read, an object is written for each of `files`, the objects are read
-/// and put together, and then they are removed. Nothing is made durable.
+/// Works like a build: all sources are read, an object is written for each of `files`, the objects
+/// are read and joined, and then removed. Nothing is made durable.
 pub(super) fn build(root: &Path, sources: u32, files: u32) -> anyhow::Result<()> {
     let objects = root.join("build");
     fs::create_dir_all(&objects)?;
@@ -61,7 +61,7 @@ pub(super) fn build(root: &Path, sources: u32, files: u32) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Bytes that differ from file to file.
+/// Returns bytes that differ from file to file.
 fn noise(number: u32) -> Vec<u8> {
     let mut state = u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let words = std::iter::repeat_with(|| {

@@ -14,70 +14,70 @@ pub(crate) use work::{run, works};
 use crate::service::{Build, RINGS};
 use std::path::{Path, PathBuf};
 
-/// What makes roots.
+/// A maker of roots.
 pub(crate) trait Peer {
-    /// One or two words, with which `--peer` finds it.
+    /// Returns one or two words, with which `--peer` finds it.
     fn name(&self) -> &str;
 
-    /// What it is, for the report.
+    /// Returns its description, for the report.
     fn what(&self) -> String;
 
-    /// Why it cannot be had here.
+    /// Returns the reason why it is unavailable here.
     fn missing(&self) -> Option<String>;
 
-    /// Makes it ready in a new folder, for so many bytes of images and roots.
+    /// Prepares it in a new folder, for this number of bytes of images and roots.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be prepared.
     fn open(&self, folder: PathBuf, bytes: u64) -> anyhow::Result<Box<dyn Roots>>;
 }
 
-/// Images and roots, all of which go when it is dropped.
+/// Images and roots, all of which are removed on drop.
 pub(crate) trait Roots {
     /// Unpacks an image, durably.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When that fails.
     fn unpack(&mut self, image: &str, tar: &Path) -> anyhow::Result<()>;
 
-    /// Makes a root of an image, and says where it is mounted.
+    /// Makes a root of an image, and returns its mount point.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When that fails.
     fn create(&mut self, image: &str, root: &str) -> anyhow::Result<PathBuf>;
 
     /// Unmounts a root and removes it.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When that fails.
     fn remove(&mut self, root: &str) -> anyhow::Result<()>;
 
-    /// The paths that a root changed, relative to it.
+    /// Returns the paths that a root changed, relative to it.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When that fails.
     fn changes(&mut self, image: &str, root: &str) -> anyhow::Result<Vec<PathBuf>>;
 
-    /// Makes a layer of what a root changed, durably; `changed` is what `changes` said.
+    /// Makes a layer of a root's changes, durably; `changed` is the result of `changes`.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When that fails.
     fn commit(&mut self, root: &str, changed: &[PathBuf]) -> anyhow::Result<()>;
 
-    /// Finishes what goes on in the background, and gives the host what is free.
+    /// Finishes background work, and returns free space to the host.
     ///
     /// # Errors
-    /// When it cannot.
+    /// When that fails.
     fn settle(&mut self) -> anyhow::Result<()>;
 
-    /// What the host gives for all of it.
+    /// Returns the space of the host that everything takes.
     ///
     /// # Errors
     /// When that cannot be read.
     fn host_bytes(&self) -> anyhow::Result<u64>;
 }
 
-/// All peers, in the order of the report.
+/// Returns all peers, in the order of the report.
 pub(crate) fn peers(program: &Path) -> Vec<Box<dyn Peer>> {
     let rings = Build::new(program, &["--fuse", RINGS]);
     vec![
@@ -90,7 +90,7 @@ pub(crate) fn peers(program: &Path) -> Vec<Box<dyn Peer>> {
     ]
 }
 
-/// Two builds of cowshed, and nothing else.
+/// Returns two builds of cowshed, and nothing else.
 pub(crate) fn builds(before: &Path, after: &Path) -> Vec<Box<dyn Peer>> {
     Build::compared(before, after)
         .into_iter()

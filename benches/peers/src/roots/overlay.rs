@@ -34,7 +34,7 @@ impl Peer for Overlay {
     }
 }
 
-/// The mounts go before the folder.
+/// The mounts are dropped before the folder.
 struct Layers {
     mounted: HashMap<String, Mounted>,
     committed: u32,
@@ -89,7 +89,7 @@ impl Roots for Layers {
             for entry in fs::read_dir(folder)? {
                 let entry = entry?;
                 let kind = entry.file_type()?;
-                // A character device stands for what was removed.
+                // A character device marks a removed entry.
                 if kind.is_dir() && !kind.is_char_device() {
                     folders.push(entry.path());
                 }
@@ -111,12 +111,12 @@ impl Roots for Layers {
     }
 
     fn host_bytes(&self) -> anyhow::Result<u64> {
-        // A mounted root would be a file system of its own, which is not looked into.
+        // A mounted root is a separate file system, which is not counted.
         host::allocated_bytes(self.folder.path())
     }
 }
 
-/// Unpacks a tar into a folder that may be there, durably.
+/// Unpacks a tar durably into a folder, which may exist.
 pub(super) fn unpack(folder: &Path, tar: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(folder)?;
     let folder = text(folder)?;
@@ -128,8 +128,8 @@ pub(super) fn unpack(folder: &Path, tar: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Packs what changed as a layer, durably. What is no longer there is left out: its mark would be
-/// an empty file.
+/// Packs the changes as a layer, durably. Removed paths are left out: their whiteouts would be
+/// empty files.
 pub(super) fn pack(folder: &Path, changed: &[PathBuf], layer: &Path) -> anyhow::Result<()> {
     let list = layer.with_extension("list");
     let mut names = Vec::new();

@@ -1,5 +1,5 @@
-//! What is measured of roots. In each round each peer has its turn: it unpacks the images that are
-//! needed, and does all that is asked for.
+//! The measurements of roots. In each round each peer has its turn: it unpacks the necessary
+//! images, and does all the work that is asked for.
 
 use super::images::{self, BASE, Images, LARGE, LARGE_FILE, TREE};
 use super::{Peer, Roots, loads};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 const BLOCK: [u8; 4096] = [7; 4096];
 
-/// The order of a turn.
+/// The kinds of work, in the order of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     Unpack,
@@ -87,7 +87,7 @@ impl Work {
         }
     }
 
-    /// About how long, from runs on a small machine.
+    /// Returns the approximate duration, from runs on a small machine.
     pub(crate) fn expected(self, scale: &Scale, peers: &[Box<dyn Peer>]) -> Duration {
         let thousands = |files: u32| f64::from(files) / 1000.0;
         let gib = scale.large_file_bytes as f64 / f64::from(1 << 30);
@@ -106,10 +106,10 @@ impl Work {
     }
 }
 
-/// All rounds of all that is asked for.
+/// Runs all rounds of all the work that is asked for.
 ///
 /// # Errors
-/// When somebody has asked to stop.
+/// When the user has asked to stop.
 pub(crate) fn run(
     run: &mut Run,
     backing: &Backing,
@@ -175,7 +175,7 @@ struct Turn<'a> {
     scale: Scale,
 }
 
-/// Does something, and says how many seconds it took.
+/// Runs `action`, and returns its result and duration in seconds.
 fn timed<T>(action: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, f64)> {
     let started = Instant::now();
     let value = action()?;
@@ -222,7 +222,7 @@ impl Turn<'_> {
     }
 
     fn cycle(&mut self, run: &mut Run) -> anyhow::Result<()> {
-        // All of the image has to be in the root.
+        // The whole image must be in the root.
         let path = self.roots.create(BASE, "whole")?;
         let files = (0..self.scale.root_files).filter(|number| {
             let about = path.join(images::file(*number)).symlink_metadata();

@@ -1,4 +1,4 @@
-//! What each call of the plugin protocol does.
+//! The implementation of each call of the plugin protocol.
 
 use super::wire::{Answer, Capabilities, Create, One, Status, Use, Volume};
 use crate::size::{Size, SizeError};
@@ -6,25 +6,25 @@ use cowshed_host::{self as container, CreateDataVolume, DataVolume, Host};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// Why a call was not carried out.
+/// The reason why a call was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    /// A newer protocol, or another kind of plugin.
+    /// A call of a newer protocol, or of another kind of plugin.
     #[error("cowshed does not know the call {0}")]
     UnknownCall(String),
-    /// The message makes no sense.
+    /// The message is malformed.
     #[error("the request cannot be understood: {0}")]
     Json(#[from] serde_json::Error),
-    /// There is no such option.
+    /// The option is unknown.
     #[error("there is no option {0}; known are size=SIZE and from=NAME")]
     UnknownOption(String),
-    /// The option has no such value.
+    /// The option's value is invalid.
     #[error("size={text}: {error}")]
     Size { text: String, error: SizeError },
-    /// Docker's messages are text, and the folder's name is not.
+    /// Docker's messages are text, but the folder's name is not.
     #[error("the mount point {} is no text", .0.display())]
     PathText(PathBuf),
-    /// It failed.
+    /// The host's error.
     #[error(transparent)]
     Failed(#[from] container::Error),
 }

@@ -4,11 +4,11 @@
 //! over HTTP to it. Each volume is a data volume of the pool (`container`): a thin ext4 of its own,
 //! `data/NAME` among the pool's volumes, so that it can be snapshotted and cloned there.
 //!
-//! - `wire` has the messages, `driver` what each call does, `server` the socket.
+//! - `wire` has the messages, `driver` implements the calls, `server` has the socket.
 //!
 //! # Invariants
-//! - Every call may be repeated: Docker does so when it got no answer.
-//! - A call goes on to its end when the caller is gone.
+//! - Every call may be repeated: Docker does so when it got no reply.
+//! - A call runs to its end even if the caller is gone.
 //! - Only the superuser and the daemon's own user are served; a request is bounded in size, and so
 //!   is the number of callers.
 //!

@@ -23,19 +23,19 @@ use tokio::time;
 
 /// The longest request.
 const BODY_BYTES_MAX: usize = 64 << 10;
-/// How long a request may take to come.
+/// The time within which a request must be received.
 const BODY_TIME: Duration = Duration::from_secs(30);
-/// The most callers at once; Docker is one, with a few connections.
+/// The most callers at once; Docker is one caller with a few connections.
 const CONNECTIONS_MAX: usize = 128;
-/// The most calls that run at once; others wait.
+/// The most calls that run at once; further ones wait.
 const CALLS_MAX: usize = 16;
-/// How long it is waited after an accept that failed, for example for want of descriptors.
+/// The pause after an accept that failed, for example for lack of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// A plugin that serves.
+/// A running plugin.
 #[derive(Debug)]
 pub struct Server {
-    /// Gone once it is stopped.
+    /// `None` once it is stopped.
     runtime: Option<Runtime>,
     stop: watch::Sender<bool>,
     accepting: Option<JoinHandle<()>>,
@@ -45,7 +45,7 @@ impl Server {
     /// Serves the data volumes of `host` on `listener`.
     ///
     /// # Errors
-    /// What the host says when threads cannot be started or the socket cannot be watched.
+    /// The host's error when threads cannot be started or the socket cannot be watched.
     pub fn start(listener: StdListener, host: Arc<Host>) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -68,7 +68,7 @@ impl Server {
         })
     }
 
-    /// Takes no more calls, and waits for those that run; answers whether all ended in time.
+    /// Takes no more calls, and waits for those that run; returns true if all ended in time.
     pub fn stop(&mut self, patience: Duration) -> bool {
         self.stop.send_replace(true);
         let Some(runtime) = self.runtime.take() else {
@@ -88,7 +88,7 @@ impl Drop for Server {
     }
 }
 
-/// Serves whoever connects until it is to stop, and then until all have their answers.
+/// Serves all callers until it is to stop, and then until each has its reply.
 async fn accept(listener: UnixListener, host: Arc<Host>, mut stopping: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut callers = JoinSet::new();
@@ -106,7 +106,7 @@ async fn accept(listener: UnixListener, host: Arc<Host>, mut stopping: watch::Re
                 continue;
             }
         };
-        // Whoever is one too many finds the connection closed.
+        // Beyond the limit, a caller finds the connection closed.
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
             tracing::warn!("the volume plugin has {CONNECTIONS_MAX} callers, and refuses one more");
             continue;
@@ -125,7 +125,7 @@ async fn accept(listener: UnixListener, host: Arc<Host>, mut stopping: watch::Re
 
 /// Waits until the server is to stop.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // A server that is gone has stopped, too.
+    // A server that is dropped has stopped, too.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
@@ -141,7 +141,7 @@ fn may_call(stream: &UnixStream) -> bool {
     }
 }
 
-/// Serves one connection until either side has enough.
+/// Serves one connection until either side ends it.
 async fn serve(stream: UnixStream, host: Arc<Host>, mut stopping: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
         let host = Arc::clone(&host);
@@ -176,7 +176,7 @@ async fn respond(request: Request<Incoming>, host: Arc<Host>) -> Response<Full<B
         Ok(Err(_)) => return failure(StatusCode::BAD_REQUEST, "the request breaks off"),
         Err(_) => return failure(StatusCode::REQUEST_TIMEOUT, "the request does not end"),
     };
-    // The call goes on to its end even if the caller does not wait for it.
+    // The call runs to its end even if the caller does not wait for it.
     let called = task::spawn_blocking(move || {
         let answered = driver::call(&host, &path, &body);
         if let Err(error) = &answered {
@@ -194,7 +194,8 @@ async fn respond(request: Request<Incoming>, host: Arc<Host>) -> Response<Full<B
     }
 }
 
-/// Docker takes 404 for "the plugin does not know this call", and nothing else.
+/// Returns the status for a refusal. Docker takes 404 as "the plugin does not know this call", and
+/// nothing else.
 const fn status_of(refusal: &Refusal) -> StatusCode {
     match refusal {
         Refusal::UnknownCall(_) => StatusCode::NOT_FOUND,
@@ -212,7 +213,7 @@ fn failure(status: StatusCode, why: &str) -> Response<Full<Bytes>> {
 }
 
 fn reply(status: StatusCode, answer: &Answer) -> Response<Full<Bytes>> {
-    // Strings and numbers always become JSON.
+    // Strings and numbers can always be written as JSON.
     let text = serde_json::to_vec(answer).unwrap_or_default();
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;

@@ -1,9 +1,9 @@
-//! The plugin protocol's messages as JSON has them.
+//! The plugin protocol's messages in their JSON form.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What answers are declared as.
+/// The content type of replies.
 pub(super) const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// `VolumeDriver.Create`.
@@ -27,12 +27,12 @@ pub(super) struct One {
 pub(super) struct Use {
     #[serde(rename = "Name")]
     pub name: String,
-    /// Who uses it: one for each container, chosen by Docker.
+    /// The user of the volume: one id for each container, chosen by Docker.
     #[serde(rename = "ID", default)]
     pub id: String,
 }
 
-/// The answer to any call: each uses some of the fields.
+/// The reply to any call: each call uses some of the fields.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Answer {
@@ -46,15 +46,15 @@ pub(super) struct Answer {
     pub volume: Option<Volume>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<Volume>>,
-    /// Why it failed; empty when it did not.
+    /// The reason for a failure; empty on success.
     pub err: String,
 }
 
-/// What the driver can do.
+/// The driver's capabilities.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Capabilities {
-    /// `local`: the volumes are this host's.
+    /// `local`: the volumes belong to this host.
     pub scope: &'static str,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Volume {
     pub status: Option<Status>,
 }
 
-/// What only cowshed tells of a volume.
+/// The information about a volume that only cowshed reports.
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
     /// The name for `cowshed volume`.

@@ -1,5 +1,5 @@
-//! The arguments of a worker or a keeper that another process starts: they lie in memory that it
-//! inherits, so that lists of processes show a short line instead,
+//! The arguments of a worker or keeper that another process starts: they lie in memory that the new
+//! process inherits, so that process lists show only a short line,
 //! `cowshed worker --pool /srv/pool --arguments 7`.
 
 use cowshed_sys::descriptors;
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
 
-/// What such a process is called on its command line.
+/// The role that a process's command line shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Role {
     Worker,
@@ -29,15 +29,16 @@ impl Role {
 
 /// The option that names the descriptor.
 const OPTION: &str = "--arguments";
-/// The most that is read.
+/// The maximum number of bytes read.
 const BYTES_MAX: u64 = 1 << 20;
 
 static OWN: OnceLock<Vec<OsString>> = OnceLock::new();
 
-/// The arguments of this process, its name first, wherever it was given them.
+/// Returns the arguments of this process, its name first, from the command line or from inherited
+/// memory.
 ///
 /// # Errors
-/// When the command line says that they were inherited, and they were not.
+/// When the command line names inherited memory that this process did not inherit.
 pub fn own() -> io::Result<&'static [OsString]> {
     if let Some(own) = OWN.get() {
         return Ok(own);
@@ -50,7 +51,7 @@ pub fn own() -> io::Result<&'static [OsString]> {
     Ok(OWN.get_or_init(|| own))
 }
 
-/// The descriptor that a command line names; nothing for one of another form.
+/// Returns the descriptor that a command line names; `None` if the command line has another form.
 fn inherited_from(shown: &[OsString]) -> Option<i32> {
     let [_, role, pool, _, option, number] = shown else {
         return None;
@@ -66,7 +67,7 @@ fn read(mut file: File) -> io::Result<Vec<OsString>> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.take(BYTES_MAX).read_to_end(&mut bytes)?;
-    // Each ends with a zero, which no argument has in it.
+    // Each argument ends with a zero byte, which no argument contains.
     let ends = bytes.split_inclusive(|byte| *byte == 0);
     let arguments = ends.map(|argument| argument.strip_suffix(&[0]).unwrap_or(argument).to_vec());
     Ok(arguments.map(OsString::from_vec).collect())
@@ -79,7 +80,8 @@ pub(super) struct Handed {
 }
 
 impl Handed {
-    /// `arguments` (without the program's name) for a process of the pool that `pool` is.
+    /// Stores `arguments` (without the program's name) for a process of the pool that is open as
+    /// `pool`.
     pub(super) fn new(role: Role, pool: &File, arguments: &[OsString]) -> io::Result<Self> {
         let mut memory = File::from(memfd_create(c"cowshed-arguments", MFdFlags::MFD_CLOEXEC)?);
         let name = OsStr::new("cowshed");
@@ -90,7 +92,7 @@ impl Handed {
             memory.write_all(argument.as_bytes())?;
             memory.write_all(&[0])?;
         }
-        // People read it, and nothing else.
+        // Only people read this path; the program does not use it.
         let path = fs::read_link(format!("/proc/self/fd/{}", pool.as_raw_fd()));
         let shown = [
             role.name().into(),
@@ -105,14 +107,14 @@ impl Handed {
         })
     }
 
-    /// What the other process is started with.
+    /// Returns the command line with which to start the other process.
     pub(super) fn shown(&self) -> &[OsString] {
         &self.shown
     }
 }
 
 impl AsFd for Handed {
-    /// What the other process must inherit.
+    /// Returns the descriptor that the other process must inherit.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
     }

@@ -1,4 +1,4 @@
-//! How a child ended, as the kernel tells it.
+//! The state in which a child process ended, as the kernel reports it.
 
 use super::FAILED;
 use nix::sys::signal::Signal;
@@ -9,27 +9,27 @@ fn id(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().map(Pid::from_raw)
 }
 
-/// Whether a child has ended; it can still be waited for.
+/// Returns true if a child has ended; the child is not reaped.
 pub(super) fn has_ended(pid: u32) -> bool {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     let answer = id(pid).map(|pid| waitid(Id::Pid(pid), flags));
     !matches!(answer, Some(Ok(WaitStatus::StillAlive)))
 }
 
-/// How a child ended, once all of it has.
+/// Returns the status of a child once all of its threads have ended.
 pub(super) fn reap(pid: u32) -> Option<WaitStatus> {
     match waitpid(id(pid)?, Some(WaitPidFlag::WNOHANG)) {
         Ok(WaitStatus::StillAlive) => None,
         Ok(status) => Some(status),
-        // Somebody else has waited for it; there is nothing more to know.
+        // Another caller has reaped it; its status is unknown.
         Err(_) => Some(WaitStatus::Exited(id(pid)?, i32::from(FAILED))),
     }
 }
 
-/// Whether somebody else ended it, and not a failure of its own.
+/// Returns true if another process killed the child, as opposed to a failure of its own.
 pub(super) fn was_killed(status: Option<WaitStatus>) -> bool {
     match status {
-        // Of what dies by itself, no thread lingers for long enough to be taken for this.
+        // A process that dies by itself has no threads that linger long enough to get here.
         None => true,
         Some(WaitStatus::Signaled(_, signal, _)) => {
             matches!(signal, Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT)

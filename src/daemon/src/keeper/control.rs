@@ -1,5 +1,4 @@
-//! What a worker and its keeper say to each other: lines of JSON, with a descriptor where one
-//! belongs to it.
+//! The messages between a worker and its keeper: lines of JSON, some with a descriptor.
 
 use super::inherited_fds::Serving;
 use cowshed_sys::descriptors;
@@ -13,49 +12,49 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// The longest line: the arguments of a command line, of which JSON may write a byte as four.
+/// The longest line: the arguments of a command line, where JSON may need four bytes for one.
 const LINE_BYTES_MAX: usize = 1 << 20;
-/// As many bytes are read at once.
+/// The number of bytes read at once.
 const PIECE_BYTES: usize = 4096;
-/// The longest reason of a failure, which JSON may write six times as long.
+/// The longest reason for a failure, for which JSON may need six times as many bytes.
 const REASON_CHARS_MAX: usize = 500;
 
-/// What a worker says.
+/// A message from a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// It serves, and takes commands and signals.
+    /// The worker serves, and takes commands and signals.
     Ready,
-    /// The program whose file comes along is to take over, started with these arguments.
+    /// The program whose file is passed along is to take over, started with these arguments.
     Prepare {
         /// The bytes of each.
         arguments: Vec<Vec<u8>>,
     },
-    /// It is another program, has read the pool, and waits for `ToWorker::Start`.
+    /// The worker runs another program, has read the pool, and waits for `ToWorker::Start`.
     Prepared,
-    /// The volumes are served; the rest is still to come.
+    /// The volumes are served; the remaining services follow.
     ServesVolumes,
-    /// The answer to `ToWorker::Ping`: its engine works.
+    /// The reply to `ToWorker::Ping`: the worker's engine works.
     Alive,
-    /// It ends on purpose, and leaves everything to the program that was prepared.
+    /// The worker ends on purpose, and leaves everything to the program that was prepared.
     HandedOver,
-    /// It ends on purpose.
+    /// The worker ends on purpose.
     Ended,
-    /// It cannot go on, because of that.
+    /// The worker cannot go on, for this reason.
     Failed(String),
 }
 
-/// What a keeper says.
+/// A message from a keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// To a worker that has said `Prepared`: nobody else serves any more.
+    /// To a worker that has sent `Prepared`: no other worker serves any more, so start.
     Start(Serving),
-    /// To the worker that serves: the next one is prepared; leave everything to it.
+    /// To the worker that serves: the next worker is prepared; leave everything to it.
     HandOver,
-    /// What the worker knows of who serves has changed.
+    /// The processes that serve the pool have changed.
     Serving(Serving),
-    /// To stop in order; the second time, at once.
+    /// Stop in order; a second `Stop` means at once.
     Stop,
-    /// To say whether it works.
+    /// Reply with `Alive` if the engine works.
     Ping,
 }
 
@@ -66,7 +65,7 @@ pub struct ToKeeper {
 }
 
 impl ToKeeper {
-    /// The end that the keeper left open for this worker.
+    /// Wraps the socket that the keeper left open for this worker.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
         Self {
@@ -74,7 +73,7 @@ impl ToKeeper {
         }
     }
 
-    /// The pool is served, and commands and signals are taken.
+    /// Reports that the pool is served, and that commands and signals are taken.
     ///
     /// # Errors
     /// When the keeper is gone.
@@ -82,7 +81,7 @@ impl ToKeeper {
         self.say(&Message::Ready, None)
     }
 
-    /// The program in `file` is to be prepared for taking over, with these arguments.
+    /// Asks the keeper to prepare the program in `file` for taking over, with these arguments.
     ///
     /// # Errors
     /// When the keeper is gone.
@@ -94,7 +93,7 @@ impl ToKeeper {
         self.say(&Message::Prepare { arguments }, Some(file))
     }
 
-    /// This worker could serve the pool, and waits until it may.
+    /// Reports that this worker could serve the pool, and waits until it may.
     ///
     /// # Errors
     /// When the keeper is gone.
@@ -102,7 +101,7 @@ impl ToKeeper {
         self.say(&Message::Prepared, None)
     }
 
-    /// The volumes are served.
+    /// Reports that the volumes are served.
     ///
     /// # Errors
     /// When the keeper is gone.
@@ -110,7 +109,7 @@ impl ToKeeper {
         self.say(&Message::ServesVolumes, None)
     }
 
-    /// This worker's engine works.
+    /// Reports that this worker's engine works.
     ///
     /// # Errors
     /// When the keeper is gone.
@@ -118,7 +117,7 @@ impl ToKeeper {
         self.say(&Message::Alive, None)
     }
 
-    /// This worker ends on purpose, and leaves everything to the program that was prepared.
+    /// Reports that this worker ends on purpose, and leaves everything to the prepared program.
     ///
     /// # Errors
     /// When the keeper is gone.
@@ -126,7 +125,7 @@ impl ToKeeper {
         self.say(&Message::HandedOver, None)
     }
 
-    /// This worker ends on purpose.
+    /// Reports that this worker ends on purpose.
     ///
     /// # Errors
     /// When the keeper is gone.
@@ -134,7 +133,7 @@ impl ToKeeper {
         self.say(&Message::Ended, None)
     }
 
-    /// This worker cannot go on, because of that. It neither waits nor fails: a thread that panics
+    /// Reports that this worker cannot go on, and why. Neither waits nor fails: a panicking thread
     /// calls it, and the keeper may be gone.
     pub fn failed(&self, why: &str) {
         let why = why.chars().take(REASON_CHARS_MAX).collect();
@@ -152,15 +151,16 @@ impl ToKeeper {
         (&self.socket).write_all(&line[sent..])
     }
 
-    /// Whether the keeper is gone.
+    /// Returns true if the keeper is gone.
     #[must_use]
     pub fn is_keeper_gone(&self) -> bool {
         is_ended(&self.socket, Some(Duration::ZERO))
     }
 
-    /// Waits for what the keeper says next; nothing once it is gone. For one thread at a time.
+    /// Waits for the keeper's next message; `None` once the keeper is gone. Only one thread at a
+    /// time may call this.
     pub fn hear(&self) -> Option<ToWorker> {
-        // Byte by byte, so that nothing of the next line is taken: lines are few and short.
+        // Byte by byte, so that no byte of the next line is consumed: lines are few and short.
         let mut reader = BufReader::with_capacity(1, &self.socket);
         loop {
             let mut line = Vec::new();
@@ -177,12 +177,13 @@ impl ToKeeper {
     }
 }
 
-/// Whether the other end is closed, waiting for that up to `patience`, or for ever.
+/// Waits up to `patience`, or without limit if it is `None`, and returns true if the other end is
+/// closed.
 fn is_ended(socket: &UnixStream, patience: Option<Duration>) -> bool {
     let timeout = patience.map_or(PollTimeout::NONE, |patience| {
         PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)
     });
-    // Of the socket only its end is asked, which poll always tells.
+    // No events are requested: poll always reports that the other end is closed.
     let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     poll(&mut fds, timeout).is_ok() && fds[0].any().unwrap_or(false)
 }
@@ -196,13 +197,13 @@ pub(super) struct FromWorker {
 }
 
 impl FromWorker {
-    /// A connection: the keeper's end, and the one for the worker.
+    /// Creates a connection; returns the keeper's end and the worker's.
     pub(super) fn pair() -> io::Result<(Self, UnixStream)> {
         let (socket, theirs) = UnixStream::pair()?;
         Ok((Self::take(socket)?, theirs))
     }
 
-    /// The keeper's end, as another program had it.
+    /// Wraps the keeper's end of a connection that another program had opened.
     pub(super) fn take(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self {
@@ -212,11 +213,12 @@ impl FromWorker {
         })
     }
 
-    /// Tells the worker; one that is gone or does not listen is seen to by other means.
+    /// Sends a message to the worker. The caller may ignore an error: a worker that is gone or does
+    /// not listen is detected by other means.
     pub(super) fn tell(&self, message: &ToWorker) -> io::Result<()> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        // Such a line is shorter than what the socket holds, so that it goes whole or not at all.
+        // Such a line fits into the socket's buffer, so it is sent whole or not at all.
         let sent = (&self.socket).write(&line)?;
         if sent == line.len() {
             Ok(())
@@ -225,7 +227,7 @@ impl FromWorker {
         }
     }
 
-    /// What has come by now, with the descriptor that came with it.
+    /// Returns the messages received by now, each with the descriptor that came with it.
     pub(super) fn read(&mut self) -> Vec<(Message, Option<OwnedFd>)> {
         let mut messages = Vec::new();
         let mut bytes = [0; PIECE_BYTES];
@@ -316,7 +318,7 @@ mod tests {
         worker.failed(&"\u{1}".repeat(10_000));
         let said = keeper.read();
         assert!(matches!(&said[..], [(Message::Failed(why), None)] if why.len() == 500));
-        // More than a socket holds, and nobody reads.
+        // More than a socket's buffer holds, and nobody reads.
         for _ in 0..1000 {
             worker.failed(&"x".repeat(500));
         }

@@ -1,14 +1,14 @@
-//! Whether a worker that was killed can still change the pool.
+//! Decides whether a worker that was killed can still change the pool.
 //!
 //! A killed process may linger: a thread that waits in the kernel for a file system on one of our
-//! own volumes (mounting, unmounting, writing it out) ends only when a successor answers it, so
-//! the process as a whole cannot be waited for. But a thread that was killed never runs the
-//! program's code again; it can only do what its present system call still does. So the pool is
-//! safe once each thread left has ended, or is asleep in a call that does not write to the pool.
+//! own volumes (mounting, unmounting, writing back) ends only when a successor replies to it, so
+//! the keeper cannot wait for the process as a whole. But a killed thread never runs the program's
+//! code again; it can only complete its current system call. So the pool is safe once each
+//! remaining thread has ended, or sleeps in a call that does not write to the pool.
 //!
 //! # Invariants
-//! - Nothing here touches a file of the volumes: that would wait for the successor, too.
-//! - Where the kernel does not say, a thread counts as one that may write.
+//! - Nothing here touches a file of the volumes: that access would wait for the successor, too.
+//! - A thread whose state the kernel does not report counts as one that may write.
 
 use std::fs;
 use std::io;
@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 /// `PF_EXITING` of linux/sched.h: the thread is past its last system call.
 const EXITING: u64 = 0x4;
 
-/// System calls that can change a file, with the argument that says which; each is on the pool
-/// only if that descriptor is.
+/// System calls that can change a file, with the index of the argument that is the file's
+/// descriptor; each concerns the pool only if that descriptor is open on the pool.
 const WRITES: &[(libc::c_long, usize)] = &[
     (libc::SYS_write, 0),
     (libc::SYS_writev, 0),
@@ -28,11 +28,12 @@ const WRITES: &[(libc::c_long, usize)] = &[
     (libc::SYS_pwritev2, 0),
     (libc::SYS_fallocate, 0),
     (libc::SYS_ftruncate, 0),
-    // Not a change, but it takes the news of a failed write away from the successor's own.
+    // Not a change, but these calls consume the report of a failed write that the successor's own
+    // sync would otherwise get.
     (libc::SYS_fdatasync, 0),
     (libc::SYS_fsync, 0),
     (libc::SYS_sync_file_range, 0),
-    // BLKDISCARD and its like.
+    // BLKDISCARD and similar requests.
     (libc::SYS_ioctl, 0),
     (libc::SYS_sendfile, 0),
     (libc::SYS_copy_file_range, 2),
@@ -41,10 +42,10 @@ const WRITES: &[(libc::c_long, usize)] = &[
 /// System calls that may write to any file.
 const WRITES_ANYWHERE: &[libc::c_long] = &[libc::SYS_io_uring_enter, libc::SYS_io_submit];
 
-/// What is left of a killed worker.
+/// The state of a killed worker's threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// Nothing, or only what the kernel is taking down.
+    /// No threads, or only threads that the kernel is taking down.
     Nothing,
     /// This many threads sleep in calls that do not concern the pool.
     Harmless(usize),
@@ -52,9 +53,9 @@ pub(super) enum Left {
     MayWrite(u32),
 }
 
-/// The file that a descriptor is open on, as `/proc/…/fdinfo` tells it: by its mount and its inode,
-/// which stay the same when the file, a folder above it, or the mount itself loses its name.
-/// Nothing of the file system is asked for that.
+/// The file that a descriptor is open on, identified by its mount and inode in `/proc/…/fdinfo`.
+/// Both stay the same when the file, a folder above it, or the mount itself loses its name. Reading
+/// them does not access the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PoolFile {
     mount: u64,
@@ -63,7 +64,7 @@ pub(super) struct PoolFile {
 }
 
 impl PoolFile {
-    /// The file that `pool` is open on.
+    /// Returns the file that `pool` is open on.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
@@ -85,7 +86,7 @@ impl PoolFile {
         })
     }
 
-    /// Returns whether `other` may be the same file.
+    /// Returns true if `other` may be the same file.
     fn may_be(&self, other: &Self) -> bool {
         self.mount == other.mount
             && self
@@ -95,7 +96,7 @@ impl PoolFile {
     }
 }
 
-/// Looks at the process `pid`, which has been killed.
+/// Inspects the threads of the process `pid`, which has been killed.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
@@ -144,7 +145,7 @@ fn look_at_thread(task: &Path, pool: &PoolFile) -> io::Result<Thread> {
         return Ok(Thread::Ended);
     }
     if state != 'D' {
-        // It has not seen yet that it was killed.
+        // The thread has not noticed the kill yet.
         return Ok(Thread::MayWrite);
     }
     let call = fs::read_to_string(task.join("syscall"))?;
@@ -152,7 +153,7 @@ fn look_at_thread(task: &Path, pool: &PoolFile) -> io::Result<Thread> {
         Target::None => false,
         Target::Any => true,
         Target::Descriptor(number) => {
-            // What cannot be told apart from the pool counts as the pool.
+            // A file that cannot be told apart from the pool counts as the pool.
             fs::read_to_string(task.join(format!("fdinfo/{number}")))
                 .ok()
                 .and_then(|info| PoolFile::parse(&info))
@@ -170,7 +171,8 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// State and flags in a line of `/proc/…/stat`. The program's name in it may hold anything.
+/// Parses the state and flags in a line of `/proc/…/stat`. The program's name in the line may
+/// contain any characters.
 fn state_of(stat: &str) -> Option<(char, u64)> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
@@ -179,7 +181,7 @@ fn state_of(stat: &str) -> Option<(char, u64)> {
     Some((state, flags))
 }
 
-/// What a system call may change.
+/// The file that a system call may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
     None,
@@ -187,7 +189,7 @@ enum Target {
     Descriptor(u64),
 }
 
-/// Reads a line of `/proc/…/syscall`: the number and the arguments, `running`, or -1 outside of
+/// Parses a line of `/proc/…/syscall`: the call's number and arguments; `running`; or -1 outside of
 /// any call, as in a page fault.
 fn target_of(call: &str) -> Target {
     let mut fields = call.split_whitespace();
@@ -206,7 +208,7 @@ fn target_of(call: &str) -> Target {
     value
         .and_then(|text| u64::from_str_radix(text, 16).ok())
         .map_or(Target::Any, |value| {
-            // A descriptor is an int; the upper half of the register may hold anything.
+            // A descriptor is an int; the upper half of the register is undefined.
             Target::Descriptor(value & u64::from(u32::MAX))
         })
 }
@@ -273,7 +275,7 @@ mod tests {
     #[test]
     fn a_live_process_may_write_and_one_that_has_ended_may_not() {
         let pool = PoolFile::of(fs::File::open("/proc/self/exe").unwrap()).unwrap();
-        // Busy, as what sleeps in a read cannot write.
+        // Busy, because a process that sleeps in a read cannot write.
         let mut child = Command::new("sh")
             .args(["-c", "while :; do :; done"])
             .spawn()
@@ -283,7 +285,7 @@ mod tests {
             Left::MayWrite(_)
         ));
         child.kill().unwrap();
-        // Not reaped yet: it stays as a zombie.
+        // Not reaped yet: the process stays as a zombie.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while look(child.id(), &pool).unwrap() != Left::Nothing {
             assert!(std::time::Instant::now() < deadline, "it does not die");

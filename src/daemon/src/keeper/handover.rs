@@ -1,12 +1,12 @@
-//! Another program is to take over: a worker of it is started beside the one that serves, and
-//! proves that it can read the pool. Only then is the one that serves told to leave everything to
-//! it.
+//! The hand-over to another program: the keeper starts a worker of that program beside the one that
+//! serves, and the new worker proves that it can read the pool. Only then does the keeper tell the
+//! serving worker to leave everything to the new one.
 //!
 //! # Invariants
-//! - A worker that waits opens nothing for writing before it is told to start, which it is when the
-//!   one before it can change the pool no more.
-//! - A program that does not come to serve costs one line of the log and, if it hangs after its
-//!   proof, a pause of `pause_max`.
+//! - A waiting worker opens nothing for writing before the keeper tells it to start, which happens
+//!   once the previous worker can no longer change the pool.
+//! - A program that never serves costs one line of the log and, if it hangs after its proof, a
+//!   pause of `pause_max`.
 
 use super::control::{Message, ToWorker};
 use super::worker::{Program, Start, Worker, kill_group};
@@ -15,30 +15,30 @@ use nix::poll::{PollFd, PollFlags};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// How long another program may take to prove that it could serve; users do not wait for it.
+/// The time within which another program must prove that it could serve; users do not wait for it.
 const PREPARE_TIME: Duration = Duration::from_secs(10);
-/// How long it may take to serve the volumes, for which users wait: at least this.
+/// The minimum time that the program may take to serve the volumes, for which users wait.
 const PAUSE_MIN: Duration = Duration::from_secs(2);
-/// As many times what a worker has taken before, where that is longer.
+/// The program may take this multiple of the time that a worker took before, if that is longer.
 const PAUSE_FACTOR: u32 = 4;
-/// How long another program may take to serve, once users do not wait for it any more.
+/// The time that another program may take to serve, once users no longer wait for it.
 pub(super) const UPGRADE_TIME: Duration = Duration::from_secs(30);
 
 /// A worker of another program that waits until it may serve.
 pub(super) struct Standby {
     program: Program,
     worker: Worker,
-    /// When it must have proved that it could serve; nothing once it has.
+    /// The time by which it must prove that it could serve; `None` once it has.
     deadline: Option<Instant>,
 }
 
 impl Standby {
-    /// When it must have proved that it could serve, if it has not.
+    /// Returns the time by which it must prove that it could serve, if it has not yet.
     pub(super) const fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// What says that something became of it.
+    /// Returns the descriptors to poll for a change of its state.
     pub(super) fn poll_fds(&self) -> [PollFd<'_>; 2] {
         [
             PollFd::new(self.worker.control.as_fd(), PollFlags::POLLIN),
@@ -46,7 +46,7 @@ impl Standby {
         ]
     }
 
-    /// What is wrong with it, if something is; it is killed then.
+    /// Returns the worker's fault if it has one, and kills it.
     fn fault(&self, is_stopped: bool) -> Option<String> {
         let pid = self.worker.pid;
         let is_late = self.deadline.is_some_and(|until| Instant::now() >= until);
@@ -101,7 +101,7 @@ impl<O: Owner> Keeper<O> {
         }
     }
 
-    /// Sees what became of the worker that waits, while `current` serves.
+    /// Checks on the waiting worker while `current` serves.
     pub(super) fn look_at_standby(&mut self, current: &Worker) {
         let Some(mut standby) = self.standby.take() else {
             return;
@@ -119,14 +119,14 @@ impl<O: Owner> Keeper<O> {
         match standby.fault(is_stopped) {
             Some(fault) => {
                 self.lingering.push(standby.worker.pid);
-                // A worker that leaves everything already is followed by the old program.
+                // If the serving worker is already handing over, the old program follows it.
                 self.refuse(&fault, (!self.hands_over).then_some(current));
             }
             None => self.standby = Some(standby),
         }
     }
 
-    /// Lets the worker that waits serve, now that nobody else does.
+    /// Lets the waiting worker serve, now that no other worker does.
     pub(super) fn start_standby(&mut self) -> Option<State> {
         let Standby {
             program,
@@ -154,14 +154,14 @@ impl<O: Owner> Keeper<O> {
         Some(State::Runs(worker, Some(until)))
     }
 
-    /// Ends the worker that waits, since there is nothing to wait for any more.
+    /// Ends the waiting worker, because there is nothing to wait for any more.
     pub(super) fn end_standby(&mut self) {
         if let Some(standby) = self.standby.take() {
             self.end(&standby.worker);
         }
     }
 
-    /// The program that was started does not serve.
+    /// Records that the program that was started does not serve.
     pub(super) fn has_failed_to_take_over(&mut self, how: &str) {
         let failure = format!("the new program could not serve ({how})");
         tracing::error!(
@@ -171,7 +171,7 @@ impl<O: Owner> Keeper<O> {
         self.serving.upgrade_failure = Some(failure);
     }
 
-    /// The program that was to take over is not started; `current` goes on.
+    /// Records that the program that was to take over is not started; `current` goes on.
     fn refuse(&mut self, why: &str, current: Option<&Worker>) {
         self.serving.upgrades += 1;
         self.has_failed_to_take_over(why);
@@ -191,14 +191,14 @@ impl<O: Owner> Keeper<O> {
     }
 }
 
-/// How long users may wait for another program to serve, where a worker of this pool has taken
+/// Returns how long users may wait for another program to serve, if a worker of this pool took
 /// `usual` before.
 fn pause_max(usual: Option<Duration>) -> Duration {
     let several = usual.unwrap_or_default().saturating_mul(PAUSE_FACTOR);
     several.clamp(PAUSE_MIN, UPGRADE_TIME)
 }
 
-/// The clock by which a service manager tells old news from new.
+/// Returns the monotonic time, by which a service manager tells old notices from new ones.
 fn monotonic_us() -> i64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| now.tv_sec() * 1_000_000 + now.tv_nsec() / 1000)

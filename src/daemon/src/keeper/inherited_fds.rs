@@ -1,9 +1,10 @@
-//! What outlives a worker, and how it is told to the next process: one JSON value with the numbers
-//! of descriptors that are left open for it.
+//! The descriptors that outlive a worker, and how they are described to the next process: one JSON
+//! value with the numbers of the descriptors that are left open for it.
 //!
 //! # Invariants
-//! - Everything is closed on `exec`, but while a process is started that is to have it.
-//! - A process takes what it is told only if it speaks the same `HANDOVER`.
+//! - Every descriptor is closed on `exec`, except while the process that is to inherit it is
+//!   started.
+//! - A process takes the descriptors only if it understands the sender's `HANDOVER`.
 
 use super::super::Listening;
 use cowshed_export::{Connection, ConnectionParts, HandoverState};
@@ -17,43 +18,44 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Raised when what is handed over changes its meaning, in these values or in the handover state.
+/// Raised when the meaning of what is handed over changes, in these values or in the handover
+/// state.
 pub const HANDOVER: u32 = 3;
-/// The oldest hand-over that this program can be the receiver of: it differs in where the arguments
-/// are, which does not concern the receiver.
+/// The oldest hand-over that this program can receive: it differs only in where the arguments are,
+/// which does not concern the receiver.
 const HANDOVER_OLDEST: u32 = 2;
 
-/// Returns whether this program can take what another one hands over.
+/// Returns true if this program can take over from a program with this `handover`.
 #[must_use]
 pub const fn is_understood(handover: u32) -> bool {
     HANDOVER_OLDEST <= handover && handover <= HANDOVER
 }
 
-/// What the keeper holds for its workers.
+/// The descriptors and paths that the keeper holds for its workers.
 pub struct InheritedFds {
     /// The pool's file, locked.
     pub pool: File,
     /// The folder of mounts.
     pub folder: PathBuf,
-    /// Its lock.
+    /// The folder's lock.
     pub folder_lock: File,
-    /// Where clients connect.
+    /// The socket where clients connect.
     pub listening: Listening,
-    /// Where containerd connects, if it is served.
+    /// The socket where containerd connects, if it is served.
     pub containerd: Option<Listening>,
-    /// Where Docker connects to its volume plugin, if it is served.
+    /// The socket where Docker connects to its volume plugin, if it is served.
     pub plugin: Option<Listening>,
-    /// What workers leave to each other.
+    /// The state that workers pass to each other.
     pub handover_state: HandoverState,
     /// The mount.
     pub connection: Connection,
 }
 
-/// The same as values, for a process that inherits the descriptors.
+/// `InheritedFds` as plain values, for a process that inherits the descriptors.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct InheritedFdParts {
     pool: RawFd,
-    /// Its bytes: a path may be no text.
+    /// The bytes of the path, which may not be text.
     folder: Vec<u8>,
     folder_lock: RawFd,
     listening: RawFd,
@@ -65,7 +67,7 @@ pub struct InheritedFdParts {
 }
 
 impl InheritedFds {
-    /// What another process must be told to take it.
+    /// Returns the values that another process needs to take the descriptors.
     #[must_use]
     pub fn parts(&self) -> InheritedFdParts {
         InheritedFdParts {
@@ -81,11 +83,11 @@ impl InheritedFds {
         }
     }
 
-    /// Takes the inherited descriptors that another process left open for this one. The socket's
-    /// file is not this one's to remove.
+    /// Takes the descriptors that another process left open for this one. This process does not
+    /// remove the socket's file.
     ///
     /// # Errors
-    /// When a descriptor is not what it should be.
+    /// When a descriptor is not of the expected kind.
     pub fn take(parts: InheritedFdParts) -> io::Result<Self> {
         Ok(Self {
             pool: descriptors::inherited(parts.pool)?.into(),
@@ -99,7 +101,7 @@ impl InheritedFds {
         })
     }
 
-    /// All descriptors.
+    /// Returns all descriptors.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![
             self.pool.as_fd(),
@@ -123,57 +125,57 @@ fn take_listening(number: RawFd) -> io::Result<Listening> {
 }
 
 impl InheritedFdParts {
-    /// Whether the keeper removes the socket's file in the end, and not a service manager.
+    /// Returns true if the keeper, not a service manager, removes the socket's file in the end.
     #[must_use]
     pub const fn keeps_socket_file(&self) -> bool {
         self.keeps_socket_file
     }
 }
 
-/// Who serves a pool.
+/// The processes that serve a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
-    /// The process that holds what must outlive the other; 0 when it is gone.
+    /// The process that holds the descriptors that must outlive the worker; 0 when it is gone.
     pub keeper: u32,
     /// The process that has the pool open.
     pub worker: u32,
     /// The version of the program that the worker runs.
     pub version: String,
-    /// How many workers have died and were followed by another one.
+    /// Number of workers that died and were followed by another one.
     pub restarts: u64,
-    /// How often another program was asked to take over.
+    /// Number of times another program was asked to take over.
     pub upgrades: u64,
-    /// Why the last one that was asked does not serve.
+    /// The reason why the last program that was asked does not serve.
     pub upgrade_failure: Option<String>,
-    /// When and of what the last worker died that did not end on purpose.
+    /// When and why the last worker died that did not end on purpose.
     #[serde(default)]
     pub last_failure: Option<String>,
 }
 
-/// What a worker is told.
+/// The information that a worker is started with.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Told {
     /// `HANDOVER` of the keeper.
     pub handover: u32,
-    /// The keeper's part; `worker` and `version` are the worker's to fill in.
+    /// The keeper's part; the worker fills in `worker` and `version`.
     pub serving: Serving,
-    /// What it serves.
+    /// The descriptors that the worker serves with.
     pub inherited_fds: InheritedFdParts,
     /// A socket to the keeper.
     pub control: RawFd,
-    /// Whose closing tells that this worker was killed.
+    /// A pipe whose closing tells that this worker was killed.
     pub pulse: RawFd,
-    /// Whose closing tells that no thread is left that has this process's descriptors.
+    /// A pipe whose closing tells that no remaining thread has this process's descriptors.
     pub life: RawFd,
-    /// The other ends of the `life` of workers before, which served the same mount.
+    /// The other ends of the `life` pipes of earlier workers that served the same mount.
     pub predecessors: Vec<RawFd>,
-    /// Whether there has been a worker before, however it ended.
+    /// True if there was an earlier worker, however it ended.
     pub is_successor: bool,
-    /// How readily the kernel may kill the worker for its memory, where the keeper is spared.
+    /// The OOM score adjustment for the worker, if the keeper is shielded from the OOM killer.
     pub oom_score: Option<i32>,
 }
 
-/// What a keeper leaves to the program that it becomes.
+/// The state that a keeper leaves to the program that it becomes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Succession {
     pub handover: u32,
@@ -181,14 +183,14 @@ pub(super) struct Succession {
     pub inherited_fds: InheritedFdParts,
     pub worker: WorkerParts,
     pub oom_score: Option<i32>,
-    /// How many signals to stop have come.
+    /// Number of stop signals received.
     pub stops: u32,
-    /// How long a worker took to serve the volumes.
+    /// The time that a worker took to serve the volumes.
     #[serde(default)]
     pub usual_time: Option<Duration>,
 }
 
-/// A worker that serves, as values.
+/// A worker that serves, as plain values.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct WorkerParts {
     pub pid: u32,
@@ -197,7 +199,8 @@ pub(super) struct WorkerParts {
     pub life: RawFd,
 }
 
-/// Leaves descriptors open for the processes that this one starts or becomes, until it is dropped.
+/// Leaves descriptors open for the processes that this one starts or becomes, until the value is
+/// dropped.
 pub(super) struct LeftOpen<'a> {
     descriptors: Vec<BorrowedFd<'a>>,
 }
@@ -215,7 +218,7 @@ impl<'a> LeftOpen<'a> {
 impl Drop for LeftOpen<'_> {
     fn drop(&mut self) {
         for descriptor in &self.descriptors {
-            // It is open, and for such a one the call cannot fail.
+            // The descriptor is open, so the call cannot fail.
             let _ = descriptors::leave_open(*descriptor, false);
         }
     }

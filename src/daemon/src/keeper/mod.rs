@@ -1,17 +1,17 @@
-//! The keeper: the daemon's main process, which outlives the one that serves.
+//! The keeper: the daemon's main process, which outlives the process that serves.
 //!
-//! It has no pool, and one thread beside the log's, which starts nothing. It holds every descriptor
-//! that must not be closed while somebody uses a volume (`inherited_fds`), starts a *worker* that
-//! serves with them, and when that dies, starts another one, which goes on where the first one was:
-//! users see a pause.
+//! The keeper runs no engine and has one thread; the only other one, the log's, starts no
+//! processes. It holds every descriptor that must not be closed while somebody uses a volume
+//! (`inherited_fds`) and starts a *worker* that serves with them. When the worker dies, the keeper
+//! starts another one, which goes on where the first one stopped: users see a pause.
 //!
 //! # Invariants
-//! - A successor opens the pool only when the dead worker cannot change it any more (`fence`).
+//! - A successor opens the pool only once the dead worker can no longer change it (`fence`).
 //! - The keeper never touches a file of the mount, nor of a file system on a volume: without a
-//!   worker it would wait for ever.
-//! - When there is to be no successor, the mount is ended, so that users get errors: so it is with
-//!   a mount whose requests come over rings, which are lost with a worker.
-//! - If the keeper dies, its worker goes on, and stops in order; nobody follows it.
+//!   worker, the access would wait for ever.
+//! - When there is to be no successor, the keeper ends the mount, so that users get errors. It also
+//!   does so when a worker dies whose requests came over rings: they are lost with the worker.
+//! - If the keeper dies, its worker goes on, and stops in order; no worker follows it.
 
 mod arguments;
 mod children;
@@ -57,78 +57,79 @@ use std::time::{Duration, Instant, SystemTime};
 use watchdog::Watchdog;
 use worker::{Program, Start, Worker, kill_group};
 
-/// How long a dead worker may go on in a call that could change the pool; a disk that answers
-/// later than this is taken for broken.
+/// The time that a dead worker may spend in a call that could change the pool; a disk that takes
+/// longer is considered broken.
 const FENCE_TIME: Duration = Duration::from_secs(60);
-/// How often it is looked at meanwhile.
+/// The interval at which the dead worker is inspected meanwhile.
 const FENCE_POLL_MIN: Duration = Duration::from_millis(1);
 const FENCE_POLL_MAX: Duration = Duration::from_millis(20);
-/// How long a worker that ends is waited for before it counts as one whose threads linger.
+/// The time that the keeper waits for a worker that ends before it counts the worker's threads as
+/// lingering.
 const REAP_TIME: Duration = Duration::from_millis(100);
-/// How long the end of a dead worker is waited for once the mount has been ended.
+/// The time that the keeper waits for a dead worker to end after the mount has been ended.
 const END_TIME: Duration = Duration::from_secs(10);
-/// The exit status of a failure that no worker told.
+/// The exit status of a failure that no worker reported.
 const FAILED: u8 = 1;
 
-/// What the keeper's owner does for it.
+/// The operations that the keeper's owner performs for it.
 pub trait Owner {
-    /// The first worker serves, as this process.
+    /// Called when the first worker serves; `worker` is its process id.
     fn serves(&mut self, worker: u32);
-    /// It ends without having served, because of that.
+    /// Called when the keeper ends without having served, with the reason.
     fn does_not_serve(&mut self, why: &str);
     /// Opens the log again.
     fn reopen_log(&mut self);
     /// Waits a while until the log is written.
     fn flush_log(&mut self);
-    /// Nobody serves any more: clears away what is left of the mounts.
+    /// Removes what is left of the mounts, once nobody serves any more.
     fn clear_away(&mut self);
 }
 
-/// Holds what must outlive the workers, and sees to it that there is one.
+/// Holds what must outlive the workers, and keeps one worker running.
 pub struct Keeper<O> {
     owner: O,
     signals: KeeperSignals,
     inherited_fds: InheritedFds,
     pool: PoolFile,
-    /// The pool's file, opened apart from the workers': it learns of a failed write although the
-    /// worker that was told of it died of something else at that moment.
+    /// The pool's file, opened separately from the workers' descriptor: it reports a failed write
+    /// even if the worker that got the report died of something else at that moment.
     witness: File,
     serving: Serving,
     restarts: Restarts,
     watchdog: Watchdog,
     oom_score: Option<i32>,
-    /// How many signals to stop have come, and how many of them the worker was sent.
+    /// Number of stop signals received, and how many of them were sent to the worker.
     stops: u32,
     stops_sent: u32,
     /// A worker of another program that waits until it may serve.
     standby: Option<Standby>,
-    /// Whether the worker was told to leave everything to the one that waits.
+    /// True if the serving worker was told to leave everything to the waiting one.
     hands_over: bool,
     /// The program of the worker that took over, until it serves.
     next: Option<Program>,
-    /// How long a worker of this pool took to serve the volumes.
+    /// The time that a worker of this pool took to serve the volumes.
     usual_time: Option<Duration>,
-    /// The ends of `life` of the workers before.
+    /// The ends of the `life` pipes of earlier workers.
     predecessors: Vec<OwnedFd>,
-    /// Dead workers of which threads linger.
+    /// Dead workers whose threads linger.
     lingering: Vec<u32>,
     has_served: bool,
 }
 
-/// What the keeper is about to do.
+/// The keeper's state.
 enum State {
-    /// A worker runs; until then it must serve, if it is another program's.
+    /// A worker runs; if it is another program's, it must serve by this time.
     Runs(Worker, Option<Instant>),
-    /// A worker that died since then.
+    /// A worker that died at this time.
     Dies(Worker, Instant),
-    /// No worker until then.
+    /// No worker until this time.
     Waits(Instant),
-    /// All is over, with this exit status.
+    /// The keeper ends with this exit status.
     Over(u8),
 }
 
 impl<O: Owner> Keeper<O> {
-    /// A keeper of `inherited_fds`, without a worker yet.
+    /// Returns a keeper of `inherited_fds`, without a worker yet.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
@@ -164,7 +165,7 @@ impl<O: Owner> Keeper<O> {
         })
     }
 
-    /// Keeps a worker running until one ends on purpose or no more can run; answers the exit
+    /// Keeps a worker running until one ends on purpose or no more can run; returns the exit
     /// status, with everything cleared away.
     pub fn run(self) -> u8 {
         let state = State::Waits(Instant::now());
@@ -182,8 +183,8 @@ impl<O: Owner> Keeper<O> {
         }
     }
 
-    /// Waits for something to happen, at most until then, and takes the signals that came.
-    /// Answers whether a child has ended.
+    /// Waits for an event, at most until `until`, and takes the pending signals. Returns true if a
+    /// child has ended.
     fn sleep(&mut self, worker: Option<&Worker>, until: Option<Instant>) -> bool {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if let Some(worker) = worker {
@@ -200,12 +201,12 @@ impl<O: Owner> Keeper<O> {
         }
         let until = times.into_iter().min();
         let timeout = until.map_or(PollTimeout::NONE, |until| {
-            // Rounded up, so that it has passed after that.
+            // Rounded up, so that the time has passed when the wait ends.
             let left = until.saturating_duration_since(Instant::now());
             let millis = left.as_micros().div_ceil(1000);
             PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
         });
-        // An interrupted or failed wait is followed by another look at everything.
+        // After an interrupted or failed wait, the caller checks everything again.
         let _ = poll(&mut fds, timeout);
         let mut child_ended = false;
         while let Some(news) = self.signals.next() {
@@ -232,8 +233,8 @@ impl<O: Owner> Keeper<O> {
             self.inherited_fds.handover_state.failure_note()();
         }
         if self.inherited_fds.handover_state.has_device_failed() {
-            // Another worker would find in the page cache what the host could not write, and take
-            // it for durable.
+            // Another worker would find data in the page cache that the host could not write, and
+            // take it for durable.
             tracing::error!(
                 "the host failed to write to the pool's device, so no other worker is started; \
                  the volumes are cut off. See to the device, then serve again: the pool comes back \
@@ -283,7 +284,7 @@ impl<O: Owner> Keeper<O> {
         self.look_at_standby(&worker);
         self.watchdog.look_at(&worker);
         if deadline.is_some() && worker.serves_volumes && !served_volumes {
-            // Nobody waits for the rest.
+            // Users do not wait for the remaining services.
             deadline = Some(Instant::now() + UPGRADE_TIME);
         }
         if worker.ready.is_some() && deadline.is_some() {
@@ -300,8 +301,8 @@ impl<O: Owner> Keeper<O> {
         }
         if worker.ready.is_some() {
             while self.stops_sent < self.stops {
-                // By word of the keeper: a signal may come to all processes of a service at once,
-                // and must not count twice.
+                // The keeper sends a message instead of a signal: a signal may come to all
+                // processes of a service at once, and must not count twice.
                 if let Err(error) = worker.control.tell(&ToWorker::Stop) {
                     tracing::warn!(%error, "the worker does not hear, and is sent a signal");
                     worker.signal(Signal::SIGTERM);
@@ -315,7 +316,7 @@ impl<O: Owner> Keeper<O> {
         State::Runs(worker, deadline)
     }
 
-    /// Takes what the worker has said.
+    /// Handles the messages that the worker has sent.
     fn listen(&mut self, worker: &mut Worker) {
         for (message, file) in worker.control.read() {
             match (message, file) {
@@ -332,7 +333,7 @@ impl<O: Owner> Keeper<O> {
                     tracing::error!("a hand-over without a program");
                 }
                 (Message::Alive, _) => self.watchdog.answered(worker.pid),
-                // Only one that waits says so.
+                // Only a waiting worker sends this.
                 (Message::Prepared, _) => {}
                 (Message::HandedOver, _) => {
                     worker.ended = true;
@@ -374,7 +375,7 @@ impl<O: Owner> Keeper<O> {
                 tracing::error!(%error, "cannot see what is left of the dead worker");
                 return self.give_up(Some(worker.pid), FAILED);
             }
-            // What ends on purpose is left some time, so that it can be waited for.
+            // A worker that ends on purpose gets some time, so that it can be reaped.
             Ok(Left::Harmless(_)) if !worker.ended || passed >= REAP_TIME => {
                 tracing::info!(pid = worker.pid, "threads of the dead worker linger");
                 return self.after_death(Some(worker), None);
@@ -388,8 +389,8 @@ impl<O: Owner> Keeper<O> {
         State::Dies(worker, since)
     }
 
-    /// A worker has ended, or could not be started; or only threads of it are left, and how it
-    /// ended cannot be known yet.
+    /// Decides what follows after a worker has ended, or could not be started, or has only
+    /// lingering threads left, so that its exit status cannot be known yet.
     fn after_death(&mut self, worker: Option<Worker>, status: Option<WaitStatus>) -> State {
         let how = status.map_or_else(|| "killed".to_owned(), |status| describe(&status));
         let exit = status.as_ref().and_then(exit_status);
@@ -412,7 +413,7 @@ impl<O: Owner> Keeper<O> {
             };
         }
         if ended {
-            // It left everything to the next program, which is told to stop, too.
+            // The worker left everything to the next program, which is told to stop, too.
             self.stops_sent = 0;
             return State::Waits(Instant::now());
         }
@@ -433,7 +434,8 @@ impl<O: Owner> Keeper<O> {
         // A successor is told to stop, too.
         self.stops_sent = 0;
         if self.inherited_fds.connection.negotiated().transport() == Transport::IoUring {
-            // What it had been sent is lost, and nobody else could answer it.
+            // The requests that were sent to the worker are lost, and no other worker could reply
+            // to them.
             tracing::error!(
                 "the volumes were served over io_uring, where no other worker can go on; they are \
                  cut off, and their users get errors. Serve again: the pool has all that was \
@@ -467,14 +469,16 @@ impl<O: Owner> Keeper<O> {
         }
     }
 
-    /// Ends the mount, since nobody will serve it.
+    /// Ends the mount, because nobody will serve it.
     fn give_up(&mut self, worker: Option<u32>, exit: u8) -> State {
         self.lingering.extend(worker);
         let connection = self.inherited_fds.connection.parts();
-        // By its source it is known to be ours, and not what somebody mounted there since.
+        // The source identifies the mount as ours, and not one that somebody has mounted there
+        // since.
         let top = mount::mount_at(&connection.dir).ok().flatten();
         if top.is_some_and(|top| top.source == *connection.source) {
-            // It answers EBUSY while it is in use, but has ended the connection by then.
+            // The call returns EBUSY while the mount is in use, but has ended the connection by
+            // then.
             if let Err(error) = mount::abort(&connection.dir) {
                 tracing::debug!(%error, "ended, and in use");
             }
@@ -482,7 +486,8 @@ impl<O: Owner> Keeper<O> {
         State::Over(exit)
     }
 
-    /// The worker has stopped, but threads of it wait for a volume that nobody serves any more.
+    /// Ends a worker that has stopped, but whose threads wait for a volume that nobody serves any
+    /// more.
     fn end_stopped(&mut self, pid: u32) -> State {
         self.lingering.retain(|other| *other != pid);
         let _ = self.give_up(None, FAILED);
@@ -500,7 +505,7 @@ impl<O: Owner> Keeper<O> {
         self.lingering.retain(|pid| reap(*pid).is_none());
     }
 
-    /// Lets go of everything, the pool's lock before the socket's file.
+    /// Releases everything, the pool's lock before the socket's file.
     fn close(mut self, status: u8) -> u8 {
         self.end_standby();
         let deadline = Instant::now() + END_TIME;
@@ -510,7 +515,8 @@ impl<O: Owner> Keeper<O> {
             connection,
             ..
         } = self.inherited_fds;
-        // The last copies: whoever still waits for a volume gets an error.
+        // The last copies of the connection's descriptors: a process that still waits for a volume
+        // gets an error.
         drop(connection);
         while !self.lingering.is_empty() && Instant::now() < deadline {
             self.lingering.retain(|pid| reap(*pid).is_none());
@@ -523,12 +529,12 @@ impl<O: Owner> Keeper<O> {
     }
 }
 
-/// The time as people and JSON get it.
+/// Returns the current time in the form used for people and in JSON.
 fn now() -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(SystemTime::now())
 }
 
-/// Whether nobody has the other end of a pipe any more.
+/// Returns true if no process has the other end of a pipe open any more.
 fn is_over(pipe: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
     poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].any().unwrap_or(false)

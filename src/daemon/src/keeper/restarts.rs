@@ -1,33 +1,34 @@
-//! When a worker that died gets a successor, and when no more.
+//! Decides whether a worker that died gets a successor, and after what pause.
 //!
-//! A worker that was killed from outside after it had served says nothing about the next one; one
-//! that fails by itself again and again, or never comes to serve, will not get better, and users
-//! that wait for it are told.
+//! A worker that was killed from outside after it had served says nothing about the next one. A
+//! worker that fails by itself again and again, or never serves, will not get better, and the users
+//! that wait for it get errors.
 
 use std::time::Duration;
 
-/// As many workers in a row may fail by themselves.
+/// Number of consecutive workers that may fail by themselves.
 pub(super) const FAILURES_MAX: u32 = 8;
 /// A worker that has served for this long has not failed at once.
 const STEADY: Duration = Duration::from_secs(5);
-/// One that was killed within this time is followed with a pause.
+/// A worker that served for less than this counts as short-lived; repeated short lives lead to
+/// pauses.
 const QUICK: Duration = Duration::from_millis(200);
 /// The first pause; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// The longest pause after one that had served, and that somebody killed: users wait.
+/// The longest pause after a worker that had served and was killed: users wait.
 const PAUSE_KILLED_MAX: Duration = Duration::from_millis(500);
 
-/// How a worker died.
+/// The circumstances of a worker's death.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Death {
-    /// For how long it had served; `None` when it never did.
+    /// The time for which the worker had served; `None` if it never did.
     pub served: Option<Duration>,
-    /// Whether somebody else ended it.
+    /// True if another process killed it.
     pub killed: bool,
 }
 
-/// What is to be done next.
+/// The decision after a death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Start a successor after this pause.
@@ -39,14 +40,14 @@ pub(super) enum Next {
 /// The deaths so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Restarts {
-    /// How many workers in a row failed by themselves.
+    /// Number of consecutive workers that failed by themselves.
     failures: u32,
-    /// How many in a row lived for a short time only.
+    /// Number of consecutive workers that lived only for a short time.
     short: u32,
 }
 
 impl Restarts {
-    /// A worker has died.
+    /// Records a worker's death and returns what to do next.
     pub(super) fn after(&mut self, death: Death) -> Next {
         let has_served = |time| death.served.is_some_and(|served| served >= time);
         let was_well = has_served(STEADY) || (death.killed && death.served.is_some());

@@ -1,14 +1,14 @@
-//! Keeps the keeper alive and quick when memory is short: it is small, and without it the death of
-//! a worker is an error for every user.
+//! Keeps the keeper alive and responsive when memory is short: the keeper is small, and without it
+//! the death of a worker is an error for every user.
 
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use std::fs;
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
-/// The kernel's "never" for the choice of whom to kill for its memory.
+/// The OOM score adjustment with which the kernel never kills a process for its memory.
 const NEVER: i32 = -1000;
 
-/// Shields this process as far as it may; answers the score that a worker is to have instead.
+/// Shields this process as far as permitted; returns the score that a worker is to have instead.
 pub(super) fn raise() -> Option<i32> {
     if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
         tracing::debug!(%error, "the keeper may be swapped out");
@@ -23,7 +23,8 @@ pub(super) fn raise() -> Option<i32> {
     }
 }
 
-/// Makes this process, a worker, as likely to be killed as it would be without its keeper.
+/// Makes this process, a worker, as likely to be killed for its memory as it would be without its
+/// keeper.
 pub fn restore_oom_score(score: Option<i32>) {
     if let Some(score) = score
         && let Err(error) = fs::write(OOM_SCORE, score.to_string())

@@ -1,34 +1,35 @@
-//! The signals of a keeper: blocked from the beginning, and read one by one.
+//! The signals of a keeper: blocked from the start, and read one by one.
 //!
-//! So none is lost while a worker is started, nor while this process becomes another program: what
-//! has not been read by then, that program reads.
+//! So no signal is lost while a worker is started, nor while this process becomes another program:
+//! that program reads the signals that were not read before.
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// What a keeper is told by a signal.
+/// The meaning of a signal to a keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// To stop.
+    /// Stop.
     Stop,
-    /// A process that it started has ended.
+    /// A child process has ended.
     Child,
-    /// To open the log again. A terminal that is closed sends the same.
+    /// Open the log again. A closed terminal causes the same signal.
     ReopenLog,
 }
 
-/// The signals that have come.
+/// Reads the signals that have come.
 pub struct KeeperSignals {
     descriptor: SignalFd,
 }
 
 impl KeeperSignals {
-    /// From now on they wait to be read. Only for a process that has no other thread yet.
+    /// Blocks the signals, so that they wait to be read. Only for a process that has no other
+    /// thread yet.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn block() -> io::Result<Self> {
         let mut set = SigSet::empty();
         for signal in [
@@ -45,9 +46,9 @@ impl KeeperSignals {
         Ok(Self { descriptor })
     }
 
-    /// The next one, if one has come.
+    /// Returns the next signal, if one has come.
     pub(super) fn next(&self) -> Option<News> {
-        // It fails for nothing that a later call would not tell, too.
+        // It fails for no reason that a later call would not report, too.
         let info = self.descriptor.read_signal().ok().flatten()?;
         let number = i32::try_from(info.ssi_signo).ok()?;
         Some(match Signal::try_from(number) {

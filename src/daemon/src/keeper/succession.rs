@@ -1,5 +1,6 @@
-//! The keeper becomes another program, the one that its worker already runs, and that program
-//! takes over as the keeper of that worker: the same process, with the same descriptors.
+//! The keeper's replacement by another program, the one that its worker already runs: the process
+//! executes that program, which takes over as the keeper of the worker, in the same process with
+//! the same descriptors.
 
 use super::arguments::{Handed, Role};
 use super::inherited_fds::{HANDOVER, InheritedFds, LeftOpen, Succession, is_understood};
@@ -12,7 +13,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 impl<O: Owner> Keeper<O> {
-    /// Becomes the next program, now that a worker of it serves. When that fails, this one stays.
+    /// Executes the next program, now that a worker of it serves. If that fails, the current
+    /// program goes on.
     pub(super) fn become_next(&mut self, worker: &Worker) {
         let Some(program) = self.next.take() else {
             return;
@@ -22,7 +24,7 @@ impl<O: Owner> Keeper<O> {
         tracing::error!(%error, "the keeper stays what it is; its worker is the new program");
     }
 
-    /// Returns only when it fails.
+    /// Executes the program; returns only on failure.
     fn exec(&self, program: &Program, worker: &Worker) -> io::Result<Infallible> {
         let succession = Succession {
             handover: HANDOVER,
@@ -49,16 +51,16 @@ impl<O: Owner> Keeper<O> {
             handed.as_fd(),
         ]);
         let _left = LeftOpen::new(left)?;
-        // Signals stay blocked, and those that wait go on waiting for the new program.
+        // Signals stay blocked, and pending signals wait for the new program.
         Ok(nix::unistd::execv(&path, &arguments)?)
     }
 }
 
-/// Takes over from the program that this process was, as `told` by it, and keeps on keeping;
-/// answers the exit status.
+/// Takes over from the program that this process ran before, with the state `told` by it, and goes
+/// on as the keeper; returns the exit status.
 ///
 /// # Errors
-/// When what was told makes no sense to this program; the worker then goes on by itself.
+/// When the state makes no sense to this program; the worker then goes on by itself.
 pub fn resume<O: Owner>(
     told: &str,
     signals: KeeperSignals,
@@ -73,7 +75,7 @@ pub fn resume<O: Owner>(
     let keeps_socket_file = told.inherited_fds.keeps_socket_file();
     let mut inherited_fds = InheritedFds::take(told.inherited_fds)?;
     inherited_fds.listening.keep_file(keeps_socket_file);
-    // No service manager has made these.
+    // These sockets never come from a service manager.
     for socket in [&mut inherited_fds.containerd, &mut inherited_fds.plugin] {
         socket.iter_mut().for_each(|socket| socket.keep_file(true));
     }

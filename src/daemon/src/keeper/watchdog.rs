@@ -1,30 +1,30 @@
-//! The service manager's watchdog: it is fed when the worker has shown that it works, and only
-//! then.
+//! The service manager's watchdog: the keeper feeds it only when the worker has shown that it
+//! works.
 //!
-//! A worker that does not answer is killed while there is still time for another one to answer:
-//! users see a pause. When the keeper itself hangs, or no worker comes to answer, the service
-//! manager starts all of it again.
+//! The keeper kills a worker that does not reply while there is still time for another one to
+//! reply: users see a pause. When the keeper itself hangs, or no worker replies, the service
+//! manager restarts the whole daemon.
 
 use super::control::ToWorker;
 use super::{Worker, notify, service_manager};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
-/// As many times in the service manager's time the worker is asked.
+/// The number of checks on the worker within the service manager's time.
 const ASKED_TIMES: u32 = 4;
 
-/// When the worker is asked, and what it has answered.
+/// The state of the requests to the worker.
 pub(super) struct Watchdog {
-    /// The service manager's time.
+    /// The service manager's time limit.
     time: Option<Duration>,
-    /// When to ask next.
+    /// The time of the next check.
     next: Instant,
-    /// Who was asked and has not answered, and since when.
+    /// The worker that was asked and has not replied, and when it was asked.
     asked: Option<(u32, Instant)>,
 }
 
 impl Watchdog {
-    /// The one that the service manager has asked for, if it has.
+    /// Returns the watchdog that the service manager has asked for, if it has.
     pub(super) fn of_service_manager() -> Self {
         Self {
             time: service_manager::watchdog_time(),
@@ -33,12 +33,12 @@ impl Watchdog {
         }
     }
 
-    /// When it has something to do.
+    /// Returns the time of its next check.
     pub(super) fn next(&self) -> Option<Instant> {
         self.time.map(|_| self.next)
     }
 
-    /// The worker has answered.
+    /// Handles the worker's reply.
     pub(super) fn answered(&mut self, pid: u32) {
         if self.asked.is_some_and(|(asked, _)| asked == pid) {
             self.asked = None;
@@ -46,7 +46,7 @@ impl Watchdog {
         }
     }
 
-    /// Asks `worker` when it is time, and kills it when it has not answered for too long.
+    /// Asks `worker` when it is time, and kills it when it has not replied for too long.
     pub(super) fn look_at(&mut self, worker: &Worker) {
         let Some(time) = self.time else { return };
         let now = Instant::now();
@@ -68,7 +68,7 @@ impl Watchdog {
             }
             _ => {
                 self.asked = Some((worker.pid, now));
-                // One that does not even take it does not answer either.
+                // A worker that does not even take the message does not reply either.
                 let _ = worker.control.tell(&ToWorker::Ping);
             }
         }

@@ -1,4 +1,4 @@
-//! A worker as its keeper sees it: started, heard, and known to be dead.
+//! A worker as seen by its keeper: starting it, reading its messages, and detecting its death.
 
 use super::arguments::{self, Handed, Role};
 use super::control::FromWorker;
@@ -15,25 +15,25 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// How an argument begins that tells a worker what it needs.
+/// The prefix of the argument that passes a worker its start information.
 pub const WORKER_ARGUMENT: &str = "--worker=";
-/// How an argument begins that tells a keeper what it takes over.
+/// The prefix of the argument that passes a keeper the state that it takes over.
 pub const KEEPER_ARGUMENT: &str = "--keeper=";
 
-/// The argument of a worker that is to wait until it may serve. An older program does not know it,
-/// and ends, rather than open a pool that another process has open.
+/// The argument of a worker that is to wait until it may serve. An older program does not know the
+/// argument, and so ends rather than open a pool that another process has open.
 pub const STANDBY_ARGUMENT: &str = "--standby";
 
 /// A program that a worker can be.
 pub(super) enum Program {
-    /// The keeper's own, whatever lies at its path by now.
+    /// The keeper's own program, whatever lies at its path by now.
     Own,
-    /// The one in this open file, with other arguments.
+    /// The program in this open file, with other arguments.
     Other(OwnedFd, Vec<OsString>),
 }
 
 impl Program {
-    /// A path that names it in this process, and in one that it starts.
+    /// Returns a path that names the program in this process, and in a child of it.
     pub(super) fn path(&self) -> String {
         match self {
             Self::Own => "/proc/self/exe".to_owned(),
@@ -41,7 +41,7 @@ impl Program {
         }
     }
 
-    /// Its arguments.
+    /// Returns the program's arguments.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         match self {
             Self::Own => plain_arguments(),
@@ -50,7 +50,8 @@ impl Program {
     }
 }
 
-/// The arguments that this process was started with, without what it was told by another one.
+/// Returns the arguments that this process was started with, without those that another process
+/// passed to it.
 #[must_use]
 pub fn plain_arguments() -> Vec<OsString> {
     let is_told = |argument: &OsString| {
@@ -59,7 +60,7 @@ pub fn plain_arguments() -> Vec<OsString> {
             .iter()
             .any(|start| bytes.starts_with(start.as_bytes()))
     };
-    // They were read when this process began.
+    // `own` was called when this process began.
     let own = arguments::own().unwrap_or_default().iter().skip(1);
     own.filter(|argument| !is_told(argument)).cloned().collect()
 }
@@ -68,40 +69,41 @@ pub fn plain_arguments() -> Vec<OsString> {
 pub(super) struct Worker {
     pub(super) pid: u32,
     pub(super) control: FromWorker,
-    /// Ends when the worker is killed, though threads of it linger.
+    /// Ends when the worker is killed, even if threads of it linger.
     pub(super) pulse: PipeReader,
-    /// Ends when no thread is left that has the worker's descriptors.
+    /// Ends when no remaining thread has the worker's descriptors.
     pub(super) life: OwnedFd,
-    /// Since when it may serve.
+    /// The time since which it may serve.
     pub(super) started: Instant,
-    /// Whether it serves the volumes, whatever else is still to come.
+    /// True if it serves the volumes, even if other services are still to come.
     pub(super) serves_volumes: bool,
-    /// Since when it serves.
+    /// The time since which it serves.
     pub(super) ready: Option<Instant>,
-    /// Whether it has said that it ends on purpose.
+    /// True if it has reported that it ends on purpose.
     pub(super) ended: bool,
-    /// What it said of a failure that it cannot go on after.
+    /// The failure that it reported before it ended, if any.
     pub(super) failure: Option<String>,
-    /// Whether it has left everything to the next one.
+    /// True if it has left everything to the next worker.
     pub(super) handed_over: bool,
-    /// Whether it was killed because it did not serve in time.
+    /// True if it was killed because it did not serve in time.
     pub(super) is_late: bool,
 }
 
-/// What a worker is started with.
+/// The parameters of a worker's start.
 pub(super) struct Start<'a> {
     pub(super) program: &'a Program,
     pub(super) inherited_fds: &'a InheritedFds,
     pub(super) serving: &'a Serving,
-    /// The ends of `life` of the workers before.
+    /// The ends of the `life` pipes of earlier workers.
     pub(super) predecessors: Vec<BorrowedFd<'a>>,
     pub(super) oom_score: Option<i32>,
-    /// Whether it is to wait until it may serve.
+    /// True if the worker is to wait until it may serve.
     pub(super) standby: bool,
 }
 
 impl Worker {
-    /// Starts one. The caller has one thread, so nothing else inherits what is left open for it.
+    /// Starts a worker. The caller has one thread, so no other child inherits the descriptors left
+    /// open for the worker.
     pub(super) fn start(start: Start<'_>) -> io::Result<Self> {
         let Start {
             program,
@@ -133,7 +135,7 @@ impl Worker {
         command
             .arg0("cowshed")
             .args(handed.shown())
-            // What a terminal sends to its foreground is the keeper's to pass on.
+            // The keeper forwards the signals that a terminal sends to its foreground.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
@@ -166,7 +168,7 @@ impl Worker {
         })
     }
 
-    /// The worker that another program started in this process.
+    /// Takes over the worker that another program started in this process.
     pub(super) fn take(parts: &WorkerParts) -> io::Result<Self> {
         let control = descriptors::inherited(parts.control)?;
         Ok(Self {
@@ -193,7 +195,7 @@ impl Worker {
         }
     }
 
-    /// Sends it a signal; one that has ended does not mind.
+    /// Sends the worker a signal; has no effect if the worker has ended.
     pub(super) fn signal(&self, signal: Signal) {
         let Ok(pid) = i32::try_from(self.pid) else {
             return;
@@ -206,13 +208,13 @@ impl Worker {
     }
 }
 
-/// Kills what a dead worker had started, such as a program that grows a file system: it would
-/// work on what the successor takes away. All of it is in the worker's group of processes, whose
-/// number nobody else can have before the worker is waited for.
+/// Kills the children of a dead worker, such as a program that grows a file system: they would work
+/// on volumes that the successor takes away. All of them are in the worker's process group, whose
+/// number no other process can have before the worker is reaped.
 pub(super) fn kill_group(pid: u32) {
     let Ok(pid) = i32::try_from(pid) else { return };
     match killpg(Pid::from_raw(pid), Signal::SIGKILL) {
-        // Only zombies are left, or nothing.
+        // Only zombies are left, or no process.
         Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => {}
         Err(error) => tracing::warn!(%error, pid, "cannot end what a dead worker had started"),
     }

@@ -1,4 +1,5 @@
-//! The daemon's end: listen, admit, run each request on its own thread, and stop in order.
+//! The daemon's end: listens, admits clients, runs each request on its own thread, and stops in
+//! order.
 
 use super::listening::Listening;
 use super::protocol::{Answer, ProtocolError, STREAMS, receive_request, send_answer};
@@ -14,31 +15,31 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many commands run at once; one more is refused.
+/// Number of commands that run at once; further ones are refused.
 pub const SESSIONS_MAX: usize = 128;
-/// How long a client may take to send its request.
+/// The time within which a client must send its request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// How long to wait after `accept` failed, for example for want of file descriptors.
+/// The time to wait after `accept` failed, for example for lack of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// What runs the requests.
+/// The part that runs the requests.
 pub trait Handler: Send + Sync + 'static {
-    /// A request as it comes over the socket.
+    /// A request as received over the socket.
     type Request: DeserializeOwned;
-    /// What cancels one command; clones cancel the same one.
+    /// A token that cancels one command; clones cancel the same one.
     type Cancel: Clone + Default + Send + Sync;
 
-    /// Runs one command and answers its exit status.
+    /// Runs one command and returns its exit status.
     fn run(&self, session: Session<Self::Request, Self::Cancel>) -> u8;
 
-    /// Tells a command that nobody waits for it any longer.
+    /// Tells a command that no client waits for it any longer.
     fn cancel(cancel: &Self::Cancel);
 }
 
 /// One command of one client.
 #[derive(Debug)]
 pub struct Session<R, C> {
-    /// What to do.
+    /// The command to run.
     pub request: R,
     /// Input, output, error.
     pub streams: [OwnedFd; STREAMS],
@@ -46,7 +47,7 @@ pub struct Session<R, C> {
     pub cancel: C,
 }
 
-/// Serves a listening socket, which goes when this is dropped.
+/// Serves a listening socket, which is closed when this is dropped.
 pub struct Server<H: Handler> {
     shared: Arc<Shared<H>>,
     listening: Arc<Listening>,
@@ -66,10 +67,10 @@ struct Sessions<C> {
 }
 
 impl<H: Handler> Server<H> {
-    /// Serves until `stop`.
+    /// Starts to serve, until `stop` is called.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn start(listening: Listening, handler: H) -> io::Result<Self> {
         let listening = Arc::new(listening);
         let sessions = Sessions {
@@ -95,28 +96,28 @@ impl<H: Handler> Server<H> {
         })
     }
 
-    /// The handler.
+    /// Returns the handler.
     #[must_use]
     pub fn handler(&self) -> &H {
         &self.shared.handler
     }
 
-    /// Makes the socket's file this one's to remove, after `stop`.
+    /// Makes this process the one that removes the socket's file, after `stop`.
     pub fn keep_file(&mut self) {
-        // The acceptor, which has the other reference, has ended.
+        // The acceptor, which held the other reference, has ended.
         if let Some(listening) = Arc::get_mut(&mut self.listening) {
             listening.keep_file(true);
         }
     }
 
-    /// Takes no further request, and waits up to `patience` for what runs to end by itself.
-    /// Answers how many commands still run.
+    /// Takes no further request, and waits up to `patience` for running commands to end by
+    /// themselves. Returns the number of commands that still run.
     pub fn drain(&mut self, patience: Duration) -> usize {
         self.end(patience, false)
     }
 
-    /// Takes no further request, cancels what runs, and waits up to `patience` for it to end.
-    /// Answers how many commands still run.
+    /// Takes no further request, cancels running commands, and waits up to `patience` for them to
+    /// end. Returns the number of commands that still run.
     pub fn stop(&mut self, patience: Duration) -> usize {
         self.end(patience, true)
     }
@@ -124,7 +125,7 @@ impl<H: Handler> Server<H> {
     fn end(&mut self, patience: Duration, cancel: bool) -> usize {
         if let Some((acceptor, stop_writer)) = self.acceptor.take() {
             drop(stop_writer);
-            // It ends by itself; had it panicked, there would be nothing to wait for.
+            // It ends by itself; if it panicked, there is nothing to wait for.
             let _ = acceptor.join();
         }
         let deadline = Instant::now() + patience;
@@ -221,7 +222,7 @@ fn admit<H: Handler>(shared: &Arc<Shared<H>>, socket: UnixStream) {
         .name("command".to_owned())
         .spawn(move || {
             serve(&entry.shared.handler, &socket, &cancel);
-            // The client must have its answer before the daemon counts the command as ended.
+            // The client must have its reply before the daemon counts the command as ended.
             drop(socket);
             drop(entry);
         });
@@ -230,7 +231,7 @@ fn admit<H: Handler>(shared: &Arc<Shared<H>>, socket: UnixStream) {
     }
 }
 
-/// A session's place in the list of running ones.
+/// A session's entry in the list of running ones.
 struct Running<H: Handler> {
     shared: Arc<Shared<H>>,
     id: u64,
@@ -263,7 +264,7 @@ fn limit_time(socket: &UnixStream) -> io::Result<()> {
 }
 
 fn refuse(socket: &UnixStream, refusal: String) {
-    // Who is refused may have gone already.
+    // A client that is refused may be gone already.
     let _ = send_answer(
         socket,
         &Answer {
@@ -276,7 +277,7 @@ fn refuse(socket: &UnixStream, refusal: String) {
 fn serve<H: Handler>(handler: &H, socket: &UnixStream, cancel: &H::Cancel) {
     let (request, streams) = match receive_request(socket) {
         Ok(received) => received,
-        // Somebody looked whether a daemon is here.
+        // A client only checked whether a daemon is here.
         Err(ProtocolError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return,
         Err(error) => {
             tracing::warn!(%error, "a request was refused");
@@ -322,7 +323,7 @@ fn while_watching<H: Handler, T>(
         let watching = thread::Builder::new().name("client".to_owned());
         let watching = watching.spawn_scoped(scope, || {
             let done_reader = done_reader;
-            // Of the socket only its end is asked, which poll always tells.
+            // No events are requested: poll always reports that the other end is closed.
             let mut fds = [
                 PollFd::new(socket.as_fd(), PollFlags::empty()),
                 PollFd::new(done_reader.as_fd(), PollFlags::POLLIN),

@@ -1,4 +1,4 @@
-//! A server with a fake command, spoken to through a real socket.
+//! Tests a server with a fake command through a real socket.
 
 use super::*;
 use crate::protocol::{receive_answer, send_request};

@@ -1,13 +1,13 @@
-//! The end of a call for which nobody waits: its client went away, or the daemon stops.
+//! The cancellation of a call whose client went away, or which the stopping daemon gives up.
 //!
-//! The work of a call asks the token of [`base::Cancel`]; here is only what lets asynchronous code
+//! The work of a call checks the token of [`base::Cancel`]; this module only lets asynchronous code
 //! wait for it.
 
 use cowshed_format::base;
 use tokio::sync::watch;
 use tonic::Status;
 
-/// Held by the call: dropping it cancels.
+/// Held by the call: dropping it cancels the work.
 #[derive(Debug)]
 pub(super) struct Waiting {
     token: base::Cancel,
@@ -20,14 +20,14 @@ impl Drop for Waiting {
     }
 }
 
-/// Asked by what works for the call.
+/// Checked by the work of the call.
 #[derive(Clone, Debug)]
 pub(super) struct Cancel {
     token: base::Cancel,
     call: watch::Receiver<()>,
 }
 
-/// A pair for one call.
+/// Returns a pair for one call.
 pub(super) fn pair() -> (Waiting, Cancel) {
     let (_alive, call) = watch::channel(());
     let token = base::Cancel::default();
@@ -39,23 +39,23 @@ pub(super) fn pair() -> (Waiting, Cancel) {
 }
 
 impl Cancel {
-    /// The token of the work.
+    /// Returns the token for the work.
     pub(super) const fn token(&self) -> &base::Cancel {
         &self.token
     }
 
-    /// Refuses to go on for nobody.
+    /// Returns an error if the call is cancelled.
     pub(super) fn check(&self) -> Result<(), Status> {
         self.token.check().map_err(|_| Self::status())
     }
 
-    /// Waits until nobody waits any more.
+    /// Waits until the call is cancelled.
     pub(super) async fn cancelled(&self) {
         let mut call = self.call.clone();
         while call.changed().await.is_ok() {}
     }
 
-    /// What such a call answers.
+    /// Returns the status of a cancelled call.
     pub(super) fn status() -> Status {
         Status::cancelled("the client does not wait any more, or the daemon stops")
     }

@@ -1,6 +1,6 @@
-//! The messages of `containerd.services.content.v1`, and those of `containerd.services.leases.v1`
-//! and `containerd.services.introspection.v1` that are needed beside them, written by hand after
-//! containerd's `.proto` files: field numbers and types are its, and fixed.
+//! The messages of `containerd.services.content.v1`, and those that are needed of
+//! `containerd.services.leases.v1` and `containerd.services.introspection.v1`, written by hand
+//! after containerd's `.proto` files, which fix the field numbers and types.
 
 #![allow(missing_docs, reason = "the fields are described where they come from")]
 
@@ -49,7 +49,7 @@ pub struct ReadRequest {
     pub digest: String,
     #[prost(int64, tag = "2")]
     pub offset: i64,
-    /// All of it where this is zero.
+    /// Zero means the whole blob.
     #[prost(int64, tag = "3")]
     pub size: i64,
 }
@@ -127,7 +127,7 @@ pub struct PluginsRequest {
     pub filters: Vec<String>,
 }
 
-/// `Plugin`, as far as it says where it keeps things.
+/// `Plugin`, limited to the field that says where the plugin keeps its data.
 #[derive(Clone, PartialEq, Message)]
 pub struct Plugin {
     #[prost(btree_map = "string, string", tag = "5")]

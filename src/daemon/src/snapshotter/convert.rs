@@ -1,4 +1,5 @@
-//! Between messages and values: the only place that knows both, and where every length is checked.
+//! Conversion between messages and values: the only module that knows both, and the one that checks
+//! every length.
 
 use super::MountMode;
 use super::error::{Error, Result};
@@ -12,15 +13,15 @@ use std::path::Path;
 const LABEL_BYTES_MAX: usize = 4096;
 /// All labels of a snapshot together.
 const LABELS_BYTES_MAX: usize = 128 << 10;
-/// The size of a snapshot's file system.
+/// The label with the size of a snapshot's file system.
 const SIZE_LABEL: &str = "containerd.io/snapshot/max-size";
-/// What a snapshot is handed out as.
+/// The label with the form in which a snapshot is handed out.
 const MOUNTS_LABEL: &str = "containerd.io/snapshot/cowshed.mounts";
-/// A message of a list is closed when it has so many snapshots, or so many bytes of them.
+/// A message of a list is closed when it has this many snapshots, or this many bytes of them.
 const PAGE_LEN_MAX: usize = 100;
 const PAGE_BYTES_MAX: usize = 1 << 20;
 
-/// Refuses a key or name that cannot be stored.
+/// Returns an error for a key or name that cannot be stored.
 pub(super) fn check_key(what: &'static str, key: &str) -> Result<()> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(Error::Length {
@@ -31,7 +32,7 @@ pub(super) fn check_key(what: &'static str, key: &str) -> Result<()> {
     Ok(())
 }
 
-/// The parent, if there is one.
+/// Returns the parent, if there is one.
 pub(super) fn parent(text: String) -> Result<Option<String>> {
     if text.is_empty() {
         return Ok(None);
@@ -40,7 +41,8 @@ pub(super) fn parent(text: String) -> Result<Option<String>> {
     Ok(Some(text))
 }
 
-/// The labels that are kept: one with an empty value is none, as in containerd's own snapshotters.
+/// Returns the labels to keep: a label with an empty value is dropped, as in containerd's own
+/// snapshotters.
 pub(super) fn labels(mut labels: Labels) -> Result<Labels> {
     labels.retain(|_, value| !value.is_empty());
     let mut all = 0;
@@ -67,7 +69,7 @@ pub(super) fn labels(mut labels: Labels) -> Result<Labels> {
     Ok(labels)
 }
 
-/// The size that the labels ask for.
+/// Returns the size that the labels ask for.
 pub(super) fn wanted_size(labels: &Labels) -> Result<Option<u64>> {
     let Some(text) = labels.get(SIZE_LABEL) else {
         return Ok(None);
@@ -97,7 +99,7 @@ fn parse_size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// What the labels ask a snapshot to be handed out as.
+/// Returns the form in which the labels ask to hand out the snapshot.
 pub(super) fn wanted_mounts(labels: &Labels) -> Result<Option<MountMode>> {
     let Some(text) = labels.get(MOUNTS_LABEL) else {
         return Ok(None);
@@ -110,7 +112,7 @@ pub(super) fn wanted_mounts(labels: &Labels) -> Result<Option<MountMode>> {
     Ok(Some(mode))
 }
 
-/// What a client mounts to have the snapshot.
+/// Returns the mounts with which a client accesses the snapshot.
 pub(super) fn mounts(mode: MountMode, source: &Path, is_read_only: bool) -> wire::MountsResponse {
     let access = if is_read_only { "ro" } else { "rw" };
     let (kind, others): (_, &[&str]) = match mode {
@@ -122,7 +124,7 @@ pub(super) fn mounts(mode: MountMode, source: &Path, is_read_only: bool) -> wire
     options.extend(others.iter().map(|&option| option.to_owned()));
     let mount = wire::Mount {
         r#type: kind.to_owned(),
-        // The state folder and devices have names of ASCII.
+        // The state folder and devices have ASCII names.
         source: source.to_string_lossy().into_owned(),
         target: String::new(),
         options,
@@ -132,7 +134,7 @@ pub(super) fn mounts(mode: MountMode, source: &Path, is_read_only: bool) -> wire
     }
 }
 
-/// What is told of a snapshot.
+/// Returns the information about a snapshot.
 pub(super) fn info(name: &str, record: &Record) -> wire::Info {
     let kind = match record.kind {
         Kind::Active => wire::Kind::Active,
@@ -157,7 +159,7 @@ fn timestamp(nanos: u64) -> prost_types::Timestamp {
     }
 }
 
-/// Snapshots as messages of a bounded size each.
+/// Splits snapshots into messages of a bounded size.
 pub(super) fn pages(infos: impl Iterator<Item = wire::Info>) -> Vec<wire::ListResponse> {
     let mut pages = Vec::new();
     let mut page = wire::ListResponse::default();

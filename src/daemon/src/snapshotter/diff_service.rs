@@ -1,7 +1,7 @@
-//! The table of the calls of `containerd.services.diff.v1.Diff`.
+//! The call table of `containerd.services.diff.v1.Diff`.
 //!
-//! Unlike the calls of the snapshots service, these take as long as a layer is large: one whose
-//! client goes away is given up.
+//! Unlike the calls of the snapshots service, these take time in proportion to the layer's size: a
+//! call whose client goes away is cancelled.
 
 use super::cancel::{self, Cancel};
 use super::content::{Containerd, Contents, NAMESPACE};
@@ -21,7 +21,7 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-/// The service on top of what answers.
+/// The service, on top of the differ.
 #[derive(Clone)]
 pub(super) struct DiffService {
     inner: Arc<Inner>,
@@ -79,7 +79,7 @@ where
     }
 }
 
-/// What does a call, on a thread that may block.
+/// The function of a call; it runs on a thread that may block.
 type Function<Q, A> = fn(&Differ, Q, &mut Contents) -> Result<A, Error>;
 
 struct Call<Q, A> {
@@ -105,8 +105,9 @@ impl OfMounts for DiffRequest {
     }
 }
 
-/// In whose name the blobs are reached. containerd 1.7 does not pass its caller's namespace on to
-/// plugins: then it is that of the snapshots. Where nothing says it, the next differ is asked.
+/// Returns the namespace through which the blobs are accessed. containerd 1.7 does not pass its
+/// caller's namespace on to plugins: then it is the namespace of the snapshots. If neither is
+/// known, the call is refused, so that containerd asks its next differ.
 fn namespace(
     metadata: &MetadataMap,
     message: &impl OfMounts,
@@ -133,7 +134,7 @@ where
         let DiffService { inner, stop } = self.service.clone();
         let (name, function) = (self.name, self.function);
         Box::pin(async move {
-            // Gone with this future, which goes with its client.
+            // Dropped with this future, which is dropped when its client goes away.
             let (waiting, cancel) = cancel::pair();
             let (metadata, _, message) = request.into_parts();
             let mut done = tokio::task::spawn_blocking(move || {
@@ -154,7 +155,7 @@ where
             };
             match done {
                 Ok(answered) => answered.map(Response::new),
-                // The panic has been reported by the thread.
+                // The thread has reported the panic.
                 Err(_) => Err(Status::internal(
                     "the call failed unexpectedly; the log says how",
                 )),

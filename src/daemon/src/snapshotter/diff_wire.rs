@@ -1,5 +1,5 @@
 //! The messages of `containerd.services.diff.v1`, written by hand after containerd's `diff.proto`
-//! and `descriptor.proto`: field numbers and types are its, and fixed.
+//! and `descriptor.proto`, which fix the field numbers and types.
 
 #![allow(missing_docs, reason = "the fields are described where they come from")]
 
@@ -20,7 +20,7 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// `ApplyRequest`, but for the payloads of processors that cowshed does not have.
+/// `ApplyRequest`, without the payloads of processors that cowshed does not have.
 #[derive(Clone, PartialEq, Message)]
 pub struct ApplyRequest {
     #[prost(message, optional, tag = "1")]

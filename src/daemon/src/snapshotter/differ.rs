@@ -1,7 +1,8 @@
-//! What the diff service does: layers into roots, and the changes of roots as layers.
+//! The work of the diff service: unpacks layers into roots, and writes the changes of roots as
+//! layers.
 //!
 //! Both work on mounts that the snapshots service has handed out. For any other mounts, for media
-//! types of other programs and for digests that cannot be verified here, the answer is
+//! types of other programs and for digests that cannot be verified here, the reply is
 //! `Unimplemented`, and containerd asks its next differ.
 
 use super::content::{Contents, Failure};
@@ -18,9 +19,9 @@ use std::path::Path;
 use std::sync::Arc;
 use tonic::{Code, Status};
 
-/// The label of a compressed blob that holds the digest of what is in it.
+/// The label of a compressed blob that holds the digest of its uncompressed content.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
-/// Names that Docker has for layers; OCI's own are `Compression`'s.
+/// Docker's media types of layers; OCI's are in `Compression`.
 const DOCKER_LAYERS: [&str; 6] = [
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
@@ -32,7 +33,7 @@ const DOCKER_LAYERS: [&str; 6] = [
 const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const OCI_FOREIGN_LAYER: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
 
-/// Why a call is refused or failed.
+/// The reason why a call is refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("the mounts are none that cowshed has handed out")]
@@ -111,12 +112,12 @@ const fn layer_code(error: &oci::Error) -> Code {
     }
 }
 
-/// Layers of one pool's roots.
+/// Unpacks and writes layers of one pool's roots.
 pub(super) struct Differ {
     host: Arc<Host>,
-    /// What is known of the snapshots.
+    /// The records of the snapshots.
     index: Arc<RwLock<Index>>,
-    /// The room that a snapshot usually has.
+    /// The usual size of a snapshot.
     usual_bytes: u64,
 }
 
@@ -129,8 +130,8 @@ impl Differ {
         }
     }
 
-    /// A snapshot that is to be filled grows with the layer; any other keeps the size that was
-    /// asked for.
+    /// Returns the sizing of a volume: a snapshot that is to be filled grows with the layer; any
+    /// other keeps the size that was asked for.
     fn sizing_of(&self, volume: &Volume) -> Sizing {
         let index = self.index.read();
         let mut of_it = index
@@ -145,8 +146,9 @@ impl Differ {
         }
     }
 
-    /// The namespace of the snapshots that the mounts show, if all are of the same one: containerd
-    /// gives its snapshotters keys that begin with it, and never a parent of another namespace.
+    /// Returns the namespace of the snapshots that the mounts show, if all are of the same one:
+    /// containerd gives its snapshotters keys that begin with the namespace, and never a parent of
+    /// another namespace.
     pub(super) fn namespace_of<'m>(
         &self,
         mounts: impl Iterator<Item = &'m Mount>,
@@ -251,7 +253,8 @@ impl Differ {
             contents,
         );
         if written.is_err() && own {
-            // Nobody else knows it. Without an answer, containerd collects it by itself.
+            // No other call knows the ref. If containerd does not reply, it collects the data by
+            // itself.
             let _ = contents.abort(&reference);
         }
         let summary = written?;
@@ -285,7 +288,7 @@ impl Differ {
         let digest = summary.blob_digest.to_string();
         writer.commit(&digest, labels)?;
         if options.compression != Compression::None {
-            // The same blob may have been there before, without the label.
+            // The same blob may have been in the store before, without the label.
             let found = contents.info(&digest)?;
             if !found.labels.contains_key(UNCOMPRESSED) {
                 contents.label(&digest, UNCOMPRESSED, &content)?;
@@ -294,7 +297,7 @@ impl Differ {
         Ok(summary)
     }
 
-    /// The volume that the mounts show.
+    /// Returns the volume that the mounts show.
     fn volume_of(&self, mounts: &[Mount]) -> Result<Volume> {
         let [mount] = mounts else {
             return Err(Error::NotOurs);
@@ -309,8 +312,8 @@ impl Differ {
     }
 }
 
-/// The namespace in a key of containerd's metadata store: `NAMESPACE/NUMBER/KEY`. No namespace has
-/// a slash.
+/// Returns the namespace in a key of containerd's metadata store: `NAMESPACE/NUMBER/KEY`. No
+/// namespace contains a slash.
 fn namespace_of_key(key: &str) -> Option<&str> {
     let (name, rest) = key.split_once('/')?;
     let (number, _) = rest.split_once('/')?;
@@ -318,8 +321,8 @@ fn namespace_of_key(key: &str) -> Option<&str> {
     (!name.is_empty() && is_number).then_some(name)
 }
 
-/// What the other end said, where that is why something failed; a volume that cannot be shown here
-/// because it is shown elsewhere is not ours to work on.
+/// Returns the peer's error if that caused the failure. A volume that cannot be shown here because
+/// it is shown elsewhere counts as not ours to work on.
 fn said_better(error: container::Error, failure: &Failure) -> Error {
     if let Some(status) = failure.take() {
         return status.into();

@@ -1,4 +1,5 @@
-//! Why a call is refused, and the gRPC code that containerd's own snapshotters answer for it.
+//! The reasons why a call is refused, and the gRPC code that containerd's own snapshotters return
+//! for each.
 
 use super::filter::FilterError;
 use cowshed_export::ExportError;
@@ -9,7 +10,7 @@ use tonic::{Code, Status};
 /// The module's result.
 pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call was refused or failed.
+/// The reason why a call was refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("snapshot {0} does not exist")]

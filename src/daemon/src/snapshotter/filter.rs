@@ -1,8 +1,9 @@
-//! Which snapshots a List asks for: containerd's filter language.
+//! Selects the snapshots that a List asks for, in containerd's filter language.
 //!
-//! A filter is fields with an operator and a value each, separated by commas, all of which must
-//! hold; of several filters one must match. `==` and `!=` compare, `~=` is a regular expression,
-//! and a field alone asks whether it is there. Source: containerd's package `filters`.
+//! A filter is a list of selectors separated by commas, all of which must hold; of several filters
+//! one must match. A selector is a field with an operator and a value: `==` and `!=` compare, `~=`
+//! matches a regular expression. A field alone tests whether the field is present. Source:
+//! containerd's package `filters`.
 
 use super::record::{Kind, Record};
 use super::scan::{ScanFault, Scanner, Token};
@@ -13,12 +14,13 @@ use regex::{Regex, RegexBuilder};
 const FILTER_BYTES_MAX: usize = 16 << 10;
 /// The most filters of one call.
 const FILTERS_MAX: usize = 1024;
-/// What a compiled regular expression may take.
+/// The memory limit of a compiled regular expression.
 const REGEX_BYTES_MAX: usize = 256 << 10;
-/// The most regular expressions of one call: with `REGEX_BYTES_MAX`, what they all may take.
+/// The most regular expressions of one call: with `REGEX_BYTES_MAX`, the limit of their total
+/// memory.
 const REGEXES_MAX: usize = 64;
 
-/// What is wrong with a filter.
+/// The fault of a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FilterError {
     #[error("{text} is wrong at byte {at}: {fault}")]
@@ -41,10 +43,10 @@ pub(super) enum FilterError {
     TooManyRegexes,
 }
 
-/// Snapshots that a List asks for.
+/// The snapshots that a List asks for.
 #[derive(Debug)]
 pub(super) struct Filter {
-    /// One of them must match; none at all matches everything.
+    /// One of them must match; an empty list matches everything.
     any: Vec<Vec<Selector>>,
 }
 
@@ -59,7 +61,7 @@ enum Test {
     Present,
     Equal(String),
     NotEqual(String),
-    /// One that makes no sense matches nothing, as in containerd.
+    /// An invalid expression matches nothing, as in containerd.
     Matches(Option<Regex>),
 }
 
@@ -85,8 +87,8 @@ impl Filter {
     }
 }
 
-/// Whether a List with these filters is answered, and not refused: what they match is found out,
-/// too, for those who try hostile ones.
+/// Returns true if a List with these filters is accepted. Also runs the filters on a record, for
+/// callers that try hostile ones.
 #[must_use]
 pub fn understands_filters(texts: &[String]) -> bool {
     let labels = [("containerd.io/gc.root".to_owned(), "x y".to_owned())];
@@ -94,7 +96,7 @@ pub fn understands_filters(texts: &[String]) -> bool {
     let record = Record::new(Kind::Active, parent, labels.into(), VolumeId(1));
     let parsed = Filter::parse(texts);
     parsed.is_ok_and(|filter| {
-        // Either answer is one.
+        // The result of the match does not matter.
         let _ = filter.matches("name", &record);
         true
     })
@@ -125,11 +127,11 @@ fn value_of<'r>(field: &[String], name: &'r str, record: &'r Record) -> Option<&
     }
 }
 
-/// Reads one filter.
+/// Parses one filter.
 struct Parser<'t, 'c> {
     text: &'t str,
     scanner: Scanner<'t>,
-    /// How many regular expressions there were, in earlier filters too.
+    /// Number of regular expressions so far, including those of earlier filters.
     regexes: &'c mut usize,
 }
 
@@ -181,7 +183,7 @@ impl Parser<'_, '_> {
         }
     }
 
-    /// A selector, and the word after it.
+    /// Parses a selector, and returns it with the next word.
     fn selector(&mut self) -> Result<(Selector, Token), FilterError> {
         let mut field = vec![self.field()?];
         let operator = loop {

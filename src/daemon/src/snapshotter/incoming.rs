@@ -1,9 +1,9 @@
-//! The connections of clients that may ask.
+//! The connections of clients that are allowed to connect.
 //!
 //! # Invariants
-//! - No more than `CONNECTIONS_MAX` are open at once, whatever clients do; one more is closed.
-//! - When the host has nothing left to accept a connection with, accepting pauses; it neither
-//!   ends nor spins.
+//! - No more than `CONNECTIONS_MAX` are open at once, whatever clients do; further ones are closed.
+//! - When the host lacks the resources to accept a connection, accepting pauses; it neither ends
+//!   nor spins.
 
 use std::future::Future;
 use std::io;
@@ -19,10 +19,10 @@ use tonic::transport::server::{Connected, UdsConnectInfo};
 
 /// The most connections at once; containerd and a few tools have one each.
 const CONNECTIONS_MAX: usize = 256;
-/// How long accepting pauses after it has failed.
+/// The pause of accepting after a failure.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections as they come.
+/// The stream of new connections.
 pub(super) struct Incoming {
     listener: UnixListener,
     /// Shared with each open connection.

@@ -1,7 +1,8 @@
-//! One lock for each key that a call works on, so that calls for one key come one after the other.
+//! One lock for each key that a call works on, so that calls for the same key run one after the
+//! other.
 //!
 //! # Invariants
-//! - Two keys are locked in their order, so that two calls never wait for each other.
+//! - Two keys are locked in their sort order, so that two calls cannot deadlock.
 
 use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ impl KeyLocks {
         self.lock_all(&mut [key])
     }
 
-    /// Locks all of `keys`; one that comes twice is locked once.
+    /// Locks all of `keys`; a duplicate is locked once.
     pub(super) fn lock_all(&self, keys: &mut [&str]) -> KeyGuard<'_> {
         keys.sort_unstable();
         let mut held: Vec<(String, Option<_>)> = Vec::with_capacity(keys.len());
@@ -44,7 +45,7 @@ impl Drop for KeyGuard<'_> {
         for (key, guard) in &mut self.held {
             drop(guard.take());
             let mut locks = self.locks.locks.lock();
-            // Whoever waits has a copy.
+            // A thread that waits for the lock has a copy.
             if locks
                 .get(key)
                 .is_some_and(|lock| Arc::strong_count(lock) == 1)

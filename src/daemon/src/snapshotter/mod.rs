@@ -1,24 +1,23 @@
-//! What containerd asks of a snapshotter, answered on a unix socket: the gRPC services of its
-//! proxy plugins.
+//! The snapshotter for containerd, served on a unix socket: the gRPC services of its proxy plugins.
 //!
-//! Not a place where file systems are mounted or volumes made: that is `container::roots`. Not a
-//! second database: what is known of a snapshot is a record in the pool's catalogue, which commits
-//! together with the volume that it names. `server` listens, `incoming` has its connections, `rpc`
-//! brings messages to functions and back, `wire` has the messages, `convert` makes values of them
-//! and `error` codes of errors; `service` is the table of the snapshots service's calls, `store`
-//! does them on the records in `record`, and `reaper` clears away behind them what nobody is to
-//! wait for. The diff service is `diff_service` with its messages in `diff_wire`; `differ` does its
-//! calls, with the blobs that `content` fetches from containerd and takes to it (`content_wire`),
-//! as long as somebody waits (`cancel`).
+//! This module does not mount file systems or create volumes: `container::roots` does. It is not a
+//! second database: a snapshot's data is a record in the pool's catalogue, which commits together
+//! with the volume that it names. `server` listens, `incoming` has its connections, `rpc` converts
+//! between messages and functions, `wire` has the messages, `convert` turns them into values and
+//! `error` turns errors into codes; `service` is the call table of the snapshots service, `store`
+//! implements the calls on the records in `record`, and `reaper` clears away in the background what
+//! no caller has to wait for. `diff_service` is the diff service, with its messages in `diff_wire`;
+//! `differ` implements its calls, with the blobs that `content` reads from and writes to containerd
+//! (`content_wire`), until the client goes away (`cancel`).
 //!
 //! # Invariants
 //! - A call that has returned is durable where containerd relies on it: one flush for a Prepare,
-//!   View, Commit or Update, none where nothing is lost.
-//! - A snapshot's record and its volume are made, renamed and given up in one transaction.
-//! - Bytes from the socket are hostile: every length is bounded before it is kept.
-//! - Only the superuser and the daemon's own user are answered.
-//! - The calls run on threads that may wait for a mounted volume; those that serve volumes never
-//!   wait for them.
+//!   View, Commit or Update, and no flush where nothing can be lost.
+//! - A snapshot's record and its volume are created, renamed and given up in one transaction.
+//! - Bytes from the socket are hostile: every length is bounded before the bytes are stored.
+//! - Only the superuser and the daemon's own user are served.
+//! - Calls run on threads that may wait for a mounted volume; the threads that serve volumes never
+//!   wait for a call.
 
 mod cancel;
 mod content;
@@ -47,18 +46,18 @@ pub use users::{SnapshotUse, snapshot_uses};
 
 use std::path::PathBuf;
 
-/// How the services answer unless a snapshot says otherwise.
+/// The defaults of the services, unless a snapshot overrides them.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What a snapshot is handed out as.
+    /// The form in which a snapshot is handed out.
     pub mounts: MountMode,
     /// The size of a container's file system.
     pub size_bytes: u64,
-    /// containerd's own socket, for the contents of layers; without it there is no diff service.
+    /// containerd's own socket, for the contents of layers; `None` means no diff service.
     pub containerd_address: Option<PathBuf>,
 }
 
-/// What a snapshot is handed out as.
+/// The form in which a snapshot is handed out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MountMode {
@@ -67,7 +66,7 @@ pub enum MountMode {
     Dir,
     /// A loop device.
     Loop,
-    /// A file, for a loop device or a virtual machine of the client's own.
+    /// A file, for the client's own loop device or virtual machine.
     File,
 }
 
@@ -85,7 +84,7 @@ impl std::str::FromStr for MountMode {
 }
 
 impl MountMode {
-    /// The word for it.
+    /// Returns the mode's word.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -96,7 +95,7 @@ impl MountMode {
     }
 }
 
-/// The word stands for no way to hand a snapshot out.
+/// The word names no mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("write dir, loop or file")]
 pub struct UnknownMountMode;

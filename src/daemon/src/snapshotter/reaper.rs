@@ -1,10 +1,10 @@
-//! Clearing away what calls have given up, behind them: mounts, devices and volumes.
+//! Removes in the background what calls have given up: mounts, devices and volumes.
 //!
-//! What is still in use is tried again. What is not done when this stops is cleared away by the
-//! next start, which knows it by its name in work.
+//! A task whose subject is still in use is retried. What is not done when the reaper stops is left
+//! to the next start, which recognizes it by its name under `work/`.
 //!
-//! A commit leaves a mounted, writable volume that is just what the next layer's Prepare needs. It
-//! waits here for a moment to be asked for, as a *leftover*.
+//! A commit leaves a mounted, writable volume with exactly the contents that the next layer's
+//! Prepare needs. The reaper keeps it for a short time as a *leftover*.
 
 use super::record::Index;
 use cowshed_format::base::sync::{Mutex, RwLock};
@@ -16,44 +16,44 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a leftover waits for the next layer.
+/// The time for which a leftover waits for the next layer.
 const LEFTOVER_TIME: Duration = Duration::from_secs(3);
-/// How often what is in use is tried again for one who waits.
+/// Number of retries of tasks in use for a caller that waits.
 const TELL_TRIES: u32 = 16;
-/// After what time something in use is tried again: at first, and at last.
+/// The pause before a retry: the first one, and the longest.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
-/// What is to be done.
+/// A task.
 #[derive(Clone, Debug)]
 enum Task {
-    /// Nobody needs the volume any more.
+    /// Removes a volume that is no longer needed.
     Volume(VolumeId),
-    /// Nobody looks at the volume any more, unless somebody does by now.
+    /// Unmounts a volume if no view uses it by then.
     View(VolumeId),
-    /// Nobody has asked for the leftover on this snapshot, unless somebody has.
+    /// Removes the leftover on this snapshot if no Prepare has taken it by then.
     Leftover(String, VolumeId),
 }
 
 enum Order {
     Do(Task, Instant),
-    /// Say when all is done that can be done.
+    /// Report when everything possible is done.
     Tell(Sender<()>),
     Stop,
 }
 
-/// Clears away, on a thread of its own.
+/// Does the tasks on its own thread.
 pub(super) struct Reaper {
     orders: Mutex<Sender<Order>>,
     leftovers: Arc<Mutex<HashMap<String, VolumeId>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// Told when the thread is done.
+    /// Disconnected when the thread is done.
     ended: Mutex<Receiver<()>>,
 }
 
 impl Reaper {
-    /// Starts with what earlier processes have left; `size_bytes` is the size of the empty file
-    /// system that is made ready.
+    /// Starts with the leavings of earlier processes; `size_bytes` is the size of the empty file
+    /// system that is prepared.
     pub(super) fn start(
         host: Arc<Host>,
         index: Arc<RwLock<Index>>,
@@ -80,7 +80,7 @@ impl Reaper {
         let thread = thread::Builder::new()
             .name("reaper".to_owned())
             .spawn(move || {
-                // Dropped, and so heard of, however this ends.
+                // Dropped, and so noticed, however the thread ends.
                 let _end = end;
                 work.run(&queue, size_bytes);
             })?;
@@ -89,21 +89,21 @@ impl Reaper {
     }
 
     fn order(&self, order: Order) {
-        // After the end there is nobody to do it; the next start does.
+        // After the end no thread takes orders; the next start does the work.
         let _ = self.orders.lock().send(order);
     }
 
-    /// Has the volume taken out of use and removed.
+    /// Orders the volume to be taken out of use and removed.
     pub(super) fn volume(&self, id: VolumeId) {
         self.order(Order::Do(Task::Volume(id), Instant::now()));
     }
 
-    /// Has the volume unmounted if no view looks at it.
+    /// Orders the volume to be unmounted if no view uses it.
     pub(super) fn view(&self, id: VolumeId) {
         self.order(Order::Do(Task::View(id), Instant::now()));
     }
 
-    /// Keeps the volume for whoever prepares the next layer on `parent`, for a moment.
+    /// Keeps the volume for a short time for the next layer that is prepared on `parent`.
     pub(super) fn leftover(&self, parent: &str, id: VolumeId) {
         let earlier = self.leftovers.lock().insert(parent.to_owned(), id);
         if let Some(earlier) = earlier {
@@ -113,21 +113,21 @@ impl Reaper {
         self.order(Order::Do(Task::Leftover(parent.to_owned(), id), due));
     }
 
-    /// The leftover on `parent`, which is the caller's then.
+    /// Returns the leftover on `parent`, which then belongs to the caller.
     pub(super) fn take_leftover(&self, parent: &str) -> Option<VolumeId> {
         self.leftovers.lock().remove(parent)
     }
 
-    /// Waits until all is done that is not in use, but not longer than `patience`.
+    /// Waits until every task that is not in use is done, but not longer than `patience`.
     pub(super) fn drain(&self, patience: Duration) {
         let (teller, told) = channel();
         self.order(Order::Tell(teller));
-        // Too late or ended: either way nothing more is to be waited for.
+        // After a timeout or the thread's end there is nothing more to wait for.
         let _ = told.recv_timeout(patience);
     }
 
-    /// Does nothing more; what it is at is waited for, but not longer than `patience`. Answers
-    /// whether it has ended.
+    /// Makes a last attempt at every task and ends the thread; waits for that up to `patience`.
+    /// Returns true if the thread has ended.
     pub(super) fn stop(&self, patience: Duration) -> bool {
         self.order(Order::Stop);
         let Some(thread) = self.thread.lock().take() else {
@@ -137,17 +137,18 @@ impl Reaper {
             tracing::warn!("what was being cleared away hangs, and is left to the next start");
             return false;
         }
-        // A panic has been reported by the thread.
+        // The thread has reported the panic.
         let _ = thread.join();
         true
     }
 }
 
-/// Whether what is in use waits longer each time.
+/// The growth of the pause between retries.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Backoff {
     Grow,
-    /// Somebody asked for it to be tried now: that says nothing of how long it will be in use.
+    /// A caller asked for an attempt now, which says nothing about how long the subject will be in
+    /// use.
     Keep,
 }
 
@@ -183,7 +184,7 @@ impl Work {
                 }),
                 Ok(Order::Tell(teller)) => {
                     self.finish();
-                    // Whoever asked may have given up.
+                    // The caller may have given up.
                     let _ = teller.send(());
                 }
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
@@ -195,7 +196,7 @@ impl Work {
         }
     }
 
-    /// Does everything that is not in use for long.
+    /// Does every task whose subject is not in use for long.
     fn finish(&mut self) {
         for _ in 0..TELL_TRIES {
             self.work_off(None, Backoff::Keep);
@@ -206,7 +207,7 @@ impl Work {
         }
     }
 
-    /// Does what is due by then, or everything; what is in use waits longer.
+    /// Does the tasks due by `until`, or all; those in use are retried after a pause.
     fn work_off(&mut self, until: Option<Instant>, backoff: Backoff) {
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
             .into_iter()
@@ -241,7 +242,7 @@ impl Work {
                 {
                     let mut leftovers = self.leftovers.lock();
                     if leftovers.get(parent) != Some(id) {
-                        // Whoever has asked for it sees to it.
+                        // The call that has taken it takes care of it.
                         return Ok(());
                     }
                     leftovers.remove(parent);

@@ -1,13 +1,13 @@
 //! The record of a snapshot in the pool's catalogue, and the index of all of them in memory.
 //!
-//! The record's key is the snapshot's key or name, as containerd gives it; the value is JSON with
-//! a version. What follows from other records (who has children, who looks at a volume) is not
-//! stored but counted here.
+//! The record's key is the snapshot's key or name, as containerd gives it; the value is JSON with a
+//! version. Data that follows from other records (the number of children, the views of a volume) is
+//! not stored but counted here.
 //!
 //! # Invariants
-//! - A parent is committed, and is there as long as it has children.
-//! - An active or committed snapshot has a volume of its own; a view looks at its parent's, or,
-//!   without a parent, at the empty file system.
+//! - A parent is committed, and exists as long as it has children.
+//! - An active or committed snapshot has a volume of its own; a view uses its parent's or, without
+//!   a parent, the empty file system.
 
 use super::MountMode;
 use cowshed_engine::{Pool, RecordKind, Transaction};
@@ -21,26 +21,26 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const VERSION: u32 = 1;
 
-/// The label by which the snapshot of a layer is found: the layer's chain id.
+/// The label with a layer's chain id, by which the layer's snapshot is found.
 pub(super) const REF_LABEL: &str = "containerd.io/snapshot.ref";
 
 /// Labels of a snapshot.
 pub(super) type Labels = BTreeMap<String, String>;
 
-/// What a snapshot is.
+/// The kind of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Kind {
     /// Can be written, and committed.
     Active,
-    /// Shows a committed one.
+    /// Shows a committed snapshot.
     View,
     /// Never changes, and can be a parent.
     Committed,
 }
 
 impl Kind {
-    /// The word that filters know it by.
+    /// Returns the word that filters use for it.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -50,33 +50,33 @@ impl Kind {
     }
 }
 
-/// What is stored of a snapshot.
+/// The stored data of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     version: u32,
     pub(super) kind: Kind,
-    /// The name of the committed snapshot below.
+    /// The name of the committed snapshot that is its parent.
     pub(super) parent: Option<String>,
     pub(super) labels: Labels,
     pub(super) created_ns: u64,
     pub(super) updated_ns: u64,
     volume: u64,
-    /// What it is handed out as.
+    /// The form in which it is handed out.
     pub(super) mounts: MountMode,
-    /// It is being filled with a layer: worth nothing until it is committed.
+    /// True if it is being filled with a layer: its contents are worthless until it is committed.
     pub(super) fill: bool,
 }
 
 /// A record that cannot be understood.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RecordFault {
-    /// A newer version wrote it.
+    /// A newer version of cowshed wrote it.
     #[error("it has version {0}, which this cowshed does not know; use a newer one")]
     Version(u32),
-    /// It is no JSON of the right form.
+    /// It is not JSON of the right form.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// Its key is no text.
+    /// Its key is not text.
     #[error("its key is not text")]
     Key,
 }
@@ -106,7 +106,7 @@ impl Record {
         VolumeId(self.volume)
     }
 
-    /// Writes it with `transaction`.
+    /// Writes the record in `transaction`.
     pub(super) fn put(&self, transaction: &mut Transaction, key: &str) -> serde_json::Result<()> {
         let value = serde_json::to_vec(self)?;
         transaction.put_record(RecordKind::SNAPSHOT, key.as_bytes(), &value);
@@ -130,16 +130,16 @@ impl Record {
     }
 }
 
-/// Nanoseconds since 1970.
+/// Returns the time in nanoseconds since 1970.
 pub(super) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// All records of the pool.
+/// Returns all records of the pool.
 ///
 /// # Errors
-/// The first that cannot be understood, with its key.
+/// The first record that cannot be understood, with its key.
 pub(super) fn all(pool: &Pool) -> Result<Vec<(String, Record)>, (String, RecordFault)> {
     let records = pool.records(RecordKind::SNAPSHOT);
     let parse = |(key, value): &(Arc<[u8]>, Arc<[u8]>)| {
@@ -151,7 +151,7 @@ pub(super) fn all(pool: &Pool) -> Result<Vec<(String, Record)>, (String, RecordF
     records.iter().map(parse).collect()
 }
 
-/// All records by key, with what follows from them.
+/// All records by key, with the counts that follow from them.
 #[derive(Default)]
 pub(super) struct Index {
     records: BTreeMap<String, Arc<Record>>,
@@ -169,23 +169,23 @@ impl Index {
         self.records.iter()
     }
 
-    /// How many snapshots have this one as their parent.
+    /// Returns the number of snapshots whose parent is `name`.
     pub(super) fn children(&self, name: &str) -> usize {
         self.children.get(name).copied().unwrap_or(0)
     }
 
-    /// How many views look at the volume.
+    /// Returns the number of views that use the volume.
     pub(super) fn views(&self, volume: VolumeId) -> usize {
         self.views.get(&volume).copied().unwrap_or(0)
     }
 
-    /// The committed snapshots of this layer.
+    /// Returns the committed snapshots of this layer.
     pub(super) fn of_ref(&self, reference: &str) -> impl Iterator<Item = (&String, &Arc<Record>)> {
         let names = self.by_ref.get(reference).into_iter().flatten();
         names.filter_map(|name| self.records.get_key_value(name))
     }
 
-    /// Adds a record, or puts it in the place of the one with this key.
+    /// Adds a record, or replaces the one with this key.
     pub(super) fn put(&mut self, key: String, record: Record) {
         self.remove(&key);
         if let Some(parent) = &record.parent {
@@ -267,7 +267,7 @@ mod tests {
         index.put("p".into(), record(Kind::Committed, None, 1));
         index.put("a".into(), record(Kind::Active, Some("p"), 2));
         index.put("v".into(), record(Kind::View, Some("p"), 1));
-        // An update replaces, and counts nothing twice.
+        // An update replaces the record, and counts nothing twice.
         index.put("v".into(), record(Kind::View, Some("p"), 1));
         assert_eq!(index.children("p"), 2);
         assert_eq!(index.views(VolumeId(1)), 1);

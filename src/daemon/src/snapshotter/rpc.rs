@@ -1,9 +1,10 @@
-//! From HTTP requests to functions and back: what a code generator would write for each call of a
-//! service, once for all.
+//! Converts HTTP requests to function calls and the results to responses: the code that a code
+//! generator would write for each call of a service, written once for all calls.
 //!
 //! The functions block (they mount, and wait for the pool), so each runs on a thread of the
-//! runtime's pool for that, whose size bounds how many run at once. A client that goes away does
-//! not stop its call: what it began is finished, and undone by whoever asks for that.
+//! runtime's pool for blocking calls, whose size bounds the number of calls that run at once. A
+//! client that goes away does not stop its call: the call is finished, and undone if a later call
+//! asks for that.
 
 use prost::Message;
 use std::convert::Infallible;
@@ -14,18 +15,18 @@ use tonic::server::{Grpc, ServerStreamingService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-/// The longest request: labels, a key and a parent are less.
+/// The longest request: labels, a key and a parent need less.
 pub(super) const REQUEST_BYTES_MAX: usize = 1 << 20;
 
-/// What a service's future answers.
+/// The future that a service returns.
 pub(super) type Answer = BoxFuture<http::Response<Body>, Infallible>;
 
-/// A function that answers one message with one.
+/// A function from one message to one message.
 pub(super) type Unary<S, Q, A> = fn(&S, Request<Q>) -> Result<A, Status>;
-/// A function that answers one message with several.
+/// A function from one message to several.
 pub(super) type Streaming<S, Q, A> = fn(&S, Request<Q>) -> Result<Vec<A>, Status>;
 
-/// A call on its way to a thread that may block.
+/// A call that is to run on a thread that may block.
 struct Call<S, F> {
     service: Arc<S>,
     function: F,
@@ -36,7 +37,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<Response<T>, Status> {
     match tokio::task::spawn_blocking(work).await {
         Ok(answer) => answer.map(Response::new),
-        // The panic has been reported by the thread.
+        // The thread has reported the panic.
         Err(_) => Err(Status::internal(
             "the call failed unexpectedly; the log says how",
         )),
@@ -78,7 +79,7 @@ where
     }
 }
 
-/// Answers a request with what `function` answers.
+/// Replies to a request with the result of `function`.
 pub(super) fn unary<B, S, Q, A>(
     request: http::Request<B>,
     service: &Arc<S>,
@@ -99,7 +100,7 @@ where
     })
 }
 
-/// Answers a request with all messages that `function` answers.
+/// Replies to a request with all messages that `function` returns.
 pub(super) fn streaming<B, S, Q, A>(
     request: http::Request<B>,
     service: &Arc<S>,
@@ -121,7 +122,7 @@ where
     })
 }
 
-/// Answers that there is no such call.
+/// Replies that there is no such call.
 pub(super) fn unknown() -> Answer {
     Box::pin(async { Ok(Status::unimplemented("no such call").into_http()) })
 }

@@ -1,9 +1,9 @@
-//! The words of containerd's filter language: what comes next in a filter's text.
+//! The tokens of containerd's filter language.
 //!
 //! Source: the grammar in the documentation of containerd's package `filters`, and Go's syntax of
 //! quoted strings.
 
-/// A word.
+/// A token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     /// `,` or `.`
@@ -12,13 +12,13 @@ pub(super) enum Token {
     Operator(String),
     /// Letters, digits and `_`; after an operator, anything up to a comma or blank.
     Word(String),
-    /// Between quotes, which are `"`, and for a regular expression also `/` or `|`.
+    /// Text between quotes: `"`, and for a regular expression also `/` or `|`.
     Quoted { quote: char, text: String },
-    /// The end.
+    /// The end of the text.
     End,
 }
 
-/// What is wrong with a filter's text.
+/// The fault of a filter's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ScanFault {
     #[error("a quoted text does not end")]
@@ -31,7 +31,7 @@ pub(super) enum ScanFault {
     Character,
 }
 
-/// Reads words from a filter's text.
+/// Splits a filter's text into tokens.
 pub(super) struct Scanner<'t> {
     text: &'t str,
     at: usize,
@@ -42,7 +42,7 @@ impl<'t> Scanner<'t> {
         Self { text, at: 0 }
     }
 
-    /// How much of the text has been read, in bytes.
+    /// Returns the number of bytes read so far.
     pub(super) const fn at(&self) -> usize {
         self.at
     }
@@ -58,7 +58,7 @@ impl<'t> Scanner<'t> {
         &rest[..len]
     }
 
-    /// The next word; `after_operator` takes a value instead of a field.
+    /// Returns the next token; with `after_operator`, reads a value instead of a field.
     pub(super) fn next(&mut self, after_operator: bool) -> Result<Token, ScanFault> {
         self.take_while(char::is_whitespace);
         let Some(first) = self.peek() else {

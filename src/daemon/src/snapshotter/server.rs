@@ -1,4 +1,4 @@
-//! The server: connections accepted on a unix socket, and the services that answer on them.
+//! The server: accepts connections on a unix socket and runs the services on them.
 //!
 //! # Invariants
 //! - When `stop` has returned, no call runs that it does not count.
@@ -24,26 +24,26 @@ use tonic::transport::server::Router;
 
 /// Threads that only move messages.
 const MESSAGE_THREADS: usize = 2;
-/// How many calls run at once; more wait.
+/// Number of calls that run at once; further ones wait.
 const CALLS_MAX: usize = 128;
-/// How many calls of one client are taken at once.
+/// Number of calls of one client that are taken at once.
 const CLIENT_CALLS_MAX: u32 = 256;
 
-/// How long what is being cleared away may take at least.
+/// The minimum time given to the reaper for its tasks.
 const REAPER_TIME: Duration = Duration::from_secs(2);
 
-/// Answers containerd until it is stopped.
+/// Serves containerd until it is stopped.
 pub struct Server {
     runtime: Option<Runtime>,
     stop: Option<oneshot::Sender<()>>,
-    /// Dropping it cancels the calls that take long.
+    /// Dropping it cancels the long-running calls.
     calls: Option<Waiting>,
     serving: Option<JoinHandle<()>>,
     store: Arc<Store>,
 }
 
 impl Server {
-    /// Answers on `socket`, which listens, with snapshots in `host`'s pool.
+    /// Serves on the listening `socket`, with snapshots in `host`'s pool.
     ///
     /// # Errors
     /// When the snapshots' records cannot be read or threads cannot be started.
@@ -72,7 +72,7 @@ impl Server {
         };
         let serving = runtime.spawn(async move {
             let until = async {
-                // A server that was dropped is one that stops.
+                // A server that was dropped stops, too.
                 let _ = stopped.await;
             };
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, until).await {
@@ -88,18 +88,18 @@ impl Server {
         })
     }
 
-    /// Takes no further calls, cancels those that take long, and waits for all that run, but not
-    /// longer than `patience`. Returns `true` where all have ended.
+    /// Takes no further calls, cancels long-running ones, and waits for all that run, but not
+    /// longer than `patience`. Returns true if all have ended.
     pub fn stop(&mut self, patience: Duration) -> bool {
         self.calls = None;
         self.drain(patience)
     }
 
-    /// As `stop`, but lets all calls end by themselves.
+    /// Like `stop`, but lets all calls end by themselves.
     pub fn drain(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         if let Some(stop) = self.stop.take() {
-            // Nobody hears it only if serving has ended by itself.
+            // The receiver is gone only if serving has ended by itself.
             let _ = stop.send(());
         }
         let Some(runtime) = self.runtime.take() else {
@@ -123,7 +123,7 @@ impl Drop for Server {
     }
 }
 
-/// All services on this socket; another one is one more `add_service`.
+/// Returns all services on this socket; a further one needs one more `add_service`.
 fn services(store: &Arc<Store>, diffs: Option<DiffService>) -> Router {
     tonic::transport::Server::builder()
         .max_concurrent_streams(CLIENT_CALLS_MAX)

@@ -1,4 +1,4 @@
-//! The table of the calls of `containerd.services.snapshots.v1.Snapshots`.
+//! The call table of `containerd.services.snapshots.v1.Snapshots`.
 
 use super::rpc::{self, Answer};
 use super::wire::{
@@ -13,7 +13,7 @@ use tonic::codegen::{Body as HttpBody, Service, StdError, http};
 use tonic::server::NamedService;
 use tonic::{Request, Status};
 
-/// What answers the calls.
+/// The implementation of the calls.
 pub(super) trait Snapshots: Send + Sync + 'static {
     fn prepare(&self, request: Request<PrepareRequest>) -> Result<MountsResponse, Status>;
     fn view(&self, request: Request<PrepareRequest>) -> Result<MountsResponse, Status>;
@@ -27,7 +27,7 @@ pub(super) trait Snapshots: Send + Sync + 'static {
     fn cleanup(&self, request: Request<CleanupRequest>) -> Result<Empty, Status>;
 }
 
-/// The service on top of what answers.
+/// The service, on top of the implementation.
 pub(super) struct SnapshotsService<S> {
     snapshots: Arc<S>,
 }

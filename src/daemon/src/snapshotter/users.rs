@@ -1,4 +1,4 @@
-//! Which snapshots a volume serves, for messages about volumes.
+//! The snapshots that use each volume, for messages about volumes.
 
 use super::record::{self, Kind};
 use cowshed_engine::Pool;
@@ -11,13 +11,13 @@ pub struct SnapshotUse {
     pub key: String,
     /// `active`, `view` or `committed`.
     pub kind: &'static str,
-    /// The volume: a view's is its parent's.
+    /// The snapshot's volume; a view has its parent's.
     pub volume: VolumeId,
-    /// Whether the volume goes with the snapshot.
+    /// True if the volume is removed with the snapshot.
     pub owns_volume: bool,
 }
 
-/// All snapshots of the pool; `None` when a record is unreadable.
+/// Returns all snapshots of the pool; `None` when a record is unreadable.
 #[must_use]
 pub fn snapshot_uses(pool: &Pool) -> Option<Vec<SnapshotUse>> {
     let records = record::all(pool);

@@ -1,6 +1,6 @@
 //! The messages of `containerd.services.snapshots.v1` and the types that it shares with other
-//! services, written by hand after containerd's `snapshots.proto` and `mount.proto`: field numbers
-//! and types are its, and fixed.
+//! services, written by hand after containerd's `snapshots.proto` and `mount.proto`, which fix the
+//! field numbers and types.
 
 #![allow(missing_docs, reason = "the fields are described where they come from")]
 
@@ -14,7 +14,7 @@ pub struct Mount {
     pub r#type: String,
     #[prost(string, tag = "2")]
     pub source: String,
-    /// Where below the mount point; always empty here.
+    /// The path below the mount point; always empty here.
     #[prost(string, tag = "3")]
     pub target: String,
     #[prost(string, repeated, tag = "4")]

@@ -1,4 +1,5 @@
-//! One target under libFuzzer: `COWSHED_FUZZ_TARGET` names it. `tools/fuzz/run` builds and runs it.
+//! Runs the target that `COWSHED_FUZZ_TARGET` names under libFuzzer. `tools/fuzz/run` builds and
+//! runs it.
 
 #![no_main]
 

@@ -5,9 +5,8 @@
 //!     fuzz-smoke --seeds FOLDER                          writes the seeds of all targets
 //!     fuzz-smoke TARGET FILE                             one input again
 //!
-//! Without a seed it is 1 for a short run, so that it finds the same things everywhere, and
-//! another each time where the time is given. An input that fails is kept in a file, whose name is
-//! printed.
+//! Without a seed, a short run uses 1, so that it finds the same things everywhere, and a timed run
+//! uses a different seed each time. An input that fails is kept in a file, whose name is printed.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,12 +22,12 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{fs, panic, process, thread};
 
-/// An input that takes longer hangs.
+/// An input that takes longer is considered hung.
 const HANG: Duration = Duration::from_secs(30);
-/// Inputs that are kept to begin from.
+/// Number of inputs that are kept as starting points.
 const POOL_MAX: usize = 500;
 
-/// The input under way, and since when.
+/// The current input, and its start time.
 static CURRENT: Mutex<Option<(&'static str, Vec<u8>, Instant)>> = Mutex::new(None);
 
 fn main() {
@@ -106,7 +105,7 @@ fn smoke(target: &'static Target, limit: Option<Duration>, seed: u64) {
     println!("{}: {count} inputs, seed {seed}, {took:.1?}", target.name);
 }
 
-/// Keeps the input of a panic, and that of a hang.
+/// Keeps the input of a panic or of a hang.
 fn keep_what_fails() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

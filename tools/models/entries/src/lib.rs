@@ -1,5 +1,5 @@
 //! The entries of a map node under loom: in every order of their reads and writes, with the stale
-//! values that a weak memory may show.
+//! values that a weak memory model permits.
 //!
-//! It is a package of its own because the engine is built for one checker at a time: here with the
+//! It is a separate package because the engine is built for one checker at a time: here with the
 //! feature `loom`.

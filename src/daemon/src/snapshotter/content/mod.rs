@@ -1,14 +1,15 @@
 //! containerd's content service as a client sees it: blobs as readers and writers that block.
 //!
-//! Each call of containerd gets a [`Contents`] of its own, which passes its namespace and lease on,
-//! and ends with it: whoever waits for containerd stops waiting when its client does. The bytes
-//! move in tasks of the runtime, a bounded number of messages ahead, so that unpacking and
-//! fetching go on at the same time.
+//! Each call of containerd gets its own [`Contents`], which passes the call's namespace and lease
+//! on, and ends with the call: a thread that waits for containerd stops waiting when its client
+//! does. The bytes move in tasks of the runtime, a bounded number of messages ahead, so that
+//! unpacking and fetching overlap.
 //!
 //! # Invariants
-//! - A blob that is written is not in the store before `BlobWriter::commit`; what is given up is
-//!   aborted or left for the next writer of that ref, as containerd's own differ does.
-//! - No message is larger than `MESSAGE_BYTES_MAX`, and no more than `MESSAGES_AHEAD` wait.
+//! - A blob that is written is not in the store before `BlobWriter::commit`. A blob that is given
+//!   up is aborted or left for the next writer of that ref, as containerd's own differ does.
+//! - No message is larger than `MESSAGE_BYTES_MAX`, and no more than `MESSAGES_AHEAD` messages
+//!   wait.
 
 mod reader;
 mod stored;
@@ -34,37 +35,38 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-/// The largest message that is taken; containerd sends 32 KiB to 1 MiB.
+/// The largest message that is accepted; containerd sends 32 KiB to 1 MiB.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
-/// How many messages may wait between the runtime and a thread that blocks.
+/// Number of messages that may wait between the runtime and a thread that blocks.
 const MESSAGES_AHEAD: usize = 16;
-/// How many bytes containerd may send ahead on one stream, and on all.
+/// Number of bytes that containerd may send ahead on one stream, and on all.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// How long containerd may take to accept a connection.
+/// The time within which containerd must accept a connection.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// What of a request's metadata is passed on.
+/// The keys of a request's metadata that are passed on.
 const PASSED_ON: [&str; 1] = [LEASE];
-/// In whose name a call is made.
+/// The metadata key of the namespace on whose behalf a call is made.
 pub(super) const NAMESPACE: &str = "containerd-namespace";
-/// The lease that keeps what is made from being collected as garbage.
+/// The metadata key of the lease that protects new blobs from garbage collection.
 const LEASE: &str = "containerd-lease";
-/// How long a lease of our own keeps a blob that nobody refers to yet.
+/// The time for which a lease of our own keeps a blob that nothing refers to yet.
 const LEASE_TIME: Duration = Duration::from_secs(60 * 60);
 
-/// A connection to containerd, made when it is first needed and again when it was lost.
+/// A connection to containerd, made when it is first needed and again after it was lost.
 #[derive(Clone, Debug)]
 pub(super) struct Containerd {
     channel: Channel,
-    /// Where its blobs lie, once it has said that it tells or does not tell.
+    /// The folder of its blobs, once containerd has been asked; `None` inside if it does not tell.
     store: Arc<OnceLock<Option<PathBuf>>>,
 }
 
 impl Containerd {
-    /// containerd at the socket `address`. To be called inside the runtime.
+    /// Returns a connection to containerd at the socket `address`. Must be called inside the
+    /// runtime.
     ///
     /// # Errors
-    /// When no path of a socket can be made of it.
+    /// When `address` cannot be made into a socket's path.
     pub(super) fn at(address: &Path) -> io::Result<Self> {
         let text = address.to_str();
         let text =
@@ -79,7 +81,7 @@ impl Containerd {
         Ok(Self { channel, store })
     }
 
-    /// The contents for a call with this metadata in that namespace. To be called inside the
+    /// Returns the contents for a call with this metadata in `namespace`. Must be called inside the
     /// runtime.
     pub(super) fn contents(
         &self,
@@ -115,10 +117,10 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// What is known of a blob.
+    /// Returns the information about a blob.
     ///
     /// # Errors
-    /// `NotFound`, and whatever containerd answers.
+    /// `NotFound`, or any error of containerd.
     pub(super) fn info(&self, digest: &str) -> Result<Info, Status> {
         let digest = digest.to_owned();
         let found: InfoResponse = self.unary(calls::INFO, InfoRequest { digest })?;
@@ -130,7 +132,7 @@ impl Contents {
     /// Sets one label of a blob.
     ///
     /// # Errors
-    /// Whatever containerd answers.
+    /// Any error of containerd.
     pub(super) fn label(&self, digest: &str, key: &str, value: &str) -> Result<(), Status> {
         let info = Info {
             digest: digest.to_owned(),
@@ -146,10 +148,10 @@ impl Contents {
             .map(drop)
     }
 
-    /// Gives up what was written under a ref.
+    /// Gives up the data written under a ref.
     ///
     /// # Errors
-    /// Whatever containerd answers.
+    /// Any error of containerd.
     pub(super) fn abort(&self, reference: &str) -> Result<(), Status> {
         let request = AbortRequest {
             r#ref: reference.to_owned(),
@@ -157,9 +159,9 @@ impl Contents {
         self.unary::<_, Empty>(calls::ABORT, request).map(drop)
     }
 
-    /// Makes sure that what is written from now on is not collected as garbage before its client
-    /// can refer to it: by the client's lease or, since containerd does not pass that on to
-    /// plugins, by one that expires by itself.
+    /// Protects the blobs written from now on from garbage collection until the client can refer to
+    /// them: by the client's lease or, because containerd does not pass that lease on to plugins,
+    /// by one that expires by itself.
     pub(super) fn lease(&mut self) {
         if self.metadata.contains_key(LEASE) {
             return;
@@ -176,7 +178,7 @@ impl Contents {
                     self.metadata.insert(LEASE, value);
                 }
             }
-            // It is only about blobs that are collected at an unlucky moment.
+            // Without the lease, only blobs that are collected at an unlucky moment are lost.
             Err(error) => tracing::warn!(%error, "a layer is written without a lease"),
         }
     }
@@ -218,12 +220,13 @@ impl Contents {
     }
 }
 
-/// Why a reader or writer failed, for whoever handed it away: an `io::Error` says less.
+/// The reason why a reader or writer failed, kept for the function that passed it on: an
+/// `io::Error` says less.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Failure(Arc<Mutex<Option<Status>>>);
 
 impl Failure {
-    /// The first failure, if there was one.
+    /// Returns the first failure, if there was one.
     pub(super) fn take(&self) -> Option<Status> {
         self.0.lock().take()
     }
@@ -235,7 +238,7 @@ impl Failure {
     }
 }
 
-/// An error with what is behind it, in one line.
+/// Formats an error with its causes in one line.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -246,7 +249,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether a ref or blob is in another's hands for the moment.
+/// Returns true if another writer holds a ref or blob for the moment.
 fn is_locked(status: &Status) -> bool {
     status.code() == Code::Unavailable && status.message().contains("locked")
 }

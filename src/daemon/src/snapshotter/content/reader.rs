@@ -1,4 +1,4 @@
-//! A blob as it comes from containerd.
+//! Reading a blob from containerd.
 
 use super::{Contents, Failure, MESSAGES_AHEAD, calls};
 use crate::snapshotter::cancel::Cancel;
@@ -10,7 +10,7 @@ use tonic::Status;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic_prost::ProstCodec;
 
-/// The bytes of a blob, in order; nothing is verified here.
+/// The bytes of a blob, in order; they are not verified here.
 pub(in crate::snapshotter) struct BlobReader {
     pieces: mpsc::Receiver<Result<Bytes, Status>>,
     current: Bytes,
@@ -28,7 +28,7 @@ impl Contents {
                 () = contents.cancel.cancelled() => Err(Cancel::status()),
             };
             if let Err(status) = fetched {
-                // Who does not read any more does not need to know.
+                // A reader that is gone does not need the error.
                 let _ = sender.send(Err(status)).await;
             }
         });

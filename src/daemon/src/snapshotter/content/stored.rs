@@ -1,9 +1,9 @@
-//! A blob as the file in which containerd's own content store keeps it.
+//! Reading a blob from the file in which containerd's own content store keeps it.
 //!
-//! To read it there saves sending it through a socket, which costs as much as unpacking it. That
-//! is no promise of containerd's: where the store is, it says through its introspection service,
-//! and how it lays out its files is known. So whoever reads has to verify the digest, and where
-//! there is no such file the blob comes through the content service.
+//! Reading the file saves sending the blob through a socket, which costs as much as unpacking it.
+//! containerd does not promise this access: its introspection service tells where the store is, and
+//! the layout of the store's files is known. So the reader must verify the digest, and where there
+//! is no such file, the blob comes through the content service.
 
 use super::{Contents, calls};
 use crate::snapshotter::content_wire::{PluginsRequest, PluginsResponse};
@@ -14,11 +14,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use tonic::Code;
 
-/// The plugin that keeps the blobs.
+/// The plugin that holds the blobs.
 const STORE: &str = "type==io.containerd.content.v1,id==content";
 
 impl Contents {
-    /// The file that holds the blob, of `size_bytes`.
+    /// Returns the file that holds the blob of `size_bytes`, if there is one.
     pub(in crate::snapshotter) fn file(&self, digest: Digest, size_bytes: u64) -> Option<File> {
         let root = self.store_root()?;
         let hex = digest.hex();
@@ -26,7 +26,7 @@ impl Contents {
         let open = || -> io::Result<Option<File>> {
             let file = File::options()
                 .read(true)
-                // Whatever else lies there neither leads away nor holds us up.
+                // Follows no symbolic link, and does not block on a FIFO or device.
                 .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
                 .open(&path)?;
             let found = file.metadata()?;
@@ -42,7 +42,7 @@ impl Contents {
         }
     }
 
-    /// Where containerd keeps its blobs, asked once.
+    /// Returns the folder where containerd keeps its blobs; containerd is asked once.
     fn store_root(&self) -> Option<PathBuf> {
         if let Some(known) = self.store.get() {
             return known.clone();

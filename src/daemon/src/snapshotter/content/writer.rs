@@ -1,4 +1,4 @@
-//! A blob on its way to containerd.
+//! Writing a blob to containerd.
 
 use super::{Contents, Failure, MESSAGES_AHEAD, calls, is_locked};
 use crate::snapshotter::cancel::Cancel;
@@ -14,20 +14,20 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
-/// What is sent in one message.
+/// The number of bytes sent in one message.
 const PIECE_BYTES: usize = 1 << 20;
-/// How many messages may be without an answer.
+/// Number of messages that may be without a reply.
 const UNANSWERED_MAX: usize = 4;
-/// How long a ref that another writer holds is waited for: one that was killed lets go soon.
+/// The time to wait for a ref that another writer holds: a writer that was killed releases it soon.
 const LOCKED_TIME: Duration = Duration::from_secs(10);
-/// How often it is tried meanwhile.
+/// The interval of the retries meanwhile.
 const LOCKED_RETRY: Duration = Duration::from_millis(50);
 
-/// Writes a blob under a ref from its beginning, whatever an earlier writer left there.
+/// Writes a blob under a ref from the start, regardless of what an earlier writer left there.
 pub(in crate::snapshotter) struct BlobWriter {
     requests: mpsc::Sender<WriteRequest>,
     answers: mpsc::Receiver<Result<WriteResponse, Status>>,
-    /// What is not sent yet.
+    /// The bytes not sent yet.
     buffer: Vec<u8>,
     sent_bytes: i64,
     answered_bytes: i64,
@@ -37,10 +37,10 @@ pub(in crate::snapshotter) struct BlobWriter {
 }
 
 impl Contents {
-    /// Begins to write under `reference`.
+    /// Starts to write under `reference`.
     ///
     /// # Errors
-    /// `Unavailable` when another writer keeps the ref, and whatever containerd answers.
+    /// `Unavailable` when another writer holds the ref for too long, or any error of containerd.
     pub(in crate::snapshotter) fn write(&self, reference: &str) -> Result<BlobWriter, Status> {
         let deadline = Instant::now() + LOCKED_TIME;
         loop {
@@ -64,7 +64,7 @@ impl Contents {
                 () = contents.cancel.cancelled() => Err(Cancel::status()),
             };
             if let Err(status) = moved {
-                // Who does not write any more does not need to know.
+                // A writer that is gone does not need the error.
                 let _ = incoming.send(Err(status)).await;
             }
         });
@@ -83,7 +83,7 @@ impl Contents {
             r#ref: reference.to_owned(),
             ..WriteRequest::default()
         })?;
-        // What it says was written before is cut off by the first bytes.
+        // The first bytes truncate the data that it reports as written before.
         writer.answer()?;
         Ok(writer)
     }
@@ -109,11 +109,11 @@ impl Contents {
 }
 
 impl BlobWriter {
-    /// Writes what is left and puts the blob into the store, where it may be already.
+    /// Writes the rest and puts the blob into the store, which may have it already.
     ///
     /// # Errors
-    /// `FailedPrecondition` when the store found another digest or size, and whatever containerd
-    /// answers.
+    /// `FailedPrecondition` when the store computed another digest or size, or any error of
+    /// containerd.
     pub(in crate::snapshotter) fn commit(
         mut self,
         digest: &str,
@@ -143,7 +143,7 @@ impl BlobWriter {
         }
     }
 
-    /// Why writing fails, where it will have failed.
+    /// Returns the place where the reason appears if writing fails.
     pub(in crate::snapshotter) fn failure(&self) -> Failure {
         self.failure.clone()
     }
@@ -189,7 +189,7 @@ impl BlobWriter {
         if self.requests.blocking_send(request).is_ok() {
             return Ok(());
         }
-        // The stream has ended, and says why before it does.
+        // The stream has ended, and the reason for it is among the last replies.
         loop {
             self.answer()?;
         }
@@ -214,7 +214,7 @@ impl Write for BlobWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Nothing depends on when pieces are sent.
+        // The time at which pieces are sent does not matter.
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Committing an active snapshot: its volume is frozen, and its record gets its name.
+//! Committing an active snapshot: its volume is frozen, and its record gets the committed name.
 
 use super::super::MountMode;
 use super::super::convert;
@@ -9,7 +9,7 @@ use super::Store;
 use cowshed_format::base::VolumeId;
 use cowshed_host::{self as container, Sealed};
 
-/// What a commit makes of an active snapshot.
+/// The result that a commit is to produce from an active snapshot.
 struct Committing {
     key: String,
     name: String,
@@ -33,7 +33,7 @@ impl Store {
         let volume = self.volume_of(&active)?;
         let key = || committing.key.as_str().into();
         if self.host.was_interrupted(&volume)? {
-            // What was being written to it when everything stopped may be gone.
+            // Data that was being written when the daemon or host stopped may be lost.
             return Err(if active.fill {
                 Error::HalfFilled(key())
             } else {
@@ -51,11 +51,11 @@ impl Store {
             self.reaper.volume(copy.id());
         }
         let left = committed?;
-        // Whoever still has it mounted goes on.
+        // A client that still has it mounted goes on.
         drop(sealed);
         let flushed = self.pool().flush();
         if let Some(left) = left {
-            // Just what the next layer needs, unless somebody else may write to it by now.
+            // Exactly what the next layer needs, unless another process may write to it by now.
             if active.fill && active.mounts == MountMode::Dir && is_alone {
                 self.reaper.leftover(&committing.name, left);
             } else {
@@ -65,7 +65,7 @@ impl Store {
         Ok(flushed?)
     }
 
-    /// Commits the record with the frozen volume; answers the volume that is left, if one is.
+    /// Commits the record with the frozen volume; returns the volume that is left over, if any.
     fn settle(
         &self,
         committing: &Committing,
@@ -105,7 +105,8 @@ impl Store {
 }
 
 impl Committing {
-    /// The active snapshot, or why it cannot be committed, in containerd's order.
+    /// Returns the active snapshot, or the reason why it cannot be committed, checked in
+    /// containerd's order.
     fn check(&self, index: &Index) -> Result<std::sync::Arc<Record>> {
         if index.get(&self.name).is_some() {
             return Err(Error::Exists(self.name.as_str().into()));

@@ -1,10 +1,10 @@
-//! The snapshots: what each call does. `store/prepare` makes them, `store/commit` makes them
-//! parents, the others are here.
+//! The implementation of the snapshot calls. `store/prepare` creates snapshots, `store/commit`
+//! turns them into parents; the other calls are here.
 //!
 //! # Invariants
-//! - A key's lock is held for the whole call; the index is locked for writing from looking at it
-//!   to the transaction that relies on it, and never while a file system is touched.
-//! - What a failed call has begun is undone before it answers.
+//! - A key's lock is held for the whole call. The index's write lock is held from the check to the
+//!   transaction that relies on it, and never while a file system is touched.
+//! - A failed call undoes what it has begun before it returns.
 
 mod commit;
 mod prepare;
@@ -30,9 +30,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Status};
 
-/// How long a Cleanup waits for what is being cleared away.
+/// The time that a Cleanup waits for the reaper.
 const CLEANUP_TIME: Duration = Duration::from_secs(30);
-/// Inodes that ext4 has in use when it is empty, but for the root.
+/// Number of inodes that an empty ext4 uses, apart from the root.
 const RESERVED_INODES: u64 = 9;
 
 /// The snapshots of one pool.
@@ -44,7 +44,7 @@ pub(super) struct Store {
     reaper: Reaper,
 }
 
-/// Why the snapshots cannot be served.
+/// The reason why the snapshots cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
     #[error("the record of the snapshot {key} in the pool is unreadable: {fault}")]
@@ -71,12 +71,12 @@ impl Store {
         })
     }
 
-    /// Clears nothing more away; answers whether that has ended within `patience`.
+    /// Stops the reaper; returns true if it has ended within `patience`.
     pub(super) fn stop(&self, patience: Duration) -> bool {
         self.reaper.stop(patience)
     }
 
-    /// What is known of all snapshots.
+    /// Returns the index of all snapshots.
     pub(super) fn index(&self) -> &Arc<RwLock<Index>> {
         &self.index
     }
@@ -94,10 +94,10 @@ impl Store {
         Ok(self.pool().volume_by_id(record.volume())?)
     }
 
-    /// Shows the snapshot, and answers what a client mounts to have it.
+    /// Shows the snapshot, and returns the mounts with which a client accesses it.
     ///
     /// # Errors
-    /// What the pool and the host answer.
+    /// Any error of the pool or the host.
     fn show(&self, record: &Record) -> Result<MountsResponse> {
         let volume = self.volume_of(record)?;
         let purpose = match (record.kind, record.fill) {
@@ -121,7 +121,7 @@ impl Store {
             return Err(Error::NoMounts(key.into()));
         }
         if record.fill && self.host.was_interrupted(&self.volume_of(&record)?)? {
-            // It was mounted for speed, not to survive this.
+            // It was mounted for speed, and not to survive a restart.
             return Err(Error::HalfFilled(key.into()));
         }
         self.show(&record)
@@ -140,7 +140,7 @@ impl Store {
             index.remove(key);
             record
         };
-        // Whatever is shown of it, or stands on it in work, goes behind the caller.
+        // What is shown of it, or its leftover, is removed in the background.
         if let Some(leftover) = self.reaper.take_leftover(key) {
             self.reaper.volume(leftover);
         }
@@ -151,7 +151,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes the record, and its volume unless that is in use: then it gets a name in work.
+    /// Removes the record, and its volume unless that is in use: then the volume gets a name under
+    /// `work/`.
     fn give_up(&self, key: &str, record: &Record) -> Result<()> {
         let volume = record.volume();
         let mut transaction = self.pool().transaction();
@@ -162,7 +163,7 @@ impl Store {
         transaction.remove(volume);
         match transaction.commit() {
             Err(base::Error::Busy(_)) => {}
-            // Without its volume, all that is left is its record.
+            // The volume is missing, so only the record is left to remove.
             Err(base::Error::NoSuchVolume(_)) => {
                 let mut transaction = self.pool().transaction();
                 Record::remove(&mut transaction, key);
@@ -235,14 +236,14 @@ impl Store {
     }
 }
 
-/// The labels after an update of the fields `paths`.
+/// Returns the labels after an update of the fields `paths`.
 fn masked(old: &Labels, new: &Labels, paths: &[String]) -> Result<Labels> {
     let mut labels = old.clone();
     for path in paths {
         if path == "labels" {
             labels.clone_from(new);
         } else if let Some(key) = path.strip_prefix("labels.") {
-            // An empty value removes it, below.
+            // An empty value removes the label below.
             let value = new.get(key).cloned().unwrap_or_default();
             labels.insert(key.to_owned(), value);
         } else {
@@ -252,7 +253,7 @@ fn masked(old: &Labels, new: &Labels, paths: &[String]) -> Result<Labels> {
     convert::labels(labels)
 }
 
-/// Tells failures that are not the client's in the log, too.
+/// Logs failures that are not the client's fault.
 fn told<T>(call: &'static str, key: &str, answer: Result<T>) -> Result<T, Status> {
     answer.map_err(|error| {
         let status = Status::from(error);

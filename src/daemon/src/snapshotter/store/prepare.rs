@@ -1,4 +1,5 @@
-//! Making snapshots: an active one is a clone of its parent's volume, a view looks at it.
+//! Creating snapshots: an active one is a clone of its parent's volume; a view uses the parent's
+//! volume itself.
 
 use super::super::MountMode;
 use super::super::convert;
@@ -11,22 +12,22 @@ use cowshed_format::base::VolumeId;
 use std::sync::Arc;
 use std::thread;
 
-/// How containerd's keys begin when it unpacks a layer (`UnpackKeyPrefix`).
+/// The prefix of the keys that containerd uses to unpack a layer (`UnpackKeyPrefix`).
 const UNPACK_PREFIX: &str = "extract-";
 
-/// A snapshot that is asked for.
+/// The snapshot that a call asks for.
 struct Wanted {
     kind: Kind,
     key: String,
     parent: Option<String>,
     labels: Labels,
-    /// It is to be filled with a layer.
+    /// True if it is to be filled with a layer.
     fill: bool,
 }
 
-/// Whether it is to be filled with a layer, and committed or thrown away after that: it has the
-/// layer's label, or such a key as containerd gives when it unpacks, `extract-NUMBER DIGEST`. A
-/// container's key is its id, which has no blank.
+/// Returns true if the snapshot is to be filled with a layer, and committed or discarded after
+/// that: it has the layer's label, or a key of the form that containerd uses for unpacking,
+/// `extract-NUMBER DIGEST`. A container's key is its id, which has no blank.
 fn is_to_be_filled(key: &str, labels: &Labels) -> bool {
     let last = key.rsplit_once('/').map_or(key, |(_, last)| last);
     let unpacks = last.strip_prefix(UNPACK_PREFIX);
@@ -34,7 +35,7 @@ fn is_to_be_filled(key: &str, labels: &Labels) -> bool {
     labels.contains_key(REF_LABEL) || unpacks.is_some_and(|(_, digest)| digest.contains(':'))
 }
 
-/// Where a new snapshot's volume comes from.
+/// The origin of a new snapshot's volume.
 struct Source {
     origin: Origin,
     /// The parent's volume, if there is a parent.
@@ -42,11 +43,11 @@ struct Source {
 }
 
 enum Origin {
-    /// A clone of this one.
+    /// A clone of this volume.
     Clone(Volume),
-    /// This one, which has a name in work.
+    /// This volume, which has a name under `work/`.
     Ready(VolumeId),
-    /// None of its own: it looks at this one.
+    /// No volume of its own: it uses this one.
     Shared(Volume),
 }
 
@@ -78,7 +79,7 @@ impl Store {
         shown
     }
 
-    /// Refuses what cannot be made, in containerd's order.
+    /// Returns an error for a snapshot that cannot be created, checked in containerd's order.
     fn check(&self, index: &Index, wanted: &Wanted) -> Result<()> {
         if let Some(parent) = &wanted.parent {
             let found = index.get(parent);
@@ -96,7 +97,7 @@ impl Store {
                 .of_ref(reference)
                 .find(|(_, record)| record.parent == wanted.parent)
         {
-            // The caller finds it by the label, and need not fill it again.
+            // The caller finds that snapshot by the label, and need not fill another one.
             return Err(Error::Exists(name.as_str().into()));
         }
         Ok(())
@@ -110,7 +111,7 @@ impl Store {
                 (Kind::Active, Some(size_bytes)) if size_bytes != usual_bytes => {
                     Origin::Ready(self.host.fresh_root(size_bytes)?.id())
                 }
-                // Nothing is in it, whatever its size.
+                // It is empty, whatever its size.
                 (Kind::View, _) => Origin::Shared(self.host.empty_root(usual_bytes)?),
                 _ => Origin::Clone(self.host.empty_root(usual_bytes)?),
             };
@@ -141,7 +142,7 @@ impl Store {
         }
         let size_bytes = match size_bytes {
             Some(size_bytes) => size_bytes,
-            // Whoever writes into it need not be a differ of ours, which would make room.
+            // The writer need not be our differ, which would grow the file system.
             None => {
                 let usual_bytes = self.options.size_bytes;
                 let roomy = self.host.size_with_room(&below, usual_bytes)?;
@@ -153,7 +154,7 @@ impl Store {
             let grown = self.host.grown_root(&below, size_bytes)?;
             return Ok(Origin::Ready(grown.id()));
         }
-        // A device is handed out as it is, and not mounted by us.
+        // A device is handed out as it is; we do not mount it.
         if wanted.fill
             && mounts == MountMode::Dir
             && let Some(leftover) = self.leftover_on(parent)
@@ -163,8 +164,8 @@ impl Store {
         Ok(Origin::Clone(below))
     }
 
-    /// What the commit of the parent has left, if nobody uses it any more: it is mounted, and
-    /// holds just what the parent holds.
+    /// Returns the volume that the commit of the parent has left, if no process uses it any more:
+    /// it is mounted, and holds exactly what the parent holds.
     fn leftover_on(&self, parent: &str) -> Option<VolumeId> {
         let id = self.reaper.take_leftover(parent)?;
         let volume = self.pool().volume_by_id(id).ok()?;
@@ -192,12 +193,12 @@ impl Store {
     ) -> Result<Arc<Record>> {
         let name = self.host.root_name()?;
         let mut index = self.index.write();
-        // Others may have come between.
+        // Another call may have changed the index meanwhile.
         self.check(&index, wanted)?;
         if let Some(parent) = &wanted.parent
             && index.get(parent).map(|found| found.volume()) != source.parent
         {
-            // Another has its name by now.
+            // Another snapshot has its name by now.
             return Err(Error::NotFound(parent.as_str().into()));
         }
         let mut transaction: Transaction = self.pool().transaction();
@@ -219,8 +220,8 @@ impl Store {
         Ok(Arc::new(record))
     }
 
-    /// Shows the snapshot while it is made durable. What is only being filled need not be: if it
-    /// is lost, so is what was filled in, and it is done again.
+    /// Shows the snapshot while making it durable. A snapshot that is being filled need not be
+    /// durable: if it is lost, so is the data filled in, and containerd fills a new one.
     fn show_durably(&self, record: &Record, fill: bool) -> Result<MountsResponse> {
         if fill {
             return self.show(record);
@@ -230,7 +231,7 @@ impl Store {
             let flushing = thread::Builder::new().spawn_scoped(scope, flush);
             let shown = self.show(record);
             let Ok(flushing) = flushing else {
-                // The host has no thread to spare.
+                // The host cannot start another thread.
                 self.pool().flush()?;
                 return shown;
             };
