@@ -4,7 +4,7 @@
 //! `cargo run --example serve_volume MOUNTPOINT`, as root; ends by ctrl-C. Without a mount point it
 //! serves in a temporary folder, reads one block through the kernel, and ends.
 
-use cowshed_engine::{Error, Extent, ExtentKind, Name, Result, VolumeId};
+use cowshed_engine::{Error, Extent, ExtentKind, Name, Result, VolumeId, Waiter};
 use cowshed_export::{
     BlockTarget, Directory, Export, ExportOptions, Space, TargetHold, TargetInfo,
 };
@@ -58,7 +58,7 @@ impl BlockTarget for Numbers {
         Ok(())
     }
 
-    fn write_at(&self, _buf: &[u8], _offset_bytes: u64) -> Result<()> {
+    fn write_at(&self, _buf: &[u8], _offset_bytes: u64, _waiter: &dyn Waiter) -> Result<()> {
         Err(Error::ReadOnly)
     }
 

@@ -1,8 +1,7 @@
 //! Small pools in memory, and helpers that fill them.
 
 use cowshed_check::{CheckOptions, check};
-use cowshed_engine::{CreateOptions, FullOptions, FullPolicy, OpenOptions, Pool, Volume};
-use cowshed_format::base::waiting::{self, Owner};
+use cowshed_engine::{CreateOptions, FullOptions, FullPolicy, OpenOptions, Pool, Volume, Waiter};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result};
 use cowshed_format::device::{Device, MemoryDevice};
 use std::sync::Arc;
@@ -74,20 +73,14 @@ pub(crate) fn fill(volume: &Volume, seed: u64) -> u64 {
 /// Writes without waiting, regardless of the policy.
 pub(crate) fn write_now(volume: &Volume, bytes: &[u8], offset_bytes: u64) -> Result<()> {
     struct Never;
-    impl Owner for Never {
+    impl Waiter for Never {
         fn may_begin(&self) -> bool {
             false
         }
 
         fn ended(&self) {}
     }
-    thread::scope(|scope| {
-        let write = || {
-            waiting::own_thread(Arc::new(Never));
-            volume.write_at(bytes, offset_bytes)
-        };
-        scope.spawn(write).join().unwrap()
-    })
+    volume.write_at_with(bytes, offset_bytes, &Never)
 }
 
 /// Asserts that `count` blocks hold what `fill` wrote.

@@ -1,6 +1,6 @@
 //! A pool whose volumes can be made to take requests and never reply.
 
-use cowshed_engine::{Extent, Pool};
+use cowshed_engine::{Extent, Pool, Waiter};
 use cowshed_export::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
 use cowshed_format::base::{Name, Result, VolumeId};
 use std::os::fd::BorrowedFd;
@@ -47,9 +47,9 @@ impl BlockTarget for Target {
         self.0.read_at(buf, offset_bytes)
     }
 
-    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+    fn write_at(&self, buf: &[u8], offset_bytes: u64, waiter: &dyn Waiter) -> Result<()> {
         pass();
-        self.0.write_at(buf, offset_bytes)
+        self.0.write_at(buf, offset_bytes, waiter)
     }
 
     fn flush(&self) -> Result<()> {

@@ -59,5 +59,6 @@ pub use pool::{
     CreateOptions, Extent, ExtentKind, FORMAT_VERSION, FlushPause, FullOptions, FullPolicy, Hold,
     KeyAndValue, Labels, MAX_KEY_BYTES, MAX_LABELS_BYTES, MAX_VALUE_BYTES, MAX_VOLUME_BYTES, Notes,
     OpenOptions, Pool, PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind,
-    ScrubReport, Status, Transaction, Volume, VolumeInfo, VolumeKind, Watermark, uuid_of,
+    ScrubReport, Status, Transaction, Volume, VolumeInfo, VolumeKind, WaitFreely, Waiter, Waiting,
+    Watermark, uuid_of,
 };

@@ -4,7 +4,7 @@
 //! No FUSE types and no replies here; an error is an errno.
 
 use super::target::{BlockTarget, TargetHold};
-use cowshed_engine::ExtentKind;
+use cowshed_engine::{ExtentKind, Waiter};
 use cowshed_format::base::{Error, VolumeId};
 use libc::c_int;
 use std::sync::Arc;
@@ -92,7 +92,13 @@ impl OpenFile {
     }
 
     /// Writes as much of `data` as fits before the end; returns the number of bytes.
-    pub(super) fn write(&self, data: &[u8], offset: u64, durable: bool) -> Answer<usize> {
+    pub(super) fn write(
+        &self,
+        data: &[u8],
+        offset: u64,
+        durable: bool,
+        waiter: &dyn Waiter,
+    ) -> Answer<usize> {
         let len = self.clip(offset, data.len());
         if len == 0 {
             // A file of fixed size has no space past its end, as a block device has none.
@@ -102,7 +108,9 @@ impl OpenFile {
                 Err(libc::ENOSPC)
             };
         }
-        self.target.write_at(&data[..len], offset).map_err(errno)?;
+        self.target
+            .write_at(&data[..len], offset, waiter)
+            .map_err(errno)?;
         if durable {
             self.flush()?;
         }

@@ -2,7 +2,7 @@
 //!
 //! The pool's volumes implement them; so does a fake in the tests. This module does not know FUSE.
 
-use cowshed_engine::{Extent, Pool, Volume, VolumeInfo, VolumeKind};
+use cowshed_engine::{Extent, Pool, Volume, VolumeInfo, VolumeKind, Waiter};
 use cowshed_format::base::{Error, Name, Result, VolumeId};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub trait BlockTarget: Send + Sync {
     ///
     /// # Errors
     /// Any error of the engine: `Frozen`, `NoSpace`, …
-    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()>;
+    fn write_at(&self, buf: &[u8], offset_bytes: u64, waiter: &dyn Waiter) -> Result<()>;
 
     /// Makes all earlier writes durable.
     ///
@@ -171,8 +171,8 @@ impl BlockTarget for Volume {
         Self::read_at(self, buf, offset_bytes)
     }
 
-    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
-        Self::write_at(self, buf, offset_bytes)
+    fn write_at(&self, buf: &[u8], offset_bytes: u64, waiter: &dyn Waiter) -> Result<()> {
+        self.write_at_with(buf, offset_bytes, waiter)
     }
 
     fn flush(&self) -> Result<()> {

@@ -8,7 +8,7 @@
 //! unmounts. A loop device on the file is its user's to make and to detach.
 
 use clap::Parser;
-use cowshed_engine::{Error, Extent, ExtentKind, Name, Result, VolumeId};
+use cowshed_engine::{Error, Extent, ExtentKind, Name, Result, VolumeId, Waiter};
 use cowshed_export::{
     BlockTarget, Directory, Export, ExportOptions, Space, TargetHold, TargetInfo, Transport,
 };
@@ -73,7 +73,7 @@ impl BlockTarget for Empty {
         Ok(())
     }
 
-    fn write_at(&self, _buf: &[u8], _offset_bytes: u64) -> Result<()> {
+    fn write_at(&self, _buf: &[u8], _offset_bytes: u64, _waiter: &dyn Waiter) -> Result<()> {
         Ok(())
     }
 

@@ -33,6 +33,7 @@ mod space_wait;
 mod status;
 mod transaction;
 mod volume;
+mod waiter;
 mod watermark;
 mod write;
 
@@ -50,6 +51,7 @@ pub use info::{
 pub use open::uuid_of;
 pub use pause::FlushPause;
 pub use transaction::Transaction;
+pub use waiter::{WaitFreely, Waiter, Waiting};
 
 pub use cowshed_format::catalogue::MAX_VOLUME_BYTES;
 /// Maximum length of a record's key in bytes.

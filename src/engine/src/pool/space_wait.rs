@@ -11,11 +11,11 @@ use super::handle::Pool;
 use super::info::FullPolicy;
 use super::prune::Pace;
 use super::shared::Shared;
+use super::waiter::{WaitFreely, Waiter, Waiting};
 use crate::space::Demand;
 use cowshed_format::base::cancel;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use cowshed_format::base::sync::{Condvar, Mutex};
-use cowshed_format::base::waiting::{self, Waiting};
 use cowshed_format::base::{Error, Result};
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,10 @@ pub(super) struct Patience<'a> {
     deadline: Option<Instant>,
     /// The count of events before the write last looked for space.
     seen: u64,
-    /// Set once the thread's owner knows that the thread waits.
-    waiting: Option<Waiting>,
+    /// Decides whether the thread may wait; `None` for a caller of the pool itself.
+    waiter: Option<&'a dyn Waiter>,
+    /// Set once the waiter knows that the thread waits.
+    waiting: Option<Waiting<'a>>,
 }
 
 impl Drop for Patience<'_> {
@@ -78,9 +80,10 @@ impl Drop for Patience<'_> {
 
 impl<'a> Patience<'a> {
     /// Returns the patience that the pool's policy allows.
-    pub(super) fn of(shared: &'a Shared) -> Self {
+    pub(super) fn of(shared: &'a Shared, waiter: Option<&'a dyn Waiter>) -> Self {
         Self {
             shared,
+            waiter,
             deadline: None,
             seen: shared.space_wait.events.load(Ordering::Acquire),
             waiting: None,
@@ -91,7 +94,7 @@ impl<'a> Patience<'a> {
     fn deadline(&mut self) -> Option<Instant> {
         let time = match self.shared.full.policy {
             FullPolicy::Wait(time) => time,
-            FullPolicy::WaitAttached(time) if waiting::is_owned() => time,
+            FullPolicy::WaitAttached(time) if self.waiter.is_some() => time,
             FullPolicy::WaitAttached(_) | FullPolicy::Error => return None,
         };
         let now = Instant::now();
@@ -174,7 +177,7 @@ impl Shared {
         }
         if patience.waiting.is_none() {
             // A thread that serves many clients is not free to wait unless another takes its place.
-            let Some(waiting) = waiting::begin() else {
+            let Some(waiting) = Waiting::begin(patience.waiter.unwrap_or(&WaitFreely)) else {
                 return Ok(false);
             };
             patience.waiting = Some(waiting);

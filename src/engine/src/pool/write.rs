@@ -6,6 +6,7 @@ use super::read::read_block;
 use super::shared::Shared;
 use super::space_wait::Patience;
 use super::volume::VolumeCore;
+use super::waiter::Waiter;
 use crate::space::{BlockRun, Demand};
 use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
@@ -36,7 +37,25 @@ impl Volume {
     /// # Errors
     /// `OutOfRange`, `Frozen`, `NoSpace`, `Io`; any part may then have been written.
     pub fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
-        let mut patience = Patience::of(&self.shared);
+        self.write_patiently(buf, offset_bytes, None)
+    }
+
+    /// Writes like `write_at` for a client of a mounted or attached volume; `waiter` decides whether
+    /// this thread may wait for space.
+    ///
+    /// # Errors
+    /// As `write_at`; `NoSpace` also if the thread may not wait.
+    pub fn write_at_with(&self, buf: &[u8], offset_bytes: u64, waiter: &dyn Waiter) -> Result<()> {
+        self.write_patiently(buf, offset_bytes, Some(waiter))
+    }
+
+    fn write_patiently(
+        &self,
+        buf: &[u8],
+        offset_bytes: u64,
+        waiter: Option<&dyn Waiter>,
+    ) -> Result<()> {
+        let mut patience = Patience::of(&self.shared, waiter);
         self.shared.check_open()?;
         self.check_range(offset_bytes, buf.len() as u64)?;
         self.check_unfrozen()?;

@@ -10,6 +10,7 @@ use super::abi::{
 };
 use super::files::VolumeFiles;
 use crate::file_io::Answer;
+use cowshed_engine::{WaitFreely, Waiter};
 use libc::c_int;
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -25,7 +26,20 @@ pub(super) struct Request<'a> {
     pub(super) payload: &'a mut [u8],
     /// The length of a write's data.
     pub(super) data_len: usize,
+    /// The thread that serves it.
+    pub(super) server: &'a dyn RequestServer,
 }
+
+/// A thread that serves requests: it decides whether one may wait for space.
+pub(super) trait RequestServer: Waiter {
+    /// Returns true if the request may not wait here and will be started anew elsewhere: then its
+    /// failure here does not count.
+    fn begins_anew(&self) -> bool {
+        false
+    }
+}
+
+impl RequestServer for WaitFreely {}
 
 /// The reply to a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,6 +93,7 @@ fn route(files: &VolumeFiles, request: Request<'_>) -> Answer<usize> {
         arguments,
         payload,
         data_len,
+        server,
     } = request;
     match header.opcode {
         opcode::READ => {
@@ -91,7 +106,7 @@ fn route(files: &VolumeFiles, request: Request<'_>) -> Answer<usize> {
             let data = payload.get(..data_len).ok_or(libc::EINVAL)?;
             let data = data.get(..wanted.size as usize).ok_or(libc::EINVAL)?;
             let durable = wanted.flags & libc::O_DSYNC.cast_unsigned() != 0;
-            let written = files.write(wanted.fh, wanted.offset, data, durable)?;
+            let written = files.write(wanted.fh, wanted.offset, data, durable, server)?;
             let size = u32::try_from(written).map_err(|_| libc::EIO)?;
             put(payload, &WriteOut { size, padding: 0 })
         }

@@ -14,6 +14,7 @@
 //!   writing.
 
 use super::abi::{Attr, AttrOut, EntryOut, InHeader, ROOT, SetattrIn, StatfsOut, fattr, fopen};
+use super::dispatch::RequestServer;
 use super::handover_state::Records;
 use super::listings::{Listing, Listings};
 use super::open_files::OpenFiles;
@@ -23,7 +24,6 @@ use crate::entry::{
 use crate::file_io::{Answer, OpenFile, errno};
 use crate::own_opens::OwnOpens;
 use crate::target::{BlockTarget, Directory};
-use cowshed_format::base::waiting;
 use libc::c_int;
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -147,19 +147,21 @@ impl VolumeFiles {
         offset: u64,
         data: &[u8],
         durable: bool,
+        server: &dyn RequestServer,
     ) -> Answer<usize> {
         let found = self.open.get(handle)?;
         let file = found.file()?;
-        let written = file.write(data, offset, durable);
-        written.inspect_err(|_| self.note_refusal(file))
+        let written = file.write(data, offset, durable, server);
+        written.inspect_err(|_| {
+            if !server.begins_anew() {
+                self.note_refusal(file);
+            }
+        })
     }
 
     /// Records that data written to the volume is lost. A file system on the volume gets the error
     /// at writeback, and reports it to its user at most once.
     fn note_refusal(&self, file: &OpenFile) {
-        if waiting::begins_anew() {
-            return;
-        }
         let is_there = |id| self.directory.by_id(id).is_ok();
         self.records.refuse(file.id(), is_there);
     }

@@ -31,11 +31,11 @@
 
 use super::abi::{InHeader, OutHeader, opcode};
 use super::disk_pressure::Timed;
-use super::dispatch::{self, Reply, Request};
+use super::dispatch::{self, Reply, Request, RequestServer};
 use super::files::VolumeFiles;
 use super::serve_threads::{DISK_HELPERS_MAX, ServeThreads, WAITING_MAX};
 use super::transport::{End, REQUEST_BYTES_MAX, is_timed};
-use cowshed_format::base::waiting::{self, Owner};
+use cowshed_engine::{WaitFreely, Waiter};
 use cowshed_sys::fuse_ring::{self, Event, FuseRing, Parts, Place, Waker};
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -112,7 +112,7 @@ impl Postponing {
     }
 }
 
-impl Owner for Postponing {
+impl Waiter for Postponing {
     fn may_begin(&self) -> bool {
         if !self.is_final.load(Ordering::Relaxed) {
             self.is_postponed.store(true, Ordering::Relaxed);
@@ -121,7 +121,9 @@ impl Owner for Postponing {
     }
 
     fn ended(&self) {}
+}
 
+impl RequestServer for Postponing {
     fn begins_anew(&self) -> bool {
         self.is_postponed.load(Ordering::Relaxed)
     }
@@ -132,7 +134,7 @@ struct Server<'a> {
     serve_threads: &'a Arc<ServeThreads>,
     ring: FuseRing,
     returned: Arc<Returned>,
-    postponing: Arc<Postponing>,
+    postponing: Postponing,
     /// For each queue, the number of places that no helper holds.
     ready: Vec<usize>,
     /// Number of places.
@@ -164,13 +166,11 @@ pub(super) fn serve(
         places: Mutex::default(),
         waker: ring.waker(),
     };
-    let postponing = Arc::new(Postponing::default());
-    waiting::own_thread(postponing.clone());
     let mut server = Server {
         serve_threads,
         ring,
         returned: Arc::new(returned),
-        postponing,
+        postponing: Postponing::default(),
         ready: Vec::new(),
         places: 0,
         number: 0,
@@ -233,7 +233,13 @@ impl Server<'_> {
         self.postponing.reset(false);
         self.number = self.number.wrapping_add(1);
         let is_timed = is_timed(self.number, header.opcode);
-        let mut reply = answer(self.serve_threads, header, &mut place, is_timed);
+        let mut reply = answer(
+            self.serve_threads,
+            header,
+            &mut place,
+            is_timed,
+            &self.postponing,
+        );
         // A request that succeeded after all has its reply where its data was.
         if self.postponing.begins_anew() && !matches!(reply, Reply::Body(_)) {
             let Some(back) = self.leave_to_helper(place, WAITING_MAX)? else {
@@ -241,7 +247,13 @@ impl Server<'_> {
             };
             place = back;
             self.postponing.reset(true);
-            reply = answer(self.serve_threads, header, &mut place, false);
+            reply = answer(
+                self.serve_threads,
+                header,
+                &mut place,
+                false,
+                &self.postponing,
+            );
         }
         finish(&header, &reply, &mut place);
         self.ring.commit(place)
@@ -252,9 +264,8 @@ impl Server<'_> {
         let queue = place.queue();
         let returned = Arc::clone(&self.returned);
         let errand = move |serve_threads: &ServeThreads, mut place: Place| {
-            waiting::own_freely();
             let header = header_of(&mut place);
-            let reply = answer(serve_threads, header, &mut place, true);
+            let reply = answer(serve_threads, header, &mut place, true, &WaitFreely);
             finish(&header, &reply, &mut place);
             returned.places.lock().push(place);
             returned.waker.wake();
@@ -300,9 +311,10 @@ fn answer(
     header: InHeader,
     place: &mut Place,
     is_timed: bool,
+    server: &dyn RequestServer,
 ) -> Reply {
     let timed = is_timed.then(|| Timed::begin(header.opcode, serve_threads.files().writes_wait()));
-    let reply = answer_in(serve_threads.files(), header, place);
+    let reply = answer_in(serve_threads.files(), header, place, server);
     if let Some(timed) = timed {
         let answered = match reply {
             Reply::Body(bytes) => bytes,
@@ -314,7 +326,12 @@ fn answer(
     reply
 }
 
-fn answer_in(files: &VolumeFiles, header: InHeader, place: &mut Place) -> Reply {
+fn answer_in(
+    files: &VolumeFiles,
+    header: InHeader,
+    place: &mut Place,
+    server: &dyn RequestServer,
+) -> Reply {
     let Parts {
         arguments,
         data,
@@ -322,19 +339,26 @@ fn answer_in(files: &VolumeFiles, header: InHeader, place: &mut Place) -> Reply 
         ..
     } = place.parts();
     if header.opcode == opcode::LOOKUP {
-        return answer_name(files, header, data, data_bytes);
+        return answer_name(files, header, data, data_bytes, server);
     }
     let request = Request {
         header,
         arguments,
         payload: data,
         data_len: data_bytes,
+        server,
     };
     dispatch::answer(files, request)
 }
 
 /// Serves a request whose arguments are a name, which lies in the reply's buffer.
-fn answer_name(files: &VolumeFiles, header: InHeader, data: &mut [u8], data_bytes: usize) -> Reply {
+fn answer_name(
+    files: &VolumeFiles,
+    header: InHeader,
+    data: &mut [u8],
+    data_bytes: usize,
+    server: &dyn RequestServer,
+) -> Reply {
     let mut name = [0; NAME_BYTES_MAX];
     let len = data_bytes.min(name.len());
     name[..len].copy_from_slice(&data[..len]);
@@ -343,6 +367,7 @@ fn answer_name(files: &VolumeFiles, header: InHeader, data: &mut [u8], data_byte
         arguments: &name[..len],
         payload: data,
         data_len: 0,
+        server,
     };
     dispatch::answer(files, request)
 }

@@ -11,10 +11,11 @@
 //!   threads only; other threads use its `Control`.
 
 use super::disk_pressure::DiskPressure;
+use super::dispatch::RequestServer;
 use super::files::VolumeFiles;
 use super::rings::{self, Queues};
 use super::transport::{self, End};
-use cowshed_format::base::waiting::{self, Owner};
+use cowshed_engine::Waiter;
 use cowshed_sys::{interrupt, mount, time_slice};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -380,7 +381,7 @@ impl ServeThreads {
 
     fn work(self: Arc<Self>, device: usize) {
         be_prompt();
-        waiting::own_thread(Arc::new(StandIns(self.clone())));
+        let stand_ins = StandIns(self.clone());
         let place = Place {
             control: &self.control,
             has_left: Cell::new(false),
@@ -390,7 +391,7 @@ impl ServeThreads {
             self.note(took, bytes);
             self.suit_disk_pressure();
         };
-        match transport::serve(device, &self.files, || place.goes_on(), took) {
+        match transport::serve(device, &self.files, &stand_ins, || place.goes_on(), took) {
             Ok(End::Gone | End::Told) => {}
             Err(error) => self.end_mount(&error, "FUSE"),
         }
@@ -457,7 +458,9 @@ impl Drop for RingPlace<'_> {
 /// Starts another thread in place of one that waits.
 struct StandIns(Arc<ServeThreads>);
 
-impl Owner for StandIns {
+impl RequestServer for StandIns {}
+
+impl Waiter for StandIns {
     fn may_begin(&self) -> bool {
         let control = &self.0.control;
         let mut state = control.state.lock();

@@ -7,7 +7,6 @@ use super::abi::{
 use super::files::VolumeFiles;
 use super::handover_state::HandoverState;
 use super::transport::{Frame, REQUEST_BYTES_MAX};
-use crate::BlockTarget;
 use crate::entry::inode;
 use crate::own_opens::OwnOpens;
 use crate::tests::fake::{FakePool, FakeVolume};

@@ -15,7 +15,7 @@
 
 use super::abi::{InHeader, OutHeader, WriteIn, opcode};
 use super::disk_pressure::Timed;
-use super::dispatch::{self, Reply, Request};
+use super::dispatch::{self, Reply, Request, RequestServer};
 use super::files::VolumeFiles;
 use cowshed_sys::aligned::AlignedBuffer;
 use cowshed_sys::fuse_device;
@@ -65,7 +65,12 @@ impl Frame {
 
     /// Serves the request of `len` bytes in the buffer. Returns the length of the reply, which
     /// starts at `ANSWER_HEADER`, or `None` if there is none.
-    pub(super) fn answer(&mut self, files: &VolumeFiles, len: usize) -> Option<usize> {
+    pub(super) fn answer(
+        &mut self,
+        files: &VolumeFiles,
+        len: usize,
+        server: &dyn RequestServer,
+    ) -> Option<usize> {
         let (head, payload) = self.buffer.split_at_mut(BODY);
         let whole = REQUEST + len;
         let header = match InHeader::read_from_prefix(&head[REQUEST..whole.min(BODY)]) {
@@ -91,6 +96,7 @@ impl Frame {
             arguments,
             payload,
             data_len: beyond,
+            server,
         };
         let reply = dispatch::answer(files, request);
         if reply == Reply::None {
@@ -110,7 +116,7 @@ impl Frame {
     #[cfg(test)]
     pub(super) fn ask(&mut self, files: &VolumeFiles, request: &[u8]) -> Option<Vec<u8>> {
         self.buffer[REQUEST..REQUEST + request.len()].copy_from_slice(request);
-        let len = self.answer(files, request.len())?;
+        let len = self.answer(files, request.len(), &cowshed_engine::WaitFreely)?;
         Some(self.buffer[ANSWER_HEADER..ANSWER_HEADER + len].to_vec())
     }
 
@@ -140,7 +146,7 @@ pub(super) const fn is_timed(number: u32, opcode: u32) -> bool {
 }
 
 /// Serves requests of `device` until the mount is gone or `goes_on`, which is called before each,
-/// returns false. `took` gets the duration of some of them, and the number of bytes that they
+/// returns false; `server` decides for each whether it may wait. `took` gets the duration of some of them, and the number of bytes that they
 /// moved.
 ///
 /// # Errors
@@ -148,6 +154,7 @@ pub(super) const fn is_timed(number: u32, opcode: u32) -> bool {
 pub(super) fn serve(
     device: BorrowedFd<'_>,
     files: &VolumeFiles,
+    server: &dyn RequestServer,
     goes_on: impl Fn() -> bool,
     took: impl Fn(Duration, usize),
 ) -> io::Result<End> {
@@ -171,7 +178,7 @@ pub(super) fn serve(
         number = number.wrapping_add(1);
         let opcode = frame.opcode();
         let timed = is_timed(number, opcode).then(|| Timed::begin(opcode, files.writes_wait()));
-        let Some(answer) = frame.answer(files, len) else {
+        let Some(answer) = frame.answer(files, len, server) else {
             continue;
         };
         let time = timed.map(Timed::end);

@@ -2,7 +2,6 @@
 //! mappings.
 
 use super::*;
-use crate::BlockTarget;
 
 /// Opens a file for reading and writing.
 fn open(path: &Path) -> File {

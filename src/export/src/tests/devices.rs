@@ -1,7 +1,7 @@
 //! Volumes as loop devices.
 
 use super::*;
-use crate::{AttachKind, BlockTarget, ExportError, Holder};
+use crate::{AttachKind, ExportError, Holder};
 use cowshed_sys::loop_device;
 use nix::fcntl::{FallocateFlags, fallocate};
 use rand::rngs::StdRng;

@@ -1,8 +1,8 @@
 //! Targets in memory that count the calls they get and can be told to fail.
 
 use crate::{BlockTarget, Directory, Space, TargetHold, TargetInfo};
-use cowshed_engine::{Extent, ExtentKind};
-use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result, VolumeId, waiting};
+use cowshed_engine::{Extent, ExtentKind, WaitFreely, Waiter, Waiting};
+use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -138,6 +138,11 @@ impl FakePool {
 }
 
 impl FakeVolume {
+    /// Writes as a caller that may always wait.
+    pub(crate) fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        BlockTarget::write_at(self, buf, offset_bytes, &WaitFreely)
+    }
+
     pub(crate) fn freeze(&self) {
         self.frozen.store(true, Ordering::SeqCst);
     }
@@ -215,7 +220,13 @@ impl FakeVolume {
     }
 
     /// Waits as long as allowed while there is no space; returns true if the caller may wait again.
-    fn await_room(&self, len: usize, offset_bytes: u64, until: Instant) -> bool {
+    fn await_room(
+        &self,
+        len: usize,
+        offset_bytes: u64,
+        until: Instant,
+        waiter: &dyn Waiter,
+    ) -> bool {
         let is_full = || {
             let blocks = self.blocks.read();
             let new = pieces(offset_bytes, len).filter(|(block, ..)| !blocks.contains_key(block));
@@ -227,7 +238,7 @@ impl FakeVolume {
         if !is_full() {
             return true;
         }
-        let Some(_waiting) = waiting::begin() else {
+        let Some(_waiting) = Waiting::begin(waiter) else {
             return false;
         };
         while is_full() && Instant::now() < until {
@@ -282,7 +293,7 @@ impl BlockTarget for FakeVolume {
         Ok(())
     }
 
-    fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+    fn write_at(&self, buf: &[u8], offset_bytes: u64, waiter: &dyn Waiter) -> Result<()> {
         self.check(offset_bytes, buf.len())?;
         if self.frozen.load(Ordering::SeqCst) {
             return Err(Error::Frozen(self.name()));
@@ -292,7 +303,7 @@ impl BlockTarget for FakeVolume {
             "as a broken engine does"
         );
         if self.waits.load(Ordering::SeqCst) {
-            let _waiting = waiting::begin().ok_or(Error::NoSpace)?;
+            let _waiting = Waiting::begin(waiter).ok_or(Error::NoSpace)?;
             self.meeting.arrive()?;
         } else {
             self.meeting.arrive()?;
@@ -302,7 +313,7 @@ impl BlockTarget for FakeVolume {
         let until = Instant::now() + *self.patience.lock();
         // Another write may take the space that this one waited for.
         loop {
-            let may_wait_again = self.await_room(buf.len(), offset_bytes, until);
+            let may_wait_again = self.await_room(buf.len(), offset_bytes, until, waiter);
             match self.put(buf, offset_bytes) {
                 Err(Error::NoSpace) if may_wait_again => {}
                 done => return done,

@@ -13,7 +13,6 @@ pub mod printable;
 pub mod size;
 pub mod sync;
 pub mod units;
-pub mod waiting;
 
 pub use cancel::{Cancel, Cancelled};
 pub use error::{CorruptKind, Error, Result};

@@ -1,3 +1,5 @@
+//! Pools in regular files and on block devices.
+
 mod block_device;
 
 use super::*;
