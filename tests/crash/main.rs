@@ -23,6 +23,7 @@ use cowshed_testkit::compare;
 use cowshed_testkit::oracle;
 
 use clap::Parser;
+use cowshed_testkit::test_program::Harness;
 use indicatif::{ProgressBar, ProgressStyle};
 use liar::Liar;
 use prove::{Tally, prove};
@@ -54,39 +55,8 @@ struct Options {
     /// Stop after this time, images or not.
     #[arg(long)]
     seconds: Option<u64>,
-    /// Only the tests whose names contain one of these.
-    filter: Vec<String>,
     #[command(flatten)]
     harness: Harness,
-}
-
-/// What `cargo test` and its friends pass to every test binary.
-#[derive(clap::Args)]
-struct Harness {
-    #[arg(long, hide = true)]
-    list: bool,
-    #[arg(long, hide = true)]
-    exact: bool,
-    #[arg(long, hide = true)]
-    ignored: bool,
-    #[arg(long, hide = true)]
-    include_ignored: bool,
-    #[arg(long, hide = true)]
-    nocapture: bool,
-    #[arg(long, hide = true)]
-    no_capture: bool,
-    #[arg(long, hide = true)]
-    show_output: bool,
-    #[arg(long, short, hide = true)]
-    quiet: bool,
-    #[arg(long, hide = true)]
-    skip: Vec<String>,
-    #[arg(long, hide = true)]
-    test_threads: Option<usize>,
-    #[arg(long, hide = true)]
-    format: Option<String>,
-    #[arg(long, hide = true)]
-    color: Option<String>,
 }
 
 type Test = (&'static str, fn(&Options) -> Result<(), String>);
@@ -105,26 +75,12 @@ const TESTS: [Test; 2] = [
 fn main() -> ExitCode {
     let options = Options::parse();
     let long = options.images.is_some() || options.seed.is_some() || options.seconds.is_some();
-    let wanted = |name: &str| {
-        let matches = |text: &String| {
-            if options.harness.exact {
-                name == text
-            } else {
-                name.contains(text.as_str())
-            }
-        };
-        let chosen = options.filter.is_empty() || options.filter.iter().any(matches);
-        chosen && !options.harness.skip.iter().any(matches) && !options.harness.ignored
-    };
-    let tests = TESTS.iter().filter(|(name, _)| wanted(name));
-    let tests = tests.take(if long { 1 } else { TESTS.len() });
-    if options.harness.list {
-        tests.for_each(|(name, _)| println!("{name}: test"));
+    let Some(tests) = options.harness.choose(TESTS, |(name, _)| name) else {
         return ExitCode::SUCCESS;
-    }
+    };
     verify::hush_caught_panics();
     let mut failed = false;
-    for (name, test) in tests {
+    for (name, test) in tests.iter().take(if long { 1 } else { TESTS.len() }) {
         let outcome = test(&options);
         println!(
             "test {name} ... {}",

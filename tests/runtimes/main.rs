@@ -35,10 +35,9 @@ mod walk;
 use cowshed_testkit::world;
 
 use clap::Parser;
+use cowshed_testkit::test_program::{Harness, Outcomes};
 use packages::Release;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::time::Instant;
 use world::{Mounts, Setting, Snapshotter};
 
 /// Runs containerd, runc and Docker on cowshed.
@@ -54,39 +53,8 @@ pub(crate) struct Options {
     /// What the moments of the kills are chosen by.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Only the tests whose names contain one of these.
-    filter: Vec<String>,
     #[command(flatten)]
     harness: Harness,
-}
-
-/// What `cargo test` and its friends pass to every test binary.
-#[derive(clap::Args)]
-struct Harness {
-    #[arg(long, hide = true)]
-    list: bool,
-    #[arg(long, hide = true)]
-    exact: bool,
-    #[arg(long, hide = true)]
-    ignored: bool,
-    #[arg(long, hide = true)]
-    include_ignored: bool,
-    #[arg(long, hide = true)]
-    nocapture: bool,
-    #[arg(long, hide = true)]
-    no_capture: bool,
-    #[arg(long, hide = true)]
-    show_output: bool,
-    #[arg(long, short, hide = true)]
-    quiet: bool,
-    #[arg(long, hide = true)]
-    skip: Vec<String>,
-    #[arg(long, hide = true)]
-    test_threads: Option<usize>,
-    #[arg(long, hide = true)]
-    format: Option<String>,
-    #[arg(long, hide = true)]
-    color: Option<String>,
 }
 
 type Test = (&'static str, Release, Mounts, fn(&Setting));
@@ -222,23 +190,17 @@ const TESTS: &[Test] = &[
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let tests: Vec<&Test> = TESTS
-        .iter()
-        .filter(|(name, ..)| is_wanted(name, &options))
-        .collect();
-    if options.harness.list {
-        tests.iter().for_each(|(name, ..)| println!("{name}: test"));
+    let Some(tests) = options.harness.choose(TESTS, |(name, ..)| name) else {
         return ExitCode::SUCCESS;
-    }
+    };
     if tests.is_empty() {
         return ExitCode::SUCCESS;
     }
     let Some(sandbox) = sandbox::enter() else {
         return sandbox::exit_code();
     };
-    let mut status = ExitCode::SUCCESS;
+    let mut outcomes = Outcomes::default();
     for (name, release, mounts, test) in tests {
-        let started = Instant::now();
         let setting = Setting {
             release: *release,
             snapshotter: options.snapshotter,
@@ -247,28 +209,10 @@ fn main() -> ExitCode {
             rounds: options.rounds,
             seed: options.seed,
         };
-        // The processes that a test has started end when its panic unwinds.
-        let outcome = catch_unwind(AssertUnwindSafe(|| test(&setting)));
-        let took = started.elapsed().as_secs_f64();
-        if outcome.is_ok() {
-            println!("test {name} ... ok ({took:.1} s)");
-        } else {
-            println!("test {name} ... FAILED (seed {})", options.seed);
-            status = ExitCode::FAILURE;
-        }
+        outcomes.run(name, options.seed, || {
+            test(&setting);
+            String::new()
+        });
     }
-    status
-}
-
-fn is_wanted(name: &str, options: &Options) -> bool {
-    let matches = |text: &String| {
-        if options.harness.exact {
-            name == text
-        } else {
-            name.contains(text.as_str())
-        }
-    };
-    let chosen = options.filter.is_empty() || options.filter.iter().any(matches);
-    let skipped = options.harness.skip.iter().any(matches) || options.harness.ignored;
-    chosen && !skipped
+    outcomes.exit_code()
 }

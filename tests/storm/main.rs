@@ -20,8 +20,8 @@ mod server;
 mod storm;
 
 use clap::Parser;
+use cowshed_testkit::test_program::{Harness, Outcomes};
 use file_system::FileSystem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,8 +42,6 @@ struct Options {
     /// The file systems.
     #[arg(long, value_enum, default_value_t = Which::Both)]
     fs: Which,
-    /// Only the tests whose names contain one of these.
-    filter: Vec<String>,
     /// Set by this program for a process of its own that loads one file.
     #[arg(long, hide = true)]
     fsx: Option<PathBuf>,
@@ -58,35 +56,6 @@ enum Which {
     Ext4,
     Xfs,
     Both,
-}
-
-/// What `cargo test` and its friends pass to every test binary.
-#[derive(clap::Args)]
-struct Harness {
-    #[arg(long, hide = true)]
-    list: bool,
-    #[arg(long, hide = true)]
-    exact: bool,
-    #[arg(long, hide = true)]
-    ignored: bool,
-    #[arg(long, hide = true)]
-    include_ignored: bool,
-    #[arg(long, hide = true)]
-    nocapture: bool,
-    #[arg(long, hide = true)]
-    no_capture: bool,
-    #[arg(long, hide = true)]
-    show_output: bool,
-    #[arg(long, short, hide = true)]
-    quiet: bool,
-    #[arg(long, hide = true)]
-    skip: Vec<String>,
-    #[arg(long, hide = true)]
-    test_threads: Option<usize>,
-    #[arg(long, hide = true)]
-    format: Option<String>,
-    #[arg(long, hide = true)]
-    color: Option<String>,
 }
 
 type Test = (&'static str, FileSystem, fn(FileSystem, &Options) -> String);
@@ -129,41 +98,20 @@ fn main() -> ExitCode {
     if let Some(path) = &options.fsx {
         return fsx::main(path, options.style, options.seed);
     }
-    let tests = TESTS.iter().filter(|test| is_wanted(test, &options));
-    if options.harness.list {
-        tests.for_each(|(name, ..)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    let mut status = ExitCode::SUCCESS;
-    for (name, file_system, test) in tests {
-        // The resources of a test are removed when its panic unwinds.
-        let outcome = catch_unwind(AssertUnwindSafe(|| test(*file_system, &options)));
-        if let Ok(summary) = outcome {
-            println!("{summary}\ntest {name} ... ok");
-        } else {
-            println!("test {name} ... FAILED (seed {})", options.seed);
-            status = ExitCode::FAILURE;
-        }
-    }
-    status
-}
-
-fn is_wanted((name, file_system, _): &Test, options: &Options) -> bool {
-    let matches = |text: &String| {
-        if options.harness.exact {
-            name == text
-        } else {
-            name.contains(text.as_str())
-        }
-    };
-    let of_file_system = match options.fs {
+    let of_file_system = |(_, file_system, _): &Test| match options.fs {
         Which::Both => true,
         Which::Ext4 => *file_system == FileSystem::Ext4,
         Which::Xfs => *file_system == FileSystem::Xfs,
     };
-    let chosen = options.filter.is_empty() || options.filter.iter().any(matches);
-    let skipped = options.harness.skip.iter().any(matches) || options.harness.ignored;
-    of_file_system && chosen && !skipped
+    let tests = TESTS.into_iter().filter(of_file_system);
+    let Some(tests) = options.harness.choose(tests, |(name, ..)| name) else {
+        return ExitCode::SUCCESS;
+    };
+    let mut outcomes = Outcomes::default();
+    for (name, file_system, test) in tests {
+        outcomes.run(name, options.seed, || test(file_system, &options));
+    }
+    outcomes.exit_code()
 }
 
 fn complained_about(_: FileSystem, _: &Options) -> String {

@@ -5,6 +5,7 @@
 //! - [`oracle`]: a plain model of a pool; [`compare`]: a pool against it.
 //! - [`fixtures`]: images and roots that are made on the spot, and what they must look like.
 //! - [`small_host`]: small file systems for pools whose host is to be full.
+//! - [`test_program`]: test programs with options of their own.
 //! - [`snapshots_client`]: what containerd says to a snapshotter.
 //! - [`sandbox`], [`packages`], [`process`], [`service`], [`containerd`], [`docker`], [`images`],
 //!   [`world`]: other container runtimes, each with its own state, in namespaces of its own.
@@ -34,6 +35,7 @@ pub mod sandbox;
 pub mod service;
 pub mod small_host;
 pub mod snapshots_client;
+pub mod test_program;
 pub mod world;
 
 use std::path::{Path, PathBuf};

@@ -275,9 +275,10 @@ mod tests {
     #[test]
     fn a_live_process_may_write_and_one_that_has_ended_may_not() {
         let pool = PoolFile::of(fs::File::open("/proc/self/exe").unwrap()).unwrap();
-        // Busy, because a process that sleeps in a read cannot write.
+        // Busy, because a process that sleeps in a read cannot write; for a minute, so that none is
+        // left behind when the test fails.
         let mut child = Command::new("sh")
-            .args(["-c", "while :; do :; done"])
+            .args(["-c", "ulimit -t 60; while :; do :; done"])
             .spawn()
             .unwrap();
         let eventually = |what: &str, is_so: &dyn Fn(Left) -> bool| {
