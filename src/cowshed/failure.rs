@@ -76,16 +76,42 @@ pub(super) struct Warning(pub String);
 #[error("{0}")]
 pub(super) struct Damage(pub String);
 
-/// Returns true if the cause is damage. The crates' errors wrap an engine's error as their own, so
-/// each is unwrapped.
-fn is_damage(cause: &(dyn std::error::Error + 'static)) -> bool {
-    let engine = match (cause.downcast_ref(), cause.downcast_ref()) {
-        (Some(container::Error::Pool(error)), _) => Some(error),
-        (Some(container::Error::Export(ExportError::Pool(error))), _) => Some(error),
-        (_, Some(ExportError::Pool(error))) => Some(error),
-        _ => cause.downcast_ref::<base::Error>(),
-    };
-    cause.is::<Damage>() || matches!(engine, Some(base::Error::Corrupt(_)))
+type Cause = dyn std::error::Error + 'static;
+
+/// Returns the engine's error that the cause is or wraps.
+fn of_engine(cause: &Cause) -> Option<&base::Error> {
+    match (cause.downcast_ref(), of_export(cause)) {
+        (Some(container::Error::Pool(error)), _) | (_, Some(ExportError::Pool(error))) => {
+            Some(error)
+        }
+        _ => cause.downcast_ref(),
+    }
+}
+
+/// Returns the export's error that the cause is or wraps.
+fn of_export(cause: &Cause) -> Option<&ExportError> {
+    match cause.downcast_ref() {
+        Some(container::Error::Export(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    }
+}
+
+fn is_damage(cause: &Cause) -> bool {
+    cause.is::<Damage>() || matches!(of_engine(cause), Some(base::Error::Corrupt(_)))
+}
+
+/// Returns the option of the command line that helps against the cause, if there is one: the crates
+/// below know no options.
+fn hint(cause: &Cause) -> Option<&'static str> {
+    match (of_engine(cause), of_export(cause)) {
+        (Some(base::Error::DeviceNotEmpty { .. }), _) => Some("; use --force to overwrite it"),
+        (_, Some(ExportError::NoRings)) => Some("; use --fuse threads"),
+        (_, Some(ExportError::RingsDisabled)) => Some(", or use --fuse threads"),
+        (_, Some(ExportError::Attached { .. })) => {
+            Some(", or attach each with --shared if its users share it knowingly")
+        }
+        _ => None,
+    }
 }
 
 /// Returns the line that reports `error`; `None` if no reader is left.
@@ -104,6 +130,9 @@ pub(super) fn line(error: &anyhow::Error) -> Option<String> {
             line.push_str(&text);
             last = text;
         }
+    }
+    if let Some(hint) = error.chain().find_map(hint) {
+        line.push_str(hint);
     }
     Some(OneLine(&line).to_string())
 }
@@ -161,6 +190,18 @@ mod tests {
             line(&error).unwrap(),
             "cowshed: pool /x; y\\u{1b}[2J: open the pool: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn a_failure_names_the_option_that_helps() {
+        let taken = Error::DeviceNotEmpty { found: "data" };
+        let error = anyhow::Error::new(taken).context("pool /x");
+        assert_eq!(
+            line(&error).unwrap(),
+            "cowshed: pool /x: it already holds data; use --force to overwrite it"
+        );
+        let error = container::Error::Export(ExportError::NoRings).into();
+        assert!(line(&error).unwrap().ends_with("; use --fuse threads"));
     }
 
     #[test]

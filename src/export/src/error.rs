@@ -14,12 +14,12 @@ pub enum ExportError {
     NoFuse,
     /// The kernel has no FUSE over io_uring.
     #[error(
-        "the kernel offers no FUSE over io_uring, which came with Linux 6.14 (CONFIG_FUSE_IO_URING); use --fuse threads"
+        "the kernel offers no FUSE over io_uring, which came with Linux 6.14 (CONFIG_FUSE_IO_URING)"
     )]
     NoRings,
     /// The kernel has FUSE over io_uring, and it is turned off.
     #[error(
-        "FUSE over io_uring is turned off in the kernel; turn it on with `echo Y >/sys/module/fuse/parameters/enable_uring`, or use --fuse threads"
+        "FUSE over io_uring is turned off in the kernel; turn it on with `echo Y >/sys/module/fuse/parameters/enable_uring`"
     )]
     RingsDisabled,
     /// A mount whose requests come over rings ends with the process that serves it.
@@ -58,7 +58,7 @@ pub enum ExportError {
     },
     /// The volume is attached in a mode that conflicts with the requested one.
     #[error(
-        "{volume} is already attached {how} as {}; detach it first, or attach each with --shared if its users share it knowingly",
+        "{volume} is already attached {how} as {}; detach it first",
         path.display()
     )]
     Attached {

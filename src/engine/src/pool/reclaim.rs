@@ -192,7 +192,7 @@ impl Shared {
             // A part of its map was lost, or its count was wrong on disk.
             tracing::warn!(
                 "volume {id} is gone, and {miscounted} blocks that were counted as its own were \
-                 not found; `cowshed pool check --repair` counts anew"
+                 not found; a check with repair counts anew"
             );
         }
     }

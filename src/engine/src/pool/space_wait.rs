@@ -228,7 +228,7 @@ impl Shared {
             };
             tracing::warn!(
                 "the pool is full, and writes are held{most}: \
-                 grow it (cowshed pool grow), or remove or trim something"
+                 grow it, or remove or trim something"
             );
         }
     }

@@ -40,7 +40,7 @@ pub enum Error {
     #[error("this is not a cowshed pool")]
     NotAPool,
     /// The device holds data, and the caller did not ask to overwrite it.
-    #[error("it already holds {found}; use --force to overwrite it")]
+    #[error("it already holds {found}")]
     DeviceNotEmpty {
         /// The kind of data, as far as it is known.
         found: &'static str,
