@@ -20,7 +20,10 @@ impl Export {
     /// Returns the volumes that are known to have had a write refused.
     #[must_use]
     pub fn refused(&self) -> Vec<VolumeId> {
-        self.handover_state.records().refused()
+        let all = || self.directory.list().into_iter().map(|info| info.id);
+        self.handover_state
+            .records()
+            .refused_among(|| all().collect())
     }
 
     /// Records that data written to the volume is lost, for a caller that learnt of it in another

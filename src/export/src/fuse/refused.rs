@@ -44,6 +44,14 @@ impl Records {
             .any(|word| word.load(Ordering::SeqCst) == volume.0)
     }
 
+    /// Returns the volumes that count as refused; `all` gives every volume.
+    pub(crate) fn refused_among(&self, all: impl FnOnce() -> Vec<VolumeId>) -> Vec<VolumeId> {
+        if self.refused_any().load(Ordering::SeqCst) != 0 {
+            return all();
+        }
+        self.refused()
+    }
+
     /// Returns the recorded volumes.
     pub(crate) fn refused(&self) -> Vec<VolumeId> {
         let words = self.refused_words();
@@ -75,7 +83,10 @@ mod tests {
         }
         assert!(!records.was_refused(VolumeId(7)), "it is gone");
         assert!(records.was_refused(VolumeId(100 + room)));
+        let all = || vec![VolumeId(7), VolumeId(50)];
+        assert_eq!(records.refused_among(all).len() as u64, room);
         records.refuse(VolumeId(50), there);
         assert!(records.was_refused(VolumeId(50)) && records.was_refused(VolumeId(7)));
+        assert_eq!(records.refused_among(all), all(), "its words are full");
     }
 }
