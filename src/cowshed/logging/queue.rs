@@ -7,6 +7,7 @@
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The most bytes that may wait to be written; further lines are lost until there is room again.
@@ -22,13 +23,14 @@ pub(super) struct Queue(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     changed: Condvar,
+    /// Number of lines that were lost since the last batch.
+    lost: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
-    lost: u64,
     reopen: bool,
     /// Lines were taken out and are not yet written.
     is_writing: bool,
@@ -49,10 +51,11 @@ impl Queue {
     /// Adds a line, or counts it as lost if there is no room.
     pub(super) fn push(&self, line: Vec<u8>) {
         let Some(mut state) = self.0.state.try_lock_for(LOCK_TIME) else {
+            self.0.lost.fetch_add(1, Ordering::Relaxed);
             return;
         };
         if state.waiting_bytes + line.len() > WAITING_BYTES_MAX {
-            state.lost += 1;
+            self.0.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
         state.waiting_bytes += line.len();
@@ -78,7 +81,7 @@ impl Queue {
         state.waiting_bytes = 0;
         Batch {
             lines: std::mem::take(&mut state.lines),
-            lost: std::mem::take(&mut state.lost),
+            lost: self.0.lost.swap(0, Ordering::Relaxed),
             reopen: std::mem::take(&mut state.reopen),
         }
     }
@@ -100,6 +103,21 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_finds_the_lock_held_is_counted() {
+        let queue = Queue::default();
+        let held = queue.0.state.lock();
+        let pushing = {
+            let queue = queue.clone();
+            std::thread::spawn(move || queue.push(b"lost".to_vec()))
+        };
+        pushing.join().unwrap();
+        drop(held);
+        queue.push(b"kept".to_vec());
+        let batch = queue.take();
+        assert_eq!((batch.lines.len(), batch.lost), (1, 1));
+    }
 
     #[test]
     fn lines_that_nobody_writes_out_are_counted_and_nobody_waits() {
