@@ -238,12 +238,12 @@ disabled_plugins = [{disabled}]
     text
 }
 
-/// Returns the sample of the README after the line that contains `after`, unchanged except for this
-/// test's socket and processor.
+/// Returns the sample of docs/containerd-docker.md after the line that contains `after`, unchanged
+/// except for this test's socket and processor.
 fn sample(after: &str, setting: &Setting) -> String {
-    let readme = crate::repository().join("README.md");
-    let readme = fs::read_to_string(readme).unwrap();
-    let (_, rest) = readme.split_once(after).expect("the README's sample");
+    let page = crate::repository().join("docs/containerd-docker.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, rest) = page.split_once(after).expect("the page has the sample");
     let (_, rest) = rest.split_once("```toml\n").expect("a sample");
     let (sample, _) = rest.split_once("```").expect("the sample's end");
     let socket = Service::socket(&setting.folder);
