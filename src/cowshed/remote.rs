@@ -7,6 +7,7 @@ use super::open::Place;
 use super::open_pool::OpenPool;
 use super::place::FileOrPipe;
 use super::running::Running;
+use super::streams::is_block_device;
 use super::volume::VolumeCommand;
 use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
 use anyhow::Context;
@@ -21,6 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -157,10 +159,13 @@ fn open_own_file(command: &mut OnPool) -> anyhow::Result<Option<OwnFile>> {
     if !file.is_of_the_caller() {
         return Ok(None);
     }
-    let opened = File::options()
-        .read(is_input)
-        .write(!is_input)
-        .open(path.as_path());
+    let mut options = File::options();
+    options.read(is_input).write(!is_input);
+    if !is_input && is_block_device(path.as_path()) {
+        // The kernel refuses it while the device is mounted or claimed by a volume manager.
+        options.custom_flags(libc::O_EXCL);
+    }
+    let opened = options.open(path.as_path());
     let opened = opened.with_context(|| format!("open {path}"))?;
     *file = FileOrPipe::Pipe;
     Ok(Some(if is_input {

@@ -123,7 +123,7 @@ impl Output {
     }
 }
 
-fn is_block_device(path: &Path) -> bool {
+pub(super) fn is_block_device(path: &Path) -> bool {
     path.metadata()
         .is_ok_and(|found| found.file_type().is_block_device())
 }

@@ -302,7 +302,11 @@ fn write(run: &Run, output: &Path) -> anyhow::Result<()> {
     let results = &run.results;
     let json = serde_json::to_string_pretty(results)?;
     fs::write(output.join("results.json"), json)?;
-    fs::write(output.join("report.html"), report::page(results)?)?;
+    let page = report::page(results)?;
+    fs::write(output.join("report.md"), page.markdown)?;
+    for (file, chart) in page.charts {
+        fs::write(output.join(file), chart)?;
+    }
     if let Some(chart) = report::summary(results)? {
         fs::write(output.join("summary.svg"), chart)?;
     }
@@ -324,7 +328,7 @@ fn write(run: &Run, output: &Path) -> anyhow::Result<()> {
         "{} of {} measurements failed; the report is {}",
         results.failures.len(),
         results.failures.len() + results.series.len(),
-        output.join("report.html").display()
+        output.join("report.md").display()
     );
     Ok(())
 }

@@ -52,6 +52,7 @@ impl Queue {
     pub(super) fn push(&self, line: Vec<u8>) {
         let Some(mut state) = self.0.state.try_lock_for(LOCK_TIME) else {
             self.0.lost.fetch_add(1, Ordering::Relaxed);
+            self.0.changed.notify_all();
             return;
         };
         if state.waiting_bytes + line.len() > WAITING_BYTES_MAX {
@@ -74,7 +75,7 @@ impl Queue {
         let mut state = self.0.state.lock();
         state.is_writing = false;
         self.0.changed.notify_all();
-        while state.lines.is_empty() && !state.reopen {
+        while state.lines.is_empty() && !state.reopen && !self.has_lost() {
             self.0.changed.wait(&mut state);
         }
         state.is_writing = true;
@@ -86,13 +87,17 @@ impl Queue {
         }
     }
 
+    fn has_lost(&self) -> bool {
+        self.0.lost.load(Ordering::Relaxed) > 0
+    }
+
     /// Waits until everything is written out, but not longer than `patience`.
     pub(super) fn flush(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         let Some(mut state) = self.0.state.try_lock_for(LOCK_TIME) else {
             return;
         };
-        while state.is_writing || !state.lines.is_empty() || state.reopen {
+        while state.is_writing || !state.lines.is_empty() || state.reopen || self.has_lost() {
             if self.0.changed.wait_until(&mut state, deadline).timed_out() {
                 return;
             }

@@ -20,7 +20,13 @@ impl Export {
     /// Returns the volumes that are known to have had a write refused.
     #[must_use]
     pub fn refused(&self) -> Vec<VolumeId> {
-        let all = || self.directory.list().into_iter().map(|info| info.id);
+        // Nothing is written to a frozen volume.
+        let targets = self.directory.list().into_iter();
+        let all = || {
+            targets
+                .filter(|info| !info.is_read_only)
+                .map(|info| info.id)
+        };
         self.handover_state
             .records()
             .refused_among(|| all().collect())

@@ -195,6 +195,9 @@ impl Host {
             let folder = self.state_dir.join(folder);
             remove_empty_folders(&folder);
         }
+        if self.pool.is_read_only() {
+            return Ok(());
+        }
         self.clean_data();
         self.tidy_refusals();
         let leftovers = self.pool.volumes();

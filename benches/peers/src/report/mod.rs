@@ -1,11 +1,11 @@
 //! The results for people: a table on the terminal, Markdown, and a page with charts.
 
 mod charts;
-mod html;
+mod page;
 mod table;
 
 pub(crate) use charts::summary;
-pub(crate) use html::page;
+pub(crate) use page::page;
 pub(crate) use table::{changes, markdown, terminal};
 
 use crate::results::{Key, Results, Series, Unit};

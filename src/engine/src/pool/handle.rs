@@ -74,10 +74,9 @@ impl Pool {
     /// # Errors
     /// `Io` when the barrier fails; the pool has then stopped.
     pub fn flush(&self) -> Result<()> {
-        if self.shared.is_read_only() {
+        if self.shared.has_nothing_to_flush()? {
             return Ok(());
         }
-        self.shared.check_open()?;
         self.shared.log.flush()
     }
 

@@ -2,8 +2,9 @@
 //!
 //! A thread takes a lock only while all that it holds have an earlier place. The one exception is a
 //! volume's writer: the writers of a removed parent and of its child are held together, the
-//! parent's first. With debug assertions (in all tests) a thread that breaks the order panics at
-//! once, whether or not another thread happens to be in its way.
+//! parent's first (in any order by a thread that has `Forest` and `Cut` to itself). With debug
+//! assertions (in all tests) a thread that breaks the order panics at once, whether or not another
+//! thread happens to be in its way.
 //!
 //! [`Rank`] is the whole order. Locks that are not listed protect a few words; no other lock is
 //! taken while one of them is held: the log's `tail` and `leading`, the node cache's `hand`,
@@ -23,10 +24,10 @@ use std::cell::RefCell;
 pub(super) enum Rank {
     /// One thread at a time settles removed volumes.
     Reclaiming,
-    /// One thread at a time lets the pool grow.
-    Growing,
     /// One checkpoint at a time.
     Checkpointer,
+    /// When the host last refused to let the pool grow.
+    Growing,
     /// Names, parents and records. Writers of data never take it.
     Forest,
     /// Shared by whoever appends to the log and publishes to a map, so that each record and its

@@ -6,7 +6,7 @@ use super::checkpoint::Checkpointer;
 use super::forest::{Forest, VolumeNode};
 use super::handle::Pool;
 use super::host::HostReserve;
-use super::info::OpenOptions;
+use super::info::{Notes, OpenOptions};
 use super::lock_order::{OrderedMutex, OrderedRwLock, Rank};
 use super::shared::{Changes, Shared, Signal};
 use super::space_wait::SpaceWait;
@@ -218,7 +218,12 @@ fn load(
         full: options.full,
         space_wait: SpaceWait::default(),
         host_reserve: HostReserve::default(),
-        notes: options.notes.clone(),
+        // A superblock of a recovery in memory is never durable.
+        notes: if options.read_only {
+            Notes::default()
+        } else {
+            options.notes.clone()
+        },
         growth_refused: OrderedMutex::new(Rank::Growing, None),
         watermark: Watch::default(),
         threads: Mutex::default(),

@@ -41,11 +41,7 @@ impl Volume {
     /// # Errors
     /// As `Pool::flush`.
     pub fn flush(&self) -> cowshed_format::base::Result<()> {
-        if self.shared.is_read_only() {
-            return Ok(());
-        }
-        self.shared.check_open()?;
-        if self.core.pauses.load(Ordering::Acquire) > 0 {
+        if self.shared.has_nothing_to_flush()? || self.core.pauses.load(Ordering::Acquire) > 0 {
             return Ok(());
         }
         self.shared.log.flush()

@@ -132,6 +132,14 @@ impl Shared {
         self.check_running()
     }
 
+    /// Returns true if the pool is only read; refuses a pool that is closed or stopped.
+    pub(super) fn has_nothing_to_flush(&self) -> Result<bool> {
+        match self.check_open() {
+            Err(Error::ReadOnly) => Ok(true),
+            checked => checked.map(|()| false),
+        }
+    }
+
     /// Returns an error if the pool has stopped; the last checkpoint of a pool that is being closed
     /// may run.
     pub(super) fn check_running(&self) -> Result<()> {

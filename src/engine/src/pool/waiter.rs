@@ -1,8 +1,8 @@
 //! Who decides whether a write may wait for space in a full pool.
 //!
 //! The pool never decides that for a thread that serves others: such a thread must not simply wait,
-//! as nobody would serve its other clients meanwhile. Its owner gives each write a [`Waiter`], which
-//! starts another thread in its place, or refuses. Locks and I/O do not count as waits here.
+//! as nobody would serve its other clients meanwhile. Its owner gives each write a [`Waiter`],
+//! which starts another thread in its place, or refuses. Locks and I/O do not count as waits here.
 
 /// Decides whether one write may wait. Giving one to a write also says that the write comes from a
 /// mounted or attached volume (`FullPolicy::WaitAttached`).

@@ -40,8 +40,8 @@ impl Volume {
         self.write_patiently(buf, offset_bytes, None)
     }
 
-    /// Writes like `write_at` for a client of a mounted or attached volume; `waiter` decides whether
-    /// this thread may wait for space.
+    /// Writes like `write_at` for a client of a mounted or attached volume; `waiter` decides
+    /// whether this thread may wait for space.
     ///
     /// # Errors
     /// As `write_at`; `NoSpace` also if the thread may not wait.

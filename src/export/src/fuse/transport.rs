@@ -146,8 +146,8 @@ pub(super) const fn is_timed(number: u32, opcode: u32) -> bool {
 }
 
 /// Serves requests of `device` until the mount is gone or `goes_on`, which is called before each,
-/// returns false; `server` decides for each whether it may wait. `took` gets the duration of some of them, and the number of bytes that they
-/// moved.
+/// returns false; `server` decides for each whether it may wait. `took` gets the duration of some
+/// of them, and the number of bytes that they moved.
 ///
 /// # Errors
 /// The device's error, if reading fails repeatedly while the mount exists.

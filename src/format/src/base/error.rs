@@ -184,10 +184,13 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
-            // To the volume's user, a quota of the host is a lack of space.
-            _ if self.is_host_full() => libc::ENOSPC,
             Self::Io { source, .. } | Self::FailStopped { source, .. } => {
-                source.raw_os_error().unwrap_or(libc::EIO)
+                match source.raw_os_error() {
+                    // To the volume's user, a quota of the host is a lack of space.
+                    Some(libc::EDQUOT) => libc::ENOSPC,
+                    Some(errno) => errno,
+                    None => libc::EIO,
+                }
             }
             Self::NoSpace => libc::ENOSPC,
             Self::NotFound(_) | Self::NoSuchVolume(_) => libc::ENOENT,
