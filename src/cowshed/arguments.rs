@@ -48,13 +48,13 @@ pub(super) struct Global {
     /// document too, on the standard error: {"error": "…", "status": 1}
     #[arg(long, global = true)]
     pub json: bool,
-    /// Show ids, long names and paths whole in tables, which are else kept to 80 columns
+    /// Do not shorten ids, names and paths in tables to fit 80 columns
     #[arg(long, global = true)]
     pub no_trunc: bool,
-    /// No progress and no messages
+    /// Print no progress and no messages
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say more; twice says still more
+    /// Log more; -vv logs still more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
@@ -78,15 +78,15 @@ impl Global {
 pub(super) enum Command {
     /// See it all in one go: an image, five containers of it, what each costs
     Quickstart(Quickstart),
-    /// Make, watch, check and mend a pool
+    /// Create, inspect, check and repair a pool
     #[command(subcommand)]
     Pool(PoolCommand),
     /// Thin volumes, snapshots and clones
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Give a volume to the host as a file or block device (needs the daemon)
+    /// Present a volume as a file or block device of this host (needs the daemon)
     Attach(Attach),
-    /// Take an attached volume back (needs the daemon)
+    /// Undo an attach (needs the daemon)
     Detach(Detach),
     /// Images and their layers
     #[command(subcommand)]
@@ -94,9 +94,9 @@ pub(super) enum Command {
     /// Writable roots of images
     #[command(subcommand)]
     Container(ContainerCommand),
-    /// Clear away what nobody needs any more, or say why it is kept
+    /// Remove volumes and layers that nothing uses, or explain why they are kept
     Gc(Gc),
-    /// Keep the pool open, its volumes mounted, and answer commands
+    /// Run the daemon: keep the pool open, present its volumes, and run commands
     Serve(Serve),
 }
 

@@ -22,7 +22,7 @@ use std::path::Path;
 /// `cowshed container …`
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
 pub(super) enum ContainerCommand {
-    /// Make a container: a writable root that begins as its image
+    /// Create a container: a writable root, cloned from an image
     Create(Create),
     /// `create --mount` as it is sent to the daemon: an older daemon refuses it, instead of
     /// creating a container without mounting it.
@@ -34,7 +34,7 @@ pub(super) enum ContainerCommand {
     Unmount(One),
     /// List what a container added (A), changed (C) and deleted (D)
     Diff(One),
-    /// Make an image of a container: its image and one layer more
+    /// Create an image from a container: its image plus one layer
     Commit(Commit),
     /// Copy files into or out of a container
     #[command(

@@ -19,8 +19,8 @@ pub(super) struct Containerd {
     /// containerd's own socket: answers its diff service too, and reads and writes layers there
     #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
     pub containerd_address: Option<HostPath>,
-    /// What snapshots are handed out as: `dir` mounts them here, `loop` and `file` give a device
-    /// or file, for virtual machines [default: dir]
+    /// The form in which containerd gets snapshots: `dir` mounts them here; `loop` and `file` give a
+    /// device or a file, for virtual machines [default: dir]
     #[arg(long, value_name = "dir|loop|file")]
     pub snapshot_mounts: Option<MountMode>,
     /// The size of a snapshot's file system [default: 10G]

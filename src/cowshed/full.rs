@@ -19,10 +19,10 @@ const DEFAULT_POLICY: FullPolicy = FullPolicy::WaitAttached(Duration::from_secs(
 /// Options about a full pool.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Full {
-    /// What becomes of a write that finds no room: `error` refuses it, `wait=SECONDS` holds it so
-    /// long while someone grows the pool, removes or trims something, `attached=SECONDS` does so
-    /// with what is written to a mounted or attached volume, and refuses what a command writes
-    /// [default: attached=60]
+    /// How to treat a write that finds no space: `error` refuses it; `wait=SECONDS` holds it for up
+    /// to that time, until the pool is grown or something is removed or trimmed;
+    /// `attached=SECONDS` holds writes to mounted and attached volumes only, and refuses those of
+    /// commands [default: attached=60]
     #[arg(long, value_name = "POLICY", value_parser = parse_policy)]
     pub full_policy: Option<FullPolicy>,
     /// Let the pool's file grow by itself as it fills up, to this size at most

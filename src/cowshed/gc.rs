@@ -33,7 +33,7 @@ const USERS_SHOWN: usize = 3;
     '.volumes[] | select(.garbage)'\n  cowshed gc"
 )]
 pub(super) struct Gc {
-    /// Remove nothing: say of each volume who needs it, or why it is kept all the same
+    /// Remove nothing; list each volume with the reason why it is kept
     #[arg(long)]
     pub explain: bool,
 }

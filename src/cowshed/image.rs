@@ -28,7 +28,7 @@ const SHORT_ID: usize = 12;
 /// `cowshed image …`
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
 pub(super) enum ImageCommand {
-    /// Bring an image into the pool; layers that are there already are not stored again
+    /// Import an image; layers that the pool has already are not stored again
     #[command(
         after_help = "SRC is an OCI layout, a docker-archive or what skopeo's dir: writes, as a \
         folder or tar, or a root file system;\ntars may be gzip, zstd, xz, bzip2 or plain. All images of an \

@@ -26,13 +26,13 @@ pub(super) struct Create {
     /// The pool's size: 100M, 10G, 1T; a file is sparse unless --preallocate
     #[arg(long)]
     pub size: Size,
-    /// Take the whole size from the host now, so that it cannot run out later
+    /// Allocate the whole size on the host now, so that it cannot run out later
     #[arg(long)]
     pub preallocate: bool,
-    /// The size of the log; by default it goes by the pool's size
+    /// The size of the log [default: a sixteenth of the pool, 256K to 256M]
     #[arg(long, value_name = "SIZE")]
     pub log_size: Option<Size>,
-    /// Overwrite what the file or device holds
+    /// Overwrite the contents of the file or device
     #[arg(long)]
     pub force: bool,
 }
@@ -40,7 +40,7 @@ pub(super) struct Create {
 /// `cowshed pool check`
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Mend what follows from the rest: bitmaps, counts, lost blocks
+    /// Repair what can be derived from the rest: bitmaps, counts, lost blocks
     #[arg(long)]
     pub repair: bool,
     /// Read and verify every block, not only the structure

@@ -27,9 +27,9 @@ pub(super) enum PoolCommand {
 /// The commands that work on a pool that no process has open.
 #[derive(Debug, Subcommand)]
 pub(super) enum Offline {
-    /// Make a pool in a file, or on a block device
+    /// Create a pool in a file or on a block device
     Create(Create),
-    /// Read the whole structure of a pool that is not open, and say what is wrong with it
+    /// Check the structure of a pool that is not open
     Check(Check),
 }
 
@@ -38,11 +38,11 @@ pub(super) enum Offline {
 pub(super) enum Online {
     /// Show how full the pool is
     Status(StatusOptions),
-    /// Make the pool larger
+    /// Enlarge the pool
     Grow(Grow),
-    /// Reclaim what was removed, and give all free space back to the host
+    /// Free the blocks of removed volumes, and return all free space to the host
     Trim,
-    /// Write everything that is only in the log to its place
+    /// Write a checkpoint, which empties the log
     Checkpoint,
     /// Read and verify every block in use
     Scrub,

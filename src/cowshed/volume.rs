@@ -19,19 +19,19 @@ use serde_json::json;
 /// `cowshed volume …`
 #[derive(Debug, Subcommand, Serialize, Deserialize)]
 pub(super) enum VolumeCommand {
-    /// Make an empty thin volume
+    /// Create an empty thin volume
     Create(NameAndSize),
-    /// Remove volumes or snapshots; what was cloned from them stays
+    /// Remove volumes or snapshots; clones of them stay
     Rm(Remove),
     /// Change the virtual size of a volume
     #[command(after_help = "Examples:\n  cowshed volume resize disk --size 20G\n  \
         cowshed volume resize disk --size 5G --shrink")]
     Resize(Resize),
-    /// Give a volume another name
+    /// Rename a volume
     Rename(Rename),
-    /// Freeze what a volume holds now under a name of its own
+    /// Take a read-only snapshot of a volume
     Snapshot(SnapshotOf),
-    /// Make a writable volume that begins with what a snapshot holds
+    /// Create a writable volume from a snapshot
     #[command(
         after_help = "A clone has the identifiers of what is in it. To mount a cloned XFS \
         beside its source, use `mount -o nouuid`, or give it a UUID of its own first with \
@@ -39,7 +39,7 @@ pub(super) enum VolumeCommand {
         volume group `vgimportclone DEVICE`."
     )]
     Clone(CloneOf),
-    /// Make a volume hold again what a snapshot of it holds
+    /// Restore a volume to one of its snapshots
     Rollback(Rollback),
     /// List all volumes and snapshots
     Ls,
@@ -47,12 +47,12 @@ pub(super) enum VolumeCommand {
     Show(One),
     /// List the ranges in which two volumes differ
     Diff(Pair),
-    /// Make a volume of a file's bytes
+    /// Create a volume from a file
     #[command(after_help = "Examples:\n  cowshed volume import disk ./disk.raw\n  \
         zstdcat disk.raw.zst | cowshed volume import disk -\n  \
         qemu-img convert -O raw disk.qcow2 disk.raw && cowshed volume import disk disk.raw")]
     Import(Import),
-    /// Write a volume's bytes to a file
+    /// Write a volume to a file
     #[command(after_help = "Examples:\n  cowshed volume export disk ./disk.raw\n  \
         cowshed volume export disk - | zstd > disk.raw.zst")]
     Export(Export),
