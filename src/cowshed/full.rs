@@ -19,10 +19,10 @@ const DEFAULT_POLICY: FullPolicy = FullPolicy::WaitAttached(Duration::from_secs(
 /// Options about a full pool.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Full {
-    /// How to treat a write that finds no space: `error` refuses it; `wait=SECONDS` holds it for up
-    /// to that time, until the pool is grown or something is removed or trimmed;
-    /// `attached=SECONDS` holds writes to mounted and attached volumes only, and refuses those of
-    /// commands [default: attached=60]
+    /// The policy for writes to a full pool. `error` refuses them. `wait=SECONDS` holds them for up
+    /// to that time, while someone grows the pool or frees space. `attached=SECONDS` holds only
+    /// writes to mounted and attached volumes, and refuses writes of commands
+    /// [default: attached=60]
     #[arg(long, value_name = "POLICY", value_parser = parse_policy)]
     pub full_policy: Option<FullPolicy>,
     /// Let the pool's file grow by itself as it fills up, to this size at most

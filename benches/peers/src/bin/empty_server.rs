@@ -136,7 +136,7 @@ impl Directory for Empty {
     }
 }
 
-/// How requests reach the server.
+/// The transport of requests from the kernel to the server.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Fuse {
     Threads,
@@ -151,7 +151,7 @@ struct Arguments {
     /// The file's size in bytes
     #[arg(long, value_name = "BYTES")]
     size: u64,
-    /// How requests come
+    /// The transport of requests
     #[arg(long, value_enum, default_value_t = Fuse::Threads)]
     fuse: Fuse,
 }

@@ -193,7 +193,7 @@ pub struct Status {
     pub state: PoolState,
     /// True while a write is held until there is space.
     pub holds_writes: bool,
-    /// How nearly full the pool is; space that it can grow into counts as free.
+    /// The watermark that the pool has reached; space that it can grow into counts as free.
     pub low_water: Watermark,
 }
 
@@ -222,7 +222,7 @@ impl Status {
     }
 }
 
-/// How nearly full a pool is.
+/// Steps on the way to a full pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Watermark {
     /// A tenth or more is left.

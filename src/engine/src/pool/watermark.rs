@@ -1,4 +1,4 @@
-//! How nearly full a pool is, logged once for each step on the way.
+//! The watermarks of a pool that fills up, each logged once when the pool reaches it.
 
 use super::info::Watermark;
 use super::shared::Shared;
