@@ -7,8 +7,6 @@ use crate::small_host::{KINDS, REFLINKS, SmallHost};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
 
 const BLOCK: u64 = 4096;
 
@@ -59,9 +57,7 @@ fn a_killed_worker_on_a_full_host_has_a_successor_and_its_pool_empties_the_host(
             small.free();
             small.copy_pool();
         }
-        // A checkpoint may just have lent the pool's own space on the host: it is back within a
-        // second, and whoever fills the host before that has it.
-        thread::sleep(Duration::from_secs(2));
+        // A checkpoint may just have released a slice of the pool's reserve: the filler takes it.
         small.fill();
         for _ in 0..2 {
             let before = daemon.worker();

@@ -327,6 +327,28 @@ fn a_pool_whose_quota_is_reached_opens_is_read_and_works_again_without_the_quota
 }
 
 #[test]
+fn who_fills_the_host_while_a_slice_of_the_reserve_is_released_gets_no_other_slice() {
+    for kind in KINDS {
+        let host = SmallHost::new(kind);
+        create(&host);
+        let device = FileDevice::open(host.pool(), FileOptions::default()).unwrap();
+        let held = device.reserve_host_bytes(4 * MIB).unwrap().unwrap();
+        assert_eq!(held, 4 * MIB);
+        host.fill();
+        let error = device.write_at(&vec![1; 3 << 20], 200 * MIB).unwrap_err();
+        assert!(error.is_host_full(), "{kind}: {error}");
+        for left in [3 * MIB, 2 * MIB] {
+            let released = device.release_host_bytes(left, left + MIB).unwrap();
+            assert!((MIB / 2..=MIB).contains(&released), "{kind}: {released}");
+            host.fill();
+        }
+        device.release_host_bytes(0, 2 * MIB).unwrap();
+        device.write_at(&vec![1; 1 << 20], 200 * MIB).unwrap();
+        device.flush().unwrap();
+    }
+}
+
+#[test]
 fn the_room_kept_on_the_host_is_private_and_stays_while_the_pool_is_closed() {
     for kind in KINDS {
         let host = SmallHost::new(kind);
@@ -337,7 +359,10 @@ fn the_room_kept_on_the_host_is_private_and_stays_while_the_pool_is_closed() {
         }
         host.fill();
         let device = FileDevice::open(host.pool(), FileOptions::default()).unwrap();
-        assert!(device.release_host_bytes().unwrap() >= 4 * MIB, "{kind}");
+        assert!(
+            device.release_host_bytes(0, 0).unwrap() >= 4 * MIB,
+            "{kind}"
+        );
         device.write_at(&vec![1; 3 << 20], 200 * MIB).unwrap();
         device.flush().unwrap();
     }

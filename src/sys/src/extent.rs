@@ -61,8 +61,10 @@ pub fn allocate(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()
     fallocate_range(file, FallocateFlags::empty(), offset_bytes, len_bytes)
 }
 
-/// Smallest number of bytes requested at a time where the host may not have all of them.
-const STEP_BYTES: u64 = 1 << 20;
+/// Smallest number of bytes requested at a time where the host may not have all of them, and number
+/// of steps otherwise. btrfs frees no part of such a step.
+const STEP_BYTES: u64 = 256 << 10;
+const STEPS: u64 = 16;
 
 /// Allocates up to `len_bytes` behind the end `from` of a regular file, whose length stays. Returns
 /// the number of bytes allocated there now, or `None` where the host cannot do that. A host short
@@ -72,7 +74,7 @@ pub fn allocate_behind(file: &File, from: u64, len_bytes: u64) -> io::Result<Opt
     // Some hosts need free space even for a range that is already allocated.
     let mut held = allocated_run(file, from, len_bytes)?.min(len_bytes);
     while held < len_bytes {
-        let step = (len_bytes / 8).max(STEP_BYTES).min(len_bytes - held);
+        let step = (len_bytes / STEPS).max(STEP_BYTES).min(len_bytes - held);
         match fallocate_range(file, mode, from + held, step) {
             Ok(()) => held += step,
             Err(error) if is_unsupported(&error) => return Ok(None),
@@ -121,7 +123,7 @@ fn allocated_run(file: &File, from: u64, len_bytes: u64) -> io::Result<u64> {
 }
 
 /// Number of extents read in one call.
-const EXTENTS_MAX: usize = 64;
+const EXTENTS_MAX: usize = 256;
 
 /// `struct fiemap` of linux/fiemap.h.
 #[repr(C)]

@@ -93,7 +93,7 @@ impl Volume {
             }
             let end = last.min((at / MAX_DISCARD_BLOCKS + 1) * MAX_DISCARD_BLOCKS);
             let mut made = 1;
-            let mut using = None;
+            let mut using = self.shared.host_reserve_use();
             loop {
                 let seen = self.shared.checkpoints.load(Ordering::Acquire);
                 match publish_discard(&self.shared, &self.core, at, end) {
@@ -107,10 +107,9 @@ impl Volume {
                         self.shared.make_log_room(seen)?;
                     }
                     Err(Refusal::Higher) => {}
-                    Err(Refusal::LogRefused(error)) if error.is_host_full() && using.is_none() => {
+                    Err(Refusal::LogRefused(error)) if error.is_host_full() => {
                         made += 1;
-                        using = self.shared.use_host_reserve();
-                        if using.is_none() {
+                        if !using.release_slice() {
                             return Err(error);
                         }
                     }

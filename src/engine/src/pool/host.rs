@@ -3,9 +3,10 @@
 //! The reserve is space behind the end of the pool's file: allocated, never read or written, and
 //! not shared with a copy of the file that shares the rest (`Device::reserve_host_bytes`). When the
 //! host refuses an operation that frees space, or is needed to free space (removing, discarding,
-//! trimming, a checkpoint, opening, closing), the pool releases the whole reserve and tries again.
-//! Until the host has space for the reserve again, nothing else is written: data and new volumes
-//! are refused as the host itself would refuse them.
+//! trimming, a checkpoint, opening, closing), the pool releases a slice of the reserve and tries
+//! again, as long as there are slices: another process that fills the host at that moment can take
+//! the slice, but not the rest. Until the host has space for the whole reserve again, nothing else
+//! is written: data and new volumes are refused as the host itself would refuse them.
 //!
 //! # Invariants
 //! - A checkpoint's writes fit: no more map nodes are in memory than the reserve has room for.
@@ -26,6 +27,9 @@ const MIN_BYTES: u64 = 4 << 20;
 const MAX_BYTES: u64 = 16 << 20;
 /// Bytes of each group (128 MiB) that its bitmaps take where they cannot be overwritten in place.
 const BITMAPS_SHARE: u64 = 16 << 10;
+/// The reserve is released in this many slices, none smaller than `SLICE_BYTES`.
+const SLICES: u64 = 8;
+const SLICE_BYTES: u64 = 512 << 10;
 /// Minimum time between two attempts to enlarge the reserve.
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// Maximum time that a write waits for operations that use the reserve.
@@ -38,12 +42,11 @@ const USERS_POLL: Duration = Duration::from_millis(5);
 pub(super) struct HostReserve {
     /// Number of bytes reserved; 0 where the device needs or supports no reserve.
     held_bytes: AtomicU64,
-    /// True if the reserve was released and has not been taken back.
+    /// True if a part of the reserve was released and has not been taken back.
     is_spent: AtomicBool,
     /// True if the host has refused something since the background thread last asked.
     was_refused: AtomicBool,
-    /// Number of operations that use the released reserve: while there are any, it is not taken
-    /// back.
+    /// Number of operations that use what was released: while there are any, it is not taken back.
     users: AtomicUsize,
     /// The time of the last request to the host. Locked while the reserve is taken or released.
     tried: Mutex<Option<Instant>>,
@@ -61,10 +64,23 @@ const fn nodes_within(held_bytes: u64) -> u64 {
     held_bytes / 4 * 3 / BLOCK_BYTES as u64
 }
 
+/// Returns what is left of a reserve of `held_bytes` after the next slice.
+const fn without_a_slice(held_bytes: u64) -> u64 {
+    let share = held_bytes / SLICES;
+    let slice = if share > SLICE_BYTES {
+        share
+    } else {
+        SLICE_BYTES
+    };
+    held_bytes.saturating_sub(slice) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
+}
+
 impl HostReserve {
-    /// Returns the maximum number of map nodes in memory.
+    /// Returns the maximum number of map nodes in memory. A spent reserve sets none: only what
+    /// frees space goes on then.
     pub(super) fn nodes_max(&self) -> usize {
         match self.held_bytes.load(Ordering::Relaxed) {
+            _ if self.is_spent.load(Ordering::Relaxed) => usize::MAX,
             0 => usize::MAX,
             held => usize::try_from(nodes_within(held)).unwrap_or(usize::MAX),
         }
@@ -90,58 +106,87 @@ impl HostReserve {
     }
 }
 
-/// While this lives, an operation uses the released reserve.
-pub(super) struct Using<'a>(&'a HostReserve);
-
-impl Drop for Using<'_> {
-    fn drop(&mut self) {
-        self.0.users.fetch_sub(1, Ordering::AcqRel);
-    }
+/// One operation's use of the reserve. Once a slice was released for it, the reserve is not taken
+/// back while this lives.
+pub(super) struct ReserveUse<'a> {
+    shared: &'a Shared,
+    is_counted: bool,
+    /// True once the operation has tried again with what others released.
+    tried_spent: bool,
 }
 
-impl Shared {
-    /// Runs `work`, which frees space or is needed to free space; if the host has no space, once
-    /// more with the reserve. `work` must allow for repeating what it has already done.
-    pub(super) fn with_host_reserve<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
-        let error = match work() {
-            Err(error) if error.is_host_full() => error,
-            outcome => return outcome,
-        };
-        match self.use_host_reserve() {
-            Some(_using) => work(),
-            None => Err(error),
-        }
-    }
-
-    /// Releases the reserve to the host, for the next attempt; `None` if there is none.
-    pub(super) fn use_host_reserve(&self) -> Option<Using<'_>> {
-        let reserve = &self.host_reserve;
+impl ReserveUse<'_> {
+    /// Releases the next slice of the reserve to the host. Returns false if there is none, so that
+    /// another attempt would fail as the last one did.
+    pub(super) fn release_slice(&mut self) -> bool {
+        let reserve = &self.shared.host_reserve;
         let _tried = reserve.tried.lock();
         reserve.was_refused.store(true, Ordering::Release);
-        let bytes = match self.device.release_host_bytes() {
-            Ok(bytes) => bytes,
+        let held = reserve.held_bytes.load(Ordering::Acquire);
+        let left = without_a_slice(held);
+        let released = match self.shared.device.release_host_bytes(left, held) {
+            Ok(released) => released,
             Err(error) => {
                 tracing::warn!("the room kept on the host cannot be used: {error}");
                 0
             }
         };
-        reserve.held_bytes.store(0, Ordering::Release);
-        let was_spent = if bytes > 0 {
+        reserve.held_bytes.store(left, Ordering::Release);
+        let was_spent = if released > 0 {
             reserve.is_spent.swap(true, Ordering::AcqRel)
         } else {
             reserve.is_spent.load(Ordering::Acquire)
         };
-        if bytes > 0 && !was_spent {
+        if released > 0 && !was_spent {
+            let bytes = held;
             tracing::warn!(
                 bytes,
                 "the host is full: the pool uses the room that it kept there"
             );
         }
-        // Another thread may just have released it.
-        (bytes > 0 || was_spent).then(|| {
+        if released == 0 && left == 0 {
+            // Another thread may just have released the last slice.
+            if !was_spent || std::mem::replace(&mut self.tried_spent, true) {
+                return false;
+            }
+        }
+        if !std::mem::replace(&mut self.is_counted, true) {
             reserve.users.fetch_add(1, Ordering::AcqRel);
-            Using(reserve)
-        })
+        }
+        true
+    }
+}
+
+impl Drop for ReserveUse<'_> {
+    fn drop(&mut self) {
+        if self.is_counted {
+            let users = &self.shared.host_reserve.users;
+            users.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Shared {
+    /// Runs `work`, which frees space or is needed to free space; while the host has no space,
+    /// again with one slice of the reserve after the other. `work` must allow for repeating what it
+    /// has already done.
+    pub(super) fn with_host_reserve<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        let mut using = self.host_reserve_use();
+        loop {
+            match work() {
+                Err(error) if error.is_host_full() && using.release_slice() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Returns the use of the reserve by one operation, which has used nothing yet.
+    pub(super) const fn host_reserve_use(&self) -> ReserveUse<'_> {
+        ReserveUse {
+            shared: self,
+            is_counted: false,
+            tried_spent: false,
+        }
     }
 
     /// Refuses operations that do not free space while the reserve is spent; first takes the
@@ -185,11 +230,15 @@ impl Shared {
     /// Asks the host for a reserve of `bytes`, unless it was asked less than `pause` ago.
     fn reserve_on_host(&self, bytes: u64, pause: Duration) -> bool {
         let reserve = &self.host_reserve;
-        if reserve.held_bytes.load(Ordering::Acquire) >= bytes {
+        let is_held = || {
+            let held = reserve.held_bytes.load(Ordering::Acquire);
+            held >= bytes && !reserve.is_spent.load(Ordering::Acquire)
+        };
+        if is_held() {
             return true;
         }
         let mut tried = reserve.tried.lock();
-        if reserve.held_bytes.load(Ordering::Acquire) >= bytes {
+        if is_held() {
             return true;
         }
         let in_use = reserve.users.load(Ordering::Acquire) > 0;
@@ -232,5 +281,21 @@ mod tests {
     fn nodes_take_three_quarters_of_the_reserve() {
         assert_eq!(nodes_within(4 << 20), 768);
         assert_eq!(nodes_within(0), 0);
+    }
+
+    #[test]
+    fn slices_use_up_every_reserve() {
+        for bytes in [2 << 20, 4 << 20, MAX_BYTES + 12345, 1 << 30] {
+            let mut left = bytes;
+            let mut slices = 0;
+            while left > 0 {
+                let before = left;
+                left = without_a_slice(before);
+                assert!(before - left <= (bytes / SLICES).max(SLICE_BYTES) + BLOCK_BYTES as u64);
+                slices += 1;
+            }
+            assert!((4..60).contains(&slices), "{bytes}: {slices}");
+        }
+        assert_eq!(without_a_slice(0), 0);
     }
 }

@@ -52,12 +52,15 @@ impl Pool {
         let started = Instant::now();
         let shared = Arc::new(load(device, superblock, slot, options)?);
         tracing::debug!(took = ?started.elapsed(), "bitmaps and catalogue are read");
-        shared.replay(options.resumes)?;
         if options.read_only {
+            shared.replay(options.resumes)?;
             shared.read_only.store(true, Ordering::Release);
             return Ok(Self { shared });
         }
+        // Before the first write, which may need it. On a full host it is what an earlier life of
+        // the pool has left.
         shared.keep_host_reserve();
+        shared.replay(options.resumes)?;
         if options.background {
             background::start(&shared);
         }

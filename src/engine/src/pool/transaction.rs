@@ -154,7 +154,7 @@ impl Transaction {
         }
         let promise = self.operations.iter().map(promises_for).sum();
         let demand = self.demand();
-        let mut using = None;
+        let mut using = shared.host_reserve_use();
         loop {
             shared.check_open()?;
             if demand == Demand::Create {
@@ -171,11 +171,8 @@ impl Transaction {
                 Err(error) => {
                     shared.space.unreserve(promise);
                     shared.host_reserve.note_refusal(&error);
-                    if demand != Demand::Create && error.is_host_full() && using.is_none() {
-                        using = shared.use_host_reserve();
-                        if using.is_some() {
-                            continue;
-                        }
+                    if demand != Demand::Create && error.is_host_full() && using.release_slice() {
+                        continue;
                     }
                     return Err(error);
                 }

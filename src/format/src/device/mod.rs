@@ -117,12 +117,13 @@ pub trait Device: Send + Sync {
         Ok(None)
     }
 
-    /// Gives all space reserved behind the device's end back to the host; returns the number of
-    /// bytes.
+    /// Gives space reserved behind the device's end back to the host, and keeps the first
+    /// `keep_bytes` of `held_bytes`; all of it for 0, also what the caller does not know of.
+    /// Returns the number of bytes that the host has got back.
     ///
     /// # Errors
     /// `Io` when the host refuses.
-    fn release_host_bytes(&self) -> Result<u64> {
+    fn release_host_bytes(&self, _keep_bytes: u64, _held_bytes: u64) -> Result<u64> {
         Ok(0)
     }
 

@@ -158,8 +158,8 @@ impl Device for FailStopDevice {
         self.inner.reserve_host_bytes(len_bytes)
     }
 
-    fn release_host_bytes(&self) -> Result<u64> {
-        self.inner.release_host_bytes()
+    fn release_host_bytes(&self, keep_bytes: u64, held_bytes: u64) -> Result<u64> {
+        self.inner.release_host_bytes(keep_bytes, held_bytes)
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

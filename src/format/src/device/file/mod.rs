@@ -109,6 +109,24 @@ impl FileDevice {
         Ok(before.blocks().saturating_sub(after).saturating_mul(512))
     }
 
+    /// Releases what is reserved between `keep_bytes` and `held_bytes` behind the end; returns the
+    /// number of bytes released.
+    fn release_slice(&self, keep_bytes: u64, held_bytes: u64) -> io::Result<u64> {
+        let end = host_len_bytes(&self.buffered, self.host)?;
+        let before = self.buffered.metadata()?.blocks();
+        let slice_bytes = held_bytes.saturating_sub(keep_bytes);
+        if slice_bytes > 0 {
+            extent::punch_hole(&self.buffered, end + keep_bytes, slice_bytes)?;
+        }
+        if self.buffered.metadata()?.blocks() == before {
+            // ext4 punches no holes behind a file's end.
+            self.release_behind_end()?;
+            extent::allocate_behind(&self.buffered, end, keep_bytes)?;
+        }
+        let after = self.buffered.metadata()?.blocks();
+        Ok(before.saturating_sub(after).saturating_mul(512))
+    }
+
     fn check(&self, action: &'static str, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         check_blocks(action, offset_bytes, len_bytes, self.len_bytes())
     }
@@ -278,13 +296,17 @@ impl Device for FileDevice {
             .map_err(|source| Error::io("keep room on the host", source))
     }
 
-    fn release_host_bytes(&self) -> Result<u64> {
+    fn release_host_bytes(&self, keep_bytes: u64, held_bytes: u64) -> Result<u64> {
         if self.host == Host::BlockDevice || self.read_only {
             return Ok(0);
         }
         let _growing = self.growing.lock();
-        self.release_behind_end()
-            .map_err(|source| Error::io("use the room kept on the host", source))
+        let released = if keep_bytes == 0 {
+            self.release_behind_end()
+        } else {
+            self.release_slice(keep_bytes, held_bytes)
+        };
+        released.map_err(|source| Error::io("use the room kept on the host", source))
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
