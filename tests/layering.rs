@@ -20,7 +20,12 @@ const CRATES: &[(&str, &[&str])] = &[
     ("export", &["engine", "format", "sys"]),
     // Layers come from outside: every path is resolved beneath the root by a system call.
     ("oci", &["format", "sys"]),
-    ("host", &["engine", "export", "format", "oci", "sys"]),
+    // No pool and no layers: file systems are read from any source of blocks.
+    ("ext4diff", &["format", "sys"]),
+    (
+        "host",
+        &["engine", "export", "ext4diff", "format", "oci", "sys"],
+    ),
     (
         "daemon",
         &["engine", "export", "format", "host", "oci", "sys"],

@@ -9,7 +9,7 @@ use super::commit::write_layer;
 use super::error::{Error, Result};
 use super::host::{Host, random_hex};
 use super::record::{self, FoundImage, ImageRecord, LayerRecord};
-use super::tree;
+use cowshed_ext4diff::compare_trees;
 use cowshed_oci::{
     Compression, Digest, ImageConfig, LayerBlob, LayerSummary, LayerWriter, LayoutImage, Reference,
     write_layouts,
@@ -194,11 +194,11 @@ impl Host {
         let changes = match below {
             Some(below) => {
                 let base = self.view(&self.layer(below.chain_id)?)?;
-                tree::compare(base.path(), new.path())?
+                compare_trees(base.path(), new.path())?
             }
             None => {
                 let empty = EmptyFolder::make(self.state_dir())?;
-                tree::compare(&empty.path, new.path())?
+                compare_trees(&empty.path, new.path())?
             }
         };
         let file = unnamed_file(self.state_dir())?;

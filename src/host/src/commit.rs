@@ -9,7 +9,7 @@ use super::host::{Host, hold};
 use super::import::{ImportedImage, StackedLayer};
 use super::record::{self, LayerRecord};
 use super::time;
-use super::tree::{TreeChange, TreeChanges};
+use cowshed_ext4diff::{TreeChange, TreeChanges};
 use cowshed_format::base::Name;
 use cowshed_oci::{
     Compression, ImageConfig, LayerOrigin, LayerSummary, LayerWriter, Reference, chain_above,

@@ -10,10 +10,11 @@
 //!   may have missed the first result.
 
 use super::error::{Error, Kind, Result};
-use super::ext4::Superblock;
+use super::ext4;
 use super::filesystem::{self, Mode};
 use super::host::{Host, WorkVolumes};
 use cowshed_engine::{Labels, Volume, VolumeInfo, VolumeKind};
+use cowshed_ext4diff::Superblock;
 use cowshed_format::base::{self, Name};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -119,7 +120,7 @@ impl Host {
             Ok(Some(found)) => found,
             _ => self.pool().volume(from)?,
         };
-        if Superblock::read(&source)?.is_none() {
+        if ext4::superblock(&source)?.is_none() {
             return Err(Error::NoFileSystem(source.name()));
         }
         let frozen = if source.is_frozen() {
@@ -146,7 +147,7 @@ impl Host {
     /// Grows the volume's unmounted file system until it fills the volume.
     pub(super) fn fit_file_system(&self, volume: &Volume) -> Result<()> {
         let superblock = || -> Result<Superblock> {
-            Superblock::read(volume)?.ok_or_else(|| Error::NoFileSystem(volume.name()))
+            ext4::superblock(volume)?.ok_or_else(|| Error::NoFileSystem(volume.name()))
         };
         let found = superblock()?;
         let room = volume.size_bytes() - volume.size_bytes() % base::BLOCK_BYTES as u64;

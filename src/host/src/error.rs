@@ -1,6 +1,7 @@
 //! The errors of operations on images and containers, kept distinct up to the command line.
 
 use cowshed_export as export;
+use cowshed_ext4diff::TreeError;
 use cowshed_format::base;
 use cowshed_oci as oci;
 use std::fmt;
@@ -234,6 +235,23 @@ pub enum Shortage {
     /// Inodes for further files, however small.
     #[error("free inodes (it holds too many files)")]
     Inodes,
+}
+
+impl From<TreeError> for Error {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Io {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source,
+            },
+            TreeError::Cancelled(cancelled) => cancelled.into(),
+        }
+    }
 }
 
 impl From<base::Cancelled> for Error {

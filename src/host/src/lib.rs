@@ -5,8 +5,7 @@
 //! like in `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`,
 //! `diff`, `commit` and `copy`, [`Host::create_data_volume`] and its like in `data`; `roots` shows
 //! volumes to others without keeping a record. `filesystem` and `ext4` handle the content of a
-//! volume, `record` that of the catalogue; `changes` compares the file systems of two volumes, and
-//! `tree` two mounted trees.
+//! volume, `record` that of the catalogue.
 //!
 //! # Invariants
 //! - A volume that an operation makes has a temporary name until one transaction gives it its final
@@ -17,7 +16,6 @@
 
 mod adoption;
 mod archive;
-mod changes;
 mod commit;
 mod copy;
 mod data;
@@ -40,7 +38,6 @@ mod stacked;
 mod streams;
 mod time;
 mod transfer;
-mod tree;
 mod users;
 mod words;
 

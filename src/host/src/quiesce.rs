@@ -5,7 +5,7 @@
 //! of this process.
 
 use super::error::{Error, Names, Result};
-use super::ext4::{self, Superblock};
+use super::ext4;
 use super::frozen::FrozenMount;
 use super::host::Host;
 use super::stacked::{OnVolume, SYSFS, Stack};
@@ -111,7 +111,7 @@ impl Host {
             nix::unistd::sync();
         }
         let is_ours = held.first().is_some_and(FrozenMount::is_ours);
-        if is_ours && Superblock::read(volume)?.is_some() {
+        if is_ours && ext4::superblock(volume)?.is_some() {
             // The journal is empty while the file system is frozen, and is never read.
             ext4::release_journal(volume)?;
         }

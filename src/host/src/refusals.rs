@@ -10,7 +10,7 @@
 //! - A write that waited for space and got it was not refused.
 
 use super::error::{Error, Result};
-use super::ext4::Superblock;
+use super::ext4;
 use super::host::Host;
 use cowshed_engine::{RecordKind, Volume};
 use cowshed_format::base::VolumeId;
@@ -24,7 +24,7 @@ impl Host {
         let id = volume.id();
         let is_refused = self.export()?.was_refused(id)
             || self.pool().record(RecordKind::REFUSED, &key(id)).is_some();
-        if is_refused || Superblock::read(volume)?.is_some_and(|found| found.has_errors()) {
+        if is_refused || ext4::superblock(volume)?.is_some_and(|found| found.has_errors()) {
             return Err(Error::Incomplete(volume.name()));
         }
         Ok(())

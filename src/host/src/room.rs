@@ -12,7 +12,7 @@
 //!   system's blocks, its inodes.
 
 use super::error::{Error, Result, Shortage};
-use super::ext4::Superblock;
+use super::ext4;
 use super::filesystem::{self, Access, MAX_SIZE_BYTES, Mode};
 use super::host::Host;
 use super::roots::RootUse;
@@ -335,7 +335,7 @@ impl Host {
     /// Any error of the pool.
     pub fn size_with_room(&self, below: &Volume, usual_bytes: u64) -> Result<Option<u64>> {
         let size_bytes = below.size_bytes();
-        let Some(found) = Superblock::read(below)?.filter(|_| size_bytes >= usual_bytes) else {
+        let Some(found) = ext4::superblock(below)?.filter(|_| size_bytes >= usual_bytes) else {
             return Ok(None);
         };
         let free_bytes = found.free_blocks().saturating_mul(BLOCK_BYTES as u64);

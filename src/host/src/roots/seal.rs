@@ -12,7 +12,7 @@
 //!   that is tried.
 
 use super::super::error::{Error, Result};
-use super::super::ext4::{self, Superblock};
+use super::super::ext4;
 use super::super::filesystem::Mode;
 use super::super::frozen::FrozenMount;
 use super::super::host::{Host, WorkVolumes};
@@ -85,7 +85,7 @@ impl Host {
             }
             Err(error) => return Err(error),
         }
-        if Superblock::read(volume)?.is_some_and(|found| found.is_clean()) {
+        if ext4::superblock(volume)?.is_some_and(|found| found.is_clean()) {
             tracing::debug!(volume = %volume.name(), "sealing it as it is");
             ext4::release_journal(volume)?;
             return Ok(Sealed::Idle(QuiescedRoot {
@@ -106,7 +106,7 @@ impl Host {
     /// Any error of the pool.
     pub fn was_interrupted(&self, volume: &Volume) -> Result<bool> {
         let root = self.roots.of(volume.id()).lock_arc();
-        Ok(!root.is_shown() && Superblock::read(volume)?.is_some_and(|found| !found.is_clean()))
+        Ok(!root.is_shown() && ext4::superblock(volume)?.is_some_and(|found| !found.is_clean()))
     }
 
     /// Unmounts a root that nobody else has mounted, which is faster than freezing it; one that was
@@ -149,7 +149,7 @@ impl Host {
         let mut work = WorkVolumes::new(self.pool());
         let snapshot = self.snapshot_in_use(volume, &self.work_name()?)?;
         work.push(snapshot.clone());
-        if Superblock::read(&snapshot)?.is_some_and(|found| found.is_clean()) {
+        if ext4::superblock(&snapshot)?.is_some_and(|found| found.is_clean()) {
             work.keep();
             return Ok(snapshot);
         }

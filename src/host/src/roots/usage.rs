@@ -1,7 +1,7 @@
 //! The usage of a root: files and folders, and bytes. No tree is walked.
 
 use super::super::error::Result;
-use super::super::ext4::Superblock;
+use super::super::ext4;
 use super::super::host::Host;
 use cowshed_engine::Volume;
 use cowshed_format::base::VolumeId;
@@ -16,7 +16,7 @@ impl Host {
         if let Some(found) = self.room_of_mounted(volume.id()) {
             return Ok(found.files().saturating_sub(found.files_free()));
         }
-        Ok(Superblock::read(volume)?.map_or(0, |found| found.used_inodes()))
+        Ok(ext4::superblock(volume)?.map_or(0, |found| found.used_inodes()))
     }
 
     /// Returns the bytes that only this root holds, including dirty data as far as the file system
@@ -43,7 +43,7 @@ impl Host {
         let Some(now) = self.room_of_mounted(volume.id()) else {
             return Ok(None);
         };
-        let before = Superblock::read(&below)?.map_or(0, |found| found.free_blocks());
+        let before = ext4::superblock(&below)?.map_or(0, |found| found.free_blocks());
         let taken = before.saturating_sub(now.blocks_free());
         Ok(Some(taken.saturating_mul(now.fragment_size())))
     }

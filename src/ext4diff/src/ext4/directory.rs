@@ -6,8 +6,10 @@
 
 use super::fault::{Fault, Result};
 use super::inode::Inode;
-use super::reader::{BLOCK_LEN, Block, FileSystem};
-use super::{BLOCK_BYTES, le16, le32};
+use super::reader::FileSystem;
+use super::{BLOCK_BYTES, BLOCK_LEN, Block, le16, le32};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
 
 /// An entry without its name.
 const HEADER_BYTES: usize = 8;
@@ -25,14 +27,41 @@ pub(crate) struct Entry<'b> {
     pub file_type: u8,
 }
 
+/// Names in a directory and the inodes that they lead to.
+pub(crate) type Listing = BTreeMap<Vec<u8>, u32>;
+
 /// `file_type` of a directory.
 pub(crate) const TYPE_DIRECTORY: u8 = 2;
 /// `file_type` if none was stored.
 pub(crate) const TYPE_UNKNOWN: u8 = 0;
 
 impl FileSystem<'_> {
+    /// Returns the names in a directory and the inodes that they lead to.
+    ///
+    /// # Errors
+    /// The reason why it cannot be read; `Corrupt` if a name is there twice.
+    pub fn listing(&self, directory: &Inode) -> Result<BTreeMap<Vec<u8>, u32>> {
+        self.listing_of(&self.directory_blocks(directory)?)
+    }
+
+    /// Returns the names in some blocks of a directory.
+    pub(crate) fn listing_of(&self, blocks: &[u64]) -> Result<Listing> {
+        let mut listing = Listing::new();
+        self.entries(blocks, &mut |_, entry| {
+            match listing.entry(entry.name.to_vec()) {
+                MapEntry::Vacant(vacant) => vacant.insert(entry.inode),
+                MapEntry::Occupied(_) => return Err(Fault::Corrupt("a name that is there twice")),
+            };
+            Ok(())
+        })?;
+        Ok(listing)
+    }
+
     /// Returns the numbers of a directory's blocks in order; a hole is a fault.
-    pub(crate) fn directory_blocks(&self, directory: &Inode) -> Result<Vec<u64>> {
+    ///
+    /// # Errors
+    /// The reason why it cannot be read.
+    pub fn directory_blocks(&self, directory: &Inode) -> Result<Vec<u64>> {
         let extents = self.extents(directory)?;
         let blocks = directory.size_bytes() / BLOCK_BYTES;
         let sound = directory.size_bytes().is_multiple_of(BLOCK_BYTES) && blocks > 0;

@@ -3,10 +3,10 @@
 use super::Sides;
 use super::inodes::ChangedInodes;
 use super::links::Linked;
-use super::names::{Listing, Names, PathBytes, join, listing};
+use super::names::{Names, PathBytes, join};
 use super::objects;
 use crate::ext4::directory::parse;
-use crate::ext4::{Fault, Inode, ROOT_INODE, ReadResult};
+use crate::ext4::{Fault, Inode, Listing, ROOT_INODE, ReadResult};
 use crate::tree::{TreeChange, TreeChanges, TreePath};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -98,8 +98,8 @@ impl<'a> Walk<'a> {
 
     /// Compares two directories of which one has replaced the other.
     fn other_directory(&mut self, pair: &Pair) -> ReadResult<()> {
-        let base = listing(&self.sides.base, &pair.old)?;
-        let now = listing(&self.sides.now, &pair.new)?;
+        let base = self.sides.base.listing(&pair.old)?;
+        let now = self.sides.now.listing(&pair.new)?;
         self.entries(&pair.path, &base, &now)
     }
 
@@ -153,7 +153,7 @@ impl<'a> Walk<'a> {
                 continue;
             }
             self.meet(1, &inode)?;
-            for (name, child) in listing(&self.sides.now, &inode)? {
+            for (name, child) in self.sides.now.listing(&inode)? {
                 let child = self.sides.now.live_inode(child)?;
                 pending.push((join(&path, &name)?, child, TreeChange::Added));
             }

@@ -1,11 +1,10 @@
 //! The inode: 256 bytes of a table. Source: `Documentation/filesystems/ext4/inodes.rst`.
 
 use super::fault::{Fault, Result};
-use super::reader::Block;
-use super::{le16, le32};
+use super::{Block, le16, le32};
 
 /// Size of an inode in the file systems that are read.
-pub(crate) const INODE_BYTES: usize = 256;
+pub const INODE_BYTES: usize = 256;
 /// The offset of `i_block`.
 pub(super) const BLOCK_FIELD: usize = 0x28;
 /// Length of `i_block`.
@@ -25,13 +24,20 @@ const MTIME_EXTRA: usize = 0x88;
 
 /// The kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InodeKind {
+pub enum InodeKind {
+    /// A pipe with a name.
     Fifo,
+    /// A character device.
     CharDevice,
+    /// A directory.
     Directory,
+    /// A block device.
     BlockDevice,
+    /// A regular file.
     File,
+    /// A symbolic link.
     Symlink,
+    /// A socket.
     Socket,
     /// A type that Linux does not know.
     Unknown,
@@ -39,7 +45,7 @@ pub(crate) enum InodeKind {
 
 /// One inode.
 #[derive(Clone)]
-pub(crate) struct Inode {
+pub struct Inode {
     number: u32,
     pub(super) bytes: [u8; INODE_BYTES],
 }
@@ -75,7 +81,9 @@ impl Inode {
         inode
     }
 
-    pub(crate) const fn number(&self) -> u32 {
+    /// Returns its number.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
         self.number
     }
 
@@ -85,7 +93,8 @@ impl Inode {
     }
 
     /// Returns true if a directory may name it.
-    pub(crate) fn is_live(&self) -> bool {
+    #[must_use]
+    pub fn is_live(&self) -> bool {
         self.links() > 0 && self.mode() != 0
     }
 
@@ -99,7 +108,9 @@ impl Inode {
         }
     }
 
-    pub(crate) fn kind(&self) -> InodeKind {
+    /// Returns the kind of the object.
+    #[must_use]
+    pub fn kind(&self) -> InodeKind {
         match self.mode() >> 12 {
             1 => InodeKind::Fifo,
             2 => InodeKind::CharDevice,
@@ -112,12 +123,15 @@ impl Inode {
         }
     }
 
-    pub(crate) fn is_directory(&self) -> bool {
+    /// Returns true if it is a directory.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
         self.kind() == InodeKind::Directory
     }
 
     /// Returns true if it is in use as a directory.
-    pub(crate) fn is_live_directory(&self) -> bool {
+    #[must_use]
+    pub fn is_live_directory(&self) -> bool {
         self.is_live() && self.is_directory()
     }
 
@@ -142,7 +156,9 @@ impl Inode {
         self.flags() & FLAG_EXTENTS != 0
     }
 
-    pub(crate) fn size_bytes(&self) -> u64 {
+    /// Returns the size of its content.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
         u64::from(le32(&self.bytes, 0x6C)) << 32 | u64::from(le32(&self.bytes, 0x4))
     }
 
@@ -152,7 +168,8 @@ impl Inode {
     }
 
     /// Returns the block of attributes, if there is one.
-    pub(crate) fn attribute_block(&self) -> Option<u64> {
+    #[must_use]
+    pub fn attribute_block(&self) -> Option<u64> {
         let block = u64::from(le16(&self.bytes, 0x76)) << 32 | u64::from(le32(&self.bytes, 0x68));
         (block != 0).then_some(block)
     }

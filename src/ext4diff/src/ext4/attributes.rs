@@ -3,8 +3,8 @@
 
 use super::fault::{Fault, Result};
 use super::inode::{BLOCK_FIELD_BYTES, CLASSIC_BYTES, INODE_BYTES, Inode, InodeKind};
-use super::reader::{BLOCK_LEN, FileSystem};
-use super::{BLOCK_BYTES, le16, le32};
+use super::reader::FileSystem;
+use super::{BLOCK_BYTES, BLOCK_LEN, le16, le32};
 use std::collections::BTreeMap;
 
 const MAGIC: u32 = 0xEA02_0000;

@@ -1,14 +1,15 @@
-//! The reasons why a volume's file system cannot be read without the kernel.
+//! The reasons why a file system cannot be read without the kernel.
 
 use cowshed_format::base::{self, Cancelled};
 
-/// The reason why the reader stopped. Apart from `Pool`, the kernel may still be able to read the
+/// The reason why the reader stopped. Apart from `Read`, the kernel may still be able to read the
 /// file system.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Fault {
-    /// The pool could not read the volume.
+#[non_exhaustive]
+pub enum Fault {
+    /// The blocks could not be read.
     #[error(transparent)]
-    Pool(#[from] base::Error),
+    Read(#[from] base::Error),
     /// The work was cancelled.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
@@ -24,4 +25,4 @@ pub(crate) enum Fault {
 }
 
 /// The reader's result type.
-pub(crate) type Result<T, E = Fault> = std::result::Result<T, E>;
+pub type Result<T, E = Fault> = std::result::Result<T, E>;

@@ -5,10 +5,9 @@ use super::Sides;
 use super::index::{NameIndex, Place};
 use super::inodes::ChangedInodes;
 use crate::ext4::directory::parse;
-use crate::ext4::{Fault, FileSystem, Inode, ROOT_INODE, ReadResult};
+use crate::ext4::{Fault, Inode, Listing, ROOT_INODE, ReadResult};
 use std::cell::RefCell;
-use std::collections::btree_map::Entry as MapEntry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 /// The maximum length of a path in the kernel, in bytes.
@@ -16,8 +15,6 @@ const PATH_BYTES_MAX: usize = 4095;
 
 /// A path relative to the root, without a slash at its ends.
 pub(super) type PathBytes = Vec<u8>;
-/// Names in a directory and the inodes that they lead to.
-pub(super) type Listing = BTreeMap<Vec<u8>, u32>;
 
 /// One of the two file systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,24 +199,6 @@ pub(super) fn join(directory: &[u8], name: &[u8]) -> ReadResult<PathBytes> {
     Ok(path)
 }
 
-/// Returns all entries of a directory.
-pub(super) fn listing(file_system: &FileSystem<'_>, directory: &Inode) -> ReadResult<Listing> {
-    let blocks = file_system.directory_blocks(directory)?;
-    listing_of(file_system, &blocks)
-}
-
-fn listing_of(file_system: &FileSystem<'_>, blocks: &[u64]) -> ReadResult<Listing> {
-    let mut listing = Listing::new();
-    file_system.entries(blocks, &mut |_, entry| {
-        match listing.entry(entry.name.to_vec()) {
-            MapEntry::Vacant(vacant) => vacant.insert(entry.inode),
-            MapEntry::Occupied(_) => return Err(Fault::Corrupt("a name that is there twice")),
-        };
-        Ok(())
-    })?;
-    Ok(listing)
-}
-
 /// Returns the entries that the directory `new` has lost and gained since it was `old`, if it was a
 /// directory.
 fn delta(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<Delta> {
@@ -227,7 +206,7 @@ fn delta(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<Delta> {
     if !old.is_live_directory() {
         return Ok(Delta {
             removed: Listing::new(),
-            added: listing_of(&sides.now, &new_blocks)?,
+            added: sides.now.listing_of(&new_blocks)?,
         });
     }
     let old_blocks = sides.base.directory_blocks(old)?;
@@ -243,8 +222,8 @@ fn delta(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<Delta> {
             .map(|(_, block)| *block)
             .collect::<Vec<_>>()
     };
-    let mut removed = listing_of(&sides.base, &differing(&old_blocks))?;
-    let mut added = listing_of(&sides.now, &differing(&new_blocks))?;
+    let mut removed = sides.base.listing_of(&differing(&old_blocks))?;
+    let mut added = sides.now.listing_of(&differing(&new_blocks))?;
     added.retain(|name, inode| {
         let stays = removed.get(name) == Some(inode);
         if stays {

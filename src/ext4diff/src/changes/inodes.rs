@@ -8,14 +8,18 @@ use std::iter;
 use std::ops::Range;
 
 /// The numbers of the inodes that differ, sorted.
-pub(super) struct ChangedInodes {
+pub struct ChangedInodes {
     numbers: Vec<u32>,
     /// Number of those that were found only by their content.
     pub found_by_content: usize,
 }
 
 impl ChangedInodes {
-    pub(super) fn between(sides: &Sides<'_>) -> ReadResult<Self> {
+    /// Finds them.
+    ///
+    /// # Errors
+    /// The reason why the file systems must be compared in another way.
+    pub fn between(sides: &Sides<'_>) -> ReadResult<Self> {
         let mut changed = Self {
             numbers: differing(sides)?,
             found_by_content: 0,

@@ -1,4 +1,4 @@
-//! The parts of ext4 that this crate reads by itself. This file: whether a volume is an ext4,
+//! The parts of ext4 that this crate reads. This file: whether a source of blocks is an ext4,
 //! whether it is clean, and where its journal is. Its folder reads the rest, to compare two file
 //! systems: `reader` reads blocks, groups and inodes; `inode`, `extents`, `directory` and
 //! `attributes` one structure each. Writing is left to the kernel and to e2fsprogs.
@@ -7,21 +7,27 @@
 //! may have been written by a container, so each field is checked before it is used.
 
 mod attributes;
-pub(super) mod directory;
+pub(crate) mod directory;
 mod extents;
 mod fault;
 mod inode;
 mod reader;
 
-pub(super) use extents::Run as ExtentRun;
-pub(super) use fault::{Fault, Result as ReadResult};
-pub(super) use inode::{Inode, InodeKind};
-pub(super) use reader::{
-    BLOCK_LEN, FileSystem, Group, INODES_PER_BLOCK, JOURNAL_INODE, RESIZE_INODE, ROOT_INODE,
-};
+pub(crate) use directory::Listing;
+pub use extents::{Extents, Run};
+pub use fault::{Fault, Result as ReadResult};
+pub use inode::{INODE_BYTES, Inode, InodeKind};
+pub use reader::{FileSystem, Group, ROOT_INODE};
+pub(crate) use reader::{INODES_PER_BLOCK, JOURNAL_INODE, RESIZE_INODE};
 
-use cowshed_engine::Volume;
+use crate::source::BlockSource;
 use cowshed_format::base::Result;
+use std::ops::Range;
+
+/// Bytes of one block.
+pub(crate) type Block = [u8; BLOCK_LEN];
+/// `BLOCK_BYTES` as a length.
+pub(crate) const BLOCK_LEN: usize = 4096;
 
 const SUPERBLOCK_OFFSET: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 1024;
@@ -43,27 +49,29 @@ const JOURNAL_MAGIC: u32 = 0xC03B_3998;
 const JOURNAL_SUPERBLOCK_V2: u32 = 4;
 
 /// The superblock of an ext4 with 4 KiB blocks.
-pub(super) struct Superblock {
+pub struct Superblock {
     bytes: [u8; SUPERBLOCK_BYTES],
 }
 
-/// A run of file-system blocks.
+/// A run of the journal's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
+struct JournalRun {
     start: u64,
     blocks: u64,
 }
 
 impl Superblock {
-    /// Reads the superblock; returns `None` if the volume holds no ext4 that this crate could have
-    /// created.
-    pub(super) fn read(volume: &Volume) -> Result<Option<Self>> {
+    /// Reads the superblock; returns `None` if the source holds no ext4 with blocks of 4 KiB.
+    ///
+    /// # Errors
+    /// The reason why the source cannot be read.
+    pub fn read(source: &dyn BlockSource) -> Result<Option<Self>> {
         let end = SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES as u64;
-        if volume.size_bytes() < end {
+        if source.size_bytes() < end {
             return Ok(None);
         }
         let mut bytes = [0; SUPERBLOCK_BYTES];
-        volume.read_at(&mut bytes, SUPERBLOCK_OFFSET)?;
+        source.read_at(&mut bytes, SUPERBLOCK_OFFSET)?;
         Ok(Self::parse(bytes))
     }
 
@@ -74,7 +82,8 @@ impl Superblock {
     }
 
     /// Returns the size of the file system.
-    pub(super) fn size_bytes(&self) -> u64 {
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
         let mut blocks = u64::from(self.u32_at(0x4));
         if self.u32_at(0x60) & INCOMPAT_64BIT != 0 {
             blocks |= u64::from(self.u32_at(0x150)) << 32;
@@ -83,12 +92,14 @@ impl Superblock {
     }
 
     /// Returns the number of inodes in use, including those that ext4 reserves for itself.
-    pub(super) fn used_inodes(&self) -> u64 {
+    #[must_use]
+    pub fn used_inodes(&self) -> u64 {
         u64::from(self.u32_at(0x0).saturating_sub(self.u32_at(0x10)))
     }
 
     /// Returns the number of free blocks that the superblock states.
-    pub(super) fn free_blocks(&self) -> u64 {
+    #[must_use]
+    pub fn free_blocks(&self) -> u64 {
         let mut blocks = u64::from(self.u32_at(0xC));
         if self.u32_at(0x60) & INCOMPAT_64BIT != 0 {
             blocks |= u64::from(self.u32_at(0x158)) << 32;
@@ -97,25 +108,28 @@ impl Superblock {
     }
 
     /// Returns true if no journal is to be replayed and no deleted file to be released.
-    pub(super) fn is_clean(&self) -> bool {
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
         let orphan = self.u32_at(0xE8);
         !self.needs_replay() && orphan == 0
     }
 
     /// Returns true if the journal must be replayed.
-    pub(super) fn needs_replay(&self) -> bool {
+    #[must_use]
+    pub fn needs_replay(&self) -> bool {
         self.u32_at(0x60) & INCOMPAT_RECOVER != 0
     }
 
     /// Returns true if the kernel has found errors in the file system, or could not write data that
     /// it had to.
-    pub(super) fn has_errors(&self) -> bool {
+    #[must_use]
+    pub fn has_errors(&self) -> bool {
         self.u16_at(0x3A) & STATE_ERRORS != 0 || self.u32_at(0x194) != 0
     }
 
     /// Returns the journal's runs of blocks, if the superblock's copy of the journal inode is
     /// valid.
-    fn journal_runs(&self) -> Option<Vec<Run>> {
+    fn journal_runs(&self) -> Option<Vec<JournalRun>> {
         let has_journal = self.u32_at(0x5C) & COMPAT_HAS_JOURNAL != 0;
         if !has_journal || self.bytes[0xFD] != JOURNAL_BACKUP_BLOCKS {
             return None;
@@ -135,7 +149,7 @@ impl Superblock {
         for entry in root[12..].chunks_exact(12).take(usize::from(entries)) {
             let len = le16(entry, 4);
             let start = u64::from(le16(entry, 6)) << 32 | u64::from(le32(entry, 8));
-            let run = Run {
+            let run = JournalRun {
                 start,
                 blocks: u64::from(len),
             };
@@ -165,7 +179,7 @@ impl Superblock {
     }
 }
 
-impl Run {
+impl JournalRun {
     fn end(self) -> Option<u64> {
         self.start.checked_add(self.blocks)
     }
@@ -180,47 +194,56 @@ fn le32(bytes: &[u8], offset: usize) -> u32 {
 }
 
 /// Returns true if the file system needs no journal: either its superblock says that no journal is
-/// to be replayed, or the journal is empty. The volume must not change meanwhile.
-pub(super) fn is_settled(volume: &Volume) -> Result<bool> {
-    let Some(superblock) = Superblock::read(volume)? else {
+/// to be replayed, or the journal is empty.
+///
+/// # Errors
+/// The reason why the source cannot be read.
+pub fn is_settled(source: &dyn BlockSource) -> Result<bool> {
+    let Some(superblock) = Superblock::read(source)? else {
         return Ok(false);
     };
-    Ok(!superblock.needs_replay() || empty_journal(volume, &superblock)?.is_some())
+    Ok(!superblock.needs_replay() || empty_journal(source, &superblock)?.is_some())
 }
 
 /// Returns the journal's runs of blocks, if the journal is an ordinary and empty one.
-fn empty_journal(volume: &Volume, superblock: &Superblock) -> Result<Option<Vec<Run>>> {
-    let inside = superblock.size_bytes() <= volume.size_bytes();
+fn empty_journal(
+    source: &dyn BlockSource,
+    superblock: &Superblock,
+) -> Result<Option<Vec<JournalRun>>> {
+    let inside = superblock.size_bytes() <= source.size_bytes();
     let Some(runs) = superblock.journal_runs().filter(|_| inside) else {
         return Ok(None);
     };
     let mut head = [0; 32];
-    volume.read_at(&mut head, runs[0].start * BLOCK_BYTES)?;
+    source.read_at(&mut head, runs[0].start * BLOCK_BYTES)?;
     Ok(is_empty_journal(&head).then_some(runs))
 }
 
-/// Discards the blocks of an empty journal except its superblock, and returns the number of bytes.
-/// Does nothing if the journal is not an ordinary one.
+/// Returns the bytes of an empty journal except its superblock, in order. Returns none if the
+/// file system is not clean, or the journal is not an ordinary one.
 ///
-/// After a clean unmount the journal's `s_start` is zero and the rest of it is never read again,
-/// but every layer and container would keep its own copy of those blocks.
-pub(super) fn release_journal(volume: &Volume) -> Result<u64> {
-    let Some(superblock) = Superblock::read(volume)?.filter(Superblock::is_clean) else {
-        return Ok(0);
+/// After a clean unmount the journal's `s_start` is zero and the rest of it is never read again, so
+/// these bytes may become a hole.
+///
+/// # Errors
+/// The reason why the source cannot be read.
+pub fn unused_journal(source: &dyn BlockSource) -> Result<Vec<Range<u64>>> {
+    let Some(superblock) = Superblock::read(source)?.filter(Superblock::is_clean) else {
+        return Ok(Vec::new());
     };
-    let Some(runs) = empty_journal(volume, &superblock)? else {
-        return Ok(0);
+    let Some(runs) = empty_journal(source, &superblock)? else {
+        return Ok(Vec::new());
     };
-    let mut released_bytes = 0;
+    let mut unused = Vec::with_capacity(runs.len());
     for (index, run) in runs.iter().enumerate() {
         let kept = u64::from(index == 0);
-        let len_bytes = (run.blocks - kept) * BLOCK_BYTES;
-        if len_bytes > 0 {
-            volume.discard((run.start + kept) * BLOCK_BYTES, len_bytes)?;
-            released_bytes += len_bytes;
+        let start = (run.start + kept) * BLOCK_BYTES;
+        let end = (run.start + run.blocks) * BLOCK_BYTES;
+        if start < end {
+            unused.push(start..end);
         }
     }
-    Ok(released_bytes)
+    Ok(unused)
 }
 
 /// Returns true if `head`, the start of a journal's superblock (big-endian), says that the journal
@@ -262,11 +285,11 @@ mod tests {
         assert_eq!(parsed.size_bytes(), 40_960_000);
         assert!(parsed.is_clean());
         let runs = [
-            Run {
+            JournalRun {
                 start: 500,
                 blocks: 100,
             },
-            Run {
+            JournalRun {
                 start: 9_800,
                 blocks: 200,
             },

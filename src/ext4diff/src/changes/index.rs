@@ -1,13 +1,11 @@
 //! The directory blocks that name each inode of a file system.
 //!
-//! One pass over all directories builds the index. That of a frozen volume never changes, so it is
-//! cached; the least recently used is dropped first once all of them take more than
+//! One pass over all directories builds the index. That of a source that never changes is cached;
+//! the least recently used is dropped first once all of them take more than
 //! `KEPT_BYTES_MAX`.
 
 use crate::ext4::directory::{TYPE_DIRECTORY, TYPE_UNKNOWN};
 use crate::ext4::{Fault, FileSystem, ROOT_INODE, ReadResult};
-use cowshed_engine::Volume;
-use cowshed_format::base::VolumeId;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::mem::size_of;
@@ -30,16 +28,16 @@ pub(super) struct NameIndex {
     places: Vec<Place>,
 }
 
-/// The indexes of frozen volumes of one pool; thread safe.
+/// The cached indexes of sources that never change, by identity; thread safe.
 #[derive(Default)]
-pub(crate) struct Indexes {
+pub struct Indexes {
     kept: Mutex<Kept>,
 }
 
 #[derive(Default)]
 struct Kept {
     /// The indexes, each with the time of its last use.
-    indexes: HashMap<VolumeId, (Arc<NameIndex>, u64)>,
+    indexes: HashMap<u64, (Arc<NameIndex>, u64)>,
     bytes: usize,
     uses: u64,
 }
@@ -101,32 +99,29 @@ impl NameIndex {
 }
 
 impl Indexes {
-    /// Returns the index of the file system in `volume`, which is cached if the volume is frozen.
-    pub(super) fn of(
-        &self,
-        volume: &Volume,
-        file_system: &FileSystem<'_>,
-    ) -> ReadResult<Arc<NameIndex>> {
-        if let Some(found) = self.kept.lock().find(volume.id()) {
+    /// Returns the index of a file system, which is cached if its source has an identity.
+    pub(super) fn of(&self, file_system: &FileSystem<'_>) -> ReadResult<Arc<NameIndex>> {
+        let identity = file_system.source().identity();
+        if let Some(found) = identity.and_then(|id| self.kept.lock().find(id)) {
             return Ok(found);
         }
         let index = Arc::new(NameIndex::build(file_system)?);
-        if volume.is_frozen() {
-            self.kept.lock().keep(volume.id(), &index, KEPT_BYTES_MAX);
+        if let Some(id) = identity {
+            self.kept.lock().keep(id, &index, KEPT_BYTES_MAX);
         }
         Ok(index)
     }
 }
 
 impl Kept {
-    fn find(&mut self, id: VolumeId) -> Option<Arc<NameIndex>> {
+    fn find(&mut self, id: u64) -> Option<Arc<NameIndex>> {
         self.uses += 1;
         let (index, used) = self.indexes.get_mut(&id)?;
         *used = self.uses;
         Some(Arc::clone(index))
     }
 
-    fn keep(&mut self, id: VolumeId, index: &Arc<NameIndex>, bytes_max: usize) {
+    fn keep(&mut self, id: u64, index: &Arc<NameIndex>, bytes_max: usize) {
         if index.bytes() > bytes_max {
             return;
         }
@@ -164,16 +159,16 @@ mod tests {
     fn the_least_recently_used_go_when_all_take_too_much() {
         let mut kept = Kept::default();
         for id in 1..=3 {
-            kept.keep(VolumeId(id), &index(10), 360);
+            kept.keep(id, &index(10), 360);
         }
-        assert!(kept.find(VolumeId(1)).is_some());
-        kept.keep(VolumeId(4), &index(15), 360);
-        let present = |kept: &mut Kept| [1, 2, 3, 4].map(|id| kept.find(VolumeId(id)).is_some());
+        assert!(kept.find(1).is_some());
+        kept.keep(4, &index(15), 360);
+        let present = |kept: &mut Kept| [1, 2, 3, 4].map(|id| kept.find(id).is_some());
         assert_eq!(present(&mut kept), [true, false, false, true]);
         assert_eq!(kept.bytes, 25 * size_of::<Place>());
-        kept.keep(VolumeId(5), &index(31), 360);
+        kept.keep(5, &index(31), 360);
         assert_eq!(present(&mut kept), [true, false, false, true]);
-        kept.keep(VolumeId(4), &index(15), 360);
+        kept.keep(4, &index(15), 360);
         assert_eq!(kept.bytes, 25 * size_of::<Place>());
     }
 

@@ -1,10 +1,9 @@
 //! A host with a pool in memory; images and containers created as needed.
 
-use super::super::inodes::ChangedInodes;
-use super::super::*;
-use crate::ext4::{Inode, ROOT_INODE};
+use crate::ext4::{self, InVolume};
 use crate::{Comparison, CreateContainer, Host, ImportOptions, record};
-use cowshed_engine::{CreateOptions, OpenOptions};
+use cowshed_engine::{CreateOptions, OpenOptions, Pool, Volume};
+use cowshed_ext4diff::{ChangedInodes, FileSystem, Inode, ROOT_INODE, Sides, TreeChanges};
 use cowshed_format::base::Name;
 use cowshed_format::device::MemoryDevice;
 use cowshed_oci::SourceInput;
@@ -81,11 +80,10 @@ impl Stage {
         let mut instant = self.host.instant(&record).unwrap();
         let found = {
             let (base, now) = instant.volumes();
-            let sides = self.sides(base, now);
-            let inodes = ChangedInodes::between(&sides).unwrap();
+            let inodes = self.with_sides(base, now, |sides| ChangedInodes::between(sides).unwrap());
             assert_eq!(inodes.found_by_content, 0, "{what}: found by content");
             let indexes = &self.host.comparing.indexes;
-            between(&self.pool, base, now, indexes).unwrap_or_else(|e| panic!("{what}: {e}"))
+            ext4::changes(&self.pool, base, now, indexes).unwrap_or_else(|e| panic!("{what}: {e}"))
         };
         let expected = instant.changes_by_trees().unwrap();
         for (path, change) in &expected {
@@ -122,15 +120,22 @@ impl Stage {
         (base, record.volume(&self.pool).unwrap())
     }
 
-    pub(super) fn sides<'v>(&self, base: &'v Volume, now: &'v Volume) -> Sides<'v> {
-        Sides::open(&self.pool, base, now).unwrap()
+    /// Runs `work` with both file systems.
+    pub(super) fn with_sides<T>(
+        &self,
+        base: &Volume,
+        now: &Volume,
+        work: impl FnOnce(&Sides<'_>) -> T,
+    ) -> T {
+        let differing = ext4::differing(&self.pool, base, now).unwrap();
+        work(&Sides::open(&InVolume(base), &InVolume(now), &differing).unwrap())
     }
 
     /// Returns the inode at a path.
     pub(super) fn inode_of(&self, reader: &FileSystem<'_>, path: &[&str]) -> Inode {
         let mut inode = reader.inode(ROOT_INODE).unwrap();
         for name in path {
-            let found = names::listing(reader, &inode).unwrap()[name.as_bytes()];
+            let found = reader.listing(&inode).unwrap()[name.as_bytes()];
             inode = reader.live_inode(found).unwrap();
         }
         inode

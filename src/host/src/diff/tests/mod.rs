@@ -7,8 +7,8 @@ mod hostile;
 mod mutations;
 mod stage;
 
-use super::*;
-use crate::tree::{TreeChange, TreePath};
+use crate::ext4::{self, InVolume};
+use cowshed_ext4diff::{Fault, FileSystem, Indexes, TreeChange, TreePath};
 use mutations::Mutator;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use stage::{Stage, shell};
@@ -104,12 +104,13 @@ fn content_that_changed_behind_the_inodes_back_is_found() {
     shell(&root, "echo changed > y");
     stage.host.unmount_container("one").unwrap();
     let (base, volume) = stage.volumes_of("one");
-    let reader = FileSystem::open(&volume).unwrap();
+    let source = InVolume(&volume);
+    let reader = FileSystem::open(&source).unwrap();
     let file = stage.inode_of(&reader, &["a", "b", "file"]);
     let block = reader.extents(&file).unwrap().runs[0].physical + 1;
     drop(reader);
     volume.write_at(b"not the same", block * 4096 + 7).unwrap();
-    let changes = between(&stage.pool, &base, &volume, &Indexes::default()).unwrap();
+    let changes = ext4::changes(&stage.pool, &base, &volume, &Indexes::default()).unwrap();
     let listed: Vec<_> = changes
         .keys()
         .map(|path| path.as_path().to_owned())
@@ -161,11 +162,12 @@ fn a_second_comparison_reads_a_handful_of_blocks() {
     stage.host.unmount_container("one").unwrap();
     let (base, volume) = stage.volumes_of("one");
     let indexes = Indexes::default();
-    between(&stage.pool, &base, &volume, &indexes).unwrap();
-    let sides = stage.sides(&base, &volume);
-    let before = sides.base.reads_left() + sides.now.reads_left();
-    between_sides(&sides, &base, &indexes).unwrap();
-    let read = before - sides.base.reads_left() - sides.now.reads_left();
+    ext4::changes(&stage.pool, &base, &volume, &indexes).unwrap();
+    let read = stage.with_sides(&base, &volume, |sides| {
+        let before = sides.base.reads_left() + sides.now.reads_left();
+        sides.changes(&indexes).unwrap();
+        before - sides.base.reads_left() - sides.now.reads_left()
+    });
     assert!(read < 100, "{read} blocks were read");
 }
 
@@ -183,7 +185,7 @@ fn what_only_the_kernel_can_read_is_compared_as_trees() {
     assert_eq!(listed, ["/a", "/a/one"].map(std::path::Path::new));
     stage.host.unmount_container("one").unwrap();
     let (base, volume) = stage.volumes_of("one");
-    let refused = between(&stage.pool, &base, &volume, &Indexes::default());
+    let refused = ext4::changes(&stage.pool, &base, &volume, &Indexes::default());
     assert!(matches!(refused, Err(Fault::Unsupported(_))), "{refused:?}");
     stage.commit_both_ways("one", "two:1");
 }

@@ -2,8 +2,8 @@
 
 use super::fault::{Fault, Result};
 use super::inode::{Inode, InodeKind};
-use super::reader::{BLOCK_LEN, FileSystem};
-use super::{EXTENT_LEN_MAX, EXTENT_MAGIC, le16, le32};
+use super::reader::FileSystem;
+use super::{BLOCK_LEN, EXTENT_LEN_MAX, EXTENT_MAGIC, le16, le32};
 
 /// The maximum depth of a tree in the kernel.
 const DEPTH_MAX: u16 = 5;
@@ -14,7 +14,7 @@ const ENTRY_BYTES: usize = 12;
 
 /// A contiguous run of a file's blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
+pub struct Run {
     /// The number of the first block within the file.
     pub logical: u64,
     /// The number of the first block within the file system.
@@ -27,7 +27,7 @@ pub(crate) struct Run {
 
 /// All blocks of a file.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Extents {
+pub struct Extents {
     /// The data, in the file's order.
     pub runs: Vec<Run>,
     /// The nodes of the tree that lie outside the inode.
@@ -36,7 +36,11 @@ pub(crate) struct Extents {
 
 impl FileSystem<'_> {
     /// Reads an inode's extents; none for an object without blocks.
-    pub(crate) fn extents(&self, inode: &Inode) -> Result<Extents> {
+    ///
+    /// # Errors
+    /// `Unsupported` if its blocks are stored in another way, and the reason why they cannot be
+    /// read.
+    pub fn extents(&self, inode: &Inode) -> Result<Extents> {
         let mut extents = Extents::default();
         if !inode.has_extents() {
             let has_blocks = matches!(

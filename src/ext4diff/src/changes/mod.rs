@@ -1,11 +1,11 @@
-//! The changes from one volume's file system to another's, found from the blocks that differ.
+//! The changes from one file system to another, found from the blocks that differ.
 //!
-//! Neither is mounted: both are read through the pool. The result equals that of [`tree::compare`]
-//! (`super::tree`), which compares every object; here the work grows with the change, apart from
-//! one pass over the directories of the base, whose result is cached (`index`).
+//! Neither is mounted: both are read directly. The result equals that of [`crate::compare_trees`],
+//! which compares every object; here the work grows with the change, apart from one pass over the
+//! directories of the base, whose result is cached (`index`).
 //!
 //! The steps from changed blocks to changed paths:
-//! 1. `blocks`: the pool lists the blocks that differ.
+//! 1. `blocks`: the caller lists the bytes that differ.
 //! 2. `inodes`: those in inode tables give the inodes that differ. The kernel changes an inode with
 //!    every change to a file: content, attributes, names. If a differing block is nevertheless in
 //!    use, is not metadata of the file system, and belongs to none of these inodes, all inodes are
@@ -40,44 +40,42 @@ mod names;
 mod objects;
 mod walk;
 
-pub(super) use index::Indexes;
+pub use index::Indexes;
+pub use inodes::ChangedInodes;
 
-use super::ext4::{Fault, FileSystem, ReadResult};
-use super::tree::TreeChanges;
+use crate::ext4::{Fault, FileSystem, ReadResult};
+use crate::source::BlockSource;
+use crate::tree::{self, TreeChanges};
 use blocks::ChangedBlocks;
-use cowshed_engine::{Pool, Volume};
-use inodes::ChangedInodes;
 use names::Names;
+use std::ops::Range;
 use walk::Walk;
 
-/// Both file systems and the blocks in which they differ.
-struct Sides<'v> {
-    base: FileSystem<'v>,
-    now: FileSystem<'v>,
+/// Two file systems and the blocks in which they differ.
+pub struct Sides<'v> {
+    /// The file system at the beginning.
+    pub base: FileSystem<'v>,
+    /// The file system with the changes.
+    pub now: FileSystem<'v>,
     blocks: ChangedBlocks,
 }
 
-/// Returns the changes from the file system in `base` to the one in `now`; neither may be written
-/// meanwhile.
-///
-/// # Errors
-/// `Fault::Pool` if the pool cannot be read; otherwise the reason why the file systems must be
-/// compared through the kernel.
-pub(super) fn between(
-    pool: &Pool,
-    base: &Volume,
-    now: &Volume,
-    indexes: &Indexes,
-) -> ReadResult<TreeChanges> {
-    between_sides(&Sides::open(pool, base, now)?, base, indexes)
-}
-
 impl<'v> Sides<'v> {
-    fn open(pool: &Pool, base: &'v Volume, now: &'v Volume) -> ReadResult<Self> {
+    /// Opens the file systems in `base` and `now`, neither of which may be written meanwhile.
+    /// `differing` must have all ranges of bytes in which they differ.
+    ///
+    /// # Errors
+    /// `Read` if a source cannot be read; otherwise the reason why the file systems must be
+    /// compared through the kernel.
+    pub fn open(
+        base: &'v dyn BlockSource,
+        now: &'v dyn BlockSource,
+        differing: &[Range<u64>],
+    ) -> ReadResult<Self> {
         let sides = Self {
             base: FileSystem::open(base)?,
             now: FileSystem::open(now)?,
-            blocks: ChangedBlocks::between(pool, base, now)?,
+            blocks: ChangedBlocks::of_bytes(differing),
         };
         if sides.base.layout() == sides.now.layout() {
             Ok(sides)
@@ -85,22 +83,23 @@ impl<'v> Sides<'v> {
             Err(Fault::Unsupported("another origin than its base"))
         }
     }
-}
 
-fn between_sides(sides: &Sides<'_>, base: &Volume, indexes: &Indexes) -> ReadResult<TreeChanges> {
-    let changed = ChangedInodes::between(sides)?;
-    if changed.is_empty() {
-        return Ok(TreeChanges::new());
+    /// Returns the changes from the base.
+    ///
+    /// # Errors
+    /// As [`Sides::open`].
+    pub fn changes(&self, indexes: &Indexes) -> ReadResult<TreeChanges> {
+        let changed = ChangedInodes::between(self)?;
+        if changed.is_empty() {
+            return Ok(TreeChanges::new());
+        }
+        let index = indexes.of(&self.base)?;
+        let names = Names::new(self, &index, &changed)?;
+        let mut walk = Walk::new(self, &changed, &names);
+        walk.run()?;
+        let (mut changes, linked) = walk.into_parts();
+        linked.complete(self, &names, &mut changes)?;
+        tree::directories_above(&mut changes);
+        Ok(changes)
     }
-    let index = indexes.of(base, &sides.base)?;
-    let names = Names::new(sides, &index, &changed)?;
-    let mut walk = Walk::new(sides, &changed, &names);
-    walk.run()?;
-    let (mut changes, linked) = walk.into_parts();
-    linked.complete(sides, &names, &mut changes)?;
-    super::tree::directories_above(&mut changes);
-    Ok(changes)
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,7 +1,7 @@
 //! Comparing two objects, without their names and the entries of a directory.
 
 use super::Sides;
-use crate::ext4::{BLOCK_LEN, ExtentRun, FileSystem, Inode, InodeKind, ReadResult};
+use crate::ext4::{BLOCK_LEN, FileSystem, Inode, InodeKind, ReadResult, Run};
 use std::ops::Range;
 
 /// Number of blocks in one read (256 KiB).
@@ -67,7 +67,7 @@ fn has_same_content(sides: &Sides<'_>, old: &Inode, new: &Inode) -> ReadResult<b
 }
 
 /// Returns the storage of the block `at`, and the end of the range that is stored that way.
-fn stored_at(runs: &[ExtentRun], at: u64) -> (Stored, u64) {
+fn stored_at(runs: &[Run], at: u64) -> (Stored, u64) {
     let next = runs.partition_point(|run| run.logical + run.blocks <= at);
     match runs.get(next) {
         None => (None, u64::MAX),

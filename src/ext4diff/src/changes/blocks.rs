@@ -1,26 +1,24 @@
 //! Sorted ranges of blocks: those that differ, and those that are accounted for.
 
-use cowshed_engine::{Pool, Volume};
-use cowshed_format::base::{self, BLOCK_BYTES};
+use crate::ext4::BLOCK_LEN;
 use std::ops::Range;
 
-/// The blocks in which two volumes differ.
+/// The blocks in which two file systems differ.
 pub(super) struct ChangedBlocks {
     /// The ranges, sorted and not adjacent.
     ranges: Vec<Range<u64>>,
 }
 
 impl ChangedBlocks {
-    pub(super) fn between(pool: &Pool, base: &Volume, now: &Volume) -> base::Result<Self> {
-        let block = BLOCK_BYTES as u64;
-        let extents = pool.diff(base, now)?;
-        let ranges = extents.iter().map(|extent| {
-            let start = extent.offset_bytes / block;
-            start..start + extent.len_bytes.div_ceil(block)
-        });
-        Ok(Self {
+    /// Takes the ranges of bytes that differ.
+    pub(super) fn of_bytes(differing: &[Range<u64>]) -> Self {
+        let block = BLOCK_LEN as u64;
+        let ranges = differing
+            .iter()
+            .map(|bytes| bytes.start / block..bytes.end.div_ceil(block));
+        Self {
             ranges: merged(ranges.collect()),
-        })
+        }
     }
 
     /// Returns the changed blocks in `range`.

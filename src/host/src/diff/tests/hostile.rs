@@ -1,10 +1,11 @@
 //! File systems whose bytes an attacker changed: any result is allowed, except a panic or an
 //! endless run.
 
-use super::super::*;
 use super::mutations::Mutator;
 use super::stage::Stage;
-use crate::ext4::ROOT_INODE;
+use crate::ext4;
+use cowshed_engine::Volume;
+use cowshed_ext4diff::{Fault, Indexes, ROOT_INODE, Sides};
 use cowshed_format::base::BLOCK_BYTES;
 use cowshed_format::base::Name;
 use rand::seq::IndexedRandom;
@@ -30,7 +31,7 @@ fn damaged_file_systems_are_refused_or_compared_but_never_panic() {
     Mutator::new(&root, StdRng::seed_from_u64(random.random())).mutate(60);
     stage.host.unmount_container("one").unwrap();
     let (base, now) = stage.volumes_of("one");
-    let blocks = Blocks::of(&stage, &base, &now);
+    let blocks = stage.with_sides(&base, &now, Blocks::of);
     let started = Instant::now();
     let (mut refused, mut compared) = (0_u32, 0_u32);
     while started.elapsed() < seconds {
@@ -48,13 +49,13 @@ fn damaged_file_systems_are_refused_or_compared_but_never_panic() {
             blocks.damage(&damaged, &mut random);
         }
         let answer = if damaged_side {
-            between(&stage.pool, &damaged, &now, &Indexes::default())
+            ext4::changes(&stage.pool, &damaged, &now, &Indexes::default())
         } else {
-            between(&stage.pool, &base, &damaged, &Indexes::default())
+            ext4::changes(&stage.pool, &base, &damaged, &Indexes::default())
         };
         match answer {
             Ok(_) => compared += 1,
-            Err(Fault::Pool(error)) => panic!("{error}"),
+            Err(Fault::Read(error)) => panic!("{error}"),
             Err(_) => refused += 1,
         }
         stage.pool.remove(&damaged).unwrap();
@@ -76,8 +77,7 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn of(stage: &Stage, base: &Volume, now: &Volume) -> Self {
-        let sides = stage.sides(base, now);
+    fn of(sides: &Sides<'_>) -> Self {
         let mut metadata = vec![0, 1];
         for side in [&sides.base, &sides.now] {
             for number in 0..side.groups() {

@@ -1,6 +1,6 @@
-//! Comparing two trees: the changes of a container to its image's root.
+//! The list of changes, and comparing two mounted trees.
 //!
-//! Both trees are private mounts that nobody changes meanwhile, so paths are stable. Symbolic
+//! Both trees are mounts that nobody changes meanwhile, so paths are stable. Symbolic
 //! links are never followed.
 //!
 //! The two file systems are clones, so an object that nobody touched has the same inode number and
@@ -13,8 +13,7 @@
 //! - If one name of a file with several is listed, all its names are, so that a layer made from the
 //!   list keeps them one file.
 
-use super::error::{Error, Result};
-use cowshed_format::base::cancel;
+use cowshed_format::base::{Cancelled, cancel};
 use cowshed_sys::{beneath, extent, xattr};
 use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, HashMap, btree_map};
@@ -33,29 +32,70 @@ const HOST_XATTR: &[u8] = b"security.selinux";
 
 /// The kind of a change to a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum TreeChange {
+pub enum TreeChange {
+    /// Only the new tree has it.
     Added,
+    /// Both have it, and it differs; or it is a directory above a change.
     Changed,
+    /// Only the base has it.
     Removed,
 }
 
+/// The reason why two trees were not compared.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// The host failed.
+    #[error("{action} {path}: {source}", path = path.display())]
+    Io {
+        /// The action that failed.
+        action: &'static str,
+        /// The object of the action.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+type Result<T, E = TreeError> = std::result::Result<T, E>;
+
+impl TreeError {
+    /// Returns a closure that makes an `Io` error about `action` on `path`, for `map_err`.
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
 /// Changes by path relative to the root; the root itself is the empty path.
-pub(super) type TreeChanges = BTreeMap<TreePath, TreeChange>;
+pub type TreeChanges = BTreeMap<TreePath, TreeChange>;
 
 /// A relative path, sorted by its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct TreePath(pub OsString);
+pub struct TreePath(pub OsString);
 
 impl TreePath {
-    pub(super) fn from_bytes(path: Vec<u8>) -> Self {
+    /// Returns the path of these bytes.
+    #[must_use]
+    pub fn from_bytes(path: Vec<u8>) -> Self {
         Self(OsString::from_vec(path))
     }
 
-    pub(super) fn as_path(&self) -> &Path {
+    /// Returns it as a path.
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
         Path::new(&self.0)
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    /// Returns its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 }
@@ -67,7 +107,10 @@ impl From<PathBuf> for TreePath {
 }
 
 /// Returns the changes from the tree at `base` to the tree at `new`.
-pub(super) fn compare(base: &Path, new: &Path) -> Result<TreeChanges> {
+///
+/// # Errors
+/// `Io` if an object cannot be read, and `Cancelled`.
+pub fn compare(base: &Path, new: &Path) -> Result<TreeChanges> {
     let mut comparison = Comparison {
         base: Side::open(base)?,
         new: Side::open(new)?,
@@ -116,7 +159,7 @@ struct Comparison {
 
 impl Side {
     fn open(root: &Path) -> Result<Self> {
-        let directory = File::open(root).map_err(Error::io("open", root))?;
+        let directory = File::open(root).map_err(TreeError::io("open", root))?;
         Ok(Self {
             root: root.to_owned(),
             directory,
@@ -125,7 +168,7 @@ impl Side {
 
     fn metadata(&self, path: &Path) -> Result<Metadata> {
         let full = self.root.join(path);
-        fs::symlink_metadata(&full).map_err(Error::io("look at", &full))
+        fs::symlink_metadata(&full).map_err(TreeError::io("look at", &full))
     }
 
     fn list(&self, path: &Path) -> Result<BTreeMap<OsString, Metadata>> {
@@ -135,7 +178,7 @@ impl Side {
                 .map(|entry| entry.and_then(|entry| Ok((entry.file_name(), entry.metadata()?))))
                 .collect()
         };
-        read().map_err(Error::io("list", &full))
+        read().map_err(TreeError::io("list", &full))
     }
 
     fn xattrs(&self, path: &Path) -> Result<Vec<(CString, Vec<u8>)>> {
@@ -150,17 +193,20 @@ impl Side {
                 .map(|name| Ok((name.clone(), xattr::get(&object, &name)?)))
                 .collect()
         };
-        read().map_err(Error::io("read the attributes of", &self.root.join(path)))
+        read().map_err(TreeError::io(
+            "read the attributes of",
+            &self.root.join(path),
+        ))
     }
 
     fn open_file(&self, path: &Path) -> Result<File> {
         let full = self.root.join(path);
-        File::open(&full).map_err(Error::io("open", &full))
+        File::open(&full).map_err(TreeError::io("open", &full))
     }
 
     fn link_target(&self, path: &Path) -> Result<PathBuf> {
         let full = self.root.join(path);
-        fs::read_link(&full).map_err(Error::io("read the link", &full))
+        fs::read_link(&full).map_err(TreeError::io("read the link", &full))
     }
 }
 
@@ -265,7 +311,7 @@ impl Comparison {
         let (before, after) = (self.base.open_file(path)?, self.new.open_file(path)?);
         let failed = |root: &Path| {
             let path = root.join(path);
-            move |source| Error::io("read", &path)(source)
+            move |source| TreeError::io("read", &path)(source)
         };
         let mut at = 0;
         loop {
@@ -329,7 +375,7 @@ impl Comparison {
 }
 
 /// Lists the directories above the listed paths.
-pub(super) fn directories_above(changes: &mut TreeChanges) {
+pub(crate) fn directories_above(changes: &mut TreeChanges) {
     let listed: Vec<TreePath> = changes.keys().cloned().collect();
     for path in listed {
         let above = path.as_path().ancestors().skip(1);

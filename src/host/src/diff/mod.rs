@@ -3,18 +3,17 @@
 //! A mounted container's file system is frozen for the moment in which a snapshot of its volume is
 //! taken: everything written is on the volume then and the journal is empty. The snapshot is
 //! compared with the image's volume after that, while the container goes on: by the blocks that
-//! differ (`changes`), or, if that is impossible, as two mounted trees (`tree`). If the snapshot's
+//! differ, or, if that is impossible, as two mounted trees (`cowshed-ext4diff` does both). If the snapshot's
 //! journal must still be replayed or deleted files released, a clone of the snapshot is used.
 
-use super::changes::{self, Indexes};
 use super::error::{Error, Result};
-use super::ext4::{self, Fault, Superblock};
+use super::ext4;
 use super::filesystem::Mode;
 use super::frozen::FrozenMount;
 use super::host::{Host, WorkVolumes, hold};
 use super::record::{self, ContainerRecord, ImageRecord};
-use super::tree::{self, TreeChange, TreeChanges};
 use cowshed_engine::Volume;
+use cowshed_ext4diff::{Fault, Indexes, TreeChange, TreeChanges, compare_trees};
 use cowshed_sys::mount::FileSystem;
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -184,9 +183,9 @@ impl Instant<'_> {
                 self.settle()?;
             }
             let pool = self.host.pool();
-            match changes::between(pool, &self.base, &self.volume, &comparing.indexes) {
+            match ext4::changes(pool, &self.base, &self.volume, &comparing.indexes) {
                 Ok(changes) => return Ok(changes),
-                Err(Fault::Pool(error)) => return Err(error.into()),
+                Err(Fault::Read(error)) => return Err(error.into()),
                 Err(Fault::Cancelled(cancelled)) => return Err(cancelled.into()),
                 Err(fault) => tracing::warn!(%fault, "comparing the trees file by file"),
             }
@@ -199,7 +198,7 @@ impl Instant<'_> {
         self.settle()?;
         let base = self.host.view(&self.base)?;
         let mount = self.host.mount_for_work(&self.volume, Mode::Frozen)?;
-        tree::compare(base.path(), mount.path())
+        Ok(compare_trees(base.path(), mount.path())?)
     }
 
     /// Returns the image's side and the container's side.
@@ -210,7 +209,7 @@ impl Instant<'_> {
 
     /// Makes the container's side a cleanly unmounted file system, if it is not one yet.
     pub(super) fn settle(&mut self) -> Result<()> {
-        if Superblock::read(&self.volume)?.is_some_and(|superblock| superblock.is_clean()) {
+        if ext4::superblock(&self.volume)?.is_some_and(|superblock| superblock.is_clean()) {
             return Ok(());
         }
         let pool = self.host.pool();
@@ -238,3 +237,6 @@ fn listed(path: &Path, change: TreeChange) -> Option<ContainerChange> {
         path: Path::new("/").join(path),
     })
 }
+
+#[cfg(test)]
+mod tests;

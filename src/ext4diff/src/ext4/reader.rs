@@ -1,32 +1,28 @@
-//! An ext4 read directly from its volume: geometry, blocks, inodes.
+//! An ext4 read directly from its blocks: geometry, blocks, inodes.
 //!
 //! This is not a driver: it mounts nothing and writes nothing. It knows the file systems that
-//! `filesystem` creates and that the kernel and `resize2fs` make of them; anything else is
+//! cowshed creates and that the kernel and `resize2fs` make of them; anything else is
 //! `Unsupported`, and the caller uses the kernel instead. It does not verify ext4's checksums: the
-//! pool has verified each block.
+//! source has verified each block.
 //!
 //! # Invariants
 //! - The bytes may be anything: every number that leads to a block or an inode is checked against
-//!   the file system's size, and the number of blocks that are read is bounded by the volume's
-//!   content, so that nothing panics or runs for ever.
-//! - The volume does not change meanwhile.
+//!   the file system's size, and the number of blocks that are read is bounded by those that
+//!   the source stores, so that nothing panics or runs for ever.
+//! - The source does not change meanwhile.
 
 use super::fault::{Fault, Result};
 use super::inode::{INODE_BYTES, Inode, InodeKind};
-use super::{BLOCK_BYTES, INCOMPAT_RECOVER, Superblock, le16, le32};
-use cowshed_engine::Volume;
+use super::{BLOCK_BYTES, BLOCK_LEN, Block, INCOMPAT_RECOVER, Superblock, le16, le32};
+use crate::source::BlockSource;
 use cowshed_format::base::cancel;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Bytes of one block.
-pub(crate) type Block = [u8; BLOCK_LEN];
-/// `BLOCK_BYTES` as a length.
-pub(crate) const BLOCK_LEN: usize = 4096;
 /// The root directory's inode.
-pub(crate) const ROOT_INODE: u32 = 2;
+pub const ROOT_INODE: u32 = 2;
 /// The inode of the blocks that are reserved for more group descriptors.
 pub(crate) const RESIZE_INODE: u32 = 7;
 /// The journal's inode.
@@ -34,10 +30,10 @@ pub(crate) const JOURNAL_INODE: u32 = 8;
 
 /// Number of cached blocks (8 MiB).
 const CACHE_BLOCKS: usize = 2048;
-/// The maximum average number of reads of each block that a volume maps; beyond it the reader gives
+/// The maximum average number of reads of each block that a source stores; beyond it the reader gives
 /// up.
 const READS_PER_BLOCK: u64 = 8;
-/// The minimum number of reads that any volume may take.
+/// The minimum number of reads that any source may take.
 const READS_MIN: u64 = 1 << 16;
 /// Inodes in one block of a table.
 pub(crate) const INODES_PER_BLOCK: u32 = 16;
@@ -68,8 +64,8 @@ pub(crate) struct Layout {
 }
 
 /// A file system that is being read.
-pub(crate) struct FileSystem<'v> {
-    volume: &'v Volume,
+pub struct FileSystem<'v> {
+    source: &'v dyn BlockSource,
     layout: Layout,
     blocks: u64,
     groups: u32,
@@ -83,9 +79,12 @@ pub(crate) struct FileSystem<'v> {
 
 /// The places of a group's own blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Group {
+pub struct Group {
+    /// The block with the bitmap of the blocks.
     pub block_bitmap: u64,
+    /// The block with the bitmap of the inodes.
     pub inode_bitmap: u64,
+    /// The blocks of the table of inodes.
     pub inode_table: Range<u64>,
     /// Number of inodes of the table that were ever used; the rest of the table is undefined.
     pub used_inodes: u32,
@@ -95,15 +94,18 @@ pub(crate) struct Group {
 
 impl<'v> FileSystem<'v> {
     /// Reads the superblock and the group descriptors.
-    pub(crate) fn open(volume: &'v Volume) -> Result<Self> {
-        let superblock = Superblock::read(volume)?.ok_or(Fault::Unsupported("another kind"))?;
-        if !super::is_settled(volume)? {
+    ///
+    /// # Errors
+    /// The reason why the file system cannot be read, or not with certainty.
+    pub fn open(source: &'v dyn BlockSource) -> Result<Self> {
+        let superblock = Superblock::read(source)?.ok_or(Fault::Unsupported("another kind"))?;
+        if !super::is_settled(source)? {
             return Err(Fault::Unsupported("a journal that waits to be replayed"));
         }
         check_features(&superblock)?;
         let layout = layout(&superblock)?;
         let blocks = superblock.size_bytes() / BLOCK_BYTES;
-        if blocks == 0 || blocks > volume.size_bytes() / BLOCK_BYTES || blocks > 1 << 32 {
+        if blocks == 0 || blocks > source.size_bytes() / BLOCK_BYTES || blocks > 1 << 32 {
             return Err(Fault::Corrupt("it is larger than its volume"));
         }
         let groups = blocks.div_ceil(u64::from(layout.blocks_per_group));
@@ -114,9 +116,9 @@ impl<'v> FileSystem<'v> {
         let groups = u32::try_from(groups).map_err(|_| Fault::Corrupt("its number of groups"))?;
         let descriptor_len = usize::from(descriptor_bytes(&superblock)?);
         let len = usize::try_from(groups).unwrap_or(usize::MAX) * descriptor_len;
-        let mapped_blocks = volume.info()?.referenced_bytes / BLOCK_BYTES;
+        let stored_blocks = source.stored_bytes()? / BLOCK_BYTES;
         let mut file_system = Self {
-            volume,
+            source,
             layout,
             blocks,
             groups,
@@ -124,20 +126,26 @@ impl<'v> FileSystem<'v> {
             descriptor_len,
             reserved_descriptor_blocks: u64::from(superblock.u16_at(0xCE)),
             cache: RefCell::default(),
-            reads_left: Cell::new(READS_MIN + READS_PER_BLOCK * mapped_blocks),
+            reads_left: Cell::new(READS_MIN + READS_PER_BLOCK * stored_blocks),
         };
         if len as u64 > (blocks - 1).saturating_mul(BLOCK_BYTES) {
             return Err(Fault::Corrupt("its group descriptors"));
         }
-        volume.read_at(&mut file_system.descriptors, BLOCK_BYTES)?;
+        source.read_at(&mut file_system.descriptors, BLOCK_BYTES)?;
         Ok(file_system)
+    }
+
+    pub(crate) const fn source(&self) -> &'v dyn BlockSource {
+        self.source
     }
 
     pub(crate) const fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    pub(crate) const fn groups(&self) -> u32 {
+    /// Returns the number of block groups.
+    #[must_use]
+    pub const fn groups(&self) -> u32 {
         self.groups
     }
 
@@ -145,7 +153,9 @@ impl<'v> FileSystem<'v> {
         self.blocks
     }
 
-    pub(crate) const fn inodes_per_group(&self) -> u32 {
+    /// Returns the number of inodes in the table of each group.
+    #[must_use]
+    pub const fn inodes_per_group(&self) -> u32 {
         self.layout.inodes_per_group
     }
 
@@ -171,7 +181,10 @@ impl<'v> FileSystem<'v> {
     }
 
     /// Returns a group's descriptor; `None` past the last.
-    pub(crate) fn group(&self, group: u32) -> Result<Option<Group>> {
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn group(&self, group: u32) -> Result<Option<Group>> {
         if group >= self.groups {
             return Ok(None);
         }
@@ -230,7 +243,7 @@ impl<'v> FileSystem<'v> {
         self.check(&(number..number.saturating_add(1)))?;
         let mut block = Rc::new([0; BLOCK_LEN]);
         if let Some(bytes) = Rc::get_mut(&mut block) {
-            self.volume.read_at(bytes, number * BLOCK_BYTES)?;
+            self.source.read_at(bytes, number * BLOCK_BYTES)?;
         }
         let mut cache = self.cache.borrow_mut();
         if cache.len() >= CACHE_BLOCKS {
@@ -245,12 +258,12 @@ impl<'v> FileSystem<'v> {
         cancel::check()?;
         let blocks = buf.len() as u64 / BLOCK_BYTES;
         self.check(&(first..first.saturating_add(blocks)))?;
-        Ok(self.volume.read_at(buf, first * BLOCK_BYTES)?)
+        Ok(self.source.read_at(buf, first * BLOCK_BYTES)?)
     }
 
     /// Returns the number of blocks that may still be read.
-    #[cfg(test)]
-    pub(crate) fn reads_left(&self) -> u64 {
+    #[must_use]
+    pub fn reads_left(&self) -> u64 {
         self.reads_left.get()
     }
 
@@ -274,7 +287,10 @@ impl<'v> FileSystem<'v> {
     }
 
     /// Returns an inode that exists but may be unused.
-    pub(crate) fn inode(&self, number: u32) -> Result<Inode> {
+    ///
+    /// # Errors
+    /// The reason why it cannot be read.
+    pub fn inode(&self, number: u32) -> Result<Inode> {
         let Some(index) = number.checked_sub(1) else {
             return Ok(Inode::unused(number));
         };
@@ -288,7 +304,10 @@ impl<'v> FileSystem<'v> {
     }
 
     /// Returns an inode that a directory entry names.
-    pub(crate) fn live_inode(&self, number: u32) -> Result<Inode> {
+    ///
+    /// # Errors
+    /// The reason why it cannot be read; `Corrupt` if it is not in use.
+    pub fn live_inode(&self, number: u32) -> Result<Inode> {
         let inode = self.inode(number)?;
         inode.check_known()?;
         if inode.is_live() && inode.kind() != InodeKind::Unknown {
