@@ -52,7 +52,7 @@ pub(super) enum Online {
 #[derive(Debug, Args, Serialize, Deserialize)]
 #[command(
     after_help = "Exit status with --check: 0 all is well; 4 there are warnings; 1 writes are \
-    held or refused, the pool has stopped, or nobody could say; 3 the pool is damaged."
+    waiting or refused, the pool has stopped, or its state is unknown; 3 the pool is damaged."
 )]
 pub(super) struct StatusOptions {
     /// End with an exit status for monitoring: 4 for warnings, 1 where writes fail
@@ -215,18 +215,19 @@ impl From<&Status> for StatusDocument {
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();
     if status.holds_writes {
-        warnings.push("writes are held until there is room".to_owned());
+        warnings.push("writes wait for free space".to_owned());
     }
     if status.low_water > Watermark::Ample {
         let level = status.low_water;
         warnings.push(format!(
-            "{level}: grow it (cowshed pool grow), or remove or trim something"
+            "{level}: grow the pool (cowshed pool grow), or remove or trim something"
         ));
     }
     if let Some(short) = status.host_shortage_bytes() {
         let short = human(short);
         warnings.push(format!(
-            "the host's file system lacks {short} of what the pool may still take: make room there"
+            "the host's file system has {short} less free space than the pool may still allocate: \
+             free some space there"
         ));
     }
     warnings

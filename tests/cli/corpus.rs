@@ -150,7 +150,7 @@ fn what_umoci_writes_is_imported_and_its_bundle_is_not_taken_for_a_root() {
     );
     corpus.expect(&layout, &[], &["v1:latest"], &root);
     let refused = ["image", "import", &*bundle];
-    corpus.bench.fails(refused, 1, "import that folder");
+    corpus.bench.fails(refused, 1, "import that directory");
     corpus.close();
 }
 

@@ -39,8 +39,8 @@ fn a_pool_that_was_cut_short_is_status_3() {
         .unwrap()
         .set_len(32 << 20)
         .unwrap();
-    bench.fails(["volume", "ls"], 3, "cut short");
-    bench.fails(["pool", "check"], 3, "cut short");
+    bench.fails(["volume", "ls"], 3, "truncated");
+    bench.fails(["pool", "check"], 3, "truncated");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
     assert_eq!(status["low_water"], "full", "{status}");
     assert_eq!(status["state"], "full", "{status}");
     let text = bench.ok(["pool", "status"]);
-    assert!(text.contains("the pool is full: grow it"), "{text}");
+    assert!(text.contains("the pool is full: grow the pool"), "{text}");
     bench.fails(["pool", "status", "--check"], 1, "the pool is full");
     eventually("a warning", || daemon.said("the pool is full") > 0);
     // All other operations still work.
@@ -89,9 +89,9 @@ fn a_full_pool_says_so_in_its_status_and_once_in_the_log() {
     });
     bench.ok(["pool", "trim"]);
     assert_eq!(bench.json(["pool", "status"])["low_water"], "ample");
-    eventually("relief", || daemon.said("ample room again") > 0);
+    eventually("relief", || daemon.said("ample free space again") > 0);
     assert_eq!(daemon.said("the pool is full"), 1);
-    assert_eq!(daemon.said("ample room again"), 1);
+    assert_eq!(daemon.said("ample free space again"), 1);
     drop(daemon);
     bench.expect_sound();
 }
@@ -139,7 +139,7 @@ fn a_held_write_goes_on_once_an_operator_grows_the_pool() {
     let (status, said) = daemon.wait();
     assert!(status.success(), "{said}");
     assert_eq!(
-        said.matches("writes are held for up to 600 s").count(),
+        said.matches("writes wait for up to 600 s").count(),
         1,
         "{said}"
     );
@@ -151,7 +151,11 @@ fn a_write_to_a_volumes_file_is_held_by_default_and_a_commands_is_not() {
     let bench = Bench::with_pool("32M");
     let daemon = bench.serve();
     write_and_be_held(&bench, &daemon, || {
-        bench.fails(["pool", "status", "--check"], 1, "writes are held");
+        bench.fails(
+            ["pool", "status", "--check"],
+            1,
+            "writes wait for free space",
+        );
         let source = bench.path("source");
         fs::write(&source, noise(8 << 20, 1)).unwrap();
         let import = ["volume", "import", "w", source.to_str().unwrap()];
@@ -163,7 +167,7 @@ fn a_write_to_a_volumes_file_is_held_by_default_and_a_commands_is_not() {
     let (status, said) = daemon.wait();
     assert!(status.success(), "{said}");
     assert_eq!(
-        said.matches("writes are held for up to 60 s").count(),
+        said.matches("writes wait for up to 60 s").count(),
         1,
         "{said}"
     );
@@ -179,7 +183,7 @@ fn a_pool_with_little_room_ends_its_check_with_a_status_of_its_own() {
     bench.ok(["volume", "import", "v", source.to_str().unwrap()]);
     let status = bench.json(["pool", "status"]);
     assert_eq!(status["state"], "open", "{status}");
-    bench.fails(["pool", "status", "--check"], 4, "of the pool is left");
+    bench.fails(["pool", "status", "--check"], 4, "of the pool is free");
     bench.ok(["pool", "status"]);
 }
 

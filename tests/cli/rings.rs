@@ -196,7 +196,7 @@ fn an_upgrade_is_refused_and_harms_nobody() {
     let refused = bench.run(["serve", "--upgrade"]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("works over io_uring"), "{said}");
+    assert!(said.contains("is served over io_uring"), "{said}");
     let (mut back, _) = block(0);
     let start = back.as_ptr().align_offset(BLOCK);
     file.read_exact_at(&mut back[start..start + BLOCK], 4096)

@@ -87,7 +87,7 @@ fn names_and_sizes_that_cannot_be_are_refused_in_one_line() {
     bench.fails(
         ["volume", "create", "disk", "--size", "1M"],
         1,
-        "disk exists already",
+        "disk already exists",
     );
     bench.fails(
         ["volume", "create", "no space", "--size", "1M"],

@@ -135,7 +135,7 @@ fn the_command_line_says_that_a_pool_was_cut_short_with_status_3() {
                 Some(status),
                 "{len} {arguments:?}: {error}"
             );
-            let says = ["cut short", "not a cowshed pool"][usize::from(status == 1)];
+            let says = ["truncated", "not a cowshed pool"][usize::from(status == 1)];
             assert!(
                 error.contains(says) && error.lines().count() == 1,
                 "{len}: {error}"

@@ -89,7 +89,7 @@ pub(super) fn compare(
         }
     }
     if used.is_some() && digest != superblock.bitmaps_digest {
-        let detail = Detail::Fact("the bitmaps are not the ones that it was written with");
+        let detail = Detail::Fact("the bitmaps do not match the superblock's digest");
         findings.add(FindingKind::SuperblockField, Place::Pool, detail);
         bitmaps.stale = true;
     }

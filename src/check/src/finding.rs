@@ -253,7 +253,7 @@ impl Detail {
                 Self::Io(source.raw_os_error())
             }
             Error::NotAPool => Self::Fact("it holds no superblock"),
-            Error::Incompatible { .. } => Self::Fact("it is of a version that is not known"),
+            Error::Incompatible { .. } => Self::Fact("its version is unknown"),
             _ => Self::None,
         }
     }
@@ -339,7 +339,7 @@ impl fmt::Display for Note {
             Self::LogToReplay { records } => write!(f, "the log holds {records} records to replay"),
             Self::UnfinishedWrite(sequence) => write!(
                 f,
-                "the log ends at record {sequence}, a write that did not get through"
+                "the log ends at record {sequence}, which was not completely written"
             ),
             Self::CopyOutdated { slot } => {
                 write!(

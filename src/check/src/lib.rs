@@ -253,7 +253,7 @@ fn check_volume_fields(
         findings.add(FindingKind::VolumeCount, Place::Pool, detail);
     }
     if last.is_some_and(|last| last.0 >= superblock.next_volume_id) {
-        let detail = Detail::Fact("the next volume's id is taken already");
+        let detail = Detail::Fact("the id of the next volume is already in use");
         findings.add(FindingKind::SuperblockField, Place::Pool, detail);
     }
 }

@@ -65,17 +65,21 @@ impl fmt::Display for Repair {
                 "bitmap of allocation group {group}: {freed} blocks freed, {marked} marked"
             ),
             Self::Restored { group } => {
-                write!(f, "bitmap of allocation group {group}, as it was")
+                write!(
+                    f,
+                    "bitmap of allocation group {group}, written again unchanged"
+                )
             }
             Self::Counts(volume) => write!(f, "counts of volume {volume}"),
-            Self::Orphan(volume) => write!(f, "volume {volume} stands alone now"),
+            Self::Orphan(volume) => write!(f, "volume {volume}: it has no parent now"),
             Self::Map(volume) => write!(
                 f,
-                "map of volume {volume}: ranges whose nodes are damaged are given up"
+                "map of volume {volume}: ranges below damaged nodes are marked as lost"
             ),
             Self::Log(sequence) => write!(
                 f,
-                "log: it ends before the damaged record {sequence}, and the changes behind are given up"
+                "log: it ends before the damaged record {sequence} now, and the later changes are \
+                 lost"
             ),
             Self::Superblock => f.write_str("superblock, its counts and its copies"),
         }
@@ -107,8 +111,8 @@ impl fmt::Display for Refusal {
                 "some blocks have no certain owner, so nothing was freed and no count was changed"
             }
             Self::NoFreeBlock => {
-                "what is to be written anew needs a free block, and none is known to be; make the \
-                 pool larger, then repair it again"
+                "the repair needs a free block, and no block is known to be free; grow the pool, \
+                 then repair it again"
             }
         })
     }

@@ -122,12 +122,12 @@ impl Slots {
             for (copy, content) in [false, true].into_iter().zip(pair) {
                 let lost = match content {
                     Content::Valid(found) if found.uuid != self.newest.uuid => {
-                        Detail::Fact("it is another pool's")
+                        Detail::Fact("it belongs to another pool")
                     }
                     Content::Valid(found)
                         if **found != self.newest && found.generation == self.newest.generation =>
                     {
-                        Detail::Fact("it differs from the other one of its generation")
+                        Detail::Fact("it differs from the other superblock of its generation")
                     }
                     Content::Valid(found) => {
                         if slot == self.slot && **found != self.newest {

@@ -221,7 +221,10 @@ impl Export {
     fn forget_lost(&self, entry: &Entry) -> bool {
         let lost = entry.device.filter(|device| device.is_lost());
         if let Some(device) = lost {
-            tracing::warn!(device = %device.path().display(), "was detached by someone else");
+            tracing::warn!(
+                device = %device.path().display(),
+                "a loop device was detached by another program"
+            );
             self.forget(entry);
         }
         lost.is_some()
@@ -282,7 +285,7 @@ impl Export {
             return Ok(());
         }
         let (path, file) = self.open_file(volume, true)?;
-        write_out(file.as_fd()).map_err(ExportError::io("write out", &path))
+        write_out(file.as_fd()).map_err(ExportError::io("flush", &path))
     }
 
     /// Opens the volume's file through the mount, and checks that it belongs to the volume: between
@@ -298,7 +301,7 @@ impl Export {
             let open = || OpenOptions::new().read(true).write(!read_only).open(&path);
             match self.own_opens.during(volume.id(), open) {
                 Ok(file) => {
-                    let metadata = file.metadata().map_err(ExportError::io("look at", &path))?;
+                    let metadata = file.metadata().map_err(ExportError::io("inspect", &path))?;
                     if metadata.ino() == entry::inode(volume.id()) {
                         return Ok((path, file));
                     }

@@ -205,7 +205,10 @@ impl Export {
                         kept.push(entry);
                     }
                     Err(error) => {
-                        tracing::error!(%error, "a loop device stays attached");
+                        tracing::error!(
+                            device = %attached.path().display(), %error,
+                            "cannot detach a loop device"
+                        );
                         by.0.push(Holder::Device(attached.path()));
                         kept.push(entry);
                     }

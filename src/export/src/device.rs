@@ -32,14 +32,17 @@ impl AttachedDevice {
         match device.backing_id() {
             Ok(backing) => {
                 if !device.uses_direct_io().unwrap_or(true) {
-                    tracing::warn!(device = %device.path().display(), "no direct I/O");
+                    tracing::warn!(
+                        device = %device.path().display(),
+                        "a loop device does not use direct I/O"
+                    );
                 }
                 Ok(Self { device, backing })
             }
             Err(error) => {
                 // Best effort: the caller gets the first error.
                 let _ = device.detach_when_unused();
-                Err(ExportError::io("look at", &device.path())(error))
+                Err(ExportError::io("inspect", &device.path())(error))
             }
         }
     }
@@ -115,7 +118,7 @@ impl AttachedDevice {
         if self.is_ours()
             && let Err(error) = self.device.detach_when_unused()
         {
-            tracing::warn!(device = %self.path().display(), %error, "cannot detach");
+            tracing::warn!(device = %self.path().display(), %error, "cannot detach a loop device");
         }
     }
 

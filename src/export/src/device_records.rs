@@ -35,7 +35,10 @@ pub(super) fn note(folder: Option<&PathBuf>, number: u32) {
     let noted = fs::create_dir_all(folder)
         .and_then(|()| fs::write(record_of(folder, number), format!("{sequence}\n")));
     if let Err(error) = noted {
-        tracing::warn!(%error, number, "a loop device would stay behind if all processes were killed");
+        tracing::warn!(
+            %error, number,
+            "cannot record a loop device, which stays attached if all processes are killed"
+        );
     }
 }
 

@@ -24,7 +24,7 @@ pub enum ExportError {
     RingsDisabled,
     /// A mount whose requests come over rings ends with the process that serves it.
     #[error(
-        "the mount at {} works over io_uring, and so cannot pass from one process to another; stop the daemon and start it again",
+        "the mount at {} is served over io_uring, and cannot be handed over to another process; stop the daemon and start it again",
         dir.display()
     )]
     NoSuccessor {
@@ -39,11 +39,11 @@ pub enum ExportError {
     NotRoot,
     /// The kernel lets root neither mount nor attach here.
     #[error(
-        "the kernel does not let root use FUSE here, as in a container without the right to; run it on the host, or give the container CAP_SYS_ADMIN, /dev/fuse and the loop devices (--privileged)"
+        "the kernel does not let root use FUSE here, as in a container without the privilege; run it on the host, or give the container CAP_SYS_ADMIN, /dev/fuse and the loop devices (--privileged)"
     )]
     Confined,
     /// The device or directory is in use.
-    #[error("{} is busy: in use by {by}; let go of it there first", what.display())]
+    #[error("{} is in use by {by}; end that use first", what.display())]
     Busy {
         /// The device or directory.
         what: PathBuf,
@@ -83,7 +83,7 @@ pub enum ExportError {
         path: PathBuf,
     },
     /// No further volume can be attached.
-    #[error("{attached} volumes are attached, and no more can be; detach or unmount some first")]
+    #[error("{attached} volumes are attached, which is the maximum; detach or unmount some first")]
     TooMany {
         /// Number of attached volumes.
         attached: usize,
@@ -92,7 +92,7 @@ pub enum ExportError {
     #[error("{0} is not attached")]
     NotAttached(Name),
     /// The volume was attached by the code that mounts volumes, not by a user.
-    #[error("{0} is attached for a mount of cowshed's own; unmount it there")]
+    #[error("{0} is attached for a mount that cowshed made; unmount that instead")]
     NotByHand(Name),
     /// The export was unmounted.
     #[error("the volumes are no longer mounted at {}", dir.display())]
@@ -101,7 +101,7 @@ pub enum ExportError {
         dir: PathBuf,
     },
     /// The host refused an operation.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("{action} {}: {source}", path.display())]
     Io {
         /// The action that failed, e.g. `"unmount"`.
         action: &'static str,

@@ -45,7 +45,7 @@ pub struct Holders(pub Vec<Holder>);
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("someone outside of this mount namespace");
+            return f.write_str("a process outside of this mount namespace");
         }
         for (index, holder) in self.0.iter().enumerate() {
             match index {

@@ -109,8 +109,8 @@ impl Export {
             threads: options.threads,
             transport: options.transport,
         };
-        let handover_state =
-            HandoverState::create().map_err(ExportError::io("keep a record for", dir))?;
+        let handover_state = HandoverState::create()
+            .map_err(ExportError::io("create the hand-over state of", dir))?;
         Self::start(directory, origin, handover_state, options)
     }
 
@@ -187,7 +187,7 @@ impl Export {
         for attached in entries.iter().filter_map(|entry| entry.device) {
             let path = self.file_path(volume);
             // The kernel keeps the size in the file's inode; stat(2) on the file renews it.
-            fs::metadata(&path).map_err(ExportError::io("look at", &path))?;
+            fs::metadata(&path).map_err(ExportError::io("inspect", &path))?;
             attached.refresh_size()?;
         }
         drop(entries);

@@ -48,14 +48,14 @@ pub fn clean_stale(dir: &Path) -> Result<Cleaned, ExportError> {
     let dir = match mount::resolve(dir) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(cleaned),
-        Err(error) => return Err(ExportError::io("look up", dir)(error)),
+        Err(error) => return Err(ExportError::io("resolve", dir)(error)),
     };
     for _ in 0..STACKED_MAX {
         let top = mount::mount_at(&dir).map_err(ExportError::io("read the mounts of", &dir))?;
         if top.is_none_or(|entry| entry.fs_type != FS_TYPE) {
             break;
         }
-        if !mount::is_dead(&dir).map_err(ExportError::io("look at", &dir))? {
+        if !mount::is_dead(&dir).map_err(ExportError::io("inspect", &dir))? {
             return Err(ExportError::Served { dir });
         }
         // Done before the unmount: afterwards the kernel no longer shows where the files were.

@@ -97,7 +97,10 @@ impl Export {
             DeviceRecord::Started => return,
         };
         if let Some(device) = device.filter(|device| device.is_lost()) {
-            tracing::warn!(device = %device.path().display(), "was detached by someone else");
+            tracing::warn!(
+                device = %device.path().display(),
+                "a loop device was detached by another program"
+            );
             return self.handover_state.records().detach(slot);
         }
         match self.hold(record.volume) {
@@ -111,7 +114,7 @@ impl Export {
                 _hold: hold,
             }),
             Err(error) => {
-                tracing::error!(volume = %record.volume, %error, "cannot keep it attached");
+                tracing::error!(volume = %record.volume, %error, "cannot keep a volume attached");
                 if let Some(device) = device {
                     device.leave_to_kernel();
                 }

@@ -324,7 +324,7 @@ impl<R: Read> Read for Decoder<R> {
         }
         loop {
             let Some(member) = &mut self.member else {
-                return Err(io::Error::other("reading the stream failed before"));
+                return Err(io::Error::other("an earlier read of the stream failed"));
             };
             let len = member.read(buffer)?;
             if len > 0 || self.is_plain() || !self.next_member()? {

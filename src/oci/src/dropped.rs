@@ -75,21 +75,21 @@ impl Dropped {
 impl fmt::Display for Loss {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
-            Self::Attribute => "an extended attribute that the file system does not take",
+            Self::Attribute => "an extended attribute that the file system does not support",
             Self::SecurityLabel => "a label of SELinux, which belongs to the host that wrote it",
             Self::FileFlags => "file flags such as immutable or nodump",
             Self::OtherAcl => "an access control list that is not POSIX's",
             Self::NamedAcl => {
                 "an access control list with names of users or groups that the image does not know"
             }
-            Self::DefaultAcl => "a default access control list of something that is no directory",
+            Self::DefaultAcl => "a default access control list of an entry that is not a directory",
             Self::OtherMetadata => "an entry with metadata of another system",
             Self::DirectoryList => "the file list of a directory in an incremental backup",
             Self::VolumeLabel => "the label of the archive",
             Self::LinkContent => "content that is stored with a hard link",
             Self::AfterEnd => {
-                "the archive goes on after its end marker, and what follows was left out; \
-                 if archives were joined, import them one by one"
+                "the archive continues after its end marker, and the rest was left out; if \
+                 archives were joined, import them one by one"
             }
             Self::Nothing => "the archive has no entries, so the root file system is empty",
         })

@@ -69,7 +69,7 @@ pub enum Error {
     },
     /// The compressed stream requires more memory than allowed.
     #[error(
-        "it takes more than 128 MiB of memory to decompress; compress it again with a smaller window (zstd without --long or --ultra, xz -9 or less)"
+        "its decompression needs more than 128 MiB of memory; compress it again with a smaller window (zstd without --long or --ultra, xz -9 or less)"
     )]
     Window,
     /// A compressed stream is followed by unexpected data.
@@ -78,7 +78,7 @@ pub enum Error {
     )]
     Trailing,
     /// An entry's path or link would leave the root.
-    #[error("the entry {entry} would leave the image's root; do not trust this image")]
+    #[error("the entry {entry} would lie outside of the image's root; do not trust this image")]
     Escapes {
         /// The path or the hard link's target.
         entry: Printable,
@@ -163,7 +163,7 @@ pub enum Error {
     },
     /// The input holds no image.
     #[error(
-        "this is not an image (an OCI layout, a docker-archive, or a root file system as a folder or tar): {0}"
+        "this is not an image (an OCI layout, a docker-archive, or a root file system as a directory or tar): {0}"
     )]
     NotAnImage(&'static str),
     /// The input looks like an image, but a part of it is missing.
@@ -178,14 +178,14 @@ pub enum Error {
     },
     /// The input holds a root file system in one of its folders.
     #[error(
-        "this is {form}, which has its root file system in its folder rootfs; import that folder"
+        "this is {form}, which has its root file system in its directory rootfs; import that directory"
     )]
     RootInside {
         /// The format of the input.
         form: &'static str,
     },
     /// Several folders hold an image each.
-    #[error("it holds images in several folders, import one of them: {available}")]
+    #[error("it holds images in several directories; import one of them: {available}")]
     SeveralFolders {
         /// The folders.
         available: PrintableList,
@@ -199,7 +199,7 @@ pub enum Error {
         available: PrintableList,
     },
     /// There are several images and none was chosen.
-    #[error("it holds several images, choose one by name: {available}")]
+    #[error("it holds several images; choose one by name: {available}")]
     SeveralImages {
         /// The names in the input.
         available: PrintableList,

@@ -40,7 +40,7 @@ pub enum ReferenceFault {
     #[error("64 hexadecimal digits are an id; give it a name")]
     Id,
     /// The registry is not a host with an optional port.
-    #[error("before the first / stands no host of a registry; write HOST[:PORT]/PATH")]
+    #[error("the part before the first / is not a registry's host; write HOST[:PORT]/PATH")]
     Domain,
     /// The path has an upper-case letter.
     #[error("only the host may have upper-case letters; write the rest in lower case")]
@@ -54,7 +54,7 @@ pub enum ReferenceFault {
     #[error("the tag after : is 1 to 128 of A-Za-z0-9_.- and begins with none of . and -")]
     Tag,
     /// The text after `@` is not a digest.
-    #[error("what follows @ is no digest, such as sha256: and 64 hexadecimal digits")]
+    #[error("the part after @ is not a digest, such as sha256: and 64 hexadecimal digits")]
     Digest,
     /// The name to give states a digest.
     #[error(

@@ -35,7 +35,7 @@ pub fn add_tree<W: Write>(
         name: name.to_vec(),
     };
     layer.add_as(root, path, name)?;
-    if is_directory(root, path).map_err(|errno| Error::entry("look at", name, errno))? {
+    if is_directory(root, path).map_err(|errno| Error::entry("inspect", name, errno))? {
         children(layer, root, place, None, 0)?;
     }
     Ok(())
@@ -49,7 +49,7 @@ pub(super) fn add_children<W: Write>(
     layer: &mut LayerWriter<W>,
     root: BorrowedFd<'_>,
 ) -> Result<()> {
-    let failed = |errno: Errno| Error::io("look at the folder", errno.into());
+    let failed = |errno: Errno| Error::io("inspect the directory", errno.into());
     let device = beneath::stat_itself(root).map_err(failed)?.st_dev;
     children(layer, root, Place::default(), Some(device), 0)
 }
@@ -61,7 +61,7 @@ fn children<W: Write>(
     device: Option<u64>,
     depth: usize,
 ) -> Result<()> {
-    let failed = |errno| Error::entry("read the folder", &place.path, errno);
+    let failed = |errno| Error::entry("read the directory", &place.path, errno);
     if depth > DEPTH_MAX {
         return Err(failed(Errno::ENAMETOOLONG));
     }

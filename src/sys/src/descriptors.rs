@@ -77,7 +77,12 @@ pub fn leave_open(descriptor: BorrowedFd<'_>, open: bool) -> io::Result<()> {
 /// taken; EBADF if no descriptor has that number.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     const STREAMS: i32 = 3;
-    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it was not left open for this");
+    let refused = || {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the descriptor was not passed to this program",
+        )
+    };
     if number < STREAMS {
         return Err(refused());
     }

@@ -321,8 +321,12 @@ pub fn is_enabled() -> Option<bool> {
 /// If the kernel does not tell.
 pub fn possible_processors() -> io::Result<u16> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    count_processors(text.trim())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a strange list of processors"))
+    count_processors(text.trim()).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the kernel's list of processors is malformed",
+        )
+    })
 }
 
 /// Returns how many numbers a list such as `0-3,6` names.

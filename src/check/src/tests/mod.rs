@@ -442,7 +442,7 @@ fn a_device_that_was_cut_short_is_refused() {
     let short = MemoryDevice::new(1 << 20);
     short.write_at(&head, 0).unwrap();
     let error = check(&short, DEEP, &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains("cut short"), "{error}");
+    assert!(error.to_string().contains("truncated"), "{error}");
 }
 
 #[test]

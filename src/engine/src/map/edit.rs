@@ -163,7 +163,7 @@ impl Edit<'_> {
         }
         // A node that verifies at a second read was not lost.
         self.store.load(pointer, level).or_else(|error| {
-            tracing::warn!("what a map node led to is given up: {error}");
+            tracing::error!(%error, "a map node is damaged, and the blocks below it are lost");
             Ok(Box::new([Pointer::lost(self.generation); NODE_ENTRIES]))
         })
     }

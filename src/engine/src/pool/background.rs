@@ -27,7 +27,7 @@ pub(super) fn stop(shared: &Shared) {
     shared.ask(|wanted| &mut wanted.stop);
     for thread in std::mem::take(&mut *shared.threads.lock()) {
         if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-            tracing::error!("a background thread has panicked");
+            tracing::error!("a background thread panicked");
         }
     }
 }
@@ -44,7 +44,7 @@ pub(super) fn start(shared: &Arc<Shared>) {
         match thread {
             Ok(thread) => threads.push(thread),
             // Everything still happens when it must, in the threads that need it.
-            Err(error) => tracing::warn!("no background thread {name}: {error}"),
+            Err(error) => tracing::warn!(name, %error, "cannot start a background thread"),
         }
     };
     spawn("cowshed-ckpt", checkpoints);
@@ -77,7 +77,7 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
         }
         let asked = std::mem::take(&mut signal.wanted.lock().checkpoint);
         if let Err(error) = shared.grow_ahead() {
-            tracing::error!("the pool has stopped: {error}");
+            tracing::error!(%error, "the pool has stopped");
             return;
         }
         shared.watch_watermark();
@@ -106,8 +106,8 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             let outcome = shared.checkpoint();
             if let (Err(error), false) = (&outcome, put_off) {
                 match shared.check_open() {
-                    Ok(()) => tracing::warn!("a checkpoint is put off: {error}"),
-                    Err(_) => tracing::error!("the pool has stopped: {error}"),
+                    Ok(()) => tracing::warn!(%error, "a checkpoint failed, and is tried again"),
+                    Err(_) => tracing::error!(%error, "the pool has stopped"),
                 }
             }
             put_off = outcome.is_err();
@@ -136,7 +136,7 @@ impl Punching {
         (self.since, self.due) = (Instant::now(), false);
         let punch = || shared.space.punch_stale(&*shared.device);
         if let Err(error) = shared.with_host_reserve(punch) {
-            tracing::warn!("the host did not take freed space back: {error}");
+            tracing::warn!(%error, "cannot release freed space to the host");
         }
     }
 }
@@ -163,7 +163,7 @@ fn reclaim(weak: &Weak<Shared>, signal: &Signal) {
             if shared.check_open().is_err() {
                 return;
             }
-            tracing::warn!("a removed volume could not be reclaimed: {error}");
+            tracing::warn!(%error, "cannot reclaim a removed volume yet");
             drop(shared);
             thread::sleep(CHECKPOINT_EVERY);
         }

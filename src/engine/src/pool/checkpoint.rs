@@ -419,7 +419,7 @@ impl Shared {
         match outcome {
             // A failed barrier has stopped the device, whatever its reason.
             Err(error) if error.is_no_room() && self.check_running().is_ok() => {
-                tracing::warn!("the pool can only be read: {error}");
+                tracing::warn!(%error, "no space for a checkpoint: the pool can only be read");
                 Ok(())
             }
             outcome => outcome,

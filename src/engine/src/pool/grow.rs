@@ -143,15 +143,16 @@ impl Shared {
         match self.grow_to(checkpointer, size_bytes) {
             Ok(()) => {
                 *refused = None;
-                tracing::info!(size_bytes, "the pool has grown");
+                tracing::info!(size_bytes, "the pool grew");
                 Ok(true)
             }
             Err(error) if self.check_open().is_err() => Err(error),
             Err(error) => {
                 if refused.replace(Instant::now()).is_none() {
                     tracing::warn!(
-                        "the pool cannot grow to {size_bytes} bytes: {error}; \
-                         make room on the host, or remove something from the pool"
+                        size_bytes, %error,
+                        "the pool cannot grow: free some space on the host's file system, or \
+                         remove something from the pool"
                     );
                 }
                 Ok(false)

@@ -127,7 +127,7 @@ impl ReserveUse<'_> {
         let released = match self.shared.device.release_host_bytes(left, held) {
             Ok(released) => released,
             Err(error) => {
-                tracing::warn!("the room kept on the host cannot be used: {error}");
+                tracing::warn!(%error, "cannot use the reserve on the host");
                 0
             }
         };
@@ -141,7 +141,7 @@ impl ReserveUse<'_> {
             let bytes = held;
             tracing::warn!(
                 bytes,
-                "the host is full: the pool uses the room that it kept there"
+                "the host's file system is full: the pool uses its reserve there"
             );
         }
         if released == 0 && left == 0 {
@@ -252,12 +252,16 @@ impl Shared {
                 reserve.held_bytes.store(held, Ordering::Release);
                 let done = held >= bytes;
                 if done && reserve.is_spent.swap(false, Ordering::AcqRel) {
-                    tracing::info!(bytes, "the host has room again");
+                    tracing::info!(
+                        bytes,
+                        "the host's file system has free space again: the pool's reserve is \
+                         complete"
+                    );
                 }
                 done
             }
             Err(error) => {
-                tracing::debug!("the host gives no room to keep: {error}");
+                tracing::debug!(%error, "cannot reserve space on the host");
                 false
             }
         }

@@ -241,10 +241,10 @@ pub enum Watermark {
 impl fmt::Display for Watermark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Ample => "the pool has ample room",
-            Self::Low => "less than 10 % of the pool is left",
-            Self::VeryLow => "less than 5 % of the pool is left",
-            Self::Critical => "less than 1 % of the pool is left",
+            Self::Ample => "the pool has ample free space",
+            Self::Low => "less than 10 % of the pool is free",
+            Self::VeryLow => "less than 5 % of the pool is free",
+            Self::Critical => "less than 1 % of the pool is free",
             Self::Full => "the pool is full",
         })
     }

@@ -51,7 +51,7 @@ impl Pool {
         device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
         let started = Instant::now();
         let shared = Arc::new(load(device, superblock, slot, options)?);
-        tracing::debug!(took = ?started.elapsed(), "bitmaps and catalogue are read");
+        tracing::debug!(took = ?started.elapsed(), "read the bitmaps and the catalogue");
         if options.read_only {
             shared.replay(options.resumes)?;
             shared.read_only.store(true, Ordering::Release);
@@ -254,7 +254,7 @@ impl Loading<'_> {
                         .as_ref()
                         .is_none_or(|name| self.ids.insert(name.clone()));
                 if !sound {
-                    return Err(CorruptKind::Catalogue("a volume's entry is impossible").into());
+                    return Err(CorruptKind::Catalogue("a volume's entry is invalid").into());
                 }
                 forest.insert(VolumeNode {
                     core: Arc::new(VolumeCore::from_entry(&entry)),
@@ -270,7 +270,7 @@ impl Loading<'_> {
                 if forest.load_record(number, RecordEntry::decode(bytes)?) {
                     return Ok(());
                 }
-                Err(CorruptKind::Catalogue("a record is there twice").into())
+                Err(CorruptKind::Catalogue("a record occurs twice").into())
             }
         }
     }

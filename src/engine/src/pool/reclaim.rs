@@ -191,8 +191,8 @@ impl Shared {
         if child.is_none() && miscounted != 0 {
             // A part of its map was lost, or its count was wrong on disk.
             tracing::warn!(
-                "volume {id} is gone, and {miscounted} blocks that were counted as its own were \
-                 not found; a check with repair counts anew"
+                "volume {id} is reclaimed, but {miscounted} blocks that were counted as its own \
+                 were not found; repair the pool to correct its counts"
             );
         }
     }

@@ -86,7 +86,7 @@ impl Shared {
                 return self.begin_anew(end.position);
             }
             self.log.resume(&end);
-            tracing::debug!(bytes, took = ?started.elapsed(), "the log goes on");
+            tracing::debug!(bytes, took = ?started.elapsed(), "continued the log");
             self.ask(|wanted| &mut wanted.checkpoint);
             return Ok(());
         }
@@ -104,7 +104,7 @@ impl Shared {
             reached = replay.position();
         }
         let bytes = reached.bytes - start.bytes;
-        tracing::debug!(bytes, took = ?started.elapsed(), "the log is replayed");
+        tracing::debug!(bytes, took = ?started.elapsed(), "replayed the log");
         self.begin_anew(reached)
     }
 
@@ -153,12 +153,14 @@ impl Shared {
         let operations = record
             .operations
             .as_ref()
-            .ok_or(impossible("it says nothing known"))?;
+            .ok_or(impossible("its kind is unknown"))?;
         if record.header.generation < self.generation() {
-            return Err(impossible("its generation is over").into());
+            return Err(impossible("its generation is older than the last checkpoint's").into());
         }
         if record.header.generation.0 - self.generation().0 > MOST_GENERATIONS {
-            return Err(impossible("its generation is far in the future").into());
+            return Err(
+                impossible("its generation is too far ahead of the last checkpoint's").into(),
+            );
         }
         self.generation
             .store(record.header.generation.0, Ordering::Release);
@@ -179,7 +181,7 @@ impl Shared {
                 } => {
                     let core = self.replayed(sequence, *volume)?;
                     let end = first.0.checked_add(*count);
-                    let end = end.ok_or(impossible("its range has no end"))?;
+                    let end = end.ok_or(impossible("its range is too large"))?;
                     let mut writer = core.writer.lock();
                     self.space.reserve_again(UNBOUNDED + ENTRY_PROMISE);
                     let generation = self.generation();
@@ -191,7 +193,8 @@ impl Shared {
                 change => {
                     let mut forest = self.forest.write();
                     let planned = Plan::new(&forest).add(change);
-                    planned.map_err(|_| impossible("it does not fit the volumes there are"))?;
+                    planned
+                        .map_err(|_| impossible("it contradicts the volumes in the catalogue"))?;
                     self.space.reserve_again(promises_for(change));
                     self.apply(&mut forest, change);
                 }
@@ -206,7 +209,7 @@ impl Shared {
             .volumes
             .get(&volume)
             .map(|volume| Arc::clone(&volume.core));
-        let what = "its volume cannot be written";
+        let what = "its volume does not exist or is a snapshot";
         let writable = found.filter(|core| !core.frozen.load(Ordering::Relaxed));
         writable.ok_or_else(|| CorruptKind::LogReplay { sequence, what }.into())
     }
@@ -233,7 +236,7 @@ impl Shared {
         if first.0.checked_add(blocks).is_none_or(|end| end > 1 << 40) {
             return Err(CorruptKind::LogReplay {
                 sequence,
-                what: "its range has no end",
+                what: "its range is too large",
             }
             .into());
         }

@@ -145,7 +145,7 @@ impl Shared {
             && let Err(error) = cancel::never(|| self.reclaim_all(Pace::Seldom))
         {
             // Other freed blocks are usable all the same.
-            tracing::warn!("a removed volume could not be reclaimed: {error}");
+            tracing::warn!(%error, "cannot reclaim a removed volume yet");
         }
         let mut checkpointer = self.checkpointer.lock();
         if self.checkpoints.load(Ordering::Acquire) == seen {
@@ -227,8 +227,8 @@ impl Shared {
                 FullPolicy::Error => String::new(),
             };
             tracing::warn!(
-                "the pool is full, and writes are held{most}: \
-                 grow it, or remove or trim something"
+                "the pool is full, and writes wait{most} for free space: grow the pool, or remove \
+                 or trim something"
             );
         }
     }
@@ -237,8 +237,8 @@ impl Shared {
     fn tell_given_up(&self) {
         if !self.space_wait.given_up.swap(true, Ordering::AcqRel) {
             tracing::error!(
-                "nobody made room in the full pool in time, and writes that were held are refused \
-                 now: what writes to the volumes gets \"no space left\""
+                "the full pool got no free space in time: writes that waited now fail with \"no \
+                 space left\"; grow the pool, or remove or trim something"
             );
         }
     }
@@ -249,7 +249,7 @@ impl Shared {
         if self.space_wait.told.load(Ordering::Relaxed)
             && self.space_wait.told.swap(false, Ordering::AcqRel)
         {
-            tracing::info!("the pool has room again, and writes are no longer held");
+            tracing::info!("the pool has free space again, and writes no longer wait");
         }
     }
 }

@@ -64,7 +64,10 @@ impl Shared {
                 "{level}: grow the pool, or remove or trim something"
             );
         } else if level == Watermark::Ample && said.level > level {
-            tracing::info!(left_bytes = left * block, "the pool has ample room again");
+            tracing::info!(
+                left_bytes = left * block,
+                "the pool has ample free space again"
+            );
         }
         said.level = level;
         let short = status.host_shortage_bytes();
@@ -73,8 +76,8 @@ impl Shared {
         {
             tracing::warn!(
                 short_bytes,
-                "the host's file system has less room than the pool may still take: \
-                 make room there before the pool needs it"
+                "the host's file system has less free space than the pool may still allocate: free \
+                 some space there before the pool needs it"
             );
         }
         said.host_is_short = short.is_some();

@@ -80,7 +80,9 @@ impl Committed {
             if let Some(error) = failure {
                 return Err(error);
             }
-            tracing::warn!("a bitmap is an old one; repair the pool to find free space again");
+            tracing::warn!(
+                "a bitmap is out of date, and free space is unknown until the pool is repaired"
+            );
             for group in &mut committed.groups {
                 group.lost = group.bitmap.is_some();
             }
@@ -308,7 +310,10 @@ fn load_group(
             if let Some(error) = failure.take_if(|_| failed) {
                 return Err(error);
             }
-            tracing::warn!("both bitmaps of allocation group {group} are lost; repair the pool");
+            tracing::warn!(
+                "both bitmaps of allocation group {group} are unreadable, and its free space is \
+                 unknown until the pool is repaired"
+            );
             CommittedGroup {
                 lost: true,
                 ..CommittedGroup::unwritten()

@@ -134,11 +134,11 @@ impl Connection {
         for stale in &cleaned.busy {
             tracing::warn!(
                 device = %stale.device.display(), by = %stale.by,
-                "a killed daemon's device is still in use; let go of it there"
+                "a loop device of a killed daemon is still in use; end that use"
             );
         }
-        fs::create_dir_all(dir).map_err(ExportError::io("make the directory", dir))?;
-        let dir = mount::resolve(dir).map_err(ExportError::io("look up", dir))?;
+        fs::create_dir_all(dir).map_err(ExportError::io("create the directory", dir))?;
+        let dir = mount::resolve(dir).map_err(ExportError::io("resolve", dir))?;
         let threads = threads
             .unwrap_or_else(|| thread::available_parallelism().map_or(THREADS_MIN, usize::from))
             .max(THREADS_MIN);
@@ -323,7 +323,7 @@ fn parse_init(request: &[u8]) -> io::Result<(InHeader, InitIn)> {
     let wrong = || {
         io::Error::new(
             io::ErrorKind::InvalidData,
-            "the kernel did not ask INIT first",
+            "the kernel's first FUSE request was not INIT",
         )
     };
     let (header, body) = InHeader::read_from_prefix(request).map_err(|_| wrong())?;

@@ -80,7 +80,10 @@ pub(super) fn answer(files: &VolumeFiles, request: Request<'_>) -> Reply {
         Ok(Ok(len)) => Reply::Body(len),
         Ok(Err(code)) => Reply::Error(code),
         Err(_) => {
-            tracing::error!(opcode, "a FUSE request panicked; it is answered with EIO");
+            tracing::error!(
+                opcode,
+                "the handler of a FUSE request panicked, and the request failed with EIO"
+            );
             Reply::Error(libc::EIO)
         }
     }

@@ -61,7 +61,10 @@ impl OpenFiles {
                 Ok(file) => files.store(slot, record.handle, file),
                 Err(code) => {
                     let (volume, error) = (record.volume, std::io::Error::from_raw_os_error(code));
-                    tracing::error!(%volume, %error, "an open file cannot be served any more");
+                    tracing::error!(
+                        %volume, %error,
+                        "cannot serve an open file any longer, and its users get errors"
+                    );
                     files.records.close(slot);
                     free.returned.push(slot);
                 }

@@ -159,7 +159,7 @@ pub(super) fn serve(
     if queues.threads == queues.count
         && let Err(error) = fuse_ring::stay_on(thread)
     {
-        tracing::debug!(%error, thread, "a FUSE thread is not kept on its processor");
+        tracing::debug!(%error, thread, "cannot pin a FUSE thread to its processor");
     }
     let ring = FuseRing::new(device)?;
     let returned = Returned {
@@ -283,7 +283,10 @@ impl Server<'_> {
             if left == 0 {
                 return Err(error);
             }
-            tracing::warn!(%error, queue, left, "a ring gets no place for one that waits");
+            tracing::warn!(
+                %error, queue, left,
+                "cannot replace the ring entry of a request that waits"
+            );
         }
         Ok(None)
     }

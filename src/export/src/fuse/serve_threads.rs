@@ -241,7 +241,7 @@ impl ServeThreads {
             if let Err(error) =
                 self.add_ring_thread(&mut state, |serve_threads| serve_threads.help())
             {
-                tracing::warn!(%error, "no thread to wait while a ring serves");
+                tracing::warn!(%error, "cannot start a thread for a request that waits");
                 return Err(value);
             }
             state.helpers += 1;
@@ -263,7 +263,7 @@ impl ServeThreads {
             .processors
             .map(|all| sched_setaffinity(THIS_THREAD, &all));
         if let Some(Err(error)) = freed {
-            tracing::debug!(%error, "a helper shares its ring's processor");
+            tracing::debug!(%error, "cannot unpin a helper thread from its ring's processor");
         }
         let control = &self.control;
         let mut state = control.state.lock();
@@ -344,7 +344,7 @@ impl ServeThreads {
         };
         while state.alive - state.waiting.min(state.alive) < state.wanted {
             if let Err(error) = self.add_thread(&mut state) {
-                tracing::debug!(%error, "no more threads to serve while a disk is at work");
+                tracing::debug!(%error, "cannot start more FUSE threads while the disk is slow");
                 break;
             }
         }
@@ -354,7 +354,7 @@ impl ServeThreads {
 
     fn give_up(&self) {
         if let Err(error) = interrupt::prepare() {
-            tracing::warn!(%error, "threads that wait for a request cannot be stopped");
+            tracing::warn!(%error, "cannot stop the threads that wait for a FUSE request");
             return;
         }
         let left = |state: &State| state.alive + state.of_rings;
@@ -401,7 +401,7 @@ impl ServeThreads {
     fn end_mount(&self, error: &io::Error, what: &str) {
         tracing::error!(%error, "{what} failed; the mount is ended, and its users get errors");
         if let Err(error) = mount::abort(&self.means.dir) {
-            tracing::debug!(%error, "ended, and in use");
+            tracing::debug!(%error, "cannot abort the mount");
         }
     }
 }
@@ -409,7 +409,11 @@ impl ServeThreads {
 /// Makes the scheduler run this thread soon after a request arrives, also on a busy host.
 fn be_prompt() {
     if let Err(error) = time_slice::shorten() {
-        tracing::debug!(%error, "on a busy host, requests wait for others' time slices");
+        tracing::debug!(
+            %error,
+            "cannot shorten the time slice of a FUSE thread, so that requests take longer on a \
+             busy host"
+        );
     }
 }
 
@@ -474,7 +478,7 @@ impl Waiter for StandIns {
             && !control.stopping.load(Ordering::Relaxed)
             && let Err(error) = self.0.add_thread(&mut state)
         {
-            tracing::warn!(%error, "no thread to serve while a request waits");
+            tracing::warn!(%error, "cannot start a FUSE thread in place of one that waits");
             state.waiting -= 1;
             return false;
         }

@@ -108,7 +108,7 @@ impl Session {
                             if is_new {
                                 forsake(&started.dir);
                             }
-                            Err(ExportError::io("start threads that serve", &dir)(error))
+                            Err(ExportError::io("start the threads that serve", &dir)(error))
                         }
                     }
                 });
@@ -191,7 +191,7 @@ impl Session {
             thread::sleep(POLL);
             // Writes may wait for as long as the pool's policy says, and nobody serves meanwhile.
             if self.control.only_waits() {
-                let error = io::Error::other("writes wait for room");
+                let error = io::Error::other("writes wait for free space");
                 return Err(ExportError::io("stop serving", &self.dir)(error));
             }
         }
@@ -214,7 +214,7 @@ impl Session {
     pub(crate) fn abandon(&self) {
         if self.stop().is_err() {
             if let Err(error) = mount::unmount_lazy(&self.dir) {
-                tracing::warn!(dir = %self.dir.display(), %error, "cannot unmount");
+                tracing::warn!(dir = %self.dir.display(), %error, "cannot unmount the volumes");
             }
             // Not joined: the threads end with the last user.
             drop(self.server.lock().take());
@@ -279,7 +279,7 @@ impl Session {
             if Instant::now() >= deadline {
                 tracing::warn!(
                     dir = %self.dir.display(),
-                    "unmounted, but a copy of the mount lives on in another mount namespace"
+                    "the volumes are unmounted, but another mount namespace has a copy of the mount"
                 );
                 return;
             }
@@ -352,14 +352,21 @@ impl Plan {
 fn set_apart(directory: &dyn Directory, plan: &Plan) -> Result<(), ExportError> {
     // Signal handlers write to descriptors that these threads do not have, so signals that they
     // took would be lost.
-    interrupt::leave_requests_to_others()
-        .map_err(ExportError::io("leave signals to others for", plan.dir()))?;
+    interrupt::leave_requests_to_others().map_err(ExportError::io(
+        "block signals in the threads that serve",
+        plan.dir(),
+    ))?;
     let mut keep = plan.descriptors();
     keep.extend(directory.descriptors().iter().map(AsRawFd::as_raw_fd));
-    file_table::keep_only(&keep)
-        .map_err(ExportError::io("set descriptors apart for", plan.dir()))?;
+    file_table::keep_only(&keep).map_err(ExportError::io(
+        "make a descriptor table for the threads that serve",
+        plan.dir(),
+    ))?;
     if let Err(error) = mount::set_io_flusher() {
-        tracing::warn!(%error, "memory pressure may stall the mount against itself");
+        tracing::warn!(
+            %error,
+            "cannot set PR_SET_IO_FLUSHER, so that memory pressure may block the mount"
+        );
     }
     Ok(())
 }
@@ -367,7 +374,10 @@ fn set_apart(directory: &dyn Directory, plan: &Plan) -> Result<(), ExportError> 
 /// Removes a mount that nobody will serve.
 fn forsake(dir: &Path) {
     if let Err(error) = mount::unmount_lazy(dir) {
-        tracing::warn!(%error, dir = %dir.display(), "a mount that nobody serves is left");
+        tracing::warn!(
+            %error, dir = %dir.display(),
+            "cannot unmount a mount that no process serves"
+        );
     }
 }
 

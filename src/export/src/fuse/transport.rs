@@ -76,7 +76,7 @@ impl Frame {
         let header = match InHeader::read_from_prefix(&head[REQUEST..whole.min(BODY)]) {
             Ok((header, _)) if header.len as usize == len => header,
             _ => {
-                tracing::error!(len, "the kernel sent no whole FUSE request");
+                tracing::error!(len, "the kernel sent an incomplete FUSE request");
                 return None;
             }
         };
@@ -168,7 +168,7 @@ pub(super) fn serve(
             Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
             // The kernel has ended that request.
             Err(error) if errors < ERRORS_MAX => {
-                tracing::error!(%error, "the kernel gave no FUSE request");
+                tracing::warn!(%error, "cannot read a FUSE request");
                 errors += 1;
                 continue;
             }
@@ -186,7 +186,7 @@ pub(super) fn serve(
             // Nobody waits for the reply any more.
             Ok(()) | Err(Errno::ENOENT | Errno::EINTR) => {}
             Err(Errno::ENODEV | Errno::ECONNABORTED) => return Ok(End::Gone),
-            Err(error) => tracing::error!(%error, "the kernel refused a FUSE answer"),
+            Err(error) => tracing::error!(%error, "the kernel refused the reply to a FUSE request"),
         }
         if let Some(time) = time {
             took(time, len + answer);

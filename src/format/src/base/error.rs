@@ -59,7 +59,7 @@ pub enum Error {
     #[error("the pool is in use by another process")]
     InUse,
     /// No space is left for this.
-    #[error("no space left in the pool; remove something or grow it")]
+    #[error("no space left in the pool; remove something or grow the pool")]
     NoSpace,
     /// There is no object of this name or id.
     #[error("there is no {0}")]
@@ -68,7 +68,7 @@ pub enum Error {
     #[error("there is no volume {0}")]
     NoSuchVolume(VolumeId),
     /// The name is taken.
-    #[error("{0} exists already")]
+    #[error("{0} already exists")]
     Exists(Name),
     /// The text is not a valid name.
     #[error("a name is 1 to 255 of A-Z a-z 0-9 . _ : / @ -, the first one a letter or digit")]
@@ -85,7 +85,7 @@ pub enum Error {
     },
     /// The pool's block device is shorter than the requested size.
     #[error(
-        "the block device has {}, and a pool cannot be larger than its device; make the device larger first, or ask for less",
+        "the block device has {}, and a pool cannot be larger than its device; enlarge the device first, or choose a smaller size",
         precise(*device_bytes)
     )]
     BeyondDevice {
@@ -93,7 +93,9 @@ pub enum Error {
         device_bytes: u64,
     },
     /// The range does not lie inside the volume.
-    #[error("the range {offset_bytes}+{len_bytes} is outside the volume's {size_bytes} bytes")]
+    #[error(
+        "the range of {len_bytes} bytes at offset {offset_bytes} is outside the volume's {size_bytes} bytes"
+    )]
     OutOfRange {
         /// The range's offset.
         offset_bytes: u64,
@@ -238,11 +240,11 @@ pub enum CorruptKind {
     #[error("the newest superblock cannot be read, only one of generation {}", .0.0)]
     SuperblockLost(Generation),
     /// A superblock field contradicts another or the device.
-    #[error("the superblock's {0} is impossible")]
+    #[error("the superblock's {0} is invalid")]
     SuperblockField(&'static str),
     /// The device is shorter than the pool on it.
     #[error(
-        "the device has {device_blocks} blocks but the pool has {pool_blocks}; it was cut short"
+        "the device has {device_blocks} blocks but the pool has {pool_blocks}; the device was truncated"
     )]
     Truncated {
         /// Blocks in the device.
@@ -274,7 +276,7 @@ pub enum CorruptKind {
         block: BlockIndex,
     },
     /// A range was given up with a damaged map node.
-    #[error("a part of the map was given up with a damaged node")]
+    #[error("a part of the map was lost with a damaged map node")]
     LostRange,
     /// A pointer inside a map node breaks the format.
     #[error("entry {entry} of the map node at pool block {node} is ill-formed")]
@@ -285,10 +287,10 @@ pub enum CorruptKind {
         entry: u16,
     },
     /// A pointer leads outside the pool's groups.
-    #[error("a pointer leads to pool block {0}, which holds no data")]
+    #[error("a pointer refers to pool block {0}, which cannot hold data")]
     PointerRange(BlockAddr),
     /// A pointer's birth lies in the future.
-    #[error("a pointer was born in generation {birth}, but the pool is in {now}")]
+    #[error("a pointer has birth generation {birth}, but the pool is in generation {now}")]
     PointerBirth {
         /// The pointer's birth.
         birth: Generation,
@@ -311,7 +313,7 @@ pub enum CorruptKind {
     #[error("the log is damaged at record {0}, which had been flushed")]
     LogRecord(Sequence),
     /// A log record is valid but impossible at this point.
-    #[error("log record {sequence} is impossible: {what}")]
+    #[error("log record {sequence} is invalid: {what}")]
     LogReplay {
         /// The record's sequence.
         sequence: Sequence,

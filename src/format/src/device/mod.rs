@@ -160,7 +160,10 @@ fn check_blocks(
     if inside {
         return Ok(());
     }
-    let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the device ends before it");
+    let source = io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the device ends before the range",
+    );
     Err(Error::io(action, source))
 }
 

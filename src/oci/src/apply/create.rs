@@ -31,7 +31,7 @@ impl Applier {
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let private = Mode::S_IRUSR | Mode::S_IWUSR;
-        let file = self.replacing(place, "make the file", |place| {
+        let file = self.replacing(place, "create the file", |place| {
             openat(
                 &place.parent.fd,
                 OsStr::from_bytes(place.name),
@@ -57,7 +57,7 @@ impl Applier {
         let (made, existing) = match make(place) {
             Ok(()) => (true, Self::open_child(place)),
             Err(Errno::EEXIST) => (false, Self::open_child(place)),
-            Err(errno) => return Err(Error::entry("make the folder", place.path, errno)),
+            Err(errno) => return Err(Error::entry("create the directory", place.path, errno)),
         };
         let fd = match existing {
             Ok(fd) => {
@@ -69,13 +69,13 @@ impl Applier {
                 fd
             }
             Err(Errno::ENOTDIR | Errno::ELOOP) => {
-                self.replacing(place, "make the folder", make)?;
+                self.replacing(place, "create the directory", make)?;
                 let fd = Self::open_child(place)
-                    .map_err(|errno| Error::entry("open the folder", place.path, errno))?;
+                    .map_err(|errno| Error::entry("open the directory", place.path, errno))?;
                 Self::inherited(&fd, place)?;
                 fd
             }
-            Err(errno) => return Err(Error::entry("open the folder", place.path, errno)),
+            Err(errno) => return Err(Error::entry("open the directory", place.path, errno)),
         };
         self.finish_directory(place.path, fd, entry)
     }
@@ -94,7 +94,7 @@ impl Applier {
             b".",
             OFlag::O_RDONLY | OFlag::O_DIRECTORY,
         )
-        .map_err(|errno| Error::entry("open the folder", b"/", errno))?;
+        .map_err(|errno| Error::entry("open the directory", b"/", errno))?;
         if !self.is_plain_tar {
             clear(&fd, b"/")?;
         }
@@ -103,7 +103,7 @@ impl Applier {
 
     fn finish_directory(&mut self, path: &[u8], fd: OwnedFd, entry: &Entry) -> Result<()> {
         self.metadata(&fd, entry)?;
-        let stat = beneath::stat_itself(&fd).map_err(|e| Error::entry("look at", path, e))?;
+        let stat = beneath::stat_itself(&fd).map_err(|e| Error::entry("inspect", path, e))?;
         let atime = entry.atime.unwrap_or(entry.mtime);
         self.parents
             .described(path, fd, stat.st_ino, atime, entry.mtime);
@@ -112,7 +112,7 @@ impl Applier {
 
     pub(super) fn hard_link(&mut self, place: &Place<'_>, entry: &Entry) -> Result<()> {
         let target = normalize(&entry.link)?;
-        let failed = |errno| Error::entry("make the hard link", place.path, errno);
+        let failed = |errno| Error::entry("create the hard link", place.path, errno);
         let (directory, target_name) = split(&target).ok_or_else(|| failed(Errno::EISDIR))?;
         let directory = self
             .parents
@@ -124,7 +124,7 @@ impl Applier {
         if directory.inode == place.parent.inode && target_name.as_bytes() == place.name {
             return Ok(());
         }
-        self.replacing(place, "make the hard link", |place| {
+        self.replacing(place, "create the hard link", |place| {
             let name = OsStr::from_bytes(place.name);
             linkat(
                 &directory.fd,
@@ -138,7 +138,7 @@ impl Applier {
 
     pub(super) fn symlink(&mut self, place: &Place<'_>, entry: &Entry) -> Result<()> {
         let target = OsStr::from_bytes(&entry.link);
-        self.replacing(place, "make the symbolic link", |place| {
+        self.replacing(place, "create the symbolic link", |place| {
             symlinkat(target, &place.parent.fd, OsStr::from_bytes(place.name))
         })?;
         self.metadata_by_name(place, entry)
@@ -151,7 +151,7 @@ impl Applier {
             _ => SFlag::S_IFIFO,
         };
         let device = makedev(entry.device_major.into(), entry.device_minor.into());
-        self.replacing(place, "make the node", |place| {
+        self.replacing(place, "create the node", |place| {
             let name = OsStr::from_bytes(place.name);
             mknodat(
                 &place.parent.fd,

@@ -94,7 +94,7 @@ impl Room for PresentRoom {
 
     fn make(&mut self) -> Result<OwnedFd> {
         let error = std::io::ErrorKind::Unsupported.into();
-        Err(Error::io("make room", error))
+        Err(Error::io("enlarge the file system", error))
     }
 }
 
@@ -213,7 +213,7 @@ impl Applier {
         if name == OPAQUE {
             self.parents.forget();
             return remove::clear_lower(&parent, &self.added)
-                .map_err(|source| Error::entry("clear the folder of", entry, source));
+                .map_err(|source| Error::entry("clear the directory of", entry, source));
         }
         if name.starts_with(AUFS_BOOKS) {
             return Ok(());
@@ -228,8 +228,9 @@ impl Applier {
             }),
             _ => {
                 self.parents.forget();
-                remove::remove_lower(&parent, hidden, &self.added)
-                    .map_err(|source| Error::entry("remove what is hidden by", entry, source))
+                remove::remove_lower(&parent, hidden, &self.added).map_err(|source| {
+                    Error::entry("remove the entry that is deleted by", entry, source)
+                })
             }
         }
     }
@@ -242,7 +243,7 @@ fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
     let found = match fstatat(&place.parent.fd, name, flags) {
         Ok(found) => SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT,
         Err(Errno::ENOENT) => return Ok(()),
-        Err(errno) => return Err(Error::entry("look at", place.path, errno)),
+        Err(errno) => return Err(Error::entry("inspect", place.path, errno)),
     };
     let what = match (found, kind) {
         (SFlag::S_IFDIR, Kind::Directory)
@@ -253,7 +254,7 @@ fn refuse_in_the_way(place: &Place<'_>, kind: Kind) -> Result<()> {
         (SFlag::S_IFCHR | SFlag::S_IFBLK, _) => "a device",
         (SFlag::S_IFIFO, _) => "a FIFO",
         (SFlag::S_IFSOCK, _) => "a socket",
-        (_, Kind::Directory) => "no directory",
+        (_, Kind::Directory) => "not a directory",
         _ => return Ok(()),
     };
     let entry = Printable::from(place.path);

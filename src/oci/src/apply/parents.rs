@@ -85,7 +85,7 @@ impl Parents {
         match beneath::open_in_root(self.root(), path, OPEN_FLAGS) {
             Ok(fd) => {
                 let stat = beneath::stat_itself(&fd)
-                    .map_err(|errno| Error::entry("look at", path, errno))?;
+                    .map_err(|errno| Error::entry("inspect", path, errno))?;
                 let (atime, mtime) = (access_time(&stat), change_time(&stat));
                 let path_of = || path.to_vec();
                 self.times.entry(stat.st_ino).or_insert_with(|| Times {
@@ -97,7 +97,7 @@ impl Parents {
             }
             Err(Errno::ENOENT) => Ok(None),
             Err(Errno::ENOTDIR) => Err(not_a_directory(path)),
-            Err(errno) => Err(Error::entry("open the folder", path, errno)),
+            Err(errno) => Err(Error::entry("open the directory", path, errno)),
         }
     }
 
@@ -108,7 +108,7 @@ impl Parents {
         }
         self.make(path, time)?;
         self.open(path)?
-            .ok_or_else(|| Error::entry("open the folder", path, Errno::ENOENT))
+            .ok_or_else(|| Error::entry("open the directory", path, Errno::ENOENT))
     }
 
     /// Records a directory that an entry described.
@@ -184,7 +184,11 @@ impl Parents {
             }
             let next = join(&done, &name);
             if next.len() > PATH_BYTES_MAX {
-                return Err(Error::entry("make the folder", path, Errno::ENAMETOOLONG));
+                return Err(Error::entry(
+                    "create the directory",
+                    path,
+                    Errno::ENAMETOOLONG,
+                ));
             }
             match beneath::open_plain(self.root(), &next, OFlag::O_PATH | OFlag::O_DIRECTORY) {
                 Ok(_) => done = next,
@@ -195,7 +199,7 @@ impl Parents {
                 Err(Errno::ENOTDIR | Errno::ELOOP) => {
                     links += 1;
                     if links > SYMLINKS_MAX {
-                        return Err(Error::entry("make the folder", path, Errno::ELOOP));
+                        return Err(Error::entry("create the directory", path, Errno::ELOOP));
                     }
                     let target = self
                         .link_target(&next)
@@ -205,7 +209,7 @@ impl Parents {
                     }
                     pending.extend(components(&target));
                 }
-                Err(errno) => return Err(Error::entry("open the folder", path, errno)),
+                Err(errno) => return Err(Error::entry("open the directory", path, errno)),
             }
         }
         Ok(())
@@ -215,7 +219,7 @@ impl Parents {
         // Opening the parent records its times before they change.
         let parent = self
             .open(parent)?
-            .ok_or_else(|| Error::entry("open the folder", parent, Errno::ENOENT))?;
+            .ok_or_else(|| Error::entry("open the directory", parent, Errno::ENOENT))?;
         let made = || -> Result<(OwnedFd, u64), Errno> {
             mkdirat(&parent.fd, OsStr::from_bytes(name), Mode::S_IRWXU)?;
             let fd = beneath::open_plain(self.root(), path, OPEN_FLAGS)?;
@@ -224,7 +228,8 @@ impl Parents {
             let inode = beneath::stat_itself(&fd)?.st_ino;
             Ok((fd, inode))
         };
-        let (fd, inode) = made().map_err(|errno| Error::entry("make the folder", path, errno))?;
+        let (fd, inode) =
+            made().map_err(|errno| Error::entry("create the directory", path, errno))?;
         self.described(path, fd, inode, time, time);
         Ok(())
     }

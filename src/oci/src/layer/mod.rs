@@ -274,7 +274,7 @@ impl<W: Write> LayerWriter<W> {
                 .map_err(|source| Error::entry("read", &record.path, source))?;
             if len == 0 {
                 // The header is already written, and states more than the file has.
-                let shrunk = io::Error::other("it became shorter while it was read");
+                let shrunk = io::Error::other("the file was truncated while it was read");
                 return Err(Error::entry("read", &record.path, shrunk));
             }
             self.write(&buffer[..len], record)?;

@@ -171,7 +171,7 @@ impl Blobs {
         if blob.size_bytes > max {
             return Err(Error::Document {
                 what,
-                fault: "it is larger than any real one",
+                fault: "it is too large",
             });
         }
         let mut bytes = Vec::new();
@@ -233,7 +233,7 @@ impl Archive {
 
 /// Returns the names in the folder `path` beneath `folder`.
 fn top_of_folder(folder: &OwnedFd, path: &[u8]) -> Result<Vec<TopName>> {
-    let failed = |errno| Error::entry("read the folder", path, errno);
+    let failed = |errno| Error::entry("read the directory", path, errno);
     let path = if path.is_empty() {
         b".".as_slice()
     } else {
@@ -267,7 +267,7 @@ fn find_in_folder(folder: &OwnedFd, path: &[u8]) -> Result<Option<Blob>> {
     };
     let metadata = file
         .metadata()
-        .map_err(|source| Error::entry("look at", path, source))?;
+        .map_err(|source| Error::entry("inspect", path, source))?;
     if !metadata.is_file() {
         return Ok(None);
     }

@@ -28,7 +28,7 @@ impl FolderStream {
     /// Starts to read `folder`.
     pub(super) fn new(folder: OwnedFd) -> Result<Self> {
         let cancel = Cancel::current();
-        let failed = |source| Error::io("start to read the folder", source);
+        let failed = |source| Error::io("start to read the directory", source);
         let (pipe, writer) = io::pipe().map_err(failed)?;
         // A larger pipe means fewer switches between the two threads; a smaller one works as well.
         let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
@@ -58,7 +58,11 @@ impl Read for FolderStream {
         {
             match maker.join() {
                 Ok(answer) => answer?,
-                Err(_) => return Err(io::Error::other("reading the folder came to a sudden end")),
+                Err(_) => {
+                    return Err(io::Error::other(
+                        "the thread that reads the directory panicked",
+                    ));
+                }
             }
         }
         Ok(len)

@@ -71,7 +71,7 @@ fn form_of(blobs: &Blobs, names: &[TopName]) -> Result<Form> {
     }
     if is_directory {
         return Err(not_whole(
-            "a folder of skopeo",
+            "a directory of skopeo",
             "manifest.json is missing or damaged",
         ));
     }

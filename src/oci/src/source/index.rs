@@ -311,7 +311,7 @@ fn open_platform(store: &Store, images: &[&Descriptor], select: &Select) -> Resu
     }
     Err(Error::Document {
         what: Part::Index,
-        fault: "it refers to further indexes without end",
+        fault: "its indexes are nested too deeply",
     })
 }
 

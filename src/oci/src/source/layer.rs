@@ -106,7 +106,7 @@ impl LayerReader {
     fn next_piece(&mut self) -> io::Result<()> {
         let piece = self.pieces.as_ref().and_then(|pieces| pieces.recv().ok());
         // A thread that ended without a message has sent its error before.
-        let failed_before = || io::Error::other("reading the layer failed before");
+        let failed_before = || io::Error::other("an earlier read of the layer failed");
         match piece.unwrap_or_else(|| Err(failed_before())) {
             Ok(Content::Bytes(bytes)) => {
                 let used = std::mem::replace(&mut self.current, bytes);

@@ -84,7 +84,7 @@ fn heads(blobs: &Blobs) -> Result<Vec<Head>> {
 
 fn choose(mut heads: Vec<Head>, select: &Select) -> Result<Vec<Head>> {
     if heads.is_empty() {
-        return Err(Error::NotAnImage("its layers lead in a circle"));
+        return Err(Error::NotAnImage("its layers form a cycle"));
     }
     let Some(wanted) = select.reference.as_deref().filter(|_| heads.len() > 1) else {
         return Ok(heads);
@@ -130,7 +130,7 @@ fn open_head(
         if chain.len() == LAYERS_MAX {
             return Err(Error::Document {
                 what: Part::LayerDescription,
-                fault: "it has more than 1024 layers below it, or stands on itself",
+                fault: "it has more than 1024 layers below it, or is its own ancestor",
             });
         }
         let description = describe(blobs, &id)?;

@@ -43,10 +43,10 @@ pub(super) fn open(
         return Ok(vec![Image::root_file_system(content, None)]);
     }
     let mut file = unnamed_file(spool_folder)
-        .map_err(|source| Error::io("make a temporary file for the archive", source))?;
+        .map_err(|source| Error::io("create a temporary file for the archive", source))?;
     io::copy(&mut whole, &mut file).map_err(|error| {
         if error.raw_os_error().is_some() {
-            Error::io("keep the archive in a temporary file", error)
+            Error::io("write the archive to a temporary file", error)
         } else {
             Error::archive(error)
         }

@@ -126,8 +126,8 @@ pub(super) fn refused_kind(kind: EntryType) -> Option<&'static str> {
     match kind.as_byte() {
         CONTINUATION => Some(MULTI_VOLUME),
         OLD_LONG_NAMES => Some(
-            "it is in a form that GNU tar gave up in 1990; extract the archive with tar and import \
-             the folder",
+            "it has a format that GNU tar has not written since 1990; extract the archive with tar \
+             and import the directory",
         ),
         _ => None,
     }

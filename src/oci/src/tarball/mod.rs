@@ -21,8 +21,8 @@ pub(crate) use pax::put_record;
 pub(crate) use reader::{TarReader, looks_like_header};
 
 /// The reason why a later volume cannot be read.
-const MULTI_VOLUME: &str = "it goes on from another volume of a multi-volume archive; \
-                            extract all volumes together and import the folder";
+const MULTI_VOLUME: &str = "it continues from another volume of a multi-volume archive; extract \
+                            all volumes together and import the directory";
 
 /// The unit of a tar archive, in bytes.
 pub(crate) const RECORD_BYTES: usize = 512;

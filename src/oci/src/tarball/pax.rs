@@ -15,7 +15,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-const SOLARIS_SPARSE: &str = "its holes are described in the way of Solaris, which is not supported; write the archive without";
+const SOLARIS_SPARSE: &str = "its holes are described in the format of Solaris, which is not \
+                              supported; write the archive without holes";
 
 /// The fields that extended headers override. Records without meaning for a root file system are
 /// skipped.

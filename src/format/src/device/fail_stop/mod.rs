@@ -141,7 +141,7 @@ impl Device for FailStopDevice {
     }
 
     fn store_log(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
-        self.change("store into the log", || {
+        self.change("write to the log", || {
             self.inner.store_log(offset_bytes, bytes)
         })
     }

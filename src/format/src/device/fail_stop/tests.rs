@@ -85,7 +85,7 @@ fn a_failed_vectored_write_stops_too() {
 fn a_failed_store_stops_every_later_change() {
     let (device, memory) = failing_once(Operation::Store, libc::EIO);
     device.store_log(0, &[1]).unwrap_err();
-    assert_stopped(&device, &memory, "store into the log", libc::EIO);
+    assert_stopped(&device, &memory, "write to the log", libc::EIO);
 }
 
 #[test]

@@ -53,9 +53,9 @@ impl Operation {
         match self {
             Self::Read => "read the pool",
             Self::Write => "write the pool",
-            Self::Store => "store into the log",
+            Self::Store => "write the log",
             Self::Flush => "flush the pool",
-            Self::Discard => "give space back to the host",
+            Self::Discard => "release space to the host",
             Self::Grow => "grow the pool",
         }
     }

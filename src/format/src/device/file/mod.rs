@@ -94,7 +94,7 @@ impl FileDevice {
         }
         let allocated = allocate_log(&self.buffered, offset_bytes, len_bytes);
         if let Err(error) = &allocated {
-            tracing::debug!(%error, "the host does not allocate the pool's log");
+            tracing::debug!(%error, "the host cannot allocate the pool's log");
         }
         allocated.is_ok() && geometry::overwrites_in_place(&self.buffered)
     }
@@ -192,7 +192,7 @@ impl Device for FileDevice {
     }
 
     fn discard(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
-        const ACTION: &str = "give space back to the host";
+        const ACTION: &str = "release space to the host";
         self.check_writable()?;
         self.check(ACTION, offset_bytes, len_bytes)?;
         if len_bytes == 0 {
@@ -232,7 +232,7 @@ impl Device for FileDevice {
     }
 
     fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
-        const ACTION: &str = "map the pool's log";
+        const ACTION: &str = "map the log";
         self.check_writable()?;
         self.check(ACTION, offset_bytes, len_bytes)?;
         if self
@@ -281,7 +281,7 @@ impl Device for FileDevice {
                 );
                 self.buffered
                     .write_all_at(bytes, start + offset_bytes)
-                    .map_err(|source| Error::io("write the pool's log", source))
+                    .map_err(|source| Error::io("write the log", source))
             }
         }
     }
@@ -293,7 +293,7 @@ impl Device for FileDevice {
         let _growing = self.growing.lock();
         let end = host_len_bytes(&self.buffered, self.host);
         end.and_then(|end| extent::allocate_behind(&self.buffered, end, len_bytes))
-            .map_err(|source| Error::io("keep room on the host", source))
+            .map_err(|source| Error::io("reserve space on the host", source))
     }
 
     fn release_host_bytes(&self, keep_bytes: u64, held_bytes: u64) -> Result<u64> {
@@ -306,7 +306,7 @@ impl Device for FileDevice {
         } else {
             self.release_slice(keep_bytes, held_bytes)
         };
-        released.map_err(|source| Error::io("use the room kept on the host", source))
+        released.map_err(|source| Error::io("use the reserve on the host", source))
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
@@ -323,7 +323,8 @@ impl Device for FileDevice {
             Host::BlockDevice => Ok(None),
             Host::RegularFile => {
                 let found = fstatvfs(&self.buffered);
-                let found = found.map_err(|e| Error::io("ask for the host's room", e.into()))?;
+                let found =
+                    found.map_err(|e| Error::io("query the host's free space", e.into()))?;
                 let blocks = found.blocks_available();
                 Ok(Some(blocks.saturating_mul(found.fragment_size())))
             }
@@ -335,7 +336,8 @@ impl Device for FileDevice {
             Host::BlockDevice => Ok(self.len_bytes()),
             Host::RegularFile => {
                 let metadata = self.buffered.metadata();
-                let metadata = metadata.map_err(|e| Error::io("ask for the pool's size", e))?;
+                let metadata =
+                    metadata.map_err(|e| Error::io("query the pool's size on the host", e))?;
                 Ok(metadata.blocks().saturating_mul(512))
             }
         }

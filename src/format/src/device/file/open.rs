@@ -293,7 +293,7 @@ pub(super) fn usable_alignment(asked: geometry::DirectAlignment) -> io::Result<u
     } else {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            "the host cannot read and write single blocks past its page cache",
+            "the host does not support direct I/O of single blocks",
         ))
     }
 }

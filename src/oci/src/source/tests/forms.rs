@@ -197,7 +197,7 @@ fn an_old_archive_that_is_not_whole_or_leads_in_a_circle_is_refused() {
     files.retain(|(path, _)| path != "lower/layer.tar");
     assert_refused(&files, "is missing");
     let circle = bytes_of(&json!({"id": "lower", "parent": "upper"}));
-    for (names, reason) in [(Some(&names), "1024 layers"), (None, "circle")] {
+    for (names, reason) in [(Some(&names), "1024 layers"), (None, "cycle")] {
         let mut files = old_archive(names);
         let place = files.iter().position(|(path, _)| path == "lower/json");
         files[place.unwrap()].1 = circle.clone();
@@ -252,7 +252,7 @@ fn what_looks_like_an_image_and_is_not_whole_is_refused() {
     folder.push(version());
     assert_refused(
         &without(&folder, "manifest.json"),
-        "a folder of skopeo, but manifest.json",
+        "a directory of skopeo, but manifest.json",
     );
     let mut damaged = without(&folder, "manifest.json");
     damaged.push((
@@ -286,11 +286,11 @@ fn what_looks_like_an_image_and_is_not_whole_is_refused() {
     };
     assert_refused(
         &inside("config.json", br#"{"ociVersion": "1.0.2"}"#),
-        "folder rootfs",
+        "directory rootfs",
     );
     assert_refused(
         &inside("metadata.yaml", b"architecture: x86_64"),
-        "folder rootfs",
+        "directory rootfs",
     );
     let two = [below("one", &layout), below("two", &layout)].concat();
     assert_refused(&two, "one, two");
