@@ -113,7 +113,7 @@ pub(super) fn attach(
     };
     if count > 1 {
         console.message(&format!(
-            "{} is attached {count} times now; detach it as often",
+            "{} is attached {count} times now; detach it as many times",
             attachment.name
         ));
     }

@@ -61,11 +61,11 @@ pub(super) struct Create {
     /// The size of its file system; otherwise the image's
     #[arg(long)]
     pub size: Option<Size>,
-    /// Mount it, too, and print the folder instead of the name (needs the daemon)
+    /// Mount it, too, and print the directory instead of the name (needs the daemon)
     #[arg(long)]
     #[serde(skip)]
     pub mount: bool,
-    /// An existing folder to mount it at; otherwise one is made
+    /// An existing directory to mount it at; otherwise one is made
     #[arg(long, requires = "mount", value_parser = HostPath::parser())]
     pub dir: Option<HostPath>,
 }
@@ -75,7 +75,7 @@ pub(super) struct Create {
 pub(super) struct Mount {
     /// The container, by name or id
     pub container: String,
-    /// An existing folder to mount it at; otherwise one is made
+    /// An existing directory to mount it at; otherwise one is made
     #[arg(value_parser = HostPath::parser())]
     pub dir: Option<HostPath>,
 }
@@ -224,7 +224,9 @@ fn create_mounted(new: &Create, open_pool: &OpenPool, console: &Console) -> anyh
             let failure = anyhow::Error::from(error).context(format!("mount container {name}"));
             return Err(match host.remove_container(&id) {
                 Ok(_) => failure,
-                Err(left) => failure.context(format!("container {name} is left: {left}")),
+                Err(left) => {
+                    failure.context(format!("cannot remove container {name} again: {left}"))
+                }
             });
         }
     };
@@ -325,11 +327,12 @@ fn copy_to_pipe(
     console: &Console,
 ) -> anyhow::Result<()> {
     if console.style().json {
-        return Err(Usage("--json and - cannot both have the standard output".to_owned()).into());
+        return Err(Usage("--json and - cannot both use the standard output".to_owned()).into());
     }
     let output = console.output();
     if output.is_terminal() {
-        let why = "a tar archive is not for a terminal; send the output to a file or a pipe";
+        let why = "a tar archive cannot be written to a terminal; redirect the output to a file \
+                   or a pipe";
         return Err(Usage(why.to_owned()).into());
     }
     let output = Output::new(output, console.cancel()).map_err(output_error)?;

@@ -160,11 +160,11 @@ impl Foreign {
                 format!("use `{command} {file} | cowshed volume import {volume} -`")
             }
             Other(command) => format!(
-                "unpack it with `{}` and import the disk's bytes",
+                "unpack it with `{}` and import the raw disk image",
                 command.replace("FILE", &file)
             ),
         };
-        format!("it is {name} and not a disk's bytes; {way}, or take it as it is with --raw")
+        format!("it is {name} and not a raw disk image; {way}, or import it unchanged with --raw")
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) fn export(
     let _hold = volume.hold().with_context(what)?;
     let path = match target {
         FileOrPipe::Pipe if console.style().json => {
-            return Err(Usage("--json and - cannot both have the standard output".into()).into());
+            return Err(Usage("--json and - cannot both use the standard output".into()).into());
         }
         FileOrPipe::Pipe => {
             let output = console.output();

@@ -40,7 +40,7 @@ impl Full {
         let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
         if self.max_size.is_some() && is_device {
             anyhow::bail!(
-                "pool {}: a block device does not grow by itself; leave --max-size out, and use \
+                "pool {}: a block device does not grow by itself; omit --max-size, and use \
                  `cowshed pool grow` once the device is larger",
                 place.pool
             );

@@ -81,7 +81,7 @@ pub(super) fn users_of(pool: &Pool) -> VolumeUsers {
 /// When a record is unreadable: then garbage cannot be determined.
 pub(super) fn run(gc: &Gc, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let pool = open_pool.pool();
-    VolumeUsers::of(pool).context("see what is in use")?;
+    VolumeUsers::of(pool).context("find the users of volumes")?;
     snapshotter::snapshot_uses(pool).context("the record of a snapshot is unreadable")?;
     let alone = open_pool.serving().is_none();
     let all = explain(pool, young(alone));
@@ -105,7 +105,9 @@ pub(super) fn run(gc: &Gc, open_pool: &OpenPool, console: &Console) -> anyhow::R
                 bytes += garbage.own_bytes;
                 removed.extend(garbage.name);
             }
-            Err(error) => console.message(&format!("volume {} is kept: {error:#}", garbage.id)),
+            Err(error) => {
+                console.message(&format!("cannot remove volume {}: {error:#}", garbage.id))
+            }
         }
     }
     pool.flush()?;
@@ -121,7 +123,9 @@ fn clear_abandoned(console: &Console) {
     for folder in StateFolder::abandoned() {
         if let Err(error) = clear_folder(folder.path()) {
             let path = folder.path().display();
-            console.message(&format!("what is left in {path} stays: {error:#}"));
+            console.message(&format!(
+                "cannot remove the mounts and loop devices in {path}: {error:#}"
+            ));
         }
     }
 }
@@ -173,7 +177,7 @@ fn of_volume(info: &VolumeInfo, users: &[String], held: bool, young: Duration) -
         let children = usize::try_from(info.children).unwrap_or(usize::MAX);
         kept.push(format!(
             "{} on it",
-            counted(children, "volume stands", "volumes stand")
+            counted(children, "volume depends", "volumes depend")
         ));
     }
     if held {
@@ -195,7 +199,7 @@ fn of_volume(info: &VolumeInfo, users: &[String], held: bool, young: Duration) -
         kept.push("it is being imported, or the next start removes it".to_owned());
     } else if name.starts_with("work/") || (has_place && users.is_empty()) {
         if is_young {
-            kept.push("a command may be at it".to_owned());
+            kept.push("a command may be using it".to_owned());
         }
         garbage = kept.is_empty();
     } else if !has_place {
@@ -213,8 +217,9 @@ fn of_volume(info: &VolumeInfo, users: &[String], held: bool, young: Duration) -
 
 fn of_removed(volume: &RemovedVolume, names: &BTreeMap<VolumeId, &str>) -> Explained {
     let kept = match volume.children.as_slice() {
-        [] => "it was removed, and its space is coming back".to_owned(),
-        [_] => "it was removed, and what is left is passing to the volume on it".to_owned(),
+        [] => "it was removed, and its space is being reclaimed".to_owned(),
+        [_] => "it was removed, and its blocks are being passed to the volume that depends on it"
+            .to_owned(),
         children => {
             let names: Vec<_> = children
                 .iter()
@@ -270,7 +275,7 @@ fn row(it: &Explained) -> Vec<String> {
     }
     why.extend(it.kept.iter().cloned());
     if it.garbage {
-        why.push("nobody needs it: cowshed gc removes it".to_owned());
+        why.push("it is unused: cowshed gc removes it".to_owned());
     }
     vec![name, human(it.own_bytes), why.join("; ")]
 }

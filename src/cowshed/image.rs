@@ -114,7 +114,7 @@ impl Export {
                 .transpose()?,
             None => None,
         };
-        let file = file.ok_or("the file is missing; write it after the images, or - for a pipe")?;
+        let file = file.ok_or("the file is missing; give it after the images, or - for a pipe")?;
         let images = images.into_iter().map(OsString::into_string);
         let images: Result<Vec<String>, OsString> = images.collect();
         Ok(Self {
@@ -273,8 +273,8 @@ fn import(
             let names = imported.iter().map(shown_name);
             let names: Vec<String> = names.collect();
             match &*names {
-                [] => "nothing is imported".to_owned(),
-                names => format!("only {} of it imported", names.join(", ")),
+                [] => "nothing was imported".to_owned(),
+                names => format!("only {} of it was imported", names.join(", ")),
             }
         })?);
     }
@@ -312,7 +312,7 @@ fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
     let names = image.reference_names().iter().filter(|_| takes_names);
     for fault in names.filter_map(|name| Reference::parse(name).err()) {
         console.message(&format!(
-            "warning: a name of the image is left out: {fault}"
+            "warning: a name of the image was left out: {fault}"
         ));
     }
 }
@@ -367,15 +367,15 @@ fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> an
             .map_err(|error| output_error(error.into_error()))?;
         for name in exported.iter().flat_map(|image| &image.left_out) {
             console.message(&format!(
-                "warning: the name {name} is left out: an archive holds names with a tag and \
-                 without a digest"
+                "warning: the name {name} was left out, because an archive holds names with a tag \
+                 and without a digest"
             ));
         }
         Ok(exported)
     };
     match &export.file {
         FileOrPipe::Pipe if console.style().json => {
-            Err(Usage("--json and - cannot both have the standard output".to_owned()).into())
+            Err(Usage("--json and - cannot both use the standard output".to_owned()).into())
         }
         FileOrPipe::Pipe => write(console.output()).map(drop).with_context(what),
         FileOrPipe::File(path) => {

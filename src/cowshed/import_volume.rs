@@ -121,7 +121,10 @@ impl Drop for Unfinished<'_> {
         if !self.finished
             && let Err(error) = self.pool.remove(&self.volume)
         {
-            tracing::warn!(%error, "an unfinished import stays until the pool is opened again");
+            tracing::warn!(
+                %error,
+                "cannot remove an unfinished import, which stays until the pool is opened again"
+            );
         }
     }
 }
@@ -138,7 +141,7 @@ impl Import<'_> {
         let input = Input::open(path.as_path(), self.console.cancel())?;
         let kind = input.file().metadata()?.file_type();
         if kind.is_dir() {
-            anyhow::bail!("it is a folder; `cowshed image import` takes folders");
+            anyhow::bail!("it is a directory; use `cowshed image import` for directories");
         }
         self.copy(input)
     }
@@ -228,7 +231,7 @@ impl Import<'_> {
 
     fn set_size(&self, size_bytes: u64) -> anyhow::Result<()> {
         if size_bytes == 0 {
-            anyhow::bail!("there are no bytes in it; use `cowshed volume create` for an empty one");
+            anyhow::bail!("it is empty; use `cowshed volume create` for an empty volume");
         }
         Ok(self.pool.resize(self.volume, size_bytes)?)
     }

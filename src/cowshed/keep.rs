@@ -50,7 +50,7 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
     }
     if let Err(error) = sys::mount::set_io_flusher() {
         // The export reports it too, with the consequences.
-        tracing::debug!(%error, "cannot be marked as part of the writeback path");
+        tracing::debug!(%error, "cannot set PR_SET_IO_FLUSHER");
     }
     let (inherited_fds, state) = take(serve, place)?;
     let mount = inherited_fds.connection.dir().to_owned();
@@ -68,7 +68,7 @@ pub(super) fn keep(serve: &Serve, place: &Place, console: &Console) -> anyhow::R
         },
     };
     let owner = Owner::new(state, mount, Some(told));
-    let keeper = Keeper::new(owner, signals, inherited_fds).context("look at the pool's file")?;
+    let keeper = Keeper::new(owner, signals, inherited_fds).context("inspect the pool's file")?;
     Ok(Exit::from_status(keeper.run()))
 }
 
@@ -99,12 +99,11 @@ fn take(serve: &Serve, place: &Place) -> anyhow::Result<(InheritedFds, StateFold
     let containerd = serve.containerd.listen()?;
     let plugin = serve.docker_plugin_socket.as_ref().map(plugin::listen);
     let plugin = plugin.transpose()?;
-    let handover_state =
-        HandoverState::create().context("make memory for what workers leave each other")?;
+    let handover_state = HandoverState::create().context("create the hand-over state")?;
     let folder = state.path().to_owned();
     let folder_lock = state.lock().try_clone_to_owned();
     let folder_lock = folder_lock
-        .context("keep the lock of the state folder")?
+        .context("take the lock of the state directory")?
         .into();
     let connection = Connection::mount(dir, None, serve.fuse.unwrap_or_default().transport())
         .with_context(|| format!("mount the volumes at {}", dir.display()))?;
@@ -181,7 +180,7 @@ impl keeper::Owner for Owner<'_> {
             pool = %ready.pool, mount = %ready.mount, socket = %ready.socket, worker, "ready"
         );
         if !takes_a_line(console) {
-            tracing::warn!("nobody reads that it is ready");
+            tracing::warn!("cannot report that the daemon is ready: no process reads the report");
             return;
         }
         let told = if detached {
@@ -190,7 +189,7 @@ impl keeper::Owner for Owner<'_> {
             ready.show(console)
         };
         if let Err(error) = told {
-            tracing::warn!(%error, "cannot say that it is ready");
+            tracing::warn!(%error, "cannot report that the daemon is ready");
         }
     }
 
@@ -217,11 +216,14 @@ impl keeper::Owner for Owner<'_> {
         let files = self.state.path().join(FILES);
         for dir in [&self.mount, &files] {
             if let Err(error) = clear_stale(dir) {
-                tracing::error!(%error, dir = %dir.display(), "something is left there");
+                tracing::error!(
+                    %error, dir = %dir.display(),
+                    "cannot remove the mounts below a directory"
+                );
             }
         }
         if let Err(error) = clear_devices(self.state.path()) {
-            tracing::error!(%error, "a loop device is left");
+            tracing::error!(%error, "cannot detach all loop devices");
         }
     }
 }

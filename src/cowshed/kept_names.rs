@@ -18,7 +18,7 @@ const KEPT: [(&str, &str); 6] = [
 
 /// The name belongs to images or containers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name} belongs to what `{command}` makes; use that command")]
+#[error("the name {name} is reserved for `{command}`; use that command")]
 pub(super) struct KeptName {
     name: Name,
     command: &'static str,

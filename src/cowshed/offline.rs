@@ -81,8 +81,10 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
     let faults = counted(found, "fault", "faults");
     let advice = match (&report.refused, check.repair) {
         (Some(refusal), _) => refusal.to_string(),
-        (None, true) => "what is left cannot be mended; copy out what can be read".to_owned(),
-        (None, false) => "--repair mends what follows from the rest".to_owned(),
+        (None, true) => {
+            "the remaining damage cannot be repaired; copy out the data that can be read".to_owned()
+        }
+        (None, false) => "--repair repairs what can be derived from sound data".to_owned(),
     };
     Err(Damage(format!("pool {}: {faults} found; {advice}", place.pool)).into())
 }
@@ -147,7 +149,7 @@ fn show_check(report: &CheckReport, console: &Console) -> anyhow::Result<()> {
         if report.findings_omitted > 0 {
             lines.push(format!("and {} more", report.findings_omitted));
         }
-        lines.extend(repaired.iter().map(|what| format!("mended: {what}")));
+        lines.extend(repaired.iter().map(|what| format!("repaired: {what}")));
         if report.clean() {
             let volumes = usize::try_from(report.volumes).unwrap_or(usize::MAX);
             let volumes = counted(volumes, "volume", "volumes");
@@ -202,7 +204,9 @@ fn see_to_folder(path: &Path) -> anyhow::Result<()> {
         && error.kind() == io::ErrorKind::NotFound
     {
         let folder = folder.display();
-        anyhow::bail!("the folder {folder} does not exist; make it first, or correct the path");
+        anyhow::bail!(
+            "the directory {folder} does not exist; create it first, or correct the path"
+        );
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ impl Place {
             None if nix::unistd::geteuid().is_root() => HostPath::new(DEFAULT_POOL)?,
             None => {
                 let what = format!(
-                    "no pool is named; give --pool PATH or set COWSHED_POOL \
+                    "no pool was given; use --pool PATH or set COWSHED_POOL \
                      (the default, {DEFAULT_POOL}, is the superuser's)"
                 );
                 return Err(Usage(what).into());
@@ -66,18 +66,19 @@ impl Place {
         Some(match source.kind() {
             // The folder has been created before, unless another process has removed it.
             io::ErrorKind::NotFound if action == "create the pool" => {
-                "its folder does not exist; make that first".to_owned()
+                "its directory does not exist; create it first".to_owned()
             }
             io::ErrorKind::NotFound => {
-                "there is no such pool; make one with `cowshed pool create --size 10G`".to_owned()
+                "there is no such pool; create one with `cowshed pool create --size 10G`".to_owned()
             }
             io::ErrorKind::PermissionDenied if is_root => {
                 "permission denied although this is root; the file is immutable (lsattr), its file \
-                 system does not let root in (NFS), or a container may not use the device"
+                 system does not give root access (NFS), or a container may not use the device"
                     .to_owned()
             }
             io::ErrorKind::PermissionDenied => {
-                "permission denied; run as its owner or name your own pool with --pool".to_owned()
+                "permission denied; run as its owner, or give a pool of your own with --pool"
+                    .to_owned()
             }
             io::ErrorKind::ReadOnlyFilesystem => {
                 "it lies on a file system that is mounted read-only, or the device is read-only; \

@@ -27,7 +27,7 @@ pub(super) const VOLUMES: &str = "volumes";
 /// When a live process serves there, or a mount cannot be removed.
 pub(super) fn clear_stale(dir: &Path) -> anyhow::Result<()> {
     for mount in container::clean_stale_mounts(dir)? {
-        tracing::info!(mount = %mount.display(), "unmounted what a killed process left");
+        tracing::info!(mount = %mount.display(), "unmounted a mount of a killed process");
     }
     let cleaned = export::clean_stale(dir)?;
     tell_cleaned(&cleaned, dir);
@@ -59,11 +59,11 @@ pub(super) fn clear_devices(folder: &Path) -> anyhow::Result<()> {
 fn tell_cleaned(cleaned: &Cleaned, dir: &Path) {
     if cleaned.mounts > 0 || !cleaned.detached.is_empty() {
         let (dir, devices) = (dir.display(), cleaned.detached.len());
-        tracing::info!(%dir, devices, "cleared away what a killed process left");
+        tracing::info!(%dir, devices, "removed the mounts and loop devices of a killed process");
     }
     for stale in &cleaned.busy {
         let (device, by) = (stale.device.display(), &stale.by);
-        tracing::warn!(%device, %by, "a killed process's device is in use; let go of it there");
+        tracing::warn!(%device, %by, "a loop device of a killed process is in use; end that use");
     }
 }
 

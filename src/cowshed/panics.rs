@@ -30,7 +30,7 @@ pub(super) fn end_the_process() {
             keeper.failed(&what);
         }
         logging::complain(&format!(
-            "cowshed: {what}; this is a defect, and the process ends"
+            "cowshed: {what}; this is a defect in cowshed, and the process ends"
         ));
         let trace = std::backtrace::Backtrace::capture();
         if trace.status() == std::backtrace::BacktraceStatus::Captured {

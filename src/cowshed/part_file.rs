@@ -20,11 +20,11 @@ pub(super) fn write_file<T>(
     fill: impl FnOnce(&File, bool) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     match fs::metadata(path) {
-        Ok(found) if found.is_dir() => anyhow::bail!("it is a folder; name a file in it"),
+        Ok(found) if found.is_dir() => anyhow::bail!("it is a directory; give a file in it"),
         Ok(found) if !found.is_file() => {
             let file = Output::open(path, cancel)?;
             if file.metadata()?.is_file() {
-                anyhow::bail!("it became a regular file just now; try again");
+                anyhow::bail!("it was replaced by a regular file just now; try again");
             }
             let filled = fill(&file, false)?;
             match file.sync_all() {

@@ -98,7 +98,7 @@ pub(super) fn run(
             let trimmed = pool.reclaim().and_then(|()| pool.trim());
             let trimmed_bytes = trimmed.context("trim the pool")?;
             console.result(&json!({ "trimmed_bytes": trimmed_bytes }), || {
-                format!("gave {} back to the host", human(trimmed_bytes))
+                format!("released {} to the host", human(trimmed_bytes))
             })
         }
         Online::Checkpoint => {
@@ -237,7 +237,7 @@ fn warnings(status: &Status) -> Vec<String> {
 fn judge(document: &StatusDocument) -> anyhow::Result<()> {
     let mut said = document.warnings.join("; ");
     if document.state == "stopped" {
-        said = "the pool has stopped, as its device failed; the daemon's log says why".to_owned();
+        said = "the pool has stopped, because its device failed; see the daemon's log".to_owned();
     }
     if document.state == "read-only" {
         said = "the pool is open for reading only: its file system is mounted read-only".to_owned();
@@ -269,7 +269,7 @@ fn show_status(
             ("used", exact(status.used_bytes)),
             ("free", exact(status.free_bytes)),
             ("freed soon", exact(status.pending_free_bytes)),
-            ("kept back", exact(status.reserved_bytes)),
+            ("reserved", exact(status.reserved_bytes)),
             ("metadata", exact(status.metadata_bytes)),
             ("on the host", exact(status.host_bytes)),
         ];

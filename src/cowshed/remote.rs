@@ -102,22 +102,20 @@ fn run_in_daemon(
     let request = Request::new(console, command);
     let answer = match client.run(&request, [input, output, error]) {
         Err(ProtocolError::Io(cause)) if is_gone(&cause) => anyhow::bail!(
-            "the daemon on {} stopped or was restarted during this command, which may be done \
-             or not; see what is there, and repeat it if need be",
+            "the daemon on {} stopped or was restarted during this command, which may have been \
+             done or not; check the result, and repeat the command if necessary",
             place.socket
         ),
         Err(ProtocolError::Foreign) => anyhow::bail!(
-            "what listens on {} is no cowshed daemon; name the daemon's socket with --socket",
+            "the process that listens on {} is not a cowshed daemon; give the daemon's socket with \
+             --socket",
             place.socket
         ),
         Err(error @ ProtocolError::Version { .. }) => {
             return Err(error).with_context(|| format!("the daemon on {}", place.socket));
         }
         answer => answer.with_context(|| {
-            format!(
-                "the daemon on {} did not answer; its log says why",
-                place.socket
-            )
+            format!("the daemon on {} did not answer; see its log", place.socket)
         })?,
     };
     match answer.refusal {
@@ -209,12 +207,12 @@ fn run_to_its_end(command: &OnPool, open_pool: &OpenPool, console: &Console) -> 
         OnPool::Container(command) => container::run(command, open_pool, console),
         OnPool::Gc(command) => gc::run(command, open_pool, console),
         OnPool::Serving => {
-            let serving = open_pool.serving().context("no daemon serves")?;
+            let serving = open_pool.serving().context("no daemon is running")?;
             let text = serde_json::to_string(&serving)?;
             console.print(&text)
         }
         OnPool::Running | OnPool::Upgrade | OnPool::UpgradeWith { .. } => {
-            anyhow::bail!("only a daemon hands over")
+            anyhow::bail!("only a daemon can be upgraded")
         }
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Resize {
 enum Refused {
     /// It was not requested.
     #[error(
-        "it has {old}, and {lost} in use lie beyond {new}, which would be lost; make what is in it smaller first (resize2fs, say), then use --shrink"
+        "it has {old}, and {lost} of data beyond {new} would be lost; shrink its content first (for example with resize2fs), then use --shrink"
     )]
     NotAsked {
         old: String,
@@ -37,7 +37,7 @@ enum Refused {
     },
     /// The volume is in use.
     #[error(
-        "{0} is in use (attached, mounted, or its file is open) and cannot be made smaller; unmount and detach it first"
+        "{0} is in use (attached, mounted, or its file is open) and cannot be shrunk; unmount and detach it first"
     )]
     InUse(base::Name),
 }

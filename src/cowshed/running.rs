@@ -73,9 +73,9 @@ impl Running {
     ) -> anyhow::Result<Vec<OsString>> {
         let before = self.arguments.iter().cloned().map(OsString::from_vec);
         let before =
-            Arguments::try_parse_from(before).context("understand how the daemon was started")?;
+            Arguments::try_parse_from(before).context("parse the daemon's command line")?;
         let Command::Serve(running) = before.command else {
-            anyhow::bail!("the daemon was started by another command than serve");
+            anyhow::bail!("the daemon was not started by `cowshed serve`");
         };
         let merged = self.merge(running, asked)?;
         let place = Place {
@@ -139,7 +139,7 @@ impl Running {
         }
         if asked.foreground && running.detached {
             let what = "--foreground cannot change while the daemon runs: it runs in the \
-                        background; stop it and start it again, or leave the option out";
+                        background; stop it and start it again, or omit the option";
             return Err(Usage(what.to_owned()).into());
         }
         let fuse = |serve: &Serve| serve.fuse.unwrap_or_default();
@@ -184,7 +184,7 @@ fn fixed(name: &str, is: Option<String>, asked: Option<String>) -> anyhow::Error
     let (is, asked) = (shown(is), shown(asked));
     Usage(format!(
         "{name} cannot change while the daemon runs: it is {is}, not {asked}; stop the daemon and \
-         start it again with the new options, or leave this one as it is"
+         start it again with the new options, or keep this one unchanged"
     ))
     .into()
 }

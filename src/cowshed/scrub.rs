@@ -61,7 +61,7 @@ pub(super) fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
             ""
         };
         let count = report.bad.len() as u64 + report.bad_omitted;
-        let mut text = format!("{} blocks read{from}, {count} bad", report.blocks);
+        let mut text = format!("{} blocks read{from}, {count} damaged", report.blocks);
         for (fault, affects) in &bad {
             text.push_str(&describe(fault, affects));
         }
@@ -73,9 +73,9 @@ pub(super) fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
     if report.bad.is_empty() {
         return Ok(());
     }
-    let bad = counted(report.bad.len(), "block is bad", "blocks are bad");
+    let bad = counted(report.bad.len(), "block is damaged", "blocks are damaged");
     Err(Damage(format!(
-        "{bad}; what they held is lost, the rest can be read"
+        "{bad}; their content is lost, the rest can be read"
     ))
     .into())
 }

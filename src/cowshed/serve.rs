@@ -55,7 +55,7 @@ pub(super) struct Serve {
     #[command(flatten)]
     pub containerd: Containerd,
     /// The log's file, rotated by size; SIGHUP opens it again [default: the error stream with
-    /// --foreground; else POOL.log beside a pool file in a folder of root's own, and a file in
+    /// --foreground; else POOL.log beside a pool file in a directory of root's own, and a file in
     /// /var/log/cowshed for every other pool]
     #[arg(long, value_name = "FILE", value_parser = HostPath::parser())]
     pub log: Option<HostPath>,
@@ -206,7 +206,7 @@ pub(super) fn serve(serve: &Serve, place: &Place, console: &Console) -> anyhow::
     }
     serve.containerd.check()?;
     if !nix::unistd::geteuid().is_root() {
-        anyhow::bail!("serve: it mounts and attaches volumes, which needs root; run it as root");
+        anyhow::bail!("serve: mounting and attaching volumes needs root; run it as root");
     }
     if let Some(told) = &serve.worker {
         work::work(serve, told, place, console.style()).map(|()| Exit::Done)

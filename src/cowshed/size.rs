@@ -21,7 +21,7 @@ pub(super) enum NewSizeError {
     #[error(transparent)]
     Size(#[from] SizeError),
     /// It is small and has no unit.
-    #[error("{0} without a unit is {0} bytes; write {0}G or {0}M, or {0}B where bytes are meant")]
+    #[error("{0} without a unit is {0} bytes; use {0}G or {0}M, or {0}B for bytes")]
     NoUnit(u64),
 }
 

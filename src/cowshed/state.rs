@@ -45,7 +45,7 @@ impl StateFolder {
                 format!("{name}.{copy}")
             };
             let path = run_folder.join(name);
-            let what = || format!("make the folder {}", path.display());
+            let what = || format!("create the directory {}", path.display());
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)

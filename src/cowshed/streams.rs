@@ -114,7 +114,7 @@ impl Output {
                     thread::sleep(Duration::from_millis(CANCEL_POLL_MS.into()));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    let why = "it is mounted, or in use in another way; nothing was written";
+                    let why = "it is mounted or otherwise in use; nothing was written";
                     return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
                 }
                 opened => return opened,

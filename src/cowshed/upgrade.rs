@@ -59,7 +59,8 @@ struct CanTakeOver {
 /// # Errors
 /// The reason why it cannot.
 pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
-    let question: Question = serde_json::from_str(question).context("what the daemon asks")?;
+    let question: Question =
+        serde_json::from_str(question).context("parse the daemon's question")?;
     let Question { handover, format } = question;
     if !is_understood(handover) {
         anyhow::bail!("the running daemon's hand-over has version {handover}, not {HANDOVER}");
@@ -90,12 +91,17 @@ pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
         .process_group(0)
         .spawn()
         .context("run the new program")?;
-    let output = child.stdout.take().context("hear the new program")?;
+    let output = child
+        .stdout
+        .take()
+        .context("read the new program's reply")?;
     let answered = read_answer(&output);
     // It has replied, or took too long; children that it started may still hold its streams.
     let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
     let _ = child.kill();
-    let ended = child.wait_with_output().context("hear the new program")?;
+    let ended = child
+        .wait_with_output()
+        .context("read the new program's reply")?;
     let parsed = answered
         .as_ref()
         .ok()
@@ -108,7 +114,7 @@ pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
     let nothing = if is_late {
         "it does not answer"
     } else {
-        "it says nothing of use"
+        "its reply is not valid"
     };
     let reason = said.lines().next_back().unwrap_or(nothing);
     anyhow::bail!("the new program cannot take over: {reason}")
@@ -172,7 +178,7 @@ pub(super) fn upgrade(
             Ok(now) if now.upgrades > before.upgrades => break now,
             // The old worker still serves, or none does yet.
             Ok(_) | Err(_) if Instant::now() < deadline => thread::sleep(HAND_OVER_POLL),
-            Ok(_) => anyhow::bail!("the daemon did not hand over in time; its log says why"),
+            Ok(_) => anyhow::bail!("the daemon did not hand over in time; see its log"),
             Err(error) => return Err(error.context("ask who serves")),
         }
     };
@@ -196,7 +202,8 @@ fn request(asked: Option<&Serve>, place: &Place, console: &Console) -> anyhow::R
         return Ok(OnPool::Upgrade);
     };
     let running: Running = ask_daemon(OnPool::Running, place, console).context(
-        "learn the running daemon's options (one that is older than this has to be upgraded          without options first)",
+        "query the running daemon's options (a daemon older than this version must first be \
+         upgraded without options)",
     )?;
     let arguments = running.with_options(asked, console.style())?;
     let bytes = arguments
@@ -232,7 +239,7 @@ fn ask_daemon<T: DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let client = connect(place)?;
     // The reply fits into a pipe.
-    let (mut reader, writer) = io::pipe().context("hear the daemon")?;
+    let (mut reader, writer) = io::pipe().context("read the daemon's reply")?;
     let [input, _, error] = console.streams();
     let request = Request::new(console, question);
     let answer = client
@@ -245,6 +252,6 @@ fn ask_daemon<T: DeserializeOwned>(
     let mut text = String::new();
     reader
         .read_to_string(&mut text)
-        .context("hear the daemon")?;
-    serde_json::from_str(&text).context("understand the daemon")
+        .context("read the daemon's reply")?;
+    serde_json::from_str(&text).context("parse the daemon's reply")
 }

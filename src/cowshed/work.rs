@@ -60,7 +60,7 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
     // From here on signals are queued until everything is ready to be undone.
     let (events, queue) = events().context("catch signals")?;
     sys::process::set_name(c"cowshed");
-    let told: Told = serde_json::from_str(told).context("what the keeper tells")?;
+    let told: Told = serde_json::from_str(told).context("parse the keeper's message")?;
     if !keeper::is_understood(told.handover) {
         let theirs = told.handover;
         anyhow::bail!("the keeper's hand-over has version {theirs}, not {HANDOVER}");
@@ -68,9 +68,9 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
     keeper::restore_oom_score(told.oom_score);
     if let Err(error) = sys::mount::set_io_flusher() {
         // The export reports it too, with the consequences.
-        tracing::debug!(%error, "cannot be marked as part of the writeback path");
+        tracing::debug!(%error, "cannot set PR_SET_IO_FLUSHER");
     }
-    let mut inherited = Inherited::take(told).context("take what the keeper holds")?;
+    let mut inherited = Inherited::take(told).context("take the keeper's descriptors")?;
     let control = Arc::clone(&inherited.control);
     panics::tell(&control);
     if serve.standby {
@@ -81,7 +81,7 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
             None => return Ok(()),
         }
     }
-    hear_keeper(&inherited, events).context("hear the keeper")?;
+    hear_keeper(&inherited, events).context("listen to the keeper")?;
     let mount = inherited.inherited_fds.connection.dir();
     let running = Running::new(serve, place, style, mount)?;
     let daemon = Daemon::start(serve, place, inherited, running).inspect_err(|error| {
@@ -276,7 +276,7 @@ fn hear_keeper(inherited: &Inherited, events: Events) -> std::io::Result<()> {
             }
             serving.lock().keeper = 0;
             tracing::error!(
-                "the keeper is gone; serving goes on, but nobody will follow this process"
+                "the keeper is gone; serving continues, but no worker will follow this process"
             );
         })?;
     Ok(())
@@ -314,7 +314,7 @@ fn wait_for(predecessors: Vec<OwnedFd>) {
             let mut fds = [PollFd::new(life.as_fd(), PollFlags::empty())];
             match poll(&mut fds, timeout) {
                 Ok(0) => {
-                    tracing::warn!("threads of a dead worker hang; what they do is not waited for");
+                    tracing::warn!("threads of a dead worker hang: not waiting for them");
                     return;
                 }
                 Ok(_) => break,
@@ -415,7 +415,7 @@ impl Daemon {
         wait_for(predecessors);
         export.let_go_of_started();
         if let Err(error) = remove_unfinished(&pool) {
-            tracing::warn!(%error, "what an interrupted import left stays");
+            tracing::warn!(%error, "cannot remove the volume of an interrupted import");
         }
         let state = StateFolder::of_another(inherited_fds.folder, inherited_fds.folder_lock);
         export.note_devices_in(state.path().join(DEVICES));
@@ -434,7 +434,7 @@ impl Daemon {
                 let (socket, host) = (socket.socket()?, open_pool.containers()?);
                 let options = serve.containerd.options();
                 let server = snapshotter::Server::start(socket, host, options);
-                Some(server.context("answer containerd")?)
+                Some(server.context("start the service for containerd")?)
             }
             None => None,
         };
@@ -542,7 +542,7 @@ impl Daemon {
                     }
                 }
                 // Serving ends with this process.
-                Err(error) => tracing::warn!(%error, "serving did not stop in order"),
+                Err(error) => tracing::warn!(%error, "cannot hand over the mount in order"),
             }
         }
         // Dropping the last reference would unmount what was not handed over.
@@ -581,15 +581,15 @@ fn cut_off(
 ) -> anyhow::Result<()> {
     for path in open_pool.mounted_paths() {
         if let Err(error) = sys::mount::sync_file_system(&path) {
-            tracing::error!(%error, path = %path.display(), "not all of it was written out");
+            tracing::error!(%error, path = %path.display(), "cannot flush a file system");
         }
         if let Err(error) = sys::mount::unmount_lazy(&path) {
-            tracing::error!(%error, path = %path.display(), "it stays mounted");
+            tracing::error!(%error, path = %path.display(), "cannot unmount a file system");
         }
     }
     open_pool.keep_refusals();
     let closed = open_pool.pool().close();
     drop(server);
     closed.context("close the pool")?;
-    Err(busy.context("stopped, but cut off what was in use"))
+    Err(busy.context("stopped, but what was in use was cut off"))
 }

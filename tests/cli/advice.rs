@@ -56,7 +56,7 @@ fn a_socket_of_another_program_is_told_apart() {
         let _ = client.read(&mut bytes);
         let _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     });
-    bench.fails(["volume", "ls"], 1, "is no cowshed daemon");
+    bench.fails(["volume", "ls"], 1, "is not a cowshed daemon");
     server.join().unwrap();
 }
 
@@ -70,7 +70,7 @@ fn a_daemon_of_another_protocol_is_told_apart() {
         let _ = client.read(&mut bytes);
         let _ = client.write_all(b"COWS\x09\0\0\0\x02\0\0\0{}");
     });
-    bench.fails(["volume", "ls"], 1, "use the cowshed that the daemon runs");
+    bench.fails(["volume", "ls"], 1, "use the daemon's version of cowshed");
     server.join().unwrap();
 }
 

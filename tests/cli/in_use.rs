@@ -58,7 +58,7 @@ fn shrinking_says_what_is_lost_and_is_done_only_when_asked_for() {
     let bytes = full_volume(&bench);
     let smaller = ["volume", "resize", "disk", "--size", "3M"];
     let output = bench.run(smaller);
-    expect_failure(&output, 1, "5.00 MiB in use lie beyond 3.00 MiB");
+    expect_failure(&output, 1, "5.00 MiB of data beyond 3.00 MiB");
     assert!(String::from_utf8_lossy(&output.stderr).contains("--shrink"));
     for unit in ["20", "4096", "1048575"] {
         let output = bench.run(["volume", "resize", "disk", "--size", unit, "--shrink"]);

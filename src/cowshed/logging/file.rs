@@ -175,13 +175,13 @@ fn open_own(folder: &File, name: &OsStr) -> io::Result<File> {
     let file = File::from(opened);
     let found = file.metadata()?;
     if !found.is_file() {
-        return Err(refused("it is no regular file"));
+        return Err(refused("it is not a regular file"));
     }
     if found.uid() != nix::unistd::geteuid().as_raw() && found.uid() != 0 {
         return Err(refused("it belongs to another user"));
     }
     if found.nlink() > 1 {
-        return Err(refused("it has another name, too, as a hard link"));
+        return Err(refused("it has more than one hard link"));
     }
     Ok(file)
 }

@@ -227,13 +227,13 @@ impl Sink {
             && let Err(error) = file.reopen()
         {
             // The failure is reported in the old file, which can still be read.
-            let line = format!("cowshed: the log cannot be opened again: {error}\n");
+            let line = format!("cowshed: cannot reopen the log: {error}\n");
             let _ = file.write(line.as_bytes());
         }
         *lost += batch.lost;
         for line in batch.lines {
             if *lost > 0 {
-                let told = format!("cowshed: {lost} lines of the log were lost before this one\n");
+                let told = format!("cowshed: {lost} lines of the log were lost before this line\n");
                 let told = if on_journal {
                     with_priority(PRIORITY_ERROR, told.as_bytes())
                 } else {
@@ -346,7 +346,7 @@ mod tests {
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(
             text,
-            "<3>cowshed: 2 lines of the log were lost before this one\nc\nd\n"
+            "<3>cowshed: 2 lines of the log were lost before this line\nc\nd\n"
         );
     }
 

@@ -43,7 +43,7 @@ impl Large {
         })?;
         let (len_bytes, path) = largest
             .filter(|(len, _)| *len > 0)
-            .context("the image has no file with bytes in it")?;
+            .context("the image has no file that is not empty")?;
         let original = digest(&root.join(&path))?;
         Ok(Self {
             path,

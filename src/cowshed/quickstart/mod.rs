@@ -43,7 +43,7 @@ pub(super) struct Quickstart {
     /// An image to use: as for `image import` [default: one made of this host's shell and tools]
     #[arg(long, value_name = "SRC", value_parser = super::place::FileOrPipe::parser())]
     pub image: Option<super::place::FileOrPipe>,
-    /// A new or empty folder to work in [default: a new one in $TMPDIR or /var/tmp]
+    /// A new or empty directory to work in [default: a new one in $TMPDIR or /var/tmp]
     #[arg(long, value_name = "DIR", value_parser = HostPath::parser())]
     pub dir: Option<HostPath>,
     /// Keep the pool, and say how to go on with it

@@ -156,7 +156,7 @@ fn libraries(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
-        .context("run ldd, which tells a program's libraries; or give an image with --image")?;
+        .context("run ldd, which lists a program's libraries; or give an image with --image")?;
     Ok(parse_ldd(&String::from_utf8_lossy(&output.stdout)))
 }
 

@@ -143,9 +143,9 @@ impl Workplace {
     }
 
     fn clear(&mut self) -> anyhow::Result<()> {
-        let dir = mount::resolve(&self.dir).context("find the folder again")?;
+        let dir = mount::resolve(&self.dir).context("resolve the directory")?;
         self.close()
-            .with_context(|| format!("could not clear {} away", dir.display()))?;
+            .with_context(|| format!("cannot remove {}", dir.display()))?;
         let mounts = mount::mounts().context("read the mounts")?;
         if let Some(left) = mounts
             .iter()
@@ -172,14 +172,17 @@ impl Drop for Workplace {
         if !self.settled
             && let Err(error) = self.clear()
         {
-            tracing::error!(error = format!("{error:#}"), dir = %self.dir.display(), "not cleared");
+            tracing::error!(
+                error = format!("{error:#}"), dir = %self.dir.display(),
+                "cannot remove the directory of the quickstart"
+            );
         }
     }
 }
 
 /// Creates the folder, or takes it if it is empty; returns true if it was created.
 fn take_folder(dir: &Path) -> anyhow::Result<bool> {
-    let what = || format!("take the folder {}", dir.display());
+    let what = || format!("lock the directory {}", dir.display());
     match fs::read_dir(dir) {
         Ok(mut entries) => {
             anyhow::ensure!(entries.next().is_none(), "{} is not empty", dir.display());
@@ -201,7 +204,7 @@ fn fresh_folder() -> anyhow::Result<PathBuf> {
     let parent = std::env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
     let dir = parent.join(format!("cowshed-quickstart-{:08x}", rand::random::<u32>()));
     let made = fs::DirBuilder::new().mode(0o700).create(&dir);
-    made.with_context(|| format!("make the folder {}", dir.display()))?;
+    made.with_context(|| format!("create the directory {}", dir.display()))?;
     Ok(dir)
 }
 

@@ -75,6 +75,6 @@ fn check_owner(socket: &UnixStream) -> io::Result<()> {
     if owner == 0 || owner == nix::unistd::geteuid().as_raw() {
         return Ok(());
     }
-    let what = format!("user {owner} listens there, not root; nothing was sent");
+    let what = format!("user {owner} listens there instead of root; nothing was sent");
     Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
 }

@@ -66,9 +66,9 @@ impl Listening {
         let listener = UnixListener::from(socket);
         let address = listener
             .local_addr()
-            .map_err(|_| refused("it is no unix socket"))?;
+            .map_err(|_| refused("it is not a unix socket"))?;
         if !getsockopt(&listener, sockopt::AcceptConn)? {
-            return Err(refused("nobody listens on it"));
+            return Err(refused("no process listens on it"));
         }
         let path = address
             .as_pathname()
@@ -121,7 +121,7 @@ impl Drop for Listening {
         let Some(kept) = self.kept else { return };
         let ours = identity(&self.path).is_ok_and(|found| found == kept);
         if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "the socket's file stays behind");
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove the socket's file");
         }
     }
 }

@@ -30,18 +30,18 @@ pub enum ProtocolError {
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
     /// The other side does not speak this protocol.
-    #[error("the other side does not speak cowshed's protocol, so it is something else")]
+    #[error("the peer does not use cowshed's protocol")]
     Foreign,
     /// The other side speaks another version of the protocol.
     #[error(
-        "the other side speaks version {theirs} of the protocol, not {VERSION}; use the cowshed that the daemon runs, or stop the daemon and start this one"
+        "the peer uses version {theirs} of the protocol, not {VERSION}; use the daemon's version of cowshed, or stop the daemon and start it with this version"
     )]
     Version {
         /// The other side's version.
         theirs: u32,
     },
     /// The message is longer than the limit.
-    #[error("a message of {len_bytes} bytes is too long; the limit is {max_bytes}")]
+    #[error("a message of {len_bytes} bytes is longer than the limit of {max_bytes} bytes")]
     TooLong {
         /// Its length.
         len_bytes: u32,
@@ -49,7 +49,7 @@ pub enum ProtocolError {
         max_bytes: u32,
     },
     /// The message is not the expected JSON.
-    #[error("a message cannot be understood: {0}")]
+    #[error("a message is not valid: {0}")]
     Json(#[from] serde_json::Error),
     /// The request came without the three streams.
     #[error("a request came with {0} streams instead of {STREAMS}")]

@@ -37,8 +37,7 @@ pub fn listening_socket() -> io::Result<Option<OwnedFd>> {
         None | Some(0) => Ok(None),
         Some(1) => descriptors::inherited(FIRST).map(Some),
         Some(count) => {
-            let what =
-                format!("the service manager hands over {count} sockets; there is use for one");
+            let what = format!("the service manager passed {count} sockets instead of one");
             Err(io::Error::new(io::ErrorKind::InvalidInput, what))
         }
     }
@@ -63,7 +62,7 @@ pub fn notify(news: &str) {
         return;
     };
     if let Err(error) = send(&socket, news) {
-        tracing::warn!(%error, "cannot tell the service manager");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }
 

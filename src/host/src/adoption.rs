@@ -72,7 +72,10 @@ impl Host {
                 match place_of(&mounts, &device, &own) {
                     Some(path) => {
                         self.thaw(&record.id, &path);
-                        tracing::info!(container = %record.name, path = %path.display(), "stays mounted");
+                        tracing::info!(
+                            container = %record.name, path = %path.display(),
+                            "a container stays mounted"
+                        );
                         self.remember(record.id, path, device);
                         continue;
                     }
@@ -101,9 +104,15 @@ impl Host {
         let work = self.work_dir();
         let inside = mounts.iter().rev().map(|entry| &entry.mount_point);
         for path in inside.filter(|path| **path != work && mount::lies_in(path, &work)) {
-            tracing::info!(path = %path.display(), "unmounting what was interrupted");
+            tracing::info!(
+                path = %path.display(),
+                "unmounting the file system of an interrupted operation"
+            );
             if let Err(error) = filesystem::unmount(path) {
-                tracing::warn!(%error, "a mount is left to its users");
+                tracing::warn!(
+                    %error, path = %path.display(),
+                    "a mount is in use, and ends with its last user"
+                );
                 // This removes at least the path; the device is detached after its last user.
                 let _ = mount::unmount_lazy(path);
             }
@@ -126,7 +135,7 @@ impl Host {
                 .volume_by_id(left.id)
                 .and_then(|volume| self.pool().remove(&volume));
             if let Err(error) = removed {
-                tracing::warn!(%error, volume = %left.name, "left behind");
+                tracing::warn!(%error, volume = %left.name, "cannot remove a temporary volume");
             }
         }
     }
@@ -142,7 +151,7 @@ impl Host {
         // A device to which writes have failed reports that once, and can be detached after that.
         let detach = || export.detach_as(&volume, AttachKind::Loop);
         if let Err(error) = detach().or_else(|_| detach()) {
-            tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
+            tracing::warn!(%error, volume = %volume.name(), "cannot detach a volume");
         }
     }
 
@@ -172,7 +181,7 @@ pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
         resolved => resolved.map_err(Error::io("resolve", files_dir))?,
     };
-    if !mount::is_dead(&files_dir).map_err(Error::io("look at", &files_dir))? {
+    if !mount::is_dead(&files_dir).map_err(Error::io("inspect", &files_dir))? {
         return Ok(removed);
     }
     let attached = loop_device::attached().map_err(Error::io("list", Path::new("/sys/block")))?;
@@ -183,7 +192,7 @@ pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
         let node = device.path();
         let numbers = device
             .device_numbers()
-            .map_err(Error::io("look at", &node))?;
+            .map_err(Error::io("inspect", &node))?;
         let mounts = mount::mounts().map_err(Error::io("read the mounts of", &node))?;
         let on_device = |entry: &&MountEntry| (entry.major, entry.minor) == numbers;
         // In reverse order, as mounts may be stacked.
@@ -199,10 +208,10 @@ pub fn clean_stale_mounts(files_dir: &Path) -> Result<Vec<PathBuf>> {
 /// Thaws the file system at `path` if it is frozen.
 pub(super) fn thaw_at(path: &Path) {
     match mount::thaw(path) {
-        Ok(()) => tracing::info!(path = %path.display(), "let go on"),
+        Ok(()) => tracing::info!(path = %path.display(), "thawed a file system"),
         // It was not frozen yet, or no longer.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        Err(error) => tracing::error!(%error, path = %path.display(), "is still held"),
+        Err(error) => tracing::error!(%error, path = %path.display(), "cannot thaw a file system"),
     }
 }
 

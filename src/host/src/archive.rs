@@ -263,7 +263,7 @@ fn with_diff_ids(config: ImageConfig, found: &[Digest]) -> Result<ImageConfig> {
 
 fn spool_failed(source: io::Error) -> Error {
     Error::Io {
-        action: "keep a layer in",
+        action: "write a layer to",
         path: "a temporary file".into(),
         source,
     }
@@ -274,7 +274,7 @@ fn unnamed_file(folder: &Path) -> Result<File> {
     let path = folder.join(format!("layer-{}", random_hex::<16>()?));
     let mut options = File::options();
     let opened = options.read(true).write(true).create_new(true).open(&path);
-    let file = opened.map_err(Error::io("make", &path))?;
+    let file = opened.map_err(Error::io("create", &path))?;
     fs::remove_file(&path).map_err(Error::io("remove", &path))?;
     Ok(file)
 }
@@ -287,7 +287,7 @@ struct EmptyFolder {
 impl EmptyFolder {
     fn make(folder: &Path) -> Result<Self> {
         let path = folder.join("work").join(random_hex::<16>()?);
-        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        fs::create_dir_all(&path).map_err(Error::io("create the directory", &path))?;
         Ok(Self { path })
     }
 }

@@ -257,7 +257,7 @@ impl Side {
     /// Returns the target of `source`, which is on the side `from`.
     fn target(&self, from: &Self, source: &Place) -> Result<Target> {
         let is_directory = type_of(&source.directory, &source.name)
-            .map_err(from.failed("look at"))?
+            .map_err(from.failed("inspect"))?
             == SFlag::S_IFDIR;
         let bytes = self.path.as_os_str().as_bytes();
         match self.directory(bytes) {
@@ -326,8 +326,8 @@ const LINKS_MAX: u32 = 40;
 
 fn clone_failed(source: io::Error) -> Error {
     Error::Io {
-        action: "open",
-        path: "a folder once more".into(),
+        action: "duplicate",
+        path: "the descriptor of a directory".into(),
         source,
     }
 }

@@ -63,7 +63,7 @@ impl Host {
             None => self.mount_data(&volume)?,
         };
         if mount.users.len() >= USERS_MAX && !mount.users.contains(user) {
-            return Err(refused("it has as many users as it can have"));
+            return Err(refused("it has the maximum number of users"));
         }
         mount.users.insert(user.to_owned());
         let path = mount.path.clone();
@@ -96,11 +96,14 @@ impl Host {
         }
         if is_mounted(&mount)? {
             let synced = mount::sync_file_system(&mount.path);
-            synced.map_err(Error::io("write out", &mount.path))?;
+            synced.map_err(Error::io("flush", &mount.path))?;
         }
         if let Err(error) = self.unmount_data(&volume) {
             // Somebody else still uses the mount. It is unmounted when the next user has finished.
-            tracing::warn!(%error, volume = %volume.name(), "stays in use without a user");
+            tracing::warn!(
+                %error, volume = %volume.name(),
+                "cannot unmount a data volume without users"
+            );
         }
         Ok(self.pool().flush()?)
     }
@@ -182,7 +185,7 @@ impl Host {
                 ..self.mount_data(volume)?
             });
         }
-        fs::create_dir_all(&known.path).map_err(Error::io("make the folder", &known.path))?;
+        fs::create_dir_all(&known.path).map_err(Error::io("create the directory", &known.path))?;
         filesystem::mount(
             &known.device,
             &known.path,
@@ -194,7 +197,7 @@ impl Host {
 
     fn mount_data(&self, volume: &Volume) -> Result<DataMount> {
         let path = self.data_dir().join(volume.id().to_string());
-        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        fs::create_dir_all(&path).map_err(Error::io("create the directory", &path))?;
         let device = self
             .fit_file_system(volume)
             .and_then(|()| self.attach_and_mount(volume, &path, Mode::Container, Access::Programs))
@@ -267,12 +270,15 @@ impl Host {
             };
             let is_mounted = device.is_some() && lies_on(mounts, &known);
             if is_mounted && !known.users.is_empty() {
-                tracing::info!(path = %known.path.display(), "stays mounted");
+                tracing::info!(path = %known.path.display(), "a data volume stays mounted");
                 self.data_mounts.lock().insert(id, known);
                 continue;
             }
             if is_mounted && let Err(error) = filesystem::unmount(&known.path) {
-                tracing::warn!(%error, "stays mounted without a user");
+                tracing::warn!(
+                    %error, path = %known.path.display(),
+                    "cannot unmount a data volume without users"
+                );
                 self.data_mounts.lock().insert(id, known);
                 continue;
             }

@@ -64,7 +64,7 @@ pub enum Error {
         name: Box<str>,
     },
     /// A short id matches several objects.
-    #[error("the id {prefix} fits more than one {kind}; give more of it")]
+    #[error("the id {prefix} matches more than one {kind}; give more of its digits")]
     Ambiguous {
         /// The kind of object that was looked for.
         kind: Kind,
@@ -72,7 +72,7 @@ pub enum Error {
         prefix: Box<str>,
     },
     /// The name belongs to another container.
-    #[error("there is a container {0} already; choose another name or remove it")]
+    #[error("the container {0} already exists; choose another name or remove it")]
     ContainerExists(base::Name),
     /// Containers still use the image.
     #[error("the image {image} is in use by {containers}; remove them first")]
@@ -83,10 +83,10 @@ pub enum Error {
         containers: Names,
     },
     /// The image has no layer to make a container of.
-    #[error("the image {0} has no layers, so there is no root to start from")]
+    #[error("the image {0} has no layers, and so no root for a container")]
     EmptyImage(Box<str>),
     /// The container is mounted at another path.
-    #[error("the container {container} is mounted at {path} already; unmount it first", path = path.display())]
+    #[error("the container {container} is already mounted at {path}; unmount it first", path = path.display())]
     MountedElsewhere {
         /// The container's name.
         container: Box<str>,
@@ -98,7 +98,7 @@ pub enum Error {
     NotMounted(Box<str>),
     /// This kind of file system cannot be quiesced.
     #[error(
-        "the file system at {path} cannot be held still while it is mounted; unmount it, then take the snapshot", path = path.display()
+        "the file system at {path} cannot be frozen while it is mounted; unmount it, then take the snapshot", path = path.display()
     )]
     CannotHold {
         /// The mount point.
@@ -106,7 +106,7 @@ pub enum Error {
     },
     /// The file system also uses other devices.
     #[error(
-        "the file system at {path} lies on {others} as well as on this volume, and a snapshot of one alone holds parts that do not fit; freeze it (fsfreeze --freeze {path}), take a snapshot of each, and thaw it, or unmount it first", path = path.display()
+        "the file system at {path} uses {others} in addition to this volume, and a snapshot of one of them alone is inconsistent; freeze it (fsfreeze --freeze {path}), take a snapshot of each, and thaw it, or unmount it first", path = path.display()
     )]
     OnOthersToo {
         /// The mount point.
@@ -116,7 +116,7 @@ pub enum Error {
     },
     /// Another process thaws the file system whenever it is quiesced.
     #[error(
-        "somebody else thawed the file system on the volume {0} during each of several attempts at a snapshot; end what does so, then try again"
+        "another process thawed the file system on the volume {0} during each attempt to take a snapshot; stop that process, then try again"
     )]
     ThawedMeanwhile(base::Name),
     /// A file in the mounted file system is open.
@@ -126,7 +126,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The requested size is smaller than the image's file system.
-    #[error("the size must be at least {min_bytes} bytes, which the file system to begin with has")]
+    #[error("the size must be at least {min_bytes} bytes, the size of the image's file system")]
     TooSmall {
         /// The minimum size.
         min_bytes: u64,
@@ -149,14 +149,14 @@ pub enum Error {
     },
     /// The text is not a valid name of a data volume.
     #[error(
-        "{0:?} is no name for a data volume: letters, digits and . _ -, the first one a letter or digit, up to 250"
+        "{0:?} is not a valid name of a data volume; use 1 to 250 letters, digits and . _ -, the first one a letter or digit"
     )]
     DataVolumeName(Box<str>),
     /// Another data volume has this name, or this one was made with other options.
-    #[error("there is a data volume {0} already; choose another name or remove it")]
+    #[error("the data volume {0} already exists; choose another name or remove it")]
     DataVolumeExists(Box<str>),
     /// Somebody has the data volume mounted.
-    #[error("the data volume {name} has {users} users; stop what uses it first")]
+    #[error("the data volume {name} has {users} users; stop them first")]
     DataVolumeInUse {
         /// The data volume.
         name: Box<str>,
@@ -172,11 +172,11 @@ pub enum Error {
         why: &'static str,
     },
     /// The volume cannot be mounted.
-    #[error("{0} holds no ext4 file system with blocks of 4096 bytes; make one in it first")]
+    #[error("{0} holds no ext4 file system with blocks of 4096 bytes; create one in it first")]
     NoFileSystem(base::Name),
     /// A write to the volume was refused.
     #[error(
-        "{0} does not hold all that was written to it, because a write found no room in the pool or failed: make room, remove it, and write it anew"
+        "{0} does not hold all that was written to it, because a write failed or found no space in the pool; free some space, remove {0}, and create it again"
     )]
     Incomplete(base::Name),
     /// The file system in a volume is full, though the pool is not.
@@ -190,10 +190,10 @@ pub enum Error {
         why: Box<str>,
     },
     /// The pool is not at its limit, but its host has no space.
-    #[error("the host's file system that holds the pool is full; make room there")]
+    #[error("the host's file system that holds the pool is full; free some space there")]
     HostFull,
     /// Copying needs exactly one container.
-    #[error("exactly one side of a copy is CONTAINER:PATH")]
+    #[error("exactly one side of a copy must be CONTAINER:PATH")]
     CopySides,
     /// A folder cannot replace a file.
     #[error("{path} is not a directory", path = path.display())]
@@ -213,7 +213,7 @@ pub enum Error {
         what: &'static str,
     },
     /// The source of a copy cannot be copied.
-    #[error("{path} is a socket, which means nothing without its process", path = path.display())]
+    #[error("{path} is a socket, which cannot be copied", path = path.display())]
     CopySocket {
         /// The copy's source.
         path: PathBuf,

@@ -230,7 +230,7 @@ fn fill_template(pool: &Pool, volume: &Volume, file: &File, name: &Name) -> Resu
 /// Creates a memory file of `size_bytes` that holds an empty file system.
 fn format_memory_file(size_bytes: u64) -> Result<File> {
     let failed = |source| Error::Io {
-        action: "make a memory file for",
+        action: "create a memory file for",
         path: "mkfs.ext4".into(),
         source,
     };
@@ -309,7 +309,7 @@ fn run(program: &'static str, command: &mut Command) -> Result<()> {
     let message = text
         .lines()
         .rfind(|line| !line.trim().is_empty())
-        .unwrap_or("it says nothing");
+        .unwrap_or("it printed no message");
     Err(Error::Program {
         program,
         status: output.status,

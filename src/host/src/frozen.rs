@@ -52,7 +52,7 @@ impl FrozenMount {
                 !was_thawed
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot see whether a file system is still frozen");
+                tracing::warn!(%error, "cannot determine whether a file system is still frozen");
                 false
             }
         }
@@ -68,7 +68,7 @@ impl FrozenMount {
             Ok(()) => true,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
             Err(error) => {
-                tracing::error!(%error, path = %self.path.display(), "could not thaw a file system");
+                tracing::error!(%error, path = %self.path.display(), "cannot thaw a file system");
                 false
             }
         }
@@ -85,7 +85,7 @@ impl Drop for FrozenMount {
 
 /// Freezes a file system, and leaves the note if it did; returns `false` if it is frozen already.
 fn try_freeze(file_system: &FileSystem, path: &Path, note: &Path) -> Result<bool> {
-    fs::create_dir_all(note).map_err(Error::io("make the folder", note))?;
+    fs::create_dir_all(note).map_err(Error::io("create the directory", note))?;
     let frozen = file_system.freeze();
     if frozen.is_err() {
         // The note is not valid in this case.

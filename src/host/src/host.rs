@@ -115,7 +115,7 @@ impl Host {
     }
 
     fn unclean(pool: Pool, state_dir: &Path, exported: Exported) -> Result<Self> {
-        fs::create_dir_all(state_dir).map_err(Error::io("make the folder", state_dir))?;
+        fs::create_dir_all(state_dir).map_err(Error::io("create the directory", state_dir))?;
         let state_dir = mount::resolve(state_dir).map_err(Error::io("resolve", state_dir))?;
         Ok(Self {
             pool,
@@ -307,14 +307,17 @@ impl Host {
     /// Unmounts and detaches as far as possible, when written data no longer matters.
     fn abandon(&self, volume: &Volume, path: &Path) {
         if let Err(error) = filesystem::unmount(path) {
-            tracing::warn!(%error, "a mount is left to its users");
+            tracing::warn!(
+                %error, path = %path.display(),
+                "a mount is in use, and ends with its last user"
+            );
             // This removes at least the path; the device is detached after its last user.
             let _ = mount::unmount_lazy(path);
         }
         // A device to which writes have failed reports that once, and can be detached after that.
         let detach = || self.export().and_then(|export| Ok(export.detach(volume)?));
         if let Err(error) = detach().or_else(|_| detach()) {
-            tracing::warn!(%error, volume = %volume.name(), "could not let go of a volume");
+            tracing::warn!(%error, volume = %volume.name(), "cannot detach a volume");
         }
         // An empty folder that remains does no harm.
         let _ = fs::remove_dir(path);
@@ -325,7 +328,7 @@ impl Host {
         // Named so that a successor can identify the volume.
         let name = format!("{}-{}", volume.id(), random_hex::<16>()?);
         let path = self.work_dir().join(name);
-        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        fs::create_dir_all(&path).map_err(Error::io("create the directory", &path))?;
         match self.attach_and_mount(volume, &path, mode, Access::FilesOnly) {
             Ok(_) => Ok(WorkMount {
                 host: self,
@@ -348,7 +351,7 @@ impl Host {
         let mut mounted = view.mount.lock();
         if mounted.users == 0 {
             let path = self.work_dir().join(format!("{VIEW_PREFIX}{id}"));
-            fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+            fs::create_dir_all(&path).map_err(Error::io("create the directory", &path))?;
             let mounting = self.attach_and_mount(volume, &path, Mode::Frozen, Access::FilesOnly);
             if let Err(error) = mounting {
                 // Nothing is mounted there; at worst an empty folder remains.
@@ -377,7 +380,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            tracing::warn!(%error, "the containers could not all be unmounted");
+            tracing::warn!(%error, "cannot unmount all containers");
         }
     }
 }
@@ -439,10 +442,10 @@ impl WorkMount<'_> {
 
     /// Unmounts and detaches; all written data is in the volume then.
     pub(super) fn unmount(mut self) -> Result<()> {
-        mount::sync_file_system(&self.path).map_err(Error::io("write out", &self.path))?;
+        mount::sync_file_system(&self.path).map_err(Error::io("flush", &self.path))?;
         self.host.unmount_and_detach(&self.volume, &self.path)?;
         self.mounted = false;
-        fs::remove_dir(&self.path).map_err(Error::io("remove the folder", &self.path))
+        fs::remove_dir(&self.path).map_err(Error::io("remove the directory", &self.path))
     }
 }
 
@@ -491,7 +494,12 @@ impl Drop for WorkVolumes<'_> {
         for volume in self.volumes.drain(..).rev() {
             match cancel::never(|| self.pool.remove(&volume)) {
                 Ok(()) | Err(base::Error::NoSuchVolume(_)) => {}
-                Err(error) => tracing::warn!(%error, volume = %volume.name(), "left behind"),
+                Err(error) => {
+                    tracing::warn!(
+                        %error, volume = %volume.name(),
+                        "cannot remove a temporary volume"
+                    );
+                }
             }
         }
     }

@@ -350,8 +350,8 @@ fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Optio
     let size_bytes = top.volume.size_bytes();
     (size_bytes != wanted_bytes).then(|| {
         format!(
-            "the layers are in the pool already, in file systems of {size_bytes} bytes: the size \
-             has no effect; make containers with a size of their own"
+            "the layers are already in the pool, in file systems of {size_bytes} bytes: the size \
+             has no effect; choose a size for each container instead"
         )
     })
 }

@@ -60,7 +60,10 @@ impl Host {
         }
         self.write_out(volume, &it)?;
         if let Err(error) = it.at.checkpoint() {
-            tracing::debug!(%error, path = %it.path.display(), "its journal cannot be emptied");
+            tracing::debug!(
+                %error, path = %it.path.display(),
+                "cannot empty the journal of a file system"
+            );
             return Ok(None);
         }
         let snapshot = self.pool().snapshot(volume, name)?;
@@ -98,7 +101,10 @@ impl Host {
             if !ends.contains(&false) {
                 return Ok(snapshot);
             }
-            tracing::info!(volume = %volume.name(), "was thawed by somebody: taking another snapshot");
+            tracing::info!(
+                volume = %volume.name(),
+                "another process thawed the file system during a snapshot: taking another one"
+            );
             self.pool().remove(&snapshot)?;
         }
         Err(Error::ThawedMeanwhile(volume.name()))
@@ -148,7 +154,7 @@ impl Host {
 
     fn write_out(&self, volume: &Volume, it: &Mounted) -> Result<()> {
         // A write that found no space in the pool is reported here, and not again later.
-        let synced = it.at.sync().map_err(Error::io("write out", &it.path));
+        let synced = it.at.sync().map_err(Error::io("flush", &it.path));
         synced.inspect_err(|_| self.note_refusal(volume))
     }
 
@@ -181,7 +187,10 @@ impl Host {
             let volume = self.pool().volume_by_id(id);
             let devices = volume.map_or_else(|_| Vec::new(), |it| export.devices_over(&it));
             let found = mounted_over(&devices, mounts).unwrap_or_else(|error| {
-                tracing::error!(%error, "a file system may still be held");
+                tracing::error!(
+                    %error,
+                    "cannot find the file systems of a volume, which may still be frozen"
+                );
                 Vec::new()
             });
             for it in found {

@@ -305,7 +305,7 @@ pub(super) fn find_image(pool: &Pool, wanted: &str) -> Result<FoundImage> {
         let record = image(pool, id)?.ok_or_else(|| Error::Record {
             kind: Kind::Reference,
             key: name.key.as_str().into(),
-            fault: RecordFault::Contradiction("it leads to an image that is missing"),
+            fault: RecordFault::Contradiction("it refers to an image that is missing"),
         })?;
         return Ok(FoundImage {
             id,

@@ -54,7 +54,7 @@ impl Host {
                 .remove_record(RecordKind::REFUSED, &key(id))
                 .put_record(RecordKind::REFUSED, &key(id), &[]);
             if let Err(error) = transaction.commit() {
-                tracing::error!(%error, volume = %id, "it is not written down that it is incomplete");
+                tracing::error!(%error, volume = %id, "cannot record that a volume is incomplete");
             }
         }
     }
@@ -69,7 +69,10 @@ impl Host {
             let mut transaction = self.pool().transaction();
             transaction.remove_record(RecordKind::REFUSED, &key);
             if let Err(error) = transaction.commit() {
-                tracing::warn!(%error, "the record of a volume that is gone stays");
+                tracing::warn!(
+                    %error,
+                    "cannot remove the record of a volume that no longer exists"
+                );
             }
         }
     }

@@ -141,7 +141,7 @@ impl<'a> LayerRoom<'a> {
         if let Err(error) = self.grow(missing)? {
             // The layer is complete all the same, and a container can be made larger.
             let volume = self.volume.name();
-            tracing::warn!(%error, %volume, "a layer has less than the usual room");
+            tracing::warn!(%error, %volume, "a layer has less free space than usual");
         }
         Ok(())
     }
@@ -176,7 +176,7 @@ impl<'a> LayerRoom<'a> {
     fn left(&self) -> Result<Left> {
         let at = FileSystem::numbered(self.path, self.number);
         let found = at.and_then(|at| at.room());
-        let found = found.map_err(Error::io("ask for the room of", self.path))?;
+        let found = found.map_err(Error::io("query the free space of", self.path))?;
         let block = found.fragment_size();
         let used_blocks = found.blocks().saturating_sub(found.blocks_free());
         Ok(Left {
@@ -233,7 +233,7 @@ impl<'a> LayerRoom<'a> {
         };
         let device = Path::new(&entry.source);
         // Unmounting does not report data that could not be written.
-        mount::sync_file_system(self.path).map_err(Error::io("write out", self.path))?;
+        mount::sync_file_system(self.path).map_err(Error::io("flush", self.path))?;
         if let Err(busy) = filesystem::unmount(self.path) {
             return Ok(Err(busy));
         }
@@ -248,7 +248,10 @@ impl<'a> LayerRoom<'a> {
         filesystem::grow(device).inspect_err(|_| {
             // The file system does not use the space beyond its end.
             if let Err(error) = self.resize(old_bytes) {
-                tracing::warn!(%error, "a volume stays larger than its file system");
+                tracing::warn!(
+                    %error,
+                    "cannot shrink a volume back to the size of its file system"
+                );
             }
         })
     }

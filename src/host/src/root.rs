@@ -198,7 +198,7 @@ impl Host {
         let record = record::find_container(self.pool(), container)?;
         let lock = self.container_lock(&record.id);
         let _held = hold(&lock)?;
-        let dir = dir.map(|dir| mount::resolve(dir).map_err(Error::io("find the folder", dir)));
+        let dir = dir.map(|dir| mount::resolve(dir).map_err(Error::io("find the directory", dir)));
         let dir = dir.transpose()?;
         if let Some(path) = self.mounted_at(&record)? {
             return match dir {
@@ -211,7 +211,7 @@ impl Host {
         }
         // Wherever it is mounted, this folder tells a successor that it is mounted.
         let own = self.mounts_dir().join(&record.id);
-        fs::create_dir_all(&own).map_err(Error::io("make the folder", &own))?;
+        fs::create_dir_all(&own).map_err(Error::io("create the directory", &own))?;
         let path = dir.unwrap_or_else(|| own.clone());
         let device = record
             .volume(self.pool())

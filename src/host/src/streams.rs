@@ -28,7 +28,7 @@ impl Host {
         self.within_container(container, |root| {
             let side = side(container, path, root)?;
             let source = side.source(options)?;
-            if source.kind().map_err(side.failed("look at"))? == SFlag::S_IFSOCK {
+            if source.kind().map_err(side.failed("inspect"))? == SFlag::S_IFSOCK {
                 let path = path.to_owned();
                 return Err(Error::CopySocket { path });
             }

@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     /// A call of a newer protocol, or of another kind of plugin.
-    #[error("cowshed does not know the call {0}")]
+    #[error("the call {0} is not supported")]
     UnknownCall(String),
     /// The message is malformed.
-    #[error("the request cannot be understood: {0}")]
+    #[error("the request is not valid: {0}")]
     Json(#[from] serde_json::Error),
     /// The option is unknown.
-    #[error("there is no option {0}; known are size=SIZE and from=NAME")]
+    #[error("there is no option {0}; use size=SIZE or from=NAME")]
     UnknownOption(String),
     /// The option's value is invalid.
     #[error("size={text}: {error}")]
     Size { text: String, error: SizeError },
     /// Docker's messages are text, but the folder's name is not.
-    #[error("the mount point {} is no text", .0.display())]
+    #[error("the mount point {} is not UTF-8", .0.display())]
     PathText(PathBuf),
     /// The host's error.
     #[error(transparent)]

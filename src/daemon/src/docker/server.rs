@@ -101,14 +101,14 @@ async fn accept(listener: UnixListener, host: Arc<Host>, mut stopping: watch::Re
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a caller of the volume plugin");
+                tracing::warn!(%error, "cannot accept a connection to the volume plugin");
                 time::sleep(ACCEPT_RETRY).await;
                 continue;
             }
         };
         // Beyond the limit, a caller finds the connection closed.
         let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            tracing::warn!("the volume plugin has {CONNECTIONS_MAX} callers, and refuses one more");
+            tracing::warn!("the volume plugin refused a connection: {CONNECTIONS_MAX} are open");
             continue;
         };
         if may_call(&stream) {
@@ -134,7 +134,10 @@ fn may_call(stream: &UnixStream) -> bool {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
         Ok(peer) => {
-            tracing::warn!(user = peer.uid(), "the volume plugin serves only root");
+            tracing::warn!(
+                user = peer.uid(),
+                "the volume plugin refused a client of another user"
+            );
             false
         }
         Err(_) => false,
@@ -157,7 +160,7 @@ async fn serve(stream: UnixStream, host: Arc<Host>, mut stopping: watch::Receive
         }
     };
     if let Err(error) = served {
-        tracing::debug!(%error, "a caller of the volume plugin is gone");
+        tracing::debug!(%error, "a connection to the volume plugin ended");
     }
 }
 
@@ -173,14 +176,19 @@ async fn respond(request: Request<Incoming>, host: Arc<Host>) -> Response<Full<B
             let why = format!("the request is longer than {BODY_BYTES_MAX} bytes");
             return failure(StatusCode::PAYLOAD_TOO_LARGE, &why);
         }
-        Ok(Err(_)) => return failure(StatusCode::BAD_REQUEST, "the request breaks off"),
-        Err(_) => return failure(StatusCode::REQUEST_TIMEOUT, "the request does not end"),
+        Ok(Err(_)) => return failure(StatusCode::BAD_REQUEST, "the request is incomplete"),
+        Err(_) => {
+            return failure(
+                StatusCode::REQUEST_TIMEOUT,
+                "the request did not end in time",
+            );
+        }
     };
     // The call runs to its end even if the caller does not wait for it.
     let called = task::spawn_blocking(move || {
         let answered = driver::call(&host, &path, &body);
         if let Err(error) = &answered {
-            tracing::warn!(%error, call = %path, "the volume plugin refuses a call");
+            tracing::warn!(%error, call = %path, "the volume plugin refused a call");
         }
         answered
     });
@@ -189,7 +197,7 @@ async fn respond(request: Request<Incoming>, host: Arc<Host>) -> Response<Full<B
         Ok(Err(refusal)) => failure(status_of(&refusal), &refusal.to_string()),
         Err(_) => failure(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "the call failed on a defect of cowshed; see the daemon's log",
+            "the call failed because of a defect in cowshed; see the daemon's log",
         ),
     }
 }

@@ -171,7 +171,7 @@ impl ToKeeper {
             }
             match serde_json::from_slice(&line) {
                 Ok(message) => return Some(message),
-                Err(error) => tracing::error!(%error, "the keeper says what makes no sense"),
+                Err(error) => tracing::error!(%error, "the keeper sent an invalid message"),
             }
         }
     }
@@ -243,7 +243,7 @@ impl FromWorker {
             }
             self.take_lines(&mut messages);
             if self.line.len() > LINE_BYTES_MAX {
-                tracing::error!("the worker says what makes no sense");
+                tracing::error!("the worker sent an invalid message");
                 self.line.clear();
             }
         }
@@ -258,7 +258,7 @@ impl FromWorker {
                     messages.push((message, self.received.pop()));
                 }
                 Ok(message) => messages.push((message, None)),
-                Err(error) => tracing::error!(%error, "the worker says what makes no sense"),
+                Err(error) => tracing::error!(%error, "the worker sent an invalid message"),
             }
         }
     }

@@ -56,10 +56,10 @@ impl Standby {
             return Some(how.unwrap_or_else(|| "killed".to_owned()));
         }
         let fault = if is_stopped {
-            "the daemon was told to stop".to_owned()
+            "the daemon was asked to stop".to_owned()
         } else if is_late {
             let seconds = PREPARE_TIME.as_secs();
-            format!("it did not show within {seconds} s that it can read the pool")
+            format!("it did not report within {seconds} s that it can read the pool")
         } else {
             return None;
         };
@@ -72,7 +72,7 @@ impl<O: Owner> Keeper<O> {
     /// Starts `program` beside `current`, the worker that serves.
     pub(super) fn prepare(&mut self, program: Program, current: &Worker) {
         if self.standby.is_some() {
-            tracing::warn!("another program is about to take over already");
+            tracing::warn!("refused a hand-over: another one is in progress");
             return;
         }
         notify(&format!(
@@ -108,10 +108,13 @@ impl<O: Owner> Keeper<O> {
         };
         for (message, _) in standby.worker.control.read() {
             if message == Message::Prepared && standby.deadline.take().is_some() {
-                tracing::info!(pid = standby.worker.pid, "the new program can serve");
+                tracing::info!(
+                    pid = standby.worker.pid,
+                    "the new program is ready to serve"
+                );
                 self.hands_over = true;
                 if let Err(error) = current.control.tell(&ToWorker::HandOver) {
-                    tracing::error!(%error, "the worker does not hear that it is to hand over");
+                    tracing::error!(%error, "cannot ask the worker to hand over");
                 }
             }
         }
@@ -135,7 +138,7 @@ impl<O: Owner> Keeper<O> {
         } = self.standby.take()?;
         if deadline.is_some() {
             self.end(&worker);
-            self.refuse("the old one died before it was ready", None);
+            self.refuse("the old worker died before the new one was ready", None);
             return None;
         }
         let before = self.serving.clone();
@@ -166,7 +169,7 @@ impl<O: Owner> Keeper<O> {
         let failure = format!("the new program could not serve ({how})");
         tracing::error!(
             reason = how,
-            "the new program does not come to serve; the old one goes on"
+            "the new program does not come to serve; the old one continues"
         );
         self.serving.upgrade_failure = Some(failure);
     }
@@ -178,7 +181,7 @@ impl<O: Owner> Keeper<O> {
         let Some(current) = current else { return };
         let news = ToWorker::Serving(self.serving.clone());
         if let Err(error) = current.control.tell(&news) {
-            tracing::warn!(%error, "the worker does not hear how the hand-over went");
+            tracing::warn!(%error, "cannot report the result of the hand-over to the worker");
         }
         let pid = current.pid;
         notify(&format!("READY=1\nSTATUS=served by process {pid}"));

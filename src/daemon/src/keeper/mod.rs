@@ -218,7 +218,7 @@ impl<O: Owner> Keeper<O> {
                 News::Child => child_ended = true,
                 News::ReopenLog => {
                     self.owner.reopen_log();
-                    tracing::info!("the log is opened again");
+                    tracing::info!("reopened the log");
                     if let Some(worker) = worker {
                         worker.signal(Signal::SIGHUP);
                     }
@@ -236,8 +236,8 @@ impl<O: Owner> Keeper<O> {
             // Another worker would find data in the page cache that the host could not write, and
             // take it for durable.
             tracing::error!(
-                "the host failed to write to the pool's device, so no other worker is started; \
-                 the volumes are cut off. See to the device, then serve again: the pool comes back \
+                "the host failed to write to the pool's device, so no other worker is started, and \
+                 users of the volumes get errors; repair the device, then serve again: the pool is \
                  as of its last flush"
             );
             notify("STATUS=the pool's device has failed");
@@ -304,13 +304,13 @@ impl<O: Owner> Keeper<O> {
                 // The keeper sends a message instead of a signal: a signal may come to all
                 // processes of a service at once, and must not count twice.
                 if let Err(error) = worker.control.tell(&ToWorker::Stop) {
-                    tracing::warn!(%error, "the worker does not hear, and is sent a signal");
+                    tracing::warn!(%error, "cannot send a message to the worker: sending a signal");
                     worker.signal(Signal::SIGTERM);
                 }
                 self.stops_sent += 1;
             }
         } else if self.stops > 1 {
-            tracing::warn!("told to stop twice before the worker serves");
+            tracing::warn!("asked to stop twice before the worker serves: killing it");
             worker.signal(Signal::SIGKILL);
         }
         State::Runs(worker, deadline)
@@ -330,7 +330,7 @@ impl<O: Owner> Keeper<O> {
                     self.prepare(Program::Other(file, arguments.collect()), worker);
                 }
                 (Message::Prepare { .. }, None) => {
-                    tracing::error!("a hand-over without a program");
+                    tracing::error!("the worker asked for a hand-over without a program");
                 }
                 (Message::Alive, _) => self.watchdog.answered(worker.pid),
                 // Only a waiting worker sends this.
@@ -367,17 +367,24 @@ impl<O: Owner> Keeper<O> {
             Ok(Left::MayWrite(thread)) if passed >= FENCE_TIME => {
                 tracing::error!(
                     thread,
-                    "a dead worker's thread may still write to the pool; its disk does not answer"
+                    "a thread of a dead worker may still write to the pool, because the disk does \
+                     not answer; no other worker is started"
                 );
                 return self.give_up(Some(worker.pid), FAILED);
             }
             Err(error) => {
-                tracing::error!(%error, "cannot see what is left of the dead worker");
+                tracing::error!(
+                    %error,
+                    "cannot inspect the threads of the dead worker; no other worker is started"
+                );
                 return self.give_up(Some(worker.pid), FAILED);
             }
             // A worker that ends on purpose gets some time, so that it can be reaped.
             Ok(Left::Harmless(_)) if !worker.ended || passed >= REAP_TIME => {
-                tracing::info!(pid = worker.pid, "threads of the dead worker linger");
+                tracing::info!(
+                    pid = worker.pid,
+                    "threads of the dead worker linger, but cannot write to the pool"
+                );
                 return self.after_death(Some(worker), None);
             }
             Ok(_) => {}
@@ -437,9 +444,8 @@ impl<O: Owner> Keeper<O> {
             // The requests that were sent to the worker are lost, and no other worker could reply
             // to them.
             tracing::error!(
-                "the volumes were served over io_uring, where no other worker can go on; they are \
-                 cut off, and their users get errors. Serve again: the pool has all that was \
-                 acknowledged"
+                "the volumes were served over io_uring, where no other worker can continue; users \
+                 of the volumes get errors; serve again: the pool has all that was acknowledged"
             );
             notify("STATUS=the worker died, and no other can follow it over io_uring");
             return self.give_up(None, exit.unwrap_or(FAILED));
@@ -461,7 +467,8 @@ impl<O: Owner> Keeper<O> {
             }
             Next::GiveUp => {
                 tracing::error!(
-                    "{} workers in a row failed; the volumes are cut off, and their users get errors",
+                    "{} workers in a row failed; no other worker is started, and users of the \
+                     volumes get errors",
                     restarts::FAILURES_MAX
                 );
                 self.give_up(None, exit)
@@ -480,7 +487,7 @@ impl<O: Owner> Keeper<O> {
             // The call returns EBUSY while the mount is in use, but has ended the connection by
             // then.
             if let Err(error) = mount::abort(&connection.dir) {
-                tracing::debug!(%error, "ended, and in use");
+                tracing::debug!(%error, "cannot abort the mount");
             }
         }
         State::Over(exit)

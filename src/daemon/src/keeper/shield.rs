@@ -11,13 +11,13 @@ const NEVER: i32 = -1000;
 /// Shields this process as far as permitted; returns the score that a worker is to have instead.
 pub(super) fn raise() -> Option<i32> {
     if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
-        tracing::debug!(%error, "the keeper may be swapped out");
+        tracing::debug!(%error, "cannot lock the keeper's memory, which may be swapped out");
     }
     let before = fs::read_to_string(OOM_SCORE).ok()?.trim().parse().ok()?;
     match fs::write(OOM_SCORE, NEVER.to_string()) {
         Ok(()) => Some(before),
         Err(error) => {
-            tracing::debug!(%error, "the keeper may be killed for its memory");
+            tracing::debug!(%error, "cannot protect the keeper from the out-of-memory killer");
             None
         }
     }
@@ -29,6 +29,6 @@ pub fn restore_oom_score(score: Option<i32>) {
     if let Some(score) = score
         && let Err(error) = fs::write(OOM_SCORE, score.to_string())
     {
-        tracing::debug!(%error, "cannot set the worker's score");
+        tracing::debug!(%error, "cannot set the worker's score for the out-of-memory killer");
     }
 }

@@ -21,7 +21,7 @@ impl<O: Owner> Keeper<O> {
         };
         self.owner.flush_log();
         let Err(error) = self.exec(&program, worker);
-        tracing::error!(%error, "the keeper stays what it is; its worker is the new program");
+        tracing::error!(%error, "the keeper cannot execute the new program, which its worker runs");
     }
 
     /// Executes the program; returns only on failure.
@@ -87,9 +87,6 @@ pub fn resume<O: Owner>(
     keeper.stops = told.stops;
     keeper.usual_time = told.usual_time;
     keeper.has_served = true;
-    tracing::info!(
-        worker = worker.pid,
-        "the new program keeps what the old one kept"
-    );
+    tracing::info!(worker = worker.pid, "the keeper runs the new program");
     Ok(keeper.run_from(State::Runs(worker, None)))
 }

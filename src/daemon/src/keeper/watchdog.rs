@@ -59,8 +59,7 @@ impl Watchdog {
                 if now - since >= time / 2 {
                     tracing::error!(
                         pid,
-                        "the worker has not answered for {:?}, so it is killed and followed by \
-                         another one",
+                        "the worker has not answered for {:?}, so it is killed and replaced",
                         now - since
                     );
                     worker.signal(Signal::SIGKILL);

@@ -216,6 +216,8 @@ pub(super) fn kill_group(pid: u32) {
     match killpg(Pid::from_raw(pid), Signal::SIGKILL) {
         // Only zombies are left, or no process.
         Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => {}
-        Err(error) => tracing::warn!(%error, pid, "cannot end what a dead worker had started"),
+        Err(error) => {
+            tracing::warn!(%error, pid, "cannot kill the processes that a dead worker started")
+        }
     }
 }

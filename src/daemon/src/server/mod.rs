@@ -175,7 +175,7 @@ fn accept_until_stopped<H: Handler>(
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot wait for clients");
+                tracing::error!(%error, "cannot wait for connections");
                 thread::sleep(ACCEPT_RETRY);
             }
         }
@@ -186,7 +186,7 @@ fn accept_until_stopped<H: Handler>(
             Ok((socket, _)) => admit(shared, socket),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a client");
+                tracing::warn!(%error, "cannot accept a connection");
                 thread::sleep(ACCEPT_RETRY);
             }
         }
@@ -205,7 +205,7 @@ fn admit<H: Handler>(shared: &Arc<Shared<H>>, socket: UnixStream) {
             drop(sessions);
             refuse(
                 &socket,
-                format!("the daemon stops, or runs {SESSIONS_MAX} commands already"),
+                format!("the daemon is stopping, or runs the maximum of {SESSIONS_MAX} commands"),
             );
             return;
         }
@@ -298,7 +298,7 @@ fn serve<H: Handler>(handler: &H, socket: &UnixStream, cancel: &H::Cancel) {
             refusal: None,
         },
         Err(_) => {
-            let refusal = "the command failed on a defect of cowshed; see the daemon's log";
+            let refusal = "the command failed because of a defect in cowshed; see the daemon's log";
             Answer {
                 status: 1,
                 refusal: Some(refusal.to_owned()),
@@ -306,7 +306,7 @@ fn serve<H: Handler>(handler: &H, socket: &UnixStream, cancel: &H::Cancel) {
         }
     };
     if let Err(error) = send_answer(socket, &answer) {
-        tracing::debug!(%error, "a client was gone before its command ended");
+        tracing::debug!(%error, "a client closed its connection before its command ended");
     }
 }
 
@@ -340,7 +340,10 @@ fn while_watching<H: Handler, T>(
             }
         });
         if let Err(error) = watching {
-            tracing::warn!(%error, "a command goes on when its client is gone: no thread can watch");
+            tracing::warn!(
+                %error,
+                "cannot start a thread that watches a client: its command continues without it"
+            );
         }
         let answer = act();
         drop(done_writer);

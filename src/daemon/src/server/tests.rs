@@ -173,7 +173,7 @@ fn hostile_bytes_are_answered_with_a_refusal() {
     (&socket).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let answer = receive_answer(&socket).unwrap();
     assert_eq!(answer.status, 1);
-    assert!(answer.refusal.unwrap().contains("does not speak"));
+    assert!(answer.refusal.unwrap().contains("does not use"));
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Cancel {
 
     /// Returns the status of a cancelled call.
     pub(super) fn status() -> Status {
-        Status::cancelled("the client does not wait any more, or the daemon stops")
+        Status::cancelled("the client cancelled the call, or the daemon is stopping")
     }
 }
 

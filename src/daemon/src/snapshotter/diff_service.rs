@@ -119,7 +119,7 @@ fn namespace(
     let found = differ.namespace_of(message.mounts());
     found
         .and_then(|name| AsciiMetadataValue::try_from(name).ok())
-        .ok_or_else(|| Status::unimplemented("nothing says which namespace the request is of"))
+        .ok_or_else(|| Status::unimplemented("the request names no namespace"))
 }
 
 impl<Q, A> UnaryService<Q> for Call<Q, A>
@@ -157,7 +157,7 @@ where
                 Ok(answered) => answered.map(Response::new),
                 // The thread has reported the panic.
                 Err(_) => Err(Status::internal(
-                    "the call failed unexpectedly; the log says how",
+                    "the call failed because of a defect in cowshed; see the daemon's log",
                 )),
             }
         })
@@ -168,14 +168,14 @@ fn told<A>(call: &'static str, started: Instant, answer: Result<A, Error>) -> Re
     let took = started.elapsed();
     let status = match answer {
         Ok(answer) => {
-            tracing::debug!(call, ?took, "done");
+            tracing::debug!(call, ?took, "a call succeeded");
             return Ok(answer);
         }
         Err(error) => Status::from(error),
     };
     match status.code() {
         Code::Unimplemented | Code::Cancelled | Code::InvalidArgument | Code::NotFound => {
-            tracing::debug!(call, ?took, error = status.message(), "refused");
+            tracing::debug!(call, ?took, error = status.message(), "a call was refused");
         }
         code => tracing::error!(call, ?took, %code, error = status.message(), "a call failed"),
     }

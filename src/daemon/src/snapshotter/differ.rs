@@ -36,15 +36,15 @@ const OCI_FOREIGN_LAYER: &str = "application/vnd.oci.image.layer.nondistributabl
 /// The reason why a call is refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("the mounts are none that cowshed has handed out")]
+    #[error("the mounts are not those of a snapshot of cowshed")]
     NotOurs,
-    #[error("cowshed does not work with the media type {0}")]
+    #[error("the media type {0} is not supported")]
     MediaType(Box<str>),
-    #[error("cowshed cannot verify the digest {0}; it knows sha256")]
+    #[error("the digest {0} is not supported; use sha256")]
     DigestKind(Box<str>),
     #[error("the request has no {0}")]
     Missing(&'static str),
-    #[error("the source-date-epoch {0} has nanoseconds that are none")]
+    #[error("the source-date-epoch {0} has an invalid number of nanoseconds")]
     Epoch(i32),
     #[error("the snapshot is read-only; a layer is applied to one that is prepared")]
     ReadOnly,

@@ -15,7 +15,7 @@ pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 pub(super) enum Error {
     #[error("snapshot {0} does not exist")]
     NotFound(Box<str>),
-    #[error("snapshot {0} exists already")]
+    #[error("snapshot {0} already exists")]
     Exists(Box<str>),
     #[error("the parent {0} is not a committed snapshot")]
     ParentNotCommitted(Box<str>),
@@ -30,13 +30,13 @@ pub(super) enum Error {
     #[error("snapshot {0} was prepared without a parent, and cannot be put on one afterwards")]
     Rebase(Box<str>),
     #[error(
-        "snapshot {0} was in use when its host stopped, and what was written last may be gone: mount it again to go on with it, or remove it"
+        "snapshot {0} was in use when its host stopped, and the last writes may be lost; mount it again to continue with it, or remove it"
     )]
     Interrupted(Box<str>),
-    #[error("snapshot {0} was being filled when its host stopped: remove it and fill another")]
+    #[error("snapshot {0} was being filled when its host stopped; remove it and fill another")]
     HalfFilled(Box<str>),
     #[error(
-        "snapshot {0} does not hold all that was written to it, because a write found no room in the pool or failed: remove it, make room, and fill another"
+        "snapshot {0} does not hold all that was written to it, because a write failed or found no space in the pool; remove it, free some space, and fill another"
     )]
     Incomplete(Box<str>),
     #[error("the field {0} of a snapshot cannot be updated")]

@@ -51,11 +51,11 @@ impl Stream for Incoming {
             }
             match ready!(self.listener.poll_accept(context)) {
                 Ok((stream, _)) if !is_allowed(&stream) => {
-                    tracing::warn!("a client of another user is not answered");
+                    tracing::warn!("refused a client of another user");
                 }
                 Ok(_) if Arc::strong_count(&self.open) > CONNECTIONS_MAX => {
                     let max = CONNECTIONS_MAX;
-                    tracing::warn!(max, "a client is not answered: too many are connected");
+                    tracing::warn!(max, "refused a client: too many are connected");
                 }
                 Ok((stream, _)) => {
                     let open = Arc::clone(&self.open);
@@ -65,7 +65,7 @@ impl Stream for Incoming {
                     })));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a client cannot be connected; it is tried again");
+                    tracing::warn!(%error, "cannot accept a connection of containerd yet");
                     self.pause = Some(Box::pin(sleep(PAUSE)));
                 }
             }

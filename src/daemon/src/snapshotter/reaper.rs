@@ -134,7 +134,7 @@ impl Reaper {
             return true;
         };
         if self.ended.lock().recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("what was being cleared away hangs, and is left to the next start");
+            tracing::warn!("the removal of unused volumes hangs, and is left to the next start");
             return false;
         }
         // The thread has reported the panic.
@@ -168,7 +168,7 @@ struct Work {
 impl Work {
     fn run(mut self, queue: &Receiver<Order>, size_bytes: u64) {
         if let Err(error) = self.host.empty_root(size_bytes) {
-            tracing::warn!(%error, "the empty file system could not be made yet");
+            tracing::warn!(%error, "cannot create the empty file system yet");
         }
         loop {
             let due = self.waiting.iter().map(|waiting| waiting.due).min();
@@ -220,7 +220,10 @@ impl Work {
             waiting.due = Instant::now() + waiting.pause;
             if backoff == Backoff::Grow {
                 if waiting.pause == RETRY_MAX {
-                    tracing::warn!(%error, task = ?waiting.task, "is tried again");
+                    tracing::warn!(
+                        %error, task = ?waiting.task,
+                        "a task failed, and is tried again"
+                    );
                 }
                 waiting.pause = (waiting.pause * 2).min(RETRY_MAX);
             }

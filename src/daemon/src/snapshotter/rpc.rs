@@ -39,7 +39,7 @@ async fn blocking<T: Send + 'static>(
         Ok(answer) => answer.map(Response::new),
         // The thread has reported the panic.
         Err(_) => Err(Status::internal(
-            "the call failed unexpectedly; the log says how",
+            "the call failed because of a defect in cowshed; see the daemon's log",
         )),
     }
 }

@@ -76,7 +76,7 @@ impl Server {
                 let _ = stopped.await;
             };
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, until).await {
-                tracing::error!(%error, "containerd is not answered any more");
+                tracing::error!(%error, "the service for containerd stopped");
             }
         });
         Ok(Self {

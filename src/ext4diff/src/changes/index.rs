@@ -56,7 +56,7 @@ impl NameIndex {
         while let Some(number) = pending.pop() {
             let directory = file_system.live_inode(number)?;
             if !directory.is_directory() {
-                return Err(Fault::Corrupt("a name of a directory that is none"));
+                return Err(Fault::Corrupt("a directory entry with a wrong file type"));
             }
             let blocks = file_system.directory_blocks(&directory)?;
             file_system.entries(&blocks, &mut |block, entry| {

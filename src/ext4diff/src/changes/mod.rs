@@ -80,7 +80,7 @@ impl<'v> Sides<'v> {
         if sides.base.layout() == sides.now.layout() {
             Ok(sides)
         } else {
-            Err(Fault::Unsupported("another origin than its base"))
+            Err(Fault::Unsupported("a layout that differs from its base's"))
         }
     }
 

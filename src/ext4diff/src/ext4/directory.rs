@@ -50,7 +50,7 @@ impl FileSystem<'_> {
         self.entries(blocks, &mut |_, entry| {
             match listing.entry(entry.name.to_vec()) {
                 MapEntry::Vacant(vacant) => vacant.insert(entry.inode),
-                MapEntry::Occupied(_) => return Err(Fault::Corrupt("a name that is there twice")),
+                MapEntry::Occupied(_) => return Err(Fault::Corrupt("a name that occurs twice")),
             };
             Ok(())
         })?;

@@ -20,7 +20,7 @@ pub enum Fault {
     #[error("the file system is damaged: {0}")]
     Corrupt(&'static str),
     /// The reader read more than a sound file system of this size requires.
-    #[error("the file system refers to its blocks again and again")]
+    #[error("the file system refers to its blocks in a cycle")]
     Endless,
 }
 

@@ -104,7 +104,7 @@ impl Inode {
         if self.flags() & unknown == 0 {
             Ok(())
         } else {
-            Err(Fault::Unsupported("files of a kind that is not ours"))
+            Err(Fault::Unsupported("files of an unsupported kind"))
         }
     }
 

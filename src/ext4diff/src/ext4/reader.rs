@@ -98,7 +98,8 @@ impl<'v> FileSystem<'v> {
     /// # Errors
     /// The reason why the file system cannot be read, or not with certainty.
     pub fn open(source: &'v dyn BlockSource) -> Result<Self> {
-        let superblock = Superblock::read(source)?.ok_or(Fault::Unsupported("another kind"))?;
+        let superblock =
+            Superblock::read(source)?.ok_or(Fault::Unsupported("a format other than ext4"))?;
         if !super::is_settled(source)? {
             return Err(Fault::Unsupported("a journal that waits to be replayed"));
         }
@@ -333,7 +334,7 @@ fn check_features(superblock: &Superblock) -> Result<()> {
         && superblock.u32_at(0x14) == 0;
     all_known
         .then_some(())
-        .ok_or(Fault::Unsupported("features that are not ours"))
+        .ok_or(Fault::Unsupported("features that are not supported"))
 }
 
 fn layout(superblock: &Superblock) -> Result<Layout> {

@@ -168,7 +168,7 @@ impl Side {
 
     fn metadata(&self, path: &Path) -> Result<Metadata> {
         let full = self.root.join(path);
-        fs::symlink_metadata(&full).map_err(TreeError::io("look at", &full))
+        fs::symlink_metadata(&full).map_err(TreeError::io("inspect", &full))
     }
 
     fn list(&self, path: &Path) -> Result<BTreeMap<OsString, Metadata>> {

@@ -187,7 +187,13 @@ impl Instant<'_> {
                 Ok(changes) => return Ok(changes),
                 Err(Fault::Read(error)) => return Err(error.into()),
                 Err(Fault::Cancelled(cancelled)) => return Err(cancelled.into()),
-                Err(fault) => tracing::warn!(%fault, "comparing the trees file by file"),
+                Err(fault) => {
+                    tracing::warn!(
+                        %fault,
+                        "cannot compare two file systems by their blocks: comparing them file by \
+                         file"
+                    );
+                }
             }
         }
         self.changes_by_trees()

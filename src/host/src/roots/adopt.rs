@@ -29,7 +29,10 @@ impl Host {
             if volume.name().as_str().starts_with(WORK_PREFIX)
                 && let Err(error) = self.discard_root(&volume)
             {
-                tracing::info!(%error, volume = %volume.name(), "is left to its users");
+                tracing::info!(
+                    %error, volume = %volume.name(),
+                    "a temporary root is in use, and is removed later"
+                );
             }
         }
         self.roots.tidy();

@@ -182,12 +182,12 @@ impl Host {
         if self.show_again(volume, &mut root)? {
             return Ok(path);
         }
-        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        fs::create_dir_all(&path).map_err(Error::io("create the directory", &path))?;
         // Nobody has the root yet, so no flush has promised durability to anybody.
         let paused = volume.pause_flushes();
         let mounted = self
             .attach_and_mount(volume, &path, purpose.mode(), Access::Programs)
-            .and_then(|_| fs::metadata(&path).map_err(Error::io("look at", &path)));
+            .and_then(|_| fs::metadata(&path).map_err(Error::io("inspect", &path)));
         drop(paused);
         match mounted {
             Ok(found) => {
@@ -228,11 +228,11 @@ impl Host {
             RootUse::Container
         };
         let mode = mounted.purpose.unwrap_or(usual).mode();
-        fs::create_dir_all(&path).map_err(Error::io("make the folder", &path))?;
+        fs::create_dir_all(&path).map_err(Error::io("create the directory", &path))?;
         filesystem::mount(&device, &path, mode, Access::Programs)?;
         let found = FileSystem::at(&path).map_err(Error::io("open", &path))?;
         mounted.number = found.number();
-        tracing::debug!(volume = %volume.name(), "mounted again");
+        tracing::debug!(volume = %volume.name(), "mounted a root again");
         Ok(true)
     }
 
@@ -253,10 +253,13 @@ impl Host {
             root.device = None;
         }
         let note = self.note(volume.id(), DEVICE_SUFFIX);
-        fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
+        fs::create_dir_all(&note).map_err(Error::io("create the directory", &note))?;
         let export = self.export()?;
         let device = attach_device(&export, volume, volume.is_frozen())?;
-        tracing::debug!(volume = %volume.name(), device = %device.display(), "handed out");
+        tracing::debug!(
+            volume = %volume.name(), device = %device.display(),
+            "attached a root as a loop device"
+        );
         root.device = Some(device.clone());
         Ok(device)
     }
@@ -285,7 +288,7 @@ impl Host {
             return Ok(self.export()?.file_path(volume));
         }
         let note = self.note(volume.id(), FILE_SUFFIX);
-        fs::create_dir_all(&note).map_err(Error::io("make the folder", &note))?;
+        fs::create_dir_all(&note).map_err(Error::io("create the directory", &note))?;
         let file = self.export()?.attach_file(volume, volume.is_frozen())?;
         root.file = Some(file.clone());
         Ok(file)
@@ -384,7 +387,7 @@ impl Host {
         // The host reports an error only once, and a repeated commit must not succeed.
         let synced = at.sync().inspect_err(|_| self.note_refusal(volume));
         synced
-            .map_err(Error::io("write out", &path))
+            .map_err(Error::io("flush", &path))
             .map_err(|error| self.explain(error))?;
         Ok(at)
     }
@@ -433,7 +436,7 @@ impl Host {
             if let Err(error) = self.sync_locked(volume, &root) {
                 // A file system with a fatal error fails this for ever. Its volume is recorded as
                 // incomplete.
-                tracing::error!(%error, volume = %volume.name(), "not all of it was written out");
+                tracing::error!(%error, volume = %volume.name(), "cannot flush all data of a root");
             }
         }
         self.hide(volume, &mut root)?;

@@ -79,14 +79,17 @@ impl Host {
             Ok(()) => {}
             // The holder of the device still uses it.
             Err(Error::Export(error @ ExportError::Busy { .. })) => {
-                tracing::debug!(%error, volume = %volume.name(), "sealing a copy");
+                tracing::debug!(
+                    %error, volume = %volume.name(),
+                    "the device of a root is in use: sealing a copy"
+                );
                 drop(root);
                 return self.settled_copy(volume).map(Sealed::Copy);
             }
             Err(error) => return Err(error),
         }
         if ext4::superblock(volume)?.is_some_and(|found| found.is_clean()) {
-            tracing::debug!(volume = %volume.name(), "sealing it as it is");
+            tracing::debug!(volume = %volume.name(), "sealing a root itself");
             ext4::release_journal(volume)?;
             return Ok(Sealed::Idle(QuiescedRoot {
                 _frozen: None,
@@ -94,7 +97,10 @@ impl Host {
                 _root: root,
             }));
         }
-        tracing::debug!(volume = %volume.name(), "was not unmounted: sealing a copy");
+        tracing::debug!(
+            volume = %volume.name(),
+            "a root was not cleanly unmounted: sealing a copy"
+        );
         drop(root);
         self.settled_copy(volume).map(Sealed::Copy)
     }

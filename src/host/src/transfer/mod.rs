@@ -155,14 +155,17 @@ impl<'t> Transfer<'t> {
             SFlag::S_IFLNK => {
                 let link = step.check("read the link", readlinkat(&source.object, ""))?;
                 step.make_room()?;
-                step.check("make", symlinkat(link.as_os_str(), step.to, step.new_name))?;
+                step.check(
+                    "create",
+                    symlinkat(link.as_os_str(), step.to, step.new_name),
+                )?;
                 step.finish(&source)
             }
             _ => {
                 let mode = Mode::from_bits_truncate(0o600);
                 step.make_room()?;
                 step.check(
-                    "make",
+                    "create",
                     mknodat(step.to, step.new_name, kind, mode, source.stat.st_rdev),
                 )?;
                 step.finish(&source)
@@ -196,7 +199,7 @@ impl<'t> Transfer<'t> {
         }
         match mkdirat(step.to, step.new_name, Mode::from_bits_truncate(0o700)) {
             Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return step.check("make", Err(errno)),
+            Err(errno) => return step.check("create", Err(errno)),
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let to = match openat(step.to, step.new_name, flags, Mode::empty()) {
@@ -276,7 +279,7 @@ impl Step<'_> {
     fn source(&self) -> Result<Source> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let object = self.check("find", openat(self.from, self.name, flags, Mode::empty()))?;
-        self.check("look at", Source::of(object))
+        self.check("inspect", Source::of(object))
     }
 
     /// Refuses to replace an object that is neither a directory nor a file nor a link. Below the
@@ -286,7 +289,7 @@ impl Step<'_> {
         let found = match fstatat(self.to, self.new_name, flags) {
             Ok(found) => found,
             Err(Errno::ENOENT) => return Ok(()),
-            Err(errno) => return self.check("look at", Err(errno)),
+            Err(errno) => return self.check("inspect", Err(errno)),
         };
         let what = match kind_of(&found) {
             SFlag::S_IFCHR | SFlag::S_IFBLK => "a device",
@@ -377,7 +380,7 @@ impl<'s> PartFile<'s> {
         let mode = Mode::from_bits_truncate(0o600);
         let made = openat(step.to, name.as_str(), flags, mode);
         Ok(Self {
-            file: step.check("make", made)?.into(),
+            file: step.check("create", made)?.into(),
             directory: step.to,
             name,
             is_named: false,

@@ -70,7 +70,7 @@ impl Containerd {
     pub(super) fn at(address: &Path) -> io::Result<Self> {
         let text = address.to_str();
         let text =
-            text.ok_or_else(|| io::Error::other("containerd's socket has no path of text"))?;
+            text.ok_or_else(|| io::Error::other("the path of containerd's socket is not UTF-8"))?;
         let endpoint = Endpoint::from_shared(format!("unix:{text}")).map_err(io::Error::other)?;
         let channel = endpoint
             .connect_timeout(CONNECT_TIME)
@@ -126,7 +126,7 @@ impl Contents {
         let found: InfoResponse = self.unary(calls::INFO, InfoRequest { digest })?;
         found
             .info
-            .ok_or_else(|| Status::internal("containerd answers without an answer"))
+            .ok_or_else(|| Status::internal("containerd's reply is empty"))
     }
 
     /// Sets one label of a blob.
@@ -179,7 +179,9 @@ impl Contents {
                 }
             }
             // Without the lease, only blobs that are collected at an unlucky moment are lost.
-            Err(error) => tracing::warn!(%error, "a layer is written without a lease"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a lease: a layer is written without one")
+            }
         }
     }
 
@@ -193,7 +195,7 @@ impl Contents {
         let mut grpc = Grpc::new(self.channel.clone());
         let ready = grpc.ready().await;
         ready.map_err(|error| {
-            let why = format!("containerd cannot be reached: {}", causes(&error));
+            let why = format!("cannot connect to containerd: {}", causes(&error));
             Status::unavailable(why)
         })?;
         Ok(grpc.max_decoding_message_size(MESSAGE_BYTES_MAX))

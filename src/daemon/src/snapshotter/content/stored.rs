@@ -36,7 +36,10 @@ impl Contents {
             Ok(file) => file,
             Err(error) => {
                 let path = path.display();
-                tracing::debug!(%error, %path, "a blob is read through containerd");
+                tracing::debug!(
+                    %error, %path,
+                    "cannot read a blob's file: reading it through containerd"
+                );
                 None
             }
         }
@@ -56,7 +59,7 @@ impl Contents {
                 .filter(|root| root.is_absolute()),
             Err(error) if error.code() == Code::Unimplemented => None,
             Err(error) => {
-                tracing::debug!(%error, "containerd does not say where its blobs are");
+                tracing::debug!(%error, "cannot find containerd's directory of blobs");
                 return None;
             }
         };

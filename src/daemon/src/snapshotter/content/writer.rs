@@ -177,7 +177,9 @@ impl BlobWriter {
         let is_last = self.unanswered == 0;
         if now <= before || now > self.sent_bytes || (is_last && now != self.sent_bytes) {
             let sent = self.sent_bytes;
-            let why = format!("containerd has {now} bytes after {before}, of {sent}");
+            let why = format!(
+                "containerd reports {now} bytes written after {before}, when {sent} were sent"
+            );
             return Err(Status::data_loss(why));
         }
         self.answered_bytes = now;
@@ -197,7 +199,11 @@ impl BlobWriter {
 
     fn answer(&mut self) -> Result<WriteResponse, Status> {
         let answer = self.answers.blocking_recv();
-        answer.unwrap_or_else(|| Err(Status::unavailable("containerd ended the writing")))
+        answer.unwrap_or_else(|| {
+            Err(Status::unavailable(
+                "containerd closed the stream during a write",
+            ))
+        })
     }
 }
 

@@ -261,7 +261,9 @@ fn told<T>(call: &'static str, key: &str, answer: Result<T>) -> Result<T, Status
             tonic::Code::Unknown | tonic::Code::DataLoss | tonic::Code::ResourceExhausted => {
                 tracing::error!(call, key, error = status.message(), "a call failed");
             }
-            code => tracing::debug!(call, key, %code, error = status.message(), "refused"),
+            code => {
+                tracing::debug!(call, key, %code, error = status.message(), "a call was refused")
+            }
         }
         status
     })

@@ -177,7 +177,7 @@ impl Store {
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, "a mounted layer is not gone on with");
+                tracing::warn!(%error, "cannot continue with a mounted layer");
                 self.reaper.volume(id);
                 None
             }
