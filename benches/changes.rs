@@ -107,22 +107,26 @@ impl Subject {
             .expect("start tar");
         assert!(packed.success(), "tar failed");
         let image = host
-            .open_image(SourceInput::Path(tar), None)
+            .images()
+            .open(SourceInput::Path(tar), None)
             .expect("open the image");
         let options = ImportOptions {
             name: Some(name("bench:1")),
             ..Default::default()
         };
-        host.import_image(&image, &options, &mut |_| true)
+        host.images()
+            .import(&image, &options, &mut |_| true)
             .expect("import the image");
         let options = CreateContainer {
             name: Some(name(CONTAINER)),
             ..Default::default()
         };
-        host.create_container("bench:1", &options)
+        host.containers()
+            .create("bench:1", &options)
             .expect("make a container");
         let root = host
-            .mount_container(CONTAINER, None)
+            .containers()
+            .mount(CONTAINER, None)
             .expect("mount it")
             .path;
         Self {
@@ -144,9 +148,9 @@ impl Subject {
 
     fn diff(&mut self, comparison: Comparison) -> Duration {
         self.change();
-        self.host.set_comparison(comparison);
+        self.host.layers().set_comparison(comparison);
         let started = Instant::now();
-        let changes = self.host.diff_container(CONTAINER).expect("compare");
+        let changes = self.host.containers().diff(CONTAINER).expect("compare");
         let took = started.elapsed();
         // The file and the two folders above it.
         assert_eq!(changes.len(), 3, "{changes:?}");
@@ -155,11 +159,12 @@ impl Subject {
 
     fn commit(&mut self, comparison: Comparison) -> Duration {
         self.change();
-        self.host.set_comparison(comparison);
+        self.host.layers().set_comparison(comparison);
         let name = Name::new(&format!("committed:{}", self.changes)).expect("a good name");
         let started = Instant::now();
         self.host
-            .commit_container(CONTAINER, &name, None)
+            .containers()
+            .commit(CONTAINER, &name, None)
             .expect("commit");
         started.elapsed()
     }

@@ -1,8 +1,8 @@
-//! The rules of the source that no compiler checks: which crate and which module of the engine may
-//! use which others, where `unsafe` may stand, how each file begins and how long it may be.
+//! The rules of the source that no compiler checks: which crate, and which module of the engine and
+//! of the host, may use which others, where `unsafe` may stand, how each file begins and how long it may be.
 //!
 //! A crate cannot use what its manifest does not name, so the test reads the manifests. A module of
-//! a crate can use every other module, so the test searches the engine's modules for paths that
+//! a crate can use every other module, so the test searches the modules of these two for paths that
 //! lead upwards.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -38,6 +38,36 @@ const ENGINE: &[(&str, &[&str])] = &[
     ("log", &[]),
     ("map", &["space"]),
     ("pool", &["space", "log", "map"]),
+];
+
+/// Each module of the host and those that it uses. `layers` is what images, containers and roots
+/// share.
+const HOST: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("time", &[]),
+    ("record", &["error"]),
+    ("mounts", &["error"]),
+    ("layers", &["error", "mounts"]),
+    ("images", &["error", "time", "record", "mounts", "layers"]),
+    (
+        "containers",
+        &["error", "time", "record", "mounts", "layers", "images"],
+    ),
+    // Neither knows images and containers.
+    ("roots", &["error", "mounts", "layers"]),
+    ("data", &["error", "mounts"]),
+    (
+        "host",
+        &[
+            "error",
+            "mounts",
+            "layers",
+            "images",
+            "containers",
+            "roots",
+            "data",
+        ],
+    ),
 ];
 
 /// Crates that must never be among the engine's dependencies, at any depth.
@@ -103,45 +133,80 @@ fn the_engine_needs_no_runtime_no_protocol_and_no_serialiser() {
 
 #[test]
 fn each_module_of_the_engine_uses_only_those_below_it() {
-    let engine = src().join("engine/src");
+    let faults = upward_paths(&src().join("engine/src"), ENGINE);
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    assert_eq!(
+        modules_used(
+            "// crate::pool\nuse crate::log::Log;\nfn f() { crate::map::g() }\n\
+             use super::super::pool::Pool;\nuse super::read::Reader;\n",
+            ENGINE
+        ),
+        ["log", "map", "pool"]
+    );
+}
+
+#[test]
+fn each_module_of_the_host_uses_only_those_below_it() {
+    let host = src().join("host/src");
+    let mut found: Vec<String> = fs::read_dir(&host)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .map(|name| name.trim_end_matches(".rs").to_owned())
+        .filter(|name| name != "lib")
+        .collect();
+    found.sort();
+    let mut known: Vec<&str> = HOST.iter().map(|(name, _)| *name).collect();
+    known.sort_unstable();
+    assert_eq!(found, known, "the modules of the host");
+    let faults = upward_paths(&host, HOST);
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+    // A table that allows nothing finds something in every module that uses another.
+    let none: Vec<(&str, &[&str])> = HOST.iter().map(|(name, _)| (*name, &[][..])).collect();
+    assert!(upward_paths(&host, &none).len() > HOST.len());
+}
+
+/// Returns a line for each use of a module that the table does not allow.
+fn upward_paths(crate_src: &Path, table: &[(&str, &[&str])]) -> Vec<String> {
     let mut faults = Vec::new();
-    for (module, uses) in ENGINE {
-        for file in source_files(&engine.join(module)) {
-            let text = fs::read_to_string(&file).unwrap();
-            for used in modules_used(&text) {
+    for (module, uses) in table {
+        let file = crate_src.join(format!("{module}.rs"));
+        let files = if file.exists() {
+            vec![file]
+        } else {
+            source_files(&crate_src.join(module))
+        };
+        // The tests of what a container changed need the whole host.
+        let host_tests = crate_src.join("containers/diff/tests");
+        for file in files.iter().filter(|file| !file.starts_with(&host_tests)) {
+            let text = fs::read_to_string(file).unwrap();
+            for used in modules_used(&text, table) {
                 if used != *module && !uses.contains(&used) {
                     faults.push(format!("{}: uses {used}", file.display()));
                 }
             }
         }
     }
-    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
-    assert_eq!(
-        modules_used(
-            "// crate::pool\nuse crate::log::Log;\nfn f() { crate::map::g() }\n\
-             use super::super::pool::Pool;\nuse super::read::Reader;\n"
-        ),
-        ["log", "map", "pool"]
-    );
+    faults
 }
 
 /// Returns the names after `crate::` outside of comments.
-fn modules_used(text: &str) -> Vec<&str> {
-    text.lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .flat_map(|line| {
-            let word = |rest: &'_ str| -> usize {
-                let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
-                end.unwrap_or(rest.len())
-            };
-            let ours = line.split("crate::").skip(1);
-            // No module of the engine has one of these names inside.
-            let above = line.split("super::").skip(1);
-            let above = above
-                .filter(move |rest| ENGINE.iter().any(|(name, _)| *name == &rest[..word(rest)]));
-            ours.chain(above).map(move |rest| &rest[..word(rest)])
-        })
-        .collect()
+fn modules_used<'t>(text: &'t str, table: &[(&str, &[&str])]) -> Vec<&'t str> {
+    let mut used = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        used.extend(line.split("crate::").skip(1).map(first_word));
+        // No file names a module of its own folder that has one of these names in this way.
+        let above = line.split("super::").skip(1).map(first_word);
+        used.extend(above.filter(|word| table.iter().any(|(name, _)| name == word)));
+    }
+    used
+}
+
+fn first_word(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+    &text[..end.unwrap_or(text.len())]
 }
 
 #[test]

@@ -163,7 +163,7 @@ pub(super) fn run(
             let dir = mount.dir.as_ref().map(HostPath::as_path);
             let mounted = open_pool
                 .containers()
-                .and_then(|host| Ok(host.mount_container(&mount.container, dir)?))
+                .and_then(|host| Ok(host.containers().mount(&mount.container, dir)?))
                 .with_context(what)?;
             console.result(&mounted, || mounted.path.display().to_string())
         }
@@ -172,7 +172,7 @@ pub(super) fn run(
             open_pool.daemon_export().with_context(what)?;
             let unmounted = open_pool
                 .containers()
-                .and_then(|host| Ok(host.unmount_container(&one.container)?))
+                .and_then(|host| Ok(host.containers().unmount(&one.container)?))
                 .with_context(what)?;
             console.result(&unmounted, String::new)
         }
@@ -183,7 +183,7 @@ pub(super) fn run(
         ContainerCommand::Rm(remove) => {
             let host = open_pool.containers().context("remove containers")?;
             removal::each(&remove.containers, "container", |name| {
-                host.remove_container(name)?;
+                host.containers().remove(name)?;
                 Ok(())
             })
             .show(console)
@@ -205,7 +205,7 @@ fn create(new: &Create, open_pool: &OpenPool) -> anyhow::Result<CreatedContainer
     };
     open_pool
         .containers()
-        .and_then(|host| Ok(host.create_container(&new.image, &options)?))
+        .and_then(|host| Ok(host.containers().create(&new.image, &options)?))
         .with_context(what)
 }
 
@@ -215,14 +215,14 @@ fn create_mounted(new: &Create, open_pool: &OpenPool, console: &Console) -> anyh
     let host = open_pool.containers().with_context(what)?;
     let CreatedContainer { id, name } = create(new, open_pool)?;
     let dir = new.dir.as_ref().map(HostPath::as_path);
-    let path = match host.mount_container(&id, dir) {
+    let path = match host.containers().mount(&id, dir) {
         Ok(mounted) => mounted.path,
         // Another command has mounted it in the meantime.
         Err(error @ container::Error::MountedElsewhere { .. }) => return Err(error.into()),
         // A user who gets the error should have no container left to remove.
         Err(error) => {
             let failure = anyhow::Error::from(error).context(format!("mount container {name}"));
-            return Err(match host.remove_container(&id) {
+            return Err(match host.containers().remove(&id) {
                 Ok(_) => failure,
                 Err(left) => {
                     failure.context(format!("cannot remove container {name} again: {left}"))
@@ -239,7 +239,7 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = "list the containers";
     let containers = open_pool
         .containers()
-        .and_then(|host| Ok(host.containers()?))
+        .and_then(|host| Ok(host.containers().list()?))
         .context(what)?;
     console.result(&containers, || {
         let columns = [
@@ -273,7 +273,7 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
 fn diff(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("compare container {} with its image", one.container);
     let host = open_pool.containers().with_context(what)?;
-    let changes = host.diff_container(&one.container).with_context(what)?;
+    let changes = host.containers().diff(&one.container).with_context(what)?;
     console.result(&changes, || {
         let line = |change: &ContainerChange| {
             format!("{} {}\n", change.kind, printable_path(&change.path))
@@ -288,8 +288,9 @@ fn commit(new: &Commit, open_pool: &OpenPool, console: &Console) -> anyhow::Resu
     let host = open_pool.containers().with_context(what)?;
     let created_by = format!("cowshed container commit {}", new.container);
     let image = host
-        .commit_container(&new.container, &name, Some(&created_by))
-        .map_err(|error| host.explain(error))
+        .containers()
+        .commit(&new.container, &name, Some(&created_by))
+        .map_err(|error| host.mounts().explain(error))
         .with_context(what)?;
     image::show_imported(&image, console)
 }
@@ -303,18 +304,19 @@ fn copy(copied: &Copy, open_pool: &OpenPool, console: &Console) -> anyhow::Resul
     let report = match (&copied.source, &copied.target) {
         (CopySide::Pipe, CopySide::Container { container, path }) => {
             let input = console.input().with_context(what)?;
-            host.copy_in(Box::new(input), container, Path::new(path))
+            host.containers()
+                .copy_in(Box::new(input), container, Path::new(path))
         }
         (CopySide::Container { container, path }, CopySide::Pipe) => {
             return copy_to_pipe(&host, container, path, options, console).with_context(what);
         }
         (source, target) => match (source.to_room(), target.to_room()) {
-            (Some(source), Some(target)) => host.copy_with(&source, &target, options),
+            (Some(source), Some(target)) => host.containers().copy_with(&source, &target, options),
             _ => Err(container::Error::CopySides),
         },
     };
     let report = report
-        .map_err(|error| host.explain(error))
+        .map_err(|error| host.mounts().explain(error))
         .with_context(what)?;
     console.result(&report, String::new)
 }
@@ -337,7 +339,9 @@ fn copy_to_pipe(
     }
     let output = Output::new(output, console.cancel()).map_err(output_error)?;
     let output = BufWriter::new(output);
-    let (output, _) = host.copy_out(container, Path::new(path), options, output)?;
+    let (output, _) = host
+        .containers()
+        .copy_out(container, Path::new(path), options, output)?;
     output
         .into_inner()
         .map_err(|error| output_error(error.into_error()))?;

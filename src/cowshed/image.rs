@@ -221,7 +221,7 @@ pub(super) fn run(
         ImageCommand::Rm(remove) => {
             let host = open_pool.containers().context("remove images")?;
             removal::each(&remove.images, "image", |name| {
-                host.remove_image(name)?;
+                host.images().remove(name)?;
                 Ok(())
             })
             .show(console)
@@ -289,7 +289,7 @@ fn import_one(
 ) -> anyhow::Result<ImportedImage> {
     let progress = console.progress("layers", Some(0));
     let cancel = console.cancel();
-    let imported = host.import_image(image, options, &mut |done| {
+    let imported = host.images().import(image, options, &mut |done| {
         progress.set(done.done_layers as u64, done.layers as u64);
         !cancel.is_cancelled()
     });
@@ -331,7 +331,7 @@ fn open(new: &Import, host: &Host, console: &Console) -> anyhow::Result<Vec<Imag
         root_only: new.rootfs,
         ..Select::named(new.name.as_deref())
     };
-    let opened = host.open_images(input, &select);
+    let opened = host.images().open_all(input, &select);
     opened.map_err(|error| match &error {
         container::Error::Oci(oci::Error::NotWhole { .. }) => {
             anyhow::anyhow!("{error} (--rootfs)")
@@ -361,7 +361,7 @@ fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> an
     let write = |file: &File| -> anyhow::Result<Vec<ExportedImage>> {
         let output = Output::new(file, console.cancel()).map_err(output_error)?;
         let output = BufWriter::new(output);
-        let (output, exported) = host.export_images(&images, compression, output)?;
+        let (output, exported) = host.images().export_all(&images, compression, output)?;
         output
             .into_inner()
             .map_err(|error| output_error(error.into_error()))?;
@@ -428,7 +428,7 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = "list the images";
     let images = open_pool
         .containers()
-        .and_then(|host| Ok(host.images()?))
+        .and_then(|host| Ok(host.images().list()?))
         .context(what)?;
     console.result(&images, || {
         let columns = [
@@ -456,7 +456,7 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
 fn inspect(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("inspect image {}", one.image);
     let host = open_pool.containers().with_context(what)?;
-    let image = host.inspect_image(&one.image).with_context(what)?;
+    let image = host.images().inspect(&one.image).with_context(what)?;
     console.result(&image, || {
         let mut text = facts([
             ("id", image.id.to_string()),
@@ -488,7 +488,7 @@ fn inspect(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result
 fn history(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let what = || format!("show the history of image {}", one.image);
     let host = open_pool.containers().with_context(what)?;
-    let steps = host.image_history(&one.image).with_context(what)?;
+    let steps = host.images().history(&one.image).with_context(what)?;
     console.result(&steps, || {
         let columns = [
             Column::Text("CREATED"),

@@ -199,7 +199,7 @@ impl OpenPool {
     /// Records the volumes that had a write refused.
     pub(super) fn keep_refusals(&self) {
         if let Some(hosted) = &*self.hosted.lock() {
-            hosted.host.keep_refusals();
+            hosted.host.mounts().keep_refusals();
         }
     }
 
@@ -219,10 +219,10 @@ impl OpenPool {
     pub(super) fn mounted_paths(&self) -> Vec<PathBuf> {
         let mut paths = Vec::new();
         if let Some(hosted) = &*self.hosted.lock() {
-            let containers = hosted.host.containers().into_iter().flatten();
+            let containers = hosted.host.containers().list().into_iter().flatten();
             paths.extend(containers.filter_map(|container| container.mounted));
-            paths.extend(hosted.host.data_places());
-            paths.extend(hosted.host.root_paths());
+            paths.extend(hosted.host.data().paths());
+            paths.extend(hosted.host.roots().paths());
         }
         paths.extend(
             self.export

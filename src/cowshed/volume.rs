@@ -185,7 +185,7 @@ pub(super) fn run(
                 let snapshot = match open_pool.export() {
                     // The snapshot must contain data that is still cached by a file system mounted
                     // on the volume.
-                    Some(_) => open_pool.containers()?.snapshot_volume(&volume, name)?,
+                    Some(_) => open_pool.containers()?.mounts().snapshot(&volume, name)?,
                     None => pool.snapshot(&volume, name)?,
                 };
                 inherit_sectors(&volume, &snapshot, pool)?;

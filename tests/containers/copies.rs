@@ -17,7 +17,8 @@ fn prepared() -> Stage {
     let name = Some(Name::new("one").unwrap());
     stage
         .host
-        .create_container(
+        .containers()
+        .create(
             "small:1",
             &CreateContainer {
                 name,
@@ -30,9 +31,9 @@ fn prepared() -> Stage {
 
 /// Creates a folder in the container, which is not mounted.
 fn with_folder(stage: &Stage, name: &str) {
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     fs::create_dir(mounted.join(name)).unwrap();
-    stage.host.unmount_container("one").unwrap();
+    stage.host.containers().unmount("one").unwrap();
 }
 
 fn inside(path: &str) -> CopySide {
@@ -58,28 +59,32 @@ fn a_tree_survives_the_way_in_and_out() {
     );
     let report = stage
         .host
+        .containers()
         .copy(&outside(&folder.join("t")), &inside("/srv"))
         .unwrap();
     assert_eq!(report.objects, 7);
     stage
         .host
+        .containers()
         .copy(&inside("/srv/."), &outside(&folder.join("back")))
         .unwrap();
     trees::assert_same(&folder.join("back"), &folder.join("t"));
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     trees::assert_same(&mounted.join("srv"), &folder.join("t"));
     // Into an existing directory: under its own name, or its contents only.
     stage
         .host
+        .containers()
         .copy(&outside(&folder.join("t")), &inside("/srv/"))
         .unwrap();
     trees::assert_same(&mounted.join("srv/t"), &folder.join("t"));
     stage
         .host
+        .containers()
         .copy(&outside(&folder.join("t/.")), &inside("/tmp"))
         .unwrap();
     trees::assert_same(&mounted.join("tmp/d"), &folder.join("t/d"));
-    stage.host.unmount_container("one").unwrap();
+    stage.host.containers().unmount("one").unwrap();
     stage.check_file_systems();
 }
 
@@ -89,33 +94,64 @@ fn a_file_goes_where_its_target_says() {
     let folder = stage.folder("there");
     fs::write(folder.join("file"), "content").unwrap();
     let file = outside(&folder.join("file"));
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     let read = |path: &str| fs::read_to_string(mounted.join(path)).unwrap();
-    stage.host.copy(&file, &inside("/etc/renamed")).unwrap();
+    stage
+        .host
+        .containers()
+        .copy(&file, &inside("/etc/renamed"))
+        .unwrap();
     assert_eq!(read("etc/renamed"), "content");
-    stage.host.copy(&file, &inside("/etc")).unwrap();
+    stage
+        .host
+        .containers()
+        .copy(&file, &inside("/etc"))
+        .unwrap();
     assert_eq!(read("etc/file"), "content");
-    stage.host.copy(&file, &inside("etc/one")).unwrap();
+    stage
+        .host
+        .containers()
+        .copy(&file, &inside("etc/one"))
+        .unwrap();
     assert_eq!(read("etc/one"), "content");
     assert_eq!(
         read("etc/one-again"),
         "one\n",
         "another name keeps its content"
     );
-    assert!(stage.host.copy(&file, &inside("/missing/")).is_err());
-    assert!(stage.host.copy(&file, &inside("/missing/file")).is_err());
     assert!(
         stage
             .host
+            .containers()
+            .copy(&file, &inside("/missing/"))
+            .is_err()
+    );
+    assert!(
+        stage
+            .host
+            .containers()
+            .copy(&file, &inside("/missing/file"))
+            .is_err()
+    );
+    assert!(
+        stage
+            .host
+            .containers()
             .copy(&outside(&folder.join("missing")), &inside("/etc"))
             .is_err()
     );
-    let onto_file = stage.host.copy(&outside(&folder), &inside("/etc/one"));
+    let onto_file = stage
+        .host
+        .containers()
+        .copy(&outside(&folder), &inside("/etc/one"));
     assert!(
         matches!(onto_file, Err(Error::NotADirectory { .. })),
         "{onto_file:?}"
     );
-    let both = stage.host.copy(&inside("/etc"), &inside("/tmp"));
+    let both = stage
+        .host
+        .containers()
+        .copy(&inside("/etc"), &inside("/tmp"));
     assert!(matches!(both, Err(Error::CopySides)));
 }
 
@@ -125,14 +161,21 @@ fn links_in_a_container_lead_nowhere_but_into_the_container() {
     let folder = stage.folder("there");
     fs::write(folder.join("secret"), "of the host").unwrap();
     fs::write(folder.join("file"), "new").unwrap();
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     symlink(&folder, mounted.join("absolute")).unwrap();
     symlink("../../../../../../..", mounted.join("etc/up")).unwrap();
     symlink(folder.join("secret"), mounted.join("to-secret")).unwrap();
     let out = outside(&folder.join("out"));
-    assert!(stage.host.copy(&inside("/absolute/secret"), &out).is_err());
+    assert!(
+        stage
+            .host
+            .containers()
+            .copy(&inside("/absolute/secret"), &out)
+            .is_err()
+    );
     stage
         .host
+        .containers()
         .copy(&inside("/etc/up/etc/passwd"), &out)
         .unwrap();
     assert_eq!(
@@ -142,11 +185,13 @@ fn links_in_a_container_lead_nowhere_but_into_the_container() {
     assert!(
         stage
             .host
+            .containers()
             .copy(&outside(&folder.join("file")), &inside("/absolute/secret"))
             .is_err()
     );
     let through_link = stage
         .host
+        .containers()
         .copy(&outside(&folder.join("file")), &inside("/to-secret"));
     assert!(
         through_link.is_err(),
@@ -159,6 +204,7 @@ fn links_in_a_container_lead_nowhere_but_into_the_container() {
     // A symbolic link at the end is copied as a link.
     stage
         .host
+        .containers()
         .copy(&inside("/to-secret"), &outside(&folder.join("link")))
         .unwrap();
     assert!(
@@ -258,7 +304,7 @@ fn kind(path: &Path) -> String {
 fn every_kind_of_source_goes_to_every_kind_of_target_as_docker_copies_it() {
     let stage = prepared();
     let there = stage.folder("there");
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     for sources in [there.join("s"), mounted.join("s")] {
         fs::create_dir(&sources).unwrap();
         fill(&sources, SOURCES);
@@ -272,9 +318,15 @@ fn every_kind_of_source_goes_to_every_kind_of_target_as_docker_copies_it() {
             let host_side = |path: &str| outside(&there.join(path));
             let (from, to) = (format!("s/{source}"), format!("t/{target}"));
             let copied = if is_inward {
-                stage.host.copy(&host_side(&from), &inside(&to))
+                stage
+                    .host
+                    .containers()
+                    .copy(&host_side(&from), &inside(&to))
             } else {
-                stage.host.copy(&inside(&from), &host_side(&to))
+                stage
+                    .host
+                    .containers()
+                    .copy(&inside(&from), &host_side(&to))
             };
             let case = format!("{source} to {target}, inward: {is_inward}: {copied:?}");
             if expected == "-" {
@@ -298,12 +350,20 @@ fn a_tree_replaces_no_device_below_its_target_and_can_be_copied_again() {
         "mkdir -p t/d; echo x > t/d/null; mknod t/d/dev c 7 99; mkfifo t/d/fifo",
     );
     let tree = outside(&there.join("t/."));
-    stage.host.copy(&tree, &inside("/srv")).unwrap();
-    stage.host.copy(&tree, &inside("/srv")).unwrap();
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    stage
+        .host
+        .containers()
+        .copy(&tree, &inside("/srv"))
+        .unwrap();
+    stage
+        .host
+        .containers()
+        .copy(&tree, &inside("/srv"))
+        .unwrap();
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     trees::assert_same(&mounted.join("srv"), &there.join("t"));
     shell(&mounted, "rm srv/d/null; mknod srv/d/null c 1 3");
-    let refused = stage.host.copy(&tree, &inside("/srv"));
+    let refused = stage.host.containers().copy(&tree, &inside("/srv"));
     assert!(
         matches!(refused, Err(Error::CopyTarget { .. })),
         "{refused:?}"
@@ -316,7 +376,7 @@ fn a_link_at_the_end_of_the_source_is_followed_where_that_is_asked_for() {
     let stage = prepared();
     let there = stage.folder("there");
     let follow = CopyOptions { follow_link: true };
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     shell(
         &mounted,
         "mkdir -p srv/a/b; cd srv; echo x > a/b/f; ln -s /srv/a/b/f l1; ln -s l1 l2
@@ -324,7 +384,10 @@ fn a_link_at_the_end_of_the_source_is_followed_where_that_is_asked_for() {
     );
     let copy = |from: &str, to: &str| {
         let to = outside(&there.join(to));
-        stage.host.copy_with(&inside(from), &to, follow)
+        stage
+            .host
+            .containers()
+            .copy_with(&inside(from), &to, follow)
     };
     copy("/srv/l2", "file").unwrap();
     assert_eq!(kind(&there.join("file")), "x");
@@ -335,6 +398,7 @@ fn a_link_at_the_end_of_the_source_is_followed_where_that_is_asked_for() {
     assert!(copy("/srv/broken", "broken").is_err());
     let (tar, _) = stage
         .host
+        .containers()
         .copy_out("one", Path::new("/srv/l2"), follow, Vec::new())
         .unwrap();
     fs::write(there.join("l.tar"), tar).unwrap();
@@ -357,6 +421,7 @@ fn a_tar_stream_goes_out_and_in_as_the_tree_that_it_is() {
     let input = fs::File::open(there.join("in.tar")).unwrap();
     stage
         .host
+        .containers()
         .copy_in(Box::new(input), "one", Path::new("/srv"))
         .unwrap();
     for (path, name) in [("/srv/.", "dot"), ("srv", "named"), ("/srv/", "slash")] {
@@ -364,6 +429,7 @@ fn a_tar_stream_goes_out_and_in_as_the_tree_that_it_is() {
         let options = CopyOptions::default();
         stage
             .host
+            .containers()
             .copy_out("one", Path::new(path), options, tar)
             .unwrap();
         let tar = "tar --xattrs --xattrs-include='*' -xf out.tar -C";
@@ -380,7 +446,7 @@ fn a_tar_stream_goes_out_and_in_as_the_tree_that_it_is() {
 fn a_tar_stream_that_is_none_or_would_destroy_something_is_refused() {
     let stage = prepared();
     let there = stage.folder("there");
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     shell(
         &mounted,
         "mkdir -p srv/d/e; cd srv; echo x > d/e/f; mknod n c 1 3; echo y > file",
@@ -388,7 +454,10 @@ fn a_tar_stream_that_is_none_or_would_destroy_something_is_refused() {
     let unpack = |script: &str, into: &str| {
         shell(&there, &format!("rm -rf w a.tar; mkdir w; cd w; {script}"));
         let input = fs::File::open(there.join("a.tar")).unwrap();
-        stage.host.copy_in(Box::new(input), "one", Path::new(into))
+        stage
+            .host
+            .containers()
+            .copy_in(Box::new(input), "one", Path::new(into))
     };
     for (script, into) in [
         ("echo x > d; tar -cf ../a.tar d", "/srv"),
@@ -443,21 +512,26 @@ fn a_cancelled_copy_ends_gives_its_lock_back_and_leaves_no_part_of_a_file() {
     let head = std::io::Cursor::new(header.as_bytes().to_vec());
     let input = head.chain(Endless(cancel.clone(), 0));
     let into = Path::new("/srv");
-    let ended = cancel.during(|| stage.host.copy_in(Box::new(input), "one", into));
+    let ended = cancel.during(|| {
+        stage
+            .host
+            .containers()
+            .copy_in(Box::new(input), "one", into)
+    });
     assert!(ended.as_ref().is_err_and(Error::is_cancelled), "{ended:?}");
     // With the token of work that has ended, nothing is begun.
     fs::write(there.join("file"), "x").unwrap();
     let file = outside(&there.join("file"));
-    let ended = cancel.during(|| stage.host.copy(&file, &inside("/srv/file")));
+    let ended = cancel.during(|| stage.host.containers().copy(&file, &inside("/srv/file")));
     assert!(ended.as_ref().is_err_and(Error::is_cancelled), "{ended:?}");
     let name = Name::new("c:1").unwrap();
-    let ended = cancel.during(|| stage.host.commit_container("one", &name, None));
+    let ended = cancel.during(|| stage.host.containers().commit("one", &name, None));
     assert!(ended.as_ref().is_err_and(Error::is_cancelled), "{ended:?}");
     let work = stage
         .volumes()
         .into_iter()
         .filter(|name| name.starts_with("work/"));
     assert_eq!(work.count(), 0);
-    let mounted = stage.host.mount_container("one", None).unwrap().path;
+    let mounted = stage.host.containers().mount("one", None).unwrap().path;
     assert!(!mounted.join("srv/file").exists());
 }

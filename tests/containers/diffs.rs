@@ -16,7 +16,7 @@ fn prepared() -> Stage {
 }
 
 fn diff(stage: &Stage, container: &str) -> Vec<String> {
-    let changes = stage.host.diff_container(container).unwrap();
+    let changes = stage.host.containers().diff(container).unwrap();
     changes
         .iter()
         .map(|change| format!("{} {}", change.kind, change.path.display()))
@@ -62,7 +62,8 @@ fn a_new_container_has_no_changes_mounted_or_not() {
     let stage = prepared();
     stage
         .host
-        .create_container(
+        .containers()
+        .create(
             "small:1",
             &CreateContainer {
                 name: Some(Name::new("one").unwrap()),
@@ -71,9 +72,9 @@ fn a_new_container_has_no_changes_mounted_or_not() {
         )
         .unwrap();
     assert!(diff(&stage, "one").is_empty());
-    stage.host.mount_container("one", None).unwrap();
+    stage.host.containers().mount("one", None).unwrap();
     assert!(diff(&stage, "one").is_empty());
-    stage.host.unmount_container("one").unwrap();
+    stage.host.containers().unmount("one").unwrap();
     assert!(diff(&stage, "one").is_empty());
 }
 
@@ -84,9 +85,9 @@ fn changes_of_a_running_container_are_listed_as_docker_lists_them() {
     let volumes = stage.volumes();
     shell(&root, CHANGES);
     assert_eq!(diff(&stage, "one"), listed());
-    stage.host.set_comparison(Comparison::Trees);
+    stage.host.layers().set_comparison(Comparison::Trees);
     assert_eq!(diff(&stage, "one"), listed());
-    stage.host.set_comparison(Comparison::Blocks);
+    stage.host.layers().set_comparison(Comparison::Blocks);
     // With a file that is open and deleted, the copy must be settled first.
     let mut open = File::create(root.join("deleted")).unwrap();
     open.write_all(&[1; 100_000]).unwrap();
@@ -94,7 +95,7 @@ fn changes_of_a_running_container_are_listed_as_docker_lists_them() {
     assert_eq!(diff(&stage, "one"), listed());
     open.write_all(b"the container goes on").unwrap();
     drop(open);
-    stage.host.unmount_container("one").unwrap();
+    stage.host.containers().unmount("one").unwrap();
     assert_eq!(diff(&stage, "one"), listed());
     assert_eq!(stage.volumes(), volumes, "nothing is left in work");
     stage.check_file_systems();
@@ -107,9 +108,9 @@ fn changes_of_a_grown_container_are_listed() {
         name: Some(Name::new("one").unwrap()),
         size_bytes: Some(40 << 30),
     };
-    stage.host.create_container("small:1", &options).unwrap();
+    stage.host.containers().create("small:1", &options).unwrap();
     assert!(diff(&stage, "one").is_empty());
-    let root = stage.host.mount_container("one", None).unwrap().path;
+    let root = stage.host.containers().mount("one", None).unwrap().path;
     shell(&root, CHANGES);
     assert_eq!(diff(&stage, "one"), listed());
 }
@@ -124,7 +125,8 @@ fn a_committed_container_is_an_image_that_imports_elsewhere_identically() {
     let name = Name::new("committed:1").unwrap();
     let committed = stage
         .host
-        .commit_container("one", &name, Some("a test"))
+        .containers()
+        .commit("one", &name, Some("a test"))
         .unwrap();
     assert_eq!(committed.layers.len(), 3);
     assert_eq!(
@@ -144,14 +146,15 @@ fn a_committed_container_is_an_image_that_imports_elsewhere_identically() {
         listed(),
         "it is still compared with its own image"
     );
-    let steps = stage.host.image_history("committed:1").unwrap();
+    let steps = stage.host.images().history("committed:1").unwrap();
     assert_eq!(steps[0].created_by.as_deref(), Some("a test"));
     assert_eq!(steps.len(), 3);
     let path = stage.folder("out").join("committed.tar");
     let file = File::create(&path).unwrap();
     let (_, exported) = stage
         .host
-        .export_image("committed:1", Compression::Zstd, file)
+        .images()
+        .export("committed:1", Compression::Zstd, file)
         .unwrap();
     // The committed layer is reproduced byte by byte, whatever happened to those below.
     assert_eq!(
@@ -162,14 +165,14 @@ fn a_committed_container_is_an_image_that_imports_elsewhere_identically() {
     other.import(&path, "committed:1");
     trees::assert_same(&other.container("committed:1", "there"), &root);
     for name in ["one", "two"] {
-        stage.host.remove_container(name).unwrap();
+        stage.host.containers().remove(name).unwrap();
     }
-    stage.host.remove_image("small:1").unwrap();
+    stage.host.images().remove("small:1").unwrap();
     trees::assert_same(
         &stage.container("committed:1", "three"),
-        &other.host.mount_container("there", None).unwrap().path,
+        &other.host.containers().mount("there", None).unwrap().path,
     );
-    stage.host.unmount_container("three").unwrap();
+    stage.host.containers().unmount("three").unwrap();
     stage.check_file_systems();
     assert!(!stage.volumes().iter().any(|name| name.starts_with("work/")));
 }
@@ -181,10 +184,10 @@ fn a_name_that_a_layer_cannot_hold_is_refused_and_nothing_is_left() {
     fs::write(root.join("etc/.wh.odd"), "x").unwrap();
     let volumes = stage.volumes();
     let name = Name::new("odd:1").unwrap();
-    let refused = stage.host.commit_container("one", &name, None);
+    let refused = stage.host.containers().commit("one", &name, None);
     assert!(matches!(refused, Err(Error::Oci(_))), "{refused:?}");
     assert_eq!(stage.volumes(), volumes);
-    assert!(stage.host.inspect_image("odd:1").is_err());
+    assert!(stage.host.images().inspect("odd:1").is_err());
 }
 
 #[test]
@@ -193,7 +196,7 @@ fn a_diff_reads_only_what_changed() {
     let root = stage.container("small:1", "one");
     fs::write(root.join("large"), vec![5; 256 << 20]).unwrap();
     let name = Name::new("large:1").unwrap();
-    stage.host.commit_container("one", &name, None).unwrap();
+    stage.host.containers().commit("one", &name, None).unwrap();
     let two = stage.container("large:1", "two");
     fs::write(two.join("etc/one"), "changed").unwrap();
     let before = read_bytes();

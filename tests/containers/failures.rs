@@ -16,7 +16,12 @@ fn assert_nothing_but(stage: &Stage, kept: &[String]) {
         .collect();
     assert_eq!(names, kept);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let state = stage.host.state_dir().to_string_lossy().into_owned();
+    let state = stage
+        .host
+        .mounts()
+        .state_dir()
+        .to_string_lossy()
+        .into_owned();
     assert!(!mounts.contains(&*state), "something is still mounted");
     assert!(stage.export.attachments().is_empty());
 }
@@ -77,11 +82,13 @@ fn an_import_that_is_stopped_leaves_the_layers_of_others_only() {
         .archive("more:1");
     let image = stage
         .host
-        .open_image(SourceInput::Path(more), None)
+        .images()
+        .open(SourceInput::Path(more), None)
         .unwrap();
     let stopped = stage
         .host
-        .import_image(&image, &ImportOptions::default(), &mut |progress| {
+        .images()
+        .import(&image, &ImportOptions::default(), &mut |progress| {
             progress.done_layers < 2
         });
     assert!(matches!(stopped, Err(Error::Cancelled)));
@@ -89,9 +96,13 @@ fn an_import_that_is_stopped_leaves_the_layers_of_others_only() {
     // Trying again works.
     stage
         .host
-        .import_image(&image, &ImportOptions::default(), &mut |_| true)
+        .images()
+        .import(&image, &ImportOptions::default(), &mut |_| true)
         .unwrap();
-    assert_eq!(stage.host.inspect_image("more:1").unwrap().layers.len(), 3);
+    assert_eq!(
+        stage.host.images().inspect("more:1").unwrap().layers.len(),
+        3
+    );
 }
 
 #[test]
@@ -109,7 +120,7 @@ fn what_a_killed_process_left_is_removed_at_the_next_start() {
         .pool
         .clone_volume(&layer, &Name::new("work/left").unwrap())
         .unwrap();
-    let state = stage.host.state_dir().to_owned();
+    let state = stage.host.mounts().state_dir().to_owned();
     fs::create_dir_all(state.join("work/left")).unwrap();
     let next = Host::with_export(stage.pool.clone(), &state, Arc::clone(&stage.export)).unwrap();
     assert_eq!(stage.volumes(), before);
@@ -144,13 +155,13 @@ fn a_pool_that_fills_up_in_the_middle_of_an_import_keeps_what_it_had() {
     let failed = stage.try_import(&large, "large:1").unwrap_err();
     assert!(failed.is_no_space(), "{failed}");
     assert_nothing_but(&stage, &kept);
-    assert!(stage.host.inspect_image("large:1").is_err());
+    assert!(stage.host.images().inspect("large:1").is_err());
     stage.pool.reclaim().unwrap();
     let root = stage.container("small:1", "one");
     assert_eq!(
         fs::read_to_string(root.join("etc/second")).unwrap(),
         "second\n"
     );
-    stage.host.unmount_container("one").unwrap();
+    stage.host.containers().unmount("one").unwrap();
     stage.check_file_systems();
 }

@@ -43,7 +43,7 @@ fn an_imported_image_has_the_tree_that_gnu_tar_makes_of_its_layers() {
     trees::assert_same(&root, &image.expected_tree());
     let sparse = fs::metadata(root.join("keep/sparse")).unwrap();
     assert!(sparse.blocks() * 512 < 1 << 20, "the hole is filled");
-    stage.host.unmount_container("one").unwrap();
+    stage.host.containers().unmount("one").unwrap();
     stage.check_file_systems();
 }
 
@@ -56,19 +56,19 @@ fn layers_are_shared_by_chain_id_and_go_with_their_last_image() {
     let second = stage.import(&more.archive("more:1"), "more:1");
     assert!(second.layers[0].reused && !second.layers[1].reused);
     assert_eq!(second.layers[0].chain_id, first.layers[0].chain_id);
-    let listed = stage.host.images().unwrap();
+    let listed = stage.host.images().list().unwrap();
     assert_eq!(listed.len(), 2);
     assert!(listed.iter().all(|image| image.size_bytes > 0));
-    let removed = stage.host.remove_image("base:1").unwrap();
+    let removed = stage.host.images().remove("base:1").unwrap();
     assert_eq!(removed.removed, Some(first.id));
     assert!(removed.layers.is_empty(), "the other image still has it");
     let root = stage.container("more:1", "c");
     assert_eq!(fs::read_to_string(root.join("base")).unwrap(), "base\n");
-    let refused = stage.host.remove_image("more:1").unwrap_err();
+    let refused = stage.host.images().remove("more:1").unwrap_err();
     assert!(matches!(&refused, Error::ImageInUse { .. }), "{refused}");
     assert!(refused.to_string().contains(" c;"), "{refused}");
-    stage.host.remove_container("c").unwrap();
-    let removed = stage.host.remove_image(&second.id.hex()[..12]).unwrap();
+    stage.host.containers().remove("c").unwrap();
+    let removed = stage.host.images().remove(&second.id.hex()[..12]).unwrap();
     assert_eq!(removed.layers.len(), 2);
     assert_eq!(
         stage.volumes().len(),
@@ -88,19 +88,19 @@ fn importing_again_applies_nothing_and_a_second_name_keeps_the_image() {
     assert_eq!(again.id, first.id);
     assert!(again.layers.iter().all(|layer| layer.reused));
     assert_eq!(stage.volumes(), volumes);
-    let removed = stage.host.remove_image("small:1").unwrap();
+    let removed = stage.host.images().remove("small:1").unwrap();
     assert_eq!((removed.removed, removed.untagged.len()), (None, 1));
     assert_eq!(
-        stage.host.inspect_image("other/name:2").unwrap().names,
+        stage.host.images().inspect("other/name:2").unwrap().names,
         ["other/name:2"]
     );
     assert!(matches!(
-        stage.host.inspect_image("small:1"),
+        stage.host.images().inspect("small:1"),
         Err(Error::NotFound { .. })
     ));
-    let details = stage.host.inspect_image("other/name:2").unwrap();
+    let details = stage.host.images().inspect("other/name:2").unwrap();
     assert_eq!(details.config["unknown"]["kept"][0], 1);
-    let steps = stage.host.image_history("other/name:2").unwrap();
+    let steps = stage.host.images().history("other/name:2").unwrap();
     assert_eq!(steps[0].created_by.as_deref(), Some("step 1"));
     assert_eq!(steps[0].diff_id, Some(first.layers[1].diff_id));
 }
@@ -116,7 +116,8 @@ fn a_root_file_system_is_an_image_of_one_layer_even_from_a_pipe() {
     let stream = Box::new(File::open(folder.join("root.tgz")).unwrap());
     let image = stage
         .host
-        .open_image(SourceInput::Stream(stream), None)
+        .images()
+        .open(SourceInput::Stream(stream), None)
         .unwrap();
     let name = Some(Name::new("root").unwrap());
     let options = ImportOptions {
@@ -126,16 +127,19 @@ fn a_root_file_system_is_an_image_of_one_layer_even_from_a_pipe() {
     };
     let piped = stage
         .host
-        .import_image(&image, &options, &mut |_| true)
+        .images()
+        .import(&image, &options, &mut |_| true)
         .unwrap();
     assert_eq!(piped.layers.len(), 1);
     let created = stage
         .host
-        .create_container("root", &CreateContainer::default())
+        .containers()
+        .create("root", &CreateContainer::default())
         .unwrap();
     let root = stage
         .host
-        .mount_container(&created.name, None)
+        .containers()
+        .mount(&created.name, None)
         .unwrap()
         .path;
     trees::assert_same(&root, &folder.join("tree"));
@@ -154,7 +158,8 @@ fn an_exported_image_imports_elsewhere_with_the_same_tree_and_then_is_stable() {
         let file = File::create(&path).unwrap();
         let (_, exported) = stage
             .host
-            .export_image("rich:1", Compression::Gzip, file)
+            .images()
+            .export("rich:1", Compression::Gzip, file)
             .unwrap();
         (path, exported)
     };
@@ -199,7 +204,7 @@ fn imports_of_one_image_at_once_agree_on_its_layers() {
     );
     let root = stage.container("b", "c1");
     assert!(root.join("etc/second").exists() && !root.join("etc/two").exists());
-    stage.host.unmount_container("c1").unwrap();
+    stage.host.containers().unmount("c1").unwrap();
     stage.check_file_systems();
 }
 
@@ -221,7 +226,7 @@ fn names_that_an_older_version_stored_are_found_and_shown_short() {
         store(name, &image);
     }
     store("two:latest", &other);
-    let find = |name: &str| stage.host.inspect_image(name).map(|found| found.id);
+    let find = |name: &str| stage.host.images().inspect(name).map(|found| found.id);
     for name in [
         "app",
         "app:latest",
@@ -233,7 +238,7 @@ fn names_that_an_older_version_stored_are_found_and_shown_short() {
         assert_eq!(find(name).unwrap(), image.id, "{name}");
     }
     assert_eq!(find("two:latest").unwrap(), other.id);
-    let mut names = stage.host.inspect_image("new:1").unwrap().names;
+    let mut names = stage.host.images().inspect("new:1").unwrap().names;
     names.sort();
     // A short form that would select another image is not shown.
     assert_eq!(names, ["Mine", "app:latest", "debian:12", "new:1", "two"]);
@@ -241,9 +246,9 @@ fn names_that_an_older_version_stored_are_found_and_shown_short() {
     stage.import(&folder, "app");
     assert_eq!(find("app").unwrap(), other.id);
     assert_eq!(find("docker.io/library/app:latest").unwrap(), other.id);
-    let removed = stage.host.remove_image("debian:12").unwrap();
+    let removed = stage.host.images().remove("debian:12").unwrap();
     assert_eq!(removed.untagged, ["debian:12"]);
     assert!(find("docker.io/library/debian:12").is_err());
-    let removed = stage.host.remove_image("Mine").unwrap();
+    let removed = stage.host.images().remove("Mine").unwrap();
     assert_eq!(removed.untagged, ["Mine"]);
 }

@@ -27,13 +27,16 @@ fn open(folder: &Path) -> (Pool, Host) {
 
 fn import(host: &Host, image: &Path) {
     let image = host
-        .open_image(SourceInput::Path(image.to_owned()), None)
+        .images()
+        .open(SourceInput::Path(image.to_owned()), None)
         .unwrap();
     let options = ImportOptions {
         name: Some(Name::new(NAME).unwrap()),
         ..Default::default()
     };
-    host.import_image(&image, &options, &mut |_| true).unwrap();
+    host.images()
+        .import(&image, &options, &mut |_| true)
+        .unwrap();
 }
 
 /// A child process that is killed when the test ends.
@@ -95,7 +98,7 @@ fn kill_after(delay: Duration) -> bool {
     thread::sleep(delay);
     drop(child);
     let (pool, host) = open(folder);
-    let is_whole = host.inspect_image(NAME).is_ok();
+    let is_whole = host.images().inspect(NAME).is_ok();
     let layers = pool
         .volumes()
         .iter()
@@ -104,8 +107,8 @@ fn kill_after(delay: Duration) -> bool {
     assert_eq!(layers, if is_whole { 3 } else { 0 }, "after {delay:?}");
     import(&host, &archive);
     let options = cowshed_host::CreateContainer::default();
-    let created = host.create_container(NAME, &options).unwrap();
-    let root = host.mount_container(&created.id, None).unwrap().path;
+    let created = host.containers().create(NAME, &options).unwrap();
+    let root = host.containers().mount(&created.id, None).unwrap().path;
     trees::assert_same(&root, &image.expected_tree());
     host.close().unwrap();
     pool.close().unwrap();

@@ -20,7 +20,7 @@ fn prepared() -> Stage {
 fn a_mounted_container_costs_less_than_100_kib_and_runs_programs() {
     let stage = prepared();
     let root = stage.container("small:1", "one");
-    let listed = stage.host.containers().unwrap();
+    let listed = stage.host.containers().list().unwrap();
     assert_eq!(listed.len(), 1);
     assert!(
         listed[0].own_bytes < 100 << 10,
@@ -47,29 +47,42 @@ fn containers_of_one_image_do_not_see_each_other_and_keep_what_is_theirs() {
     );
     fs::write(one.join("etc/passwd"), "mine").unwrap();
     fs::remove_file(two.join("etc/passwd")).unwrap();
-    stage.host.unmount_container("one").unwrap();
-    stage.host.unmount_container("two").unwrap();
+    stage.host.containers().unmount("one").unwrap();
+    stage.host.containers().unmount("two").unwrap();
     assert!(matches!(
-        stage.host.unmount_container("one"),
+        stage.host.containers().unmount("one"),
         Err(Error::NotMounted(_))
     ));
     stage.check_file_systems();
     let dir = stage.folder("elsewhere");
-    let one = stage.host.mount_container("one", Some(&dir)).unwrap().path;
+    let one = stage
+        .host
+        .containers()
+        .mount("one", Some(&dir))
+        .unwrap()
+        .path;
     assert_eq!(one, dir);
     assert_eq!(fs::read_to_string(one.join("etc/passwd")).unwrap(), "mine");
     assert_eq!(
-        stage.host.mount_container("one", Some(&dir)).unwrap().path,
+        stage
+            .host
+            .containers()
+            .mount("one", Some(&dir))
+            .unwrap()
+            .path,
         dir
     );
-    assert_eq!(stage.host.mount_container("one", None).unwrap().path, dir);
+    assert_eq!(
+        stage.host.containers().mount("one", None).unwrap().path,
+        dir
+    );
     let other = stage.folder("other");
-    let refused = stage.host.mount_container("one", Some(&other));
+    let refused = stage.host.containers().mount("one", Some(&other));
     assert!(
         matches!(refused, Err(Error::MountedElsewhere { .. })),
         "{refused:?}"
     );
-    let two = stage.host.mount_container("two", None).unwrap().path;
+    let two = stage.host.containers().mount("two", None).unwrap().path;
     assert!(!two.join("etc/passwd").exists());
     let three = stage.container("small:1", "three");
     assert_eq!(
@@ -84,8 +97,8 @@ fn a_busy_container_is_named_and_stays() {
     let root = stage.container("small:1", "one");
     let open = File::open(root.join("etc/passwd")).unwrap();
     for refused in [
-        stage.host.unmount_container("one").map(drop),
-        stage.host.remove_container("one").map(drop),
+        stage.host.containers().unmount("one").map(drop),
+        stage.host.containers().remove("one").map(drop),
     ] {
         let refused = refused.unwrap_err();
         assert!(matches!(&refused, Error::MountBusy { .. }), "{refused}");
@@ -96,9 +109,9 @@ fn a_busy_container_is_named_and_stays() {
     }
     assert!(root.join("etc/passwd").exists());
     drop(open);
-    let id = stage.host.remove_container("one").unwrap().id;
+    let id = stage.host.containers().remove("one").unwrap().id;
     assert!(!stage.volumes().iter().any(|name| name.contains(&id)));
-    assert!(stage.host.containers().unwrap().is_empty());
+    assert!(stage.host.containers().list().unwrap().is_empty());
 }
 
 #[test]
@@ -109,25 +122,27 @@ fn names_are_unique_and_ids_can_be_shortened() {
         name,
         size_bytes: None,
     };
-    let one = stage.host.create_container("small:1", &options).unwrap();
+    let one = stage.host.containers().create("small:1", &options).unwrap();
     assert_eq!(one.id.len(), 64);
-    let taken = stage.host.create_container("small:1", &options);
+    let taken = stage.host.containers().create("small:1", &options);
     assert!(matches!(taken, Err(Error::ContainerExists(_))));
     let unnamed = stage
         .host
-        .create_container("small", &CreateContainer::default());
+        .containers()
+        .create("small", &CreateContainer::default());
     assert!(
         matches!(unnamed, Err(Error::NotFound { .. })),
         "the tag is not latest"
     );
     let two = stage
         .host
-        .create_container("small:1", &CreateContainer::default())
+        .containers()
+        .create("small:1", &CreateContainer::default())
         .unwrap();
     assert_ne!(two.name, "one");
-    stage.host.remove_container(&one.id[..12]).unwrap();
+    stage.host.containers().remove(&one.id[..12]).unwrap();
     assert!(
-        stage.host.create_container("small:1", &options).is_ok(),
+        stage.host.containers().create("small:1", &options).is_ok(),
         "the name is free again"
     );
 }
@@ -140,18 +155,18 @@ fn a_container_may_be_larger_than_its_image() {
         name: Some(Name::new("big").unwrap()),
         size_bytes,
     };
-    stage.host.create_container("small:1", &options).unwrap();
-    let root = stage.host.mount_container("big", None).unwrap().path;
+    stage.host.containers().create("small:1", &options).unwrap();
+    let root = stage.host.containers().mount("big", None).unwrap().path;
     let space = nix::sys::statvfs::statvfs(&root).unwrap();
     let total = space.blocks() * space.fragment_size();
     assert!(total > 18 << 30, "{total}");
-    stage.host.unmount_container("big").unwrap();
+    stage.host.containers().unmount("big").unwrap();
     stage.check_file_systems();
     let small = CreateContainer {
         name: None,
         size_bytes: Some(1 << 30),
     };
-    let refused = stage.host.create_container("small:1", &small);
+    let refused = stage.host.containers().create("small:1", &small);
     assert!(matches!(refused, Err(Error::TooSmall { min_bytes }) if min_bytes == 10 << 30));
 }
 
@@ -167,7 +182,7 @@ fn a_mount_that_somebody_else_took_away_is_tidied_up() {
             .unwrap()
             .success()
     );
-    let again = stage.host.mount_container("one", None).unwrap().path;
+    let again = stage.host.containers().mount("one", None).unwrap().path;
     assert_eq!(fs::read_to_string(again.join("kept")).unwrap(), "x");
 }
 
@@ -177,9 +192,9 @@ fn a_second_host_after_the_first_finds_everything_again() {
     let root = stage.container("small:1", "one");
     fs::write(root.join("kept"), "x").unwrap();
     stage.host.close().unwrap();
-    let state = stage.host.state_dir().to_owned();
+    let state = stage.host.mounts().state_dir().to_owned();
     let second = Host::with_export(stage.pool.clone(), &state, Arc::clone(&stage.export)).unwrap();
-    let root = second.mount_container("one", None).unwrap().path;
+    let root = second.containers().mount("one", None).unwrap().path;
     assert_eq!(fs::read_to_string(root.join("kept")).unwrap(), "x");
 }
 
@@ -187,7 +202,7 @@ fn a_second_host_after_the_first_finds_everything_again() {
 fn deleting_a_file_gives_its_space_back_to_the_pool() {
     let stage = prepared();
     let root = stage.container("small:1", "one");
-    let own_bytes = || stage.host.containers().unwrap()[0].own_bytes;
+    let own_bytes = || stage.host.containers().list().unwrap()[0].own_bytes;
     fs::write(root.join("large"), vec![7; 32 << 20]).unwrap();
     let sync = || {
         assert!(

@@ -17,8 +17,8 @@ const MANY: &str = "seq -f %05g 12000 | xargs touch; mkdir few; echo 1 > few/one
 
 fn import(stage: &Stage, path: &Path, options: &ImportOptions) -> Result<ImportedImage> {
     let input = SourceInput::Path(path.to_owned());
-    let image = stage.host.open_image(input, None)?;
-    stage.host.import_image(&image, options, &mut |_| true)
+    let image = stage.host.images().open(input, None)?;
+    stage.host.images().import(&image, options, &mut |_| true)
 }
 
 fn following() -> ImportOptions {
@@ -55,10 +55,10 @@ fn a_file_system_grows_with_an_image_that_is_larger_and_leaves_the_usual_room() 
     assert!(left >= USUAL, "a container has {left} bytes");
     fs::write(root.join("own"), vec![1; 48 << 20]).unwrap();
     // What is committed on top of it is compared block by block.
-    let changes = stage.host.diff_container("c").unwrap();
+    let changes = stage.host.containers().diff("c").unwrap();
     let paths: Vec<_> = changes.iter().map(|change| change.path.clone()).collect();
     assert_eq!(paths, [Path::new("/own")]);
-    stage.host.unmount_container("c").unwrap();
+    stage.host.containers().unmount("c").unwrap();
     stage.check_file_systems();
 }
 
@@ -73,7 +73,7 @@ fn a_file_system_grows_with_an_image_of_more_files_than_it_has_inodes() {
     // The smallest file system has half a group of blocks and all of its inodes, so that they are
     // rarer once it has grown.
     assert!(left >= USUAL / 16384, "a container has {left} inodes");
-    stage.host.unmount_container("c").unwrap();
+    stage.host.containers().unmount("c").unwrap();
     stage.check_file_systems();
 }
 
@@ -85,7 +85,7 @@ fn a_clone_of_a_crowded_file_system_needs_more_than_its_size() {
     let mut layer = stage.volumes().into_iter();
     let layer = layer.rfind(|name| name.starts_with("layer/"));
     let volume = stage.pool.volume(&layer.unwrap()).unwrap();
-    let size_of = |usual| stage.host.size_with_room(&volume, usual).unwrap();
+    let size_of = |usual| stage.host.layers().size_with_room(&volume, usual).unwrap();
     let wanted = size_of(256 << 20).unwrap();
     assert!(wanted >= (300 + 256) << 20, "{wanted}");
     // One with enough space left, and one that was made small on purpose.
@@ -129,7 +129,7 @@ fn a_size_that_was_asked_for_is_kept_and_its_lack_of_blocks_or_inodes_is_told() 
     let root = stage.container("large:1", "c");
     let found = statvfs(&root).unwrap();
     assert!(found.blocks() * found.fragment_size() <= 512 << 20);
-    stage.host.unmount_container("c").unwrap();
+    stage.host.containers().unmount("c").unwrap();
     // If all layers exist already, the size has no effect, and the import says so.
     let again = import(&stage, &large, &fixed(1 << 30)).unwrap();
     assert!(
@@ -150,8 +150,8 @@ fn a_size_that_was_asked_for_is_kept_and_its_lack_of_blocks_or_inodes_is_told() 
         name: Some(Name::new("d").unwrap()),
         ..CreateContainer::default()
     };
-    stage.host.create_container("more:1", &options).unwrap();
-    let root = stage.host.mount_container("d", None).unwrap().path;
+    stage.host.containers().create("more:1", &options).unwrap();
+    let root = stage.host.containers().mount("d", None).unwrap().path;
     let found = statvfs(&root).unwrap();
     assert!(found.blocks() * found.fragment_size() > 900 << 20);
 }

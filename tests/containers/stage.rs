@@ -82,12 +82,13 @@ impl Stage {
     ) -> Result<ImportedImage, cowshed_host::Error> {
         let image = self
             .host
-            .open_image(SourceInput::Path(path.to_owned()), None)?;
+            .images()
+            .open(SourceInput::Path(path.to_owned()), None)?;
         let options = ImportOptions {
             name: Some(Name::new(name).unwrap()),
             ..Default::default()
         };
-        self.host.import_image(&image, &options, &mut |_| true)
+        self.host.images().import(&image, &options, &mut |_| true)
     }
 
     /// Creates a container and mounts it.
@@ -96,8 +97,8 @@ impl Stage {
             name: Some(Name::new(name).unwrap()),
             ..Default::default()
         };
-        self.host.create_container(image, &options).unwrap();
-        self.host.mount_container(name, None).unwrap().path
+        self.host.containers().create(image, &options).unwrap();
+        self.host.containers().mount(name, None).unwrap().path
     }
 
     /// Returns the names of all volumes.

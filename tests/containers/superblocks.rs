@@ -18,7 +18,7 @@ fn tuned(arguments: &[&str]) -> Stage {
         name: Some(Name::new("one").unwrap()),
         ..Default::default()
     };
-    let made = stage.host.create_container("small:1", &options).unwrap();
+    let made = stage.host.containers().create("small:1", &options).unwrap();
     let volume = stage
         .pool
         .volume(&format!("container/{}", made.id))
@@ -56,14 +56,14 @@ fn options_of(path: &Path) -> String {
 
 fn expect_no_panic(arguments: &[&str]) {
     let stage = tuned(arguments);
-    let root = stage.host.mount_container("one", None).unwrap().path;
+    let root = stage.host.containers().mount("one", None).unwrap().path;
     let options = options_of(&root);
     assert!(
         options.lines().any(|line| line == "errors=remount-ro"),
         "{options}"
     );
     assert!(!options.contains("panic"), "{options}");
-    stage.host.unmount_container("one").unwrap();
+    stage.host.containers().unmount("one").unwrap();
 }
 
 #[test]
@@ -95,10 +95,14 @@ fn nothing_runs_and_no_device_opens_in_the_mounts_that_only_copy_and_compare() {
             }
             seen
         });
-        stage.host.copy(&CopySide::Host(source), &inside).unwrap();
-        stage.host.mount_container("one", None).unwrap();
-        stage.host.diff_container("one").unwrap();
-        stage.host.unmount_container("one").unwrap();
+        stage
+            .host
+            .containers()
+            .copy(&CopySide::Host(source), &inside)
+            .unwrap();
+        stage.host.containers().mount("one", None).unwrap();
+        stage.host.containers().diff("one").unwrap();
+        stage.host.containers().unmount("one").unwrap();
         done.store(true, Ordering::Release);
         watcher.join().unwrap()
     });

@@ -85,28 +85,32 @@ fn a_layer_makes_of_the_parent_what_was_compared_with_it() {
 fn a_layer_is_the_one_that_a_container_commit_makes_and_that_walking_both_trees_makes() {
     let (mut stage, left, right) = changed();
     let made = stage.differ.compare(of_type(&left, &right, TAR)).unwrap();
-    stage.host().set_comparison(Comparison::Trees);
+    stage.host().layers().set_comparison(Comparison::Trees);
     let walked = stage.differ.compare(of_type(&left, &right, TAR)).unwrap();
     assert_eq!(walked, made);
-    stage.host().set_comparison(Comparison::Blocks);
+    stage.host().layers().set_comparison(Comparison::Blocks);
 
     let folder = stage.folder("root");
     shell(&folder, BASE);
     let host = stage.host();
-    let image = host.open_image(SourceInput::Path(folder), None).unwrap();
+    let image = host.images().open(SourceInput::Path(folder), None).unwrap();
     let options = ImportOptions {
         name: Some(Name::new("base:1").unwrap()),
         ..Default::default()
     };
-    host.import_image(&image, &options, &mut |_| true).unwrap();
+    host.images()
+        .import(&image, &options, &mut |_| true)
+        .unwrap();
     let options = CreateContainer {
         name: Some(Name::new("one").unwrap()),
         ..Default::default()
     };
-    host.create_container("base:1", &options).unwrap();
-    let mounted = host.mount_container("one", None).unwrap();
+    host.containers().create("base:1", &options).unwrap();
+    let mounted = host.containers().mount("one", None).unwrap();
     shell(&mounted.path, CHANGES);
-    let committed = host.commit_container("one", &Name::new("next:1").unwrap(), None);
+    let committed = host
+        .containers()
+        .commit("one", &Name::new("next:1").unwrap(), None);
     let layers = committed.unwrap().layers;
     assert_eq!(layers.last().unwrap().diff_id.to_string(), made.digest);
 }
@@ -327,7 +331,7 @@ fn reads_of_one_change(files: u32) -> (u64, u64) {
     };
     change(&mut stage, "first");
     let by_blocks = change(&mut stage, "second");
-    stage.host().set_comparison(Comparison::Trees);
+    stage.host().layers().set_comparison(Comparison::Trees);
     (by_blocks, change(&mut stage, "third"))
 }
 

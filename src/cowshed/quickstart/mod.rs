@@ -129,17 +129,19 @@ impl Show<'_> {
     fn import(&self, place: &Workplace, host: &Host) -> anyhow::Result<(ImportedImage, u64)> {
         let (source, from) = self.source(place)?;
         let start = Instant::now();
-        let image = host.open_image(source, None).context("open the image")?;
+        let image = host.images().open(source, None).context("open the image")?;
         let options = ImportOptions {
             name: Some(Name::new(sample::NAME)?),
             ..ImportOptions::default()
         };
         let cancel = self.console.cancel();
-        let imported = host.import_image(&image, &options, &mut |_| !cancel.is_cancelled());
+        let imported = host
+            .images()
+            .import(&image, &options, &mut |_| !cancel.is_cancelled());
         cancel.check()?;
         let imported = imported.context("import the image")?;
         let took = start.elapsed();
-        let image_bytes = host.inspect_image(sample::NAME)?.size_bytes;
+        let image_bytes = host.images().inspect(sample::NAME)?.size_bytes;
         self.say(&format!(
             "Imported {from}: {}, {}, in {}.",
             counted(imported.layers.len(), "layer", "layers"),
@@ -178,10 +180,12 @@ impl Show<'_> {
                 name: Some(Name::new(name)?),
                 size_bytes: None,
             };
-            host.create_container(&image.id.to_string(), &options)
+            host.containers()
+                .create(&image.id.to_string(), &options)
                 .with_context(|| format!("create container {name}"))?;
             let root = host
-                .mount_container(name, None)
+                .containers()
+                .mount(name, None)
                 .with_context(|| format!("mount container {name}"))?
                 .path;
             made.push(Made {
@@ -240,7 +244,8 @@ impl Show<'_> {
         large: &Large,
     ) -> anyhow::Result<Vec<String>> {
         let found: Vec<_> = host
-            .diff_container(name)
+            .containers()
+            .diff(name)
             .context("compare the container with its image")?
             .iter()
             .map(|entry| format!("{} {}", entry.kind, entry.path.display()))
@@ -282,7 +287,7 @@ impl Show<'_> {
                 .expect_original(&other.root)
                 .and_then(|()| changed.change.expect_absent(&other.root))
                 .with_context(|| format!("container {} is not as its image", other.name))?;
-            let differences = host.diff_container(other.name)?;
+            let differences = host.containers().diff(other.name)?;
             let different = differences
                 .first()
                 .map(|entry| entry.path.display().to_string());
@@ -340,10 +345,12 @@ impl Show<'_> {
         if !self.quickstart.keep {
             let host = place.host()?;
             for name in NAMES {
-                host.remove_container(name)
+                host.containers()
+                    .remove(name)
                     .with_context(|| format!("remove container {name}"))?;
             }
-            host.remove_image(&image.id.to_string())
+            host.images()
+                .remove(&image.id.to_string())
                 .context("remove the image")?;
             drop(host);
             let left = place.reclaim()?;
@@ -375,7 +382,7 @@ fn expect_clean(report: &CheckReport) -> anyhow::Result<()> {
 }
 
 fn own_bytes(host: &Host, name: &str) -> anyhow::Result<u64> {
-    let containers = host.containers()?;
+    let containers = host.containers().list()?;
     let found = containers.iter().find(|container| container.name == name);
     Ok(found
         .with_context(|| format!("container {name} is not listed"))?

@@ -316,7 +316,7 @@ impl fmt::Display for Names {
 
 impl Error {
     /// Returns a closure that makes an `Io` error about `action` on `path`, for `map_err`.
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
             action,
@@ -326,7 +326,7 @@ impl Error {
     }
 
     /// Returns the error that no object has this name.
-    pub(super) fn not_found(kind: Kind, name: &str) -> Self {
+    pub(crate) fn not_found(kind: Kind, name: &str) -> Self {
         Self::NotFound {
             kind,
             name: name.into(),

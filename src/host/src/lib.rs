@@ -1,11 +1,20 @@
 //! Images as stacks of frozen volumes and containers as thin clones of them, on this host.
 //!
 //! This crate is not a runtime: it executes nothing in a container. A [`Host`] ties a pool to a
-//! folder of this host, and every operation is one of its methods: [`Host::import_image`] and its
-//! like in `import`, `image` and `archive`, [`Host::create_container`] and its like in `root`,
-//! `diff`, `commit` and `copy`, [`Host::create_data_volume`] and its like in `data`; `roots` shows
-//! volumes to others without keeping a record. `filesystem` and `ext4` handle the content of a
-//! volume, `record` that of the catalogue.
+//! folder of this host. It opens, adopts and closes the parts of this crate in the right order, and
+//! hands them out:
+//!
+//! | part | what it does | uses |
+//! |---|---|---|
+//! | [`Mounts`] | volumes attached and mounted, and snapshots of mounted ones | |
+//! | [`Layers`] | the changes between volumes, written and unpacked as layers | `mounts` |
+//! | [`Images`] | importing, listing, exporting and removing images | `mounts`, `layers` |
+//! | [`Containers`] | creating, mounting, comparing, committing and copying | all three |
+//! | [`Roots`] | volumes shown to containerd and Docker, without a record here | `mounts`, `layers` |
+//! | [`DataVolumes`] | file systems for data that outlives containers | `mounts` |
+//!
+//! Each has a module with its name. Below all of them, `error` has the errors, `record` the records
+//! of images and containers in the pool's catalogue, and `time` the format of times.
 //!
 //! # Invariants
 //! - A volume that an operation makes has a temporary name until one transaction gives it its final
@@ -13,45 +22,31 @@
 //! - No lock of the pool is held while a file on a mounted volume is read or written: this process
 //!   may be the one that serves that volume.
 //! - Every volume that an operation leaves holds a clean file system.
+//! - Locks are taken in this order: a container's or root's own, a volume's, the catalogue's.
 
-mod adoption;
-mod archive;
-mod commit;
-mod copy;
+mod containers;
 mod data;
-mod data_mounts;
-mod diff;
 mod error;
-mod ext4;
-mod filesystem;
-mod frozen;
 mod host;
-mod image;
-mod import;
-mod quiesce;
+mod images;
+mod layers;
+mod mounts;
 mod record;
-mod refusals;
-mod room;
-mod root;
 mod roots;
-mod stacked;
-mod streams;
 mod time;
-mod transfer;
-mod users;
-mod words;
 
-pub use adoption::clean_stale_mounts;
-pub use archive::{ExportedImage, ExportedLayer};
-pub use copy::{CopyOptions, CopyReport, CopySide};
-pub use data::{CreateDataVolume, DataVolume};
-pub use diff::{ChangeKind, Comparison, ContainerChange};
+pub use containers::{
+    ChangeKind, ContainerChange, ContainerSummary, Containers, CopyOptions, CopyReport, CopySide,
+    CreateContainer, CreatedContainer, MountedContainer, VolumeUsers,
+};
+pub use data::{CreateDataVolume, DataVolume, DataVolumes};
 pub use error::{Error, Kind, Names, RecordFault, Result, Shortage};
-pub use filesystem::{DEFAULT_SIZE_BYTES, ERRORS_OPTION, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
 pub use host::Host;
-pub use image::{HistoryStep, ImageDetails, ImageSummary, LayerDetails, RemovedImage};
-pub use import::{ImportOptions, ImportProgress, ImportedImage, ImportedLayer};
-pub use room::Sizing;
-pub use root::{ContainerSummary, CreateContainer, CreatedContainer, MountedContainer};
-pub use roots::{LayerOptions, QuiescedRoot, RootUse, Sealed};
-pub use users::VolumeUsers;
+pub use images::{
+    ExportedImage, ExportedLayer, HistoryStep, ImageDetails, ImageSummary, Images, ImportOptions,
+    ImportProgress, ImportedImage, ImportedLayer, LayerDetails, RemovedImage,
+};
+pub use layers::{Comparison, Layers, Sizing};
+pub use mounts::filesystem::{DEFAULT_SIZE_BYTES, ERRORS_OPTION, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
+pub use mounts::{Mounts, clean_stale_mounts};
+pub use roots::{LayerOptions, QuiescedRoot, RootUse, Roots, Sealed};

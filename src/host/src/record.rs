@@ -10,7 +10,7 @@
 //! - A reference leads to an existing image; a container's image exists; each layer of an image has
 //!   its volume `layer/<chain id>`. All changes keep this in single transactions.
 
-use super::error::{Error, Kind, RecordFault, Result};
+use crate::error::{Error, Kind, RecordFault, Result};
 use cowshed_engine::{Pool, RecordKind, Transaction, Volume};
 use cowshed_format::base::{self, Name};
 use cowshed_oci::{Digest, Reference, same_reference};
@@ -29,7 +29,7 @@ const ID_DIGITS: usize = 64;
 
 /// The stored data of an image; its id is the digest of `config`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ImageRecord {
+pub(crate) struct ImageRecord {
     version: u32,
     /// The configuration, byte by byte as it was imported.
     pub config: String,
@@ -40,7 +40,7 @@ pub(super) struct ImageRecord {
 
 /// One layer of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct LayerRecord {
+pub(crate) struct LayerRecord {
     /// The identity of the stack up to here; it names the volume.
     pub chain_id: Digest,
     /// The digest of the uncompressed layer.
@@ -51,7 +51,7 @@ pub(super) struct LayerRecord {
 
 /// The stored data of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ContainerRecord {
+pub(crate) struct ContainerRecord {
     version: u32,
     /// 256 random bits in hexadecimal.
     pub id: String,
@@ -66,7 +66,7 @@ pub(super) struct ContainerRecord {
 
 /// The result of looking up an image.
 #[derive(Clone, Debug)]
-pub(super) struct FoundImage {
+pub(crate) struct FoundImage {
     pub id: Digest,
     pub record: ImageRecord,
     /// The name that was matched, if it was a name.
@@ -75,7 +75,7 @@ pub(super) struct FoundImage {
 
 /// A name of an image as the pool has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct StoredName {
+pub(crate) struct StoredName {
     /// The key of its record.
     pub key: String,
     /// The readable form of the name.
@@ -85,7 +85,7 @@ pub(super) struct StoredName {
 }
 
 impl ImageRecord {
-    pub(super) fn new(config: String, layers: Vec<LayerRecord>) -> Self {
+    pub(crate) fn new(config: String, layers: Vec<LayerRecord>) -> Self {
         Self {
             version: VERSION,
             config,
@@ -94,13 +94,13 @@ impl ImageRecord {
         }
     }
 
-    pub(super) fn created(&self) -> SystemTime {
+    pub(crate) fn created(&self) -> SystemTime {
         time(self.created_s)
     }
 }
 
 impl ContainerRecord {
-    pub(super) fn new(id: String, name: &Name, image: Digest, image_name: String) -> Self {
+    pub(crate) fn new(id: String, name: &Name, image: Digest, image_name: String) -> Self {
         let name = name.as_str().to_owned();
         Self {
             version: VERSION,
@@ -112,12 +112,12 @@ impl ContainerRecord {
         }
     }
 
-    pub(super) fn created(&self) -> SystemTime {
+    pub(crate) fn created(&self) -> SystemTime {
         time(self.created_s)
     }
 
     /// Returns the volume that is the container's root.
-    pub(super) fn volume(&self, pool: &Pool) -> Result<Volume> {
+    pub(crate) fn volume(&self, pool: &Pool) -> Result<Volume> {
         Ok(pool.volume(container_volume_name(&self.id)?.as_str())?)
     }
 }
@@ -135,16 +135,16 @@ fn time(seconds: u64) -> SystemTime {
 }
 
 /// Returns the volume name of the layer that completes the stack `chain_id`.
-pub(super) fn layer_volume_name(chain_id: Digest) -> Result<Name> {
+pub(crate) fn layer_volume_name(chain_id: Digest) -> Result<Name> {
     Ok(Name::new(&format!("layer/{chain_id}"))?)
 }
 
-pub(super) fn container_volume_name(id: &str) -> Result<Name> {
+pub(crate) fn container_volume_name(id: &str) -> Result<Name> {
     Ok(Name::new(&format!("container/{id}"))?)
 }
 
 /// Returns the volume of the layer that completes the stack `chain_id`, if it is in the pool.
-pub(super) fn layer_volume(pool: &Pool, chain_id: Digest) -> Result<Option<Volume>> {
+pub(crate) fn layer_volume(pool: &Pool, chain_id: Digest) -> Result<Option<Volume>> {
     match pool.volume(layer_volume_name(chain_id)?.as_str()) {
         Ok(volume) => Ok(Some(volume)),
         Err(base::Error::NotFound(_) | base::Error::NoSuchVolume(_)) => Ok(None),
@@ -152,7 +152,7 @@ pub(super) fn layer_volume(pool: &Pool, chain_id: Digest) -> Result<Option<Volum
     }
 }
 
-pub(super) fn put_image(
+pub(crate) fn put_image(
     transaction: &mut Transaction,
     id: Digest,
     record: &ImageRecord,
@@ -167,7 +167,7 @@ pub(super) fn put_image(
 }
 
 /// Gives the name to the image `id`; `names` are all existing names.
-pub(super) fn put_reference(
+pub(crate) fn put_reference(
     transaction: &mut Transaction,
     names: &[StoredName],
     reference: &Reference,
@@ -182,7 +182,7 @@ pub(super) fn put_reference(
     transaction.put_record(RecordKind::REFERENCE, short.as_bytes(), id.as_bytes());
 }
 
-pub(super) fn put_container(transaction: &mut Transaction, record: &ContainerRecord) -> Result<()> {
+pub(crate) fn put_container(transaction: &mut Transaction, record: &ContainerRecord) -> Result<()> {
     transaction.put_record(CONTAINER_NAME, record.name.as_bytes(), record.id.as_bytes());
     put(
         transaction,
@@ -193,7 +193,7 @@ pub(super) fn put_container(transaction: &mut Transaction, record: &ContainerRec
     )
 }
 
-pub(super) fn remove_container(transaction: &mut Transaction, record: &ContainerRecord) {
+pub(crate) fn remove_container(transaction: &mut Transaction, record: &ContainerRecord) {
     transaction.remove_record(CONTAINER_NAME, record.name.as_bytes());
     transaction.remove_record(RecordKind::CONTAINER, record.id.as_bytes());
 }
@@ -216,7 +216,7 @@ fn put<T: Serialize>(
 }
 
 /// Returns all images by id.
-pub(super) fn images(pool: &Pool) -> Result<BTreeMap<Digest, ImageRecord>> {
+pub(crate) fn images(pool: &Pool) -> Result<BTreeMap<Digest, ImageRecord>> {
     let records = pool.records(RecordKind::IMAGE);
     records
         .iter()
@@ -228,7 +228,7 @@ pub(super) fn images(pool: &Pool) -> Result<BTreeMap<Digest, ImageRecord>> {
 }
 
 /// Returns the image with this id.
-pub(super) fn image(pool: &Pool, id: Digest) -> Result<Option<ImageRecord>> {
+pub(crate) fn image(pool: &Pool, id: Digest) -> Result<Option<ImageRecord>> {
     let key = id.to_string();
     let value = pool.record(RecordKind::IMAGE, key.as_bytes());
     value
@@ -237,7 +237,7 @@ pub(super) fn image(pool: &Pool, id: Digest) -> Result<Option<ImageRecord>> {
 }
 
 /// Returns all names of images.
-pub(super) fn names(pool: &Pool) -> Result<Vec<StoredName>> {
+pub(crate) fn names(pool: &Pool) -> Result<Vec<StoredName>> {
     let mut names = Vec::new();
     for (key, value) in pool.records(RecordKind::REFERENCE).iter() {
         let key = text(Kind::Reference, key)?;
@@ -262,7 +262,7 @@ fn shown_name(pool: &Pool, key: &str) -> String {
 }
 
 /// Returns the short form of a name; a text that is not a valid name is returned unchanged.
-pub(super) fn short_name(name: &str) -> String {
+pub(crate) fn short_name(name: &str) -> String {
     Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.short())
 }
 
@@ -284,7 +284,7 @@ fn find_name(pool: &Pool, wanted: &str) -> Result<Option<StoredName>> {
 }
 
 /// Returns all containers, sorted by id.
-pub(super) fn containers(pool: &Pool) -> Result<Vec<ContainerRecord>> {
+pub(crate) fn containers(pool: &Pool) -> Result<Vec<ContainerRecord>> {
     let records = pool.records(RecordKind::CONTAINER);
     records
         .iter()
@@ -293,13 +293,13 @@ pub(super) fn containers(pool: &Pool) -> Result<Vec<ContainerRecord>> {
 }
 
 /// Returns true if a container has this name.
-pub(super) fn is_container_name_taken(pool: &Pool, name: &Name) -> bool {
+pub(crate) fn is_container_name_taken(pool: &Pool, name: &Name) -> bool {
     pool.record(CONTAINER_NAME, name.as_str().as_bytes())
         .is_some()
 }
 
 /// Finds an image by any form of its name, by id, or by the start of an id.
-pub(super) fn find_image(pool: &Pool, wanted: &str) -> Result<FoundImage> {
+pub(crate) fn find_image(pool: &Pool, wanted: &str) -> Result<FoundImage> {
     if let Some(name) = find_name(pool, wanted)? {
         let id = name.image;
         let record = image(pool, id)?.ok_or_else(|| Error::Record {
@@ -326,7 +326,7 @@ pub(super) fn find_image(pool: &Pool, wanted: &str) -> Result<FoundImage> {
 }
 
 /// Finds a container by name, by id, or by the start of an id.
-pub(super) fn find_container(pool: &Pool, wanted: &str) -> Result<ContainerRecord> {
+pub(crate) fn find_container(pool: &Pool, wanted: &str) -> Result<ContainerRecord> {
     if let Some(id) = pool.record(CONTAINER_NAME, wanted.as_bytes()) {
         let value = pool.record(RecordKind::CONTAINER, &id);
         let value = value.ok_or_else(|| Error::not_found(Kind::Container, wanted))?;

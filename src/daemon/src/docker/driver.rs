@@ -43,25 +43,25 @@ pub(super) fn call(host: &Host, path: &str, body: &[u8]) -> Result<Answer, Refus
         "/VolumeDriver.Create" => create(host, parse(body)?),
         "/VolumeDriver.Remove" => {
             let One { name } = parse(body)?;
-            host.remove_data_volume(&name)?;
+            host.data().remove(&name)?;
             Ok(Answer::default())
         }
         "/VolumeDriver.Mount" => {
             let Use { name, id } = parse(body)?;
-            mounted_at(&host.mount_data_volume(&name, &id)?)
+            mounted_at(&host.data().mount(&name, &id)?)
         }
         "/VolumeDriver.Unmount" => {
             let Use { name, id } = parse(body)?;
-            host.unmount_data_volume(&name, &id)?;
+            host.data().unmount(&name, &id)?;
             Ok(Answer::default())
         }
         "/VolumeDriver.Path" => {
             let One { name } = parse(body)?;
-            mounted_at(&host.data_volume(&name)?.mounted.unwrap_or_default())
+            mounted_at(&host.data().get(&name)?.mounted.unwrap_or_default())
         }
         "/VolumeDriver.Get" => {
             let One { name } = parse(body)?;
-            let found = host.data_volume(&name)?;
+            let found = host.data().get(&name)?;
             let status = Status {
                 volume: found.volume.clone(),
                 size_bytes: found.size_bytes,
@@ -78,7 +78,7 @@ pub(super) fn call(host: &Host, path: &str, body: &[u8]) -> Result<Answer, Refus
             })
         }
         "/VolumeDriver.List" => {
-            let all = host.data_volumes().into_iter().map(listed);
+            let all = host.data().list().into_iter().map(listed);
             Ok(Answer {
                 volumes: Some(all.collect::<Result<_, _>>()?),
                 ..Answer::default()
@@ -105,7 +105,7 @@ fn create(host: &Host, request: Create) -> Result<Answer, Refusal> {
             _ => return Err(Refusal::UnknownOption(key)),
         }
     }
-    host.create_data_volume(&request.name, &options)?;
+    host.data().create(&request.name, &options)?;
     Ok(Answer::default())
 }
 

@@ -154,7 +154,7 @@ impl Differ {
         mounts: impl Iterator<Item = &'m Mount>,
     ) -> Option<String> {
         let volumes: Vec<_> = mounts
-            .filter_map(|mount| self.host.root_at(Path::new(&mount.source)))
+            .filter_map(|mount| self.host.roots().at(Path::new(&mount.source)))
             .collect();
         let index = self.index.read();
         let owners = index
@@ -205,13 +205,13 @@ impl Differ {
         };
         let reader = LayerReader::over(blob, &info)?;
         let sizing = self.sizing_of(&volume);
-        let applied = self.host.fill_root(&volume, reader, sizing);
+        let applied = self.host.roots().fill(&volume, reader, sizing);
         let (applied, dropped) = applied.map_err(|error| said_better(error, &failure))?;
         for line in dropped.lines() {
             tracing::warn!(layer = %digest, "{line}");
         }
         if request.sync_fs {
-            self.host.sync_root(&volume)?;
+            self.host.roots().sync(&volume)?;
         }
         Ok(ApplyResponse {
             applied: Some(Descriptor {
@@ -279,7 +279,10 @@ impl Differ {
     ) -> Result<LayerSummary> {
         let writer = contents.write(reference)?;
         let failure = writer.failure();
-        let written = self.host.write_root_changes(lower, upper, writer, options);
+        let written = self
+            .host
+            .roots()
+            .write_changes(lower, upper, writer, options);
         let (writer, summary) = written.map_err(|error| said_better(error, &failure))?;
         let content = summary.diff_id.to_string();
         if options.compression != Compression::None {
@@ -306,7 +309,7 @@ impl Differ {
         if !is_known || !mount.target.is_empty() {
             return Err(Error::NotOurs);
         }
-        let id = self.host.root_at(Path::new(&mount.source));
+        let id = self.host.roots().at(Path::new(&mount.source));
         let volume = id.and_then(|id| self.host.pool().volume_by_id(id).ok());
         volume.ok_or(Error::NotOurs)
     }

@@ -68,7 +68,7 @@ impl Reaper {
             thread: Mutex::new(None),
             ended: Mutex::new(ended),
         };
-        for id in host.passing_volumes() {
+        for id in host.roots().passing_volumes() {
             reaper.volume(id);
         }
         let work = Work {
@@ -167,7 +167,7 @@ struct Work {
 
 impl Work {
     fn run(mut self, queue: &Receiver<Order>, size_bytes: u64) {
-        if let Err(error) = self.host.empty_root(size_bytes) {
+        if let Err(error) = self.host.roots().empty(size_bytes) {
             tracing::warn!(%error, "cannot create the empty file system yet");
         }
         loop {
@@ -239,7 +239,7 @@ impl Work {
                     return Ok(());
                 };
                 let is_wanted = || self.index.read().views(*id) > 0;
-                self.host.release_root(&volume, &is_wanted)
+                self.host.roots().release(&volume, &is_wanted)
             }
             Task::Leftover(parent, id) => {
                 {
@@ -260,7 +260,7 @@ impl Work {
         let Ok(volume) = pool.volume_by_id(id) else {
             return Ok(());
         };
-        self.host.discard_root(&volume)?;
+        self.host.roots().discard(&volume)?;
         match pool.remove(&volume) {
             Ok(()) | Err(base::Error::NoSuchVolume(_)) => Ok(()),
             Err(error) => Err(error.into()),

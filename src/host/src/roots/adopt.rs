@@ -1,9 +1,13 @@
 //! Taking over the roots that a dead process left mounted or handed out.
+//!
+//! | folder | possible state |
+//! |---|---|
+//! | `roots/<volume>` | that volume attached, and mounted here |
+//! | `roots/<volume>.device`, `roots/<volume>.file` | that volume handed out as a device or file |
+//! | `work/frozen-root-<volume>` | the root's file system quiesced |
 
-use super::super::adoption::device_of;
-use super::super::host::Host;
-use super::super::host::WORK_PREFIX;
-use super::{DEVICE_SUFFIX, FILE_SUFFIX, Mounted};
+use super::{DEVICE_SUFFIX, FILE_SUFFIX, Mounted, Roots};
+use crate::mounts::{Found, WORK_PREFIX, device_of};
 use cowshed_engine::Volume;
 use cowshed_export::{AttachKind, Export};
 use cowshed_format::base::VolumeId;
@@ -13,12 +17,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-impl Host {
+impl Roots {
     /// Takes over the shown roots. Temporary ones are unmounted; one that cannot be is left, with
     /// its volume.
-    pub(in super::super) fn adopt_roots(&self, mounts: &[MountEntry], export: &Export) {
+    pub(crate) fn adopt(&self, found: &Found) {
+        let (mounts, export) = (&found.mounts, &found.export);
         for id in self.noted_roots() {
-            let path = self.root_path(id);
+            let path = self.path(id);
             let mounted = mounts.iter().rfind(|entry| entry.mount_point == path);
             let Ok(volume) = self.pool().volume_by_id(id) else {
                 // The volume was removed while its folder still existed.
@@ -27,7 +32,7 @@ impl Host {
             };
             self.adopt_root(&volume, mounted, export);
             if volume.name().as_str().starts_with(WORK_PREFIX)
-                && let Err(error) = self.discard_root(&volume)
+                && let Err(error) = self.discard(&volume)
             {
                 tracing::info!(
                     %error, volume = %volume.name(),
@@ -35,22 +40,19 @@ impl Host {
                 );
             }
         }
-        self.roots.tidy();
+        self.tidy();
     }
 
     fn adopt_root(&self, volume: &Volume, mounted: Option<&MountEntry>, export: &Export) {
         let id = volume.id();
-        let root = self.roots.of(id);
+        let root = self.of(id);
         let mut root = root.lock();
         let device = device_of(export, id);
         let handed_out = self.note(id, DEVICE_SUFFIX).exists();
         match mounted {
             Some(entry) if device.as_deref() == Some(Path::new(&entry.source)) => {
                 let path = &entry.mount_point;
-                // Without the note, the freeze was made by somebody else.
-                if self.frozen_note(&format!("root-{id}")).exists() {
-                    super::super::adoption::thaw_at(path);
-                }
+                self.mounts.thaw_noted(&format!("root-{id}"), path);
                 root.mounted = Some(Mounted {
                     number: libc::makedev(entry.major, entry.minor),
                     purpose: None,
@@ -62,7 +64,7 @@ impl Host {
             }
             // Attached, but not mounted yet or no longer.
             None if device.is_some() && !handed_out => {
-                self.let_go(export, id);
+                self.mounts.let_go(export, id);
                 // Mounted in another mount namespace: it is released when that mount is gone.
                 root.mounted = number_of(export, id).map(|number| Mounted {
                     number,
@@ -80,7 +82,7 @@ impl Host {
             .find(|found| found.volume == id && found.kind == AttachKind::File);
         root.file = file.map(|found| found.path);
         if root.mounted.is_none() {
-            let _ = fs::remove_dir(self.root_path(id));
+            let _ = fs::remove_dir(self.path(id));
         }
         for (suffix, is_shown) in [
             (DEVICE_SUFFIX, root.device.is_some()),
@@ -94,7 +96,7 @@ impl Host {
 
     /// Returns the volumes that may be shown, according to the state folder.
     fn noted_roots(&self) -> BTreeSet<VolumeId> {
-        let entries = fs::read_dir(self.roots_dir());
+        let entries = fs::read_dir(self.dir());
         let names = entries.into_iter().flatten().flatten();
         names
             .filter_map(|entry| volume_of_note(entry.file_name().to_str()?))
@@ -102,7 +104,7 @@ impl Host {
     }
 
     fn forget_notes(&self, id: VolumeId, is_mounted: bool) {
-        let path = self.root_path(id);
+        let path = self.path(id);
         if is_mounted {
             let _ = mount::unmount_lazy(&path);
         }

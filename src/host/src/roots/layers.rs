@@ -5,13 +5,11 @@
 //! taken, and is thawed before the snapshot is compared and read. The comparison is of blocks, so
 //! its time grows with the change and not with the root.
 
-use super::super::commit::write_layer;
-use super::super::diff::Instant;
-use super::super::error::{Error, Result};
-use super::super::filesystem::Mode;
-use super::super::host::{Host, WorkVolumes};
-use super::super::room::{LayerRoom, Mounted, Sizing};
-use super::RootUse;
+use super::{RootUse, Roots};
+use crate::error::{Error, Result};
+use crate::layers::{Grown, Holder, Instant, LayerRoom, Mounted, Sizing, write_layer};
+use crate::mounts::WorkVolumes;
+use crate::mounts::filesystem::Mode;
 use cowshed_engine::Volume;
 use cowshed_oci::{
     self as oci, ApplyOptions, Compression, Dropped, LayerDigest, LayerReader, LayerSummary,
@@ -31,7 +29,21 @@ pub struct LayerOptions {
     pub latest: Option<Time>,
 }
 
-impl Host {
+/// A root whose file system grows.
+struct Held<'a> {
+    roots: &'a Roots,
+    volume: &'a Volume,
+}
+
+impl Holder for Held<'_> {
+    fn hold(&self, grow: &dyn Fn(Mode) -> Grown) -> Grown {
+        self.roots.with_held(self.volume, |purpose| {
+            grow(purpose.map_or(Mode::Fill, RootUse::mode))
+        })
+    }
+}
+
+impl Roots {
     /// Unpacks `layer` into the root, which is mounted for that if it was not; returns the
     /// properties of the layer and notes about omitted data. After a failure the root holds a part
     /// of it.
@@ -39,13 +51,13 @@ impl Host {
     /// # Errors
     /// `Oci` if the layer does not match its description or cannot be trusted, `Pool` with
     /// `NoSpace`, `FileSystemFull`, and any error of the host.
-    pub fn fill_root(
+    pub fn fill(
         &self,
         volume: &Volume,
         layer: LayerReader,
         sizing: Sizing,
     ) -> Result<(LayerDigest, Dropped)> {
-        let path = self.mount_root(volume, RootUse::Container)?;
+        let path = self.mount(volume, RootUse::Container)?;
         let applied = self.fill_mounted(volume, &path, layer, sizing);
         let unmounted = self.unmount_device(volume);
         // The first error is the one to report.
@@ -61,24 +73,29 @@ impl Host {
         sizing: Sizing,
     ) -> Result<(LayerDigest, Dropped)> {
         let root = File::open(path).map_err(Error::io("open", path))?;
-        let mut room = LayerRoom::new(self, volume, path, Mounted::AsRoot, sizing)?;
+        let holder = Held {
+            roots: self,
+            volume,
+        };
+        let mounted = Mounted::Shared(&holder);
+        let mut room = LayerRoom::new(&self.mounts, volume, path, mounted, sizing)?;
         let options = ApplyOptions::default();
         let applied = oci::apply_with(root.into(), &mut layer, options, &mut room)
             .and_then(|applied| Ok((layer.finish()?, applied.dropped)));
         let applied = applied.map_err(|error| room.explain(error))?;
-        room.settle().map_err(|error| self.explain(error))?;
+        room.settle().map_err(|error| self.mounts.explain(error))?;
         Ok(applied)
     }
 
     /// Unmounts a root that was handed out as a device, and mounted here only for this work.
     fn unmount_device(&self, volume: &Volume) -> Result<()> {
-        let root = self.roots.of(volume.id());
+        let root = self.of(volume.id());
         let mut root = root.lock();
         if root.device.is_none() || root.mounted.is_none() {
             return Ok(());
         }
         drop(self.sync_locked(volume, &root)?);
-        let path = self.root_path(volume.id());
+        let path = self.path(volume.id());
         if mount::unmount(&path).is_err() {
             // Another call uses it, and unmounts it at its end.
             return Ok(());
@@ -93,7 +110,7 @@ impl Host {
     ///
     /// # Errors
     /// Any error of the pool and the host, and `Oci` with errors of `out`.
-    pub fn write_root_changes<W: Write>(
+    pub fn write_changes<W: Write>(
         &self,
         lower: &Volume,
         upper: &Volume,
@@ -104,14 +121,14 @@ impl Host {
         let base = self.root_at_an_instant(lower, &mut work)?;
         let volume = self.root_at_an_instant(upper, &mut work)?;
         let mut instant = Instant {
-            host: self,
+            layers: &self.layers,
             base,
             volume,
             work,
         };
         let changes = instant.changes()?;
         let layer = LayerWriter::new(out, options.compression)?.not_after(options.latest);
-        let mount = self.mount_for_work(&instant.volume, Mode::Frozen)?;
+        let mount = self.mounts.mount_for_work(&instant.volume, Mode::Frozen)?;
         let written = write_layer(layer, mount.path(), &changes)?;
         mount.unmount()?;
         Ok(written)
@@ -122,14 +139,16 @@ impl Host {
         if volume.is_frozen() {
             return Ok(volume.clone());
         }
-        let root = self.roots.of(volume.id());
+        let root = self.of(volume.id());
         // The root is neither mounted nor sealed meanwhile.
         let _held = root.lock();
         // Checked both before and after: data whose write failed may not be written out any more.
-        self.check_complete(volume)?;
-        let snapshot = self.snapshot_passing(volume, &self.work_name()?)?;
+        self.mounts.check_complete(volume)?;
+        let snapshot = self
+            .mounts
+            .snapshot_passing(volume, &self.mounts.work_name()?)?;
         work.push(snapshot.clone());
-        self.check_complete(volume)?;
+        self.mounts.check_complete(volume)?;
         Ok(snapshot)
     }
 }

@@ -3,7 +3,8 @@
 //! Roots are not containers: they have no record here, and a root is identified by its volume. The
 //! keeper of their records (the snapshotter) decides when one is shown and when it is released.
 //! `seal` makes a frozen volume of a root, `usage` reports the space that it takes, and `adopt`
-//! takes over those that a predecessor left.
+//! takes over those that a predecessor left. Beside the mounts, roots use `layers`: a root is
+//! filled with a layer, and what it changed is written as one. They use no images or containers.
 //!
 //! # Invariants
 //! - A volume is mounted once, at `roots/<volume>` in the state folder, however many users it has
@@ -21,11 +22,11 @@ mod usage;
 pub use layers::LayerOptions;
 pub use seal::{QuiescedRoot, Sealed};
 
-use super::error::{Error, Result};
-use super::ext4;
-use super::filesystem::{self, Access, Mode};
-use super::host::{Host, WORK_PREFIX, WorkVolumes, attach_device, random_hex};
-use cowshed_engine::Volume;
+use crate::error::{Error, Result};
+use crate::layers::Layers;
+use crate::mounts::filesystem::{self, Access, Mode};
+use crate::mounts::{Mounts, WORK_PREFIX, WorkVolumes, ext4, random_hex};
+use cowshed_engine::{Pool, Volume};
 use cowshed_export::{AttachKind, ExportError};
 use cowshed_format::base::{Name, VolumeId};
 use cowshed_sys::mount::{self, FileSystem};
@@ -56,7 +57,7 @@ pub enum RootUse {
 }
 
 impl RootUse {
-    pub(super) const fn mode(self) -> Mode {
+    const fn mode(self) -> Mode {
         match self {
             Self::Fill => Mode::Fill,
             Self::Container => Mode::Container,
@@ -87,13 +88,26 @@ struct Mounted {
     purpose: Option<RootUse>,
 }
 
-/// All roots that are shown.
-#[derive(Default)]
-pub(super) struct Roots {
+/// The roots of one pool that are shown on this host; thread safe.
+pub struct Roots {
+    mounts: Arc<Mounts>,
+    layers: Arc<Layers>,
     table: Mutex<HashMap<VolumeId, Arc<Mutex<Root>>>>,
 }
 
 impl Roots {
+    pub(crate) fn new(mounts: &Arc<Mounts>, layers: &Arc<Layers>) -> Self {
+        Self {
+            mounts: Arc::clone(mounts),
+            layers: Arc::clone(layers),
+            table: Mutex::default(),
+        }
+    }
+
+    fn pool(&self) -> &Pool {
+        self.mounts.pool()
+    }
+
     fn of(&self, id: VolumeId) -> Arc<Mutex<Root>> {
         Arc::clone(self.table.lock().entry(id).or_default())
     }
@@ -109,27 +123,26 @@ impl Roots {
         self.table.lock().keys().copied().collect()
     }
 
-    pub(super) fn clear(&self) {
+    /// Forgets the roots without unmounting them, for a successor to find.
+    pub(crate) fn leave(&self) {
         self.table.lock().clear();
     }
-}
 
-impl Host {
     /// Returns the frozen empty file system of `size_bytes`, and creates it if there is none yet.
     ///
     /// # Errors
     /// `InvalidSize`, and any error of the pool and mkfs.
-    pub fn empty_root(&self, size_bytes: u64) -> Result<Volume> {
-        filesystem::template(self.pool(), size_bytes, &self.work_name()?)
+    pub fn empty(&self, size_bytes: u64) -> Result<Volume> {
+        filesystem::template(self.pool(), size_bytes, &self.mounts.work_name()?)
     }
 
     /// Creates a volume with an empty file system of a size that is used only once. Its name is
     /// temporary: until it is renamed, the next start removes it.
     ///
     /// # Errors
-    /// As `empty_root`.
-    pub fn fresh_root(&self, size_bytes: u64) -> Result<Volume> {
-        filesystem::fresh(self.pool(), size_bytes, &self.work_name()?)
+    /// As `empty`.
+    pub fn fresh(&self, size_bytes: u64) -> Result<Volume> {
+        filesystem::fresh(self.pool(), size_bytes, &self.mounts.work_name()?)
     }
 
     /// Creates a clone of `below` and grows its file system. Its name is temporary: until it is
@@ -137,10 +150,10 @@ impl Host {
     ///
     /// # Errors
     /// `InvalidSize`, and any error of the pool and resize2fs.
-    pub fn grown_root(&self, below: &Volume, size_bytes: u64) -> Result<Volume> {
+    pub fn grown(&self, below: &Volume, size_bytes: u64) -> Result<Volume> {
         let mut work = WorkVolumes::new(self.pool());
-        let grown = self.larger_copy(below, size_bytes, &mut work);
-        let grown = grown.map_err(|error| self.explain(error))?;
+        let grown = self.mounts.larger_copy(below, size_bytes, &mut work);
+        let grown = grown.map_err(|error| self.mounts.explain(error))?;
         work.keep();
         Ok(grown)
     }
@@ -149,7 +162,7 @@ impl Host {
     ///
     /// # Errors
     /// `Io` if there are no random numbers.
-    pub fn root_name(&self) -> Result<Name> {
+    pub fn new_name(&self) -> Result<Name> {
         Ok(Name::new(&format!("{ROOT_PREFIX}{}", random_hex::<16>()?))?)
     }
 
@@ -158,7 +171,7 @@ impl Host {
     /// # Errors
     /// `Io` if there are no random numbers.
     pub fn passing_name(&self) -> Result<Name> {
-        self.work_name()
+        self.mounts.work_name()
     }
 
     /// Returns the temporary volumes.
@@ -175,9 +188,9 @@ impl Host {
     ///
     /// # Errors
     /// Any error of the pool and the host.
-    pub fn mount_root(&self, volume: &Volume, purpose: RootUse) -> Result<PathBuf> {
-        let path = self.root_path(volume.id());
-        let root = self.roots.of(volume.id());
+    pub fn mount(&self, volume: &Volume, purpose: RootUse) -> Result<PathBuf> {
+        let path = self.path(volume.id());
+        let root = self.of(volume.id());
         let mut root = root.lock();
         if self.show_again(volume, &mut root)? {
             return Ok(path);
@@ -186,6 +199,7 @@ impl Host {
         // Nobody has the root yet, so no flush has promised durability to anybody.
         let paused = volume.pause_flushes();
         let mounted = self
+            .mounts
             .attach_and_mount(volume, &path, purpose.mode(), Access::Programs)
             .and_then(|_| fs::metadata(&path).map_err(Error::io("inspect", &path)));
         drop(paused);
@@ -200,7 +214,7 @@ impl Host {
             Err(error) => {
                 // Nothing is mounted there; at worst an empty folder remains.
                 let _ = fs::remove_dir(&path);
-                Err(self.explain(error))
+                Err(self.mounts.explain(error))
             }
         }
     }
@@ -209,14 +223,14 @@ impl Host {
     /// somebody else has unmounted it, or it was released and is still mounted in another mount
     /// namespace. Returns true if it is mounted.
     fn show_again(&self, volume: &Volume, root: &mut Root) -> Result<bool> {
-        let path = self.root_path(volume.id());
+        let path = self.path(volume.id());
         let Some(mounted) = &mut root.mounted else {
             return Ok(false);
         };
         if FileSystem::numbered(&path, mounted.number).is_ok() {
             return Ok(true);
         }
-        let Some(device) = self.export()?.loop_device(volume.id()) else {
+        let Some(device) = self.mounts.export()?.loop_device(volume.id()) else {
             // The device no longer belongs to this export.
             self.detach_loop(volume)?;
             root.mounted = None;
@@ -241,11 +255,11 @@ impl Host {
     ///
     /// # Errors
     /// Any error of the pool and the host.
-    pub fn attach_root(&self, volume: &Volume) -> Result<PathBuf> {
-        let root = self.roots.of(volume.id());
+    pub fn attach(&self, volume: &Volume) -> Result<PathBuf> {
+        let root = self.of(volume.id());
         let mut root = root.lock();
         if let Some(device) = &root.device {
-            if self.export()?.loop_device(volume.id()).as_ref() == Some(device) {
+            if self.mounts.export()?.loop_device(volume.id()).as_ref() == Some(device) {
                 return Ok(device.clone());
             }
             // Somebody else has detached it, and its number may have another user by now.
@@ -254,8 +268,7 @@ impl Host {
         }
         let note = self.note(volume.id(), DEVICE_SUFFIX);
         fs::create_dir_all(&note).map_err(Error::io("create the directory", &note))?;
-        let export = self.export()?;
-        let device = attach_device(&export, volume, volume.is_frozen())?;
+        let device = self.mounts.attach_device(volume, volume.is_frozen())?;
         tracing::debug!(
             volume = %volume.name(), device = %device.display(),
             "attached a root as a loop device"
@@ -266,12 +279,8 @@ impl Host {
 
     /// Runs `work` while no other thread shows, seals or hides the root; `work` gets the root's
     /// purpose, if known.
-    pub(super) fn with_root_held<T>(
-        &self,
-        volume: &Volume,
-        work: impl FnOnce(Option<RootUse>) -> T,
-    ) -> T {
-        let root = self.roots.of(volume.id());
+    fn with_held<T>(&self, volume: &Volume, work: impl FnOnce(Option<RootUse>) -> T) -> T {
+        let root = self.of(volume.id());
         let root = root.lock();
         work(root.mounted.as_ref().and_then(|mounted| mounted.purpose))
     }
@@ -280,16 +289,19 @@ impl Host {
     ///
     /// # Errors
     /// Any error of the pool and the host.
-    pub fn root_file(&self, volume: &Volume) -> Result<PathBuf> {
-        let root = self.roots.of(volume.id());
+    pub fn file(&self, volume: &Volume) -> Result<PathBuf> {
+        let root = self.of(volume.id());
         let mut root = root.lock();
         // The path depends on the volume's name, which may have changed.
         if root.file.is_some() {
-            return Ok(self.export()?.file_path(volume));
+            return Ok(self.mounts.export()?.file_path(volume));
         }
         let note = self.note(volume.id(), FILE_SUFFIX);
         fs::create_dir_all(&note).map_err(Error::io("create the directory", &note))?;
-        let file = self.export()?.attach_file(volume, volume.is_frozen())?;
+        let file = self
+            .mounts
+            .export()?
+            .attach_file(volume, volume.is_frozen())?;
         root.file = Some(file.clone());
         Ok(file)
     }
@@ -299,32 +311,32 @@ impl Host {
     ///
     /// # Errors
     /// `Export` with `Busy` while it is in use; the caller should retry then.
-    pub fn release_root(&self, volume: &Volume, is_wanted: &dyn Fn() -> bool) -> Result<()> {
+    pub fn release(&self, volume: &Volume, is_wanted: &dyn Fn() -> bool) -> Result<()> {
         let id = volume.id();
         {
-            let root = self.roots.of(id);
+            let root = self.of(id);
             let mut root = root.lock();
             if is_wanted() {
                 return Ok(());
             }
             self.hide(volume, &mut root)?;
         }
-        self.roots.tidy();
+        self.tidy();
         Ok(())
     }
 
     /// Stops showing a volume whose data nobody needs.
     ///
     /// # Errors
-    /// As `release_root`.
-    pub fn discard_root(&self, volume: &Volume) -> Result<()> {
+    /// As `release`.
+    pub fn discard(&self, volume: &Volume) -> Result<()> {
         let _paused = volume.pause_flushes();
-        self.release_root(volume, &|| false)
+        self.release(volume, &|| false)
     }
 
     fn hide(&self, volume: &Volume, root: &mut Root) -> Result<()> {
         let id = volume.id();
-        let path = self.root_path(id);
+        let path = self.path(id);
         if root.mounted.is_some() {
             // Bind mounts of it go on; the device is busy then.
             if mount::unmount(&path).is_err() && mount::mount_at(&path).is_ok_and(|at| at.is_some())
@@ -342,7 +354,7 @@ impl Host {
             let _ = fs::remove_dir(self.note(id, DEVICE_SUFFIX));
         }
         if root.file.is_some() {
-            let detached = self.export()?.detach_as(volume, AttachKind::File);
+            let detached = self.mounts.export()?.detach_as(volume, AttachKind::File);
             not_attached_is_fine(detached)?;
             root.file = None;
             let _ = fs::remove_dir(self.note(id, FILE_SUFFIX));
@@ -351,7 +363,7 @@ impl Host {
     }
 
     fn detach_loop(&self, volume: &Volume) -> Result<()> {
-        not_attached_is_fine(self.export()?.detach_as(volume, AttachKind::Loop))
+        not_attached_is_fine(self.mounts.export()?.detach_as(volume, AttachKind::Loop))
     }
 
     /// Returns true if the only mount of a root that was mounted to be filled is this host's own:
@@ -359,8 +371,8 @@ impl Host {
     ///
     /// # Errors
     /// If the list of mounts cannot be read.
-    pub fn is_root_alone(&self, volume: &Volume) -> Result<bool> {
-        let root = self.roots.of(volume.id());
+    pub fn is_alone(&self, volume: &Volume) -> Result<bool> {
+        let root = self.of(volume.id());
         let root = root.lock();
         let purpose = root.mounted.as_ref().and_then(|mounted| mounted.purpose);
         Ok(purpose == Some(RootUse::Fill) && is_alone(&root)?)
@@ -370,8 +382,8 @@ impl Host {
     ///
     /// # Errors
     /// Any error of the host, including failures of earlier writes.
-    pub fn sync_root(&self, volume: &Volume) -> Result<()> {
-        let root = self.roots.of(volume.id());
+    pub fn sync(&self, volume: &Volume) -> Result<()> {
+        let root = self.of(volume.id());
         let root = root.lock();
         if root.mounted.is_none() {
             return Ok(());
@@ -381,26 +393,26 @@ impl Host {
 
     /// Writes out a mounted root, and returns its file system.
     fn sync_locked(&self, volume: &Volume, root: &Root) -> Result<FileSystem> {
-        let path = self.root_path(volume.id());
+        let path = self.path(volume.id());
         let number = root.mounted.as_ref().map_or(0, |mounted| mounted.number);
         let at = FileSystem::numbered(&path, number).map_err(Error::io("open", &path))?;
         // The host reports an error only once, and a repeated commit must not succeed.
-        let synced = at.sync().inspect_err(|_| self.note_refusal(volume));
+        let synced = at.sync().inspect_err(|_| self.mounts.note_refusal(volume));
         synced
             .map_err(Error::io("flush", &path))
-            .map_err(|error| self.explain(error))?;
+            .map_err(|error| self.mounts.explain(error))?;
         Ok(at)
     }
 
     /// Returns the volume of the root that is mounted at `source`, or that has the device or file
     /// there.
     #[must_use]
-    pub fn root_at(&self, source: &Path) -> Option<VolumeId> {
-        let name = source.strip_prefix(self.roots_dir()).ok();
+    pub fn at(&self, source: &Path) -> Option<VolumeId> {
+        let name = source.strip_prefix(self.dir()).ok();
         if let Some(id) = name.and_then(|name| name.to_str()?.parse().ok()) {
             return Some(VolumeId(id));
         }
-        let export = self.export().ok()?;
+        let export = self.mounts.export().ok()?;
         let attached = export.attachments();
         let found = attached.iter().find(|attached| attached.path == source);
         found.map(|attached| attached.volume)
@@ -410,9 +422,9 @@ impl Host {
     ///
     /// # Errors
     /// `Busy` for the first that is in use; the others are unmounted all the same.
-    pub(super) fn close_roots(&self) -> Result<()> {
+    pub(crate) fn close(&self) -> Result<()> {
         let mut first = Ok(());
-        for id in self.roots.ids() {
+        for id in self.ids() {
             let Ok(volume) = self.pool().volume_by_id(id) else {
                 continue;
             };
@@ -421,16 +433,16 @@ impl Host {
                 first = closed;
             }
         }
-        self.roots.tidy();
+        self.tidy();
         first
     }
 
     fn close_root(&self, volume: &Volume) -> Result<()> {
-        let root = self.roots.of(volume.id());
+        let root = self.of(volume.id());
         let mut root = root.lock();
         let was_mounted = root.mounted.is_some();
         if let Some(mounted) = &root.mounted
-            && FileSystem::numbered(&self.root_path(volume.id()), mounted.number).is_ok()
+            && FileSystem::numbered(&self.path(volume.id()), mounted.number).is_ok()
         {
             // A bind mount keeps the file system in use; the data written so far is safe then.
             if let Err(error) = self.sync_locked(volume, &root) {
@@ -448,25 +460,25 @@ impl Host {
 
     /// Returns the mount points of the roots.
     #[must_use]
-    pub fn root_paths(&self) -> Vec<PathBuf> {
-        let ids = self.roots.ids();
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let ids = self.ids();
         ids.into_iter()
-            .map(|id| self.root_path(id))
+            .map(|id| self.path(id))
             .filter(|path| path.exists())
             .collect()
     }
 
-    pub(super) fn roots_dir(&self) -> PathBuf {
-        self.state_dir().join("roots")
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.mounts.state_dir().join("roots")
     }
 
-    fn root_path(&self, id: VolumeId) -> PathBuf {
-        self.roots_dir().join(id.to_string())
+    fn path(&self, id: VolumeId) -> PathBuf {
+        self.dir().join(id.to_string())
     }
 
     /// Returns the folder that tells a successor that the volume was handed out in this way.
     fn note(&self, id: VolumeId, suffix: &str) -> PathBuf {
-        self.roots_dir().join(format!("{id}{suffix}"))
+        self.dir().join(format!("{id}{suffix}"))
     }
 }
 

@@ -11,12 +11,9 @@
 //! - If the pool refused data while it was written out, no frozen volume is made, however often
 //!   that is tried.
 
-use super::super::error::{Error, Result};
-use super::super::ext4;
-use super::super::filesystem::Mode;
-use super::super::frozen::FrozenMount;
-use super::super::host::{Host, WorkVolumes};
-use super::{Root, RootUse, is_alone};
+use super::{Root, RootUse, Roots, is_alone};
+use crate::error::{Error, Result};
+use crate::mounts::{FrozenMount, WorkVolumes, ext4};
 use cowshed_engine::Volume;
 use cowshed_export::ExportError;
 use parking_lot::{ArcMutexGuard, RawMutex};
@@ -49,18 +46,18 @@ impl QuiescedRoot {
     }
 }
 
-impl Host {
+impl Roots {
     /// Brings the root's file system to a clean state on its volume. The caller must then freeze
     /// the volume, and flush the pool before it reports success.
     ///
     /// # Errors
     /// `Incomplete`, permanently, if written data found no space in the pool; and any error of the
     /// host.
-    pub fn seal_root(&self, volume: &Volume) -> Result<Sealed> {
-        self.check_complete(volume)?;
-        let sealed = self.seal(volume);
+    pub fn seal(&self, volume: &Volume) -> Result<Sealed> {
+        self.mounts.check_complete(volume)?;
+        let sealed = self.make_clean(volume);
         // All dirty data has been written, or refused, by now.
-        let complete = self.check_complete(volume);
+        let complete = self.mounts.check_complete(volume);
         if let (Err(_), Ok(Sealed::Copy(copy))) = (&complete, &sealed) {
             // If it remains, the next start removes it.
             let _ = self.pool().remove(copy);
@@ -68,12 +65,12 @@ impl Host {
         complete.and(sealed)
     }
 
-    fn seal(&self, volume: &Volume) -> Result<Sealed> {
-        let mut root = self.roots.of(volume.id()).lock_arc();
+    fn make_clean(&self, volume: &Volume) -> Result<Sealed> {
+        let mut root = self.of(volume.id()).lock_arc();
         if self.show_again(volume, &mut root)? && !self.unmount_alone(volume, &mut root)? {
             return self
                 .quiesce(volume, root)
-                .map_err(|error| self.explain(error));
+                .map_err(|error| self.mounts.explain(error));
         }
         match self.hide(volume, &mut root) {
             Ok(()) => {}
@@ -111,7 +108,7 @@ impl Host {
     /// # Errors
     /// Any error of the pool.
     pub fn was_interrupted(&self, volume: &Volume) -> Result<bool> {
-        let root = self.roots.of(volume.id()).lock_arc();
+        let root = self.of(volume.id()).lock_arc();
         Ok(!root.is_shown() && ext4::superblock(volume)?.is_some_and(|found| !found.is_clean()))
     }
 
@@ -134,8 +131,8 @@ impl Host {
 
     fn quiesce(&self, volume: &Volume, root: ArcMutexGuard<RawMutex, Root>) -> Result<Sealed> {
         let at = self.sync_locked(volume, &root)?;
-        let note = self.frozen_note(&format!("root-{}", volume.id()));
-        let frozen = FrozenMount::freeze(at, self.root_path(volume.id()), note)?;
+        let note = self.mounts.frozen_note(&format!("root-{}", volume.id()));
+        let frozen = FrozenMount::freeze(at, self.path(volume.id()), note)?;
         let is_alone = is_alone(&root)?;
         if frozen.is_ours() {
             // The journal is empty while the file system is frozen, and is never read.
@@ -153,18 +150,16 @@ impl Host {
     /// knows.
     fn settled_copy(&self, volume: &Volume) -> Result<Volume> {
         let mut work = WorkVolumes::new(self.pool());
-        let snapshot = self.snapshot_in_use(volume, &self.work_name()?)?;
+        let snapshot = self
+            .mounts
+            .snapshot_in_use(volume, &self.mounts.work_name()?)?;
         work.push(snapshot.clone());
         if ext4::superblock(&snapshot)?.is_some_and(|found| found.is_clean()) {
             work.keep();
             return Ok(snapshot);
         }
-        let copy = self.pool().clone_volume(&snapshot, &self.work_name()?)?;
         let mut copied = WorkVolumes::new(self.pool());
-        copied.push(copy.clone());
-        self.mount_for_work(&copy, Mode::Settle)?.unmount()?;
-        self.check_complete(&copy)?;
-        self.pool().freeze(&copy)?;
+        let copy = self.mounts.settled_clone(&snapshot, &mut copied)?;
         // The snapshot is removed; the copy alone keeps the data of both.
         copied.keep();
         Ok(copy)

@@ -1,18 +1,18 @@
 //! The usage of a root: files and folders, and bytes. No tree is walked.
 
-use super::super::error::Result;
-use super::super::ext4;
-use super::super::host::Host;
+use super::Roots;
+use crate::error::Result;
+use crate::mounts::ext4;
 use cowshed_engine::Volume;
 use cowshed_format::base::VolumeId;
 use cowshed_sys::mount::FileSystem;
 
-impl Host {
+impl Roots {
     /// Returns the number of files and folders in the volume's file system.
     ///
     /// # Errors
     /// Any error of the pool and the host.
-    pub fn root_inodes(&self, volume: &Volume) -> Result<u64> {
+    pub fn inodes(&self, volume: &Volume) -> Result<u64> {
         if let Some(found) = self.room_of_mounted(volume.id()) {
             return Ok(found.files().saturating_sub(found.files_free()));
         }
@@ -24,7 +24,7 @@ impl Host {
     ///
     /// # Errors
     /// `NoSuchVolume`, and any error of the pool.
-    pub fn root_bytes(&self, volume: &Volume) -> Result<u64> {
+    pub fn bytes(&self, volume: &Volume) -> Result<u64> {
         let info = volume.info()?;
         let taken = self.taken_since_clone(volume, info.parent);
         Ok(info.own_bytes.max(taken?.unwrap_or(0)))
@@ -50,9 +50,9 @@ impl Host {
 
     /// Returns the statistics of a root's file system, if it is mounted here.
     fn room_of_mounted(&self, id: VolumeId) -> Option<nix::sys::statvfs::Statvfs> {
-        let root = self.roots.table.lock().get(&id).cloned()?;
+        let root = self.table.lock().get(&id).cloned()?;
         let number = root.lock().mounted.as_ref()?.number;
-        let at = FileSystem::numbered(&self.root_path(id), number).ok()?;
+        let at = FileSystem::numbered(&self.path(id), number).ok()?;
         at.room().ok()
     }
 }

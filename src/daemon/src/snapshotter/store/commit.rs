@@ -32,7 +32,7 @@ impl Store {
         let active = committing.check(&self.index.read())?;
         let volume = self.volume_of(&active)?;
         let key = || committing.key.as_str().into();
-        if self.host.was_interrupted(&volume)? {
+        if self.host.roots().was_interrupted(&volume)? {
             // Data that was being written when the daemon or host stopped may be lost.
             return Err(if active.fill {
                 Error::HalfFilled(key())
@@ -40,7 +40,7 @@ impl Store {
                 Error::Interrupted(key())
             });
         }
-        let sealed = self.host.seal_root(&volume);
+        let sealed = self.host.roots().seal(&volume);
         let sealed = sealed.map_err(|error| match error {
             container::Error::Incomplete(_) => Error::Incomplete(key()),
             error => error.into(),
@@ -73,7 +73,10 @@ impl Store {
         volume: VolumeId,
         sealed: &Sealed,
     ) -> Result<Option<VolumeId>> {
-        let (name, passing) = (self.host.root_name()?, self.host.passing_name()?);
+        let (name, passing) = (
+            self.host.roots().new_name()?,
+            self.host.roots().passing_name()?,
+        );
         let mut index = self.index.write();
         committing.check(&index)?;
         let mut transaction = self.pool().transaction();

@@ -106,9 +106,9 @@ impl Store {
             (Kind::View | Kind::Committed, _) => RootUse::View,
         };
         let source = match record.mounts {
-            MountMode::Dir => self.host.mount_root(&volume, purpose)?,
-            MountMode::Loop => self.host.attach_root(&volume)?,
-            MountMode::File => self.host.root_file(&volume)?,
+            MountMode::Dir => self.host.roots().mount(&volume, purpose)?,
+            MountMode::Loop => self.host.roots().attach(&volume)?,
+            MountMode::File => self.host.roots().file(&volume)?,
         };
         let is_read_only = record.kind != Kind::Active;
         Ok(convert::mounts(record.mounts, &source, is_read_only))
@@ -120,7 +120,12 @@ impl Store {
         if record.kind == Kind::Committed {
             return Err(Error::NoMounts(key.into()));
         }
-        if record.fill && self.host.was_interrupted(&self.volume_of(&record)?)? {
+        if record.fill
+            && self
+                .host
+                .roots()
+                .was_interrupted(&self.volume_of(&record)?)?
+        {
             // It was mounted for speed, and not to survive a restart.
             return Err(Error::HalfFilled(key.into()));
         }
@@ -173,7 +178,7 @@ impl Store {
         }
         let mut transaction = self.pool().transaction();
         Record::remove(&mut transaction, key);
-        transaction.rename(volume, &self.host.passing_name()?);
+        transaction.rename(volume, &self.host.roots().passing_name()?);
         Ok(transaction.commit()?)
     }
 
@@ -212,12 +217,12 @@ impl Store {
         let below = match &record.parent {
             Some(parent) => {
                 let below = self.volume_of(&*self.record(parent)?)?;
-                self.host.root_inodes(&below)?
+                self.host.roots().inodes(&below)?
             }
             None => RESERVED_INODES,
         };
-        let inodes = self.host.root_inodes(&volume)?.saturating_sub(below);
-        let size_bytes = self.host.root_bytes(&volume)?;
+        let inodes = self.host.roots().inodes(&volume)?.saturating_sub(below);
+        let size_bytes = self.host.roots().bytes(&volume)?;
         Ok(UsageResponse {
             size: i64::try_from(size_bytes).unwrap_or(i64::MAX),
             inodes: i64::try_from(inodes).unwrap_or(i64::MAX),

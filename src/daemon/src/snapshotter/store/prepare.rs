@@ -109,11 +109,11 @@ impl Store {
             let usual_bytes = self.options.size_bytes;
             let origin = match (wanted.kind, size_bytes) {
                 (Kind::Active, Some(size_bytes)) if size_bytes != usual_bytes => {
-                    Origin::Ready(self.host.fresh_root(size_bytes)?.id())
+                    Origin::Ready(self.host.roots().fresh(size_bytes)?.id())
                 }
                 // It is empty, whatever its size.
-                (Kind::View, _) => Origin::Shared(self.host.empty_root(usual_bytes)?),
-                _ => Origin::Clone(self.host.empty_root(usual_bytes)?),
+                (Kind::View, _) => Origin::Shared(self.host.roots().empty(usual_bytes)?),
+                _ => Origin::Clone(self.host.roots().empty(usual_bytes)?),
             };
             return Ok(Source {
                 origin,
@@ -145,13 +145,13 @@ impl Store {
             // The writer need not be our differ, which would grow the file system.
             None => {
                 let usual_bytes = self.options.size_bytes;
-                let roomy = self.host.size_with_room(&below, usual_bytes)?;
+                let roomy = self.host.layers().size_with_room(&below, usual_bytes)?;
                 let default = if wanted.fill { 0 } else { usual_bytes };
                 roomy.unwrap_or(default)
             }
         };
         if size_bytes > below.size_bytes() {
-            let grown = self.host.grown_root(&below, size_bytes)?;
+            let grown = self.host.roots().grown(&below, size_bytes)?;
             return Ok(Origin::Ready(grown.id()));
         }
         // A device is handed out as it is; we do not mount it.
@@ -169,8 +169,8 @@ impl Store {
     fn leftover_on(&self, parent: &str) -> Option<VolumeId> {
         let id = self.reaper.take_leftover(parent)?;
         let volume = self.pool().volume_by_id(id).ok()?;
-        let is_alone = self.host.check_complete(&volume);
-        match is_alone.and_then(|()| self.host.is_root_alone(&volume)) {
+        let is_alone = self.host.mounts().check_complete(&volume);
+        match is_alone.and_then(|()| self.host.roots().is_alone(&volume)) {
             Ok(true) => Some(id),
             Ok(false) => {
                 self.reaper.volume(id);
@@ -191,7 +191,7 @@ impl Store {
         source: &Source,
         finish: impl FnOnce(&mut Record),
     ) -> Result<Arc<Record>> {
-        let name = self.host.root_name()?;
+        let name = self.host.roots().new_name()?;
         let mut index = self.index.write();
         // Another call may have changed the index meanwhile.
         self.check(&index, wanted)?;

@@ -1,0 +1,83 @@
+//! Making an image of a container: its changes become one more layer.
+//!
+//! The layer's tar is written only to compute its diff id; the layer's volume is the compared
+//! snapshot, so that nothing is applied again.
+
+use super::Containers;
+use crate::error::Result;
+use crate::images::{ImportedImage, StackedLayer};
+use crate::layers::write_layer;
+use crate::mounts::filesystem::Mode;
+use crate::mounts::hold;
+use crate::record::{self, LayerRecord};
+use crate::time;
+use cowshed_format::base::Name;
+use cowshed_oci::{Compression, ImageConfig, LayerOrigin, LayerWriter, Reference, chain_above};
+use std::io;
+
+/// The default command in a layer's history.
+const CREATED_BY: &str = "cowshed container commit";
+
+impl Containers {
+    /// Makes the image `name` of the container as it is now; the container may be running.
+    /// `created_by` goes into the image's history. Durable when it returns.
+    ///
+    /// # Errors
+    /// `Name`, `NotFound` or `Ambiguous`, a name that no layer can hold, and any error of the pool
+    /// and the host.
+    pub fn commit(
+        &self,
+        container: &str,
+        name: &Name,
+        created_by: Option<&str>,
+    ) -> Result<ImportedImage> {
+        let reference = Reference::parse_given(name.as_str())?;
+        let record = record::find_container(self.pool(), container)?;
+        let lock = self.locks.of(&record.id);
+        let _held = hold(&lock)?;
+        let image = self.image_of(&record)?;
+        let volume = record.volume(self.pool())?;
+        // Checked both before and after: data whose write failed may not be written out any more.
+        self.mounts.check_complete(&volume)?;
+        let mut instant = self.instant(&record)?;
+        self.mounts.check_complete(&volume)?;
+        instant.settle()?;
+        let changes = instant.changes()?;
+        let mount = self.mounts.mount_for_work(&instant.volume, Mode::Frozen)?;
+        let layer = LayerWriter::new(io::sink(), Compression::None)?;
+        let (_, summary) = write_layer(layer, mount.path(), &changes)?;
+        mount.unmount()?;
+        let mut stack = Vec::with_capacity(image.layers.len() + 1);
+        for layer in image.layers {
+            let volume = self.images.layer(layer.chain_id)?;
+            stack.push(StackedLayer {
+                record: layer,
+                volume,
+                reused: true,
+            });
+        }
+        let below = stack.last().map(|layer| layer.record.chain_id);
+        let layer = LayerRecord {
+            chain_id: chain_above(below, summary.diff_id),
+            diff_id: summary.diff_id,
+            size_bytes: Some(summary.size_bytes),
+        };
+        stack.push(StackedLayer {
+            record: layer,
+            volume: instant.volume,
+            reused: false,
+        });
+        let origin = LayerOrigin {
+            created: &time::now(),
+            created_by: created_by.unwrap_or(CREATED_BY),
+        };
+        let config =
+            ImageConfig::parse(image.config.into_bytes())?.with_layer(summary.diff_id, origin)?;
+        let committed = self
+            .images
+            .settle(&config, std::slice::from_ref(&reference), stack)?;
+        // The volume has its final name now; a temporary snapshot below it is removed.
+        instant.work.keep_named();
+        Ok(committed)
+    }
+}

@@ -1,0 +1,404 @@
+//! Importing an image. For each layer: clone the one below, mount the clone, apply the layer's tar,
+//! unmount and freeze.
+//!
+//! # Invariants
+//! - Until the last transaction every new volume has a temporary name, so that an interruption of
+//!   the import leaves nothing: the guard removes the volumes, or the next start does.
+//! - The last transaction gives the layers their final names and writes the image's record and
+//!   references, all or nothing.
+//! - A layer whose chain id the pool already has is not applied again. If two imports create the
+//!   same layer at once, the one that finishes later uses the other's.
+
+use super::Images;
+use crate::error::{Error, Kind, Result};
+use crate::layers::{LayerRoom, Mounted, Sizing};
+use crate::mounts::WorkVolumes;
+use crate::mounts::filesystem::{self, Mode};
+use crate::record::{self, ImageRecord, LayerRecord};
+use crate::time;
+use cowshed_engine::{Labels, Transaction, Volume};
+use cowshed_format::base::Name;
+use cowshed_oci::{
+    self as oci, ApplyOptions, Digest, Dropped, Image, ImageConfig, LayerOrigin, Reference, Select,
+    SourceInput, chain_above,
+};
+use serde::Serialize;
+use std::fs::File;
+
+/// The options of an import.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// The image's name; by default the names in the input.
+    pub name: Option<Name>,
+    /// The size of the file systems of new layers. By default it depends on the image and leaves
+    /// the usual free space.
+    pub file_system_bytes: Option<u64>,
+    /// The usual free space; 10 GiB by default.
+    pub usual_bytes: Option<u64>,
+}
+
+/// An image that is now in the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportedImage {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The first of its names, if it has one.
+    pub name: Option<String>,
+    /// All names that it got.
+    pub names: Vec<String>,
+    /// Its layers, lowest first.
+    pub layers: Vec<ImportedLayer>,
+    /// Notes about data that was left out, a line for each kind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// One layer of an imported image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportedLayer {
+    /// The identity of the stack up to here.
+    pub chain_id: Digest,
+    /// The digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// Bytes that only this layer holds.
+    pub own_bytes: u64,
+    /// True if the pool had it before.
+    pub reused: bool,
+}
+
+/// The progress of an import.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Number of layers that are done.
+    pub done_layers: usize,
+    /// Number of all layers.
+    pub layers: usize,
+}
+
+/// A layer in the stack, whose volume has its final or still a temporary name.
+pub(crate) struct StackedLayer {
+    pub record: LayerRecord,
+    pub volume: Volume,
+    pub reused: bool,
+}
+
+impl Images {
+    /// Opens all images in `input` that `select` matches.
+    ///
+    /// # Errors
+    /// The errors of [`Image::open_all`].
+    pub fn open_all(&self, input: SourceInput, select: &Select) -> Result<Vec<Image>> {
+        Ok(Image::open_all(input, self.mounts.state_dir(), select)?)
+    }
+
+    /// Opens the only image in `input`; `reference` chooses one of several.
+    ///
+    /// # Errors
+    /// The errors of [`Image::open`].
+    pub fn open(&self, input: SourceInput, reference: Option<&str>) -> Result<Image> {
+        Ok(Image::open(
+            input,
+            self.mounts.state_dir(),
+            &Select::named(reference),
+        )?)
+    }
+
+    /// Imports `image`; the valid ones of its names in the input become its names. Durable when it
+    /// returns; on an error nothing of it stays.
+    ///
+    /// `progress` is called between layers and stops the import by returning false.
+    ///
+    /// # Errors
+    /// Errors of the image, `Cancelled`, and any error of the pool and the host; a full pool is the
+    /// pool's `NoSpace`.
+    pub fn import(
+        &self,
+        image: &Image,
+        options: &ImportOptions,
+        progress: &mut dyn FnMut(ImportProgress) -> bool,
+    ) -> Result<ImportedImage> {
+        let names = match &options.name {
+            Some(name) => vec![Reference::parse_given(name.as_str())?],
+            None => image
+                .reference_names()
+                .iter()
+                .filter_map(|name| Reference::parse(name).ok())
+                .collect(),
+        };
+        let mut work = WorkVolumes::new(self.pool());
+        let mut dropped = Dropped::default();
+        let stack = self
+            .import_layers(image, options, progress, &mut work, &mut dropped)
+            .map_err(|error| self.mounts.explain(error))?;
+        let config = match image.config() {
+            Some(config) => config.clone(),
+            None => config_of_root(&stack)?,
+        };
+        let too_late = size_without_effect(options, &stack);
+        let mut imported = self.settle(&config, &names, stack)?;
+        imported.notes = dropped.lines().chain(too_late).collect();
+        work.keep();
+        Ok(imported)
+    }
+
+    fn import_layers(
+        &self,
+        image: &Image,
+        options: &ImportOptions,
+        progress: &mut dyn FnMut(ImportProgress) -> bool,
+        work: &mut WorkVolumes<'_>,
+        dropped: &mut Dropped,
+    ) -> Result<Vec<StackedLayer>> {
+        let layers = image.layers().len();
+        let mut stack: Vec<StackedLayer> = Vec::new();
+        for index in 0..layers {
+            if !progress(ImportProgress {
+                done_layers: index,
+                layers,
+            }) {
+                return Err(Error::Cancelled);
+            }
+            let below = stack.last();
+            let layer = match self.present_layer(image, index, below)? {
+                Some(present) => present,
+                None => {
+                    let volume = self.layer_to_fill(below, options, work)?;
+                    self.apply_layer(image, index, below, volume, options, dropped)?
+                }
+            };
+            stack.push(layer);
+        }
+        progress(ImportProgress {
+            done_layers: layers,
+            layers,
+        });
+        Ok(stack)
+    }
+
+    /// Returns the layer if the pool is known to have it without reading the input's layer.
+    fn present_layer(
+        &self,
+        image: &Image,
+        index: usize,
+        below: Option<&StackedLayer>,
+    ) -> Result<Option<StackedLayer>> {
+        let Some(diff_id) = image.layers()[index].diff_id else {
+            return Ok(None);
+        };
+        let chain_id = chain_above(below.map(|layer| layer.record.chain_id), diff_id);
+        let volume = record::layer_volume(self.pool(), chain_id)?;
+        Ok(volume.map(|volume| {
+            let size_bytes = labelled_size(&volume);
+            let record = LayerRecord {
+                chain_id,
+                diff_id,
+                size_bytes,
+            };
+            StackedLayer {
+                record,
+                volume,
+                reused: true,
+            }
+        }))
+    }
+
+    /// Returns a temporary volume with the content below the next layer.
+    fn layer_to_fill(
+        &self,
+        below: Option<&StackedLayer>,
+        options: &ImportOptions,
+        work: &mut WorkVolumes<'_>,
+    ) -> Result<Volume> {
+        let wanted_bytes = options.file_system_bytes;
+        let parent = match below {
+            Some(below) => below.volume.clone(),
+            None => {
+                let size_bytes = wanted_bytes.unwrap_or_else(|| options.usual_bytes());
+                filesystem::template(self.pool(), size_bytes, &self.mounts.work_name()?)?
+            }
+        };
+        let min_bytes = parent.size_bytes();
+        match wanted_bytes.map(filesystem::checked_size).transpose()? {
+            Some(size_bytes) if size_bytes < min_bytes => Err(Error::TooSmall { min_bytes }),
+            Some(size_bytes) if size_bytes > min_bytes => {
+                self.mounts.larger_copy(&parent, size_bytes, work)
+            }
+            _ => {
+                let volume = self
+                    .pool()
+                    .clone_volume(&parent, &self.mounts.work_name()?)?;
+                work.push(volume.clone());
+                Ok(volume)
+            }
+        }
+    }
+
+    fn apply_layer(
+        &self,
+        image: &Image,
+        index: usize,
+        below: Option<&StackedLayer>,
+        volume: Volume,
+        options: &ImportOptions,
+        dropped: &mut Dropped,
+    ) -> Result<StackedLayer> {
+        let mut reader = image.open_layer(index)?;
+        let mounted = self.mounts.mount_for_work(&volume, Mode::Fill)?;
+        let root = File::open(mounted.path()).map_err(Error::io("open", mounted.path()))?;
+        let sizing = match options.file_system_bytes {
+            Some(_) => Sizing::Fixed,
+            None => Sizing::Following {
+                usual_bytes: options.usual_bytes(),
+            },
+        };
+        let mut room = LayerRoom::new(
+            &self.mounts,
+            &volume,
+            mounted.path(),
+            Mounted::ForWork,
+            sizing,
+        )?;
+        let strict = image.layers()[index].diff_id.is_none();
+        let options = ApplyOptions {
+            require_end_marker: strict,
+            is_plain_tar: false,
+        };
+        let applied = oci::apply_with(root.into(), &mut reader, options, &mut room);
+        dropped.add(applied.map_err(|error| room.explain(error))?.dropped);
+        let found = reader.finish()?;
+        room.settle()?;
+        mounted.unmount()?;
+        self.pool().freeze(&volume)?;
+        let chain_id = chain_above(below.map(|layer| layer.record.chain_id), found.diff_id);
+        let size_bytes = Some(found.size_bytes);
+        let record = LayerRecord {
+            chain_id,
+            diff_id: found.diff_id,
+            size_bytes,
+        };
+        Ok(StackedLayer {
+            record,
+            volume,
+            reused: false,
+        })
+    }
+
+    /// The last transaction: names the layers, writes the record and the references.
+    pub(crate) fn settle(
+        &self,
+        config: &ImageConfig,
+        names: &[Reference],
+        mut stack: Vec<StackedLayer>,
+    ) -> Result<ImportedImage> {
+        let id = config.digest();
+        {
+            let _held = self.lock_catalogue();
+            let mut transaction = self.pool().transaction();
+            for layer in &mut stack {
+                self.settle_layer(&mut transaction, layer)?;
+            }
+            let text = String::from_utf8(config.raw().to_vec())
+                .map_err(|_| Error::Config("it is not UTF-8"))?;
+            if record::image(self.pool(), id)?.is_none() {
+                let layers = stack.iter().map(|layer| layer.record.clone()).collect();
+                record::put_image(&mut transaction, id, &ImageRecord::new(text, layers))?;
+            }
+            let stored = record::names(self.pool())?;
+            for name in names {
+                record::put_reference(&mut transaction, &stored, name, id);
+            }
+            transaction.commit()?;
+        }
+        self.pool().flush()?;
+        let layers = stack
+            .iter()
+            .map(StackedLayer::report)
+            .collect::<Result<_>>()?;
+        let names: Vec<String> = names.iter().map(Reference::short).collect();
+        Ok(ImportedImage {
+            id,
+            name: names.first().cloned(),
+            names,
+            layers,
+            notes: Vec::new(),
+        })
+    }
+
+    fn settle_layer(&self, transaction: &mut Transaction, layer: &mut StackedLayer) -> Result<()> {
+        let chain_id = layer.record.chain_id;
+        match (record::layer_volume(self.pool(), chain_id)?, layer.reused) {
+            (None, false) => {
+                let name = record::layer_volume_name(chain_id)?;
+                transaction.rename(layer.volume.id(), &name);
+                transaction.set_labels(layer.volume.id(), labels(&layer.record));
+            }
+            (Some(theirs), false) => {
+                transaction.remove(layer.volume.id());
+                layer.volume = theirs;
+                layer.reused = true;
+            }
+            // The last image with this layer was removed during this import.
+            (None, true) => return Err(Error::not_found(Kind::Layer, &chain_id.to_string())),
+            (Some(present), true) => layer.volume = present,
+        }
+        Ok(())
+    }
+}
+
+impl ImportOptions {
+    fn usual_bytes(&self) -> u64 {
+        self.usual_bytes.unwrap_or(filesystem::DEFAULT_SIZE_BYTES)
+    }
+}
+
+/// Returns a note about a requested size that had no effect, as the pool has the top layer with
+/// another size.
+fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Option<String> {
+    let wanted_bytes = options.file_system_bytes?;
+    let top = stack.last().filter(|layer| layer.reused)?;
+    let size_bytes = top.volume.size_bytes();
+    (size_bytes != wanted_bytes).then(|| {
+        format!(
+            "the layers are already in the pool, in file systems of {size_bytes} bytes: the size \
+             has no effect; choose a size for each container instead"
+        )
+    })
+}
+
+impl StackedLayer {
+    fn report(&self) -> Result<ImportedLayer> {
+        Ok(ImportedLayer {
+            chain_id: self.record.chain_id,
+            diff_id: self.record.diff_id,
+            own_bytes: self.volume.info()?.own_bytes,
+            reused: self.reused,
+        })
+    }
+}
+
+const DIFF_ID_LABEL: &str = "cowshed.diff-id";
+const SIZE_LABEL: &str = "cowshed.layer-bytes";
+
+fn labels(record: &LayerRecord) -> Labels {
+    let mut labels = Labels::from([(DIFF_ID_LABEL.to_owned(), record.diff_id.to_string())]);
+    if let Some(size_bytes) = record.size_bytes {
+        labels.insert(SIZE_LABEL.to_owned(), size_bytes.to_string());
+    }
+    labels
+}
+
+fn labelled_size(volume: &Volume) -> Option<u64> {
+    volume.info().ok()?.labels.get(SIZE_LABEL)?.parse().ok()
+}
+
+/// Returns a configuration for a root file system that came without one.
+fn config_of_root(stack: &[StackedLayer]) -> Result<ImageConfig> {
+    let [layer] = stack else {
+        return Err(Error::Config("it is missing"));
+    };
+    let origin = LayerOrigin {
+        created: &time::now(),
+        created_by: "cowshed image import",
+    };
+    Ok(ImageConfig::of_single_layer(layer.record.diff_id, origin)?)
+}
