@@ -4,10 +4,11 @@ use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
 use cowshed_format::base::cancel;
 use cowshed_format::base::{CorruptKind, Result};
-use cowshed_format::node::NODE_ENTRIES;
+use cowshed_format::node::{NODE_ENTRIES, entry_blocks};
+use std::ops::Range;
 
-/// Calls `visit(block, mapped_in_b)` for each block whose pointer differs between `a` and `b`, in
-/// order. It compares the blocks' places, not their contents.
+/// Calls `visit(block, mapped_in_b)` for each block inside `window` whose pointer differs between
+/// `a` and `b`, in order. It compares the blocks' places, not their contents.
 ///
 /// # Errors
 /// `Corrupt` or `Io` when a node cannot be read.
@@ -15,6 +16,7 @@ pub(crate) fn diff(
     store: &NodeStore,
     a: &Root,
     b: &Root,
+    window: &Range<u64>,
     visit: &mut dyn FnMut(u64, bool),
 ) -> Result<()> {
     let height = a.height.max(b.height);
@@ -22,7 +24,12 @@ pub(crate) fn diff(
         link: root.link.clone(),
         level: root.height,
     };
-    Comparison { store, visit }.compare(&top(a), &top(b), height, 0)
+    let mut comparison = Comparison {
+        store,
+        window,
+        visit,
+    };
+    comparison.compare(&top(a), &top(b), height, 0)
 }
 
 /// One map's side of a range: a link to a node at `level`. If `level` is lower than the range's,
@@ -34,6 +41,7 @@ struct Side {
 
 struct Comparison<'a> {
     store: &'a NodeStore,
+    window: &'a Range<u64>,
     visit: &'a mut dyn FnMut(u64, bool),
 }
 
@@ -41,7 +49,9 @@ impl Comparison<'_> {
     /// Compares both sides of the range at `base` that a node at `level` covers.
     fn compare(&mut self, a: &Side, b: &Side, level: u8, base: u64) -> Result<()> {
         let same = a.link.same(&b.link) && (a.level == b.level || matches!(a.link, Link::Hole));
-        if same {
+        let is_outside =
+            base >= self.window.end || base + entry_blocks(level + 1) <= self.window.start;
+        if same || is_outside {
             return Ok(());
         }
         if matches!(a.link, Link::Lost(_)) || matches!(b.link, Link::Lost(_)) {

@@ -188,6 +188,16 @@ impl Forest {
             .collect()
     }
 
+    /// Returns the keys of the records of a kind that start with `start`, in order.
+    pub(super) fn keys_from(&self, kind: u16, start: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let from = (kind, Arc::from(start));
+        self.records
+            .range(from..)
+            .map(|((of, key), _)| (*of, &**key))
+            .take_while(move |(of, key)| *of == kind && key.starts_with(start))
+            .map(|(_, key)| key)
+    }
+
     /// Stores a record; returns its number and entry.
     pub(super) fn put_record(&mut self, kind: u16, key: &[u8], value: &[u8]) -> (u64, Vec<u8>) {
         let next = &mut self.next_record;

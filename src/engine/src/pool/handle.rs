@@ -4,7 +4,7 @@ use super::forest::KeyAndValue;
 use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
 use super::shared::Shared;
 use super::volume::VolumeCore;
-use crate::map::{Sought, diff, find};
+use crate::map::{Sought, find};
 use cowshed_format::base::units::blocks_for;
 use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
 use cowshed_format::device::Device;
@@ -301,25 +301,7 @@ impl Pool {
     /// `NoSuchVolume` when one of them was removed; `Corrupt` or `Io` when a map node cannot be
     /// read.
     pub fn diff(&self, a: &Volume, b: &Volume) -> Result<Vec<Extent>> {
-        let mut extents: Vec<Extent> = Vec::new();
-        let mut walk = || {
-            a.core.tree.walk(|root_a| {
-                let root_b = b.core.tree.root_to_keep();
-                extents.clear();
-                diff(&self.shared.store, root_a, &root_b, &mut |block, mapped| {
-                    push_block(&mut extents, block, mapped)
-                })
-            })
-        };
-        b.look(|| a.look(&mut walk))?;
-        let end = a.size_bytes().max(b.size_bytes());
-        for extent in &mut extents {
-            extent.len_bytes = extent
-                .len_bytes
-                .min(end.saturating_sub(extent.offset_bytes));
-        }
-        extents.retain(|extent| extent.len_bytes > 0);
-        Ok(extents)
+        self.diff_within(a, b, &(0..u64::MAX))
     }
 
     /// Returns the value of a record.
@@ -336,7 +318,7 @@ impl Pool {
 }
 
 /// Adds a block to the ranges of a difference; calls come in block order.
-fn push_block(extents: &mut Vec<Extent>, block: u64, mapped: bool) {
+pub(super) fn push_block(extents: &mut Vec<Extent>, block: u64, mapped: bool) {
     let kind = if mapped {
         ExtentKind::Data
     } else {

@@ -299,6 +299,8 @@ impl RecordKind {
     pub const SNAPSHOT: Self = Self(4);
     /// A volume to which a write was refused; the key is its id in decimal, and there is no value.
     pub const REFUSED: Self = Self(5);
+    /// A hold, which keeps a volume from being removed: see `Transaction::hold`.
+    pub const HOLD: Self = Self(6);
 }
 
 /// The progress and the findings of a scrub.

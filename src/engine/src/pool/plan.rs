@@ -1,6 +1,7 @@
 //! Checking that operations are valid, one after the other, before any of them is logged.
 
 use super::forest::Forest;
+use super::holds::{held_by, holds};
 use super::{MAX_KEY_BYTES, MAX_LABELS_BYTES, MAX_VALUE_BYTES, MAX_VOLUME_BYTES};
 use cowshed_format::base::{Error, Name, Result, VolumeId};
 use cowshed_format::operation::Operation;
@@ -81,6 +82,10 @@ impl<'a> Plan<'a> {
             }
             Operation::Remove { volume } => {
                 let name = self.idle(*volume)?;
+                let tags = holds(self.forest, *volume).into_boxed_slice();
+                if !tags.is_empty() {
+                    return Err(Error::Held { volume: name, tags });
+                }
                 self.names.insert(name, None);
                 self.volumes
                     .entry(*volume)
@@ -93,6 +98,9 @@ impl<'a> Plan<'a> {
                 discarded,
             } => self.rollback(*volume, *snapshot, *discarded),
             Operation::PutRecord { key, value, .. } => {
+                if let Some(volume) = held_by(operation) {
+                    self.named(volume)?;
+                }
                 bound("a record's key", key.len(), MAX_KEY_BYTES)?;
                 bound("a record", value.len(), MAX_VALUE_BYTES)
             }

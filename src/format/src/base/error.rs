@@ -121,6 +121,14 @@ pub enum Error {
     /// The volume is attached, mounted or otherwise in use.
     #[error("{0} is in use; detach or unmount it first")]
     Busy(Name),
+    /// A volume that somebody holds is not removed.
+    #[error("{volume} is held by {}; release it first", list(tags))]
+    Held {
+        /// The volume.
+        volume: Name,
+        /// The tags of those who hold it.
+        tags: Box<[Name]>,
+    },
     /// A label or record is larger than the format allows.
     #[error("{what} is larger than {max_bytes} bytes")]
     TooLarge {
@@ -138,6 +146,11 @@ pub enum Error {
     /// The work was cancelled; nothing half-made is left.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+}
+
+fn list(names: &[Name]) -> String {
+    let names: Vec<_> = names.iter().map(Name::as_str).collect();
+    names.join(", ")
 }
 
 /// Says why a pool of another format is refused, and which program to use.
@@ -203,7 +216,7 @@ impl Error {
             | Self::OutOfRange { .. } => libc::EINVAL,
             Self::TooLarge { .. } => libc::E2BIG,
             Self::Frozen(_) | Self::ReadOnly => libc::EROFS,
-            Self::InUse | Self::Busy(_) => libc::EBUSY,
+            Self::InUse | Self::Busy(_) | Self::Held { .. } => libc::EBUSY,
             Self::NotFrozen(_) | Self::NotAncestor { .. } => libc::EINVAL,
             Self::DeviceNotEmpty { .. } => libc::EEXIST,
             Self::Cancelled(_) => libc::ECANCELED,
