@@ -18,6 +18,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("engine", &["format"]),
     ("check", &["format"]),
     ("export", &["engine", "format", "sys"]),
+    ("stream", &["engine", "format"]),
     // Layers come from outside: every path is resolved beneath the root by a system call.
     ("oci", &["format", "sys"]),
     // No pool and no layers: file systems are read from any source of blocks.

@@ -19,6 +19,7 @@ use cowshed_testkit::oracle;
 mod parts;
 mod plant;
 pub mod requests;
+pub mod streams;
 
 /// A fuzz target.
 pub struct Target {
@@ -33,7 +34,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "decoders",
         run: decoders::run,
@@ -81,5 +82,11 @@ pub const TARGETS: [Target; 8] = [
         run: filters::run,
         seeds: filters::seeds,
         short_run: 1_000_000,
+    },
+    Target {
+        name: "streams",
+        run: streams::run,
+        seeds: streams::seeds,
+        short_run: 20_000,
     },
 ];
