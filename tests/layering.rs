@@ -74,6 +74,10 @@ const HOST: &[(&str, &[&str])] = &[
 /// Crates that must never be among the engine's dependencies, at any depth.
 const NOT_IN_THE_ENGINE: &[&str] = &["clap", "hyper", "serde", "tokio", "tonic"];
 
+/// Crates that must never be among the daemon's dependencies, at any depth: what it is asked to do
+/// has types of its own, and what it does is printed by the command line.
+const NOT_IN_THE_DAEMON: &[&str] = &["clap", "comfy-table", "indicatif"];
+
 /// The maximum number of lines of a file.
 const LINES_MAX: usize = 600;
 
@@ -115,8 +119,18 @@ fn our_dependencies(manifest: &str) -> Vec<&str> {
 
 #[test]
 fn the_engine_needs_no_runtime_no_protocol_and_no_serialiser() {
+    refuse_dependencies("cowshed-engine", "cowshed-format", NOT_IN_THE_ENGINE);
+}
+
+#[test]
+fn the_daemon_knows_no_command_line() {
+    refuse_dependencies("cowshed-daemon", "cowshed-host", NOT_IN_THE_DAEMON);
+}
+
+/// Fails if one of `refused` is among the dependencies of `package`, or `expected` is not.
+fn refuse_dependencies(package: &str, expected: &str, refused: &[&str]) {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--package", "cowshed-engine"])
+        .args(["tree", "--locked", "--package", package])
         .args(["--edges", "normal", "--prefix", "none"])
         .output()
         .unwrap();
@@ -126,8 +140,8 @@ fn the_engine_needs_no_runtime_no_protocol_and_no_serialiser() {
         .lines()
         .filter_map(|line| line.split(' ').next())
         .collect();
-    assert!(names.contains(&"cowshed-format"), "{tree}");
-    for name in NOT_IN_THE_ENGINE {
+    assert!(names.contains(&expected), "{tree}");
+    for name in refused {
         assert!(!names.contains(name), "{name} is in\n{tree}");
     }
 }

@@ -5,79 +5,36 @@ use super::failure::Usage;
 use super::kept_names;
 use super::open_pool::OpenPool;
 use super::output::{Column, counted};
-use super::sectors::{self, SectorSize};
+use super::sectors;
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use cowshed_daemon::request::attach::{Attach, Command, Kind, SectorSize};
 use cowshed_engine::{Pool, Volume};
 use cowshed_export::{AttachKind, AttachOptions, Attachment};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// `cowshed attach`
-#[derive(Debug, Args, Serialize, Deserialize)]
-#[command(
-    after_help = "Attaching a volume again in the same way gives the same path, and is \
-    counted: it takes as many detaches.\n\n\
-    Examples:\n  mkfs.ext4 $(cowshed attach disk)\n  \
-    cowshed attach disk --as file --read-only\n  cowshed attach --ls"
-)]
-pub(super) struct Attach {
-    /// The volume, by name or id
-    #[arg(
-        value_name = "VOL",
-        required_unless_present = "ls",
-        conflicts_with = "ls"
-    )]
-    pub volume: Option<String>,
-    /// As what: a file, or a loop device /dev/loopN
-    #[arg(long = "as", value_enum, default_value_t = Kind::Loop)]
-    pub kind: Kind,
-    /// Nothing may be written through it
-    #[arg(long)]
-    pub read_only: bool,
-    /// Let others write beside it, who know of each other (a cluster file system, say)
-    #[arg(long)]
-    #[serde(default)]
-    pub shared: bool,
-    /// The sectors of the loop device, kept with the volume [default: what was kept, or 4096]
-    #[arg(long, value_enum)]
-    #[serde(default)]
-    pub sector_size: Option<SectorSize>,
-    /// List what is attached
-    #[arg(long)]
-    pub ls: bool,
+/// Runs a command on `open_pool`.
+///
+/// # Errors
+/// Like those of `attach` and `detach`.
+pub(super) fn run(
+    command: &Command,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
+    match command {
+        Command::Attach(wanted) => attach(wanted, open_pool, console),
+        Command::List => list(open_pool, console),
+        Command::Detach { volume } => detach(volume, open_pool, console),
+    }
 }
 
-/// As what a volume is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-pub(super) enum Kind {
-    /// A file.
-    File,
-    /// A loop device.
-    Loop,
-}
-
-/// `cowshed detach`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Detach {
-    /// The volume, by name or id
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-}
-
-/// Attaches a volume, or lists the attached volumes.
+/// Attaches a volume.
 ///
 /// # Errors
 /// When no daemon runs, or the name is kept for containers or images and writing is asked for; else
 /// the export's error.
-pub(super) fn attach(
-    attach: &Attach,
-    open_pool: &OpenPool,
-    console: &Console,
-) -> anyhow::Result<()> {
-    let Some(name) = &attach.volume else {
-        return list(open_pool, console);
-    };
+fn attach(attach: &Attach, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let name = &attach.volume;
     let what = || format!("attach volume {name}");
     if attach.kind == Kind::File && attach.sector_size.is_some() {
         return Err(Usage("--sector-size is for --as loop: a file has no sectors".into()).into());
@@ -137,14 +94,10 @@ fn keep_sectors(attach: &Attach, volume: &Volume, pool: &Pool) -> anyhow::Result
 ///
 /// # Errors
 /// When no daemon runs, the volume is not attached, or it is in use.
-pub(super) fn detach(
-    detach: &Detach,
-    open_pool: &OpenPool,
-    console: &Console,
-) -> anyhow::Result<()> {
-    let what = || format!("detach volume {}", detach.volume);
+fn detach(name: &str, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("detach volume {name}");
     let export = open_pool.daemon_export().with_context(what)?;
-    let volume = open_pool.pool().volume(&detach.volume).with_context(what)?;
+    let volume = open_pool.pool().volume(name).with_context(what)?;
     // Attachments of containers and images are not detached by hand.
     let is_kept = kept_names::refuse(&volume.name()).is_err();
     let left = export.detach_by_hand(&volume, is_kept).with_context(what)?;

@@ -8,9 +8,10 @@ use super::logging;
 use super::output::{self, Column};
 use super::progress::Progress;
 use super::streams::{Input, Output};
+use cowshed_daemon::request::{Command, Request, Style};
 use cowshed_format::base::{Cancel, printable_lines};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,34 +19,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// The longest time that a message waits for its reader, in milliseconds; after that it is dropped.
 const MESSAGE_TIME_MS: u16 = 1000;
 
-/// The style of results and messages.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Style {
-    /// Results as one JSON document.
-    pub json: bool,
-    /// No messages and no progress.
-    pub quiet: bool,
-    /// Tables show full values, however wide.
-    #[serde(default)]
-    pub no_trunc: bool,
-    /// More messages.
-    pub verbose: u8,
-    /// The width of the terminal that is the error stream; `None` unless that is a terminal that
-    /// takes escapes.
-    pub terminal_columns: Option<u16>,
-}
-
-impl Style {
-    /// Adds the properties of this process's own error stream.
-    #[must_use]
-    pub(super) fn on_this_terminal(mut self) -> Self {
-        if io::stderr().is_terminal() && logging::may_use_escapes() {
-            const USUAL_COLUMNS: u16 = 80;
-            let columns = comfy_table::Table::new().use_stderr().width();
-            self.terminal_columns = Some(columns.unwrap_or(USUAL_COLUMNS));
-        }
-        self
+/// Returns the style with the properties of this process's own error stream.
+#[must_use]
+pub(super) fn on_this_terminal(mut style: Style) -> Style {
+    if io::stderr().is_terminal() && logging::may_use_escapes() {
+        const USUAL_COLUMNS: u16 = 80;
+        let columns = comfy_table::Table::new().use_stderr().width();
+        style.terminal_columns = Some(columns.unwrap_or(USUAL_COLUMNS));
     }
+    style
 }
 
 /// The reader of the results has closed its end, so nothing can be reported to it.
@@ -89,6 +71,15 @@ impl Console {
     #[must_use]
     pub(super) const fn style(&self) -> &Style {
         &self.style
+    }
+
+    /// Returns a request for `command` with the style of this console.
+    #[must_use]
+    pub(super) fn request(&self, command: Command) -> Request {
+        Request {
+            style: self.style.clone(),
+            command,
+        }
     }
 
     /// Returns the token that says when to stop.

@@ -5,124 +5,19 @@ use super::failure::Usage;
 use super::image;
 use super::open_pool::OpenPool;
 use super::output::{Column, time};
-use super::place::{CopySide, HostPath};
 use super::removal;
-use super::size::{Size, human};
 use super::streams::Output;
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use cowshed_daemon::request::CopySide;
+use cowshed_daemon::request::container::{Command, Copy, Create, MountAt};
+use cowshed_format::base::size::human;
 use cowshed_format::base::{Name, printable_path};
 use cowshed_host::{
     self as container, ContainerChange, CopyOptions, CreateContainer, CreatedContainer, Host,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::io::{BufWriter, IsTerminal};
 use std::path::Path;
-
-/// `cowshed container …`
-#[derive(Debug, Subcommand, Serialize, Deserialize)]
-pub(super) enum ContainerCommand {
-    /// Create a container: a writable root, cloned from an image
-    Create(Create),
-    /// `create --mount` as it is sent to the daemon: an older daemon refuses it, instead of
-    /// creating a container without mounting it.
-    #[command(skip)]
-    CreateMounted(Create),
-    /// Mount a container's root (needs the daemon)
-    Mount(Mount),
-    /// Unmount a container's root (needs the daemon)
-    Unmount(One),
-    /// List what a container added (A), changed (C) and deleted (D)
-    Diff(One),
-    /// Create an image from a container: its image plus one layer
-    Commit(Commit),
-    /// Copy files into or out of a container
-    #[command(
-        after_help = "With - the other side is a tar archive on the standard input or output.\n\n\
-        Examples:\n  cowshed container cp web:/etc/nginx ./nginx\n  \
-        cowshed container cp ./site web:/srv/site\n  \
-        tar -c site | cowshed container cp - web:/srv"
-    )]
-    Cp(Copy),
-    /// List all containers
-    Ls,
-    /// Remove containers; those that are mounted are unmounted
-    Rm(Remove),
-}
-
-/// `cowshed container create`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Create {
-    /// The image, by name or id
-    pub image: String,
-    /// The container's name; otherwise one is made up
-    #[arg(long)]
-    pub name: Option<String>,
-    /// The size of its file system; otherwise the image's
-    #[arg(long)]
-    pub size: Option<Size>,
-    /// Mount it, too, and print the directory instead of the name (needs the daemon)
-    #[arg(long)]
-    #[serde(skip)]
-    pub mount: bool,
-    /// An existing directory to mount it at; otherwise one is made
-    #[arg(long, requires = "mount", value_parser = HostPath::parser())]
-    pub dir: Option<HostPath>,
-}
-
-/// `cowshed container mount`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Mount {
-    /// The container, by name or id
-    pub container: String,
-    /// An existing directory to mount it at; otherwise one is made
-    #[arg(value_parser = HostPath::parser())]
-    pub dir: Option<HostPath>,
-}
-
-/// One container.
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct One {
-    /// The container, by name or id
-    pub container: String,
-}
-
-/// `cowshed container commit`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Commit {
-    /// The container, by name or id
-    pub container: String,
-    /// The new image's name
-    #[arg(value_name = "REF")]
-    pub reference: String,
-}
-
-/// `cowshed container cp`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Copy {
-    /// Copy what a symbolic link at the end of SRC leads to, and not the link
-    #[arg(short = 'L', long)]
-    #[serde(default)]
-    pub follow_link: bool,
-    /// Keep owners and modes, which is always done: for those who know the option of docker cp
-    #[arg(short, long)]
-    #[serde(skip)]
-    pub archive: bool,
-    /// What to copy: CONTAINER:PATH, a path here, or - for a tar archive on the standard input
-    #[arg(value_name = "SRC", value_parser = CopySide::parser())]
-    pub source: CopySide,
-    /// Where to: CONTAINER:PATH, a path here, or - for a tar archive on the standard output
-    #[arg(value_name = "DST", value_parser = CopySide::parser())]
-    pub target: CopySide,
-}
-
-/// `cowshed container rm`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Remove {
-    /// The containers, by name or id
-    #[arg(required = true, value_name = "CONTAINER")]
-    pub containers: Vec<String>,
-}
 
 /// A container that was created and mounted.
 #[derive(Serialize)]
@@ -132,57 +27,48 @@ struct CreatedMounted<'a> {
     path: &'a Path,
 }
 
-impl ContainerCommand {
-    /// Returns the command in the form in which it is carried out, here or in the daemon.
-    pub(super) fn into_request(self) -> Self {
-        match self {
-            Self::Create(new) if new.mount => Self::CreateMounted(new),
-            command => command,
-        }
-    }
-}
-
 /// Runs a command on `open_pool`.
 ///
 /// # Errors
 /// Any error of `cowshed-host`.
 pub(super) fn run(
-    command: &ContainerCommand,
+    command: &Command,
     open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
     match command {
-        ContainerCommand::Create(new) => {
-            let created = create(new, open_pool)?;
-            console.result(&created, || created.name.clone())
-        }
-        ContainerCommand::CreateMounted(new) => create_mounted(new, open_pool, console),
-        ContainerCommand::Mount(mount) => {
-            let what = || format!("mount container {}", mount.container);
+        Command::Create(new) => match &new.mount {
+            Some(at) => create_mounted(new, at, open_pool, console),
+            None => {
+                let created = create(new, open_pool)?;
+                console.result(&created, || created.name.clone())
+            }
+        },
+        Command::Mount { container, at } => {
+            let what = || format!("mount container {container}");
             open_pool.daemon_export().with_context(what)?;
-            let dir = mount.dir.as_ref().map(HostPath::as_path);
             let mounted = open_pool
                 .containers()
-                .and_then(|host| Ok(host.containers().mount(&mount.container, dir)?))
+                .and_then(|host| Ok(host.containers().mount(container, at.folder())?))
                 .with_context(what)?;
             console.result(&mounted, || mounted.path.display().to_string())
         }
-        ContainerCommand::Unmount(one) => {
-            let what = || format!("unmount container {}", one.container);
+        Command::Unmount { container } => {
+            let what = || format!("unmount container {container}");
             open_pool.daemon_export().with_context(what)?;
             let unmounted = open_pool
                 .containers()
-                .and_then(|host| Ok(host.containers().unmount(&one.container)?))
+                .and_then(|host| Ok(host.containers().unmount(container)?))
                 .with_context(what)?;
             console.result(&unmounted, String::new)
         }
-        ContainerCommand::Diff(one) => diff(one, open_pool, console),
-        ContainerCommand::Commit(new) => commit(new, open_pool, console),
-        ContainerCommand::Cp(copied) => copy(copied, open_pool, console),
-        ContainerCommand::Ls => list(open_pool, console),
-        ContainerCommand::Rm(remove) => {
+        Command::Diff { container } => diff(container, open_pool, console),
+        Command::Commit { container, image } => commit(container, image, open_pool, console),
+        Command::Copy(copied) => copy(copied, open_pool, console),
+        Command::List => list(open_pool, console),
+        Command::Remove { containers } => {
             let host = open_pool.containers().context("remove containers")?;
-            removal::each(&remove.containers, "container", |name| {
+            removal::each(containers, "container", |name| {
                 host.containers().remove(name)?;
                 Ok(())
             })
@@ -201,7 +87,7 @@ fn create(new: &Create, open_pool: &OpenPool) -> anyhow::Result<CreatedContainer
         .with_context(what)?;
     let options = CreateContainer {
         name,
-        size_bytes: new.size.map(|size| size.0),
+        size_bytes: new.size_bytes,
     };
     open_pool
         .containers()
@@ -209,13 +95,17 @@ fn create(new: &Create, open_pool: &OpenPool) -> anyhow::Result<CreatedContainer
         .with_context(what)
 }
 
-fn create_mounted(new: &Create, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+fn create_mounted(
+    new: &Create,
+    at: &MountAt,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
     let what = || format!("create a container of {} and mount it", new.image);
     open_pool.daemon_export().with_context(what)?;
     let host = open_pool.containers().with_context(what)?;
     let CreatedContainer { id, name } = create(new, open_pool)?;
-    let dir = new.dir.as_ref().map(HostPath::as_path);
-    let path = match host.containers().mount(&id, dir) {
+    let path = match host.containers().mount(&id, at.folder()) {
         Ok(mounted) => mounted.path,
         // Another command has mounted it in the meantime.
         Err(error @ container::Error::MountedElsewhere { .. }) => return Err(error.into()),
@@ -270,10 +160,10 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn diff(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
-    let what = || format!("compare container {} with its image", one.container);
+fn diff(name: &str, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("compare container {name} with its image");
     let host = open_pool.containers().with_context(what)?;
-    let changes = host.containers().diff(&one.container).with_context(what)?;
+    let changes = host.containers().diff(name).with_context(what)?;
     console.result(&changes, || {
         let line = |change: &ContainerChange| {
             format!("{} {}\n", change.kind, printable_path(&change.path))
@@ -282,14 +172,19 @@ fn diff(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()
     })
 }
 
-fn commit(new: &Commit, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
-    let what = || format!("commit container {}", new.container);
-    let name = Name::new(&new.reference).with_context(what)?;
+fn commit(
+    container: &str,
+    image: &str,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
+    let what = || format!("commit container {container}");
+    let name = Name::new(image).with_context(what)?;
     let host = open_pool.containers().with_context(what)?;
-    let created_by = format!("cowshed container commit {}", new.container);
+    let created_by = format!("cowshed container commit {container}");
     let image = host
         .containers()
-        .commit(&new.container, &name, Some(&created_by))
+        .commit(container, &name, Some(&created_by))
         .map_err(|error| host.mounts().explain(error))
         .with_context(what)?;
     image::show_imported(&image, console)
@@ -310,7 +205,7 @@ fn copy(copied: &Copy, open_pool: &OpenPool, console: &Console) -> anyhow::Resul
         (CopySide::Container { container, path }, CopySide::Pipe) => {
             return copy_to_pipe(&host, container, path, options, console).with_context(what);
         }
-        (source, target) => match (source.to_room(), target.to_room()) {
+        (source, target) => match (source.on_host(), target.on_host()) {
             (Some(source), Some(target)) => host.containers().copy_with(&source, &target, options),
             _ => Err(container::Error::CopySides),
         },

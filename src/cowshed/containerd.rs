@@ -1,11 +1,11 @@
 //! The options of `serve` about containerd.
 
+use super::arguments::size::Size;
 use super::failure::Usage;
-use super::place::HostPath;
-use super::size::Size;
 use anyhow::Context;
 use clap::Args;
 use cowshed_daemon::Listening;
+use cowshed_daemon::request::HostPath;
 use cowshed_daemon::snapshotter::{MountMode, Options};
 use cowshed_host as container;
 use std::ffi::OsString;
@@ -14,10 +14,10 @@ use std::ffi::OsString;
 #[derive(Clone, Debug, Args)]
 pub(super) struct Containerd {
     /// Be a snapshotter for containerd on this socket
-    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
+    #[arg(long, value_name = "PATH", value_parser = super::arguments::place::path())]
     pub containerd_socket: Option<HostPath>,
     /// containerd's own socket: answers its diff service too, and reads and writes layers there
-    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
+    #[arg(long, value_name = "PATH", value_parser = super::arguments::place::path())]
     pub containerd_address: Option<HostPath>,
     /// The form in which containerd gets snapshots: `dir` mounts them here; `loop` and `file` give a
     /// device or a file, for virtual machines [default: dir]

@@ -2,7 +2,7 @@
 //! compressed files and archives. They are recognised by their first or last bytes, never by their
 //! name.
 
-use super::place::FileOrPipe;
+use cowshed_daemon::request::FileOrPipe;
 
 /// Number of bytes examined at the start.
 pub(super) const HEAD_BYTES: usize = 1024;
@@ -181,6 +181,7 @@ fn quoted(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arguments::place::parse_file;
 
     #[test]
     fn every_mark_is_found_at_its_place_and_only_there() {
@@ -200,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_command_for_the_file_as_a_shell_reads_it() {
-        let file = |path: &str| FileOrPipe::parse(path.as_ref()).unwrap();
+        let file = |path: &str| parse_file(path.as_ref()).unwrap();
         let qcow2 = recognise(b"QFI\xfb", &[]).unwrap();
         let said = qcow2.refusal(&file("/tmp/it's a disk"), "vm");
         assert!(

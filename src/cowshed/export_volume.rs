@@ -6,10 +6,10 @@
 use super::console::{Console, output_error};
 use super::failure::Usage;
 use super::part_file::write_file;
-use super::place::FileOrPipe;
 use super::progress::Progress;
 use super::streams::Output;
 use anyhow::Context;
+use cowshed_daemon::request::FileOrPipe;
 use cowshed_engine::{ExtentKind, Pool, Volume};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::json;

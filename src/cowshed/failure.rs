@@ -1,6 +1,7 @@
 //! The end of a command that failed: one line on the error stream, and an exit status.
 
 use super::console::OutputClosed;
+use cowshed_daemon::protocol::{ProtocolError, VERSION};
 use cowshed_export::ExportError;
 use cowshed_format::base::{self, printable};
 use cowshed_host as container;
@@ -110,6 +111,16 @@ fn hint(cause: &Cause) -> Option<&'static str> {
         (_, Some(ExportError::Attached { .. })) => {
             Some(", or attach each with --shared if its users share it knowingly")
         }
+        _ => hint_on_protocol(cause.downcast_ref()?),
+    }
+}
+
+/// Returns the way to replace an older daemon, which understands the request to hand over.
+fn hint_on_protocol(error: &ProtocolError) -> Option<&'static str> {
+    match error {
+        ProtocolError::Version { theirs } if *theirs < VERSION => {
+            Some("; `cowshed serve --upgrade` starts it while the volumes stay in use")
+        }
         _ => None,
     }
 }
@@ -202,6 +213,11 @@ mod tests {
         );
         let error = container::Error::Export(ExportError::NoRings).into();
         assert!(line(&error).unwrap().ends_with("; use --fuse threads"));
+        let hints = |theirs| {
+            let error = ProtocolError::Version { theirs }.into();
+            line(&error).unwrap().contains("serve --upgrade")
+        };
+        assert!(hints(VERSION - 1) && !hints(VERSION + 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The options of `serve` about a full pool.
 
+use super::arguments::size::Size;
 use super::open::Place;
-use super::size::Size;
 use anyhow::Context;
 use clap::Args;
 use cowshed_engine::{FullOptions, FullPolicy};

@@ -8,15 +8,15 @@
 use super::console::Console;
 use super::open_pool::{OpenPool, clear_folder};
 use super::output::{Column, counted};
-use super::size::human;
 use super::state::StateFolder;
 use anyhow::Context;
-use clap::Args;
+use cowshed_daemon::request::gc::Gc;
 use cowshed_daemon::snapshotter;
 use cowshed_engine::{Pool, RemovedVolume, VolumeInfo};
+use cowshed_format::base::size::human;
 use cowshed_format::base::{self, VolumeId};
 use cowshed_host::VolumeUsers;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -25,18 +25,6 @@ use std::time::{Duration, SystemTime};
 const YOUNG: Duration = Duration::from_secs(60);
 /// Number of users of a volume that are named.
 const USERS_SHOWN: usize = 3;
-
-/// `cowshed gc`
-#[derive(Clone, Debug, Args, Serialize, Deserialize)]
-#[command(
-    after_help = "Examples:\n  cowshed gc --explain\n  cowshed gc --explain --json | jq \
-    '.volumes[] | select(.garbage)'\n  cowshed gc"
-)]
-pub(super) struct Gc {
-    /// Remove nothing; list each volume with the reason why it is kept
-    #[arg(long)]
-    pub explain: bool,
-}
 
 /// The reason why one volume is kept, or that it is not.
 #[derive(Debug, Serialize)]

@@ -5,18 +5,16 @@ use super::failure::Usage;
 use super::open_pool::OpenPool;
 use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
-use super::place::FileOrPipe;
 use super::removal;
-use super::size::{Size, human};
 use super::streams::{Input, Output};
 use anyhow::Context;
-use clap::error::ErrorKind;
-use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use cowshed_daemon::request::FileOrPipe;
+use cowshed_daemon::request::image::{self as request, Command, Export, Import};
 use cowshed_format::base::Name;
+use cowshed_format::base::size::human;
 use cowshed_host::{self as container, ExportedImage, Host, ImportOptions, ImportedImage};
 use cowshed_oci::{self as oci, Compression, Image, Platform, Reference, Select, SourceInput};
-use serde::{Deserialize, Serialize};
-use std::ffi::OsString;
+use serde::Serialize;
 use std::fs::File;
 use std::io::BufWriter;
 use std::os::unix::fs::FileTypeExt;
@@ -24,165 +22,6 @@ use std::path::Path;
 
 /// Number of characters of an id that lists show.
 const SHORT_ID: usize = 12;
-
-/// `cowshed image …`
-#[derive(Debug, Subcommand, Serialize, Deserialize)]
-pub(super) enum ImageCommand {
-    /// Import an image; layers that the pool has already are not stored again
-    #[command(
-        after_help = "SRC is an OCI layout, a docker-archive or what skopeo's dir: writes, as a \
-        folder or tar, or a root file system;\ntars may be gzip, zstd, xz, bzip2 or plain. All images of an \
-        archive are imported, with --name the one of that name.\n\nExamples:\n  \
-        docker save debian:12 | cowshed image import - --name debian:12\n  \
-        docker save app db | cowshed image import -\n  \
-        cowshed image import ./rootfs --name mine"
-    )]
-    Import(Import),
-    /// List all images
-    Ls,
-    /// Show one image
-    Inspect(One),
-    /// Show how an image was made, layer by layer
-    History(One),
-    /// Write images as an OCI layout in a tar archive, which `docker load` reads too
-    #[command(after_help = "Examples:\n  cowshed image export mine ./mine.tar\n  \
-        cowshed image export mine - | docker load\n  \
-        cowshed image export app db --output both.tar")]
-    Export(Export),
-    /// Remove images, and the layers that nothing else uses
-    Rm(Remove),
-}
-
-/// `cowshed image import`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Import {
-    /// The image, or - for the standard input
-    #[arg(value_name = "SRC", value_parser = FileOrPipe::parser())]
-    pub source: FileOrPipe,
-    /// The image's name; otherwise the one that it brings
-    #[arg(long, value_name = "REF")]
-    pub name: Option<String>,
-    /// Take the image for this platform [default: what suits this host best]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    #[serde(default)]
-    pub platform: Option<Platform>,
-    /// SRC is a root file system, whatever it looks like
-    #[arg(long, conflicts_with = "platform")]
-    #[serde(default)]
-    pub rootfs: bool,
-    /// The size of its file system: 64M, 40G. Unless given, it follows the image and leaves 10 GiB
-    /// or more
-    #[arg(long, value_name = "SIZE")]
-    #[serde(default)]
-    pub size: Option<Size>,
-}
-
-/// `cowshed image export`, as written on the command line.
-#[derive(Debug, Args)]
-pub(super) struct ExportArguments {
-    /// The images, by name or id; then the file, or - for the standard output
-    #[arg(required = true, value_name = "IMAGE... FILE")]
-    images: Vec<OsString>,
-    /// The file, or - for the standard output; then no file stands after the images
-    #[arg(short, long, value_name = "FILE", value_parser = FileOrPipe::parser())]
-    output: Option<FileOrPipe>,
-    /// How the layers are compressed
-    #[arg(long, value_enum, default_value_t = Compressed::None)]
-    compression: Compressed,
-}
-
-/// `cowshed image export`
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Export {
-    /// The images, by name or id
-    pub images: Vec<String>,
-    /// The file, or the standard output
-    pub file: FileOrPipe,
-    /// How the layers are compressed
-    pub compression: Compressed,
-}
-
-impl Export {
-    /// Separates the images from the file.
-    fn new(arguments: ExportArguments) -> Result<Self, String> {
-        let mut images = arguments.images;
-        let file = match arguments.output {
-            Some(file) => Some(file),
-            None if images.len() > 1 => images
-                .pop()
-                .map(|file| FileOrPipe::parse(&file))
-                .transpose()?,
-            None => None,
-        };
-        let file = file.ok_or("the file is missing; give it after the images, or - for a pipe")?;
-        let images = images.into_iter().map(OsString::into_string);
-        let images: Result<Vec<String>, OsString> = images.collect();
-        Ok(Self {
-            images: images.map_err(|name| format!("there is no image {}", name.display()))?,
-            file,
-            compression: arguments.compression,
-        })
-    }
-
-    /// Returns the images as messages name them.
-    fn described(&self) -> String {
-        let noun = if self.images.len() == 1 {
-            "image"
-        } else {
-            "images"
-        };
-        format!("{noun} {}", self.images.join(", "))
-    }
-}
-
-impl FromArgMatches for Export {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let arguments = ExportArguments::from_arg_matches(matches)?;
-        Self::new(arguments)
-            .map_err(|fault| clap::Error::raw(ErrorKind::MissingRequiredArgument, fault))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl Args for Export {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        ExportArguments::augment_args(command)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        ExportArguments::augment_args_for_update(command)
-    }
-}
-
-/// How the layers of exported images are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-pub(super) enum Compressed {
-    /// Not at all.
-    None,
-    /// As every reader of images knows it.
-    Gzip,
-    /// Faster and smaller.
-    Zstd,
-}
-
-/// One image.
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct One {
-    /// The image, by name or id
-    pub image: String,
-}
-
-/// `cowshed image rm`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Remove {
-    /// The images, by name or id
-    #[arg(required = true, value_name = "IMAGE")]
-    pub images: Vec<String>,
-}
 
 /// Returns an id as lists show it; a name is not shortened.
 pub(super) fn short(id: &str) -> String {
@@ -200,12 +39,12 @@ pub(super) fn short(id: &str) -> String {
 /// # Errors
 /// Any error of `cowshed-host`.
 pub(super) fn run(
-    command: &ImageCommand,
+    command: &Command,
     open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
     match command {
-        ImageCommand::Import(new) => {
+        Command::Import(new) => {
             let what = || format!("import image {}", new.source);
             let imported = import(new, open_pool, console).with_context(what)?;
             for image in &imported {
@@ -214,13 +53,13 @@ pub(super) fn run(
             let text = || shown_lines(&imported);
             console.result(&Several::new(&imported), text)
         }
-        ImageCommand::Export(export) => export_images(export, open_pool, console),
-        ImageCommand::Ls => list(open_pool, console),
-        ImageCommand::Inspect(one) => inspect(one, open_pool, console),
-        ImageCommand::History(one) => history(one, open_pool, console),
-        ImageCommand::Rm(remove) => {
+        Command::Export(export) => export_images(export, open_pool, console),
+        Command::List => list(open_pool, console),
+        Command::Inspect { image } => inspect(image, open_pool, console),
+        Command::History { image } => history(image, open_pool, console),
+        Command::Remove { images } => {
             let host = open_pool.containers().context("remove images")?;
-            removal::each(&remove.images, "image", |name| {
+            removal::each(images, "image", |name| {
                 host.images().remove(name)?;
                 Ok(())
             })
@@ -265,7 +104,7 @@ fn import(
         tell_oddities(image, name.is_none(), console);
         let options = ImportOptions {
             name: name.clone(),
-            file_system_bytes: new.size.map(|size| size.0),
+            file_system_bytes: new.size_bytes,
             usual_bytes: None,
         };
         let one = import_one(&host, image, &options, console);
@@ -349,13 +188,19 @@ fn is_stream(path: &Path) -> bool {
     found.is_ok_and(|kind| kind.is_fifo() || kind.is_char_device())
 }
 
+/// Returns the images as messages name them.
+fn described(images: &[String]) -> String {
+    let noun = if images.len() == 1 { "image" } else { "images" };
+    format!("{noun} {}", images.join(", "))
+}
+
 fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
-    let what = || format!("export {} to {}", export.described(), export.file);
+    let what = || format!("export {} to {}", described(&export.images), export.file);
     let host = open_pool.containers().with_context(what)?;
     let compression = match export.compression {
-        Compressed::None => Compression::None,
-        Compressed::Gzip => Compression::Gzip,
-        Compressed::Zstd => Compression::Zstd,
+        request::Compression::None => Compression::None,
+        request::Compression::Gzip => Compression::Gzip,
+        request::Compression::Zstd => Compression::Zstd,
     };
     let images: Vec<&str> = export.images.iter().map(String::as_str).collect();
     let write = |file: &File| -> anyhow::Result<Vec<ExportedImage>> {
@@ -453,10 +298,10 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn inspect(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
-    let what = || format!("inspect image {}", one.image);
+fn inspect(name: &str, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("inspect image {name}");
     let host = open_pool.containers().with_context(what)?;
-    let image = host.images().inspect(&one.image).with_context(what)?;
+    let image = host.images().inspect(name).with_context(what)?;
     console.result(&image, || {
         let mut text = facts([
             ("id", image.id.to_string()),
@@ -485,10 +330,10 @@ fn inspect(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result
     })
 }
 
-fn history(one: &One, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
-    let what = || format!("show the history of image {}", one.image);
+fn history(name: &str, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("show the history of image {name}");
     let host = open_pool.containers().with_context(what)?;
-    let steps = host.images().history(&one.image).with_context(what)?;
+    let steps = host.images().history(name).with_context(what)?;
     console.result(&steps, || {
         let columns = [
             Column::Text("CREATED"),

@@ -8,11 +8,11 @@
 
 use super::console::Console;
 use super::disk_image::{HEAD_BYTES, TAIL_BYTES, recognise};
-use super::place::{FileOrPipe, HostPath};
 use super::streams::Input;
-use super::volume::Import as Wanted;
 use super::{kept_names, sectors};
 use anyhow::Context;
+use cowshed_daemon::request::volume::Import as Wanted;
+use cowshed_daemon::request::{FileOrPipe, HostPath};
 use cowshed_engine::{Labels, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_sys::extent;
@@ -35,7 +35,7 @@ const FIRST_SIZE_BYTES: u64 = 64 << 20;
 /// When the source does not hold a disk's bytes; else the error of the engine or the host. The
 /// volume does not exist then.
 pub(super) fn import(wanted: &Wanted, pool: &Pool, console: &Console) -> anyhow::Result<Volume> {
-    let (name, source) = (&wanted.name, &wanted.file);
+    let (name, source) = (&wanted.name, &wanted.source);
     let what = || format!("import volume {name} from {source}");
     let name = Name::new(name).with_context(what)?;
     kept_names::refuse(&name).with_context(what)?;
@@ -223,7 +223,7 @@ impl Import<'_> {
     fn refuse_foreign(&self, head: &[u8], tail: &[u8]) -> anyhow::Result<()> {
         match recognise(head, tail) {
             Some(found) if !self.wanted.raw => {
-                anyhow::bail!(found.refusal(&self.wanted.file, &self.wanted.name))
+                anyhow::bail!(found.refusal(&self.wanted.source, &self.wanted.name))
             }
             _ => Ok(()),
         }

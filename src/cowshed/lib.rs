@@ -31,7 +31,6 @@ mod open_pool;
 mod output;
 mod panics;
 mod part_file;
-mod place;
 mod plugin;
 mod pool;
 mod progress;
@@ -44,7 +43,6 @@ mod scrub;
 mod sectors;
 mod serve;
 mod signals;
-mod size;
 mod state;
 mod streams;
 mod upgrade;
@@ -53,14 +51,15 @@ mod work;
 mod wrong_usage;
 
 use anyhow::Context;
-use arguments::{Arguments, Command, OnPool};
+use arguments::pool::{Offline, PoolCommand};
+use arguments::{Arguments, Command};
 use clap::Parser;
 use console::Console;
 use cowshed_daemon::keeper::own_arguments;
+use cowshed_daemon::request::{Command as Request, HostPath};
 use cowshed_format::base::Cancel;
 use failure::Exit;
 use open::Place;
-use pool::{Offline, PoolCommand};
 use std::process::ExitCode;
 
 /// Runs the command that this process was started with.
@@ -81,7 +80,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) if serve.is_daemon() => Some(serve.is_awaited()),
         _ => None,
     };
-    let style = arguments.global.style().on_this_terminal();
+    let style = console::on_this_terminal(arguments.global.style());
     let console = match Console::of_this_process(style, Cancel::default()) {
         Ok(console) => console,
         // Without the three streams there is nowhere to report the failure.
@@ -118,7 +117,7 @@ fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.command {
         Command::Serve(serve) if serve.is_daemon() => {
             let log = serve.log.as_ref();
-            logging::of_daemon(filter, log.map(place::HostPath::as_path))
+            logging::of_daemon(filter, log.map(HostPath::as_path))
                 .with_context(|| log.map_or("start the log".into(), |log| format!("log {log}")))?;
             panics::end_the_process();
         }
@@ -130,28 +129,28 @@ fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
 fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
     let global = arguments.global;
     let place = || Place::new(global.pool.as_ref(), global.socket.as_ref());
-    let on_pool = match arguments.command {
+    let request = match arguments.command {
         Command::Pool(PoolCommand::Offline(Offline::Create(create))) => {
             return offline::create(&create, &place()?, console).map(|()| Exit::Done);
         }
         Command::Pool(PoolCommand::Offline(Offline::Check(check))) => {
             return offline::check(&check, &place()?, console).map(|()| Exit::Done);
         }
-        Command::Pool(PoolCommand::Online(pool)) => OnPool::Pool(pool),
+        Command::Pool(PoolCommand::Online(pool)) => Request::Pool(pool.into()),
         Command::Quickstart(quickstart) => {
             return quickstart::run(&quickstart, console).map(|()| Exit::Done);
         }
         Command::Serve(serve) => {
             return serve::serve(&serve, &place()?, console);
         }
-        Command::Volume(volume) => OnPool::Volume(volume),
-        Command::Attach(attach) => OnPool::Attach(attach),
-        Command::Detach(detach) => OnPool::Detach(detach),
-        Command::Image(image) => OnPool::Image(image),
-        Command::Container(container) => OnPool::Container(container.into_request()),
-        Command::Gc(gc) => OnPool::Gc(gc),
+        Command::Volume(volume) => Request::Volume(volume.into()),
+        Command::Attach(attach) => Request::Attach(attach.into()),
+        Command::Detach(detach) => Request::Attach(detach.into()),
+        Command::Image(image) => Request::Image(image.into()),
+        Command::Container(container) => Request::Container(container.into()),
+        Command::Gc(gc) => Request::Gc(gc.into()),
     };
-    remote::run_anywhere(on_pool, &place()?, console)
+    remote::run_anywhere(request, &place()?, console)
 }
 
 /// Reports a failure on the console and returns the exit status.

@@ -1,10 +1,10 @@
 //! `pool create` and `pool check`: the commands that need a pool that no process has open.
 
+use super::arguments::size::Size;
 use super::console::Console;
 use super::failure::Damage;
 use super::open::{DEFAULT_POOL, Place};
 use super::output::counted;
-use super::size::Size;
 use anyhow::Context;
 use clap::Args;
 use cowshed_check::{self as check, CheckOptions, CheckReport, Detail};

@@ -2,7 +2,7 @@
 
 use super::failure::Usage;
 use super::import_volume::remove_unfinished;
-use super::place::HostPath;
+use cowshed_daemon::request::HostPath;
 use cowshed_engine::{FullOptions, Notes, OpenOptions, Pool};
 use cowshed_format::base::{self, Error, Generation};
 use cowshed_format::device::{FileDevice, FileOptions};

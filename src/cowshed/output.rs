@@ -1,8 +1,8 @@
 //! The formatting of results: tables, lists of facts, times and ids for people.
 
-use super::size::human;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use cowshed_format::base::printable;
+use cowshed_format::base::size::human;
 use std::time::{Duration, SystemTime};
 
 /// The width of a usual terminal, which tables do not exceed.

@@ -1,9 +1,9 @@
 //! Docker's volume plugin as the daemon runs it: starting and stopping it.
 
-use super::place::HostPath;
 use anyhow::Context;
 use cowshed_daemon::Listening;
 use cowshed_daemon::docker;
+use cowshed_daemon::request::HostPath;
 use cowshed_host::Host;
 use std::fs;
 use std::sync::Arc;

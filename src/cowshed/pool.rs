@@ -2,98 +2,40 @@
 
 use super::console::Console;
 use super::failure::Warning;
-use super::offline::{Check, Create};
 use super::output::{exact, facts};
 use super::scrub;
-use super::size::{Size, human};
 use anyhow::Context;
-use clap::{Args, Subcommand};
 use cowshed_daemon::keeper::Serving;
+use cowshed_daemon::request::pool::Command;
 use cowshed_engine::{Pool, PoolState, Status, Watermark};
-use serde::{Deserialize, Serialize};
+use cowshed_format::base::size::human;
+use serde::Serialize;
 use serde_json::json;
-
-/// `cowshed pool …`
-#[derive(Debug, Subcommand)]
-pub(super) enum PoolCommand {
-    /// What needs the pool to be closed.
-    #[command(flatten)]
-    Offline(Offline),
-    /// What works on an open pool.
-    #[command(flatten)]
-    Online(Online),
-}
-
-/// The commands that work on a pool that no process has open.
-#[derive(Debug, Subcommand)]
-pub(super) enum Offline {
-    /// Create a pool in a file or on a block device
-    Create(Create),
-    /// Check the structure of a pool that is not open
-    Check(Check),
-}
-
-/// The commands that work on an open pool.
-#[derive(Debug, Subcommand, Serialize, Deserialize)]
-pub(super) enum Online {
-    /// Show how full the pool is
-    Status(StatusOptions),
-    /// Enlarge the pool
-    Grow(Grow),
-    /// Free the blocks of removed volumes, and return all free space to the host
-    Trim,
-    /// Write a checkpoint, which empties the log
-    Checkpoint,
-    /// Read and verify every block in use
-    Scrub,
-}
-
-/// `cowshed pool status`
-#[derive(Debug, Args, Serialize, Deserialize)]
-#[command(
-    after_help = "Exit status with --check: 0 all is well; 4 there are warnings; 1 writes are \
-    waiting or refused, the pool has stopped, or its state is unknown; 3 the pool is damaged."
-)]
-pub(super) struct StatusOptions {
-    /// End with an exit status for monitoring: 4 for warnings, 1 where writes fail
-    #[arg(long)]
-    #[serde(default)]
-    pub check: bool,
-}
-
-/// `cowshed pool grow`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Grow {
-    /// The new size
-    #[arg(long)]
-    pub size: Size,
-}
 
 /// Runs a command on the open `pool`.
 ///
 /// # Errors
 /// The engine's error, or that the output failed.
 pub(super) fn run(
-    command: &Online,
+    command: &Command,
     pool: &Pool,
     serving: Option<&Serving>,
     console: &Console,
 ) -> anyhow::Result<()> {
     match command {
-        Online::Status(options) => {
+        Command::Status { check } => {
             let document = show_status(pool, serving, console)?;
-            if options.check {
+            if *check {
                 judge(&document)?;
             }
             Ok(())
         }
-        Online::Grow(grow) => {
-            let size = grow.size;
-            pool.grow(size.0)
-                .with_context(|| format!("grow the pool to {size}"))?;
+        Command::Grow { size_bytes } => {
+            pool.grow(*size_bytes)
+                .with_context(|| format!("grow the pool to {}", human(*size_bytes)))?;
             show_status(pool, serving, console).map(drop)
         }
-        Online::Trim => {
+        Command::Trim => {
             // The space of removed volumes counts as free only once it is reclaimed.
             let trimmed = pool.reclaim().and_then(|()| pool.trim());
             let trimmed_bytes = trimmed.context("trim the pool")?;
@@ -101,11 +43,11 @@ pub(super) fn run(
                 format!("released {} to the host", human(trimmed_bytes))
             })
         }
-        Online::Checkpoint => {
+        Command::Checkpoint => {
             pool.checkpoint().context("checkpoint")?;
             show_status(pool, serving, console).map(drop)
         }
-        Online::Scrub => scrub::scrub(pool, console),
+        Command::Scrub => scrub::scrub(pool, console),
     }
 }
 

@@ -1,22 +1,20 @@
 //! Runs a command in the daemon that has the pool open, or else in this process.
 
-use super::arguments::OnPool;
-use super::console::{Console, Style};
+use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use super::open_pool::OpenPool;
-use super::place::FileOrPipe;
-use super::running::Running;
 use super::streams::is_block_device;
-use super::volume::VolumeCommand;
 use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
 use anyhow::Context;
 use cowshed_daemon::keeper::{self, ToKeeper};
 use cowshed_daemon::protocol::ProtocolError;
+use cowshed_daemon::request::{
+    Command, FileOrPipe, Request, image as images, serving, volume as volumes,
+};
 use cowshed_daemon::{Client, Connection, Handler, Session};
 use cowshed_export::{ExportError, Transport};
 use cowshed_format::base::{Cancel, Error};
-use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -32,23 +30,6 @@ const DAEMON_STARTS: Duration = Duration::from_secs(5);
 /// The interval at which the daemon is looked for meanwhile.
 const DAEMON_RETRY: Duration = Duration::from_millis(50);
 
-/// A command as sent to the daemon.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Request<C> {
-    style: Style,
-    command: C,
-}
-
-impl<C> Request<C> {
-    /// Returns a request for `command` with the style of `console`.
-    pub(super) fn new(console: &Console, command: C) -> Self {
-        Self {
-            style: console.style().clone(),
-            command,
-        }
-    }
-}
-
 /// Runs `command` in the daemon if there is one, else on the pool opened here. If a daemon's socket
 /// exists but no daemon replies, and the pool is in use, a daemon may just be starting or stopping:
 /// then it waits for that.
@@ -56,7 +37,7 @@ impl<C> Request<C> {
 /// # Errors
 /// The command's error when it runs here; a daemon reports its failures itself.
 pub(super) fn run_anywhere(
-    command: OnPool,
+    command: Command,
     place: &Place,
     console: &Console,
 ) -> anyhow::Result<Exit> {
@@ -88,7 +69,7 @@ pub(super) fn run_anywhere(
 
 fn run_in_daemon(
     client: &Client,
-    mut command: OnPool,
+    mut command: Command,
     place: &Place,
     console: &Console,
 ) -> anyhow::Result<Exit> {
@@ -99,7 +80,7 @@ fn run_in_daemon(
         Some(OwnFile::Output(file)) => output = file.as_fd(),
         None => {}
     }
-    let request = Request::new(console, command);
+    let request = console.request(command);
     let answer = match client.run(&request, [input, output, error]) {
         Err(ProtocolError::Io(cause)) if is_gone(&cause) => anyhow::bail!(
             "the daemon on {} stopped or was restarted during this command, which may have been \
@@ -143,12 +124,12 @@ enum OwnFile {
 
 /// Opens a file that is named through this process, such as `/dev/fd/63`, and replaces it in the
 /// command by the pipe.
-fn open_own_file(command: &mut OnPool) -> anyhow::Result<Option<OwnFile>> {
+fn open_own_file(command: &mut Command) -> anyhow::Result<Option<OwnFile>> {
     let (file, is_input) = match command {
-        OnPool::Volume(VolumeCommand::Import(import)) => (&mut import.file, true),
-        OnPool::Volume(VolumeCommand::Export(export)) => (&mut export.file, false),
-        OnPool::Image(image::ImageCommand::Import(import)) => (&mut import.source, true),
-        OnPool::Image(image::ImageCommand::Export(export)) => (&mut export.file, false),
+        Command::Volume(volumes::Command::Import(import)) => (&mut import.source, true),
+        Command::Volume(volumes::Command::Export { target, .. }) => (target, false),
+        Command::Image(images::Command::Import(import)) => (&mut import.source, true),
+        Command::Image(images::Command::Export(export)) => (&mut export.file, false),
         _ => return Ok(None),
     };
     let FileOrPipe::File(path) = &*file else {
@@ -173,7 +154,7 @@ fn open_own_file(command: &mut OnPool) -> anyhow::Result<Option<OwnFile>> {
     }))
 }
 
-fn run_here(command: &OnPool, open_pool: OpenPool, console: &Console) -> anyhow::Result<()> {
+fn run_here(command: &Command, open_pool: OpenPool, console: &Console) -> anyhow::Result<()> {
     signals::cancel_on_signals(console.cancel())?;
     let ran = run(command, &open_pool, console);
     let closed = open_pool.close();
@@ -181,7 +162,7 @@ fn run_here(command: &OnPool, open_pool: OpenPool, console: &Console) -> anyhow:
 }
 
 /// Runs `command` on an open pool, as work that the console's token cancels.
-fn run(command: &OnPool, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+fn run(command: &Command, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let ran = console
         .cancel()
         .during(|| run_to_its_end(command, open_pool, console));
@@ -192,26 +173,29 @@ fn run(command: &OnPool, open_pool: &OpenPool, console: &Console) -> anyhow::Res
     })
 }
 
-fn run_to_its_end(command: &OnPool, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+fn run_to_its_end(
+    command: &Command,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
     match command {
-        OnPool::Pool(command) => pool::run(
+        Command::Pool(command) => pool::run(
             command,
             open_pool.pool(),
             open_pool.serving().as_ref(),
             console,
         ),
-        OnPool::Volume(command) => volume::run(command, open_pool, console),
-        OnPool::Attach(command) => attach::attach(command, open_pool, console),
-        OnPool::Detach(command) => attach::detach(command, open_pool, console),
-        OnPool::Image(command) => image::run(command, open_pool, console),
-        OnPool::Container(command) => container::run(command, open_pool, console),
-        OnPool::Gc(command) => gc::run(command, open_pool, console),
-        OnPool::Serving => {
+        Command::Volume(command) => volume::run(command, open_pool, console),
+        Command::Attach(command) => attach::run(command, open_pool, console),
+        Command::Image(command) => image::run(command, open_pool, console),
+        Command::Container(command) => container::run(command, open_pool, console),
+        Command::Gc(command) => gc::run(command, open_pool, console),
+        Command::Serving(serving::Command::Serving) => {
             let serving = open_pool.serving().context("no daemon is running")?;
             let text = serde_json::to_string(&serving)?;
             console.print(&text)
         }
-        OnPool::Running | OnPool::Upgrade | OnPool::UpgradeWith { .. } => {
+        Command::Serving(_) => {
             anyhow::bail!("only a daemon can be upgraded")
         }
     }
@@ -221,7 +205,7 @@ fn run_to_its_end(command: &OnPool, open_pool: &OpenPool, console: &Console) -> 
 pub(super) struct Commands {
     open_pool: Arc<OpenPool>,
     control: Arc<ToKeeper>,
-    running: Running,
+    running: serving::Running,
 }
 
 impl Commands {
@@ -229,7 +213,7 @@ impl Commands {
     pub(super) const fn new(
         open_pool: Arc<OpenPool>,
         control: Arc<ToKeeper>,
-        running: Running,
+        running: serving::Running,
     ) -> Self {
         Self {
             open_pool,
@@ -257,7 +241,7 @@ impl Commands {
 }
 
 impl Handler for Commands {
-    type Request = Request<OnPool>;
+    type Request = Request;
     type Cancel = Cancel;
 
     fn run(&self, session: Session<Self::Request, Cancel>) -> u8 {
@@ -266,12 +250,18 @@ impl Handler for Commands {
         let console = Console::new(session.streams, style, session.cancel);
         let ran = match (command, file) {
             // The client passes its program as the input.
-            (OnPool::Upgrade, Ok(file)) => self.hand_over(&file, &keeper::plain_arguments()),
-            (OnPool::UpgradeWith { arguments }, Ok(file)) => {
+            (Command::Serving(serving::Command::Upgrade), Ok(file)) => {
+                self.hand_over(&file, &keeper::plain_arguments())
+            }
+            (Command::Serving(serving::Command::UpgradeWith { arguments }), Ok(file)) => {
                 let arguments = arguments.into_iter().map(OsString::from_vec);
                 self.hand_over(&file, &arguments.collect::<Vec<_>>())
             }
-            (OnPool::Running, _) => self.running.tell(&console),
+            (Command::Serving(serving::Command::Running), _) => {
+                let text = serde_json::to_string(&self.running);
+                text.map_err(Into::into)
+                    .and_then(|text| console.print(&text))
+            }
             (command, _) => run(&command, &self.open_pool, &console),
         };
         finish(ran.map(|()| Exit::Done), &console)

@@ -3,25 +3,10 @@
 
 use super::kept_names;
 use super::open_pool::OpenPool;
-use super::size::{NewSize, human};
-use clap::Args;
+use cowshed_daemon::request::volume::Resize;
 use cowshed_engine::Volume;
 use cowshed_format::base;
-use serde::{Deserialize, Serialize};
-
-/// `cowshed volume resize`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Resize {
-    /// The volume
-    pub name: String,
-    /// Its new virtual size: 64K, 10G, 1T, or at least 1048576 without a unit
-    #[arg(long)]
-    pub size: NewSize,
-    /// Make it smaller, and give up what lies beyond the new end
-    #[arg(long)]
-    #[serde(default)]
-    pub shrink: bool,
-}
+use cowshed_format::base::size::human;
 
 /// The reason why a volume is not made smaller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +34,7 @@ enum Refused {
 pub(super) fn resize(resize: &Resize, volume: &Volume, open_pool: &OpenPool) -> anyhow::Result<()> {
     kept_names::refuse(&volume.name())?;
     let pool = open_pool.pool();
-    let (old, new) = (volume.size_bytes(), resize.size.0);
+    let (old, new) = (volume.size_bytes(), resize.size_bytes);
     if new >= old {
         pool.resize(volume, new)?;
         // Users of the volume's block device should see the new size, too.

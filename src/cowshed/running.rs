@@ -5,177 +5,153 @@
 //! cannot change without a stop: such options are refused by name.
 
 use super::arguments::{Arguments, Command};
-use super::console::{Console, Style};
 use super::failure::Usage;
 use super::open::Place;
-use super::place::HostPath;
 use super::serve::Serve;
 use anyhow::Context;
 use clap::Parser;
-use serde::{Deserialize, Serialize};
+use cowshed_daemon::request::serving::Running;
+use cowshed_daemon::request::{HostPath, Style};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// The options that a daemon was started with.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Running {
-    pool: HostPath,
-    socket: HostPath,
-    /// The folder of the volumes, by default or by option.
-    mount: HostPath,
-    /// The bytes of each argument, with all paths absolute.
-    arguments: Vec<Vec<u8>>,
+/// Returns the options of this process, a worker.
+///
+/// # Errors
+/// When the working directory cannot be determined.
+pub(super) fn of_this_process(
+    serve: &Serve,
+    place: &Place,
+    style: &Style,
+    mount: &Path,
+) -> std::io::Result<Running> {
+    let mut arguments = vec![OsString::from("cowshed")];
+    arguments.extend(global_arguments(place, style));
+    arguments.extend(serve.arguments());
+    let bytes = arguments
+        .iter()
+        .map(|argument| argument.as_bytes().to_vec());
+    Ok(Running {
+        pool: place.pool.clone(),
+        socket: place.socket.clone(),
+        mount: HostPath::new(mount)?,
+        arguments: bytes.collect(),
+    })
 }
 
-impl Running {
-    /// Returns the options of this process, a worker.
-    ///
-    /// # Errors
-    /// When the working directory cannot be determined.
-    pub(super) fn new(
-        serve: &Serve,
-        place: &Place,
-        style: &Style,
-        mount: &Path,
-    ) -> std::io::Result<Self> {
-        let mut arguments = vec![OsString::from("cowshed")];
-        arguments.extend(global_arguments(place, style));
-        arguments.extend(serve.arguments());
-        let bytes = arguments
-            .iter()
-            .map(|argument| argument.as_bytes().to_vec());
-        Ok(Self {
-            pool: place.pool.clone(),
-            socket: place.socket.clone(),
-            mount: HostPath::new(mount)?,
-            arguments: bytes.collect(),
-        })
-    }
+/// Returns the arguments with which this program takes over from the daemon that was started as
+/// `now`, with the options of `asked`. If all options are replaced, `style` determines how much is
+/// logged.
+///
+/// # Errors
+/// `Usage` with the name of an option that cannot change while the daemon runs.
+pub(super) fn with_options(
+    now: &Running,
+    asked: &Serve,
+    style: &Style,
+) -> anyhow::Result<Vec<OsString>> {
+    let before = now.arguments.iter().cloned().map(OsString::from_vec);
+    let before = Arguments::try_parse_from(before).context("parse the daemon's command line")?;
+    let Command::Serve(running) = before.command else {
+        anyhow::bail!("the daemon was not started by `cowshed serve`");
+    };
+    refuse_fixed(now, &running, asked)?;
+    let merged = merge(running, asked)?;
+    let place = Place {
+        pool: now.pool.clone(),
+        socket: now.socket.clone(),
+    };
+    merged.full.options(&place)?;
+    let before = before.global.style();
+    let style = if asked.replace_options {
+        style
+    } else {
+        &before
+    };
+    let mut arguments = global_arguments(&place, style);
+    arguments.extend(merged.arguments());
+    Ok(arguments)
+}
 
-    /// Sends the options to a client.
-    ///
-    /// # Errors
-    /// When the client is gone.
-    pub(super) fn tell(&self, console: &Console) -> anyhow::Result<()> {
-        console.print(&serde_json::to_string(self)?)
+fn merge(running: Serve, asked: &Serve) -> anyhow::Result<Serve> {
+    let replaces = asked.replace_options;
+    let mut merged = running;
+    let keep = |is_asked: bool| is_asked || replaces;
+    if keep(asked.direct) {
+        merged.direct = asked.direct;
     }
+    let (full, containerd) = (&mut merged.full, &mut merged.containerd);
+    if keep(asked.full.full_policy.is_some()) {
+        full.full_policy = asked.full.full_policy;
+    }
+    if keep(asked.full.max_size.is_some()) {
+        full.max_size = asked.full.max_size;
+    }
+    let new = &asked.containerd;
+    if keep(new.containerd_address.is_some()) {
+        containerd.containerd_address = new.containerd_address.clone();
+    }
+    if keep(new.snapshot_mounts.is_some()) {
+        containerd.snapshot_mounts = new.snapshot_mounts;
+    }
+    if keep(new.snapshot_size.is_some()) {
+        containerd.snapshot_size = new.snapshot_size;
+    }
+    merged.containerd.check()?;
+    Ok(merged)
+}
 
-    /// Returns the arguments with which this program takes over with the options of `asked`. If all
-    /// options are replaced, `style` determines how much is logged.
-    ///
-    /// # Errors
-    /// `Usage` with the name of an option that cannot change while the daemon runs.
-    pub(super) fn with_options(
-        &self,
-        asked: &Serve,
-        style: &Style,
-    ) -> anyhow::Result<Vec<OsString>> {
-        let before = self.arguments.iter().cloned().map(OsString::from_vec);
-        let before =
-            Arguments::try_parse_from(before).context("parse the daemon's command line")?;
-        let Command::Serve(running) = before.command else {
-            anyhow::bail!("the daemon was not started by `cowshed serve`");
-        };
-        let merged = self.merge(running, asked)?;
-        let place = Place {
-            pool: self.pool.clone(),
-            socket: self.socket.clone(),
-        };
-        merged.full.options(&place)?;
-        let before = before.global.style();
-        let style = if asked.replace_options {
-            style
-        } else {
-            &before
-        };
-        let mut arguments = global_arguments(&place, style);
-        arguments.extend(merged.arguments());
-        Ok(arguments)
+/// Returns an error for a change of what the keeper holds for as long as it runs.
+fn refuse_fixed(now: &Running, running: &Serve, asked: &Serve) -> anyhow::Result<()> {
+    let replaces = asked.replace_options;
+    let path = |path: &Option<HostPath>| path.as_ref().map(ToString::to_string);
+    // The volumes have a folder even if no option was given.
+    let mount = match &asked.mount {
+        None if replaces => path(&running.mount).map(|is| (is, None)),
+        None => None,
+        Some(asked) if asked.is_same_place(&now.mount) => None,
+        Some(asked) => Some((now.mount.to_string(), Some(asked.to_string()))),
+    };
+    if let Some((is, asked)) = mount {
+        return Err(fixed("--mount", Some(is), asked));
     }
-
-    fn merge(&self, running: Serve, asked: &Serve) -> anyhow::Result<Serve> {
-        let replaces = asked.replace_options;
-        self.refuse_fixed(&running, asked)?;
-        let mut merged = running;
-        let keep = |is_asked: bool| is_asked || replaces;
-        if keep(asked.direct) {
-            merged.direct = asked.direct;
-        }
-        let (full, containerd) = (&mut merged.full, &mut merged.containerd);
-        if keep(asked.full.full_policy.is_some()) {
-            full.full_policy = asked.full.full_policy;
-        }
-        if keep(asked.full.max_size.is_some()) {
-            full.max_size = asked.full.max_size;
-        }
-        let new = &asked.containerd;
-        if keep(new.containerd_address.is_some()) {
-            containerd.containerd_address = new.containerd_address.clone();
-        }
-        if keep(new.snapshot_mounts.is_some()) {
-            containerd.snapshot_mounts = new.snapshot_mounts;
-        }
-        if keep(new.snapshot_size.is_some()) {
-            containerd.snapshot_size = new.snapshot_size;
-        }
-        merged.containerd.check()?;
-        Ok(merged)
+    if asked.foreground && running.detached {
+        let what = "--foreground cannot change while the daemon runs: it runs in the \
+                    background; stop it and start it again, or omit the option";
+        return Err(Usage(what.to_owned()).into());
     }
-
-    /// Returns an error for a change of what the keeper holds for as long as it runs.
-    fn refuse_fixed(&self, running: &Serve, asked: &Serve) -> anyhow::Result<()> {
-        let replaces = asked.replace_options;
-        let path = |path: &Option<HostPath>| path.as_ref().map(ToString::to_string);
-        // The volumes have a folder even if no option was given.
-        let mount = match &asked.mount {
-            None if replaces => path(&running.mount).map(|is| (is, None)),
-            None => None,
-            Some(asked) if asked.is_same_place(&self.mount) => None,
-            Some(asked) => Some((self.mount.to_string(), Some(asked.to_string()))),
+    let fuse = |serve: &Serve| serve.fuse.unwrap_or_default();
+    if (asked.fuse.is_some() || replaces) && fuse(asked).transport() != fuse(running).transport() {
+        let name = |serve| Some(fuse(serve).name().to_owned());
+        return Err(fixed("--fuse", name(running), name(asked)));
+    }
+    let (old, new) = (&running.containerd, &asked.containerd);
+    for (name, is, asked) in [
+        ("--log", &running.log, &asked.log),
+        (
+            "--containerd-socket",
+            &old.containerd_socket,
+            &new.containerd_socket,
+        ),
+        (
+            "--docker-plugin-socket",
+            &running.docker_plugin_socket,
+            &asked.docker_plugin_socket,
+        ),
+    ] {
+        // A unit's options do not repeat the log's path.
+        let replaces = replaces && name != "--log";
+        let is_same = match (is, asked) {
+            (Some(is), Some(asked)) => is.is_same_place(asked),
+            (None, None) => true,
+            (_, asked) => asked.is_none() && !replaces,
         };
-        if let Some((is, asked)) = mount {
-            return Err(fixed("--mount", Some(is), asked));
+        if !is_same {
+            return Err(fixed(name, path(is), path(asked)));
         }
-        if asked.foreground && running.detached {
-            let what = "--foreground cannot change while the daemon runs: it runs in the \
-                        background; stop it and start it again, or omit the option";
-            return Err(Usage(what.to_owned()).into());
-        }
-        let fuse = |serve: &Serve| serve.fuse.unwrap_or_default();
-        if (asked.fuse.is_some() || replaces)
-            && fuse(asked).transport() != fuse(running).transport()
-        {
-            let name = |serve| Some(fuse(serve).name().to_owned());
-            return Err(fixed("--fuse", name(running), name(asked)));
-        }
-        let (now, new) = (&running.containerd, &asked.containerd);
-        for (name, is, asked) in [
-            ("--log", &running.log, &asked.log),
-            (
-                "--containerd-socket",
-                &now.containerd_socket,
-                &new.containerd_socket,
-            ),
-            (
-                "--docker-plugin-socket",
-                &running.docker_plugin_socket,
-                &asked.docker_plugin_socket,
-            ),
-        ] {
-            // A unit's options do not repeat the log's path.
-            let replaces = replaces && name != "--log";
-            let is_same = match (is, asked) {
-                (Some(is), Some(asked)) => is.is_same_place(asked),
-                (None, None) => true,
-                (_, asked) => asked.is_none() && !replaces,
-            };
-            if !is_same {
-                return Err(fixed(name, path(is), path(asked)));
-            }
-        }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Returns the refusal of an option that cannot change.
@@ -231,13 +207,13 @@ mod tests {
         let mut all = vec!["--foreground"];
         all.extend(arguments);
         let mount = Path::new("/run/a/volumes");
-        Running::new(&serve(&all), &place, &STYLE, mount).unwrap()
+        of_this_process(&serve(&all), &place, &STYLE, mount).unwrap()
     }
 
     fn with(running: &Running, asked: &[&str]) -> Result<String, String> {
         let mut all = vec!["--upgrade"];
         all.extend(asked);
-        let merged = running.with_options(&serve(&all), &STYLE);
+        let merged = with_options(running, &serve(&all), &STYLE);
         let text = |argument: OsString| argument.into_string().unwrap();
         match merged {
             Ok(merged) => Ok(merged.into_iter().map(text).collect::<Vec<_>>().join(" ")),

@@ -4,48 +4,26 @@
 //! A partition table counts in sectors, and many file systems refuse a device with larger sectors
 //! than those they were made on.
 
-use clap::ValueEnum;
+use cowshed_daemon::request::attach::SectorSize;
 use cowshed_engine::{Labels, Volume};
 use cowshed_format::base::Result;
-use serde::{Deserialize, Serialize};
 
 /// The label.
 const LABEL: &str = "cowshed.sector-size";
 /// Number of bytes of a volume that are examined.
 const HEAD_BYTES: usize = 68 << 10;
 
-/// The size of a sector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-pub(super) enum SectorSize {
-    /// As most disks show, and most disk images are made for
-    #[value(name = "512")]
-    Small,
-    /// As large as a volume's blocks: the fastest
-    #[value(name = "4096")]
-    Large,
-}
-
-impl SectorSize {
-    /// Returns the size in bytes.
-    pub(super) const fn bytes(self) -> u32 {
-        match self {
-            Self::Small => 512,
-            Self::Large => 4096,
-        }
-    }
-
-    const fn of(bytes: u64) -> Option<Self> {
-        match bytes {
-            512..=2048 => Some(Self::Small),
-            4096 => Some(Self::Large),
-            _ => None,
-        }
+const fn of_bytes(bytes: u64) -> Option<SectorSize> {
+    match bytes {
+        512..=2048 => Some(SectorSize::Small),
+        4096 => Some(SectorSize::Large),
+        _ => None,
     }
 }
 
 /// Returns the sector size in the labels.
 pub(super) fn kept(labels: &Labels) -> Option<SectorSize> {
-    SectorSize::of(labels.get(LABEL)?.parse().ok()?)
+    of_bytes(labels.get(LABEL)?.parse().ok()?)
 }
 
 /// Adds the sector size to labels.
@@ -104,7 +82,7 @@ fn guess(head: &[u8]) -> Option<SectorSize> {
     }
     if has(0, b"XFSB") {
         let bytes = head.get(102..104)?;
-        return SectorSize::of(u64::from(bytes[0]) << 8 | u64::from(bytes[1]));
+        return of_bytes(u64::from(bytes[0]) << 8 | u64::from(bytes[1]));
     }
     // ext2, 3 and 4: a block is at least a sector.
     if has(1024 + 0x38, b"\x53\xef") {
@@ -115,10 +93,10 @@ fn guess(head: &[u8]) -> Option<SectorSize> {
     }
     // F2FS.
     if has(1024, b"\x10\x20\xf5\xf2") {
-        return SectorSize::of(1_u64.checked_shl(u32::try_from(le(1024 + 8, 4)?).ok()?)?);
+        return of_bytes(1_u64.checked_shl(u32::try_from(le(1024 + 8, 4)?).ok()?)?);
     }
     if has(3, b"EXFAT   ") {
-        return SectorSize::of(1_u64.checked_shl(u32::try_from(le(108, 1)?).ok()?)?);
+        return of_bytes(1_u64.checked_shl(u32::try_from(le(108, 1)?).ok()?)?);
     }
     // LUKS: version 2 has the size in its JSON text.
     if has(0, b"LUKS\xba\xbe") {
@@ -138,7 +116,7 @@ fn guess(head: &[u8]) -> Option<SectorSize> {
         // FAT and NTFS contain the size; anything else with this mark is a DOS partition table.
         let is_fat = has(3, b"NTFS    ") || has(54, b"FAT") || has(82, b"FAT32");
         let stated = is_fat.then(|| le(11, 2)).flatten();
-        return stated.map_or(Some(SectorSize::Small), SectorSize::of);
+        return stated.map_or(Some(SectorSize::Small), of_bytes);
     }
     None
 }

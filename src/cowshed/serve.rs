@@ -9,16 +9,16 @@
 //! while; a second signal ends the retries. What is still in use then is written out and cut off,
 //! and the exit status is 1.
 
-use super::console::{Console, Style};
+use super::console::Console;
 use super::containerd::Containerd;
 use super::failure::{Damage, Exit};
 use super::full::Full;
 use super::fuse::Fuse;
 use super::open::Place;
-use super::place::HostPath;
 use super::{keep, logging, upgrade, work};
 use anyhow::Context;
 use clap::Args;
+use cowshed_daemon::request::{HostPath, Style};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
@@ -37,7 +37,7 @@ use std::process::{Child, Command, Stdio};
 )]
 pub(super) struct Serve {
     /// Where the volumes appear as files [default: /run/cowshed/<the pool's uuid>/volumes]
-    #[arg(long, value_name = "DIR", value_parser = HostPath::parser())]
+    #[arg(long, value_name = "DIR", value_parser = super::arguments::place::path())]
     pub mount: Option<HostPath>,
     /// Stay in the foreground and log to the standard error
     #[arg(long)]
@@ -57,11 +57,11 @@ pub(super) struct Serve {
     /// The log's file, rotated by size; SIGHUP opens it again [default: the error stream with
     /// --foreground; else POOL.log beside a pool file in a directory of root's own, and a file in
     /// /var/log/cowshed for every other pool]
-    #[arg(long, value_name = "FILE", value_parser = HostPath::parser())]
+    #[arg(long, value_name = "FILE", value_parser = super::arguments::place::path())]
     pub log: Option<HostPath>,
     /// Serve data volumes to Docker Engine on a socket, as the volume driver of the socket's name:
     /// /run/docker/plugins/cowshed.sock is where Docker looks for the driver cowshed
-    #[arg(long, value_name = "PATH", value_parser = HostPath::parser())]
+    #[arg(long, value_name = "PATH", value_parser = super::arguments::place::path())]
     pub docker_plugin_socket: Option<HostPath>,
     /// Have the daemon that runs hand over to this program; the volumes stay in use meanwhile.
     /// Options given with it change; where one cannot while the daemon runs, nothing does

@@ -6,16 +6,16 @@
 //! and the new program goes on. If the new program does not come to serve, the old one follows it.
 //! The client waits, and asks the daemon that then serves for the result.
 
-use super::arguments::OnPool;
 use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use super::output::facts;
-use super::remote::Request;
-use super::running::Running;
+use super::running;
 use super::serve::Serve;
 use anyhow::Context;
 use cowshed_daemon::keeper::{HANDOVER, Serving, is_understood};
+use cowshed_daemon::request::Command as Request;
+use cowshed_daemon::request::serving::{self, Running};
 use cowshed_daemon::{Answer, Client, Connection};
 use cowshed_engine as engine;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -154,7 +154,7 @@ pub(super) fn upgrade(
     let program = File::open("/proc/self/exe").context("open this program")?;
     let [_, output, error] = console.streams();
     let client = connect(place)?;
-    let request = Request::new(console, request(asked, place, console)?);
+    let request = console.request(Request::Serving(request(asked, place, console)?));
     let answer = client
         .run(&request, [program.as_fd(), output, error])
         .with_context(|| format!("hand over by the daemon on {}", place.socket))?;
@@ -197,19 +197,23 @@ pub(super) fn upgrade(
 }
 
 /// Returns the request to the daemon; `asked` has the options that are to change.
-fn request(asked: Option<&Serve>, place: &Place, console: &Console) -> anyhow::Result<OnPool> {
+fn request(
+    asked: Option<&Serve>,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<serving::Command> {
     let Some(asked) = asked else {
-        return Ok(OnPool::Upgrade);
+        return Ok(serving::Command::Upgrade);
     };
-    let running: Running = ask_daemon(OnPool::Running, place, console).context(
+    let running: Running = ask_daemon(serving::Command::Running, place, console).context(
         "query the running daemon's options (a daemon older than this version must first be \
          upgraded without options)",
     )?;
-    let arguments = running.with_options(asked, console.style())?;
+    let arguments = running::with_options(&running, asked, console.style())?;
     let bytes = arguments
         .iter()
         .map(|argument| argument.as_bytes().to_vec());
-    Ok(OnPool::UpgradeWith {
+    Ok(serving::Command::UpgradeWith {
         arguments: bytes.collect(),
     })
 }
@@ -228,12 +232,12 @@ fn connect(place: &Place) -> anyhow::Result<Client> {
 
 /// Asks the daemon which processes serve.
 fn serving(place: &Place, console: &Console) -> anyhow::Result<Serving> {
-    ask_daemon(OnPool::Serving, place, console)
+    ask_daemon(serving::Command::Serving, place, console)
 }
 
 /// Sends the daemon a request whose reply is one value.
 fn ask_daemon<T: DeserializeOwned>(
-    question: OnPool,
+    question: serving::Command,
     place: &Place,
     console: &Console,
 ) -> anyhow::Result<T> {
@@ -241,7 +245,7 @@ fn ask_daemon<T: DeserializeOwned>(
     // The reply fits into a pipe.
     let (mut reader, writer) = io::pipe().context("read the daemon's reply")?;
     let [input, _, error] = console.streams();
-    let request = Request::new(console, question);
+    let request = console.request(Request::Serving(question));
     let answer = client
         .run(&request, [input, writer.as_fd(), error])
         .with_context(|| format!("ask the daemon on {}", place.socket))?;

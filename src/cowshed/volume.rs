@@ -3,184 +3,39 @@
 use super::console::Console;
 use super::open_pool::OpenPool;
 use super::output::{Column, exact, facts, time};
-use super::place::FileOrPipe;
-use super::resize::{self, Resize};
-use super::size::{Size, human};
-use super::{export_volume, import_volume, kept_names, removal, sectors};
+use super::{export_volume, import_volume, kept_names, removal, resize, sectors};
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use cowshed_daemon::request::volume::Command;
 use cowshed_engine::{
     Extent, ExtentKind, Labels, Pool, RemovedVolume, Volume, VolumeInfo, VolumeKind,
 };
+use cowshed_format::base::size::human;
 use cowshed_format::base::{Name, VolumeId};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
-
-/// `cowshed volume …`
-#[derive(Debug, Subcommand, Serialize, Deserialize)]
-pub(super) enum VolumeCommand {
-    /// Create an empty thin volume
-    Create(NameAndSize),
-    /// Remove volumes or snapshots; clones of them stay
-    Rm(Remove),
-    /// Change the virtual size of a volume
-    #[command(after_help = "Examples:\n  cowshed volume resize disk --size 20G\n  \
-        cowshed volume resize disk --size 5G --shrink")]
-    Resize(Resize),
-    /// Rename a volume
-    Rename(Rename),
-    /// Take a read-only snapshot of a volume
-    Snapshot(SnapshotOf),
-    /// Create a writable volume from a snapshot
-    #[command(
-        after_help = "A clone has the identifiers of what is in it. To mount a cloned XFS \
-        beside its source, use `mount -o nouuid`, or give it a UUID of its own first with \
-        `xfs_admin -U generate DEVICE`. A cloned btrfs needs `btrfstune -u DEVICE`, a cloned \
-        volume group `vgimportclone DEVICE`."
-    )]
-    Clone(CloneOf),
-    /// Restore a volume to one of its snapshots
-    Rollback(Rollback),
-    /// List all volumes and snapshots
-    Ls,
-    /// Show one volume
-    Show(One),
-    /// List the ranges in which two volumes differ
-    Diff(Pair),
-    /// Create a volume from a file
-    #[command(after_help = "Examples:\n  cowshed volume import disk ./disk.raw\n  \
-        zstdcat disk.raw.zst | cowshed volume import disk -\n  \
-        qemu-img convert -O raw disk.qcow2 disk.raw && cowshed volume import disk disk.raw")]
-    Import(Import),
-    /// Write a volume to a file
-    #[command(after_help = "Examples:\n  cowshed volume export disk ./disk.raw\n  \
-        cowshed volume export disk - | zstd > disk.raw.zst")]
-    Export(Export),
-}
-
-/// A name and a size.
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct NameAndSize {
-    /// The volume
-    pub name: String,
-    /// Its virtual size: 4096, 64K, 10G, 1T
-    #[arg(long)]
-    pub size: Size,
-}
-
-/// `cowshed volume rm`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Remove {
-    /// The volumes, by name or id
-    #[arg(required = true, value_name = "VOL")]
-    pub names: Vec<String>,
-}
-
-/// `cowshed volume rename`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Rename {
-    /// The volume
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// Its new name
-    pub name: String,
-}
-
-/// `cowshed volume snapshot`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct SnapshotOf {
-    /// The volume
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// The snapshot's name
-    pub name: String,
-}
-
-/// `cowshed volume clone`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct CloneOf {
-    /// The snapshot
-    #[arg(value_name = "SNAP")]
-    pub snapshot: String,
-    /// The new volume's name
-    pub name: String,
-}
-
-/// `cowshed volume rollback`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Rollback {
-    /// The volume
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// The snapshot to go back to
-    #[arg(value_name = "SNAP")]
-    pub snapshot: String,
-}
-
-/// One volume.
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct One {
-    /// The volume, by name or id
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-}
-
-/// Two volumes.
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Pair {
-    /// The one volume
-    pub a: String,
-    /// The other; the kinds listed are what this one holds
-    pub b: String,
-}
-
-/// `cowshed volume import`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Import {
-    /// The new volume's name
-    pub name: String,
-    /// The file, or - for the standard input
-    #[arg(value_parser = FileOrPipe::parser())]
-    pub file: FileOrPipe,
-    /// Take the bytes as they are, also those of a qcow2 or compressed file
-    #[arg(long)]
-    #[serde(default)]
-    pub raw: bool,
-}
-
-/// `cowshed volume export`
-#[derive(Debug, Args, Serialize, Deserialize)]
-pub(super) struct Export {
-    /// The volume, by name or id
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// The file, or - for the standard output
-    #[arg(value_parser = FileOrPipe::parser())]
-    pub file: FileOrPipe,
-}
 
 /// Runs a command on the open `pool`.
 ///
 /// # Errors
 /// The error of the engine or the host.
 pub(super) fn run(
-    command: &VolumeCommand,
+    command: &Command,
     open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
     let pool = open_pool.pool();
     match command {
-        VolumeCommand::Create(new) => make(
+        Command::Create { name, size_bytes } => make(
             open_pool,
-            &format!("create volume {}", new.name),
+            &format!("create volume {name}"),
             console,
-            &new.name,
-            |name| Ok(pool.create_volume(name, new.size.0)?),
+            name,
+            |name| Ok(pool.create_volume(name, *size_bytes)?),
         ),
-        VolumeCommand::Snapshot(new) => {
-            let what = format!("snapshot volume {} as {}", new.volume, new.name);
-            make(open_pool, &what, console, &new.name, |name| {
-                let volume = pool.volume(&new.volume)?;
+        Command::Snapshot { volume, name } => {
+            let what = format!("snapshot volume {volume} as {name}");
+            make(open_pool, &what, console, name, |name| {
+                let volume = pool.volume(volume)?;
                 kept_names::refuse(&volume.name())?;
                 let snapshot = match open_pool.export() {
                     // The snapshot must contain data that is still cached by a file system mounted
@@ -192,47 +47,43 @@ pub(super) fn run(
                 Ok(snapshot)
             })
         }
-        VolumeCommand::Clone(new) => {
-            let what = format!("clone {} as {}", new.snapshot, new.name);
-            make(open_pool, &what, console, &new.name, |name| {
-                let snapshot = pool.volume(&new.snapshot)?;
+        Command::Clone { snapshot, name } => {
+            let what = format!("clone {snapshot} as {name}");
+            make(open_pool, &what, console, name, |name| {
+                let snapshot = pool.volume(snapshot)?;
                 let clone = pool.clone_volume(&snapshot, name)?;
                 inherit_sectors(&snapshot, &clone, pool)?;
                 Ok(clone)
             })
         }
-        VolumeCommand::Rm(volumes) => remove(volumes, pool, console),
-        VolumeCommand::Resize(resize) => change(pool, &resize.name, "resize", console, |volume| {
+        Command::Remove { volumes } => remove(volumes, pool, console),
+        Command::Resize(resize) => change(pool, &resize.volume, "resize", console, |volume| {
             resize::resize(resize, volume, open_pool)
         }),
-        VolumeCommand::Rename(rename) => {
-            change(pool, &rename.volume, "rename", console, |volume| {
+        Command::Rename { volume, name } => change(pool, volume, "rename", console, |volume| {
+            kept_names::refuse(&volume.name())?;
+            let name = Name::new(name)?;
+            kept_names::refuse(&name)?;
+            Ok(pool.rename(volume, &name)?)
+        }),
+        Command::Rollback { volume, snapshot } => {
+            change(pool, volume, "roll back", console, |volume| {
                 kept_names::refuse(&volume.name())?;
-                let name = Name::new(&rename.name)?;
-                kept_names::refuse(&name)?;
-                Ok(pool.rename(volume, &name)?)
+                Ok(pool.rollback(volume, &pool.volume(snapshot)?)?)
             })
         }
-        VolumeCommand::Rollback(back) => {
-            change(pool, &back.volume, "roll back", console, |volume| {
-                kept_names::refuse(&volume.name())?;
-                Ok(pool.rollback(volume, &pool.volume(&back.snapshot)?)?)
-            })
-        }
-        VolumeCommand::Ls => list(pool, console),
-        VolumeCommand::Show(one) => {
-            let what = || format!("show volume {}", one.volume);
-            let info = pool.volume(&one.volume).and_then(|volume| volume.info());
+        Command::List => list(pool, console),
+        Command::Show { volume } => {
+            let what = || format!("show volume {volume}");
+            let info = pool.volume(volume).and_then(|volume| volume.info());
             show(pool, &info.with_context(what)?, console)
         }
-        VolumeCommand::Diff(pair) => diff(pair, pool, console),
-        VolumeCommand::Import(import) => {
+        Command::Diff { a, b } => diff(a, b, pool, console),
+        Command::Import(import) => {
             let volume = import_volume::import(import, pool, console)?;
             show_changed(pool, &volume.info()?, console)
         }
-        VolumeCommand::Export(export) => {
-            export_volume::export(&export.volume, &export.file, pool, console)
-        }
+        Command::Export { volume, target } => export_volume::export(volume, target, pool, console),
     }
 }
 
@@ -282,8 +133,8 @@ fn change(
 }
 
 /// Removes all volumes that can be removed; the first failure is the command's failure.
-fn remove(volumes: &Remove, pool: &Pool, console: &Console) -> anyhow::Result<()> {
-    let removal = removal::each(&volumes.names, "volume", |name| {
+fn remove(volumes: &[String], pool: &Pool, console: &Console) -> anyhow::Result<()> {
+    let removal = removal::each(volumes, "volume", |name| {
         let volume = pool.volume(name)?;
         kept_names::refuse(&volume.name())?;
         Ok(pool.remove(&volume)?)
@@ -423,10 +274,10 @@ fn list(pool: &Pool, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-fn diff(pair: &Pair, pool: &Pool, console: &Console) -> anyhow::Result<()> {
-    let what = || format!("compare {} and {}", pair.a, pair.b);
-    let a = pool.volume(&pair.a).with_context(what)?;
-    let b = pool.volume(&pair.b).with_context(what)?;
+fn diff(a: &str, b: &str, pool: &Pool, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("compare {a} and {b}");
+    let a = pool.volume(a).with_context(what)?;
+    let b = pool.volume(b).with_context(what)?;
     let ranges = pool.diff(&a, &b).with_context(what)?;
     let kind = |kind| match kind {
         ExtentKind::Data => "data",

@@ -4,19 +4,20 @@
 //! operations that its predecessor had begun (a mount, for example) end only then. It takes over
 //! what is mounted, and removes what was interrupted once no thread of the predecessor is left.
 
-use super::console::Style;
 use super::failure;
 use super::import_volume::remove_unfinished;
 use super::open::Place;
 use super::open_pool::OpenPool;
 use super::plugin::Plugin;
 use super::remote::Commands;
-use super::running::Running;
+use super::running;
 use super::serve::Serve;
 use super::state::StateFolder;
 use super::{logging, panics};
 use anyhow::Context;
 use cowshed_daemon::keeper::{self, HANDOVER, InheritedFds, Serving, ToKeeper, ToWorker, Told};
+use cowshed_daemon::request::Style;
+use cowshed_daemon::request::serving::Running;
 use cowshed_daemon::snapshotter;
 use cowshed_daemon::{Listening, Server};
 use cowshed_engine::{self as engine, FullOptions, Notes, Pool};
@@ -83,7 +84,7 @@ pub(super) fn work(serve: &Serve, told: &str, place: &Place, style: &Style) -> a
     }
     hear_keeper(&inherited, events).context("listen to the keeper")?;
     let mount = inherited.inherited_fds.connection.dir();
-    let running = Running::new(serve, place, style, mount)?;
+    let running = running::of_this_process(serve, place, style, mount)?;
     let daemon = Daemon::start(serve, place, inherited, running).inspect_err(|error| {
         if let Some(line) = failure::line(error) {
             control.failed(&line);

@@ -75,6 +75,34 @@ fn a_daemon_of_another_protocol_is_told_apart() {
 }
 
 #[test]
+fn an_older_daemon_is_told_apart_and_can_be_upgraded() {
+    let bench = Bench::with_pool("64M");
+    let listener = UnixListener::bind(bench.path("pool.sock")).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut header = [0; 12];
+        client.read_exact(&mut header).unwrap();
+        let [.., l0, l1, l2, l3] = header;
+        let len = u32::from_le_bytes([l0, l1, l2, l3]);
+        let mut body = vec![0; len.try_into().unwrap()];
+        client.read_exact(&mut body).unwrap();
+        // As a daemon of version 1 refuses every other version.
+        let refusal = br#"{"status":1,"refusal":"another version"}"#;
+        let len = u32::try_from(refusal.len()).unwrap();
+        let answer = [&b"COWS\x01\0\0\0"[..], &len.to_le_bytes(), refusal].concat();
+        client.write_all(&answer).unwrap();
+        header
+    });
+    let output = bench.run(["volume", "ls"]);
+    expect_failure(&output, 1, "use the daemon's version of cowshed");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("uses version 1 of the protocol"), "{said}");
+    assert!(said.contains("cowshed serve --upgrade"), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    assert_eq!(server.join().unwrap()[..8], *b"COWS\x02\0\0\0");
+}
+
+#[test]
 fn a_pool_is_made_beside_a_socket_on_which_a_service_manager_waits_for_it() {
     let bench = Bench::empty();
     let _listener = UnixListener::bind(bench.path("pool.sock")).unwrap();

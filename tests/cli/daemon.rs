@@ -7,6 +7,7 @@ use crate::harness::{
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -122,6 +123,54 @@ fn hostile_bytes_on_the_socket_are_answered_and_survived() {
         assert!(answer.starts_with(b"COWS"), "{answer:?}");
     }
     bench.ok(["volume", "ls"]);
+    daemon.stop();
+}
+
+/// Sends a request of version 1 with its streams; returns the version and text of the reply, and
+/// the output.
+fn ask_as_version_1(bench: &Bench, command: &str) -> (u32, String, String) {
+    let body = format!(
+        r#"{{"style":{{"json":false,"quiet":false,"verbose":0,"terminal_columns":null}},"command":{command}}}"#
+    );
+    let len = u32::try_from(body.len()).unwrap();
+    let message = [&b"COWS\x01\0\0\0"[..], &len.to_le_bytes(), body.as_bytes()].concat();
+    let socket = UnixStream::connect(bench.path("pool.sock")).unwrap();
+    let null = File::options().write(true).open("/dev/null").unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let streams = [null.as_fd(), writer.as_fd(), null.as_fd()];
+    let sent = cowshed_sys::descriptors::send(&socket, &message, &streams).unwrap();
+    assert_eq!(sent, message.len());
+    drop(writer);
+    let (mut answer, mut output) = (Vec::new(), String::new());
+    (&socket).read_to_end(&mut answer).unwrap();
+    reader.read_to_string(&mut output).unwrap();
+    assert!(answer.starts_with(b"COWS"), "{answer:?}");
+    let version = u32::from_le_bytes(answer[4..8].try_into().unwrap());
+    let text = String::from_utf8(answer[12..].to_vec()).unwrap();
+    (version, text, output)
+}
+
+#[test]
+fn an_older_command_line_is_told_apart_and_can_take_over() {
+    let bench = Bench::with_pool("64M");
+    let daemon = bench.serve();
+    // A program of version 1 reads nothing but the version, and says what to do.
+    let (version, text, output) = ask_as_version_1(&bench, r#"{"Volume":"Ls"}"#);
+    assert_eq!((version, output.as_str()), (2, ""));
+    let wanted = "uses version 1 of the protocol, not 2; use the daemon's version of cowshed";
+    assert!(text.contains(wanted), "{text}");
+    for question in [r#""Serving""#, r#""Running""#] {
+        let (version, text, output) = ask_as_version_1(&bench, question);
+        assert_eq!(version, 1, "{text}");
+        assert_eq!(text, r#"{"status":0,"refusal":null}"#);
+        assert!(output.starts_with('{'), "{output}");
+    }
+    // Without a program as the input nothing is handed over.
+    let (version, text, _) = ask_as_version_1(&bench, r#""Upgrade""#);
+    assert_eq!(
+        (version, text.as_str()),
+        (1, r#"{"status":1,"refusal":null}"#)
+    );
     daemon.stop();
 }
 

@@ -3,8 +3,8 @@
 
 use crate::harness::{Bench, Daemon, Reaped, eventually, expect_failure, host, program};
 use crate::load::{check_device, goes_on, on_device, serving};
-use cowshed_daemon::{Answer, Client, Connection};
-use serde_json::json;
+use cowshed_daemon::request::{Command as Requested, Style, serving};
+use cowshed_daemon::{Answer, Client, Connection, Request};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -21,14 +21,14 @@ fn upgrade_to(bench: &Bench, path: &Path) -> Answer {
     let Ok(Connection::Daemon(client)) = Client::connect(&bench.path("pool.sock")) else {
         panic!("no daemon");
     };
-    let style = json!({"json": false, "quiet": false, "verbose": 0, "terminal": false});
+    let upgrade = Request {
+        style: Style::default(),
+        command: Requested::Serving(serving::Command::Upgrade),
+    };
     let program = File::open(path).unwrap();
     let null = File::options().write(true).open("/dev/null").unwrap();
     client
-        .run(
-            &json!({"style": style, "command": "Upgrade"}),
-            [program.as_fd(), null.as_fd(), null.as_fd()],
-        )
+        .run(&upgrade, [program.as_fd(), null.as_fd(), null.as_fd()])
         .unwrap()
 }
 

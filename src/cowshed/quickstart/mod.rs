@@ -12,14 +12,14 @@ mod workplace;
 use super::console::Console;
 use super::offline;
 use super::output::{Column, counted, table};
-use super::place::HostPath;
 use super::signals;
-use super::size::human;
 use anyhow::{Context, ensure};
 use change::{Change, Large};
 use clap::Args;
 use cowshed_check::CheckReport;
+use cowshed_daemon::request::HostPath;
 use cowshed_format::base::Name;
+use cowshed_format::base::size::human;
 use cowshed_host::{CreateContainer, Host, ImportOptions, ImportedImage};
 use cowshed_oci::SourceInput;
 use serde_json::json;
@@ -41,10 +41,10 @@ const POOL_BYTES: u64 = 16 << 30;
 )]
 pub(super) struct Quickstart {
     /// An image to use: as for `image import` [default: one made of this host's shell and tools]
-    #[arg(long, value_name = "SRC", value_parser = super::place::FileOrPipe::parser())]
-    pub image: Option<super::place::FileOrPipe>,
+    #[arg(long, value_name = "SRC", value_parser = super::arguments::place::file())]
+    pub image: Option<cowshed_daemon::request::FileOrPipe>,
     /// A new or empty directory to work in [default: a new one in $TMPDIR or /var/tmp]
-    #[arg(long, value_name = "DIR", value_parser = HostPath::parser())]
+    #[arg(long, value_name = "DIR", value_parser = super::arguments::place::path())]
     pub dir: Option<HostPath>,
     /// Keep the pool, and say how to go on with it
     #[arg(long)]
@@ -152,7 +152,7 @@ impl Show<'_> {
     }
 
     fn source(&self, place: &Workplace) -> anyhow::Result<(SourceInput, String)> {
-        use super::place::FileOrPipe;
+        use cowshed_daemon::request::FileOrPipe;
         Ok(match &self.quickstart.image {
             Some(FileOrPipe::Pipe) => {
                 let input = SourceInput::Stream(Box::new(self.console.input()?));

@@ -1,10 +1,10 @@
 //! The folder of a quickstart with its pool, and its unconditional cleanup.
 
 use super::super::open::Place;
-use super::super::place::HostPath;
-use super::super::size::human;
 use anyhow::Context;
+use cowshed_daemon::request::HostPath;
 use cowshed_engine::{CreateOptions, Pool};
+use cowshed_format::base::size::human;
 use cowshed_format::device::{CreateFile, FileDevice};
 use cowshed_host::Host;
 use cowshed_sys::{mount, program};

@@ -1,8 +1,9 @@
 //! The client's end: finds the daemon, sends it a command and waits for the exit status.
 
-use super::protocol::{Answer, ProtocolError, STREAMS, receive_answer, send_request};
+use super::protocol::{
+    Answer, Message, ProtocolError, STREAMS, VERSION, receive_answer, send_request,
+};
 use nix::sys::socket::{getsockopt, sockopt};
-use serde::Serialize;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -54,16 +55,17 @@ impl Client {
     ///
     /// # Errors
     /// Any `ProtocolError`, for example when the daemon stops in the middle of the command.
-    pub fn run<T: Serialize>(
+    pub fn run<T: Message>(
         &self,
         request: &T,
         streams: [BorrowedFd<'_>; STREAMS],
     ) -> Result<Answer, ProtocolError> {
         let sent = send_request(&self.socket, request, streams);
         // A daemon that refuses replies before it has read the whole request, so the sending fails.
-        match (sent, receive_answer(&self.socket)) {
+        let version = sent.as_ref().map_or(VERSION, |version| *version);
+        match (sent, receive_answer(&self.socket, version)) {
             (_, Ok(answer)) => Ok(answer),
-            (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(error),
+            (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
         }
     }
 }

@@ -3,7 +3,6 @@
 //! The client's three streams come with the header's first byte.
 
 use cowshed_sys::descriptors;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -12,7 +11,10 @@ use std::os::unix::net::UnixStream;
 /// The first bytes of each message.
 const MAGIC: [u8; 4] = *b"COWS";
 /// Raised when the meaning of a message changes; both sides must have the same version.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The version of the requests with which one program takes over from another, which may have
+/// another `VERSION`. It never changes.
+pub const HANDOVER_VERSION: u32 = 1;
 const HEADER_BYTES: usize = 12;
 /// The longest request: a command line cannot be longer than the kernel's 2 MiB, but JSON may need
 /// up to six bytes for one.
@@ -56,6 +58,32 @@ pub enum ProtocolError {
     Streams(usize),
 }
 
+/// A request in its form on the socket.
+pub trait Message: Sized {
+    /// Returns the version to whose form the body belongs, and the body.
+    ///
+    /// # Errors
+    /// When a value has no form in JSON.
+    fn encode(&self) -> serde_json::Result<(u32, Vec<u8>)>;
+
+    /// Returns the request with this body.
+    ///
+    /// # Errors
+    /// `Version` if this program does not know the form of that version; `Json`.
+    fn decode(version: u32, body: &[u8]) -> Result<Self, ProtocolError>;
+}
+
+/// A request with what came along.
+#[derive(Debug)]
+pub struct Received<T> {
+    /// The request.
+    pub request: T,
+    /// The version to whose form the request belongs, and so must the reply.
+    pub version: u32,
+    /// Input, output, error.
+    pub streams: [OwnedFd; STREAMS],
+}
+
 /// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
@@ -65,28 +93,26 @@ pub struct Answer {
     pub refusal: Option<String>,
 }
 
-/// Sends a request with the streams that the command is to use.
+/// Sends a request with the streams that the command is to use, and returns the version to whose
+/// form it belongs.
 ///
 /// # Errors
 /// `Io`, `TooLong`.
-pub fn send_request<T: Serialize>(
+pub fn send_request<T: Message>(
     socket: &UnixStream,
     request: &T,
     streams: [BorrowedFd<'_>; STREAMS],
-) -> Result<(), ProtocolError> {
-    let message = encode(request, REQUEST_BYTES_MAX)?;
-    let sent = descriptors::send(socket, &message, &streams)?;
-    (&mut &*socket).write_all(&message[sent..])?;
-    Ok(())
+) -> Result<u32, ProtocolError> {
+    let (version, body) = request.encode()?;
+    send(socket, version, &body, REQUEST_BYTES_MAX, &streams)?;
+    Ok(version)
 }
 
 /// Receives a request and its streams.
 ///
 /// # Errors
 /// Any `ProtocolError`. The caller should set a read timeout on the socket.
-pub fn receive_request<T: DeserializeOwned>(
-    socket: &UnixStream,
-) -> Result<(T, [OwnedFd; STREAMS]), ProtocolError> {
+pub fn receive_request<T: Message>(socket: &UnixStream) -> Result<Received<T>, ProtocolError> {
     let mut header = [0; HEADER_BYTES];
     let (mut filled, streams) = descriptors::receive(socket, &mut header)?;
     if filled == 0 {
@@ -100,36 +126,59 @@ pub fn receive_request<T: DeserializeOwned>(
         }
         filled += len;
     }
-    let request = read_body(socket, header, REQUEST_BYTES_MAX)?;
+    let header = Header::parse(header)?;
+    let body = header.read_body(socket, &[VERSION, HANDOVER_VERSION], REQUEST_BYTES_MAX)?;
+    let request = T::decode(header.version, &body)?;
     let streams = streams
         .try_into()
         .map_err(|got: Vec<_>| ProtocolError::Streams(got.len()))?;
-    Ok((request, streams))
+    Ok(Received {
+        request,
+        version: header.version,
+        streams,
+    })
 }
 
-/// Sends a reply.
+/// Sends a reply to a request of this version. The form of a reply is the same in all versions.
 ///
 /// # Errors
 /// `Io`.
-pub fn send_answer(socket: &UnixStream, answer: &Answer) -> Result<(), ProtocolError> {
-    let message = encode(answer, ANSWER_BYTES_MAX)?;
-    let sent = descriptors::send(socket, &message, &[])?;
+pub fn send_answer(
+    socket: &UnixStream,
+    version: u32,
+    answer: &Answer,
+) -> Result<(), ProtocolError> {
+    let body = serde_json::to_vec(answer)?;
+    send(socket, version, &body, ANSWER_BYTES_MAX, &[])
+}
+
+/// Receives the reply to a request of this version, however long the command takes.
+///
+/// # Errors
+/// Any `ProtocolError`.
+pub fn receive_answer(socket: &UnixStream, version: u32) -> Result<Answer, ProtocolError> {
+    let mut header = [0; HEADER_BYTES];
+    (&mut &*socket).read_exact(&mut header)?;
+    // A daemon that refuses a client before it has read the request does not know its version.
+    let versions = [version, VERSION];
+    let body = Header::parse(header)?.read_body(socket, &versions, ANSWER_BYTES_MAX)?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+fn send(
+    socket: &UnixStream,
+    version: u32,
+    body: &[u8],
+    max_bytes: u32,
+    streams: &[BorrowedFd<'_>],
+) -> Result<(), ProtocolError> {
+    let message = with_header(version, body, max_bytes)?;
+    let sent = descriptors::send(socket, &message, streams)?;
     (&mut &*socket).write_all(&message[sent..])?;
     Ok(())
 }
 
-/// Receives a reply, however long the command takes.
-///
-/// # Errors
-/// Any `ProtocolError`.
-pub fn receive_answer(socket: &UnixStream) -> Result<Answer, ProtocolError> {
-    let mut header = [0; HEADER_BYTES];
-    (&mut &*socket).read_exact(&mut header)?;
-    read_body(socket, header, ANSWER_BYTES_MAX)
-}
-
-fn encode<T: Serialize>(message: &T, max_bytes: u32) -> Result<Vec<u8>, ProtocolError> {
-    let body = serde_json::to_vec(message)?;
+fn with_header(version: u32, body: &[u8], max_bytes: u32) -> Result<Vec<u8>, ProtocolError> {
     let len_bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
     if len_bytes > max_bytes {
         return Err(ProtocolError::TooLong {
@@ -139,39 +188,56 @@ fn encode<T: Serialize>(message: &T, max_bytes: u32) -> Result<Vec<u8>, Protocol
     }
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
     bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&version.to_le_bytes());
     bytes.extend_from_slice(&len_bytes.to_le_bytes());
-    bytes.extend_from_slice(&body);
+    bytes.extend_from_slice(body);
     Ok(bytes)
 }
 
-fn read_body<T: DeserializeOwned>(
-    socket: &UnixStream,
-    header: [u8; HEADER_BYTES],
-    max_bytes: u32,
-) -> Result<T, ProtocolError> {
-    let [m0, m1, m2, m3, v0, v1, v2, v3, l0, l1, l2, l3] = header;
-    if [m0, m1, m2, m3] != MAGIC {
-        return Err(ProtocolError::Foreign);
+/// The beginning of a message, after the magic bytes.
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    version: u32,
+    len_bytes: u32,
+}
+
+impl Header {
+    fn parse(header: [u8; HEADER_BYTES]) -> Result<Self, ProtocolError> {
+        let [m0, m1, m2, m3, v0, v1, v2, v3, l0, l1, l2, l3] = header;
+        if [m0, m1, m2, m3] != MAGIC {
+            return Err(ProtocolError::Foreign);
+        }
+        Ok(Self {
+            version: u32::from_le_bytes([v0, v1, v2, v3]),
+            len_bytes: u32::from_le_bytes([l0, l1, l2, l3]),
+        })
     }
-    let theirs = u32::from_le_bytes([v0, v1, v2, v3]);
-    if theirs != VERSION {
-        return Err(ProtocolError::Version { theirs });
+
+    /// Reads the body if the version is one of `versions`.
+    fn read_body(
+        self,
+        socket: &UnixStream,
+        versions: &[u32],
+        max_bytes: u32,
+    ) -> Result<Vec<u8>, ProtocolError> {
+        let Self { version, len_bytes } = self;
+        if !versions.contains(&version) {
+            return Err(ProtocolError::Version { theirs: version });
+        }
+        if len_bytes > max_bytes {
+            return Err(ProtocolError::TooLong {
+                len_bytes,
+                max_bytes,
+            });
+        }
+        // Memory grows with the bytes received, not with the length in the header.
+        let mut body = Vec::new();
+        let len = socket.take(u64::from(len_bytes)).read_to_end(&mut body)?;
+        if len as u64 != u64::from(len_bytes) {
+            return Err(ProtocolError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(body)
     }
-    let len_bytes = u32::from_le_bytes([l0, l1, l2, l3]);
-    if len_bytes > max_bytes {
-        return Err(ProtocolError::TooLong {
-            len_bytes,
-            max_bytes,
-        });
-    }
-    // Memory grows with the bytes received, not with the length in the header.
-    let mut body = Vec::new();
-    let len = socket.take(u64::from(len_bytes)).read_to_end(&mut body)?;
-    if len as u64 != u64::from(len_bytes) {
-        return Err(ProtocolError::Io(io::ErrorKind::UnexpectedEof.into()));
-    }
-    Ok(serde_json::from_slice(&body)?)
 }
 
 #[cfg(test)]
@@ -180,6 +246,17 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
     use std::time::Duration;
+
+    /// The request of the tests here and of those of the server.
+    impl Message for String {
+        fn encode(&self) -> serde_json::Result<(u32, Vec<u8>)> {
+            Ok((VERSION, serde_json::to_vec(self)?))
+        }
+
+        fn decode(_: u32, body: &[u8]) -> Result<Self, ProtocolError> {
+            Ok(serde_json::from_slice(body)?)
+        }
+    }
 
     fn pair() -> (UnixStream, UnixStream) {
         let (client, server) = UnixStream::pair().unwrap();
@@ -199,8 +276,9 @@ mod tests {
             let long = long.clone();
             move || send_request(&client, &long, [null.as_fd(), writer.as_fd(), null.as_fd()])
         });
-        let (request, [_, output, _]) = receive_request::<String>(&server).unwrap();
-        assert_eq!(request, long);
+        let received = receive_request::<String>(&server).unwrap();
+        assert_eq!((received.request, received.version), (long, VERSION));
+        let [_, output, _] = received.streams;
         sender.join().unwrap().unwrap();
         File::from(output).write_all(b"through").unwrap();
         let mut text = String::new();
@@ -224,19 +302,25 @@ mod tests {
             send(b"GET / HTTP/1.1\r\n"),
             ProtocolError::Foreign
         ));
-        assert!(matches!(send(&header(1, 8)[..7]), ProtocolError::Io(_)));
+        assert!(matches!(
+            send(&header(VERSION, 8)[..7]),
+            ProtocolError::Io(_)
+        ));
         assert!(matches!(
             send(&header(9, 8)),
             ProtocolError::Version { theirs: 9 }
         ));
         assert!(matches!(
-            send(&header(1, u32::MAX)),
+            send(&header(VERSION, u32::MAX)),
             ProtocolError::TooLong { .. }
         ));
-        assert!(matches!(send(&header(1, 1 << 20)), ProtocolError::Io(_)));
-        let garbage = [header(1, 3), b"\xff{\0".to_vec()].concat();
+        assert!(matches!(
+            send(&header(VERSION, 1 << 20)),
+            ProtocolError::Io(_)
+        ));
+        let garbage = [header(VERSION, 3), b"\xff{\0".to_vec()].concat();
         assert!(matches!(send(&garbage), ProtocolError::Json(_)));
-        let without_streams = [header(1, 3), b"\"x\"".to_vec()].concat();
+        let without_streams = [header(VERSION, 3), b"\"x\"".to_vec()].concat();
         assert!(matches!(send(&without_streams), ProtocolError::Streams(0)));
     }
 
@@ -244,7 +328,7 @@ mod tests {
     fn a_client_that_sends_too_many_streams_is_refused_and_leaks_none() {
         const TRIES: usize = 500;
         let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-        let message = encode(&"x", REQUEST_BYTES_MAX).unwrap();
+        let message = with_header(VERSION, b"\"x\"", REQUEST_BYTES_MAX).unwrap();
         let null = File::open("/dev/null").unwrap();
         let before = open();
         for count in (4..=253).cycle().take(TRIES) {
@@ -267,7 +351,19 @@ mod tests {
             status: 3,
             refusal: Some("no".to_owned()),
         };
-        send_answer(&server, &answer).unwrap();
-        assert_eq!(receive_answer(&client).unwrap(), answer);
+        for version in [HANDOVER_VERSION, VERSION] {
+            send_answer(&server, version, &answer).unwrap();
+            assert_eq!(receive_answer(&client, version).unwrap(), answer);
+        }
+        // A daemon that refuses before it has read the request.
+        send_answer(&server, VERSION, &answer).unwrap();
+        assert_eq!(receive_answer(&client, HANDOVER_VERSION).unwrap(), answer);
+        send_answer(&server, HANDOVER_VERSION, &answer).unwrap();
+        assert!(matches!(
+            receive_answer(&client, VERSION),
+            Err(ProtocolError::Version {
+                theirs: HANDOVER_VERSION
+            })
+        ));
     }
 }

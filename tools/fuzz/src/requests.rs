@@ -1,7 +1,7 @@
 //! The messages that a client may send to the daemon, and a daemon to its client.
 
-use cowshed_daemon::Answer;
-use cowshed_daemon::protocol::{receive_answer, receive_request, send_answer};
+use cowshed_daemon::protocol::{VERSION, receive_answer, receive_request, send_answer};
+use cowshed_daemon::{Answer, Request};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -19,13 +19,13 @@ pub fn run(data: &[u8]) {
         (near, far)
     };
     let (_near, far) = sent();
-    let found = receive_request::<serde_json::Value>(&far);
+    let found = receive_request::<Request>(&far);
     assert!(found.is_err(), "a request without streams was taken");
     let (_near, far) = sent();
-    if let Ok(answer) = receive_answer(&far) {
+    if let Ok(answer) = receive_answer(&far, VERSION) {
         let (near, far) = UnixStream::pair().unwrap();
-        send_answer(&near, &answer).unwrap();
-        let again = receive_answer(&far).unwrap();
+        send_answer(&near, VERSION, &answer).unwrap();
+        let again = receive_answer(&far, VERSION).unwrap();
         assert_eq!(
             (again.status, again.refusal),
             (answer.status, answer.refusal)
@@ -40,7 +40,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         status: 3,
         refusal: Some("no".to_owned()),
     };
-    send_answer(&near, &answer).unwrap();
+    send_answer(&near, VERSION, &answer).unwrap();
     drop(near);
     let mut bytes = Vec::new();
     (&far).read_to_end(&mut bytes).unwrap();

@@ -2,11 +2,12 @@
 //! order.
 
 use super::listening::Listening;
-use super::protocol::{Answer, ProtocolError, STREAMS, receive_request, send_answer};
+use super::protocol::{
+    Answer, Message, ProtocolError, Received, STREAMS, VERSION, receive_request, send_answer,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use parking_lot::{Condvar, Mutex};
-use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -25,7 +26,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The part that runs the requests.
 pub trait Handler: Send + Sync + 'static {
     /// A request as received over the socket.
-    type Request: DeserializeOwned;
+    type Request: Message;
     /// A token that cancels one command; clones cancel the same one.
     type Cancel: Clone + Default + Send + Sync;
 
@@ -267,6 +268,7 @@ fn refuse(socket: &UnixStream, refusal: String) {
     // A client that is refused may be gone already.
     let _ = send_answer(
         socket,
+        VERSION,
         &Answer {
             status: 1,
             refusal: Some(refusal),
@@ -275,7 +277,7 @@ fn refuse(socket: &UnixStream, refusal: String) {
 }
 
 fn serve<H: Handler>(handler: &H, socket: &UnixStream, cancel: &H::Cancel) {
-    let (request, streams) = match receive_request(socket) {
+    let received = match receive_request(socket) {
         Ok(received) => received,
         // A client only checked whether a daemon is here.
         Err(ProtocolError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return,
@@ -284,6 +286,11 @@ fn serve<H: Handler>(handler: &H, socket: &UnixStream, cancel: &H::Cancel) {
             return refuse(socket, error.to_string());
         }
     };
+    let Received {
+        request,
+        version,
+        streams,
+    } = received;
     let session = Session {
         request,
         streams,
@@ -305,7 +312,7 @@ fn serve<H: Handler>(handler: &H, socket: &UnixStream, cancel: &H::Cancel) {
             }
         }
     };
-    if let Err(error) = send_answer(socket, &answer) {
+    if let Err(error) = send_answer(socket, version, &answer) {
         tracing::debug!(%error, "a client closed its connection before its command ended");
     }
 }

@@ -104,7 +104,10 @@ fn a_command_reads_and_writes_the_clients_streams() {
     drop(to_input);
     let null = null();
     let answer = client(&fixture.path)
-        .run(&"copy", [input.as_fd(), output.as_fd(), null.as_fd()])
+        .run(
+            &"copy".to_owned(),
+            [input.as_fd(), output.as_fd(), null.as_fd()],
+        )
         .unwrap();
     assert_eq!(
         answer,
@@ -125,11 +128,14 @@ fn a_client_that_goes_away_cancels_its_command_and_nothing_else() {
     let null = null();
     let streams = [null.as_fd(), null.as_fd(), null.as_fd()];
     let socket = UnixStream::connect(&fixture.path).unwrap();
-    send_request(&socket, &"wait", streams).unwrap();
+    send_request(&socket, &"wait".to_owned(), streams).unwrap();
     drop(socket);
     eventually("cancelling", || fixture.cancelled.load(Ordering::Relaxed));
     assert_eq!(
-        client(&fixture.path).run(&"copy", streams).unwrap().status,
+        client(&fixture.path)
+            .run(&"copy".to_owned(), streams)
+            .unwrap()
+            .status,
         0
     );
 }
@@ -142,12 +148,18 @@ fn a_closed_output_fails_the_command_but_not_the_server() {
     let null = null();
     let broken = [null.as_fd(), output.as_fd(), null.as_fd()];
     assert_eq!(
-        client(&fixture.path).run(&"print", broken).unwrap().status,
+        client(&fixture.path)
+            .run(&"print".to_owned(), broken)
+            .unwrap()
+            .status,
         1
     );
     let whole = [null.as_fd(), null.as_fd(), null.as_fd()];
     assert_eq!(
-        client(&fixture.path).run(&"print", whole).unwrap().status,
+        client(&fixture.path)
+            .run(&"print".to_owned(), whole)
+            .unwrap()
+            .status,
         0
     );
 }
@@ -157,11 +169,16 @@ fn a_defect_in_a_command_is_answered_and_survived() {
     let fixture = start();
     let null = null();
     let streams = [null.as_fd(), null.as_fd(), null.as_fd()];
-    let answer = client(&fixture.path).run(&"panic", streams).unwrap();
+    let answer = client(&fixture.path)
+        .run(&"panic".to_owned(), streams)
+        .unwrap();
     assert_eq!(answer.status, 1);
     assert!(answer.refusal.unwrap().contains("defect"));
     assert_eq!(
-        client(&fixture.path).run(&"copy", streams).unwrap().status,
+        client(&fixture.path)
+            .run(&"copy".to_owned(), streams)
+            .unwrap()
+            .status,
         0
     );
 }
@@ -171,7 +188,7 @@ fn hostile_bytes_are_answered_with_a_refusal() {
     let fixture = start();
     let socket = UnixStream::connect(&fixture.path).unwrap();
     (&socket).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    let answer = receive_answer(&socket).unwrap();
+    let answer = receive_answer(&socket, VERSION).unwrap();
     assert_eq!(answer.status, 1);
     assert!(answer.refusal.unwrap().contains("does not use"));
 }
@@ -185,7 +202,10 @@ fn stopping_cancels_what_runs_and_removes_the_socket() {
         move || {
             let null = null();
             client(&path)
-                .run(&"wait", [null.as_fd(), null.as_fd(), null.as_fd()])
+                .run(
+                    &"wait".to_owned(),
+                    [null.as_fd(), null.as_fd(), null.as_fd()],
+                )
                 .unwrap()
         }
     });

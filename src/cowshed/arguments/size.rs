@@ -1,9 +1,7 @@
-//! Sizes as options take them and tables show them.
+//! Sizes as options take them.
 
-pub(super) use cowshed_daemon::size::Size;
+pub(crate) use cowshed_daemon::size::Size;
 use cowshed_daemon::size::SizeError;
-pub(super) use cowshed_format::base::size::human;
-use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
 /// A smaller number of bytes is probably one whose unit was forgotten.
@@ -11,12 +9,12 @@ const PLAIN_BYTES_MIN: u64 = 1 << 20;
 
 /// A new size for an existing object: a small number needs a unit, because a forgotten unit would
 /// cost data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct NewSize(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NewSize(pub u64);
 
 /// The reason why a text is not a new size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NewSizeError {
+pub(crate) enum NewSizeError {
     /// It is not a size.
     #[error(transparent)]
     Size(#[from] SizeError),

@@ -1,17 +1,29 @@
-//! The command line as a whole.
+//! The arguments of the command line, and the requests that they stand for.
+//!
+//! There is a module for each group of commands. It has the types that `clap` fills, and converts
+//! them into the types of `cowshed_daemon::request`, which are all that the rest of this crate sees
+//! of a command that works on an open pool. The arguments of `serve` and of the commands that need
+//! no open pool are where these are carried out.
 
-use super::attach::{Attach, Detach};
-use super::console::Style;
-use super::container::ContainerCommand;
-use super::gc::Gc;
-use super::image::ImageCommand;
-use super::place::HostPath;
-use super::pool::{self, PoolCommand};
+pub(super) mod attach;
+pub(super) mod container;
+pub(super) mod gc;
+pub(super) mod image;
+pub(super) mod place;
+pub(super) mod pool;
+pub(super) mod size;
+pub(super) mod volume;
+
 use super::quickstart::Quickstart;
 use super::serve::Serve;
-use super::volume::VolumeCommand;
+use attach::{Attach, Detach};
 use clap::{Args, Parser, Subcommand};
-use serde::{Deserialize, Serialize};
+use container::ContainerCommand;
+use cowshed_daemon::request::{HostPath, Style};
+use gc::Gc;
+use image::ImageCommand;
+use pool::PoolCommand;
+use volume::VolumeCommand;
 
 /// Many container roots in one pool file, block by block copy-on-write
 #[derive(Debug, Parser)]
@@ -39,10 +51,10 @@ pub(super) struct Arguments {
 pub(super) struct Global {
     /// The pool's file or block device [default as root: /var/lib/cowshed/pool]
     #[arg(long, global = true, env = "COWSHED_POOL", value_name = "PATH", hide_env_values = true,
-        value_parser = HostPath::parser())]
+        value_parser = place::path())]
     pub pool: Option<HostPath>,
     /// The daemon's socket [default: the pool's path with .sock at its end]
-    #[arg(long, global = true, value_name = "PATH", value_parser = HostPath::parser())]
+    #[arg(long, global = true, value_name = "PATH", value_parser = place::path())]
     pub socket: Option<HostPath>,
     /// Print results as one JSON document: sizes in bytes, times in RFC 3339. A failure is a JSON
     /// document too, on the standard error: {"error": "…", "status": 1}
@@ -100,44 +112,47 @@ pub(super) enum Command {
     Serve(Serve),
 }
 
-/// A command that works on an open pool, here or in the daemon.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum OnPool {
-    /// `pool …`
-    Pool(pool::Online),
-    /// `volume …`
-    Volume(VolumeCommand),
-    /// `attach`
-    Attach(Attach),
-    /// `detach`
-    Detach(Detach),
-    /// `image …`
-    Image(ImageCommand),
-    /// `container …`
-    Container(ContainerCommand),
-    /// `gc`
-    Gc(Gc),
-    /// The processes that serve; for `serve --upgrade`.
-    Serving,
-    /// The options that the daemon was started with; for `serve --upgrade` with options.
-    Running,
-    /// Tells the daemon to hand over to the program that it receives as the input, with the
-    /// daemon's own options.
-    Upgrade,
-    /// Like `Upgrade`, but with other options.
-    UpgradeWith {
-        /// All arguments of that program, as bytes.
-        arguments: Vec<Vec<u8>>,
-    },
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use cowshed_daemon::request::container::MountAt;
+    use cowshed_daemon::request::{Command as Request, attach, container};
 
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    fn request(line: &str) -> Request {
+        let all = ["cowshed"].into_iter().chain(line.split(' '));
+        match Arguments::try_parse_from(all).unwrap().command {
+            Command::Attach(attach) => Request::Attach(attach.into()),
+            Command::Container(container) => Request::Container(container.into()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_that_choose_between_requests_do() {
+        let list = Request::Attach(attach::Command::List);
+        assert_eq!(request("attach --ls"), list);
+        let create = |mount| {
+            Request::Container(container::Command::Create(container::Create {
+                image: "i".to_owned(),
+                name: None,
+                size_bytes: Some(1 << 30),
+                mount,
+            }))
+        };
+        let line = "container create i --size 1G";
+        assert_eq!(request(line), create(None));
+        let new = Some(MountAt::NewFolder);
+        assert_eq!(request(&format!("{line} --mount")), create(new));
+        let folder = Some(MountAt::Folder(HostPath::new("/mnt").unwrap()));
+        assert_eq!(
+            request(&format!("{line} --mount --dir /mnt")),
+            create(folder)
+        );
     }
 }

@@ -1,0 +1,189 @@
+//! The arguments of `cowshed image`.
+
+use super::place;
+use super::size::Size;
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use cowshed_daemon::request::FileOrPipe;
+use cowshed_daemon::request::image as request;
+use cowshed_oci::Platform;
+use std::ffi::OsString;
+
+/// `cowshed image …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Import an image; layers that the pool has already are not stored again
+    #[command(
+        after_help = "SRC is an OCI layout, a docker-archive or what skopeo's dir: writes, as a \
+        folder or tar, or a root file system;\ntars may be gzip, zstd, xz, bzip2 or plain. All images of an \
+        archive are imported, with --name the one of that name.\n\nExamples:\n  \
+        docker save debian:12 | cowshed image import - --name debian:12\n  \
+        docker save app db | cowshed image import -\n  \
+        cowshed image import ./rootfs --name mine"
+    )]
+    Import(Import),
+    /// List all images
+    Ls,
+    /// Show one image
+    Inspect(One),
+    /// Show how an image was made, layer by layer
+    History(One),
+    /// Write images as an OCI layout in a tar archive, which `docker load` reads too
+    #[command(after_help = "Examples:\n  cowshed image export mine ./mine.tar\n  \
+        cowshed image export mine - | docker load\n  \
+        cowshed image export app db --output both.tar")]
+    Export(Export),
+    /// Remove images, and the layers that nothing else uses
+    Rm(Remove),
+}
+
+/// `cowshed image import`
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The image, or - for the standard input
+    #[arg(value_name = "SRC", value_parser = place::file())]
+    pub source: FileOrPipe,
+    /// The image's name; otherwise the one that it brings
+    #[arg(long, value_name = "REF")]
+    pub name: Option<String>,
+    /// Take the image for this platform [default: what suits this host best]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<Platform>,
+    /// SRC is a root file system, whatever it looks like
+    #[arg(long, conflicts_with = "platform")]
+    pub rootfs: bool,
+    /// The size of its file system: 64M, 40G. Unless given, it follows the image and leaves 10 GiB
+    /// or more
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Size>,
+}
+
+/// `cowshed image export`, as written on the command line.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// The images, by name or id; then the file, or - for the standard output
+    #[arg(required = true, value_name = "IMAGE... FILE")]
+    images: Vec<OsString>,
+    /// The file, or - for the standard output; then no file stands after the images
+    #[arg(short, long, value_name = "FILE", value_parser = place::file())]
+    output: Option<FileOrPipe>,
+    /// How the layers are compressed
+    #[arg(long, value_enum, default_value_t = Compressed::None)]
+    compression: Compressed,
+}
+
+/// `cowshed image export`, with the images separated from the file.
+#[derive(Debug)]
+pub(crate) struct Export {
+    /// The images, by name or id
+    pub images: Vec<String>,
+    /// The file, or the standard output
+    pub file: FileOrPipe,
+    /// How the layers are compressed
+    pub compression: Compressed,
+}
+
+impl Export {
+    /// Separates the images from the file.
+    fn new(arguments: ExportArguments) -> Result<Self, String> {
+        let mut images = arguments.images;
+        let file = match arguments.output {
+            Some(file) => Some(file),
+            None if images.len() > 1 => images
+                .pop()
+                .map(|file| place::parse_file(&file))
+                .transpose()?,
+            None => None,
+        };
+        let file = file.ok_or("the file is missing; give it after the images, or - for a pipe")?;
+        let images = images.into_iter().map(OsString::into_string);
+        let images: Result<Vec<String>, OsString> = images.collect();
+        Ok(Self {
+            images: images.map_err(|name| format!("there is no image {}", name.display()))?,
+            file,
+            compression: arguments.compression,
+        })
+    }
+}
+
+impl FromArgMatches for Export {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let arguments = ExportArguments::from_arg_matches(matches)?;
+        Self::new(arguments)
+            .map_err(|fault| clap::Error::raw(ErrorKind::MissingRequiredArgument, fault))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Export {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        ExportArguments::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        ExportArguments::augment_args_for_update(command)
+    }
+}
+
+/// How the layers of exported images are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compressed {
+    /// Not at all.
+    None,
+    /// As every reader of images knows it.
+    Gzip,
+    /// Faster and smaller.
+    Zstd,
+}
+
+/// One image.
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// The image, by name or id
+    pub image: String,
+}
+
+/// `cowshed image rm`
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// The images, by name or id
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+impl From<ImageCommand> for request::Command {
+    fn from(arguments: ImageCommand) -> Self {
+        match arguments {
+            ImageCommand::Import(new) => Self::Import(request::Import {
+                source: new.source,
+                name: new.name,
+                platform: new.platform,
+                rootfs: new.rootfs,
+                size_bytes: new.size.map(|size| size.0),
+            }),
+            ImageCommand::Ls => Self::List,
+            ImageCommand::Inspect(One { image }) => Self::Inspect { image },
+            ImageCommand::History(One { image }) => Self::History { image },
+            ImageCommand::Export(export) => Self::Export(request::Export {
+                images: export.images,
+                file: export.file,
+                compression: export.compression.into(),
+            }),
+            ImageCommand::Rm(Remove { images }) => Self::Remove { images },
+        }
+    }
+}
+
+impl From<Compressed> for request::Compression {
+    fn from(compressed: Compressed) -> Self {
+        match compressed {
+            Compressed::None => Self::None,
+            Compressed::Gzip => Self::Gzip,
+            Compressed::Zstd => Self::Zstd,
+        }
+    }
+}

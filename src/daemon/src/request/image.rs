@@ -1,0 +1,104 @@
+//! Requests about images. An image is meant by one of its names or by its id, which may be
+//! shortened.
+
+use super::path::FileOrPipe;
+use cowshed_oci::Platform;
+use serde::{Deserialize, Serialize};
+
+/// A request about images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// Imports an image, or all images of an archive.
+    Import(Import),
+    /// Lists all images.
+    List,
+    /// Shows one image.
+    Inspect {
+        /// The image.
+        image: String,
+    },
+    /// Shows how an image was made, layer by layer.
+    History {
+        /// The image.
+        image: String,
+    },
+    /// Writes images as an OCI layout in a tar archive.
+    Export(Export),
+    /// Removes images, and the layers that nothing else uses. One that cannot be removed does not
+    /// keep the others.
+    Remove {
+        /// The images.
+        images: Vec<String>,
+    },
+}
+
+/// The import of images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// The source: a file or folder, or an archive on the input.
+    pub source: FileOrPipe,
+    /// The name that the image gets, which also selects the image of an archive that has several.
+    /// Without it the names that the images bring.
+    pub name: Option<String>,
+    /// The platform to take of an image for several, as `OS/ARCHITECTURE[/VARIANT]`. Without it
+    /// the one that suits this host best.
+    #[serde(default, with = "platform")]
+    pub platform: Option<Platform>,
+    /// Takes the source as a root file system, whatever it looks like. Without it the form of the
+    /// source is recognised.
+    #[serde(default)]
+    pub rootfs: bool,
+    /// The size of the image's file system in bytes. Without it the size follows the image.
+    pub size_bytes: Option<u64>,
+}
+
+/// The export of images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Export {
+    /// The images.
+    pub images: Vec<String>,
+    /// The target.
+    pub file: FileOrPipe,
+    /// The compression of the layers. Without it none.
+    #[serde(default)]
+    pub compression: Compression,
+}
+
+/// The compression of the layers of exported images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Plain tar.
+    #[default]
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// A platform as text.
+mod platform {
+    use super::Platform;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        platform: &Option<Platform>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = platform.as_ref().map(ToString::to_string);
+        text.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Platform>, D::Error> {
+        let text: Option<String> = Option::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(D::Error::custom))
+            .transpose()
+    }
+}
