@@ -53,7 +53,7 @@ mod wrong_usage;
 use anyhow::Context;
 use arguments::pool::{Offline, PoolCommand};
 use arguments::{Arguments, Command};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use console::Console;
 use cowshed_daemon::keeper::own_arguments;
 use cowshed_daemon::request::{Command as Request, HostPath};
@@ -61,6 +61,12 @@ use cowshed_format::base::Cancel;
 use failure::Exit;
 use open::Place;
 use std::process::ExitCode;
+
+/// Returns the command line as its parser knows it, for manuals and for tests of documents.
+#[must_use]
+pub fn command_line() -> clap::Command {
+    Arguments::command()
+}
 
 /// Runs the command that this process was started with.
 #[must_use]
