@@ -47,6 +47,7 @@ fn pool(file: &Path, pool_bytes: u64, cache_bytes: u64) -> Pool {
     let create = CreateOptions {
         log_bytes: Some(16 * MIB),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&device, &create).unwrap();
     let options = OpenOptions {

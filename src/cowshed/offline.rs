@@ -176,6 +176,7 @@ pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64>
     let options = CreateOptions {
         log_bytes: create.log_size.map(|size| size.0),
         force: create.force,
+        ..CreateOptions::default()
     };
     let size_bytes = create.size.0;
     let device =

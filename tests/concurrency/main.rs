@@ -111,6 +111,7 @@ fn round(seed: u64, device: Arc<dyn Device>, again: Again, duration: Duration) {
     let create = CreateOptions {
         log_bytes: Some(LOG_BYTES),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
     let options = OpenOptions {

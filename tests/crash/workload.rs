@@ -86,6 +86,7 @@ pub(crate) fn empty_pool() -> DeviceImage {
     let options = CreateOptions {
         log_bytes: Some(LOG_BYTES),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&device, &options).expect("create the pool");
     device.snapshot_image()

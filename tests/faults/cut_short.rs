@@ -26,6 +26,7 @@ fn pool_in(path: &Path) {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&device, &create).unwrap();
     let pool = Pool::open(Arc::new(device), &options()).unwrap();

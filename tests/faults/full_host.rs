@@ -63,6 +63,7 @@ fn create(host: &SmallHost) {
     let create = cowshed_engine::CreateOptions {
         log_bytes: Some(4 * MIB),
         force: false,
+        ..Default::default()
     };
     Pool::create(&device, &create).unwrap();
 }

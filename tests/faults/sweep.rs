@@ -44,6 +44,7 @@ impl Run {
         let create = CreateOptions {
             log_bytes: Some(LOG_BYTES),
             force: false,
+            ..CreateOptions::default()
         };
         Pool::create(&*memory, &create).unwrap();
         let faulty = Arc::new(FaultyDevice::new(memory.clone()));

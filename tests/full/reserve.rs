@@ -138,6 +138,7 @@ fn a_rest_that_is_too_short_for_a_group_is_not_in_use() {
     let create = CreateOptions {
         log_bytes: Some(LOG_BLOCKS * BLOCK),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
     let pool = Pool::open(device, &options(FullOptions::default())).unwrap();

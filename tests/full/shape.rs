@@ -27,6 +27,7 @@ pub(crate) fn random_pool(seed: u64, folder: &Path) -> Subject {
     let create = CreateOptions {
         log_bytes,
         force: false,
+        ..CreateOptions::default()
     };
     let ground = if rng.random_bool(0.2) {
         let path = folder.join(format!("cowshed-full-{seed}"));

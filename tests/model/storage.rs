@@ -122,6 +122,7 @@ fn make(device: &dyn Device) {
     let options = CreateOptions {
         log_bytes: Some(LOG_BYTES),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(device, &options).expect("create the pool");
 }

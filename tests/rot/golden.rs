@@ -84,6 +84,7 @@ pub(crate) fn golden(seed: u64, pool_bytes: u64, closed: bool) -> Golden {
     let create = CreateOptions {
         log_bytes: Some(LOG_BYTES),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
     let pool = open(&device).unwrap();

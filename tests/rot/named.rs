@@ -26,6 +26,7 @@ fn pool_with_a_log() -> DeviceImage {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
     let pool = open(&device).unwrap();

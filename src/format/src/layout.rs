@@ -1,5 +1,6 @@
 //! The layout of a pool: superblocks, log, allocation groups, superblock copies.
 
+use super::pointer::Pointer;
 use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 
 /// Number of blocks before the log: the two superblock slots and reserved blocks.
@@ -147,6 +148,15 @@ impl Layout {
             return None;
         }
         Some((group, index))
+    }
+
+    /// Returns true if each copy of the block that `pointer` leads to can lie where it says.
+    #[must_use]
+    pub fn holds(self, pointer: Pointer) -> bool {
+        let copy = pointer.copy_addr(self.groups_start());
+        self.locate(pointer.addr()).is_some()
+            && copy.is_some() == pointer.has_copy()
+            && copy.is_none_or(|copy| self.locate(copy).is_some())
     }
 
     /// Returns the addresses of superblock slot `slot` (0 or 1) and of its copy at the end of the

@@ -91,7 +91,7 @@ pub fn verify(
         if !fits {
             return Err(CorruptKind::NodeEntry { node, entry });
         }
-        if !pointer.is_lost() && bounds.layout.locate(pointer.addr()).is_none() {
+        if !pointer.is_lost() && !bounds.layout.holds(*pointer) {
             return Err(CorruptKind::PointerRange(pointer.addr()));
         }
         if pointer.birth() > bounds.now {

@@ -1,6 +1,7 @@
 //! The 16-byte pointer: a block's address, birth and checksum.
 //!
-//! Data blocks and map nodes have the same pointers. A hole is sixteen zero bytes.
+//! Data blocks and map nodes have the same pointers. A hole is sixteen zero bytes. Where there are
+//! two copies of a block, the pointer has the address of one, and says how far off the other is.
 
 use crate::base::{BlockAddr, Generation};
 
@@ -15,6 +16,10 @@ const BIRTH_LOW_SHIFT: u32 = 48;
 const KIND_DATA: u64 = 1;
 const KIND_NODE: u64 = 2;
 const KIND_LOST: u64 = 3;
+/// A node, or a block of data, of which there are two copies; the low five bits are the distance.
+const KIND_NODE_COPIED: u64 = 0x20;
+const KIND_DATA_COPIED: u64 = 0x40;
+const DISTANCE_MASK: u64 = 0x1f;
 /// Set only in memory, where the child is a dirty node that has no address yet.
 const KIND_UNWRITTEN: u64 = 0x80;
 
@@ -103,6 +108,8 @@ impl Pointer {
             0 if self.words[0] == 0 && self.words[1] == 0 => Some(PointerKind::Hole),
             KIND_DATA => Some(PointerKind::Data),
             KIND_NODE => Some(PointerKind::Node),
+            flags if flags & !DISTANCE_MASK == KIND_DATA_COPIED => Some(PointerKind::Data),
+            flags if flags & !DISTANCE_MASK == KIND_NODE_COPIED => Some(PointerKind::Node),
             KIND_LOST if self.words[0] & ADDR_MASK == 0 && self.crc() == 0 => {
                 Some(PointerKind::Lost)
             }
@@ -127,6 +134,48 @@ impl Pointer {
     #[must_use]
     pub const fn addr(self) -> BlockAddr {
         BlockAddr(self.words[0] & ADDR_MASK)
+    }
+
+    /// Returns a pointer to the same data or node with a second copy at `distance`, the exponent of
+    /// a power of two blocks.
+    #[must_use]
+    pub const fn with_copy(self, distance: u8) -> Self {
+        debug_assert!(distance as u64 <= DISTANCE_MASK);
+        let kind = match self.kind() {
+            Some(PointerKind::Node) => KIND_NODE_COPIED,
+            _ => KIND_DATA_COPIED,
+        };
+        let [low, high] = self.words;
+        let flags = (kind | distance as u64) << FLAGS_SHIFT;
+        Self {
+            words: [low & !(0xff << FLAGS_SHIFT) | flags, high],
+        }
+    }
+
+    /// Returns the address of the second copy in a pool whose groups begin at block
+    /// `groups_start`; `None` if there is none.
+    #[must_use]
+    pub const fn copy_addr(self, groups_start: u64) -> Option<BlockAddr> {
+        let flags = self.words[0] >> FLAGS_SHIFT & 0xff;
+        if flags & !DISTANCE_MASK != KIND_NODE_COPIED && flags & !DISTANCE_MASK != KIND_DATA_COPIED
+        {
+            return None;
+        }
+        copy_of(self.addr(), (flags & DISTANCE_MASK) as u32, groups_start)
+    }
+
+    /// Returns true if there is to be a second copy, wherever it lies.
+    #[must_use]
+    pub const fn has_copy(self) -> bool {
+        let kind = self.words[0] >> FLAGS_SHIFT & 0xff & !DISTANCE_MASK;
+        kind == KIND_NODE_COPIED || kind == KIND_DATA_COPIED
+    }
+
+    /// Returns the addresses of all copies, the first one first.
+    pub fn places(self, groups_start: u64) -> impl Iterator<Item = BlockAddr> {
+        [Some(self.addr()), self.copy_addr(groups_start)]
+            .into_iter()
+            .flatten()
     }
 
     /// Returns the generation in which the block became part of the state.
@@ -159,6 +208,20 @@ impl Pointer {
     }
 }
 
+/// Returns the other block of a pair at `distance`: counted from the first group, the numbers of
+/// the two differ in that bit alone. `None` where there cannot be one.
+#[must_use]
+pub const fn copy_of(addr: BlockAddr, distance: u32, groups_start: u64) -> Option<BlockAddr> {
+    if addr.0 < groups_start {
+        return None;
+    }
+    let copy = groups_start + ((addr.0 - groups_start) ^ 1 << distance);
+    if copy > ADDR_MASK {
+        return None;
+    }
+    Some(BlockAddr(copy))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +243,29 @@ mod tests {
                 assert_eq!(Pointer::decode(&pointer.encode()), pointer);
             }
         }
+    }
+
+    #[test]
+    fn the_two_copies_of_a_block_are_each_others() {
+        let start = 272;
+        for addr in [start + 4, start + 40_000, start + 100_000] {
+            for distance in 0..32 {
+                let node = Pointer::node(BlockAddr(addr), Generation(9), 5).with_copy(distance);
+                assert_eq!(node.kind(), Some(PointerKind::Node));
+                assert_eq!((node.addr().0, node.birth().0, node.crc()), (addr, 9, 5));
+                let copy = node.copy_addr(start).unwrap();
+                assert_ne!(copy, node.addr());
+                assert_eq!(copy_of(copy, u32::from(distance), start), Some(node.addr()));
+                let data = Pointer::data(BlockAddr(addr), Generation(9), 5).with_copy(distance);
+                assert_eq!(data.kind(), Some(PointerKind::Data));
+                assert_eq!(data.copy_addr(start), Some(copy));
+                assert_ne!(data, node);
+            }
+        }
+        let node = Pointer::node(BlockAddr(300), Generation(9), 5);
+        assert!(!node.has_copy() && node.copy_addr(start).is_none());
+        assert!(node.with_copy(3).has_copy());
+        assert_eq!(node.with_copy(3).copy_addr(301), None);
     }
 
     #[test]

@@ -8,8 +8,10 @@ use crate::base::{BLOCK_BYTES, CorruptKind, Error, Generation, Result, Sequence}
 
 /// The first eight bytes of a pool.
 pub const MAGIC: [u8; 8] = *b"COWSHED\0";
-/// The format version that this code writes.
-pub const VERSION: u32 = 2;
+/// The format version of the pools that this code makes.
+pub const VERSION: u32 = 3;
+/// The oldest version that this code reads and writes. A pool keeps its version.
+pub const OLDEST_VERSION: u32 = 2;
 /// Features that an older reader may ignore.
 pub const KNOWN_COMPAT: u64 = 0;
 /// Features that an older reader may ignore if it does not write.
@@ -24,6 +26,8 @@ const CRC_OFFSET: usize = BLOCK_BYTES - 4;
 /// The state that a checkpoint leaves for the next open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// The version of the pool's format.
+    pub version: u32,
     /// True if the pool was closed: no record was ever appended with this salt.
     pub clean: bool,
     /// The compat, `ro_compat` and incompat features, in this order.
@@ -58,6 +62,9 @@ pub struct Superblock {
     pub created_ns: u64,
     /// The sum of the `group::digest`s of all groups that have bitmaps, modulo 2^64.
     pub bitmaps_digest: u64,
+    /// Number of copies in which map nodes and the catalogue are written, 1 or 2. Always 1 in
+    /// version 2.
+    pub metadata_copies: u8,
 }
 
 impl Superblock {
@@ -65,7 +72,9 @@ impl Superblock {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new();
-        out.bytes(&MAGIC).u32(VERSION).u32(u32::from(self.clean));
+        out.bytes(&MAGIC)
+            .u32(self.version)
+            .u32(u32::from(self.clean));
         for word in self.features {
             out.u64(word);
         }
@@ -85,6 +94,9 @@ impl Superblock {
             .u64(self.next_volume_id)
             .u64(self.created_ns)
             .u64(self.bitmaps_digest);
+        if self.version >= 3 {
+            out.u64(u64::from(self.metadata_copies));
+        }
         let mut bytes = out.into_bytes();
         bytes.resize(CRC_OFFSET, 0);
         let crc = crc32(&bytes);
@@ -113,7 +125,7 @@ impl Superblock {
         let version = input.u32()?;
         let flags = input.u32()?;
         let features = [input.u64()?, input.u64()?, input.u64()?];
-        if version != VERSION || features[2] & !KNOWN_INCOMPAT != 0 {
+        if !(OLDEST_VERSION..=VERSION).contains(&version) || features[2] & !KNOWN_INCOMPAT != 0 {
             return Some(Err(Error::Incompatible {
                 version,
                 known: VERSION,
@@ -133,6 +145,7 @@ impl Superblock {
             return Some(Err(CorruptKind::SuperblockField("size").into()));
         };
         let superblock = Self {
+            version,
             clean: flags & 1 != 0,
             features,
             uuid,
@@ -150,6 +163,10 @@ impl Superblock {
             next_volume_id: input.u64()?,
             created_ns: input.u64()?,
             bitmaps_digest: input.u64()?,
+            metadata_copies: match version {
+                2 => 1,
+                _ => u8::try_from(input.u64()?).unwrap_or(u8::MAX),
+            },
         };
         Some(superblock.verified())
     }
@@ -186,6 +203,10 @@ impl Superblock {
                 self.used_blocks <= self.layout.block_count(),
             ),
             (
+                "number of metadata copies",
+                (1..=2).contains(&self.metadata_copies),
+            ),
+            (
                 "next volume id",
                 (1..u64::MAX / 2).contains(&self.next_volume_id),
             ),
@@ -200,7 +221,7 @@ impl Superblock {
         match self.catalogue_root.kind() {
             Some(PointerKind::Hole) => true,
             Some(PointerKind::Node) => {
-                self.layout.locate(self.catalogue_root.addr()).is_some()
+                self.layout.holds(self.catalogue_root)
                     && self.catalogue_root.birth() <= self.generation
             }
             _ => false,
@@ -214,6 +235,7 @@ mod tests {
 
     pub(crate) fn sample() -> Superblock {
         Superblock {
+            version: VERSION,
             clean: false,
             features: [0; 3],
             uuid: *b"0123456789abcdef",
@@ -231,12 +253,38 @@ mod tests {
             next_volume_id: 2,
             created_ns: 1,
             bitmaps_digest: 5,
+            metadata_copies: 2,
         }
     }
 
     #[test]
     fn a_superblock_survives_the_round_trip() {
         assert_eq!(Superblock::decode(&sample().encode()).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_superblock_of_version_2_is_kept_as_it_is() {
+        let old = Superblock {
+            version: 2,
+            metadata_copies: 1,
+            ..sample()
+        };
+        let bytes = old.encode();
+        assert!(bytes[184..CRC_OFFSET].iter().all(|byte| *byte == 0));
+        assert_eq!(Superblock::decode(&bytes).unwrap(), old);
+    }
+
+    #[test]
+    fn other_numbers_of_copies_than_one_and_two_are_refused() {
+        for metadata_copies in [0, 3, u8::MAX] {
+            let bad = Superblock {
+                metadata_copies,
+                ..sample()
+            };
+            let found = Superblock::decode(&bad.encode());
+            let expected = CorruptKind::SuperblockField("number of metadata copies");
+            assert!(matches!(found, Err(Error::Corrupt(kind)) if kind == expected));
+        }
     }
 
     #[test]
@@ -251,7 +299,7 @@ mod tests {
 
     #[test]
     fn other_versions_of_the_format_are_refused_by_name() {
-        for other in [0, 1, 3] {
+        for other in [0, 1, 4] {
             let mut bytes = sample().encode();
             bytes[8] = other;
             let crc = crc32(&bytes[..CRC_OFFSET]);

@@ -28,6 +28,7 @@ pub fn run(data: &[u8]) {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
     let mut run = Run {

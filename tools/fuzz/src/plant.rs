@@ -41,6 +41,7 @@ fn grow(close: bool) -> Plant {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
     let pool = Pool::open(Arc::clone(&device) as Arc<dyn Device>, &options()).unwrap();

@@ -46,6 +46,7 @@ fn pool(device: &Arc<MemoryDevice>) -> Pool {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&**device, &create).unwrap();
     let options = OpenOptions {

@@ -124,8 +124,9 @@ impl Edit<'_> {
         }
         let birth = link.birth().expect("a link with entries is no hole");
         let end = base + entry_blocks(level + 1);
-        self.ledger
-            .drop_node(link, self.ownership.of(birth, end), self.limit);
+        let owner = self.ownership.of(birth, end);
+        let groups_start = self.store.groups_start();
+        self.ledger.drop_node(link, owner, self.limit, groups_start);
         Ok(())
     }
 }

@@ -61,7 +61,8 @@ impl Edit<'_> {
         for (block, (old, new)) in (first..).zip(old.iter().zip(pointers)) {
             self.drop_old(block, *old);
             if !new.is_hole() {
-                self.ledger.born.push(new.addr(), 1);
+                let groups_start = self.store.groups_start();
+                self.ledger.born.push_copies(*new, groups_start);
                 self.ledger.own += 1;
                 self.ledger.mapped += 1;
             }
@@ -72,7 +73,8 @@ impl Edit<'_> {
     pub(super) fn drop_old(&mut self, block: u64, old: Pointer) {
         if old.kind() == Some(PointerKind::Data) {
             let owner = self.ownership.of(old.birth(), block + 1);
-            self.ledger.drop_data(old.addr(), owner);
+            let groups_start = self.store.groups_start();
+            self.ledger.drop_data(old, owner, groups_start);
         }
     }
 
@@ -147,8 +149,9 @@ impl Edit<'_> {
             Link::Hole => Node::new(self.generation, live),
         };
         if let Some(birth) = link.birth() {
-            self.ledger
-                .drop_node(link, self.ownership.of(birth, end), self.limit);
+            let owner = self.ownership.of(birth, end);
+            let groups_start = self.store.groups_start();
+            self.ledger.drop_node(link, owner, self.limit, groups_start);
         }
         self.ledger.own += 1;
         self.ledger.promised += 1;

@@ -3,7 +3,8 @@
 use super::node::Node;
 use super::tree::Link;
 use crate::space::BlockList;
-use cowshed_format::base::{BlockAddr, Generation};
+use cowshed_format::Pointer;
+use cowshed_format::base::Generation;
 use std::sync::Arc;
 
 /// Tells which blocks a volume owns.
@@ -65,7 +66,7 @@ pub(crate) struct Ledger {
     pub mapped: i64,
     /// Number of ancestors' blocks and nodes that left the map.
     pub let_go: u64,
-    /// Number of new memory nodes: each was promised a block.
+    /// Number of new memory nodes: each was promised its space.
     pub promised: u64,
     /// Number of memory nodes that left the map before any checkpoint: their promises are void.
     pub void: u64,
@@ -86,20 +87,28 @@ impl Ledger {
     }
 
     /// Accounts for a data block that leaves the map.
-    pub(super) fn drop_data(&mut self, addr: BlockAddr, owner: Owner) {
+    pub(super) fn drop_data(&mut self, pointer: Pointer, owner: Owner, groups_start: u64) {
         self.mapped -= 1;
-        self.drop_block(owner, |ledger| ledger.freed.push(addr, 1));
+        self.drop_block(owner, |ledger| {
+            ledger.freed.push_copies(pointer, groups_start);
+        });
     }
 
     /// Accounts for a node that leaves the map. A node born after `limit` can be changed in place:
     /// no checkpoint knows it.
-    pub(super) fn drop_node(&mut self, link: &Link, owner: Owner, limit: Generation) {
+    pub(super) fn drop_node(
+        &mut self,
+        link: &Link,
+        owner: Owner,
+        limit: Generation,
+        groups_start: u64,
+    ) {
         if matches!(link, Link::Hole | Link::Lost(_)) {
             return;
         }
         self.drop_block(owner, |ledger| match link {
             Link::Hole | Link::Lost(_) => {}
-            Link::Stored(pointer) => ledger.freed.push(pointer.addr(), 1),
+            Link::Stored(pointer) => ledger.freed.push_copies(*pointer, groups_start),
             Link::Memory(node) if node.birth() > limit => ledger.void += 1,
             Link::Memory(node) => ledger.replaced.push(Arc::clone(node)),
         });
@@ -107,8 +116,8 @@ impl Ledger {
 
     /// Accounts for a node of a removed volume that no other volume has and that is no longer
     /// needed.
-    pub(super) fn drop_own_node(&mut self, link: &Link, limit: Generation) {
-        self.drop_node(link, Owner::Own, limit);
+    pub(super) fn drop_own_node(&mut self, link: &Link, limit: Generation, groups_start: u64) {
+        self.drop_node(link, Owner::Own, limit, groups_start);
     }
 
     fn drop_block(&mut self, owner: Owner, free: impl FnOnce(&mut Self)) {

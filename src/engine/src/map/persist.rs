@@ -5,7 +5,7 @@ use super::node::Node;
 use super::node::is_unwritten;
 use super::store::NodeStore;
 use super::tree::{Link, Root, Tree, child_in_memory, entry_base};
-use crate::space::{BlockList, Space};
+use crate::space::{BlockList, Place, Space};
 use cowshed_format::Pointer;
 use cowshed_format::base::background_yield;
 use cowshed_format::base::checksum::crc32;
@@ -17,6 +17,9 @@ use std::sync::Arc;
 
 /// Number of bytes written to the device at a time.
 const BATCH_BYTES: usize = 1 << 20;
+
+/// Number of batches that may still grow: one for each copy.
+const OPEN_BATCHES: usize = 2;
 
 /// The destination of stored nodes: blocks of `space` that were promised before.
 #[derive(Clone, Copy)]
@@ -38,8 +41,10 @@ pub(crate) struct Outlet<'a> {
 /// writes what could not be written.
 #[derive(Default)]
 pub(crate) struct Persist {
-    /// Blocks that were placed.
+    /// Blocks that were placed, in all their copies.
     pub born: BlockList,
+    /// Number of second copies for which no place was found.
+    pub copies_missing: u64,
     /// Blocks that are placed but not written, in order.
     batches: VecDeque<Batch>,
     /// Parents whose entries wait for their children's bytes.
@@ -105,10 +110,10 @@ impl Persist {
                 Link::Lost(birth) => Pointer::lost(birth),
             };
         }
-        let addr = to.space.allocate_promised().ok_or(Error::NoSpace)?;
+        let place = to.space.allocate_promised().ok_or(Error::NoSpace)?;
         let bytes = encode(&entries);
-        let pointer = Pointer::node(addr, node.birth(), crc32(&*bytes));
-        self.place(addr, &bytes);
+        let pointer = Pointer::node(place.addr, node.birth(), crc32(&*bytes));
+        let pointer = self.place(to, pointer, place, &bytes);
         to.store.remember(pointer, &entries);
         node.set_stored(pointer);
         let waiting = children.into_iter();
@@ -119,12 +124,33 @@ impl Persist {
         Ok(pointer)
     }
 
-    /// Adds a block that the checkpoint allocated; it is written with its neighbours.
-    pub(crate) fn place(&mut self, addr: BlockAddr, bytes: &[u8; BLOCK_BYTES]) {
-        self.born.push(addr, 1);
-        match self.batches.back_mut() {
-            Some(last) if last.has_room_for(addr) => last.bytes.extend_from_slice(bytes),
-            _ => self.batches.push_back(Batch {
+    /// Adds a block that the checkpoint allocated; each copy is written with its neighbours.
+    /// Returns `pointer`, which leads to the first copy, with what it has to say of the second.
+    pub(crate) fn place(
+        &mut self,
+        to: Outlet<'_>,
+        pointer: Pointer,
+        place: Place,
+        bytes: &[u8; BLOCK_BYTES],
+    ) -> Pointer {
+        self.copies_missing += to.space.in_copies(1) - 1 - u64::from(place.distance.is_some());
+        let pointer = match place.distance {
+            Some(distance) => pointer.with_copy(distance),
+            None => pointer,
+        };
+        let groups_start = to.store.groups_start();
+        self.born.push_copies(pointer, groups_start);
+        for addr in pointer.places(groups_start) {
+            self.write_later(addr, bytes);
+        }
+        pointer
+    }
+
+    fn write_later(&mut self, addr: BlockAddr, bytes: &[u8; BLOCK_BYTES]) {
+        let mut open = self.batches.iter_mut().rev().take(OPEN_BATCHES);
+        match open.find(|batch| batch.has_room_for(addr)) {
+            Some(batch) => batch.bytes.extend_from_slice(bytes),
+            None => self.batches.push_back(Batch {
                 start: addr,
                 bytes: bytes.to_vec(),
             }),
@@ -136,7 +162,7 @@ impl Persist {
     /// # Errors
     /// As `Device::write_at`.
     pub(crate) fn write_whole(&mut self, to: Outlet<'_>) -> Result<()> {
-        self.write_but(to, 1)
+        self.write_but(to, OPEN_BATCHES)
     }
 
     /// Writes all batches but the last `kept`.

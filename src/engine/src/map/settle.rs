@@ -112,7 +112,8 @@ impl Settling<'_> {
             *left -= 1;
         }
         *below = end;
-        self.ledger.drop_own_node(mine, self.limit);
+        let groups_start = self.store.groups_start();
+        self.ledger.drop_own_node(mine, self.limit, groups_start);
         Ok(())
     }
 
@@ -122,7 +123,8 @@ impl Settling<'_> {
             && !mine.same(theirs)
         {
             self.ledger.own -= 1;
-            self.ledger.freed.push(pointer.addr(), 1);
+            let groups_start = self.store.groups_start();
+            self.ledger.freed.push_copies(*pointer, groups_start);
         }
     }
 }

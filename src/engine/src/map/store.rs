@@ -15,6 +15,7 @@ pub(crate) struct NodeStore {
     device: Arc<dyn Device>,
     cache: NodeCache,
     layout: RwLock<Layout>,
+    groups_start: u64,
     now: AtomicU64,
     pub(super) live: Arc<AtomicUsize>,
 }
@@ -27,6 +28,7 @@ impl NodeStore {
             device,
             cache: NodeCache::new(cache_bytes),
             layout: RwLock::new(layout),
+            groups_start: layout.groups_start(),
             now: AtomicU64::new(0),
             live: Arc::new(AtomicUsize::new(0)),
         }
@@ -35,6 +37,12 @@ impl NodeStore {
     /// Notes that the pool has grown to `layout`.
     pub(crate) fn set_layout(&self, layout: Layout) {
         *self.layout.write() = layout;
+    }
+
+    /// Returns the first block of the first group, which never changes.
+    #[must_use]
+    pub(crate) const fn groups_start(&self) -> u64 {
+        self.groups_start
     }
 
     /// Notes that no stored node holds a birth later than `generation`.

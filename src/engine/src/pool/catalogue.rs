@@ -327,9 +327,9 @@ impl Catalogue {
             let bytes: Box<[u8; BLOCK_BYTES]> =
                 bytes.try_into().expect("pieces are placed where they fit");
             let space = pen.outlet.space;
-            let addr = space.allocate_promised().ok_or(Error::NoSpace)?;
-            pointer = Pointer::data(addr, pen.generation, crc32(&*bytes));
-            pen.persist.place(addr, &bytes);
+            let place = space.allocate_promised().ok_or(Error::NoSpace)?;
+            let first = Pointer::data(place.addr, pen.generation, crc32(&*bytes));
+            pointer = pen.persist.place(pen.outlet, first, place, &bytes);
         }
         edit.set(&leaf, u64::from(block), &[pointer]);
         Ok(())

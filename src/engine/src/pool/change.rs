@@ -82,7 +82,7 @@ impl Shared {
             }
             Operation::RemoveRecord { kind, key } => match forest.remove_record(*kind, key) {
                 Some(number) => self.note_record(number, None),
-                None => self.space.unreserve(promises_for(operation)),
+                None => self.space.void_promise(promises_for(operation)),
             },
             Operation::Write { .. } | Operation::Discard { .. } => {
                 unreachable!("changes of a map are not changes of the forest")

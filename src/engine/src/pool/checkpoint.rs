@@ -99,6 +99,8 @@ enum Step {
         roots: Vec<Pointer>,
         /// Number of blocks placed before.
         before: u64,
+        /// Number of second copies of nodes for which no place was found: they were promised.
+        copies_missing: u64,
     },
     /// Marking blocks in the bitmaps.
     Mark(Written),
@@ -112,6 +114,8 @@ struct Written {
     catalogue_root: Pointer,
     /// Number of blocks that it took.
     used: u64,
+    /// Number of blocks promised to maps that were not needed.
+    unused: u64,
 }
 
 /// The state of one moment, as far as it has changed since the last cut.
@@ -240,9 +244,9 @@ impl Shared {
     fn resolve(&self, replaced: Vec<Arc<Node>>, freed: &mut BlockList) {
         for node in replaced {
             match node.stored() {
-                Some(pointer) => freed.push(pointer.addr(), 1),
+                Some(pointer) => freed.push_copies(pointer, self.store.groups_start()),
                 // Its subtree was settled before that checkpoint reached it.
-                None => self.space.unreserve(1),
+                None => self.space.void_promise(1),
             }
         }
     }
@@ -301,6 +305,7 @@ impl Shared {
             change: Change::new(&entries),
             roots,
             before: work.persist.born.blocks(),
+            copies_missing: work.persist.copies_missing,
         })
     }
 
@@ -314,6 +319,7 @@ impl Shared {
             change,
             roots,
             before,
+            copies_missing,
         } = &mut work.step
         else {
             unreachable!("the caller has looked")
@@ -338,6 +344,7 @@ impl Shared {
         Ok(Written {
             catalogue_root,
             used: work.persist.born.blocks() - *before,
+            unused: *copies_missing,
         })
     }
 
@@ -379,9 +386,10 @@ impl Shared {
             self.space.grow(layout);
         }
         // Blocks beyond the promised ones come out of the reserve that is kept for this.
-        let (used, promised) = (written.used, cut.changes.promised);
+        let (used, promised) = (written.used, self.space.in_copies(cut.changes.promised));
         self.space.reserve_again(used.saturating_sub(promised));
-        self.space.unreserve(promised.saturating_sub(used));
+        self.space
+            .unreserve(promised.saturating_sub(used) + written.unused);
         self.pending_free.store(0, Ordering::Relaxed);
         self.checkpoints.fetch_add(1, Ordering::AcqRel);
         Ok(())

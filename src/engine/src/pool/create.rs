@@ -27,7 +27,7 @@ impl Pool {
         if !options.force {
             refuse_unless_empty(device, len_bytes)?;
         }
-        let superblock = first_superblock(layout);
+        let superblock = first_superblock(layout, options.copies_for(len_bytes));
         for slot in [0, 1] {
             for addr in layout.superblock_slots(slot) {
                 device.write_at(&[0; BLOCK_BYTES], addr.offset_bytes())?;
@@ -42,11 +42,12 @@ impl Pool {
     }
 }
 
-fn first_superblock(layout: Layout) -> Superblock {
+fn first_superblock(layout: Layout, metadata_copies: u8) -> Superblock {
     let mut random = [0; 24];
     rand::rng().fill_bytes(&mut random);
     let (uuid, salt) = random.split_at(16);
     Superblock {
+        version: superblock::VERSION,
         clean: true,
         features: [0; 3],
         uuid: uuid.try_into().expect("16 of 24 bytes"),
@@ -64,6 +65,7 @@ fn first_superblock(layout: Layout) -> Superblock {
         next_volume_id: 1,
         created_ns: now_ns(),
         bitmaps_digest: 0,
+        metadata_copies,
     }
 }
 

@@ -151,7 +151,7 @@ fn publish_discard(
     bytes.resize(record::record_bytes(bytes.len() - HEADER_BYTES), 0);
     let nodes = discard_nodes(core);
     shared.throttle()?;
-    shared.reserve(nodes + ENTRY_PROMISE, Demand::Change)?;
+    shared.promise(nodes + ENTRY_PROMISE, Demand::Change)?;
     let _cut = shared.cut.read();
     let mut writer = core.writer.lock();
     let outcome = (|| {

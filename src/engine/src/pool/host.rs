@@ -59,9 +59,10 @@ fn base_bytes(pool_bytes: u64) -> u64 {
     (share + bitmaps * BITMAPS_SHARE).min(pool_bytes / 4)
 }
 
-/// Returns the number of map nodes that a checkpoint can store from a reserve of `held_bytes`.
-const fn nodes_within(held_bytes: u64) -> u64 {
-    held_bytes / 4 * 3 / BLOCK_BYTES as u64
+/// Returns the number of map nodes, each in all its copies, that a checkpoint can store from a
+/// reserve of `held_bytes`.
+const fn nodes_within(held_bytes: u64, copies: u64) -> u64 {
+    held_bytes / 4 * 3 / (BLOCK_BYTES as u64 * copies)
 }
 
 /// Returns what is left of a reserve of `held_bytes` after the next slice.
@@ -78,11 +79,11 @@ const fn without_a_slice(held_bytes: u64) -> u64 {
 impl HostReserve {
     /// Returns the maximum number of map nodes in memory. A spent reserve sets none: only what
     /// frees space goes on then.
-    pub(super) fn nodes_max(&self) -> usize {
+    pub(super) fn nodes_max(&self, copies: u64) -> usize {
         match self.held_bytes.load(Ordering::Relaxed) {
             _ if self.is_spent.load(Ordering::Relaxed) => usize::MAX,
             0 => usize::MAX,
-            held => usize::try_from(nodes_within(held)).unwrap_or(usize::MAX),
+            held => usize::try_from(nodes_within(held, copies)).unwrap_or(usize::MAX),
         }
     }
 
@@ -222,7 +223,8 @@ impl Shared {
     pub(super) fn grow_host_reserve(&self, nodes: usize) {
         let reserve = &self.host_reserve;
         let held = reserve.held_bytes.load(Ordering::Relaxed);
-        if nodes > reserve.nodes_max() / 2 && reserve.nodes_max() < self.memory_nodes_max {
+        let nodes_max = reserve.nodes_max(self.space.in_copies(1));
+        if nodes > nodes_max / 2 && nodes_max < self.memory_nodes_max {
             self.reserve_on_host(held.saturating_mul(2), RETRY_EVERY);
         }
     }
@@ -283,8 +285,9 @@ mod tests {
 
     #[test]
     fn nodes_take_three_quarters_of_the_reserve() {
-        assert_eq!(nodes_within(4 << 20), 768);
-        assert_eq!(nodes_within(0), 0);
+        assert_eq!(nodes_within(4 << 20, 1), 768);
+        assert_eq!(nodes_within(4 << 20, 2), 384);
+        assert_eq!(nodes_within(0, 2), 0);
     }
 
     #[test]

@@ -16,6 +16,33 @@ pub struct CreateOptions {
     pub log_bytes: Option<u64>,
     /// Overwrites what the device holds.
     pub force: bool,
+    /// Number of copies of map nodes and catalogue; `None` chooses two, or one in a pool under 16
+    /// MiB.
+    pub metadata_copies: Option<MetadataCopies>,
+}
+
+/// The number of copies in which a pool keeps its map nodes and its catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataCopies {
+    /// A damaged block of metadata is lost, with everything that only it led to.
+    One,
+    /// A damaged block is read from its copy, and written anew.
+    Two,
+}
+
+/// Smallest pool that keeps two copies of its metadata unless asked otherwise.
+const TWO_COPIES_BYTES: u64 = 16 << 20;
+
+impl CreateOptions {
+    /// Returns the number of copies of the metadata of a pool of `pool_bytes`.
+    pub(super) fn copies_for(&self, pool_bytes: u64) -> u8 {
+        match self.metadata_copies {
+            Some(MetadataCopies::One) => 1,
+            Some(MetadataCopies::Two) => 2,
+            None if pool_bytes < TWO_COPIES_BYTES => 1,
+            None => 2,
+        }
+    }
 }
 
 /// Options for opening a pool.

@@ -46,9 +46,9 @@ pub use cowshed_format::superblock::VERSION as FORMAT_VERSION;
 pub use forest::KeyAndValue;
 pub use handle::{Hold, Pool, Volume};
 pub use info::{
-    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, Notes, OpenOptions,
-    PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status,
-    VolumeInfo, VolumeKind, Watermark,
+    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, MetadataCopies, Notes,
+    OpenOptions, PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport,
+    Status, VolumeInfo, VolumeKind, Watermark,
 };
 pub use open::uuid_of;
 pub use pause::FlushPause;

@@ -190,7 +190,9 @@ fn load(
         sequence: superblock.log_sequence,
         bytes: superblock.log_offset,
     };
-    let space = Space::new(layout, |group| committed.bitmap(group));
+    let space = Space::new(layout, superblock.metadata_copies, |group| {
+        committed.bitmap(group)
+    });
     committed.lost().for_each(|group| space.close_group(group));
     let nodes = (options.cache_bytes / 2 / MEMORY_NODE_BYTES).max(FEWEST_MEMORY_NODES);
     Ok(Shared {
@@ -284,7 +286,7 @@ fn counts_are_possible(entry: &VolumeEntry) -> bool {
 fn root_is_possible(entry: &VolumeEntry, layout: &Layout) -> bool {
     match entry.root.kind() {
         Some(PointerKind::Hole | PointerKind::Lost) => true,
-        Some(PointerKind::Node) => layout.locate(entry.root.addr()).is_some(),
+        Some(PointerKind::Node) => layout.holds(entry.root),
         _ => false,
     }
 }

@@ -190,7 +190,7 @@ impl Shared {
         // A full pool frees them in the smallest steps.
         let leaves = [BATCH_LEAVES, 1].into_iter().find(|leaves| {
             let blocks = *leaves as u64 * height + ENTRY_PROMISE;
-            self.space.reserve(blocks, Demand::Change)
+            self.space.promise(blocks, Demand::Change)
         });
         let Some(leaves) = leaves else {
             return Ok(Batch::NoRoom);
@@ -198,7 +198,7 @@ impl Shared {
         let nodes = leaves as u64 * height;
         let found = subject.find(self, from, leaves);
         if found.ranges.is_empty() {
-            self.space.unreserve(nodes + ENTRY_PROMISE);
+            self.space.void_promise(nodes + ENTRY_PROMISE);
             return Ok(Batch::after(found.next));
         }
         let _cut = self.cut.read();

@@ -59,10 +59,10 @@ pub(super) fn publish(
     loop {
         shared.throttle()?;
         let nodes = path_nodes(core, first, first + blocks);
-        if !shared.space.reserve(nodes + ENTRY_PROMISE, demand) {
+        if !shared.space.promise(nodes + ENTRY_PROMISE, demand) {
             // The blocks that the stream has reserved for later are needed now.
             core.stream.lock().release(&shared.space);
-            shared.reserve(nodes + ENTRY_PROMISE, demand)?;
+            shared.promise(nodes + ENTRY_PROMISE, demand)?;
         }
         let seen = shared.checkpoints.load(Ordering::Acquire);
         let outcome = try_publish(shared, core, first, blocks, scratch, expected, nodes);
@@ -220,7 +220,7 @@ pub(super) fn settle_account(
     assert!(used <= nodes, "a change made more nodes than were promised");
     shared
         .space
-        .unreserve(nodes - used + std::mem::take(&mut ledger.void));
+        .void_promise(nodes - used + std::mem::take(&mut ledger.void));
     core.own
         .fetch_add(std::mem::take(&mut ledger.own), Ordering::Relaxed);
     core.mapped
@@ -237,7 +237,7 @@ pub(super) fn settle_account(
         && let Some((_, parent)) = &writer.inheritance
     {
         parent.own.fetch_add(inherited, Ordering::Relaxed);
-        shared.space.reserve_again(ENTRY_PROMISE);
+        shared.space.promise_again(ENTRY_PROMISE);
         shared.note_changed(parent);
     }
     shared.note_changed(core);

@@ -141,7 +141,7 @@ impl Shared {
         // the promises stay until a checkpoint holds the change.
         let void = std::mem::take(&mut writer.ledger.void);
         self.changes.lock().promised += void;
-        self.space.reserve_again(ENTRY_PROMISE);
+        self.space.promise_again(ENTRY_PROMISE);
         settle_account(self, removed, &mut writer, 0);
         removed.settled.store(settled.below, Ordering::Release);
         // The child must know this before it changes its map again.
@@ -172,7 +172,7 @@ impl Shared {
             writer.inheritance = None;
             heir.own
                 .fetch_add(core.own.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-            self.space.reserve_again(ENTRY_PROMISE);
+            self.space.promise_again(ENTRY_PROMISE);
             self.note_changed(&heir);
             drop(writer);
             forest.adopt(child, parent);
@@ -184,7 +184,7 @@ impl Shared {
         forest.volumes.remove(&id);
         forest.removed.remove(&id);
         // Its ledger still counts at the next cut.
-        self.space.reserve_again(ENTRY_PROMISE);
+        self.space.promise_again(ENTRY_PROMISE);
         self.note_changed(&core);
         self.changes.lock().gone.push(id);
         let miscounted = core.own_blocks();

@@ -183,7 +183,7 @@ impl Shared {
                     let end = first.0.checked_add(*count);
                     let end = end.ok_or(impossible("its range is too large"))?;
                     let mut writer = core.writer.lock();
-                    self.space.reserve_again(UNBOUNDED + ENTRY_PROMISE);
+                    self.space.promise_again(UNBOUNDED + ENTRY_PROMISE);
                     let generation = self.generation();
                     let done =
                         replaying(self, &core, &mut writer, generation).discard(first.0..end);
@@ -193,9 +193,9 @@ impl Shared {
                 change => {
                     let mut forest = self.forest.write();
                     let planned = Plan::new(&forest).add(change);
-                    planned
+planned
                         .map_err(|_| impossible("it contradicts the volumes in the catalogue"))?;
-                    self.space.reserve_again(promises_for(change));
+                    self.space.promise_again(promises_for(change));
                     self.apply(&mut forest, change);
                 }
             }
@@ -244,7 +244,7 @@ impl Shared {
         let mut pointers = Vec::new();
         collect_pointers(runs, crcs, generation, &mut pointers);
         let mut writer = core.writer.lock();
-        self.space.reserve_again(UNBOUNDED + ENTRY_PROMISE);
+        self.space.promise_again(UNBOUNDED + ENTRY_PROMISE);
         let outcome = (|| {
             let mut edit = replaying(self, &core, &mut writer, generation);
             let (mut at, mut rest) = (first.0, pointers.as_slice());

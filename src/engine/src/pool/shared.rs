@@ -163,7 +163,7 @@ impl Shared {
     /// blocks; they are returned if the volume was noted already.
     pub(super) fn note_changed(&self, volume: &Arc<VolumeCore>) {
         if volume.changed.swap(true, Ordering::AcqRel) {
-            self.space.unreserve(ENTRY_PROMISE);
+            self.space.void_promise(ENTRY_PROMISE);
             return;
         }
         let mut changes = self.changes.lock();
@@ -180,7 +180,9 @@ impl Shared {
     pub(super) fn throttle(&self) -> Result<()> {
         let nodes = self.store.memory_nodes();
         self.grow_host_reserve(nodes);
-        let nodes_max = self.memory_nodes_max.min(self.host_reserve.nodes_max());
+        let nodes_max = self
+            .memory_nodes_max
+            .min(self.host_reserve.nodes_max(self.space.in_copies(1)));
         if nodes > nodes_max {
             let seen = self.checkpoints.load(Ordering::Acquire);
             return self.checkpoint_after(seen);

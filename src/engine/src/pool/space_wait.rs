@@ -118,8 +118,8 @@ impl Pool {
 
 impl Shared {
     /// Promises `blocks` blocks for `demand`, and finds space for them if possible.
-    pub(super) fn reserve(&self, blocks: u64, demand: Demand) -> Result<()> {
-        self.with_room(|| self.space.reserve(blocks, demand).then_some(()))
+    pub(super) fn promise(&self, blocks: u64, demand: Demand) -> Result<()> {
+        self.with_room(|| self.space.promise(blocks, demand).then_some(()))
     }
 
     /// Takes space with `take`; if there is none, frees some and takes again.

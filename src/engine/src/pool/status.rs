@@ -9,9 +9,10 @@ use cowshed_format::device::Device;
 use cowshed_format::layout::{GROUP_BLOCKS, GROUP_HEADER_BLOCKS};
 use std::sync::atomic::Ordering;
 
-/// Maximum need of a write of one block: the block, two paths of a map of the greatest height, and
-/// the promise for the volume's entry. With less than that, a pool is full.
-const SMALLEST_WRITE_BLOCKS: u64 = 1 + 2 * 6 + ENTRY_PROMISE;
+/// Maximum number of metadata blocks that a write of one block needs: two paths of a map of the
+/// greatest height, and the promise for the volume's entry. With less than that and the block
+/// itself, a pool is full.
+const SMALLEST_WRITE_METADATA: u64 = 2 * 6 + ENTRY_PROMISE;
 
 impl Pool {
     /// Returns the state of the pool as a whole.
@@ -46,7 +47,8 @@ impl Shared {
         let size_bytes = layout.block_count() * block;
         let limit_bytes = self.limit_bytes();
         let growth = (limit_bytes - size_bytes) / block;
-        let full = writable + pending + growth < SMALLEST_WRITE_BLOCKS;
+        let smallest_write = 1 + self.space.in_copies(SMALLEST_WRITE_METADATA);
+        let full = writable + pending + growth < smallest_write;
         let state = if self.is_read_only() {
             PoolState::ReadOnly
         } else if self.check_alive().is_err() {

@@ -160,16 +160,16 @@ impl Transaction {
             if demand == Demand::Create {
                 shared.check_host_room()?;
             }
-            shared.reserve(promise, demand)?;
+            shared.promise(promise, demand)?;
             let seen = shared.checkpoints.load(Ordering::Acquire);
             match self.try_commit(&mut record) {
                 Ok(true) => break,
                 Ok(false) => {
-                    shared.space.unreserve(promise);
+                    shared.space.void_promise(promise);
                     shared.make_log_room(seen)?;
                 }
                 Err(error) => {
-                    shared.space.unreserve(promise);
+                    shared.space.void_promise(promise);
                     shared.host_reserve.note_refusal(&error);
                     if demand != Demand::Create && error.is_host_full() && using.release_slice() {
                         continue;

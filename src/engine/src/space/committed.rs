@@ -336,6 +336,7 @@ mod tests {
 
     fn superblock(layout: Layout, groups_initialized: u64, generation: u64) -> Superblock {
         Superblock {
+            version: cowshed_format::superblock::VERSION,
             clean: true,
             features: [0; 3],
             uuid: [1; 16],
@@ -353,6 +354,7 @@ mod tests {
             next_volume_id: 1,
             created_ns: 0,
             bitmaps_digest: 0,
+            metadata_copies: 1,
         }
     }
 

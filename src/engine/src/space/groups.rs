@@ -5,15 +5,20 @@ use super::{BlockList, BlockRun, RUNS_AT_ONCE};
 use cowshed_format::Layout;
 use cowshed_format::base::BlockAddr;
 use cowshed_format::base::background_yield;
-use cowshed_format::base::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use cowshed_format::base::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use cowshed_format::base::sync::{Mutex, RwLock};
 use cowshed_format::group::Bitmap;
 use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use std::ops::Range;
 
-/// Minimum (768 KiB) and maximum (16 MiB) of the slop, the blocks that are kept back. Each quarter
-/// of the minimum is more than the promise of any one operation of its demand.
+/// Minimum (768 KiB) and maximum (16 MiB) of the slop, the blocks that are kept back, for each copy
+/// of the metadata. Each quarter of the minimum is more than the promise of any one operation of
+/// its demand.
 const SLOP_BLOCKS: (i64, i64) = (192, 4096);
+
+/// Two groups whose numbers of free blocks differ by less than this (8 MiB) count as even: data that
+/// is written in sequence is not scattered over both.
+const EVEN_BLOCKS: usize = 2048;
 
 /// The purpose of a request for space. As space runs out, writes stop first, then creating, then
 /// changing, then removing; reclaim and checkpoints come last of all. Each has a quarter of the
@@ -34,9 +39,15 @@ pub(crate) enum Demand {
 /// The groups of a pool, as writers see them.
 pub(crate) struct Space {
     layout: RwLock<Layout>,
-    groups: RwLock<Vec<Mutex<Group>>>,
+    pub(super) groups: RwLock<Vec<Mutex<Group>>>,
+    /// Number of copies in which metadata is written, 1 or 2.
+    pub(super) copies: u8,
+    /// The two neighbouring groups, counted in twos, from which metadata was last taken.
+    pub(super) pair_hint: AtomicUsize,
+    /// The distances, as bits, at which no two blocks are free as far as known.
+    pub(super) no_pairs: AtomicU32,
     /// Number of blocks that are not taken.
-    free: AtomicU64,
+    pub(super) free: AtomicU64,
     /// Number of blocks that are neither taken nor promised.
     spare: AtomicI64,
     slop: AtomicI64,
@@ -56,6 +67,8 @@ pub(super) struct Group {
     pub(super) free: usize,
     /// The block at which the next small allocation starts its search.
     pub(super) cursor: usize,
+    /// The block at which the next search for two blocks at a distance starts.
+    pub(super) pair_cursor: usize,
     /// An upper bound of the length of its runs of free blocks, as far as known.
     pub(super) longest: usize,
     /// `None` for a group from which nothing was ever allocated.
@@ -67,9 +80,14 @@ pub(super) struct Group {
 }
 
 impl Space {
-    /// Returns the space of a pool in which `committed(group)` blocks are in use.
+    /// Returns the space of a pool in which `committed(group)` blocks are in use, and in which
+    /// metadata is written in `copies` copies.
     #[must_use]
-    pub(crate) fn new<'a>(layout: Layout, committed: impl Fn(u64) -> Option<&'a Bitmap>) -> Self {
+    pub(crate) fn new<'a>(
+        layout: Layout,
+        copies: u8,
+        committed: impl Fn(u64) -> Option<&'a Bitmap>,
+    ) -> Self {
         let groups: Vec<_> = (0..layout.group_count())
             .map(|group| Group::new(&layout, group, committed(group).map(|bits| Box::new(*bits))))
             .collect();
@@ -77,6 +95,9 @@ impl Space {
         let space = Self {
             layout: RwLock::new(layout),
             groups: RwLock::new(groups.into_iter().map(Mutex::new).collect()),
+            copies,
+            pair_hint: AtomicUsize::new(0),
+            no_pairs: AtomicU32::new(0),
             free: AtomicU64::new(free),
             spare: AtomicI64::new(i64::try_from(free).expect("under 2^40 blocks")),
             slop: AtomicI64::new(0),
@@ -98,7 +119,8 @@ impl Space {
 
     fn set_slop(&self, layout: &Layout) {
         let blocks = i64::try_from(layout.block_count()).expect("under 2^40 blocks");
-        let slop = (blocks / 64).clamp(SLOP_BLOCKS.0, SLOP_BLOCKS.1);
+        let copies = i64::from(self.copies);
+        let slop = (blocks / 64).clamp(SLOP_BLOCKS.0 * copies, SLOP_BLOCKS.1 * copies);
         self.slop.store(slop, Ordering::Relaxed);
     }
 
@@ -134,6 +156,8 @@ impl Space {
         *self.layout.write() = layout;
         self.set_slop(&layout);
         self.hint.store(0, Ordering::Relaxed);
+        self.pair_hint.store(0, Ordering::Relaxed);
+        self.note_pairs();
         self.gain(added);
     }
 
@@ -163,7 +187,31 @@ impl Space {
         u64::try_from(spare).unwrap_or(0)
     }
 
-    /// Promises `blocks` blocks; `false` if there are not that many for this demand.
+    /// Returns the number of blocks that `count` blocks of metadata take in all their copies.
+    #[must_use]
+    pub(crate) fn in_copies(&self, count: u64) -> u64 {
+        count * u64::from(self.copies)
+    }
+
+    /// Promises the space for `count` blocks of metadata; `false` if there is not that much for
+    /// this demand.
+    #[must_use]
+    pub(crate) fn promise(&self, count: u64, demand: Demand) -> bool {
+        self.reserve(self.in_copies(count), demand)
+    }
+
+    /// Makes a promise that must be kept: a recovery finds the blocks that were promised before the
+    /// crash.
+    pub(crate) fn promise_again(&self, count: u64) {
+        self.reserve_again(self.in_copies(count));
+    }
+
+    /// Takes back a promise.
+    pub(crate) fn void_promise(&self, count: u64) {
+        self.unreserve(self.in_copies(count));
+    }
+
+    /// Sets `blocks` blocks aside; `false` if there are not that many for this demand.
     #[must_use]
     pub(crate) fn reserve(&self, blocks: u64, demand: Demand) -> bool {
         let slop = self.slop.load(Ordering::Relaxed);
@@ -192,14 +240,13 @@ impl Space {
         drop(self.hiding.lock());
     }
 
-    /// Promises blocks that must be there: a recovery finds the blocks that were promised before
-    /// the crash.
+    /// Sets blocks aside that must be there.
     pub(crate) fn reserve_again(&self, blocks: u64) {
         let wanted = i64::try_from(blocks).expect("under 2^40 blocks");
         self.spare.fetch_sub(wanted, Ordering::AcqRel);
     }
 
-    /// Takes back a promise of `blocks` blocks.
+    /// Releases blocks that were set aside.
     pub(crate) fn unreserve(&self, blocks: u64) {
         let blocks = i64::try_from(blocks).expect("under 2^40 blocks");
         self.spare.fetch_add(blocks, Ordering::AcqRel);
@@ -228,34 +275,42 @@ impl Space {
         Some(run)
     }
 
-    /// Allocates one of the blocks promised before; `None` only when promises were broken.
-    #[must_use]
-    pub(crate) fn allocate_promised(&self) -> Option<BlockAddr> {
-        self.take(1, 1).map(|run| run.start)
-    }
-
-    fn take(&self, most: u32, least: u32) -> Option<BlockRun> {
+    pub(super) fn take(&self, most: u32, least: u32) -> Option<BlockRun> {
         let groups = self.groups.read();
         let hint = self.hint.load(Ordering::Relaxed).min(groups.len());
-        let (before, after) = groups.split_at(hint);
-        for (number, group) in (hint..).zip(after).chain((0..).zip(before)) {
-            let mut group = group.lock();
-            if let Some(run) = group.take(most as usize, least as usize) {
-                self.free.fetch_sub(u64::from(run.count), Ordering::AcqRel);
-                if group.free == 0 {
-                    // A later free may have lowered the hint meanwhile: only advance it from here.
-                    let next = number + 1;
-                    let _ = self.hint.compare_exchange(
-                        number,
-                        next,
-                        Ordering::Relaxed,
-                        Ordering::Relaxed,
-                    );
-                }
-                return Some(run);
-            }
+        let kept = self.kept_for_metadata();
+        let kept = kept.start.min(groups.len())..kept.end.min(groups.len());
+        let elsewhere = (hint..groups.len()).chain(0..hint);
+        let mut elsewhere = elsewhere.filter(|number| !kept.contains(number));
+        elsewhere
+            .find_map(|number| self.take_from(&groups, number, most, least))
+            .or_else(|| {
+                let free = |number: &usize| groups[*number].lock().free / EVEN_BLOCKS;
+                let mut kept: Vec<usize> = kept.collect();
+                kept.sort_by_cached_key(|number| std::cmp::Reverse(free(number)));
+                kept.into_iter()
+                    .find_map(|number| self.take_from(&groups, number, most, least))
+            })
+    }
+
+    fn take_from(
+        &self,
+        groups: &[Mutex<Group>],
+        number: usize,
+        most: u32,
+        least: u32,
+    ) -> Option<BlockRun> {
+        let mut group = groups[number].lock();
+        let run = group.take(most as usize, least as usize)?;
+        self.free.fetch_sub(u64::from(run.count), Ordering::AcqRel);
+        if group.free == 0 {
+            // A later free may have lowered the hint meanwhile: only advance it from here.
+            let next = number + 1;
+            let _ = self
+                .hint
+                .compare_exchange(number, next, Ordering::Relaxed, Ordering::Relaxed);
         }
-        None
+        Some(run)
     }
 
     /// Marks blocks that a log record refers to as taken; `false` if one of them already was taken
@@ -316,6 +371,7 @@ impl Space {
             group.put(first..first + len, stale);
             drop(group);
             self.hint.fetch_min(number, Ordering::Relaxed);
+            self.note_pairs();
             self.gain(len);
         }
     }
@@ -349,6 +405,7 @@ impl Space {
     /// Makes hidden blocks visible again.
     pub(super) fn show(&self, blocks: usize) {
         self.hidden.store(0, Ordering::Relaxed);
+        self.note_pairs();
         self.gain(blocks);
     }
 }
@@ -373,6 +430,7 @@ impl Group {
             blocks,
             free: blocks - used,
             cursor: index_of(GROUP_HEADER_BLOCKS),
+            pair_cursor: 0,
             longest: blocks,
             taken,
             stale: None,
@@ -426,6 +484,7 @@ impl Group {
         self.free += range.len();
         self.longest = self.blocks;
         self.cursor = self.cursor.min(range.start);
+        self.pair_cursor = self.pair_cursor.min(range.start);
     }
 }
 
@@ -446,7 +505,7 @@ mod tests {
     use super::*;
 
     fn space(blocks: u64) -> Space {
-        Space::new(Layout::new(blocks, 16).unwrap(), |_| None)
+        Space::new(Layout::new(blocks, 16).unwrap(), 1, |_| None)
     }
 
     #[test]
@@ -489,7 +548,7 @@ mod tests {
         let before = space.free_blocks();
         let layout = Layout::new(100_000, 16).unwrap();
         space.grow(layout);
-        let whole = Space::new(layout, |_| None).free_blocks();
+        let whole = Space::new(layout, 1, |_| None).free_blocks();
         assert!(before < whole);
         assert_eq!(space.free_blocks(), whole);
     }

@@ -12,19 +12,22 @@
 //!
 //! # Invariants
 //! - A committed block is taken. A block leaves `Space` only after a durable checkpoint without it.
-//! - `spare` = free blocks − blocks promised to dirty nodes and catalogue; promised blocks can
-//!   always be allocated, so a checkpoint never runs out of space.
+//! - `spare` = free blocks − blocks promised to dirty nodes and catalogue, in all their copies;
+//!   promised blocks can always be allocated, so a checkpoint never runs out of space.
 
 mod bitmap;
 mod committed;
 mod groups;
+mod pairs;
 mod punch;
 mod stream;
 
 pub(crate) use committed::Committed;
 pub(crate) use groups::{Demand, Space};
+pub(crate) use pairs::Place;
 pub(crate) use stream::Stream;
 
+use cowshed_format::Pointer;
 use cowshed_format::base::BlockAddr;
 
 /// Number of runs marked or freed before another thread may take its turn.
@@ -50,14 +53,24 @@ impl BlockList {
     /// Adds a run.
     pub(crate) fn push(&mut self, start: BlockAddr, count: u32) {
         self.blocks += u64::from(count);
-        if let Some(last) = self.runs.last_mut()
-            && last.start.0 + u64::from(last.count) == start.0
-            && let Some(joined) = last.count.checked_add(count)
-        {
-            last.count = joined;
-            return;
+        // The two copies of blocks take turns.
+        for last in self.runs.iter_mut().rev().take(2) {
+            if last.start.0 + u64::from(last.count) == start.0
+                && let Some(joined) = last.count.checked_add(count)
+            {
+                last.count = joined;
+                return;
+            }
         }
         self.runs.push(BlockRun { start, count });
+    }
+
+    /// Adds all copies of what `pointer` leads to, in a pool whose groups begin at block
+    /// `groups_start`.
+    pub(crate) fn push_copies(&mut self, pointer: Pointer, groups_start: u64) {
+        for addr in pointer.places(groups_start) {
+            self.push(addr, 1);
+        }
     }
 
     /// Adds all of `other`.

@@ -151,9 +151,8 @@ mod tests {
     #[test]
     fn only_freed_runs_that_are_long_enough_go_back_to_the_host() {
         let device = MemoryDevice::recording(64 << 20);
-        let space = Space::new(Layout::new(device.len_bytes() / 4096, 16).unwrap(), |_| {
-            None
-        });
+        let layout = Layout::new(device.len_bytes() / 4096, 16).unwrap();
+        let space = Space::new(layout, 1, |_| None);
         let run = space.allocate(100, 1, Demand::Write).unwrap();
         let free = space.free_blocks();
         let mut list = BlockList::default();

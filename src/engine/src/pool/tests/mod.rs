@@ -277,6 +277,7 @@ fn closing_a_pool_while_a_checkpoint_begins_succeeds() {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
+        ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
     let mut image = device.snapshot_image();
