@@ -142,6 +142,9 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         Command::Pool(PoolCommand::Offline(Offline::Check(check))) => {
             return offline::check(&check, &place()?, console).map(|()| Exit::Done);
         }
+        Command::Pool(PoolCommand::Offline(Offline::Upgrade(upgrade))) => {
+            return offline::upgrade(&upgrade, &place()?, console).map(|()| Exit::Done);
+        }
         Command::Pool(PoolCommand::Online(pool)) => Request::Pool(pool.into()),
         Command::Quickstart(quickstart) => {
             return quickstart::run(&quickstart, console).map(|()| Exit::Done);

@@ -2,14 +2,14 @@
 
 use super::arguments::size::Size;
 use super::console::Console;
-use super::failure::Damage;
+use super::failure::{Damage, Warning};
 use super::open::{DEFAULT_POOL, Place};
 use super::output::counted;
 use anyhow::Context;
 use clap::Args;
-use cowshed_check::{self as check, CheckOptions, CheckReport, Detail};
+use cowshed_check::{self as check, CheckOptions, CheckReport, Detail, FindingKind};
 use cowshed_daemon::{Client, Connection};
-use cowshed_engine::{CreateOptions, Pool};
+use cowshed_engine::{CreateOptions, MetadataCopies, Pool};
 use cowshed_format::base::Error;
 use cowshed_format::device::{CreateFile, Device, FileDevice, FileOptions};
 use serde_json::json;
@@ -35,6 +35,19 @@ pub(super) struct Create {
     /// Overwrite the contents of the file or device
     #[arg(long)]
     pub force: bool,
+    /// How many copies to keep of map nodes and catalogue, 1 or 2: with 2, a damaged one is read
+    /// from the other and written anew [default: 2, or 1 in a pool under 16M]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub metadata_copies: Option<u8>,
+}
+
+/// `cowshed pool upgrade`
+#[derive(Debug, Args)]
+pub(super) struct Upgrade {
+    /// How many copies to keep of map nodes and catalogue, 1 or 2
+    #[arg(long, value_name = "N", default_value_t = 2,
+        value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub metadata_copies: u8,
 }
 
 /// `cowshed pool check`
@@ -77,7 +90,18 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
     if report.clean() {
         return Ok(());
     }
-    let found = report.remaining.as_ref().unwrap_or(&report.findings).len();
+    let findings = report.remaining.as_ref().unwrap_or(&report.findings);
+    let found = findings.len();
+    let is_copy = |kind| kind == FindingKind::CopyDamaged;
+    if !check.repair && findings.iter().all(|finding| is_copy(finding.kind)) {
+        let copies = counted(found, "copy is damaged", "copies are damaged");
+        return Err(Warning(format!(
+            "pool {}: {copies}, nothing is lost; --repair writes them anew, and so does an open \
+             pool when it reads them",
+            place.pool
+        ))
+        .into());
+    }
     let faults = counted(found, "fault", "faults");
     let advice = match (&report.refused, check.repair) {
         (Some(refusal), _) => refusal.to_string(),
@@ -87,6 +111,45 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
         (None, false) => "--repair repairs what can be derived from sound data".to_owned(),
     };
     Err(Damage(format!("pool {}: {faults} found; {advice}", place.pool)).into())
+}
+
+/// Upgrades a pool that no process has open.
+///
+/// # Errors
+/// The reason why it cannot be upgraded; nothing is changed then.
+pub(super) fn upgrade(upgrade: &Upgrade, place: &Place, console: &Console) -> anyhow::Result<()> {
+    refuse_daemon(place, "stop it first")?;
+    let options = FileOptions::default();
+    let device =
+        FileDevice::open(place.pool.as_path(), options).map_err(|error| place.explain(error))?;
+    let progress = console.progress("read", Some(0));
+    let block_bytes = cowshed_format::base::BLOCK_BYTES as u64;
+    let outcome = check::upgrade(&device, upgrade.metadata_copies, &mut |at| {
+        let [done, all] = [at.blocks, at.blocks_expected];
+        progress.set(
+            done.saturating_mul(block_bytes),
+            all.saturating_mul(block_bytes),
+        );
+    });
+    drop(progress);
+    let done = outcome
+        .map_err(|error| place.explain(error))?
+        .map_err(|refusal| anyhow::anyhow!("pool {}: {refusal}", place.pool))?;
+    let document = json!({
+        "path": place.pool,
+        "from_version": done.from_version,
+        "to_version": done.to_version,
+        "from_copies": done.from_copies,
+        "to_copies": done.to_copies,
+        "rewritten_blocks": done.rewritten,
+    });
+    console.result(&document, || {
+        let copies = counted(done.to_copies.into(), "copy", "copies");
+        format!(
+            "pool {}: format version {}, {copies} of its metadata; {} blocks written anew",
+            place.pool, done.to_version, done.rewritten
+        )
+    })
 }
 
 /// Checks the pool in a file that this process does not have open.
@@ -176,7 +239,10 @@ pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64>
     let options = CreateOptions {
         log_bytes: create.log_size.map(|size| size.0),
         force: create.force,
-        ..CreateOptions::default()
+        metadata_copies: create.metadata_copies.map(|copies| match copies {
+            1 => MetadataCopies::One,
+            _ => MetadataCopies::Two,
+        }),
     };
     let size_bytes = create.size.0;
     let device =

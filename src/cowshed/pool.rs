@@ -71,6 +71,9 @@ struct StatusDocument {
     state: &'static str,
     holds_writes: bool,
     low_water: &'static str,
+    metadata_copies: u8,
+    /// Damaged blocks of metadata that were written anew since the pool was opened.
+    healed: u64,
     warnings: Vec<String>,
     /// The daemon that has the pool open, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,6 +150,8 @@ impl From<&Status> for StatusDocument {
                 Watermark::Critical => "critical",
                 Watermark::Full => "full",
             },
+            metadata_copies: status.metadata_copies,
+            healed: status.healed_blocks,
             warnings: warnings(status),
             daemon: None,
         }
@@ -227,8 +232,13 @@ fn show_status(
             ("volumes", status.volumes.to_string()),
             ("generation", status.generation.to_string()),
             ("log", format!("{} of {}", log.0, log.1)),
+            ("metadata copies", status.metadata_copies.to_string()),
             ("state", document.state.to_owned()),
         ]);
+        if status.healed_blocks > 0 {
+            let healed = status.healed_blocks;
+            rows.push(("healed", format!("{healed} damaged blocks of metadata")));
+        }
         let warnings = document.warnings.iter();
         rows.extend(warnings.map(|warning| ("warning", warning.clone())));
         let failure = serving.and_then(|serving| serving.last_failure.as_ref());

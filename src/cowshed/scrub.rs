@@ -52,6 +52,7 @@ pub(super) fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
         "blocks": report.blocks,
         "bad": listed,
         "omitted": report.bad_omitted,
+        "healed": report.healed,
         "resumed": report.resumed,
     });
     console.result(&document, || {
@@ -62,6 +63,12 @@ pub(super) fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
         };
         let count = report.bad.len() as u64 + report.bad_omitted;
         let mut text = format!("{} blocks read{from}, {count} damaged", report.blocks);
+        if report.healed > 0 {
+            text.push_str(&format!(
+                "; {} damaged blocks of metadata written anew from their copies",
+                report.healed
+            ));
+        }
         for (fault, affects) in &bad {
             text.push_str(&describe(fault, affects));
         }

@@ -72,7 +72,7 @@ pub(crate) fn prove(
     tally: &Tally,
     disguise: Option<&dyn Fn(Arc<MemoryDevice>) -> Arc<dyn Device>>,
 ) -> Result<(), String> {
-    let device = MemoryDevice::recording_from(empty_pool());
+    let device = MemoryDevice::recording_from(empty_pool(seed));
     let mut ground = Ground::honest(device);
     if let Some(disguise) = disguise {
         ground.seen = disguise(Arc::clone(&ground.device));

@@ -7,7 +7,7 @@ use crate::digest;
 use crate::history::{History, Moment, State};
 use crate::meddler::Meddler;
 use crate::oracle::{BLOCK, Oracle};
-use cowshed_engine::{CreateOptions, Notes, OpenOptions, Pool, Volume};
+use cowshed_engine::{CreateOptions, MetadataCopies, Notes, OpenOptions, Pool, Volume};
 use cowshed_format::base::{Error, Generation, Result, VolumeId};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
 use rand::rngs::StdRng;
@@ -80,13 +80,18 @@ fn note_in(durable: &Arc<AtomicU64>) -> Notes {
     }
 }
 
-/// Returns an empty pool, closed.
-pub(crate) fn empty_pool() -> DeviceImage {
-    let device = MemoryDevice::new(POOL_BYTES);
+/// Returns an empty pool, closed; every other seed's keeps two copies of its metadata.
+pub(crate) fn empty_pool(seed: u64) -> DeviceImage {
+    let (copies, pool_bytes) = if seed.is_multiple_of(2) {
+        (MetadataCopies::Two, 2 * POOL_BYTES)
+    } else {
+        (MetadataCopies::One, POOL_BYTES)
+    };
+    let device = MemoryDevice::new(pool_bytes);
     let options = CreateOptions {
         log_bytes: Some(LOG_BYTES),
         force: false,
-        ..CreateOptions::default()
+        metadata_copies: Some(copies),
     };
     Pool::create(&device, &options).expect("create the pool");
     device.snapshot_image()

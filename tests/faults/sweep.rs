@@ -3,7 +3,7 @@
 use crate::model::{Model, Seen};
 use crate::workload::{Op, POOL_BYTES, is_refusal, operations};
 use cowshed_check::{CheckOptions, FindingKind, check};
-use cowshed_engine::{CreateOptions, OpenOptions, Pool, PoolState};
+use cowshed_engine::{CreateOptions, MetadataCopies, OpenOptions, Pool, PoolState};
 use cowshed_format::base::{Error, Name};
 use cowshed_format::device::{DeviceImage, Fault, FaultyDevice, Lasting, MemoryDevice, Operation};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Run {
         let create = CreateOptions {
             log_bytes: Some(LOG_BYTES),
             force: false,
-            ..CreateOptions::default()
+            metadata_copies: Some(MetadataCopies::Two),
         };
         Pool::create(&*memory, &create).unwrap();
         let faulty = Arc::new(FaultyDevice::new(memory.clone()));

@@ -2,7 +2,7 @@
 
 use crate::bench::{BLOCK, MIB};
 use crate::subject::{Ground, Subject};
-use cowshed_engine::{CreateOptions, OpenOptions, Pool};
+use cowshed_engine::{CreateOptions, MetadataCopies, OpenOptions, Pool};
 use cowshed_format::base::Error;
 use cowshed_format::device::{CreateFile, FileDevice, MemoryDevice};
 use rand::rngs::StdRng;
@@ -27,7 +27,8 @@ pub(crate) fn random_pool(seed: u64, folder: &Path) -> Subject {
     let create = CreateOptions {
         log_bytes,
         force: false,
-        ..CreateOptions::default()
+        metadata_copies: (pool_bytes >= 4 * MIB)
+            .then(|| [MetadataCopies::One, MetadataCopies::Two][rng.random_range(0..2)]),
     };
     let ground = if rng.random_bool(0.2) {
         let path = folder.join(format!("cowshed-full-{seed}"));

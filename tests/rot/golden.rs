@@ -1,6 +1,6 @@
 //! The pools that are damaged, with their contents and the kind of each of their blocks.
 
-use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind, Volume};
+use cowshed_engine::{CreateOptions, MetadataCopies, OpenOptions, Pool, RecordKind, Volume};
 use cowshed_format::Superblock;
 use cowshed_format::base::{BlockAddr, Name};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
@@ -52,7 +52,7 @@ pub(crate) fn open(device: &Arc<MemoryDevice>) -> cowshed_format::base::Result<P
     Pool::open(Arc::clone(device) as Arc<dyn Device>, &options())
 }
 
-fn state_of(pool: &Pool) -> State {
+pub(crate) fn state_of(pool: &Pool) -> State {
     let read = |name: &Name| {
         let volume = pool.volume(name.as_str()).unwrap();
         let mut bytes = vec![0; usize::try_from(volume.size_bytes()).unwrap()];
@@ -77,14 +77,24 @@ fn scribble(volume: &Volume, random: &mut StdRng, writes: usize) {
 }
 
 /// Creates a pool with shared maps, a removed parent, records of several parts, and old bitmaps;
-/// closed, or with a log of flushed records.
+/// closed, or with a log of flushed records. It keeps one copy of its metadata.
 pub(crate) fn golden(seed: u64, pool_bytes: u64, closed: bool) -> Golden {
+    golden_in(seed, pool_bytes, closed, MetadataCopies::One)
+}
+
+/// As `golden`, with so many copies of its metadata.
+pub(crate) fn golden_in(
+    seed: u64,
+    pool_bytes: u64,
+    closed: bool,
+    copies: MetadataCopies,
+) -> Golden {
     let mut random = StdRng::seed_from_u64(seed);
     let device = Arc::new(MemoryDevice::new(pool_bytes));
     let create = CreateOptions {
         log_bytes: Some(LOG_BYTES),
         force: false,
-        ..CreateOptions::default()
+        metadata_copies: Some(copies),
     };
     Pool::create(&*device, &create).unwrap();
     let pool = open(&device).unwrap();
@@ -146,7 +156,7 @@ pub(crate) fn superblock_of(image: &DeviceImage) -> Superblock {
     found.max_by_key(|found| found.generation).unwrap()
 }
 
-fn blocks(image: &DeviceImage) -> Vec<(u64, Part)> {
+pub(crate) fn blocks(image: &DeviceImage) -> Vec<(u64, Part)> {
     let layout = superblock_of(image).layout;
     let count = image.len_bytes() / BLOCK;
     let part = |block: u64| {

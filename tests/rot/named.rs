@@ -3,7 +3,7 @@
 use crate::golden::{BLOCK, open};
 use crate::put;
 use cowshed_check::{CheckOptions, Note, Refusal, Repair, check};
-use cowshed_engine::{CreateOptions, Pool, ScrubFaultKind};
+use cowshed_engine::{CreateOptions, MetadataCopies, Pool, ScrubFaultKind};
 use cowshed_format::base::{CorruptKind, Error, Name};
 use cowshed_format::device::{DeviceImage, MemoryDevice};
 use cowshed_format::record::SALT_OFFSET;
@@ -26,7 +26,7 @@ fn pool_with_a_log() -> DeviceImage {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
-        ..CreateOptions::default()
+        metadata_copies: Some(MetadataCopies::One),
     };
     Pool::create(&*device, &create).unwrap();
     let pool = open(&device).unwrap();

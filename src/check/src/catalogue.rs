@@ -1,13 +1,12 @@
 //! Reading the catalogue from its blocks: entries are joined from their parts and verified.
 
+use super::copies;
 use super::finding::{Detail, FindingKind, Place};
 use super::walk::{Settled, Subject, Tree, Walker};
-use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{
-    BLOCK_BYTES, BlockIndex, CorruptKind, Generation, Name, Result, VolumeId,
+    BLOCK_BYTES, BlockIndex, CorruptKind, Error, Generation, Name, Result, VolumeId,
 };
 use cowshed_format::catalogue::{EntryId, Fragment, RecordEntry, VolumeEntry, fragments};
-use cowshed_format::device::Device;
 use cowshed_format::record::MAX_RECORD_BYTES;
 use cowshed_format::{Pointer, Superblock};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -65,15 +64,18 @@ pub(super) fn read(walker: &mut Walker<'_>, superblock: &Superblock) -> Catalogu
     joining.finish(walker)
 }
 
-/// Reads and verifies a block or node of the catalogue.
-pub(super) fn read_block(device: &dyn Device, pointer: Pointer) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; BLOCK_BYTES];
-    device.read_at(&mut bytes, pointer.addr().offset_bytes())?;
-    if crc32(&bytes) == pointer.crc() {
-        Ok(bytes)
-    } else {
-        Err(CorruptKind::Catalogue("a block has a wrong checksum").into())
-    }
+/// Reads and verifies every copy of a block of the catalogue.
+fn read_block(walker: &mut Walker<'_>, pointer: Pointer, place: Place) -> Result<Vec<u8>> {
+    let groups_start = walker.groups_start();
+    let copies = copies::read_all(walker.device, pointer, groups_start, |bytes| {
+        Ok(bytes.to_vec())
+    });
+    let copies = copies.map_err(|error| match error {
+        Error::Corrupt(_) => CorruptKind::Catalogue("a block has a wrong checksum").into(),
+        error => error,
+    })?;
+    walker.note_copies(&copies, place);
+    Ok(copies.found)
 }
 
 impl Joining {
@@ -89,7 +91,7 @@ impl Joining {
             block,
             addr: pointer.addr(),
         };
-        let outcome = read_block(walker.device, pointer).and_then(|bytes| {
+        let outcome = read_block(walker, pointer, place).and_then(|bytes| {
             if block.0 >= superblock.catalogue_blocks {
                 let what = "a block lies beyond the catalogue's end";
                 return Err(CorruptKind::Catalogue(what).into());

@@ -28,6 +28,9 @@ pub enum FindingKind {
     BlocksLeaked,
     /// Blocks are referred to, but not marked as used.
     BlocksUnmarked,
+    /// One of the two copies of a map node or of a block of the catalogue is damaged; the other is
+    /// good.
+    CopyDamaged,
     /// A map node cannot be read or has a wrong checksum.
     NodeUnreadable,
     /// A map node or a root breaks the format.
@@ -84,6 +87,7 @@ impl FindingKind {
             Self::BitmapUnreadable => "bitmap-unreadable",
             Self::BlocksLeaked => "blocks-leaked",
             Self::BlocksUnmarked => "blocks-unmarked",
+            Self::CopyDamaged => "copy-damaged",
             Self::NodeUnreadable => "node-unreadable",
             Self::NodeIllFormed => "node-ill-formed",
             Self::DataUnreadable => "data-unreadable",

@@ -8,9 +8,10 @@
 //! - A changed node keeps its birth, and a lost range has the birth of the node that it replaces:
 //!   ownership stays as it was. Maps that shared a node share its replacement.
 
+use super::copies;
 use super::repair::Draft;
 use cowshed_format::base::checksum::crc32;
-use cowshed_format::base::{BLOCK_BYTES, Generation, Result, VolumeId};
+use cowshed_format::base::{Generation, Result, VolumeId};
 use cowshed_format::catalogue::VolumeEntry;
 use cowshed_format::node::{self, Bounds, Entries, NODE_BITS};
 use cowshed_format::{Pointer, PointerKind};
@@ -106,11 +107,9 @@ impl Mending<'_, '_> {
             return Ok(None);
         }
         let bytes = node::encode(&entries);
-        let addr = self.draft.allocate()?;
-        self.draft
-            .device
-            .write_at(&bytes[..], addr.offset_bytes())?;
-        let new = Pointer::node(addr, pointer.birth(), crc32(&bytes[..]));
+        let new = self.draft.write(&bytes[..], |addr| {
+            Pointer::node(addr, pointer.birth(), crc32(&bytes[..]))
+        })?;
         self.replaced.insert(pointer, new);
         Ok(Some(new))
     }
@@ -122,17 +121,12 @@ impl Mending<'_, '_> {
             now: self.draft.generation(),
         };
         bounds.layout.locate(pointer.addr())?;
-        let mut bytes = Box::new([0; BLOCK_BYTES]);
-        let read = self
-            .draft
-            .device
-            .read_at(&mut bytes[..], pointer.addr().offset_bytes());
-        read.ok()?;
-        if crc32(&bytes[..]) != pointer.crc() {
-            return None;
-        }
-        let entries = Box::new(node::decode(&bytes));
-        node::verify(&entries, pointer.addr(), level, &bounds).ok()?;
-        Some(entries)
+        let groups_start = bounds.layout.groups_start();
+        let read = copies::read(self.draft.device, pointer, groups_start, |bytes| {
+            let entries = Box::new(node::decode(bytes));
+            node::verify(&entries, pointer.addr(), level, &bounds)?;
+            Ok(entries)
+        });
+        read.ok()
     }
 }

@@ -13,6 +13,7 @@
 
 mod bitmaps;
 mod catalogue;
+mod copies;
 mod finding;
 mod forest;
 mod give_up;
@@ -22,11 +23,14 @@ mod repair;
 mod rewrite;
 mod ring;
 mod slots;
+mod upgrade;
 mod walk;
 
 pub use finding::{Detail, FINDINGS_MAX, Finding, FindingKind, Note, Place};
 pub use repair::{Refusal, Repair};
+pub use upgrade::{UpgradeRefusal, Upgraded, upgrade};
 
+use self::copies::DamagedCopy;
 use self::finding::Findings;
 use self::marks::Marks;
 use self::walk::{LostRange, Walker};
@@ -139,6 +143,8 @@ struct Survey {
     log: ring::LogState,
     /// True if the owner of each block is known.
     ownership_known: bool,
+    /// Damaged copies of blocks that have a good one.
+    damaged_copies: Vec<DamagedCopy>,
     findings: Findings,
     notes: Vec<Note>,
 }
@@ -188,6 +194,7 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         blocks: Vec::new(),
         keep_blocks: false,
         lost: Vec::new(),
+        damaged_copies: Vec::new(),
         count_budget: 0,
         progress: &mut |blocks| {
             progress(Progress {
@@ -205,7 +212,7 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         .collect();
     let (marks, ownership_known) = (walker.marks, walker.ownership_known && catalogue.known);
     note_lost(&walker.lost, &mut notes);
-    let mut findings = walker.findings;
+    let (mut findings, damaged_copies) = (walker.findings, walker.damaged_copies);
     let volumes = catalogue.volumes.len() as u64;
     let last = catalogue.volumes.last_key_value().map(|(id, _)| *id);
     let next_volume_id = superblock.next_volume_id.max(last.map_or(0, |id| id.0) + 1);
@@ -220,6 +227,7 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         next_volume_id,
         log,
         ownership_known,
+        damaged_copies,
         findings,
         notes,
         slots,

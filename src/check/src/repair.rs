@@ -11,6 +11,7 @@
 
 use super::Survey;
 use super::bitmaps::{GroupSlots, read_group, whole};
+use super::copies;
 use super::give_up::give_up;
 use super::marks::{used_in, word_bit};
 use super::rewrite;
@@ -20,7 +21,8 @@ use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Generation, Result, Se
 use cowshed_format::device::Device;
 use cowshed_format::group::{self, Bitmap};
 use cowshed_format::layout::GROUP_HEADER_BLOCKS;
-use cowshed_format::{Layout, Superblock};
+use cowshed_format::pointer::copy_of;
+use cowshed_format::{Layout, Pointer, Superblock};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -47,6 +49,8 @@ pub enum Repair {
     Orphan(VolumeId),
     /// The ranges below a volume's damaged map nodes were given up.
     Map(VolumeId),
+    /// A damaged copy of a block of metadata was written anew from the other one.
+    Copy(BlockAddr),
     /// The log ends before a damaged record now; the records behind it were given up.
     Log(Sequence),
     /// The superblock was written anew, with its counts and copies.
@@ -76,6 +80,7 @@ impl fmt::Display for Repair {
                 f,
                 "map of volume {volume}: ranges below damaged nodes are marked as lost"
             ),
+            Self::Copy(addr) => write!(f, "pool block {addr}, from its copy"),
             Self::Log(sequence) => write!(
                 f,
                 "log: it ends before the damaged record {sequence} now, and the later changes are \
@@ -134,6 +139,14 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     // The newest superblock may come from a process that died right after writing it: nothing that
     // the previous one needs is changed before this one is durable.
     device.flush()?;
+    for copy in &survey.damaged_copies {
+        let groups_start = survey.superblock().layout.groups_start();
+        copies::restore(device, *copy, groups_start)?;
+        outcome.repaired.push(Repair::Copy(copy.addr));
+    }
+    if !survey.damaged_copies.is_empty() {
+        device.flush()?;
+    }
     match survey.log.damage {
         Damage::Unreadable => {
             outcome.refused = Some(Refusal::LogUnreadable);
@@ -223,6 +236,9 @@ struct DraftGroup {
     lost: bool,
 }
 
+/// Number of distances at which the two copies of a block may lie: the last one is a group.
+const PAIR_DISTANCES: u8 = 16;
+
 /// The next checkpoint, under construction.
 pub(super) struct Draft<'a> {
     pub(super) device: &'a dyn Device,
@@ -231,10 +247,12 @@ pub(super) struct Draft<'a> {
     groups: BTreeMap<u64, DraftGroup>,
     /// Groups before this one have no free block.
     search_from: u64,
+    /// Blocks before these have no free one at each distance.
+    pairs_from: [u64; PAIR_DISTANCES as usize],
 }
 
 impl<'a> Draft<'a> {
-    fn new(device: &'a dyn Device, survey: &'a Survey) -> Self {
+    pub(super) fn new(device: &'a dyn Device, survey: &'a Survey) -> Self {
         let mut superblock = survey.superblock().clone();
         superblock.generation = superblock.generation.next();
         Self {
@@ -243,6 +261,7 @@ impl<'a> Draft<'a> {
             superblock,
             groups: BTreeMap::new(),
             search_from: 0,
+            pairs_from: [0; PAIR_DISTANCES as usize],
         }
     }
 
@@ -312,8 +331,72 @@ impl<'a> Draft<'a> {
         })
     }
 
+    /// Writes a block of metadata to a place that is free, in as many copies as the pool keeps.
+    /// Returns its pointer, which `pointer` makes from the first copy's address.
+    pub(super) fn write(
+        &mut self,
+        bytes: &[u8],
+        pointer: impl FnOnce(BlockAddr) -> Pointer,
+    ) -> Result<Pointer> {
+        let pointer = match self.allocate_pair() {
+            Some((addr, distance)) => pointer(addr).with_copy(distance),
+            None => pointer(self.allocate()?),
+        };
+        for addr in pointer.places(self.layout().groups_start()) {
+            self.device.write_at(bytes, addr.offset_bytes())?;
+        }
+        Ok(pointer)
+    }
+
+    /// Takes two free blocks for the two copies of a block, as far apart as can be; `None` if the
+    /// pool keeps one copy, or no such two blocks are free.
+    fn allocate_pair(&mut self) -> Option<(BlockAddr, u8)> {
+        if self.superblock.metadata_copies < 2 {
+            return None;
+        }
+        let layout = self.layout();
+        let end = layout.group_start(layout.group_count());
+        for distance in (0..PAIR_DISTANCES).rev() {
+            let from = &mut self.pairs_from[usize::from(distance)];
+            let mut next = (*from).max(layout.groups_start());
+            while next < end {
+                let addr = BlockAddr(next);
+                next += 1;
+                let copy = copy_of(addr, u32::from(distance), layout.groups_start());
+                if let Some(copy) = copy.filter(|copy| *copy > addr)
+                    && self.is_free(addr)
+                    && self.is_free(copy)
+                {
+                    self.pairs_from[usize::from(distance)] = next;
+                    self.set_used(addr);
+                    self.set_used(copy);
+                    return Some((addr, distance));
+                }
+            }
+            self.pairs_from[usize::from(distance)] = end;
+        }
+        None
+    }
+
+    /// Returns true if a block is free in the old state and in the new one.
+    fn is_free(&mut self, addr: BlockAddr) -> bool {
+        let Some((group, index)) = self.layout().locate(addr) else {
+            return false;
+        };
+        let (word, bit) = word_bit(index);
+        let state = self.load(group);
+        (state.old[word] | state.new[word]) & bit == 0
+    }
+
+    fn set_used(&mut self, addr: BlockAddr) {
+        if let Some((group, index)) = self.layout().locate(addr) {
+            let (word, bit) = word_bit(index);
+            self.load(group).new[word] |= bit;
+        }
+    }
+
     /// Takes a block that is free in the old state and in the new one, for use in the new one.
-    pub(super) fn allocate(&mut self) -> Result<BlockAddr> {
+    fn allocate(&mut self) -> Result<BlockAddr> {
         while self.search_from < self.layout().group_count() {
             let group = self.search_from;
             let (start, blocks) = (
@@ -333,15 +416,17 @@ impl<'a> Draft<'a> {
         Err(Error::NoSpace)
     }
 
-    /// Notes that nothing refers to a block in the next checkpoint. If ownership is not known, the
-    /// block stays in use.
-    pub(super) fn free(&mut self, addr: BlockAddr) {
+    /// Notes that nothing refers to a block in the next checkpoint, in any copy. If ownership is
+    /// not known, it stays in use.
+    pub(super) fn free(&mut self, pointer: Pointer) {
         if !self.survey.ownership_known {
             return;
         }
-        if let Some((group, index)) = self.layout().locate(addr) {
-            let (word, bit) = word_bit(index);
-            self.load(group).new[word] &= !bit;
+        for addr in pointer.places(self.layout().groups_start()) {
+            if let Some((group, index)) = self.layout().locate(addr) {
+                let (word, bit) = word_bit(index);
+                self.load(group).new[word] &= !bit;
+            }
         }
     }
 
@@ -394,7 +479,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Writes the checkpoint.
-    fn commit(&mut self, repaired: &mut Vec<Repair>) -> Result<()> {
+    pub(super) fn commit(&mut self, repaired: &mut Vec<Repair>) -> Result<()> {
         let survey = self.survey;
         // Otherwise the new superblock's generation would make the slots that an unfinished
         // checkpoint left there count.

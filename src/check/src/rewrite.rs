@@ -1,11 +1,11 @@
 //! Writing corrected volume entries into the catalogue: changed blocks and the nodes above them
 //! go to new places.
 
-use super::catalogue::read_block;
+use super::copies;
 use super::repair::{Draft, Repair};
 use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
-use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Result};
+use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Generation, Result};
 use cowshed_format::catalogue::{EntryId, VolumeEntry, fragments};
 use cowshed_format::node::{self, Bounds};
 use std::collections::BTreeMap;
@@ -15,6 +15,10 @@ use std::ops::Range;
 struct Patches {
     heads: BTreeMap<u64, (Vec<u8>, Repair)>,
     applied: Vec<Repair>,
+    /// True if blocks with another number of copies than the pool's are written anew as well.
+    copies: bool,
+    /// Number of blocks written.
+    written: u64,
 }
 
 /// Rewrites the wrong entries, as far as the layout of their parts allows.
@@ -26,28 +30,52 @@ pub(super) fn rewrite_entries(
     if entries.is_empty() {
         return Ok(());
     }
-    let heads = entries.iter().map(|(recorded, correct)| {
-        let repair = if recorded.root != correct.root {
-            Repair::Map(recorded.id)
-        } else if recorded.parent != correct.parent {
-            Repair::Orphan(recorded.id)
-        } else {
-            Repair::Counts(recorded.id)
-        };
-        (recorded.id.0, (head(correct), repair))
-    });
-    let mut patches = Patches {
-        heads: heads.collect(),
-        applied: Vec::new(),
-    };
-    let (root, height) = (
-        draft.superblock.catalogue_root,
-        draft.superblock.catalogue_height,
-    );
-    let new_root = rewrite_below(draft, &mut patches, root, height)?;
-    draft.superblock.catalogue_root = new_root.unwrap_or(root);
+    let mut patches = Patches::new(entries, false);
+    patches.apply(draft)?;
     repaired.append(&mut patches.applied);
     Ok(())
+}
+
+/// Rewrites the changed entries, and every block and node of the catalogue that has not as many
+/// copies as the pool keeps. Returns the number of blocks.
+pub(super) fn rewrite_catalogue(
+    draft: &mut Draft<'_>,
+    entries: &[(VolumeEntry, VolumeEntry)],
+) -> Result<u64> {
+    let mut patches = Patches::new(entries, true);
+    patches.apply(draft)?;
+    Ok(patches.written)
+}
+
+impl Patches {
+    fn new(entries: &[(VolumeEntry, VolumeEntry)], copies: bool) -> Self {
+        let heads = entries.iter().map(|(recorded, correct)| {
+            let repair = if recorded.root != correct.root {
+                Repair::Map(recorded.id)
+            } else if recorded.parent != correct.parent {
+                Repair::Orphan(recorded.id)
+            } else {
+                Repair::Counts(recorded.id)
+            };
+            (recorded.id.0, (head(correct), repair))
+        });
+        Self {
+            heads: heads.collect(),
+            applied: Vec::new(),
+            copies,
+            written: 0,
+        }
+    }
+
+    fn apply(&mut self, draft: &mut Draft<'_>) -> Result<()> {
+        let (root, height) = (
+            draft.superblock.catalogue_root,
+            draft.superblock.catalogue_height,
+        );
+        let new_root = rewrite_below(draft, self, root, height)?;
+        draft.superblock.catalogue_root = new_root.unwrap_or(root);
+        Ok(())
+    }
 }
 
 /// Returns the part of an entry's encoding before its name: all that a repair changes, of fixed
@@ -73,13 +101,21 @@ fn rewrite_below(
     if pointer.is_hole() {
         return Ok(None);
     }
-    let mut bytes = read_block(draft.device, pointer)?;
+    let groups_start = draft.superblock.layout.groups_start();
+    let read = copies::read(draft.device, pointer, groups_start, |bytes| {
+        Ok(bytes.to_vec())
+    });
+    let mut bytes = read?;
+    let is_wanted = pointer.has_copy() == (draft.superblock.metadata_copies == 2);
+    let mut changed = patches.copies && !is_wanted;
     if level == 0 {
-        if !patch(&mut bytes, patches)? {
+        changed |= patch(&mut bytes, patches)?;
+        if !changed {
             return Ok(None);
         }
-        let (addr, crc) = write(draft, pointer, &bytes)?;
-        return Ok(Some(Pointer::data(addr, draft.generation(), crc)));
+        let place = |addr, birth, crc| Pointer::data(addr, birth, crc);
+        patches.written += 1;
+        return write(draft, pointer, &bytes, place).map(Some);
     }
     let block: &[u8; BLOCK_BYTES] = bytes.as_slice().try_into().expect("one block was read");
     let mut entries = Box::new(node::decode(block));
@@ -88,7 +124,6 @@ fn rewrite_below(
         now: draft.generation(),
     };
     node::verify(&entries, pointer.addr(), level, &bounds)?;
-    let mut changed = false;
     for entry in entries.iter_mut() {
         if let Some(new) = rewrite_below(draft, patches, *entry, level - 1)? {
             (*entry, changed) = (new, true);
@@ -97,8 +132,9 @@ fn rewrite_below(
     if !changed {
         return Ok(None);
     }
-    let (addr, crc) = write(draft, pointer, &node::encode(&entries)[..])?;
-    Ok(Some(Pointer::node(addr, draft.generation(), crc)))
+    let place = |addr, birth, crc| Pointer::node(addr, birth, crc);
+    patches.written += 1;
+    write(draft, pointer, &node::encode(&entries)[..], place).map(Some)
 }
 
 /// Puts the corrected heads over the first parts in a block; returns false if the block has none.
@@ -128,10 +164,16 @@ fn patch(block: &mut [u8], patches: &mut Patches) -> Result<bool> {
     Ok(changed)
 }
 
-/// Writes a block of the catalogue to a new place, and frees the old one.
-fn write(draft: &mut Draft<'_>, old: Pointer, bytes: &[u8]) -> Result<(BlockAddr, u32)> {
-    let addr = draft.allocate()?;
-    draft.device.write_at(bytes, addr.offset_bytes())?;
-    draft.free(old.addr());
-    Ok((addr, crc32(bytes)))
+/// Writes a block of the catalogue to a new place, and frees the old one. Returns its pointer, made
+/// by `pointer` from address, birth and checksum.
+fn write(
+    draft: &mut Draft<'_>,
+    old: Pointer,
+    bytes: &[u8],
+    pointer: impl FnOnce(BlockAddr, Generation, u32) -> Pointer,
+) -> Result<Pointer> {
+    let birth = draft.generation();
+    let new = draft.write(bytes, |addr| pointer(addr, birth, crc32(bytes)))?;
+    draft.free(old);
+    Ok(new)
 }

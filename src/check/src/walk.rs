@@ -9,6 +9,7 @@
 //!   into another one, the walk ends at the first block that has an owner already.
 //! - Recursion is as deep as the tallest tree: six levels.
 
+use super::copies::{self, Copies, DamagedCopy};
 use super::finding::{Detail, FindingKind, Findings, Place};
 use super::marks::Marks;
 use super::parent_view::ParentView;
@@ -98,6 +99,8 @@ pub(super) struct Walker<'a> {
     pub(super) keep_blocks: bool,
     /// Ranges that were given up, each where it was.
     pub(super) lost: Vec<LostRange>,
+    /// Damaged copies of blocks that have a good one.
+    pub(super) damaged_copies: Vec<DamagedCopy>,
     /// Number of further nodes and blocks that this walk may count in other trees.
     pub(super) count_budget: u64,
     pub(super) progress: &'a mut dyn FnMut(u64),
@@ -183,7 +186,7 @@ impl Walker<'_> {
                 });
             }
         }
-        if self.bounds.layout.locate(root.addr()).is_none() {
+        if !self.bounds.layout.holds(root) {
             return Err(CorruptKind::PointerRange(root.addr()));
         }
         if root.birth() > self.bounds.now {
@@ -298,8 +301,14 @@ impl Walker<'_> {
     ) -> Option<i64> {
         let subject = visit.subject;
         let place = place(subject.volume, at, pointer);
-        if !self.marks.claim(pointer.addr()) {
-            let detail = Detail::Corrupt(CorruptKind::UsedTwice(pointer.addr()));
+        let mut taken = None;
+        for addr in pointer.places(self.groups_start()) {
+            if !self.marks.claim(addr) {
+                taken = taken.or(Some(addr));
+            }
+        }
+        if let Some(addr) = taken {
+            let detail = Detail::Corrupt(CorruptKind::UsedTwice(addr));
             self.findings
                 .add(FindingKind::BlockUsedTwice, place, detail);
             self.ownership_known = false;
@@ -316,7 +325,7 @@ impl Walker<'_> {
             }
             return self.count(compared).map(|count| 1 - count);
         }
-        match self.read_node(pointer, at.level) {
+        match self.read_own_node(pointer, at.level, place) {
             Ok(entries) => self.descend(visit, at, &entries, parent_views),
             Err(error) => {
                 let kind = match &error {
@@ -367,7 +376,14 @@ impl Walker<'_> {
     /// Marks the blocks to which a pointer without a proved right leads, so that they are never
     /// freed.
     fn touch(&mut self, pointer: Pointer, level: u8) {
-        if pointer.is_lost() || !self.marks.touch(pointer.addr()) || level == 0 {
+        if pointer.is_lost() {
+            return;
+        }
+        let mut is_new = false;
+        for addr in pointer.places(self.groups_start()) {
+            is_new |= self.marks.touch(addr);
+        }
+        if !is_new || level == 0 {
             return;
         }
         let Ok(entries) = self.read_node(pointer, level) else {
@@ -387,15 +403,67 @@ impl Walker<'_> {
 
     /// Reads and verifies the node that `pointer` leads to.
     pub(super) fn read_node(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>, Error> {
-        let addr = pointer.addr();
-        let mut bytes = Box::new([0; BLOCK_BYTES]);
-        self.device.read_at(&mut bytes[..], addr.offset_bytes())?;
-        if crc32(&bytes[..]) != pointer.crc() {
-            return Err(CorruptKind::NodeChecksum(addr).into());
+        copies::read(self.device, pointer, self.groups_start(), |bytes| {
+            self.parse(bytes, pointer.addr(), level)
+        })
+    }
+
+    /// As `read_node`, but reads and verifies every copy of it, and reports a damaged one.
+    fn read_own_node(
+        &mut self,
+        pointer: Pointer,
+        level: u8,
+        place: Place,
+    ) -> Result<Box<Entries>, Error> {
+        let copies = copies::read_all(self.device, pointer, self.groups_start(), |bytes| {
+            self.parse(bytes, pointer.addr(), level)
+        })?;
+        self.note_copies(&copies, place);
+        Ok(copies.found)
+    }
+
+    /// Reports a damaged copy.
+    pub(super) fn note_copies<T>(&mut self, copies: &Copies<T>, place: Place) {
+        if let Some((copy, error)) = &copies.damaged {
+            let place = match place {
+                Place::Node {
+                    volume,
+                    level,
+                    first,
+                    ..
+                } => Place::Node {
+                    volume,
+                    level,
+                    first,
+                    addr: copy.addr,
+                },
+                Place::Data { volume, block, .. } => Place::Data {
+                    volume,
+                    block,
+                    addr: copy.addr,
+                },
+                place => place,
+            };
+            let detail = Detail::of(error);
+            self.findings.add(FindingKind::CopyDamaged, place, detail);
+            self.damaged_copies.push(*copy);
         }
-        let entries = Box::new(node::decode(&bytes));
+    }
+
+    fn parse(
+        &self,
+        bytes: &[u8; BLOCK_BYTES],
+        addr: BlockAddr,
+        level: u8,
+    ) -> Result<Box<Entries>, Error> {
+        let entries = Box::new(node::decode(bytes));
         node::verify(&entries, addr, level, &self.bounds)?;
         Ok(entries)
+    }
+
+    /// Returns the first block of the first group.
+    pub(super) const fn groups_start(&self) -> u64 {
+        self.bounds.layout.groups_start()
     }
 
     /// Reads and verifies the blocks that a leaf gave; adjacent blocks in one read.

@@ -1,7 +1,7 @@
 //! The arguments of `cowshed pool`.
 
 use super::size::Size;
-use crate::offline::{Check, Create};
+use crate::offline::{Check, Create, Upgrade};
 use clap::{Args, Subcommand};
 use cowshed_daemon::request::pool::Command;
 
@@ -23,6 +23,8 @@ pub(crate) enum Offline {
     Create(Create),
     /// Check the structure of a pool that is not open
     Check(Check),
+    /// Bring a pool that is not open to the newest format, with two copies of its metadata
+    Upgrade(Upgrade),
 }
 
 /// The commands that work on an open pool.

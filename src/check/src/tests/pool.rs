@@ -316,6 +316,8 @@ impl TestPool {
             self.put(&mut catalogue, index, pointer);
         }
         let mut superblock = Superblock {
+            version: cowshed_format::superblock::VERSION,
+            metadata_copies: 1,
             clean: false,
             features: [0; 3],
             uuid: UUID,

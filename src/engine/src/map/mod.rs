@@ -21,6 +21,7 @@
 //!   and by then the generation has risen.
 
 mod cache;
+mod copies;
 mod diff;
 mod discard;
 mod edit;
@@ -30,6 +31,7 @@ mod ledger;
 mod node;
 mod own;
 mod persist;
+mod reach;
 mod read;
 mod settle;
 mod since;
@@ -37,6 +39,7 @@ mod store;
 mod tree;
 mod unreached;
 
+pub(crate) use copies::Damage;
 pub(crate) use diff::diff;
 pub(crate) use edit::Edit;
 #[cfg(feature = "loom")]
@@ -46,6 +49,7 @@ pub(crate) use ledger::{Inheritance, Ledger, Ownership};
 pub(crate) use node::Node;
 pub(crate) use own::{Own, next_own};
 pub(crate) use persist::{Outlet, Persist};
+pub(crate) use reach::reach;
 pub(crate) use settle::Settling;
 pub(crate) use since::since;
 pub(crate) use store::NodeStore;

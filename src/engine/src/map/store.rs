@@ -1,10 +1,10 @@
 //! Reading stored nodes: from the cache, or from the device with every check.
 
 use super::cache::NodeCache;
-use cowshed_format::base::checksum::crc32;
-use cowshed_format::base::sync::RwLock;
-use cowshed_format::base::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use cowshed_format::base::{BLOCK_BYTES, CorruptKind, Generation, Result};
+use super::copies::Damage;
+use cowshed_format::base::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use cowshed_format::base::sync::{Mutex, RwLock};
+use cowshed_format::base::{CorruptKind, Generation, Result};
 use cowshed_format::device::Device;
 use cowshed_format::node::{self, Bounds, Entries};
 use cowshed_format::{Layout, Pointer};
@@ -12,12 +12,19 @@ use std::sync::Arc;
 
 /// The nodes of a pool: stored ones by their pointer, and a count of those in memory.
 pub(crate) struct NodeStore {
-    device: Arc<dyn Device>,
+    pub(super) device: Arc<dyn Device>,
     cache: NodeCache,
     layout: RwLock<Layout>,
     groups_start: u64,
     now: AtomicU64,
     pub(super) live: Arc<AtomicUsize>,
+    /// True if every copy of a node is read and verified, as a scrub does.
+    pub(super) reads_all: bool,
+    /// Counts the times at which blocks of metadata became free.
+    pub(super) frees: AtomicU64,
+    pub(super) damage: Mutex<Vec<Damage>>,
+    /// True if `damage` is not empty.
+    pub(super) is_damaged: AtomicBool,
 }
 
 impl NodeStore {
@@ -31,7 +38,18 @@ impl NodeStore {
             groups_start: layout.groups_start(),
             now: AtomicU64::new(0),
             live: Arc::new(AtomicUsize::new(0)),
+            reads_all: false,
+            frees: AtomicU64::new(0),
+            damage: Mutex::default(),
+            is_damaged: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the store, which from now on reads and verifies every copy of a node.
+    #[must_use]
+    pub(crate) fn reading_all(mut self) -> Self {
+        self.reads_all = true;
+        self
     }
 
     /// Notes that the pool has grown to `layout`.
@@ -81,19 +99,16 @@ impl NodeStore {
 
     #[cold]
     fn load_uncached(&self, pointer: Pointer, level: u8) -> Result<Box<Entries>> {
-        let mut block = Box::new([0; BLOCK_BYTES]);
-        self.device
-            .read_at(&mut *block, pointer.addr().offset_bytes())?;
-        if crc32(&*block) != pointer.crc() {
-            return Err(CorruptKind::NodeChecksum(pointer.addr()).into());
-        }
-        let entries = Box::new(node::decode(&block));
-        let now = Generation(self.now.load(Ordering::Relaxed));
         let bounds = Bounds {
             layout: *self.layout.read(),
-            now,
+            now: Generation(self.now.load(Ordering::Relaxed)),
         };
-        node::verify(&entries, pointer.addr(), level, &bounds)?;
+        let corrupt = CorruptKind::NodeChecksum(pointer.addr());
+        let entries = self.read_copies(pointer, corrupt, |block| {
+            let entries = Box::new(node::decode(block));
+            node::verify(&entries, pointer.addr(), level, &bounds)?;
+            Ok(entries)
+        })?;
         self.cache.insert(pointer, &entries);
         Ok(entries)
     }

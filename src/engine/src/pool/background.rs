@@ -81,6 +81,7 @@ fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {
             return;
         }
         shared.watch_watermark();
+        shared.heal();
         // Other threads run checkpoints too: on request, or when they find no space.
         let finished = shared.checkpoints.load(Ordering::Acquire);
         if std::mem::replace(&mut checkpoints, finished) != finished {

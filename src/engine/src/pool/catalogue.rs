@@ -10,7 +10,6 @@ use cowshed_format::base::{
     BLOCK_BYTES, BlockIndex, CorruptKind, Error, Generation, Result, VolumeId,
 };
 use cowshed_format::catalogue::{EntryId, FRAGMENT_HEADER_BYTES, Fragment, cut, fragments};
-use cowshed_format::device::Device;
 use cowshed_format::{Pointer, Superblock};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -130,7 +129,6 @@ impl Catalogue {
     /// Reads the whole catalogue, and calls `found` with each entry.
     pub(super) fn load(
         store: &NodeStore,
-        device: &dyn Device,
         superblock: &Superblock,
         mut found: impl FnMut(EntryId, Vec<u8>) -> Result<()>,
     ) -> Result<Self> {
@@ -158,7 +156,7 @@ impl Catalogue {
             let block = u32::try_from(block).ok();
             let block = block.filter(|block| *block < catalogue.blocks);
             let block = block.ok_or_else(|| bad("a block lies beyond its end"))?;
-            let pieces = catalogue.read_block(store, device, block)?;
+            let pieces = catalogue.read_block(store, block)?;
             // If empty blocks were allowed, a tree that leads to one such block everywhere would be
             // endless.
             if pieces.is_empty() {
@@ -185,36 +183,27 @@ impl Catalogue {
         u64::from(self.blocks)
     }
 
-    fn read_block(&self, store: &NodeStore, device: &dyn Device, block: u32) -> Result<Vec<Piece>> {
+    fn read_block(&self, store: &NodeStore, block: u32) -> Result<Vec<Piece>> {
         let mut pointer = [Pointer::HOLE];
         self.tree.read(store, u64::from(block), &mut pointer)?;
         let [pointer] = pointer;
         if pointer.is_hole() {
             return Ok(Vec::new());
         }
-        let mut bytes = vec![0; BLOCK_BYTES];
-        device.read_at(&mut bytes, pointer.addr().offset_bytes())?;
-        if crc32(&bytes) != pointer.crc() {
-            let (volume, block) = (VolumeId(0), BlockIndex(u64::from(block)));
-            return Err(CorruptKind::DataChecksum {
-                volume,
-                block,
-                addr: pointer.addr(),
-            }
-            .into());
-        }
-        Ok(fragments(&bytes)?.iter().map(Piece::of).collect())
+        let corrupt = CorruptKind::DataChecksum {
+            volume: VolumeId(0),
+            block: BlockIndex(u64::from(block)),
+            addr: pointer.addr(),
+        };
+        store.read_copies(pointer, corrupt, |bytes| {
+            Ok(fragments(bytes)?.iter().map(Piece::of).collect())
+        })
     }
 
     /// Reads a block and all nodes above it, to verify them.
-    pub(super) fn verify_block(
-        &self,
-        store: &NodeStore,
-        device: &dyn Device,
-        block: u64,
-    ) -> Result<()> {
+    pub(super) fn verify_block(&self, store: &NodeStore, block: u64) -> Result<()> {
         let block = u32::try_from(block).map_err(|_| bad("it has too many blocks"))?;
-        self.read_block(store, device, block).map(drop)
+        self.read_block(store, block).map(drop)
     }
 
     fn note_block(&mut self, block: u32, pieces: &[Piece]) {
@@ -275,7 +264,7 @@ impl Catalogue {
             Entry::Occupied(pieces) => pieces.into_mut(),
             Entry::Vacant(free) => {
                 let outlet = pen.outlet;
-                free.insert(self.read_block(outlet.store, outlet.device, block)?)
+                free.insert(self.read_block(outlet.store, block)?)
             }
         })
     }

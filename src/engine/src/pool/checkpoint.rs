@@ -169,6 +169,7 @@ impl Shared {
         if let Some(unfinished) = checkpointer.unfinished.take() {
             self.go_on(checkpointer, unfinished)?;
         }
+        self.heal_locked(checkpointer);
         let unfinished = Unfinished {
             cut: self.cut(),
             persist: Persist::default(),
@@ -378,6 +379,7 @@ impl Shared {
         self.write_superblock(checkpointer, superblock)?;
         checkpointer.committed.settle();
         self.log.release(cut.position);
+        self.store.note_frees();
         self.space.free(&cut.freed);
         // Nothing is allocated in a new part of the pool before a superblock that includes it is
         // durable.

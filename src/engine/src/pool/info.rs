@@ -222,6 +222,10 @@ pub struct Status {
     pub holds_writes: bool,
     /// The watermark that the pool has reached; space that it can grow into counts as free.
     pub low_water: Watermark,
+    /// Number of copies in which map nodes and catalogue are written, 1 or 2.
+    pub metadata_copies: u8,
+    /// Number of damaged blocks that were written anew from their copies since the pool was opened.
+    pub healed_blocks: u64,
 }
 
 impl Status {
@@ -343,6 +347,8 @@ pub struct ScrubReport {
     pub bad: Vec<ScrubFault>,
     /// Number of further bad blocks.
     pub bad_omitted: u64,
+    /// Number of damaged blocks that were written anew from their copies. They are not bad.
+    pub healed: u64,
 }
 
 /// The kind of a bad block.

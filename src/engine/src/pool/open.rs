@@ -8,6 +8,7 @@ use super::handle::Pool;
 use super::host::HostReserve;
 use super::info::{Notes, OpenOptions};
 use super::lock_order::{OrderedMutex, OrderedRwLock, Rank};
+use super::rebuild::rebuild;
 use super::shared::{Changes, Shared, Signal};
 use super::space_wait::SpaceWait;
 use super::volume::VolumeCore;
@@ -61,6 +62,7 @@ impl Pool {
         // the pool has left.
         shared.keep_host_reserve();
         shared.replay(options.resumes)?;
+        shared.heal();
         if options.background {
             background::start(&shared);
         }
@@ -176,16 +178,24 @@ fn load(
     let plain: Arc<dyn Device> = Arc::clone(&device) as Arc<dyn Device>;
     let store = NodeStore::new(Arc::clone(&plain), layout, options.cache_bytes / 2);
     store.set_now(superblock.generation);
-    let committed = Committed::load(&*device, &superblock)?;
+    let mut committed = Committed::load(&*device, &superblock)?;
     let mut forest = Forest::default();
     let mut loading = Loading {
         superblock: &superblock,
         ids: HashSet::new(),
     };
-    let catalogue = Catalogue::load(&store, &*device, &superblock, |id, bytes| {
+    let catalogue = Catalogue::load(&store, &superblock, |id, bytes| {
         loading.take(&mut forest, id, &bytes)
     })?;
     link(&mut forest)?;
+    let catalogue_root = catalogue.tree.root_to_keep();
+    rebuild(
+        &mut committed,
+        &store,
+        &superblock,
+        &catalogue_root,
+        &forest,
+    );
     let start = Position {
         sequence: superblock.log_sequence,
         bytes: superblock.log_offset,
@@ -224,6 +234,7 @@ fn load(
         space_wait: SpaceWait::default(),
         host_reserve: HostReserve::default(),
         // A superblock of a recovery in memory is never durable.
+        healed: AtomicU64::new(0),
         notes: if options.read_only {
             Notes::default()
         } else {

@@ -193,7 +193,7 @@ impl Shared {
                 change => {
                     let mut forest = self.forest.write();
                     let planned = Plan::new(&forest).add(change);
-planned
+                    planned
                         .map_err(|_| impossible("it contradicts the volumes in the catalogue"))?;
                     self.space.promise_again(promises_for(change));
                     self.apply(&mut forest, change);

@@ -4,6 +4,7 @@
 //! Volumes that are removed meanwhile are left out; the next scrub reads the blocks that a child
 //! inherits from them.
 
+use super::checkpoint::Checkpointer;
 use super::handle::Pool;
 use super::info::{RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
 use super::read::read_block;
@@ -48,11 +49,10 @@ impl Pool {
             resumed: start != ScrubPosition::START,
             ..ScrubReport::default()
         };
-        let layout = shared.space.layout();
         let mut scrub = Scrub {
             pool: self,
             shared,
-            store: NodeStore::new(Arc::clone(&shared.device) as _, layout, CACHE_BYTES),
+            store: store_of(shared),
             report,
             progress,
             total,
@@ -181,6 +181,12 @@ struct Scrub<'a> {
     total: u64,
 }
 
+/// Returns an empty store that reads every copy of a node.
+fn store_of(shared: &Shared) -> NodeStore {
+    let device = Arc::clone(&shared.device) as _;
+    NodeStore::new(device, shared.space.layout(), CACHE_BYTES).reading_all()
+}
+
 impl Scrub<'_> {
     /// Reads superblocks, bitmaps and catalogue, in pieces during which no checkpoint changes them.
     fn structures(&mut self) {
@@ -203,17 +209,19 @@ impl Scrub<'_> {
         loop {
             let checkpointer = shared.checkpointer.lock();
             let catalogue = &checkpointer.catalogue;
-            let Some(own) = self.next(&catalogue.tree, next, Generation(0)) else {
+            let Some(own) = self.next_item(&catalogue.tree, next, Generation(0)) else {
+                self.heal(&checkpointer);
                 return;
             };
             let (range, error) = match own {
                 Own::Data(block) => (
                     block..block + 1,
-                    catalogue.verify_block(&self.store, device, block).err(),
+                    catalogue.verify_block(&self.store, block).err(),
                 ),
                 Own::Damaged(range, error) => (range, Some(error)),
                 Own::Lost(range) => (range, Some(CorruptKind::LostRange.into())),
             };
+            self.heal(&checkpointer);
             drop(checkpointer);
             next = range.end;
             if let Some(error) = error {
@@ -222,11 +230,34 @@ impl Scrub<'_> {
         }
     }
 
+    /// As `next_item`; damaged copies of nodes on the way are written anew.
+    fn next(&mut self, tree: &Tree, from: u64, branch: Generation) -> Option<Own> {
+        let own = self.next_item(tree, from, branch);
+        if !self.store.has_damage() {
+            return own;
+        }
+        // Once more from the device, while no checkpoint can free what is read.
+        let shared = self.shared;
+        let checkpointer = shared.checkpointer.lock();
+        self.store = store_of(shared);
+        let own = self.next_item(tree, from, branch);
+        self.heal(&checkpointer);
+        own
+    }
+
+    /// Writes the damaged copies anew that were found; no checkpoint has ended since.
+    fn heal(&mut self, checkpointer: &Checkpointer) {
+        for damage in self.store.take_damage() {
+            self.report.healed += u64::from(self.shared.heal_noted(checkpointer, &damage));
+        }
+    }
+
     /// Returns the next item of the volume's map. A node that was freed and reused during the walk
     /// looks damaged: only damage that a second walk meets in the same way is real.
-    fn next(&self, tree: &Tree, from: u64, branch: Generation) -> Option<Own> {
+    fn next_item(&self, tree: &Tree, from: u64, branch: Generation) -> Option<Own> {
         let mut last: Option<CorruptKind> = None;
         loop {
+            self.store.set_frees(self.shared.store.frees());
             self.store.set_now(self.shared.generation());
             self.store.set_layout(self.shared.space.layout());
             let own = next_own(&self.store, &tree.root_to_keep(), from, branch);

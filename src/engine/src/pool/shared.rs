@@ -65,6 +65,8 @@ pub(super) struct Shared {
     pub(super) space_wait: SpaceWait,
     /// The space reserved on the host for operations that free space.
     pub(super) host_reserve: HostReserve,
+    /// Number of damaged blocks that were written anew from their copies.
+    pub(super) healed: AtomicU64,
     /// Callbacks that learn what a successor must know.
     pub(super) notes: Notes,
     /// The time at which the host last refused to let the pool grow.

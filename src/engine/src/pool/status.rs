@@ -81,6 +81,8 @@ impl Shared {
             state,
             holds_writes: self.space_wait.is_awaited(),
             low_water,
+            metadata_copies: u8::try_from(self.space.in_copies(1)).expect("one or two"),
+            healed_blocks: self.healed.load(Ordering::Relaxed),
         })
     }
 

@@ -13,25 +13,25 @@ use std::collections::BTreeSet;
 /// Bitmaps that match the pool's state, and which of them differ from those on disk.
 pub(crate) struct Committed {
     uuid: [u8; 16],
-    layout: Layout,
-    groups: Vec<CommittedGroup>,
+    pub(super) layout: Layout,
+    pub(super) groups: Vec<CommittedGroup>,
     /// Groups from this one on have never been written and are free throughout.
     initialized: u64,
-    used_blocks: u64,
-    dirty: BTreeSet<u64>,
+    pub(super) used_blocks: u64,
+    pub(super) dirty: BTreeSet<u64>,
     /// The sum of the groups' digests, as of the last `write`.
-    digest: u64,
+    pub(super) digest: u64,
 }
 
-struct CommittedGroup {
-    bitmap: Option<Box<Bitmap>>,
+pub(super) struct CommittedGroup {
+    pub(super) bitmap: Option<Box<Bitmap>>,
     /// The slot that holds the bitmap of the last checkpoint.
     slot: u8,
     /// The bitmap's part of the digest; 0 for a group that has no bitmap on disk.
-    digest: u64,
+    pub(super) digest: u64,
     /// True if the bitmap was lost or is not to be trusted: every block counts as in use, and stays
     /// so.
-    lost: bool,
+    pub(super) lost: bool,
 }
 
 impl CommittedGroup {
@@ -80,40 +80,14 @@ impl Committed {
             if let Some(error) = failure {
                 return Err(error);
             }
-            tracing::warn!(
-                "a bitmap is out of date, and free space is unknown until the pool is repaired"
-            );
+            tracing::debug!("a bitmap is out of date");
             for group in &mut committed.groups {
                 group.lost = group.bitmap.is_some();
             }
         }
         committed.close_lost();
-        let bitmaps = committed
-            .groups
-            .iter()
-            .filter_map(|group| group.bitmap.as_ref());
-        committed.used_blocks = bitmaps
-            .map(|bitmap| bits(bitmap).count_ones() as u64 - GROUP_HEADER_BLOCKS)
-            .sum();
+        committed.count_used();
         Ok(committed)
-    }
-
-    /// Returns the groups whose bitmaps are not known.
-    pub(crate) fn lost(&self) -> impl Iterator<Item = u64> + '_ {
-        let numbered = (0..).zip(&self.groups);
-        numbered.filter_map(|(number, group)| group.lost.then_some(number))
-    }
-
-    /// Marks every block of each lost group as in use, to be written so.
-    fn close_lost(&mut self) {
-        let lost: Vec<u64> = self.lost().collect();
-        for number in lost {
-            let blocks = usize::try_from(self.layout.group_blocks(number)).expect("under 2^16");
-            let group = &mut self.groups[usize::try_from(number).expect("groups are in memory")];
-            let bitmap = group.bitmap.get_or_insert_with(fresh);
-            bits_mut(bitmap)[..blocks].fill(true);
-            self.dirty.insert(number);
-        }
     }
 
     /// Returns the digest of the bitmaps as last written, for the superblock.
@@ -126,6 +100,18 @@ impl Committed {
     #[must_use]
     pub(crate) fn bitmap(&self, group: u64) -> Option<&Bitmap> {
         self.groups[usize::try_from(group).ok()?].bitmap.as_deref()
+    }
+
+    /// Returns true if a block is in use, and the bitmap that says so can be trusted.
+    #[must_use]
+    pub(crate) fn is_used(&self, addr: BlockAddr) -> bool {
+        let Some((number, index)) = self.layout.locate(addr) else {
+            return false;
+        };
+        let group = &self.groups[usize::try_from(number).expect("groups are in memory")];
+        let index = usize::try_from(index).expect("under 2^15");
+        let is_set = |bitmap: &Bitmap| bits(bitmap)[index];
+        !group.lost && group.bitmap.as_deref().is_some_and(is_set)
     }
 
     /// Returns true if a bitmap on disk must be written anew.
@@ -310,10 +296,7 @@ fn load_group(
             if let Some(error) = failure.take_if(|_| failed) {
                 return Err(error);
             }
-            tracing::warn!(
-                "both bitmaps of allocation group {group} are unreadable, and its free space is \
-                 unknown until the pool is repaired"
-            );
+            tracing::debug!("both bitmaps of allocation group {group} are unreadable");
             CommittedGroup {
                 lost: true,
                 ..CommittedGroup::unwritten()

@@ -51,7 +51,7 @@ pub(crate) struct Space {
     /// Number of blocks that are neither taken nor promised.
     spare: AtomicI64,
     slop: AtomicI64,
-    /// The lowest group that may have a free block.
+    /// The lowest group that may have a free block, apart from those kept for metadata.
     hint: AtomicUsize,
     /// Locked while free blocks are hidden from writers.
     pub(super) hiding: Mutex<()>,
@@ -277,20 +277,26 @@ impl Space {
 
     pub(super) fn take(&self, most: u32, least: u32) -> Option<BlockRun> {
         let groups = self.groups.read();
-        let hint = self.hint.load(Ordering::Relaxed).min(groups.len());
         let kept = self.kept_for_metadata();
         let kept = kept.start.min(groups.len())..kept.end.min(groups.len());
-        let elsewhere = (hint..groups.len()).chain(0..hint);
-        let mut elsewhere = elsewhere.filter(|number| !kept.contains(number));
-        elsewhere
-            .find_map(|number| self.take_from(&groups, number, most, least))
-            .or_else(|| {
-                let free = |number: &usize| groups[*number].lock().free / EVEN_BLOCKS;
-                let mut kept: Vec<usize> = kept.collect();
-                kept.sort_by_cached_key(|number| std::cmp::Reverse(free(number)));
-                kept.into_iter()
-                    .find_map(|number| self.take_from(&groups, number, most, least))
-            })
+        let mut kept: Vec<(usize, usize)> = kept
+            .map(|number| (groups[number].lock().free, number))
+            .collect();
+        let free_kept: usize = kept.iter().map(|(free, _)| free).sum();
+        if self.free_blocks() > free_kept as u64 {
+            let hint = self.hint.load(Ordering::Relaxed).min(groups.len());
+            for number in (hint..groups.len()).chain(0..hint) {
+                let is_kept = kept.iter().any(|(_, kept)| *kept == number);
+                if is_kept {
+                    self.pass(number);
+                } else if let Some(run) = self.take_from(&groups, number, most, least) {
+                    return Some(run);
+                }
+            }
+        }
+        kept.sort_by_key(|(free, number)| (std::cmp::Reverse(free / EVEN_BLOCKS), *number));
+        kept.into_iter()
+            .find_map(|(_, number)| self.take_from(&groups, number, most, least))
     }
 
     fn take_from(
@@ -301,16 +307,23 @@ impl Space {
         least: u32,
     ) -> Option<BlockRun> {
         let mut group = groups[number].lock();
-        let run = group.take(most as usize, least as usize)?;
-        self.free.fetch_sub(u64::from(run.count), Ordering::AcqRel);
-        if group.free == 0 {
-            // A later free may have lowered the hint meanwhile: only advance it from here.
-            let next = number + 1;
-            let _ = self
-                .hint
-                .compare_exchange(number, next, Ordering::Relaxed, Ordering::Relaxed);
+        let run = group.take(most as usize, least as usize);
+        if let Some(run) = run {
+            self.free.fetch_sub(u64::from(run.count), Ordering::AcqRel);
         }
-        Some(run)
+        if group.free == 0 {
+            self.pass(number);
+        }
+        run
+    }
+
+    /// Lets the next search begin behind group `number`, if it would begin there. A later free may
+    /// have lowered the hint meanwhile: it is only advanced from here.
+    fn pass(&self, number: usize) {
+        let next = number + 1;
+        let _ = self
+            .hint
+            .compare_exchange(number, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Marks blocks that a log record refers to as taken; `false` if one of them already was taken

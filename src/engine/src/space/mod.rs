@@ -18,12 +18,14 @@
 mod bitmap;
 mod committed;
 mod groups;
+mod lost;
 mod pairs;
 mod punch;
 mod stream;
 
 pub(crate) use committed::Committed;
 pub(crate) use groups::{Demand, Space};
+pub(crate) use lost::Reached;
 pub(crate) use pairs::Place;
 pub(crate) use stream::Stream;
 

@@ -18,7 +18,7 @@ use cowshed_format::group::{BITMAP_WORDS, Bitmap};
 use cowshed_format::layout::GROUP_BLOCKS;
 
 /// The distance between the copies of a block in neighbouring groups, as a power of two.
-const GROUP_DISTANCE: u8 = GROUP_BLOCKS.trailing_zeros() as u8;
+const GROUP_DISTANCE: u8 = 15;
 /// The distance, as a power of two, between the same bits of two words of a bitmap.
 const WORD_DISTANCE: u8 = 6;
 /// The bits of a word whose number lacks a power of two, for each of them.

@@ -71,6 +71,16 @@ impl FailStopDevice {
         self.first.get().map(Failure::to_error)
     }
 
+    /// Writes bytes over a damaged copy of themselves. The device goes on if that fails: nothing
+    /// relies on it.
+    ///
+    /// # Errors
+    /// `FailStopped` once the device has stopped; otherwise as `Device::write_at`.
+    pub fn write_again(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        self.check()?;
+        self.inner.write_at(buf, offset_bytes)
+    }
+
     fn check(&self) -> Result<()> {
         match self.first.get() {
             None => Ok(()),

@@ -1,5 +1,5 @@
 //! A device that fails on purpose, for tests: any operation, at its nth call, once or for ever,
-//! with nothing or only half of it done.
+//! with nothing or only half of it done; and blocks that cannot be read.
 //!
 //! It wraps another device and is told explicitly which calls fail; a seed can choose when.
 //!
@@ -9,11 +9,13 @@
 //! - Every call is counted from one, failed or not.
 
 use super::{Device, gather};
-use crate::base::{BLOCK_BYTES, Error, Result};
+use crate::base::{BLOCK_BYTES, BlockAddr, Error, Result};
 use parking_lot::RwLock;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -146,6 +148,8 @@ pub struct FaultyDevice {
     plan: RwLock<Vec<Fault>>,
     calls: [AtomicU64; Operation::COUNT],
     failures: AtomicU64,
+    /// Blocks that cannot be read until they are written.
+    unreadable: RwLock<BTreeSet<u64>>,
 }
 
 impl FaultyDevice {
@@ -157,7 +161,32 @@ impl FaultyDevice {
             plan: RwLock::new(Vec::new()),
             calls: [const { AtomicU64::new(0) }; Operation::COUNT],
             failures: AtomicU64::new(0),
+            unreadable: RwLock::default(),
         }
+    }
+
+    /// Makes a block unreadable, as a bad sector is, until it is written.
+    pub fn spoil(&self, block: BlockAddr) {
+        self.unreadable.write().insert(block.0);
+    }
+
+    fn check_readable(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
+        let blocks = blocks_of(offset_bytes, len_bytes);
+        if self.unreadable.read().range(blocks).next().is_none() {
+            return Ok(());
+        }
+        self.failures.fetch_add(1, Ordering::SeqCst);
+        fail(Operation::Read, Effect::Errno(libc::EIO))
+    }
+
+    fn note_written(&self, offset_bytes: u64, len_bytes: usize) {
+        if self.unreadable.read().is_empty() {
+            return;
+        }
+        let blocks = blocks_of(offset_bytes, len_bytes);
+        self.unreadable
+            .write()
+            .retain(|block| !blocks.contains(block));
     }
 
     /// Plans one more fault; of two for the same call, the one planned first counts.
@@ -210,6 +239,11 @@ impl FaultyDevice {
     }
 }
 
+fn blocks_of(offset_bytes: u64, len_bytes: usize) -> Range<u64> {
+    let block = BLOCK_BYTES as u64;
+    offset_bytes / block..(offset_bytes + len_bytes as u64).div_ceil(block)
+}
+
 fn fail(operation: Operation, effect: Effect) -> Result<()> {
     let source = io::Error::from_raw_os_error(effect.errno());
     Err(Error::io(operation.action(), source))
@@ -222,6 +256,7 @@ impl Device for FaultyDevice {
 
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
         let Some(effect) = self.next(Operation::Read) else {
+            self.check_readable(offset_bytes, buf.len())?;
             return self.inner.read_at(buf, offset_bytes);
         };
         let done = effect.done(buf.len(), BLOCK_BYTES);
@@ -233,14 +268,21 @@ impl Device for FaultyDevice {
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         match self.next(Operation::Write) {
-            None => self.inner.write_at(buf, offset_bytes),
+            None => {
+                self.note_written(offset_bytes, buf.len());
+                self.inner.write_at(buf, offset_bytes)
+            }
             Some(effect) => self.write(buf, offset_bytes, effect),
         }
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()> {
         match self.next(Operation::Write) {
-            None => self.inner.write_vectored_at(bufs, offset_bytes),
+            None => {
+                let len_bytes = bufs.iter().map(|buf| buf.len()).sum();
+                self.note_written(offset_bytes, len_bytes);
+                self.inner.write_vectored_at(bufs, offset_bytes)
+            }
             Some(effect) => self.write(&gather(bufs), offset_bytes, effect),
         }
     }
