@@ -7,7 +7,7 @@
 )]
 
 use cowshed_check as check;
-use cowshed_engine::{CreateOptions, OpenOptions, Pool, Status, Volume};
+use cowshed_engine::{CreateOptions, MetadataCopies, OpenOptions, Pool, Status, Volume};
 use cowshed_format::base::Name;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::device::{Device, MemoryDevice};
@@ -26,7 +26,12 @@ fn options() -> OpenOptions {
 
 fn fresh(len_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
     let device = Arc::new(MemoryDevice::new(len_bytes));
-    Pool::create(&*device, &CreateOptions::default()).unwrap();
+    // Second copies count as used space, and belong to no volume.
+    let create = CreateOptions {
+        metadata_copies: Some(MetadataCopies::One),
+        ..CreateOptions::default()
+    };
+    Pool::create(&*device, &create).unwrap();
     let pool = reopen(&device);
     (device, pool)
 }

@@ -2,6 +2,7 @@
 //! are not made worse.
 
 use crate::harness::{Bench, noise};
+use cowshed_format::Superblock;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
@@ -81,4 +82,74 @@ fn a_wrong_block_is_found_by_check_scrub_and_export_and_the_rest_is_read() {
     bench.ok(["volume", "rm", "bad"]);
     bench.ok(["pool", "trim"]);
     bench.expect_sound();
+}
+
+/// Overwrites one copy of the catalogue's root in the pool's file.
+fn damage_catalogue(bench: &Bench) {
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open(bench.pool())
+        .unwrap();
+    let mut bytes = vec![0; 4096];
+    let superblocks = [0, 4096].into_iter().filter_map(|offset| {
+        device.read_exact_at(&mut bytes, offset).unwrap();
+        Superblock::decode(&bytes).ok()
+    });
+    let newest = superblocks.max_by_key(|found| found.generation).unwrap();
+    let root = newest.catalogue_root.addr().offset_bytes();
+    device.write_all_at(&[0x5a; 4096], root).unwrap();
+}
+
+#[test]
+fn a_damaged_copy_of_metadata_is_a_warning_and_is_written_anew() {
+    let bench = Bench::with_pool("256M");
+    bench.ok(["volume", "create", "disk", "--size", "1M"]);
+    assert_eq!(bench.json(["pool", "status"])["metadata_copies"], 2);
+    damage_catalogue(&bench);
+    let check = bench.run(["pool", "check"]);
+    assert_eq!(check.status.code(), Some(4), "{check:?}");
+    let said = String::from_utf8_lossy(&check.stderr);
+    assert!(
+        said.contains("1 copy is damaged, nothing is lost"),
+        "{said}"
+    );
+    let repaired = bench.ok(["pool", "check", "--repair"]);
+    assert!(repaired.contains("from its copy"), "{repaired}");
+    bench.expect_sound();
+    damage_catalogue(&bench);
+    assert_eq!(bench.volumes(), ["disk"]);
+    bench.expect_sound();
+    damage_catalogue(&bench);
+    assert_eq!(bench.json(["pool", "status"])["healed"], 1);
+    let daemon = bench.serve();
+    damage_catalogue(&bench);
+    let scrub = bench.json(["pool", "scrub"]);
+    assert_eq!(
+        (&scrub["healed"], &scrub["bad"]),
+        (&1.into(), &serde_json::json!([]))
+    );
+    daemon.stop();
+    bench.expect_sound();
+}
+
+#[test]
+fn a_pool_gets_a_second_copy_of_its_metadata_on_request() {
+    let bench = Bench::empty();
+    bench.ok(["pool", "create", "--size", "256M", "--metadata-copies", "1"]);
+    bench.ok(["volume", "create", "disk", "--size", "1M"]);
+    assert_eq!(bench.json(["pool", "status"])["metadata_copies"], 1);
+    let daemon = bench.serve();
+    bench.fails(["pool", "upgrade"], 1, "a daemon has it open");
+    daemon.stop();
+    let done = bench.json(["pool", "upgrade"]);
+    assert_eq!(
+        (&done["from_copies"], &done["to_copies"]),
+        (&1.into(), &2.into())
+    );
+    assert!(done["rewritten_blocks"].as_u64().unwrap() > 0, "{done}");
+    bench.expect_sound();
+    damage_catalogue(&bench);
+    assert_eq!(bench.volumes(), ["disk"]);
+    bench.fails(["pool", "upgrade", "--metadata-copies", "3"], 2, "3");
 }

@@ -170,8 +170,9 @@ fn emptied(kind: &str, background: bool, copied: bool) {
         // The copy still has all extents.
         host.free();
     } else {
+        // The pool keeps its reserve, which has grown with the map nodes that were in memory.
         assert!(
-            free > written * BLOCK / 10 * 9,
+            free > written * BLOCK / 10 * 8,
             "{kind}: {free} of {written}"
         );
     }

