@@ -43,7 +43,7 @@ pub(super) struct Create {
 
 /// `cowshed pool upgrade`
 #[derive(Debug, Args)]
-pub(super) struct Upgrade {
+pub(crate) struct Upgrade {
     /// How many copies to keep of map nodes and catalogue, 1 or 2
     #[arg(long, value_name = "N", default_value_t = 2,
         value_parser = clap::value_parser!(u8).range(1..=2))]

@@ -1,11 +1,11 @@
 //! `cowshed pool scrub`: finds bad blocks and the volumes that they belong to.
 
 use super::console::Console;
-use super::failure::Damage;
+use super::failure::{Damage, Warning};
 use super::gc;
 use super::output::counted;
 use anyhow::Context;
-use cowshed_engine::{Pool, ScrubFault, VolumeInfo};
+use cowshed_engine::{Pool, ScrubFault, ScrubFaultKind, VolumeInfo};
 use cowshed_format::base::{BLOCK_BYTES, VolumeId};
 use cowshed_host::VolumeUsers;
 use serde_json::json;
@@ -79,6 +79,16 @@ pub(super) fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
     })?;
     if report.bad.is_empty() {
         return Ok(());
+    }
+    let is_copy = |fault: &&ScrubFault| fault.kind == ScrubFaultKind::Copy;
+    let copies = report.bad.iter().filter(is_copy).count();
+    if copies == report.bad.len() {
+        let copies = counted(copies, "copy", "copies");
+        return Err(Warning(format!(
+            "{copies} of metadata cannot be written; the others are good and nothing is lost, but \
+             the device should be replaced"
+        ))
+        .into());
     }
     let bad = counted(report.bad.len(), "block is damaged", "blocks are damaged");
     Err(Damage(format!(

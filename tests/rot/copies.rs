@@ -8,7 +8,7 @@ use crate::{put, seed};
 use cowshed_check::{CheckOptions, FindingKind, Repair, UpgradeRefusal, Upgraded, check, upgrade};
 use cowshed_engine::{MetadataCopies, Pool};
 use cowshed_format::Superblock;
-use cowshed_format::base::{BlockAddr, Name};
+use cowshed_format::base::{BlockAddr, Error, Name};
 use cowshed_format::device::{Device, DeviceImage, FaultyDevice, MemoryDevice};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -63,12 +63,23 @@ fn checked(image: &DeviceImage, repair: bool) -> cowshed_check::CheckReport {
 
 /// Opens a damaged pool and asserts that everything is there; returns its image after it was closed.
 fn survives(what: &str, golden: &Golden, image: &DeviceImage, unreadable: &[u64]) -> DeviceImage {
+    survives_and_heals(what, golden, image, unreadable).0
+}
+
+/// As `survives`; also returns true if no block is unreadable any longer.
+fn survives_and_heals(
+    what: &str,
+    golden: &Golden,
+    image: &DeviceImage,
+    unreadable: &[u64],
+) -> (DeviceImage, bool) {
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
     let faulty = Arc::new(FaultyDevice::new(Arc::clone(&device) as Arc<dyn Device>));
     for block in unreadable {
         faulty.spoil(BlockAddr(*block));
     }
-    let pool = Pool::open(faulty, &options()).unwrap_or_else(|why| panic!("{what}: {why}"));
+    let pool = Pool::open(Arc::clone(&faulty) as Arc<dyn Device>, &options())
+        .unwrap_or_else(|why| panic!("{what}: {why}"));
     let wanted = golden.states.last().unwrap();
     assert!(state_of(&pool) == *wanted, "{what}: other contents");
     let report = pool.scrub(&mut |_, _| true).unwrap();
@@ -83,7 +94,9 @@ fn survives(what: &str, golden: &Golden, image: &DeviceImage, unreadable: &[u64]
     );
     pool.close().unwrap();
     drop(pool);
-    device.snapshot_image()
+    let mut spoiled = unreadable.iter().map(|block| BlockAddr(*block));
+    let heals = !spoiled.any(|block| faulty.is_spoiled(block));
+    (device.snapshot_image(), heals)
 }
 
 fn every_block_once(closed: bool) {
@@ -92,6 +105,7 @@ fn every_block_once(closed: bool) {
         let golden = golden_in(seed(), pool_bytes, closed, MetadataCopies::Two);
         let (mut count, mut found) = (0, 0);
         for block in pairs(&golden).into_iter().flatten() {
+            let mut is_used = false;
             for (kind, bytes) in damages(&golden, block, &mut random) {
                 let what = format!("{pool_bytes} bytes, block {block}, {kind}");
                 let mut image = golden.image.clone();
@@ -100,12 +114,17 @@ fn every_block_once(closed: bool) {
                     Some(bytes) => put(&mut image, block, bytes),
                     None => unreadable.push(block),
                 }
-                let after = survives(&what, &golden, &image, &unreadable);
+                let (after, heals) = survives_and_heals(&what, &golden, &image, &unreadable);
                 let report = checked(&after, false);
                 assert!(report.clean(), "{what}: {:?}", report.findings);
                 count += 1;
                 if bytes.is_some() {
-                    found += mends(&what, &golden, &image);
+                    let faults = mends(&what, &golden, &image);
+                    is_used |= faults > 0;
+                    found += faults;
+                } else {
+                    // In a closed pool nothing replaces the block before it is read.
+                    assert!(heals || !is_used, "{what}: it is still unreadable");
                 }
             }
         }
@@ -181,6 +200,7 @@ fn a_whole_region_may_be_gone_without_a_loss_of_metadata() {
 #[test]
 fn where_both_copies_are_damaged_the_loss_is_told() {
     let golden = golden_in(seed(), POOLS[0], true, MetadataCopies::Two);
+    let mut told = 0;
     for pair in pairs(&golden) {
         let mut image = golden.image.clone();
         for block in pair {
@@ -194,7 +214,40 @@ fn where_both_copies_are_damaged_the_loss_is_told() {
         }
         let is_copy = |kind| kind == FindingKind::CopyDamaged;
         assert!(!report.findings.iter().any(|found| is_copy(found.kind)));
+        let device = Arc::new(MemoryDevice::from_image(image));
+        let outcome = Pool::open(device, &options()).and_then(|pool| {
+            let volumes = pool.volumes();
+            volumes.iter().try_for_each(|info| {
+                let volume = pool.volume_by_id(info.id)?;
+                let len = usize::try_from(volume.size_bytes()).unwrap();
+                volume.read_at(&mut vec![0; len], 0)
+            })
+        });
+        assert!(matches!(outcome, Err(Error::Corrupt(_))), "{outcome:?}");
+        told += 1;
     }
+    assert!(told > 5, "{told}");
+}
+
+#[test]
+fn a_node_whose_other_copy_cannot_be_read_just_now_is_not_given_up() {
+    let golden = golden_in(seed(), POOLS[0], false, MetadataCopies::Two);
+    let mut refused = 0;
+    for pair in pairs(&golden) {
+        let [first, second] = pair[..] else { continue };
+        let mut image = golden.image.clone();
+        put(&mut image, first, &[0; 4096]);
+        let device = Arc::new(MemoryDevice::from_image(image.clone()));
+        let faulty = Arc::new(FaultyDevice::new(Arc::clone(&device) as Arc<dyn Device>));
+        faulty.spoil(BlockAddr(second));
+        if let Err(error) = Pool::open(Arc::clone(&faulty) as Arc<dyn Device>, &options()) {
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            refused += 1;
+        }
+        // Once it can be read again, nothing is lost.
+        survives("readable again", &golden, &device.snapshot_image(), &[]);
+    }
+    assert!(refused > 2, "{refused}");
 }
 
 /// Returns the same pool as one of version 2, whose structures are those of one with one copy.

@@ -139,12 +139,15 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     // The newest superblock may come from a process that died right after writing it: nothing that
     // the previous one needs is changed before this one is durable.
     device.flush()?;
-    for copy in &survey.damaged_copies {
+    // Where a block has two owners, what looks damaged to one may be the other's.
+    if survey.ownership_known {
         let groups_start = survey.superblock().layout.groups_start();
-        copies::restore(device, *copy, groups_start)?;
-        outcome.repaired.push(Repair::Copy(copy.addr));
-    }
-    if !survey.damaged_copies.is_empty() {
+        for copy in &survey.damaged_copies {
+            // A copy that cannot be written is found again.
+            if copies::restore(device, *copy, groups_start).is_ok() {
+                outcome.repaired.push(Repair::Copy(copy.addr));
+            }
+        }
         device.flush()?;
     }
     match survey.log.damage {
@@ -428,6 +431,13 @@ impl<'a> Draft<'a> {
                 self.load(group).new[word] &= !bit;
             }
         }
+    }
+
+    /// Returns the number of blocks that are free in the next checkpoint.
+    pub(super) fn free_blocks(&mut self) -> u64 {
+        self.settle_superblock();
+        let used = self.superblock.used_blocks;
+        self.layout().body_blocks().saturating_sub(used)
     }
 
     fn has_changes(&mut self) -> bool {

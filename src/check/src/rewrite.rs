@@ -5,7 +5,7 @@ use super::copies;
 use super::repair::{Draft, Repair};
 use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
-use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Generation, Result};
+use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Generation, Result};
 use cowshed_format::catalogue::{EntryId, VolumeEntry, fragments};
 use cowshed_format::node::{self, Bounds};
 use std::collections::BTreeMap;
@@ -44,6 +44,11 @@ pub(super) fn rewrite_catalogue(
 ) -> Result<u64> {
     let mut patches = Patches::new(entries, true);
     patches.apply(draft)?;
+    if !patches.heads.is_empty() {
+        // The old maps, to which they still lead, are free in the next state.
+        let what = "the head of a volume's entry is cut, so that it cannot be changed";
+        return Err(CorruptKind::Catalogue(what).into());
+    }
     Ok(patches.written)
 }
 

@@ -126,6 +126,10 @@ fn rewrite_all(device: &dyn Device, survey: &Survey, metadata_copies: u8) -> Res
         ..
     } = copying;
     rewritten += rewrite::rewrite_catalogue(&mut draft, &changed)?;
+    // Otherwise nothing could be removed any more.
+    if draft.free_blocks() < draft.superblock.layout.slop_blocks(metadata_copies) {
+        return Err(Error::NoSpace);
+    }
     if rewritten > 0 || draft.superblock.version != from_version || metadata_copies != from_copies {
         draft.commit(&mut Vec::new())?;
     }

@@ -22,6 +22,10 @@ pub const MIN_POOL_BYTES: u64 = 2 << 20;
 /// The largest pool, in bytes: 2^40 blocks of 4 KiB less one.
 pub const MAX_POOL_BYTES: u64 = ((1 << 40) - 1) << 12;
 
+/// Minimum (768 KiB) and maximum (16 MiB) of the slop, for each copy of the metadata. Each quarter of
+/// the minimum is more than the promise of any one operation of its demand.
+const SLOP_BLOCKS: (u64, u64) = (192, 4096);
+
 /// The places of a pool's parts, derived from its block count and log size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -148,6 +152,26 @@ impl Layout {
             return None;
         }
         Some((group, index))
+    }
+
+    /// Returns the slop, the number of blocks that are kept back for removing and for checkpoints, in
+    /// a pool that writes its metadata in `copies` copies.
+    #[must_use]
+    pub fn slop_blocks(self, copies: u8) -> u64 {
+        let copies = u64::from(copies);
+        (self.block_count / 64).clamp(SLOP_BLOCKS.0 * copies, SLOP_BLOCKS.1 * copies)
+    }
+
+    /// Returns the number of blocks that can hold data or a node.
+    #[must_use]
+    pub const fn body_blocks(self) -> u64 {
+        match self.group_count() {
+            0 => 0,
+            groups => {
+                let others = (groups - 1) * GROUP_BLOCKS;
+                others + self.group_blocks(groups - 1) - groups * GROUP_HEADER_BLOCKS
+            }
+        }
     }
 
     /// Returns true if each copy of the block that `pointer` leads to can lie where it says.

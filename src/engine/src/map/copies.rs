@@ -29,18 +29,20 @@ pub(crate) struct Damage {
 
 impl NodeStore {
     /// Reads the block that `pointer` leads to, and returns what `parse` makes of its bytes. Where
-    /// a copy does not have the pointer's checksum, `corrupt` says what is damaged.
+    /// a copy does not have the pointer's checksum, `corrupt` says what is damaged. Also returns
+    /// true if every copy that was read is good.
     ///
     /// # Errors
-    /// Those of the device, of `parse`, or `corrupt`, of the first copy, if no copy is good.
+    /// If no copy is good: `Io` where one could not be read, as it may be good another time;
+    /// otherwise `corrupt`, or the error of `parse`.
     pub(crate) fn read_copies<T>(
         &self,
         pointer: Pointer,
         corrupt: CorruptKind,
         parse: impl Fn(&Block) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<(T, bool)> {
         let frees = self.frees.load(Ordering::Acquire);
-        let mut first: Option<Error> = None;
+        let mut failure: Option<Error> = None;
         let mut found = None;
         let mut damaged = None;
         for addr in pointer.places(self.groups_start()) {
@@ -56,22 +58,23 @@ impl NodeStore {
                 }
                 Err(error) => {
                     damaged = Some(addr);
-                    first = first.or(Some(error));
+                    if !matches!(failure, Some(Error::Io { .. })) {
+                        failure = Some(error);
+                    }
                 }
             }
         }
-        match (found, damaged, first) {
-            (Some(found), Some(addr), _) => {
-                self.note_damage(Damage {
-                    pointer,
-                    addr,
-                    frees,
-                });
-                Ok(found)
-            }
-            (Some(found), None, _) => Ok(found),
-            (None, _, first) => Err(first.unwrap_or_else(|| corrupt.into())),
+        let Some(found) = found else {
+            return Err(failure.unwrap_or_else(|| corrupt.into()));
+        };
+        if let Some(addr) = damaged {
+            self.note_damage(Damage {
+                pointer,
+                addr,
+                frees,
+            });
         }
+        Ok((found, damaged.is_none()))
     }
 
     /// Returns the bytes of one copy, if they have the pointer's checksum.
@@ -90,13 +93,17 @@ impl NodeStore {
         }
     }
 
+    /// Notes a damaged copy, in place of an older note.
     fn note_damage(&self, damage: Damage) {
-        let mut noted = self.damage.lock();
-        let is_known = noted.iter().any(|known| known.addr == damage.addr);
-        if !is_known && noted.len() < DAMAGE_MAX {
-            noted.push(damage);
-            self.is_damaged.store(true, Ordering::Release);
+        if self.given_up.lock().contains(&damage.addr) {
+            return;
         }
+        let mut noted = self.damage.lock();
+        noted.retain(|known| known.addr != damage.addr);
+        if noted.len() < DAMAGE_MAX {
+            noted.push(damage);
+        }
+        self.is_damaged.store(true, Ordering::Release);
     }
 
     /// Returns true if damaged copies are noted.
@@ -105,12 +112,22 @@ impl NodeStore {
         self.is_damaged.load(Ordering::Relaxed)
     }
 
-    /// Returns the damaged copies noted since the last call.
+    /// Takes up to `most` of the notes of damaged copies.
     #[must_use]
-    pub(crate) fn take_damage(&self) -> Vec<Damage> {
+    pub(crate) fn take_damage(&self, most: usize) -> Vec<Damage> {
         let mut noted = self.damage.lock();
-        self.is_damaged.store(false, Ordering::Release);
-        std::mem::take(&mut *noted)
+        let most = most.min(noted.len());
+        let taken = noted.drain(..most).collect();
+        self.is_damaged.store(!noted.is_empty(), Ordering::Release);
+        taken
+    }
+
+    /// Stops noting a copy that cannot be written.
+    pub(crate) fn give_up_copy(&self, addr: BlockAddr) {
+        let mut given_up = self.given_up.lock();
+        if given_up.len() < DAMAGE_MAX {
+            given_up.push(addr);
+        }
     }
 
     /// Returns a number that changes before any block of metadata becomes free for other use.

@@ -165,10 +165,13 @@ impl Edit<'_> {
             return outcome;
         }
         // A node that verifies at a second read was not lost.
-        self.store.load(pointer, level).or_else(|error| {
-            tracing::error!(%error, "a map node is damaged, and the blocks below it are lost");
-            Ok(Box::new([Pointer::lost(self.generation); NODE_ENTRIES]))
-        })
+        match self.store.load(pointer, level) {
+            Err(Error::Corrupt(kind)) => {
+                tracing::error!(error = %kind, "a map node is damaged, and the blocks below it are lost");
+                Ok(Box::new([Pointer::lost(self.generation); NODE_ENTRIES]))
+            }
+            outcome => outcome,
+        }
     }
 
     /// Returns the same as `Link::entries`, but reads with `load`.

@@ -4,7 +4,7 @@ use super::cache::NodeCache;
 use super::copies::Damage;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use cowshed_format::base::sync::{Mutex, RwLock};
-use cowshed_format::base::{CorruptKind, Generation, Result};
+use cowshed_format::base::{BlockAddr, CorruptKind, Generation, Result};
 use cowshed_format::device::Device;
 use cowshed_format::node::{self, Bounds, Entries};
 use cowshed_format::{Layout, Pointer};
@@ -23,6 +23,8 @@ pub(crate) struct NodeStore {
     /// Counts the times at which blocks of metadata became free.
     pub(super) frees: AtomicU64,
     pub(super) damage: Mutex<Vec<Damage>>,
+    /// Damaged copies that could not be written.
+    pub(super) given_up: Mutex<Vec<BlockAddr>>,
     /// True if `damage` is not empty.
     pub(super) is_damaged: AtomicBool,
 }
@@ -41,6 +43,7 @@ impl NodeStore {
             reads_all: false,
             frees: AtomicU64::new(0),
             damage: Mutex::default(),
+            given_up: Mutex::default(),
             is_damaged: AtomicBool::new(false),
         }
     }
@@ -104,12 +107,15 @@ impl NodeStore {
             now: Generation(self.now.load(Ordering::Relaxed)),
         };
         let corrupt = CorruptKind::NodeChecksum(pointer.addr());
-        let entries = self.read_copies(pointer, corrupt, |block| {
+        let (entries, is_whole) = self.read_copies(pointer, corrupt, |block| {
             let entries = Box::new(node::decode(block));
             node::verify(&entries, pointer.addr(), level, &bounds)?;
             Ok(entries)
         })?;
-        self.cache.insert(pointer, &entries);
+        // A node with a damaged copy is read again until that is healed.
+        if is_whole {
+            self.cache.insert(pointer, &entries);
+        }
         Ok(entries)
     }
 

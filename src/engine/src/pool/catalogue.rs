@@ -195,9 +195,10 @@ impl Catalogue {
             block: BlockIndex(u64::from(block)),
             addr: pointer.addr(),
         };
-        store.read_copies(pointer, corrupt, |bytes| {
+        let read = store.read_copies(pointer, corrupt, |bytes| {
             Ok(fragments(bytes)?.iter().map(Piece::of).collect())
-        })
+        });
+        read.map(|(pieces, _)| pieces)
     }
 
     /// Reads a block and all nodes above it, to verify them.

@@ -57,6 +57,11 @@ impl Checkpointer {
 }
 
 impl Checkpointer {
+    /// Returns true if a checkpoint has begun and waits to be continued.
+    pub(super) const fn is_postponed(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
     /// Returns the places of the last superblock that do not hold it.
     pub(super) fn damaged_superblocks(&self, device: &dyn Device) -> Vec<BlockAddr> {
         let expected = self.superblock.encode();

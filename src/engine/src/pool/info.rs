@@ -367,6 +367,9 @@ pub enum ScrubFaultKind {
     Bitmap,
     /// A superblock or its copy.
     Superblock,
+    /// One of two copies of a map node or of a block of the catalogue, which could not be written
+    /// anew; the other one is good.
+    Copy,
 }
 
 impl ScrubFaultKind {
@@ -380,6 +383,7 @@ impl ScrubFaultKind {
             Self::Catalogue => "catalogue",
             Self::Bitmap => "bitmap",
             Self::Superblock => "superblock",
+            Self::Copy => "copy",
         }
     }
 }

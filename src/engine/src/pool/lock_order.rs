@@ -9,7 +9,8 @@
 //! [`Rank`] is the whole order. Locks that are not listed protect a few words; no other lock is
 //! taken while one of them is held: the log's `tail` and `leading`, the node cache's `hand`,
 //! `layout`, `space_wait.gate`, `signal.wanted`, `watermark.said`, `host_reserve.tried`, `threads`,
-//! and in `space` the groups (`hiding` before `groups` before a group).
+//! `store.damage`, `store.given_up`, and in `space` the groups (`hiding` before `groups` before a
+//! group; of two groups, the first one first).
 
 use cowshed_format::base::sync::{Mutex, RwLock};
 use std::ops::{Deref, DerefMut};

@@ -233,8 +233,8 @@ fn load(
         full: options.full,
         space_wait: SpaceWait::default(),
         host_reserve: HostReserve::default(),
-        // A superblock of a recovery in memory is never durable.
         healed: AtomicU64::new(0),
+        // A superblock of a recovery in memory is never durable.
         notes: if options.read_only {
             Notes::default()
         } else {

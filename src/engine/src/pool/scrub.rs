@@ -6,6 +6,7 @@
 
 use super::checkpoint::Checkpointer;
 use super::handle::Pool;
+use super::heal::Healing;
 use super::info::{RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
 use super::read::read_block;
 use super::shared::Shared;
@@ -181,6 +182,25 @@ struct Scrub<'a> {
     total: u64,
 }
 
+/// A volume that is scrubbed.
+struct Subject<'a> {
+    core: &'a VolumeCore,
+    branch: Generation,
+    was_removed: bool,
+}
+
+impl Subject<'_> {
+    /// Returns true if its blocks are no longer its own: a removed volume that is reclaimed
+    /// meanwhile belongs to its last child.
+    fn is_left_out(&self, pool: &Pool) -> bool {
+        if self.was_removed {
+            !pool.is_shared(self.core.id)
+        } else {
+            self.core.removed.load(Ordering::Acquire)
+        }
+    }
+}
+
 /// Returns an empty store that reads every copy of a node.
 fn store_of(shared: &Shared) -> NodeStore {
     let device = Arc::clone(&shared.device) as _;
@@ -230,8 +250,9 @@ impl Scrub<'_> {
         }
     }
 
-    /// As `next_item`; damaged copies of nodes on the way are written anew.
-    fn next(&mut self, tree: &Tree, from: u64, branch: Generation) -> Option<Own> {
+    /// As `next_item`, of a volume; damaged copies of nodes on the way are written anew.
+    fn next(&mut self, subject: &Subject<'_>, from: u64) -> Option<Own> {
+        let (tree, branch) = (&subject.core.tree, subject.branch);
         let own = self.next_item(tree, from, branch);
         if !self.store.has_damage() {
             return own;
@@ -241,14 +262,20 @@ impl Scrub<'_> {
         let checkpointer = shared.checkpointer.lock();
         self.store = store_of(shared);
         let own = self.next_item(tree, from, branch);
-        self.heal(&checkpointer);
+        if !subject.is_left_out(self.pool) {
+            self.heal(&checkpointer);
+        }
         own
     }
 
     /// Writes the damaged copies anew that were found; no checkpoint has ended since.
     fn heal(&mut self, checkpointer: &Checkpointer) {
-        for damage in self.store.take_damage() {
-            self.report.healed += u64::from(self.shared.heal_noted(checkpointer, &damage));
+        for damage in self.store.take_damage(usize::MAX) {
+            match self.shared.heal_noted(checkpointer, &damage) {
+                Healing::Healed => self.report.healed += 1,
+                Healing::Nothing => {}
+                Healing::Failed => self.fault_of_pool(ScrubFaultKind::Copy, damage.addr),
+            }
         }
     }
 
@@ -273,19 +300,15 @@ impl Scrub<'_> {
     /// Reads the blocks that a volume owns from block `from` on; `false` if the caller wants to
     /// stop.
     fn volume(&mut self, core: &VolumeCore, branch: Generation, from: u64) -> Result<bool> {
-        let was_removed = core.removed.load(Ordering::Acquire);
-        // A removed volume that is reclaimed meanwhile belongs to its last child.
-        let is_left_out = |pool: &Pool| {
-            if was_removed {
-                !pool.is_shared(core.id)
-            } else {
-                core.removed.load(Ordering::Acquire)
-            }
+        let subject = Subject {
+            core,
+            branch,
+            was_removed: core.removed.load(Ordering::Acquire),
         };
         let mut next = from;
         let mut buf = [0; BLOCK_BYTES];
         let _background = Background::begin();
-        while let Some(own) = self.next(&core.tree, next, branch) {
+        while let Some(own) = self.next(&subject, next) {
             background_yield::offer();
             let (kind, range, error) = match own {
                 Own::Data(block) => {
@@ -299,7 +322,7 @@ impl Scrub<'_> {
                     (ScrubFaultKind::Lost, range, Some(lost))
                 }
             };
-            if is_left_out(self.pool) {
+            if subject.is_left_out(self.pool) {
                 return Ok(true);
             }
             next = range.end;

@@ -6,7 +6,6 @@ use super::shared::{ENTRY_PROMISE, Shared};
 use super::watermark;
 use cowshed_format::base::{BLOCK_BYTES, Result};
 use cowshed_format::device::Device;
-use cowshed_format::layout::{GROUP_BLOCKS, GROUP_HEADER_BLOCKS};
 use std::sync::atomic::Ordering;
 
 /// Maximum number of metadata blocks that a write of one block needs: two paths of a map of the
@@ -29,13 +28,7 @@ impl Shared {
         let block = BLOCK_BYTES as u64;
         let layout = self.space.layout();
         // A rest that is too short for a group counts as metadata: nothing is ever stored there.
-        let total = match layout.group_count() {
-            0 => 0,
-            groups => {
-                let others = (groups - 1) * GROUP_BLOCKS;
-                others + layout.group_blocks(groups - 1) - groups * GROUP_HEADER_BLOCKS
-            }
-        };
+        let total = layout.body_blocks();
         let free = self.space.free_blocks() + self.space.hidden_blocks();
         let forest = self.forest.read();
         let removed = forest.removed_blocks();

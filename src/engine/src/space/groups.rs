@@ -11,11 +11,6 @@ use cowshed_format::group::Bitmap;
 use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use std::ops::Range;
 
-/// Minimum (768 KiB) and maximum (16 MiB) of the slop, the blocks that are kept back, for each copy
-/// of the metadata. Each quarter of the minimum is more than the promise of any one operation of
-/// its demand.
-const SLOP_BLOCKS: (i64, i64) = (192, 4096);
-
 /// Two groups whose numbers of free blocks differ by less than this (8 MiB) count as even: data that
 /// is written in sequence is not scattered over both.
 const EVEN_BLOCKS: usize = 2048;
@@ -44,6 +39,8 @@ pub(crate) struct Space {
     pub(super) copies: u8,
     /// The two neighbouring groups, counted in twos, from which metadata was last taken.
     pub(super) pair_hint: AtomicUsize,
+    /// The group from which two blocks were last taken at each smaller distance.
+    pub(super) near_hints: [AtomicUsize; 15],
     /// The distances, as bits, at which no two blocks are free as far as known.
     pub(super) no_pairs: AtomicU32,
     /// Number of blocks that are not taken.
@@ -52,7 +49,7 @@ pub(crate) struct Space {
     spare: AtomicI64,
     slop: AtomicI64,
     /// The lowest group that may have a free block, apart from those kept for metadata.
-    hint: AtomicUsize,
+    pub(super) hint: AtomicUsize,
     /// Locked while free blocks are hidden from writers.
     pub(super) hiding: Mutex<()>,
     /// Number of free blocks that are hidden from writers.
@@ -97,6 +94,7 @@ impl Space {
             groups: RwLock::new(groups.into_iter().map(Mutex::new).collect()),
             copies,
             pair_hint: AtomicUsize::new(0),
+            near_hints: [const { AtomicUsize::new(0) }; 15],
             no_pairs: AtomicU32::new(0),
             free: AtomicU64::new(free),
             spare: AtomicI64::new(i64::try_from(free).expect("under 2^40 blocks")),
@@ -118,9 +116,8 @@ impl Space {
     }
 
     fn set_slop(&self, layout: &Layout) {
-        let blocks = i64::try_from(layout.block_count()).expect("under 2^40 blocks");
-        let copies = i64::from(self.copies);
-        let slop = (blocks / 64).clamp(SLOP_BLOCKS.0 * copies, SLOP_BLOCKS.1 * copies);
+        let slop = layout.slop_blocks(self.copies);
+        let slop = i64::try_from(slop).expect("under 2^40 blocks");
         self.slop.store(slop, Ordering::Relaxed);
     }
 
@@ -278,25 +275,30 @@ impl Space {
     pub(super) fn take(&self, most: u32, least: u32) -> Option<BlockRun> {
         let groups = self.groups.read();
         let kept = self.kept_for_metadata();
-        let kept = kept.start.min(groups.len())..kept.end.min(groups.len());
-        let mut kept: Vec<(usize, usize)> = kept
-            .map(|number| (groups[number].lock().free, number))
-            .collect();
-        let free_kept: usize = kept.iter().map(|(free, _)| free).sum();
-        if self.free_blocks() > free_kept as u64 {
+        let [first, second] = [kept.start, kept.start + 1].map(|number| {
+            let group = groups.get(number).filter(|_| kept.contains(&number));
+            group.map_or(0, |group| group.lock().free)
+        });
+        // The counter is a little late where others allocate at the same time.
+        if self.free_blocks() > (first + second) as u64 {
             let hint = self.hint.load(Ordering::Relaxed).min(groups.len());
             for number in (hint..groups.len()).chain(0..hint) {
-                let is_kept = kept.iter().any(|(_, kept)| *kept == number);
-                if is_kept {
+                if kept.contains(&number) {
                     self.pass(number);
                 } else if let Some(run) = self.take_from(&groups, number, most, least) {
                     return Some(run);
                 }
             }
         }
-        kept.sort_by_key(|(free, number)| (std::cmp::Reverse(free / EVEN_BLOCKS), *number));
-        kept.into_iter()
-            .find_map(|(_, number)| self.take_from(&groups, number, most, least))
+        let mut order = [kept.start, kept.start + 1];
+        if second / EVEN_BLOCKS > first / EVEN_BLOCKS {
+            order.reverse();
+        }
+        order
+            .into_iter()
+            .chain(0..groups.len())
+            .filter(|number| *number < groups.len())
+            .find_map(|number| self.take_from(&groups, number, most, least))
     }
 
     fn take_from(
@@ -384,7 +386,9 @@ impl Space {
             group.put(first..first + len, stale);
             drop(group);
             self.hint.fetch_min(number, Ordering::Relaxed);
-            self.note_pairs();
+            if stale {
+                self.note_pairs();
+            }
             self.gain(len);
         }
     }

@@ -75,9 +75,7 @@ impl Space {
             let found = if distance == GROUP_DISTANCE {
                 self.take_from_two(&groups)
             } else {
-                groups
-                    .iter()
-                    .find_map(|group| group.lock().take_pair(distance))
+                self.take_from_one(&groups, distance)
             };
             if let Some(addr) = found {
                 self.free.fetch_sub(2, Ordering::AcqRel);
@@ -91,6 +89,17 @@ impl Space {
         None
     }
 
+    /// Takes two blocks of one group.
+    fn take_from_one(&self, groups: &[Mutex<Group>], distance: u8) -> Option<BlockAddr> {
+        let last = &self.near_hints[usize::from(distance)];
+        let hint = last.load(Ordering::Relaxed).min(groups.len());
+        (hint..groups.len()).chain(0..hint).find_map(|number| {
+            let addr = groups[number].lock().take_pair(distance)?;
+            last.store(number, Ordering::Relaxed);
+            Some(addr)
+        })
+    }
+
     /// Takes two blocks at the same place of two neighbouring groups.
     fn take_from_two(&self, groups: &[Mutex<Group>]) -> Option<BlockAddr> {
         let pairs = groups.len() / 2;
@@ -101,7 +110,11 @@ impl Space {
             };
             let (mut first, mut second) = (first.lock(), second.lock());
             if let Some(addr) = take_same(&mut first, &mut second) {
-                self.pair_hint.store(pair, Ordering::Relaxed);
+                let before = self.pair_hint.swap(pair, Ordering::Relaxed);
+                if before != pair {
+                    // Data may have passed what is left there.
+                    self.hint.fetch_min(2 * before, Ordering::Relaxed);
+                }
                 return Some(addr);
             }
         }

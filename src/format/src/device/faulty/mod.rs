@@ -170,6 +170,12 @@ impl FaultyDevice {
         self.unreadable.write().insert(block.0);
     }
 
+    /// Returns true if a block is still unreadable.
+    #[must_use]
+    pub fn is_spoiled(&self, block: BlockAddr) -> bool {
+        self.unreadable.read().contains(&block.0)
+    }
+
     fn check_readable(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
         let blocks = blocks_of(offset_bytes, len_bytes);
         if self.unreadable.read().range(blocks).next().is_none() {
