@@ -112,6 +112,7 @@ fn bitmap() -> group::Bitmap {
 
 fn superblock() -> Vec<u8> {
     Superblock {
+        version: superblock::VERSION,
         clean: false,
         features: [0; 3],
         uuid: UUID,
@@ -129,6 +130,7 @@ fn superblock() -> Vec<u8> {
         next_volume_id: 2,
         created_ns: CREATED_NS,
         bitmaps_digest: group::digest(0, &bitmap()),
+        metadata_copies: 1,
     }
     .encode()
 }
@@ -307,6 +309,11 @@ fn shown_superblock() -> String {
         .number(8, 2, "id of the next volume")
         .number(8, CREATED_NS, "made, ns since 1970")
         .number(8, group::digest(0, &bitmap()), "digest of the bitmaps")
+        .number(
+            8,
+            1,
+            "copies in which map nodes and the catalogue are written",
+        )
         .zeros(4)
         .bytes(4, "CRC of the bytes before")
         .page()

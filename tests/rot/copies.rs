@@ -124,7 +124,10 @@ fn every_block_once(closed: bool) {
                     found += faults;
                 } else {
                     // In a closed pool nothing replaces the block before it is read.
-                    assert!(heals || !is_used, "{what}: it is still unreadable");
+                    assert!(
+                        heals || !is_used || !closed,
+                        "{what}: it is still unreadable"
+                    );
                 }
             }
         }
