@@ -64,7 +64,7 @@ fn shrinking_says_what_is_lost_and_is_done_only_when_asked_for() {
         let output = bench.run(["volume", "resize", "disk", "--size", unit, "--shrink"]);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains(&format!("write {unit}G")), "{said}");
+        assert!(said.contains(&format!("use {unit}G")), "{said}");
     }
     assert!(
         content(&bench, "disk") == bytes,
@@ -306,8 +306,8 @@ fn a_file_that_a_program_has_open_is_busy_and_becomes_no_second_writer() {
 
     // The same applies if the volume is not attached.
     let open = File::options().write(true).open(&path).unwrap();
-    bench.fails(["attach", "disk"], 1, "busy");
-    bench.fails(["attach", "disk", "--read-only"], 1, "busy");
+    bench.fails(["attach", "disk"], 1, "in use by");
+    bench.fails(["attach", "disk", "--read-only"], 1, "in use by");
     drop(open);
     // The other way round: first a device, then a program that opens the file for writing.
     bench.ok(["attach", "disk"]);
@@ -339,7 +339,7 @@ fn a_killed_worker_leaves_writers_known_to_its_successor() {
     let open = File::options().write(true).open(&path).unwrap();
     daemon.kill_worker();
     open.write_all_at(&[1; 4096], 0).unwrap();
-    bench.fails(["attach", "disk"], 1, "busy");
+    bench.fails(["attach", "disk"], 1, "in use by");
     drop(open);
     bench.ok(["attach", "disk"]);
     daemon.kill_worker();

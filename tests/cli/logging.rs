@@ -212,7 +212,7 @@ fn sighup_opens_the_log_again_in_both_processes() {
     fs::rename(&log, &moved).unwrap();
     daemon.signal("HUP");
     let said = |what: &str| fs::read_to_string(&log).is_ok_and(|text| text.contains(what));
-    eventually("the log at its name", || said("opened again"));
+    eventually("the log at its name", || said("reopened the log"));
     let before = fs::read_to_string(&moved).unwrap();
     daemon.stop();
     // "stopped" comes from the worker.

@@ -171,7 +171,7 @@ fn pipes_carry_volumes_of_unknown_size() {
         fs::read(&appended).unwrap()[6..] == bytes,
         "the appended bytes differ"
     );
-    bench.fails(["volume", "import", "none", "/dev/null"], 1, "no bytes");
+    bench.fails(["volume", "import", "none", "/dev/null"], 1, "it is empty");
     assert_eq!(bench.volumes(), ["disk"]);
 }
 

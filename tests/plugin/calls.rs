@@ -78,7 +78,7 @@ fn what_makes_no_sense_is_refused_with_its_reason() {
         driver.refused("Create", &create("x", options), why);
     }
     for name in ["", "..", "a/b", "ä", &"a".repeat(251)] {
-        driver.refused("Create", &create(name, json!(null)), "no name");
+        driver.refused("Create", &create(name, json!(null)), "not a valid name");
     }
     driver
         .bench
