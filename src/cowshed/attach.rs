@@ -3,10 +3,10 @@
 use super::console::Console;
 use super::failure::Usage;
 use super::kept_names;
-use super::open_pool::OpenPool;
 use super::output::{Column, counted};
 use super::sectors;
 use anyhow::Context;
+use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::attach::{Attach, Command, Kind, SectorSize};
 use cowshed_engine::{Pool, Volume};
 use cowshed_export::{AttachKind, AttachOptions, Attachment};

@@ -4,7 +4,6 @@
 //! daemon: a command cannot tell the difference, and need not. Results go to the output, all other
 //! text to the error stream. This module does not know what the results mean.
 
-use super::logging;
 use super::output::{self, Column};
 use super::progress::Progress;
 use super::streams::{Input, Output};
@@ -22,12 +21,20 @@ const MESSAGE_TIME_MS: u16 = 1000;
 /// Returns the style with the properties of this process's own error stream.
 #[must_use]
 pub(super) fn on_this_terminal(mut style: Style) -> Style {
-    if io::stderr().is_terminal() && logging::may_use_escapes() {
+    if takes_escapes() {
         const USUAL_COLUMNS: u16 = 80;
         let columns = comfy_table::Table::new().use_stderr().width();
         style.terminal_columns = Some(columns.unwrap_or(USUAL_COLUMNS));
     }
     style
+}
+
+/// Returns true if the error stream is a terminal that takes escapes (`TERM` names one that does),
+/// and its user wants them (`NO_COLOR` is unset or empty).
+pub(super) fn takes_escapes() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
 /// The reader of the results has closed its end, so nothing can be reported to it.

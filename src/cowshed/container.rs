@@ -3,11 +3,11 @@
 use super::console::{Console, output_error};
 use super::failure::Usage;
 use super::image;
-use super::open_pool::OpenPool;
 use super::output::{Column, time};
 use super::removal;
 use super::streams::Output;
 use anyhow::Context;
+use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::CopySide;
 use cowshed_daemon::request::container::{Command, Copy, Create, MountAt};
 use cowshed_format::base::size::human;

@@ -2,9 +2,7 @@
 
 use super::arguments::size::Size;
 use super::failure::Usage;
-use anyhow::Context;
 use clap::Args;
-use cowshed_daemon::Listening;
 use cowshed_daemon::request::HostPath;
 use cowshed_daemon::snapshotter::{MountMode, Options};
 use cowshed_host as container;
@@ -47,21 +45,6 @@ impl Containerd {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Listens on the socket for containerd, if the option is given.
-    ///
-    /// # Errors
-    /// The host's error.
-    pub(super) fn listen(&self) -> anyhow::Result<Option<Listening>> {
-        let Some(path) = &self.containerd_socket else {
-            return Ok(None);
-        };
-        let what = || format!("listen on {path}");
-        if let Some(folder) = path.as_path().parent() {
-            std::fs::create_dir_all(folder).with_context(what)?;
-        }
-        Listening::bind(path.as_path()).map(Some).with_context(what)
     }
 
     /// Returns the services' options.

@@ -1,10 +1,12 @@
 //! The end of a command that failed: one line on the error stream, and an exit status.
 
 use super::console::OutputClosed;
+use cowshed_daemon::open_pool::NeedsDaemon;
 use cowshed_daemon::protocol::{ProtocolError, VERSION};
 use cowshed_export::ExportError;
 use cowshed_format::base::{self, printable};
 use cowshed_host as container;
+use std::borrow::Cow;
 use std::fmt;
 
 /// The result of a command, as the shell sees it.
@@ -103,8 +105,11 @@ fn is_damage(cause: &Cause) -> bool {
 
 /// Returns the option of the command line that helps against the cause, if there is one: the crates
 /// below know no options.
-fn hint(cause: &Cause) -> Option<&'static str> {
-    match (of_engine(cause), of_export(cause)) {
+fn hint(cause: &Cause) -> Option<Cow<'static, str>> {
+    if let Some(NeedsDaemon(pool)) = cause.downcast_ref() {
+        return Some(format!("; run `cowshed --pool {pool} serve` first").into());
+    }
+    let hint = match (of_engine(cause), of_export(cause)) {
         (Some(base::Error::DeviceNotEmpty { .. }), _) => Some("; use --force to overwrite it"),
         (_, Some(ExportError::NoRings)) => Some("; use --fuse threads"),
         (_, Some(ExportError::RingsDisabled)) => Some(", or use --fuse threads"),
@@ -112,7 +117,8 @@ fn hint(cause: &Cause) -> Option<&'static str> {
             Some(", or attach each with --shared if its users share it knowingly")
         }
         _ => hint_on_protocol(cause.downcast_ref()?),
-    }
+    };
+    hint.map(Cow::Borrowed)
 }
 
 /// Returns the way to replace an older daemon, which understands the request to hand over.
@@ -143,7 +149,7 @@ pub(super) fn line(error: &anyhow::Error) -> Option<String> {
         }
     }
     if let Some(hint) = error.chain().find_map(hint) {
-        line.push_str(hint);
+        line.push_str(&hint);
     }
     Some(OneLine(&line).to_string())
 }

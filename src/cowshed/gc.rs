@@ -6,12 +6,12 @@
 //! a running command.
 
 use super::console::Console;
-use super::open_pool::{OpenPool, clear_folder};
 use super::output::{Column, counted};
-use super::state::StateFolder;
 use anyhow::Context;
+use cowshed_daemon::open_pool::{OpenPool, clear_folder};
 use cowshed_daemon::request::gc::Gc;
 use cowshed_daemon::snapshotter;
+use cowshed_daemon::state_folder::StateFolder;
 use cowshed_engine::{Pool, RemovedVolume, VolumeInfo};
 use cowshed_format::base::size::human;
 use cowshed_format::base::{self, VolumeId};

@@ -2,12 +2,12 @@
 
 use super::console::{Console, output_error};
 use super::failure::Usage;
-use super::open_pool::OpenPool;
 use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
 use super::removal;
 use super::streams::{Input, Output};
 use anyhow::Context;
+use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::FileOrPipe;
 use cowshed_daemon::request::image::{self as request, Command, Export, Import};
 use cowshed_format::base::Name;

@@ -2,9 +2,8 @@
 //!
 //! # Invariants
 //! - The volume gets its name only once all bytes are in it, in one transaction with the removal of
-//!   its label. Until then it has a generated name and the label `UNFINISHED`.
-//! - A volume with that label belongs to a running import. When the pool is opened no import runs,
-//!   so `remove_unfinished` removes what a killed import left.
+//!   its label. Until then it has a generated name and the label of `cowshed_daemon::unfinished`,
+//!   which removes it if the import is killed.
 
 use super::console::Console;
 use super::disk_image::{HEAD_BYTES, TAIL_BYTES, recognise};
@@ -13,6 +12,7 @@ use super::{kept_names, sectors};
 use anyhow::Context;
 use cowshed_daemon::request::volume::Import as Wanted;
 use cowshed_daemon::request::{FileOrPipe, HostPath};
+use cowshed_daemon::unfinished;
 use cowshed_engine::{Labels, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_sys::extent;
@@ -22,8 +22,6 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
-/// Marks a volume whose import has not ended.
-const UNFINISHED: &str = "cowshed.unfinished";
 /// Number of bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// The initial size of a volume whose final size is not known; it is doubled when reached.
@@ -40,10 +38,10 @@ pub(super) fn import(wanted: &Wanted, pool: &Pool, console: &Console) -> anyhow:
     let name = Name::new(name).with_context(what)?;
     kept_names::refuse(&name).with_context(what)?;
     refuse_taken(&name, pool).with_context(what)?;
-    let unfinished = Unfinished::create(pool).with_context(what)?;
+    let new = Unfinished::create(pool).with_context(what)?;
     let import = Import {
         pool,
-        volume: &unfinished.volume,
+        volume: &new.volume,
         console,
         wanted,
     };
@@ -55,20 +53,7 @@ pub(super) fn import(wanted: &Wanted, pool: &Pool, console: &Console) -> anyhow:
         FileOrPipe::File(path) => import.copy_path(path),
     };
     copied.with_context(what)?;
-    unfinished.finish(&name).with_context(what)
-}
-
-/// Removes what killed imports left. Only for a caller that has just opened the pool.
-///
-/// # Errors
-/// The engine's error.
-pub(super) fn remove_unfinished(pool: &Pool) -> cowshed_format::base::Result<()> {
-    for info in pool.volumes() {
-        if info.labels.contains_key(UNFINISHED) {
-            pool.remove(&pool.volume_by_id(info.id)?)?;
-        }
-    }
-    Ok(())
+    new.finish(&name).with_context(what)
 }
 
 /// Returns the error that `finish` would return for a taken name, before any data is copied.
@@ -91,7 +76,7 @@ impl<'a> Unfinished<'a> {
         let name = Name::new(&format!("unfinished/{:032x}", rand::random::<u128>()))?;
         let mut transaction = pool.transaction();
         let id = transaction.create_volume(&name, FIRST_SIZE_BYTES);
-        let label = (UNFINISHED.to_owned(), "import".to_owned());
+        let label = (unfinished::LABEL.to_owned(), "import".to_owned());
         transaction.set_labels(id, Labels::from([label]));
         transaction.commit()?;
         Ok(Self {

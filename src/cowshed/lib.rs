@@ -1,19 +1,41 @@
-//! The `cowshed` command: its arguments, and the implementation of its subcommands.
+//! The `cowshed` command: it parses arguments, carries out commands and shows their results.
 //!
-//! There is one file for each command or group of commands. If a daemon has the pool open, the
-//! parsed command is sent to it and the same code runs there (`remote`); else this process opens
-//! the pool.
+//! A command that works on an open pool is a request (`cowshed_daemon::request`). If a daemon has
+//! the pool open, the request is sent to it and the same code runs there (`daemon_program`); else
+//! this process opens the pool (`remote`). What a daemon is, and how it goes on when it dies, is in
+//! `cowshed_daemon`.
+//!
+//! # Where a new command goes
+//! 1. Its request, with the meaning and default of each field, in `src/daemon/src/request`; a text
+//!    of it in `tests.rs` there. A change of an existing one raises the protocol's version.
+//! 2. Its arguments and help, and their conversion into the request, in `arguments`.
+//! 3. What it does and shows, in the file of its group (`volume`, `image`, …), called by `remote`.
+//!
+//! A command that needs no open pool (`offline`, `quickstart`) has neither request nor conversion.
 //!
 //! # Invariants
+//! - Only `arguments`, `serve`, `command_line` and the commands without an open pool see the types of
+//!   `clap`.
 //! - Results go to the standard output, all other output to the standard error.
 //! - A failure is one line on the standard error, or with `--json` one JSON document;
 //!   `failure::Exit` says what each exit status means.
+//!
+//! # Modules
+//! | what | modules |
+//! |---|---|
+//! | from arguments to a request, and where it runs | `arguments`, `open`, `remote`, `signals` |
+//! | commands | `pool`, `scrub`, `offline`; `volume`, `resize`, `import_volume`, `export_volume`; `attach`; `image`; `container`; `gc`; `quickstart` |
+//! | the daemon | `serve` with `full`, `fuse` and `containerd`; `daemon_program`; `upgrade`, `running` |
+//! | streams and results | `console`, `output`, `progress`, `streams`, `part_file`, `failure`, `wrong_usage`, `command_log` |
+//! | rules for names and contents | `kept_names`, `sectors`, `disk_image`, `removal` |
 
 mod arguments;
 mod attach;
+mod command_log;
 mod console;
 mod container;
 mod containerd;
+mod daemon_program;
 mod disk_image;
 mod export_volume;
 mod failure;
@@ -22,16 +44,11 @@ mod fuse;
 mod gc;
 mod image;
 mod import_volume;
-mod keep;
 mod kept_names;
-mod logging;
 mod offline;
 mod open;
-mod open_pool;
 mod output;
-mod panics;
 mod part_file;
-mod plugin;
 mod pool;
 mod progress;
 mod quickstart;
@@ -43,11 +60,9 @@ mod scrub;
 mod sectors;
 mod serve;
 mod signals;
-mod state;
 mod streams;
 mod upgrade;
 mod volume;
-mod work;
 mod wrong_usage;
 
 use anyhow::Context;
@@ -57,6 +72,7 @@ use clap::{CommandFactory, Parser};
 use console::Console;
 use cowshed_daemon::keeper::own_arguments;
 use cowshed_daemon::request::{Command as Request, HostPath};
+use cowshed_daemon::{log, panics};
 use cowshed_format::base::Cancel;
 use failure::Exit;
 use open::Place;
@@ -103,7 +119,7 @@ pub fn main() -> ExitCode {
         Some(is_awaited) => finish_daemon(ran, &console, is_awaited),
         None => finish(ran, &console),
     };
-    logging::flush();
+    log::flush();
     ExitCode::from(status)
 }
 
@@ -122,12 +138,16 @@ fn start_log(arguments: &Arguments) -> anyhow::Result<()> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
     match &arguments.command {
         Command::Serve(serve) if serve.is_daemon() => {
-            let log = serve.log.as_ref();
-            logging::of_daemon(filter, log.map(HostPath::as_path))
-                .with_context(|| log.map_or("start the log".into(), |log| format!("log {log}")))?;
+            let path = serve.log.as_ref();
+            log::start(
+                filter,
+                path.map(HostPath::as_path),
+                console::takes_escapes(),
+            )
+            .with_context(|| path.map_or("start the log".into(), |path| format!("log {path}")))?;
             panics::end_the_process();
         }
-        _ => logging::of_command(filter),
+        _ => command_log::start(filter),
     }
     Ok(())
 }
@@ -182,7 +202,7 @@ fn finish_daemon(ended: anyhow::Result<Exit>, console: &Console, is_awaited: boo
     if let Err(error) = &ended
         && let Some(line) = failure::line(error)
     {
-        logging::complain(&failure::shown(
+        log::complain(&failure::shown(
             &line,
             Exit::of(error),
             console.style().json,

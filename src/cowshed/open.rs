@@ -1,10 +1,10 @@
 //! Finding the pool that a command means, and opening it.
 
 use super::failure::Usage;
-use super::import_volume::remove_unfinished;
 use cowshed_daemon::request::HostPath;
-use cowshed_engine::{FullOptions, Notes, OpenOptions, Pool};
-use cowshed_format::base::{self, Error, Generation};
+use cowshed_daemon::unfinished;
+use cowshed_engine::{OpenOptions, Pool};
+use cowshed_format::base::{self, Error};
 use cowshed_format::device::{FileDevice, FileOptions};
 use std::io;
 use std::sync::Arc;
@@ -102,8 +102,8 @@ impl Place {
             }
             opened => opened?,
         };
-        let pool = Self::open_on(device, FullOptions::default(), None, Notes::default())?;
-        remove_unfinished(&pool)?;
+        let pool = Pool::open(Arc::new(device), &OpenOptions::default())?;
+        unfinished::remove(&pool)?;
         Ok(pool)
     }
 
@@ -118,26 +118,6 @@ impl Place {
             ..OpenOptions::default()
         };
         let device = FileDevice::open(self.pool.as_path(), file)?;
-        Pool::open(Arc::new(device), &options)
-    }
-
-    /// Opens the pool on its device, without removing what killed commands left. `resumes` is what
-    /// a predecessor noted, `notes` receives what a successor has to know.
-    ///
-    /// # Errors
-    /// Like those of `open`.
-    pub(super) fn open_on(
-        device: FileDevice,
-        full: FullOptions,
-        resumes: Option<Generation>,
-        notes: Notes,
-    ) -> base::Result<Pool> {
-        let options = OpenOptions {
-            full,
-            resumes,
-            notes,
-            ..OpenOptions::default()
-        };
         Pool::open(Arc::new(device), &options)
     }
 }

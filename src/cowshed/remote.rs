@@ -3,25 +3,18 @@
 use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
-use super::open_pool::OpenPool;
 use super::streams::is_block_device;
-use super::{attach, container, finish, gc, image, pool, signals, upgrade, volume};
+use super::{attach, container, gc, image, pool, signals, volume};
 use anyhow::Context;
-use cowshed_daemon::keeper::{self, ToKeeper};
+use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::protocol::ProtocolError;
-use cowshed_daemon::request::{
-    Command, FileOrPipe, Request, image as images, serving, volume as volumes,
-};
-use cowshed_daemon::{Client, Connection, Handler, Session};
-use cowshed_export::{ExportError, Transport};
-use cowshed_format::base::{Cancel, Error};
-use std::ffi::OsString;
+use cowshed_daemon::request::{Command, FileOrPipe, image as images, serving, volume as volumes};
+use cowshed_daemon::{Client, Connection};
+use cowshed_format::base::Error;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,8 +41,9 @@ pub(super) fn run_anywhere(
         if let Connection::Daemon(client) = connection {
             return run_in_daemon(&client, command, place, console);
         }
-        match OpenPool::open(place) {
-            Ok(open_pool) => {
+        match place.open() {
+            Ok(pool) => {
+                let open_pool = OpenPool::of_command(pool, place.pool.clone());
                 if open_pool.pool().is_read_only() {
                     let pool = &place.pool;
                     console.message(&format!(
@@ -162,7 +156,14 @@ fn run_here(command: &Command, open_pool: OpenPool, console: &Console) -> anyhow
 }
 
 /// Runs `command` on an open pool, as work that the console's token cancels.
-fn run(command: &Command, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The command's error, or that it was interrupted.
+pub(super) fn run(
+    command: &Command,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<()> {
     let ran = console
         .cancel()
         .during(|| run_to_its_end(command, open_pool, console));
@@ -198,76 +199,5 @@ fn run_to_its_end(
         Command::Serving(_) => {
             anyhow::bail!("only a daemon can be upgraded")
         }
-    }
-}
-
-/// Runs the commands that the daemon receives.
-pub(super) struct Commands {
-    open_pool: Arc<OpenPool>,
-    control: Arc<ToKeeper>,
-    running: serving::Running,
-}
-
-impl Commands {
-    /// Returns the handler of commands on `open_pool`, in the daemon that was started as `running`.
-    pub(super) const fn new(
-        open_pool: Arc<OpenPool>,
-        control: Arc<ToKeeper>,
-        running: serving::Running,
-    ) -> Self {
-        Self {
-            open_pool,
-            control,
-            running,
-        }
-    }
-
-    /// Makes the daemon hand over to the program in `file`, if that program can take over.
-    fn hand_over(&self, file: &OwnedFd, arguments: &[OsString]) -> anyhow::Result<()> {
-        if self.control.is_keeper_gone() {
-            anyhow::bail!("the daemon's keeper is gone; stop the daemon and start it again");
-        }
-        let export = self.open_pool.daemon_export()?;
-        if export.transport() == Transport::IoUring {
-            let dir = export.mount_point().to_owned();
-            return Err(ExportError::NoSuccessor { dir }.into());
-        }
-        let version = upgrade::ask(file)?;
-        tracing::info!(version, "asked to hand over");
-        self.control
-            .prepare(file.as_fd(), arguments)
-            .context("ask the keeper to hand over")
-    }
-}
-
-impl Handler for Commands {
-    type Request = Request;
-    type Cancel = Cancel;
-
-    fn run(&self, session: Session<Self::Request, Cancel>) -> u8 {
-        let Request { style, command } = session.request;
-        let file = session.streams[0].try_clone();
-        let console = Console::new(session.streams, style, session.cancel);
-        let ran = match (command, file) {
-            // The client passes its program as the input.
-            (Command::Serving(serving::Command::Upgrade), Ok(file)) => {
-                self.hand_over(&file, &keeper::plain_arguments())
-            }
-            (Command::Serving(serving::Command::UpgradeWith { arguments }), Ok(file)) => {
-                let arguments = arguments.into_iter().map(OsString::from_vec);
-                self.hand_over(&file, &arguments.collect::<Vec<_>>())
-            }
-            (Command::Serving(serving::Command::Running), _) => {
-                let text = serde_json::to_string(&self.running);
-                text.map_err(Into::into)
-                    .and_then(|text| console.print(&text))
-            }
-            (command, _) => run(&command, &self.open_pool, &console),
-        };
-        finish(ran.map(|()| Exit::Done), &console)
-    }
-
-    fn cancel(cancel: &Cancel) {
-        cancel.cancel();
     }
 }

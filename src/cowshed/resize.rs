@@ -2,7 +2,7 @@
 //! data beyond the new end, so that is done only on request, and never while the volume is in use.
 
 use super::kept_names;
-use super::open_pool::OpenPool;
+use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::volume::Resize;
 use cowshed_engine::Volume;
 use cowshed_format::base;

@@ -1,8 +1,9 @@
 //! `cowshed serve`: the daemon, which keeps a pool open, its volumes mounted, and its socket ready.
 //!
 //! Without `--foreground` the command starts itself again in a new session, waits until that
-//! process is ready or has failed, and reports which. The new process is the keeper (`keep`), which
-//! starts the worker (`work`).
+//! process is ready or has failed, and reports which. The new process is the keeper
+//! (`cowshed_daemon::keeper`), which starts the worker (`cowshed_daemon::worker`); both have their
+//! options from `Serve::options`, and their commands and words from `daemon_program`.
 //!
 //! Stopping (SIGTERM or SIGINT): the daemon takes no further command, cancels running ones,
 //! unmounts containers and volumes, and closes the pool. It names what is in use and retries for a
@@ -11,14 +12,16 @@
 
 use super::console::Console;
 use super::containerd::Containerd;
+use super::daemon_program::DaemonProgram;
 use super::failure::{Damage, Exit};
 use super::full::Full;
 use super::fuse::Fuse;
 use super::open::Place;
-use super::{keep, logging, upgrade, work};
+use super::upgrade;
 use anyhow::Context;
 use clap::Args;
 use cowshed_daemon::request::{HostPath, Style};
+use cowshed_daemon::{ServeOptions, keeper, log, takeover, worker};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
@@ -116,6 +119,24 @@ impl Serve {
         arguments
     }
 
+    /// Returns the options of the daemon.
+    ///
+    /// # Errors
+    /// When the pool is of a kind for which one of them is not possible.
+    fn options(&self, place: &Place) -> anyhow::Result<ServeOptions> {
+        Ok(ServeOptions {
+            pool: place.pool.clone(),
+            socket: place.socket.clone(),
+            mount: self.mount.clone(),
+            direct: self.direct,
+            transport: self.fuse.unwrap_or_default().transport(),
+            full: self.full.options(place)?,
+            containerd_socket: self.containerd.containerd_socket.clone(),
+            snapshots: self.containerd.options(),
+            docker_plugin_socket: self.docker_plugin_socket.clone(),
+        })
+    }
+
     /// Returns true if anything but the upgrade itself is asked for.
     fn changes_options(&self) -> bool {
         let nothing = ["serve", "--foreground"].map(OsString::from);
@@ -198,7 +219,8 @@ impl Ready {
 /// Any reason why the daemon cannot serve or stop cleanly.
 pub(super) fn serve(serve: &Serve, place: &Place, console: &Console) -> anyhow::Result<Exit> {
     if let Some(question) = &serve.can_take_over {
-        return upgrade::answer(question, console).map(|()| Exit::Done);
+        let answer = takeover::answer(question)?;
+        return console.print(&format!("{answer}\n")).map(|()| Exit::Done);
     }
     if serve.upgrade {
         let asked = serve.changes_options().then_some(serve);
@@ -208,24 +230,34 @@ pub(super) fn serve(serve: &Serve, place: &Place, console: &Console) -> anyhow::
     if !nix::unistd::geteuid().is_root() {
         anyhow::bail!("serve: mounting and attaching volumes needs root; run it as root");
     }
-    if let Some(told) = &serve.worker {
-        work::work(serve, told, place, console.style()).map(|()| Exit::Done)
-    } else if serve.foreground {
-        keep::keep(serve, place, console)
-    } else {
-        start_detached(serve, place, console).map(|()| Exit::Done)
+    if !serve.foreground {
+        return start_detached(serve, place, console).map(|()| Exit::Done);
     }
+    if let Some(told) = &serve.keeper {
+        let status = keeper::take_over::<DaemonProgram<'_>>(told)?;
+        return Ok(Exit::from_status(status));
+    }
+    let options = serve.options(place)?;
+    let program = DaemonProgram::new(serve, place, console);
+    if let Some(told) = &serve.worker {
+        return worker::run(&options, told, serve.standby, &program).map(|()| Exit::Done);
+    }
+    if serve.detached {
+        // Fails only if the parent has already made this process a group leader.
+        let _ = nix::unistd::setsid();
+    }
+    keeper::run(&options, &program).map(Exit::from_status)
 }
 
 /// Starts this program again in the background and waits until it is ready.
 fn start_detached(serve: &Serve, place: &Place, console: &Console) -> anyhow::Result<()> {
     let named = serve.log.as_ref().map(|log| log.as_path().to_owned());
-    let named = named.unwrap_or_else(|| logging::default_log(place.pool.as_path()));
-    let log = HostPath::new(logging::resolve(&named))?;
+    let named = named.unwrap_or_else(|| log::default_log(place.pool.as_path()));
+    let log = HostPath::new(log::resolve(&named))?;
     let what = || format!("log {log}");
-    logging::make_folder(log.as_path()).with_context(what)?;
+    log::make_folder(log.as_path()).with_context(what)?;
     let mut command = detached_command(serve, place, console.style())?;
-    match logging::open_stream(log.as_path()).with_context(what)? {
+    match log::open_stream(log.as_path()).with_context(what)? {
         Some(stream) => command.stderr(stream),
         None => command
             .arg("--log")

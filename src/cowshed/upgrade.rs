@@ -1,10 +1,11 @@
-//! `cowshed serve --upgrade`: the running daemon hands over to this program.
+//! `cowshed serve --upgrade`: makes the running daemon hand over to this program.
 //!
-//! The client sends its own program as an open file, with arguments if options are to change. The
-//! daemon asks that program whether it can take over, and the keeper starts it beside the worker
-//! that serves. Once it has read the pool, the worker stops serving without unmounting anything,
-//! and the new program goes on. If the new program does not come to serve, the old one follows it.
-//! The client waits, and asks the daemon that then serves for the result.
+//! This program, the client, sends its own program as an open file, with arguments if options are to
+//! change. The daemon asks that program (`cowshed_daemon::takeover`) whether it can take over, and
+//! the keeper starts it beside the worker that serves. Once it has read the pool, the worker stops
+//! serving without unmounting anything, and the new program goes on. If the new program does not
+//! come to serve, the old one follows it. The client waits, and asks the daemon that then serves for
+//! the result.
 
 use super::console::Console;
 use super::failure::Exit;
@@ -13,133 +14,22 @@ use super::output::facts;
 use super::running;
 use super::serve::Serve;
 use anyhow::Context;
-use cowshed_daemon::keeper::{HANDOVER, Serving, is_understood};
+use cowshed_daemon::keeper::Serving;
 use cowshed_daemon::request::Command as Request;
 use cowshed_daemon::request::serving::{self, Running};
 use cowshed_daemon::{Answer, Client, Connection};
-use cowshed_engine as engine;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The time within which a program must say whether it can take over.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// The longest reply.
-const ANSWER_BYTES_MAX: u64 = 4096;
 /// The maximum time of the whole hand-over; a program that does not serve is given up earlier.
 const HAND_OVER_TIME: Duration = Duration::from_secs(120);
 /// The interval at which the daemon is asked meanwhile.
 const HAND_OVER_POLL: Duration = Duration::from_millis(50);
-
-/// The question to a program.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Question {
-    handover: u32,
-    format: u32,
-}
-
-/// The reply of a program that can take over.
-#[derive(Debug, Serialize, Deserialize)]
-struct CanTakeOver {
-    version: String,
-}
-
-/// Replies to the question whether this program can take over from the daemon.
-///
-/// # Errors
-/// The reason why it cannot.
-pub(super) fn answer(question: &str, console: &Console) -> anyhow::Result<()> {
-    let question: Question =
-        serde_json::from_str(question).context("parse the daemon's question")?;
-    let Question { handover, format } = question;
-    if !is_understood(handover) {
-        anyhow::bail!("the running daemon's hand-over has version {handover}, not {HANDOVER}");
-    }
-    if format != engine::FORMAT_VERSION {
-        let known = engine::FORMAT_VERSION;
-        anyhow::bail!("the running daemon's pools have format {format}, not {known}");
-    }
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    let text = serde_json::to_string(&CanTakeOver { version })?;
-    console.print(&format!("{text}\n"))
-}
-
-/// Asks the program in `file` whether it can take over; returns its version.
-///
-/// # Errors
-/// The reason why it cannot, as far as the program reports it.
-pub(super) fn ask(file: &OwnedFd) -> anyhow::Result<String> {
-    let question = serde_json::to_string(&Question {
-        handover: HANDOVER,
-        format: engine::FORMAT_VERSION,
-    })?;
-    let mut child = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
-        .args(["serve", "--can-take-over", &question])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .context("run the new program")?;
-    let output = child
-        .stdout
-        .take()
-        .context("read the new program's reply")?;
-    let answered = read_answer(&output);
-    // It has replied, or took too long; children that it started may still hold its streams.
-    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
-    let _ = child.kill();
-    let ended = child
-        .wait_with_output()
-        .context("read the new program's reply")?;
-    let parsed = answered
-        .as_ref()
-        .ok()
-        .and_then(|text| serde_json::from_str(text).ok());
-    if let Some(CanTakeOver { version }) = parsed {
-        return Ok(version);
-    }
-    let said = String::from_utf8_lossy(&ended.stderr);
-    let is_late = matches!(&answered, Err(error) if error.kind() == io::ErrorKind::TimedOut);
-    let nothing = if is_late {
-        "it does not answer"
-    } else {
-        "its reply is not valid"
-    };
-    let reason = said.lines().next_back().unwrap_or(nothing);
-    anyhow::bail!("the new program cannot take over: {reason}")
-}
-
-/// Reads the reply to its end, within the time limit.
-fn read_answer(output: &(impl AsFd + ?Sized)) -> io::Result<String> {
-    let deadline = Instant::now() + ANSWER_TIME;
-    let mut reader = File::from(output.as_fd().try_clone_to_owned()?);
-    let mut bytes = Vec::new();
-    while bytes.len() as u64 <= ANSWER_BYTES_MAX {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, timeout)? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let mut piece = [0; 512];
-        match reader.read(&mut piece)? {
-            0 => break,
-            len => bytes.extend_from_slice(&piece[..len]),
-        }
-    }
-    String::from_utf8(bytes).map_err(io::Error::other)
-}
 
 /// Makes the daemon hand over to this program, and reports which process serves then.
 ///

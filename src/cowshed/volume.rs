@@ -1,10 +1,10 @@
 //! `cowshed volume …`: thin volumes, snapshots and clones.
 
 use super::console::Console;
-use super::open_pool::OpenPool;
 use super::output::{Column, exact, facts, time};
 use super::{export_volume, import_volume, kept_names, removal, resize, sectors};
 use anyhow::Context;
+use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::volume::Command;
 use cowshed_engine::{
     Extent, ExtentKind, Labels, Pool, RemovedVolume, Volume, VolumeInfo, VolumeKind,

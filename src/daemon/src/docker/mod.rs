@@ -4,7 +4,8 @@
 //! over HTTP to it. Each volume is a data volume of the pool (`container`): a thin ext4 of its own,
 //! `data/NAME` among the pool's volumes, so that it can be snapshotted and cloned there.
 //!
-//! - `wire` has the messages, `driver` implements the calls, `server` has the socket.
+//! - `wire` has the messages, `driver` implements the calls, `server` has the socket, `plugin` is what the worker
+//!   starts and stops.
 //!
 //! # Invariants
 //! - Every call may be repeated: Docker does so when it got no reply.
@@ -15,7 +16,9 @@
 //! Source: Docker's "Docker volume plugins" and "Docker Plugin API".
 
 mod driver;
+mod plugin;
 mod server;
 mod wire;
 
+pub(crate) use plugin::Plugin;
 pub use server::Server;

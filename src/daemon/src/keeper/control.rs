@@ -45,7 +45,7 @@ pub(super) enum Message {
 
 /// A message from a keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToWorker {
+pub(crate) enum ToWorker {
     /// To a worker that has sent `Prepared`: no other worker serves any more, so start.
     Start(Serving),
     /// To the worker that serves: the next worker is prepared; leave everything to it.
@@ -67,7 +67,7 @@ pub struct ToKeeper {
 impl ToKeeper {
     /// Wraps the socket that the keeper left open for this worker.
     #[must_use]
-    pub fn new(socket: OwnedFd) -> Self {
+    pub(crate) fn new(socket: OwnedFd) -> Self {
         Self {
             socket: socket.into(),
         }
@@ -159,7 +159,7 @@ impl ToKeeper {
 
     /// Waits for the keeper's next message; `None` once the keeper is gone. Only one thread at a
     /// time may call this.
-    pub fn hear(&self) -> Option<ToWorker> {
+    pub(crate) fn hear(&self) -> Option<ToWorker> {
         // Byte by byte, so that no byte of the next line is consumed: lines are few and short.
         let mut reader = BufReader::with_capacity(1, &self.socket);
         loop {

@@ -9,7 +9,7 @@
 //!   pause of `pause_max`.
 
 use super::control::{Message, ToWorker};
-use super::worker::{Program, Start, Worker, kill_group};
+use super::worker_process::{Program, Start, Worker, kill_group};
 use super::{Keeper, Owner, State, describe, has_ended, is_over, notify, reap};
 use nix::poll::{PollFd, PollFlags};
 use std::os::fd::AsFd;

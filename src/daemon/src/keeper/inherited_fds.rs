@@ -20,19 +20,19 @@ use std::time::Duration;
 
 /// Raised when the meaning of what is handed over changes, in these values or in the handover
 /// state.
-pub const HANDOVER: u32 = 3;
+pub(crate) const HANDOVER: u32 = 3;
 /// The oldest hand-over that this program can receive: it differs only in where the arguments are,
 /// which does not concern the receiver.
 const HANDOVER_OLDEST: u32 = 2;
 
 /// Returns true if this program can take over from a program with this `handover`.
 #[must_use]
-pub const fn is_understood(handover: u32) -> bool {
+pub(crate) const fn is_understood(handover: u32) -> bool {
     HANDOVER_OLDEST <= handover && handover <= HANDOVER
 }
 
 /// The descriptors and paths that the keeper holds for its workers.
-pub struct InheritedFds {
+pub(crate) struct InheritedFds {
     /// The pool's file, locked.
     pub pool: File,
     /// The folder of mounts.
@@ -53,7 +53,7 @@ pub struct InheritedFds {
 
 /// `InheritedFds` as plain values, for a process that inherits the descriptors.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct InheritedFdParts {
+pub(crate) struct InheritedFdParts {
     pool: RawFd,
     /// The bytes of the path, which may not be text.
     folder: Vec<u8>,
@@ -69,7 +69,7 @@ pub struct InheritedFdParts {
 impl InheritedFds {
     /// Returns the values that another process needs to take the descriptors.
     #[must_use]
-    pub fn parts(&self) -> InheritedFdParts {
+    pub(crate) fn parts(&self) -> InheritedFdParts {
         InheritedFdParts {
             pool: self.pool.as_raw_fd(),
             folder: self.folder.as_os_str().as_bytes().to_vec(),
@@ -88,7 +88,7 @@ impl InheritedFds {
     ///
     /// # Errors
     /// When a descriptor is not of the expected kind.
-    pub fn take(parts: InheritedFdParts) -> io::Result<Self> {
+    pub(crate) fn take(parts: InheritedFdParts) -> io::Result<Self> {
         Ok(Self {
             pool: descriptors::inherited(parts.pool)?.into(),
             folder: PathBuf::from(OsString::from_vec(parts.folder)),
@@ -127,7 +127,7 @@ fn take_listening(number: RawFd) -> io::Result<Listening> {
 impl InheritedFdParts {
     /// Returns true if the keeper, not a service manager, removes the socket's file in the end.
     #[must_use]
-    pub const fn keeps_socket_file(&self) -> bool {
+    pub(crate) const fn keeps_socket_file(&self) -> bool {
         self.keeps_socket_file
     }
 }
@@ -154,7 +154,7 @@ pub struct Serving {
 
 /// The information that a worker is started with.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Told {
+pub(crate) struct Told {
     /// `HANDOVER` of the keeper.
     pub handover: u32,
     /// The keeper's part; the worker fills in `worker` and `version`.
@@ -228,6 +228,6 @@ impl Drop for LeftOpen<'_> {
 ///
 /// # Errors
 /// When it was not left open.
-pub fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
     descriptors::inherited(number)
 }

@@ -13,28 +13,28 @@
 //!   does so when a worker dies whose requests came over rings: they are lost with the worker.
 //! - If the keeper dies, its worker goes on, and stops in order; no worker follows it.
 
-mod arguments;
 mod children;
 mod control;
 mod fence;
+mod handed_arguments;
 mod handover;
 mod inherited_fds;
+mod opening;
 mod restarts;
 mod shield;
 mod signals;
 mod succession;
 mod watchdog;
-mod worker;
+mod worker_process;
 
-pub use arguments::own as own_arguments;
-pub use control::{ToKeeper, ToWorker};
-pub use inherited_fds::{
-    HANDOVER, InheritedFdParts, InheritedFds, Serving, Told, is_understood, take_descriptor,
-};
-pub use shield::restore_oom_score;
-pub use signals::KeeperSignals;
-pub use succession::resume;
-pub use worker::{KEEPER_ARGUMENT, STANDBY_ARGUMENT, WORKER_ARGUMENT, plain_arguments};
+pub use control::ToKeeper;
+pub(crate) use control::ToWorker;
+pub use handed_arguments::own as own_arguments;
+pub use inherited_fds::Serving;
+pub(crate) use inherited_fds::{HANDOVER, InheritedFds, Told, is_understood, take_descriptor};
+pub use opening::{run, take_over};
+pub(crate) use shield::restore_oom_score;
+pub use worker_process::plain_arguments;
 
 use super::service_manager::{self, notify};
 use children::{describe, exit_status, has_ended, reap, was_killed};
@@ -47,7 +47,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use restarts::{Death, Next, Restarts};
-use signals::News;
+use signals::{KeeperSignals, News};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -55,7 +55,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, Instant, SystemTime};
 use watchdog::Watchdog;
-use worker::{Program, Start, Worker, kill_group};
+use worker_process::{Program, Start, Worker, kill_group};
 
 /// The time that a dead worker may spend in a call that could change the pool; a disk that takes
 /// longer is considered broken.
@@ -72,7 +72,7 @@ const END_TIME: Duration = Duration::from_secs(10);
 const FAILED: u8 = 1;
 
 /// The operations that the keeper's owner performs for it.
-pub trait Owner {
+trait Owner {
     /// Called when the first worker serves; `worker` is its process id.
     fn serves(&mut self, worker: u32);
     /// Called when the keeper ends without having served, with the reason.
@@ -86,7 +86,7 @@ pub trait Owner {
 }
 
 /// Holds what must outlive the workers, and keeps one worker running.
-pub struct Keeper<O> {
+struct Keeper<O> {
     owner: O,
     signals: KeeperSignals,
     inherited_fds: InheritedFds,
@@ -133,7 +133,7 @@ impl<O: Owner> Keeper<O> {
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn new(owner: O, signals: KeeperSignals, inherited_fds: InheritedFds) -> io::Result<Self> {
+    fn new(owner: O, signals: KeeperSignals, inherited_fds: InheritedFds) -> io::Result<Self> {
         let oom_score = shield::raise();
         Ok(Self {
             pool: PoolFile::of(&inherited_fds.pool)?,
@@ -167,7 +167,7 @@ impl<O: Owner> Keeper<O> {
 
     /// Keeps a worker running until one ends on purpose or no more can run; returns the exit
     /// status, with everything cleared away.
-    pub fn run(self) -> u8 {
+    fn run(self) -> u8 {
         let state = State::Waits(Instant::now());
         self.run_from(state)
     }

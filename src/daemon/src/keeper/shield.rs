@@ -25,7 +25,7 @@ pub(super) fn raise() -> Option<i32> {
 
 /// Makes this process, a worker, as likely to be killed for its memory as it would be without its
 /// keeper.
-pub fn restore_oom_score(score: Option<i32>) {
+pub(crate) fn restore_oom_score(score: Option<i32>) {
     if let Some(score) = score
         && let Err(error) = fs::write(OOM_SCORE, score.to_string())
     {

@@ -20,7 +20,7 @@ pub(super) enum News {
 }
 
 /// Reads the signals that have come.
-pub struct KeeperSignals {
+pub(super) struct KeeperSignals {
     descriptor: SignalFd,
 }
 
@@ -30,7 +30,7 @@ impl KeeperSignals {
     ///
     /// # Errors
     /// The kernel's error.
-    pub fn block() -> io::Result<Self> {
+    pub(super) fn block() -> io::Result<Self> {
         let mut set = SigSet::empty();
         for signal in [
             Signal::SIGTERM,

@@ -2,9 +2,9 @@
 //! executes that program, which takes over as the keeper of the worker, in the same process with
 //! the same descriptors.
 
-use super::arguments::{Handed, Role};
+use super::handed_arguments::{Handed, Role};
 use super::inherited_fds::{HANDOVER, InheritedFds, LeftOpen, Succession, is_understood};
-use super::worker::{KEEPER_ARGUMENT, Program, Worker};
+use super::worker_process::{KEEPER_ARGUMENT, Program, Worker};
 use super::{Keeper, KeeperSignals, Owner, State};
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -61,7 +61,7 @@ impl<O: Owner> Keeper<O> {
 ///
 /// # Errors
 /// When the state makes no sense to this program; the worker then goes on by itself.
-pub fn resume<O: Owner>(
+pub(super) fn resume<O: Owner>(
     told: &str,
     signals: KeeperSignals,
     owner: impl FnOnce(&InheritedFds) -> io::Result<O>,

@@ -20,7 +20,7 @@ const COPIES_MAX: usize = 16;
 
 /// A locked state folder.
 #[derive(Debug)]
-pub(super) struct StateFolder {
+pub struct StateFolder {
     path: PathBuf,
     lock: File,
     /// True if this process is to remove it.
@@ -32,7 +32,7 @@ impl StateFolder {
     ///
     /// # Errors
     /// When it cannot be created, which needs the superuser, or too many open pools have that uuid.
-    pub(super) fn take(uuid: [u8; 16]) -> anyhow::Result<Self> {
+    pub fn take(uuid: [u8; 16]) -> anyhow::Result<Self> {
         Self::take_in(Path::new(RUN_FOLDER), uuid)
     }
 
@@ -63,7 +63,8 @@ impl StateFolder {
     }
 
     /// Returns the folders of pools that no process serves, left by processes that were killed.
-    pub(super) fn abandoned() -> Vec<Self> {
+    #[must_use]
+    pub fn abandoned() -> Vec<Self> {
         Self::abandoned_in(Path::new(RUN_FOLDER))
     }
 
@@ -88,7 +89,8 @@ impl StateFolder {
     /// Returns the folder that another process has taken, with its lock, which belongs to the open
     /// file: it is held as long as either process has the file open. Dropping the value does not
     /// remove the folder.
-    pub(super) const fn of_another(path: PathBuf, lock: File) -> Self {
+    #[must_use]
+    pub const fn of_another(path: PathBuf, lock: File) -> Self {
         Self {
             path,
             lock,
@@ -98,17 +100,19 @@ impl StateFolder {
 
     /// With `keep`, makes this process the one that removes the folder, once the process that was
     /// to do it is gone; without `keep`, leaves the folder to another process.
-    pub(super) const fn keep(&mut self, keep: bool) {
+    pub const fn keep(&mut self, keep: bool) {
         self.keeps = keep;
     }
 
     /// Returns the lock, for another process.
-    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+    #[must_use]
+    pub fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
     /// Returns the folder's path.
-    pub(super) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -1,7 +1,7 @@
 //! A worker as seen by its keeper: starting it, reading its messages, and detecting its death.
 
-use super::arguments::{self, Handed, Role};
 use super::control::FromWorker;
+use super::handed_arguments::{self, Handed, Role};
 use super::inherited_fds::{HANDOVER, InheritedFds, LeftOpen, Serving, Told, WorkerParts};
 use crate::service_manager;
 use cowshed_sys::descriptors;
@@ -16,13 +16,13 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// The prefix of the argument that passes a worker its start information.
-pub const WORKER_ARGUMENT: &str = "--worker=";
+pub(super) const WORKER_ARGUMENT: &str = "--worker=";
 /// The prefix of the argument that passes a keeper the state that it takes over.
-pub const KEEPER_ARGUMENT: &str = "--keeper=";
+pub(super) const KEEPER_ARGUMENT: &str = "--keeper=";
 
 /// The argument of a worker that is to wait until it may serve. An older program does not know the
 /// argument, and so ends rather than open a pool that another process has open.
-pub const STANDBY_ARGUMENT: &str = "--standby";
+pub(super) const STANDBY_ARGUMENT: &str = "--standby";
 
 /// A program that a worker can be.
 pub(super) enum Program {
@@ -61,7 +61,7 @@ pub fn plain_arguments() -> Vec<OsString> {
             .any(|start| bytes.starts_with(start.as_bytes()))
     };
     // `own` was called when this process began.
-    let own = arguments::own().unwrap_or_default().iter().skip(1);
+    let own = handed_arguments::own().unwrap_or_default().iter().skip(1);
     own.filter(|argument| !is_told(argument)).cloned().collect()
 }
 

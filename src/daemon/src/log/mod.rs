@@ -1,6 +1,6 @@
-//! The log: the program's `tracing` output, separate from its results.
+//! The log of a daemon: its `tracing` output.
 //!
-//! A daemon's lines go through a queue to a thread that writes them to a file or to the error
+//! The lines go through a queue to a thread that writes them to a file or to the error
 //! stream. Logging never fails, waits or panics: when the disk is full or nobody reads the pipe,
 //! lines are lost, and the log reports their number once it can.
 //!
@@ -11,7 +11,7 @@ mod file;
 mod place;
 mod queue;
 
-pub(super) use place::{default_log, make_folder, open_stream, resolve};
+pub use place::{default_log, make_folder, open_stream, resolve};
 
 use cowshed_format::base::printable;
 use cowshed_sys::file_table;
@@ -19,7 +19,7 @@ use file::LogFile;
 use nix::sys::signal::SigSet;
 use queue::{Batch, Queue};
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -41,25 +41,14 @@ const STACK_BYTES: usize = 256 << 10;
 /// The daemon's log, in a daemon's process.
 static DAEMON: OnceLock<Log> = OnceLock::new();
 
-/// Starts the log of a command: the error stream.
-pub(super) fn of_command(filter: EnvFilter) {
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| Lossy(io::stderr()))
-        .with_ansi(io::stderr().is_terminal() && may_use_escapes())
-        .with_target(false)
-        .log_internal_errors(false)
-        .init();
-}
-
-/// Starts the log of a daemon: the file at `path`, or else the error stream.
+/// Starts the log of a daemon: the file at `path`, or else the error stream, in colour if that
+/// `takes_colour`.
 ///
 /// # Errors
 /// When the file is refused, or no thread can be started.
-pub(super) fn of_daemon(filter: EnvFilter, path: Option<&Path>) -> io::Result<()> {
+pub fn start(filter: EnvFilter, path: Option<&Path>, takes_colour: bool) -> io::Result<()> {
     let on_journal = path.is_none() && is_journal();
-    let in_colour =
-        path.is_none() && !on_journal && (io::stderr().is_terminal() && may_use_escapes());
+    let in_colour = path.is_none() && !on_journal && takes_colour;
     let path = path.map(resolve);
     let log = Log::start(on_journal, in_colour, move || match path {
         Some(path) => match open_stream(&path)? {
@@ -89,7 +78,7 @@ pub(super) fn of_daemon(filter: EnvFilter, path: Option<&Path>) -> io::Result<()
 }
 
 /// Writes a line to the daemon's log; returns true if this process is a daemon.
-pub(super) fn complain(line: &str) -> bool {
+pub fn complain(line: &str) -> bool {
     let Some(log) = DAEMON.get() else {
         return false;
     };
@@ -98,25 +87,17 @@ pub(super) fn complain(line: &str) -> bool {
 }
 
 /// Tells the log's thread to open the daemon's log file again.
-pub(super) fn reopen() {
+pub fn reopen() {
     if let Some(log) = DAEMON.get() {
         log.queue.reopen();
     }
 }
 
 /// Waits for a limited time until the daemon's log is written out.
-pub(super) fn flush() {
+pub fn flush() {
     if let Some(log) = DAEMON.get() {
         log.queue.flush(FLUSH_TIME);
     }
-}
-
-/// Returns true if the terminal takes escapes (`TERM` names one that does), and its user wants them
-/// (`NO_COLOR` is unset or empty).
-pub(super) fn may_use_escapes() -> bool {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-    !is_set("NO_COLOR") && !is_dumb
 }
 
 /// Returns true if the error stream is the one that the service manager connected to the journal.
@@ -124,20 +105,6 @@ fn is_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     nix::sys::stat::fstat(io::stderr())
         .is_ok_and(|found| format!("{}:{}", found.st_dev, found.st_ino) == named)
-}
-
-/// A stream whose failures are ignored.
-struct Lossy<W>(W);
-
-impl<W: Write> Write for Lossy<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = self.0.write_all(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The queue and format of the lines. Clones are the same log.

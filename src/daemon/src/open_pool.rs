@@ -3,13 +3,12 @@
 //! In the daemon the volumes are mounted as files for its whole life. A command that opens the pool
 //! itself mounts them only if it needs block devices, and unmounts them when it ends.
 
-use super::open::Place;
-use super::state::StateFolder;
+use super::keeper::Serving;
+use super::request::HostPath;
+use super::state_folder::StateFolder;
 use anyhow::Context;
-use cowshed_daemon::keeper::Serving;
 use cowshed_engine::Pool;
 use cowshed_export::{self as export, Cleaned, Export};
-use cowshed_format::base;
 use cowshed_host::{self as container, Host};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
@@ -39,7 +38,7 @@ pub(super) fn clear_stale(dir: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Like those of `clear_stale`.
-pub(super) fn clear_folder(folder: &Path) -> anyhow::Result<()> {
+pub fn clear_folder(folder: &Path) -> anyhow::Result<()> {
     for dir in [FILES, VOLUMES] {
         clear_stale(&folder.join(dir))?;
     }
@@ -67,10 +66,15 @@ fn tell_cleaned(cleaned: &Cleaned, dir: &Path) {
     }
 }
 
+/// The command needs a daemon, and this process, which has the pool at this path open, is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this needs the daemon")]
+pub struct NeedsDaemon(pub HostPath);
+
 /// An open pool on this host.
-pub(super) struct OpenPool {
+pub struct OpenPool {
     pool: Pool,
-    place: Place,
+    path: HostPath,
     /// The daemon's files and loop devices.
     export: Option<Arc<Export>>,
     /// The processes that serve, if this is the daemon.
@@ -85,19 +89,16 @@ struct Hosted {
 }
 
 impl OpenPool {
-    /// Opens the pool for one command.
-    ///
-    /// # Errors
-    /// Like those of `Place::open`.
-    pub(super) fn open(place: &Place) -> base::Result<Self> {
-        let pool = place.open()?;
-        Ok(Self {
+    /// Returns the pool at `path`, opened for one command.
+    #[must_use]
+    pub const fn of_command(pool: Pool, path: HostPath) -> Self {
+        Self {
             pool,
-            place: place.clone(),
+            path,
             export: None,
             serving: None,
             hosted: Mutex::new(None),
-        })
+        }
     }
 
     /// Returns the daemon's open pool, with all services from the start. A successor takes over
@@ -107,7 +108,7 @@ impl OpenPool {
     /// When the containers' leftovers cannot be removed.
     pub(super) fn of_daemon(
         pool: Pool,
-        place: Place,
+        path: HostPath,
         export: Arc<Export>,
         state: StateFolder,
         serving: Arc<Mutex<Serving>>,
@@ -125,7 +126,7 @@ impl OpenPool {
         };
         Ok(Self {
             pool,
-            place,
+            path,
             export: Some(export),
             serving: Some(serving),
             hosted: Mutex::new(Some(hosted)),
@@ -133,12 +134,14 @@ impl OpenPool {
     }
 
     /// Returns the pool.
-    pub(super) const fn pool(&self) -> &Pool {
+    #[must_use]
+    pub const fn pool(&self) -> &Pool {
         &self.pool
     }
 
     /// Returns the processes that serve, if this is the daemon.
-    pub(super) fn serving(&self) -> Option<Serving> {
+    #[must_use]
+    pub fn serving(&self) -> Option<Serving> {
         self.serving.as_ref().map(|serving| serving.lock().clone())
     }
 
@@ -157,28 +160,25 @@ impl OpenPool {
     }
 
     /// Returns the daemon's export, if this is the daemon.
-    pub(super) fn export(&self) -> Option<&Arc<Export>> {
+    #[must_use]
+    pub fn export(&self) -> Option<&Arc<Export>> {
         self.export.as_ref()
     }
 
     /// Returns the daemon's export, for attachments that must outlive the command.
     ///
     /// # Errors
-    /// When no daemon runs.
-    pub(super) fn daemon_export(&self) -> anyhow::Result<&Arc<Export>> {
-        self.export.as_ref().with_context(|| {
-            format!(
-                "this needs the daemon; run `cowshed --pool {} serve` first",
-                self.place.pool
-            )
-        })
+    /// When this is not the daemon.
+    pub fn daemon_export(&self) -> Result<&Arc<Export>, NeedsDaemon> {
+        let pool = || NeedsDaemon(self.path.clone());
+        self.export.as_ref().ok_or_else(pool)
     }
 
     /// Returns the images and containers, which are set up on first use.
     ///
     /// # Errors
     /// When the caller is not the superuser, or leftovers cannot be removed.
-    pub(super) fn containers(&self) -> anyhow::Result<Arc<Host>> {
+    pub fn containers(&self) -> anyhow::Result<Arc<Host>> {
         let mut hosted = self.hosted.lock();
         if let Some(hosted) = &*hosted {
             return Ok(Arc::clone(&hosted.host));
@@ -236,7 +236,7 @@ impl OpenPool {
     ///
     /// # Errors
     /// The first failure; the pool is closed anyway.
-    pub(super) fn close(self) -> anyhow::Result<()> {
+    pub fn close(self) -> anyhow::Result<()> {
         let hosted = self.hosted.into_inner();
         let unmounted = hosted.as_ref().map_or(Ok(()), |hosted| hosted.host.close());
         drop(hosted);

@@ -4,8 +4,8 @@
 //! everything else would seem well. A worker that ends is followed by another one, which opens the
 //! pool as after a crash; the panic is recorded in the log and in `pool status`.
 
-use super::logging;
-use cowshed_daemon::keeper::ToKeeper;
+use super::keeper::ToKeeper;
+use super::log;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,7 @@ static KEEPER: OnceLock<Arc<ToKeeper>> = OnceLock::new();
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Makes every later panic end this process.
-pub(super) fn end_the_process() {
+pub fn end_the_process() {
     std::panic::set_hook(Box::new(|info| {
         if IS_ENDING.swap(true, Ordering::SeqCst) {
             thread::sleep(TELL_TIME);
@@ -29,14 +29,14 @@ pub(super) fn end_the_process() {
         if let Some(keeper) = KEEPER.get() {
             keeper.failed(&what);
         }
-        logging::complain(&format!(
+        log::complain(&format!(
             "cowshed: {what}; this is a defect in cowshed, and the process ends"
         ));
         let trace = std::backtrace::Backtrace::capture();
         if trace.status() == std::backtrace::BacktraceStatus::Captured {
-            logging::complain(&trace.to_string());
+            log::complain(&trace.to_string());
         }
-        logging::flush();
+        log::flush();
         std::process::abort();
     }));
 }
@@ -72,11 +72,11 @@ mod tests {
     /// Not a test by itself: the test below starts it as a process.
     #[test]
     fn the_process_that_panics() {
-        let Some(log) = std::env::var_os(LOG) else {
+        let Some(path) = std::env::var_os(LOG) else {
             return;
         };
         let filter = tracing_subscriber::EnvFilter::new("info");
-        logging::of_daemon(filter, Some(log.as_ref())).unwrap();
+        log::start(filter, Some(path.as_ref()), false).unwrap();
         end_the_process();
         // Not joined: nobody would notice its panic.
         thread::Builder::new()

@@ -36,7 +36,8 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
 /// Returns the default log of the pool at `pool`.
-pub(crate) fn default_log(pool: &Path) -> PathBuf {
+#[must_use]
+pub fn default_log(pool: &Path) -> PathBuf {
     let folder = pool
         .parent()
         .and_then(|parent| fs::canonicalize(parent).ok());
@@ -54,7 +55,7 @@ pub(crate) fn default_log(pool: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The host's error.
-pub(crate) fn make_folder(log: &Path) -> io::Result<()> {
+pub fn make_folder(log: &Path) -> io::Result<()> {
     if !log.starts_with(LOG_FOLDER) {
         return Ok(());
     }
@@ -66,7 +67,8 @@ pub(crate) fn make_folder(log: &Path) -> io::Result<()> {
 
 /// Returns the file that `log` leads to, if a link may be followed: one owned by this user or the
 /// superuser, in a folder that no other user can write to. Else returns `log` itself.
-pub(crate) fn resolve(log: &Path) -> PathBuf {
+#[must_use]
+pub fn resolve(log: &Path) -> PathBuf {
     let is_trusted = || {
         let found = fs::symlink_metadata(log).ok()?;
         let folder = fs::canonicalize(log.parent()?).ok()?;
@@ -81,7 +83,7 @@ pub(crate) fn resolve(log: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The host's error.
-pub(crate) fn open_stream(log: &Path) -> io::Result<Option<File>> {
+pub fn open_stream(log: &Path) -> io::Result<Option<File>> {
     let is_own = OWN_STREAMS.iter().any(|own| log.starts_with(own));
     let found = if is_own {
         fs::metadata(log)
