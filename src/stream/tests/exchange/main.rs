@@ -3,85 +3,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use cowshed_engine::{CreateOptions, Device, Labels, Name, OpenOptions, Pool, Volume, VolumeKind};
-use cowshed_format::device::MemoryDevice;
+mod pools;
+
+use cowshed_engine::{Labels, Pool, Volume, VolumeKind};
 use cowshed_stream::receive::{clean, discard, origin, token};
 use cowshed_stream::send::snapshot_of;
 use cowshed_stream::{
     Error, Identity, Observer, SendOptions, Sending, Unobserved, bookmark, receive, send,
 };
+use pools::{
+    MIB, assert_volumes, content, fresh, name, noise, refused, reopen, stream, stream_with, take,
+};
 use rand::rngs::StdRng;
-use rand::{Rng, RngCore, SeedableRng};
+use rand::{Rng, SeedableRng};
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-
-const MIB: u64 = 1 << 20;
-
-fn options() -> OpenOptions {
-    OpenOptions {
-        cache_bytes: 8 << 20,
-        background: false,
-        ..OpenOptions::default()
-    }
-}
-
-fn fresh(len_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
-    let device = Arc::new(MemoryDevice::new(len_bytes));
-    Pool::create(&*device, &CreateOptions::default()).unwrap();
-    let pool = reopen(&device);
-    (device, pool)
-}
-
-fn reopen(device: &Arc<MemoryDevice>) -> Pool {
-    Pool::open(Arc::clone(device) as Arc<dyn Device>, &options()).unwrap()
-}
-
-fn name(text: &str) -> Name {
-    Name::new(text).unwrap()
-}
-
-fn content(volume: &Volume) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(volume.size_bytes()).unwrap()];
-    volume.read_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-fn noise(random: &mut StdRng, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    random.fill_bytes(&mut bytes);
-    bytes
-}
-
-fn stream(pool: &Pool, snapshot: &Volume, from: Option<&Volume>) -> Vec<u8> {
-    stream_with(pool, snapshot, from, false)
-}
-
-fn stream_with(pool: &Pool, snapshot: &Volume, from: Option<&Volume>, compress: bool) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let options = SendOptions { compress };
-    send(pool, snapshot, from, &mut bytes, options, &Unobserved).unwrap();
-    bytes
-}
-
-fn take(pool: &Pool, called: &str, bytes: &[u8]) -> Result<Volume, Error> {
-    receive(pool, &name(called), bytes, &Unobserved).map(|received| received.volume)
-}
-
-fn refused(pool: &Pool, called: &str, bytes: &[u8]) -> Error {
-    take(pool, called, bytes).map(drop).unwrap_err()
-}
-
-/// Asserts that a pool has exactly these volumes.
-fn assert_volumes(pool: &Pool, names: &[&str]) {
-    let found: Vec<_> = pool
-        .volumes()
-        .iter()
-        .map(|info| info.name.to_string())
-        .collect();
-    assert_eq!(found, names);
-}
 
 /// Changes a volume at random.
 fn change(random: &mut StdRng, pool: &Pool, volume: &Volume) {
