@@ -101,6 +101,7 @@ fn overlay(bytes: &mut [u8], rest: &[u8]) {
 fn superblock(rest: &[u8]) {
     let layout = Layout::new(1 << 16, 256).unwrap();
     let sound = Superblock {
+        version: cowshed_format::superblock::VERSION,
         clean: true,
         features: [0; 3],
         uuid: UUID,
@@ -118,6 +119,7 @@ fn superblock(rest: &[u8]) {
         next_volume_id: 2,
         created_ns: 0,
         bitmaps_digest: 0,
+        metadata_copies: 2,
     };
     let mut bytes = sound.encode();
     // The fields are in the first bytes.
