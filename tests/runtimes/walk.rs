@@ -150,7 +150,8 @@ impl Walk<'_> {
         if let (Some(before), Some(after)) = (before, self.world.used_bytes()) {
             let each = (after - before) / CONTAINERS.len() as u64;
             println!("a running container takes {} KiB of the pool", each >> 10);
-            assert!(each < 200 << 10, "each takes {each} bytes");
+            // Map nodes are written twice.
+            assert!(each < 256 << 10, "each takes {each} bytes");
         }
         let table = self
             .docker
