@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 /// Returns a volume of `size_bytes` whose first two leaves are full of data, read from the device.
 fn two_leaves(size_bytes: u64) -> (Arc<MemoryDevice>, Pool, Volume) {
-    let (device, pool) = fresh(64 * MIB);
+    let (device, pool) = fresh_without_copies(64 * MIB);
     let volume = pool.create_volume(&name("v"), size_bytes).unwrap();
     volume.write_at(&pattern(1, 2 * MIB as usize), 0).unwrap();
     pool.checkpoint().unwrap();

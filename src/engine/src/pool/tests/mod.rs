@@ -32,6 +32,18 @@ fn fresh(len_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
     (device, pool)
 }
 
+/// As `fresh`; a damaged block of metadata is lost, as there is no copy of it.
+fn fresh_without_copies(len_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
+    let device = Arc::new(MemoryDevice::new(len_bytes));
+    let create = CreateOptions {
+        metadata_copies: Some(MetadataCopies::One),
+        ..CreateOptions::default()
+    };
+    Pool::create(&*device, &create).unwrap();
+    let pool = reopen(&device);
+    (device, pool)
+}
+
 fn reopen(device: &Arc<MemoryDevice>) -> Pool {
     Pool::open(Arc::clone(device) as Arc<dyn Device>, &options()).unwrap()
 }
