@@ -14,7 +14,8 @@ pub(super) struct Containerd {
     /// Be a snapshotter for containerd on this socket
     #[arg(long, value_name = "PATH", value_parser = super::arguments::place::path())]
     pub containerd_socket: Option<HostPath>,
-    /// containerd's own socket: answers its diff service too, and reads and writes layers there
+    /// The socket of containerd. With it, the daemon serves containerd's diff service too: it reads and
+    /// writes layers in containerd's content store
     #[arg(long, value_name = "PATH", value_parser = super::arguments::place::path())]
     pub containerd_address: Option<HostPath>,
     /// The form in which containerd gets snapshots: `dir` mounts them here; `loop` and `file` give a

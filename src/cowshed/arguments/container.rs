@@ -88,10 +88,10 @@ pub(crate) struct Copy {
     /// Keep owners and modes, which is always done: for those who know the option of docker cp
     #[arg(short, long)]
     pub archive: bool,
-    /// What to copy: CONTAINER:PATH, a path here, or - for a tar archive on the standard input
+    /// The source: CONTAINER:PATH, a path on this host, or - for a tar archive on the standard input
     #[arg(value_name = "SRC", value_parser = place::side())]
     pub source: CopySide,
-    /// Where to: CONTAINER:PATH, a path here, or - for a tar archive on the standard output
+    /// The target: CONTAINER:PATH, a path on this host, or - for a tar archive on the standard output
     #[arg(value_name = "DST", value_parser = place::side())]
     pub target: CopySide,
 }

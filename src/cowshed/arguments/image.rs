@@ -67,7 +67,7 @@ pub(crate) struct ExportArguments {
     /// The file, or - for the standard output; then no file stands after the images
     #[arg(short, long, value_name = "FILE", value_parser = place::file())]
     output: Option<FileOrPipe>,
-    /// How the layers are compressed
+    /// The compression of the layers
     #[arg(long, value_enum, default_value_t = Compressed::None)]
     compression: Compressed,
 }
@@ -79,7 +79,7 @@ pub(crate) struct Export {
     pub images: Vec<String>,
     /// The file, or the standard output
     pub file: FileOrPipe,
-    /// How the layers are compressed
+    /// The compression of the layers
     pub compression: Compressed,
 }
 
@@ -129,7 +129,7 @@ impl Args for Export {
     }
 }
 
-/// How the layers of exported images are compressed.
+/// The compression of the layers of exported images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Compressed {
     /// Not at all.

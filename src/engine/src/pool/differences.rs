@@ -1,8 +1,8 @@
 //! The ranges in which one state of a volume differs from another, a part of the volume at a time,
 //! so that the memory that a caller needs has a limit.
 
-use super::handle::{Pool, Volume, push_block};
-use super::info::{Extent, ExtentKind};
+use super::handle::{Pool, Volume, push_block, push_range};
+use super::info::Extent;
 use crate::map::{diff, since};
 use cowshed_format::base::units::blocks_for;
 use cowshed_format::base::{BLOCK_BYTES, Generation, Result, VolumeId};
@@ -60,7 +60,7 @@ impl Pool {
                     branch,
                     window.clone(),
                     &mut |range, mapped| {
-                        push(&mut extents, &range, mapped);
+                        push_range(&mut extents, &range, mapped);
                     },
                 )
             })
@@ -87,26 +87,6 @@ impl Pool {
 /// Returns the blocks of a range of bytes.
 fn blocks(part: &Range<u64>) -> Range<u64> {
     part.start / BLOCK_BYTES as u64..blocks_for(part.end)
-}
-
-fn push(extents: &mut Vec<Extent>, blocks: &Range<u64>, mapped: bool) {
-    let kind = if mapped {
-        ExtentKind::Data
-    } else {
-        ExtentKind::Zero
-    };
-    let offset_bytes = blocks.start * BLOCK_BYTES as u64;
-    let len_bytes = (blocks.end - blocks.start) * BLOCK_BYTES as u64;
-    match extents.last_mut() {
-        Some(last) if last.kind == kind && last.offset_bytes + last.len_bytes == offset_bytes => {
-            last.len_bytes += len_bytes;
-        }
-        _ => extents.push(Extent {
-            offset_bytes,
-            len_bytes,
-            kind,
-        }),
-    }
 }
 
 /// Cuts ranges off at `end` bytes.

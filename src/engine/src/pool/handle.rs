@@ -9,6 +9,7 @@ use cowshed_format::base::units::blocks_for;
 use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
 use cowshed_format::device::Device;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -319,13 +320,18 @@ impl Pool {
 
 /// Adds a block to the ranges of a difference; calls come in block order.
 pub(super) fn push_block(extents: &mut Vec<Extent>, block: u64, mapped: bool) {
+    push_range(extents, &(block..block + 1), mapped);
+}
+
+/// Adds blocks to the ranges of a difference; calls come in block order.
+pub(super) fn push_range(extents: &mut Vec<Extent>, blocks: &Range<u64>, mapped: bool) {
     let kind = if mapped {
         ExtentKind::Data
     } else {
         ExtentKind::Zero
     };
-    let len_bytes = BLOCK_BYTES as u64;
-    let offset_bytes = block * len_bytes;
+    let offset_bytes = blocks.start * BLOCK_BYTES as u64;
+    let len_bytes = (blocks.end - blocks.start) * BLOCK_BYTES as u64;
     match extents.last_mut() {
         Some(last) if last.kind == kind && last.offset_bytes + last.len_bytes == offset_bytes => {
             last.len_bytes += len_bytes;

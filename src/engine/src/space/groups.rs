@@ -279,8 +279,8 @@ impl Space {
             let group = groups.get(number).filter(|_| kept.contains(&number));
             group.map_or(0, |group| group.lock().free)
         });
-        // The counter is a little late where others allocate at the same time.
-        if self.free_blocks() > (first + second) as u64 {
+        let may_be_elsewhere = self.free_blocks() > (first + second) as u64;
+        if may_be_elsewhere {
             let hint = self.hint.load(Ordering::Relaxed).min(groups.len());
             for number in (hint..groups.len()).chain(0..hint) {
                 if kept.contains(&number) {
@@ -294,11 +294,14 @@ impl Space {
         if second / EVEN_BLOCKS > first / EVEN_BLOCKS {
             order.reverse();
         }
-        order
-            .into_iter()
-            .chain(0..groups.len())
-            .filter(|number| *number < groups.len())
-            .find_map(|number| self.take_from(&groups, number, most, least))
+        let take = |number| self.take_from(&groups, number, most, least);
+        let is_there = |number: &usize| kept.contains(number) && *number < groups.len();
+        let run = order.into_iter().filter(is_there).find_map(take);
+        if run.is_some() || may_be_elsewhere {
+            return run;
+        }
+        // Others may have taken what was kept, while the counter still had it.
+        (0..groups.len()).find_map(take)
     }
 
     fn take_from(

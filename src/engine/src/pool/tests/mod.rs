@@ -26,20 +26,21 @@ fn options() -> OpenOptions {
 }
 
 fn fresh(len_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
-    let device = Arc::new(MemoryDevice::new(len_bytes));
-    Pool::create(&*device, &CreateOptions::default()).unwrap();
-    let pool = reopen(&device);
-    (device, pool)
+    fresh_as(len_bytes, &CreateOptions::default())
 }
 
 /// As `fresh`; a damaged block of metadata is lost, as there is no copy of it.
 fn fresh_without_copies(len_bytes: u64) -> (Arc<MemoryDevice>, Pool) {
-    let device = Arc::new(MemoryDevice::new(len_bytes));
     let create = CreateOptions {
         metadata_copies: Some(MetadataCopies::One),
         ..CreateOptions::default()
     };
-    Pool::create(&*device, &create).unwrap();
+    fresh_as(len_bytes, &create)
+}
+
+fn fresh_as(len_bytes: u64, create: &CreateOptions) -> (Arc<MemoryDevice>, Pool) {
+    let device = Arc::new(MemoryDevice::new(len_bytes));
+    Pool::create(&*device, create).unwrap();
     let pool = reopen(&device);
     (device, pool)
 }
