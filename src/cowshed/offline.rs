@@ -35,8 +35,8 @@ pub(super) struct Create {
     /// Overwrite the contents of the file or device
     #[arg(long)]
     pub force: bool,
-    /// How many copies to keep of map nodes and catalogue, 1 or 2: with 2, a damaged one is read
-    /// from the other and written anew [default: 2, or 1 in a pool under 16M]
+    /// The number of copies of map nodes and of the catalogue, 1 or 2. With 2, a damaged copy is
+    /// read from the other one and written anew [default: 2, or 1 in a pool under 16M]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
     pub metadata_copies: Option<u8>,
 }
@@ -44,7 +44,7 @@ pub(super) struct Create {
 /// `cowshed pool upgrade`
 #[derive(Debug, Args)]
 pub(crate) struct Upgrade {
-    /// How many copies to keep of map nodes and catalogue, 1 or 2
+    /// The number of copies of map nodes and of the catalogue, 1 or 2
     #[arg(long, value_name = "N", default_value_t = 2,
         value_parser = clap::value_parser!(u8).range(1..=2))]
     pub metadata_copies: u8,
