@@ -24,7 +24,7 @@
 //! | what | modules |
 //! |---|---|
 //! | from arguments to a request, and where it runs | `arguments`, `open`, `remote`, `signals` |
-//! | commands | `pool`, `scrub`, `offline`; `volume`, `resize`, `import_volume`, `export_volume`; `attach`; `image`; `container`; `gc`; `quickstart` |
+//! | commands | `pool`, `scrub`, `offline`; `volume`, `resize`, `import_volume`, `export_volume`; `attach`; `image`; `container`; `tree`; `gc`; `quickstart` |
 //! | the daemon | `serve` with `full`, `fuse` and `containerd`; `daemon_program`; `upgrade`, `running` |
 //! | streams and results | `console`, `output`, `progress`, `streams`, `part_file`, `failure`, `wrong_usage`, `command_log` |
 //! | rules for names and contents | `kept_names`, `sectors`, `disk_image`, `removal` |
@@ -61,6 +61,7 @@ mod sectors;
 mod serve;
 mod signals;
 mod streams;
+mod tree;
 mod upgrade;
 mod volume;
 mod wrong_usage;
@@ -178,6 +179,7 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         Command::Image(image) => Request::Image(image.into()),
         Command::Container(container) => Request::Container(container.into()),
         Command::Gc(gc) => Request::Gc(gc.into()),
+        Command::Tree(tree) => Request::Tree(tree.into()),
     };
     remote::run_anywhere(request, &place()?, console)
 }

@@ -90,7 +90,7 @@ pub(super) fn short_table(
 }
 
 /// Shortens the hexadecimal numbers of 64 digits in a text, as Docker shows ids.
-fn short_numbers(text: &str) -> String {
+pub(super) fn short_numbers(text: &str) -> String {
     const DIGITS_LONG: usize = 64;
     const DIGITS_SHORT: usize = 12;
     let mut short = String::with_capacity(text.len());
@@ -114,7 +114,7 @@ fn short_numbers(text: &str) -> String {
 
 /// Cuts a text to `width` characters: a path in its middle, because its end tells more, and a time
 /// to its date.
-fn cut(text: &str, width: usize) -> String {
+pub(super) fn cut(text: &str, width: usize) -> String {
     const DATE_CHARS: usize = "2023-11-14".len();
     let len = text.chars().count();
     if len <= width {

@@ -4,7 +4,7 @@ use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use super::streams::is_block_device;
-use super::{attach, container, gc, image, pool, signals, volume};
+use super::{attach, container, gc, image, pool, signals, tree, volume};
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::protocol::ProtocolError;
@@ -191,6 +191,7 @@ fn run_to_its_end(
         Command::Image(command) => image::run(command, open_pool, console),
         Command::Container(command) => container::run(command, open_pool, console),
         Command::Gc(command) => gc::run(command, open_pool, console),
+        Command::Tree(command) => tree::run(command, open_pool.pool(), console),
         Command::Serving(serving::Command::Serving) => {
             let serving = open_pool.serving().context("no daemon is running")?;
             let text = serde_json::to_string(&serving)?;

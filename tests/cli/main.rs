@@ -28,5 +28,6 @@ use cowshed_testkit::small_host;
 mod stopping;
 mod takeover;
 mod terminal;
+mod tree;
 mod usage;
 mod volumes;

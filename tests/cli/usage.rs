@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 /// All commands with their subcommands.
-const COMMANDS: [&[&str]; 36] = [
+const COMMANDS: [&[&str]; 37] = [
     &[],
     &["quickstart"],
     &["pool"],
@@ -43,6 +43,7 @@ const COMMANDS: [&[&str]; 36] = [
     &["container", "diff"],
     &["container", "commit"],
     &["container", "cp"],
+    &["tree"],
     &["serve"],
 ];
 

@@ -12,6 +12,7 @@ pub(super) mod image;
 pub(super) mod place;
 pub(super) mod pool;
 pub(super) mod size;
+pub(super) mod tree;
 pub(super) mod volume;
 
 use super::quickstart::Quickstart;
@@ -23,6 +24,7 @@ use cowshed_daemon::request::{HostPath, Style};
 use gc::Gc;
 use image::ImageCommand;
 use pool::PoolCommand;
+use tree::Tree;
 use volume::VolumeCommand;
 
 /// Many container roots in one pool file, block by block copy-on-write
@@ -106,6 +108,8 @@ pub(super) enum Command {
     /// Writable roots of images
     #[command(subcommand)]
     Container(ContainerCommand),
+    /// Draw the volumes of a pool as a forest: images, containers, snapshots, and what each costs
+    Tree(Tree),
     /// Remove volumes and layers that nothing uses, or explain why they are kept
     Gc(Gc),
     /// Run the daemon: keep the pool open, present its volumes, and run commands

@@ -37,7 +37,7 @@ mod time;
 
 pub use containers::{
     ChangeKind, ContainerChange, ContainerSummary, Containers, CopyOptions, CopyReport, CopySide,
-    CreateContainer, CreatedContainer, MountedContainer, VolumeUsers,
+    CreateContainer, CreatedContainer, MountedContainer, VolumeRole, VolumeRoles, VolumeUsers,
 };
 pub use data::{CreateDataVolume, DataVolume, DataVolumes};
 pub use error::{Error, Kind, Names, RecordFault, Result, Shortage};

@@ -20,6 +20,7 @@ pub mod image;
 pub mod path;
 pub mod pool;
 pub mod serving;
+pub mod tree;
 pub mod volume;
 
 pub use path::{CopySide, FileOrPipe, HostPath};
@@ -52,6 +53,8 @@ pub enum Command {
     Container(container::Command),
     /// Remove what nothing uses.
     Gc(gc::Gc),
+    /// Draw the volumes as a forest.
+    Tree(tree::Tree),
     /// Something with the processes that serve, sent in the form of [`HANDOVER_VERSION`].
     #[serde(skip)]
     Serving(serving::Command),

@@ -277,7 +277,15 @@ fn golden_of_containers() -> Vec<(Command, &'static str)> {
         Command::Gc(gc::Gc { explain: true }),
         r#"{"gc":{"explain":true}}"#,
     );
-    all.into_iter().chain([gc]).collect()
+    let tree = (
+        Command::Tree(tree::Tree {
+            all: true,
+            format: tree::Format::Svg,
+            ascii: true,
+        }),
+        r#"{"tree":{"all":true,"format":"svg","ascii":true}}"#,
+    );
+    all.into_iter().chain([gc, tree]).collect()
 }
 
 #[test]
@@ -320,6 +328,10 @@ fn what_may_be_absent_may_be_and_nothing_else_and_nothing_unknown_is_ignored() {
     };
     for (short, long) in [
         (r#"{"gc":{}}"#, r#"{"gc":{"explain":false}}"#),
+        (
+            r#"{"tree":{}}"#,
+            r#"{"tree":{"all":false,"format":"text","ascii":false}}"#,
+        ),
         (
             r#"{"pool":{"status":{}}}"#,
             r#"{"pool":{"status":{"check":false}}}"#,

@@ -13,11 +13,13 @@ mod adopt;
 mod commit;
 mod copy;
 mod diff;
+mod roles;
 mod users;
 mod words;
 
 pub use copy::{CopyOptions, CopyReport, CopySide};
 pub use diff::{ChangeKind, ContainerChange};
+pub use roles::{VolumeRole, VolumeRoles};
 pub use users::VolumeUsers;
 
 use crate::error::{Error, Kind, Result};
