@@ -11,7 +11,7 @@
 //! 2. Its arguments and help, and their conversion into the request, in `arguments`.
 //! 3. What it does and shows, in the file of its group (`volume`, `image`, …), called by `remote`.
 //!
-//! A command that needs no open pool (`offline`, `quickstart`) has neither request nor conversion.
+//! A command that needs no open pool (`offline`, `quickstart`, `doctor`, `setup`) has neither request nor conversion.
 //!
 //! # Invariants
 //! - Only `arguments`, `serve`, `command_line` and the commands without an open pool see the types of
@@ -27,6 +27,7 @@
 //! | commands | `pool`, `scrub`, `offline`; `volume`, `resize`, `import_volume`, `export_volume`; `attach`; `image`; `container`; `tree`; `gc`; `quickstart` |
 //! | the daemon | `serve` with `full`, `fuse` and `containerd`; `daemon_program`; `upgrade`, `running` |
 //! | streams and results | `console`, `output`, `progress`, `streams`, `part_file`, `failure`, `wrong_usage`, `command_log` |
+//! | the host | `doctor` shows what works, `setup` changes its configuration |
 //! | rules for names and contents | `kept_names`, `sectors`, `disk_image`, `removal` |
 
 mod arguments;
@@ -37,6 +38,7 @@ mod container;
 mod containerd;
 mod daemon_program;
 mod disk_image;
+mod doctor;
 mod export_volume;
 mod failure;
 mod full;
@@ -59,6 +61,7 @@ mod running;
 mod scrub;
 mod sectors;
 mod serve;
+mod setup;
 mod signals;
 mod streams;
 mod tree;
@@ -169,6 +172,12 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         Command::Pool(PoolCommand::Online(pool)) => Request::Pool(pool.into()),
         Command::Quickstart(quickstart) => {
             return quickstart::run(&quickstart, console).map(|()| Exit::Done);
+        }
+        Command::Doctor => {
+            return doctor::run(global.pool.as_ref(), global.socket.as_ref(), console);
+        }
+        Command::Setup(setup) => {
+            return setup::run(&setup, global.pool.as_ref(), console).map(|()| Exit::Done);
         }
         Command::Serve(serve) => {
             return serve::serve(&serve, &place()?, console);

@@ -107,8 +107,11 @@ impl Place {
         Ok(pool)
     }
 
-    /// Opens the pool without writing to it, because its host takes no writes.
-    fn open_to_read(&self) -> base::Result<Pool> {
+    /// Opens the pool without writing to it: it is recovered in memory.
+    ///
+    /// # Errors
+    /// Like those of `open`.
+    pub(super) fn open_to_read(&self) -> base::Result<Pool> {
         let file = FileOptions {
             read_only: true,
             ..FileOptions::default()

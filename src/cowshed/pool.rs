@@ -158,6 +158,11 @@ impl From<&Status> for StatusDocument {
     }
 }
 
+/// Returns the status of a pool as `pool status --json` shows it.
+pub(super) fn document(status: &Status) -> serde_json::Value {
+    serde_json::to_value(StatusDocument::from(status)).unwrap_or_default()
+}
+
 /// Returns warnings, one line each, about which the user should act before it is too late.
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 /// All commands with their subcommands.
-const COMMANDS: [&[&str]; 37] = [
+const COMMANDS: [&[&str]; 42] = [
     &[],
     &["quickstart"],
     &["pool"],
@@ -44,6 +44,11 @@ const COMMANDS: [&[&str]; 37] = [
     &["container", "commit"],
     &["container", "cp"],
     &["tree"],
+    &["doctor"],
+    &["setup"],
+    &["setup", "containerd"],
+    &["setup", "docker"],
+    &["setup", "systemd"],
     &["serve"],
 ];
 

@@ -31,6 +31,50 @@ fn each_block_is_well_formed_in_its_language() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
+/// Merges tables; the values of lists follow each other.
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_samples_for_containerd_are_what_setup_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let status = Command::new(cowshed_testkit::program())
+        .env_remove("COWSHED_POOL")
+        .args([
+            "setup",
+            "containerd",
+            "--containerd-version",
+            "2.1",
+            "--root",
+        ])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    assert!(status.status.success(), "{status:?}");
+    let written = folder.path().join("etc/containerd/config.toml");
+    let mut written: toml::Table = toml::from_str(&fs::read_to_string(written).unwrap()).unwrap();
+    let mut sampled = toml::Table::new();
+    let page = document::one("docs/containerd-docker.md");
+    let platform = format!("linux/{}", cowshed_testkit::images::architecture());
+    for block in page.blocks.iter().filter(|block| block.language == "toml") {
+        let text = block.text.replace("linux/amd64", &platform);
+        merge(&mut sampled, toml::from_str(&text).unwrap());
+    }
+    // What a sample for a host with other settings leaves out.
+    written.remove("version");
+    let plugin = written["proxy_plugins"]["cowshed"].as_table_mut().unwrap();
+    plugin.remove("exports");
+    assert_eq!(written, sampled);
+}
+
 #[test]
 fn systemd_takes_the_units() {
     if Command::new("systemd-analyze")

@@ -11,6 +11,7 @@
 //! - [`walk`]: Docker's walk-through of storage drivers, and other common uses.
 //! - [`exchange`]: images to and from Docker and `ctr`, with their names.
 //! - [`kubelet`]: a pod through containerd's CRI plugin.
+//! - [`setup`]: a host with Docker goes to cowshed and back.
 //! - [`kills`]: either side is killed in the middle of import, commit and remove.
 //!
 //! `--snapshotter overlayfs` (or `native`) runs the same tests on containerd's own snapshotters:
@@ -30,6 +31,7 @@ mod kubelet;
 use cowshed_testkit::packages;
 use cowshed_testkit::sandbox;
 use cowshed_testkit::service;
+mod setup;
 mod suite;
 mod walk;
 use cowshed_testkit::world;
@@ -131,6 +133,18 @@ const TESTS: &[Test] = &[
         Release::Trixie,
         Mounts::Dir,
         walk::through,
+    ),
+    (
+        "a_host_with_docker_28_goes_to_cowshed_and_back",
+        Release::Sid,
+        Mounts::Dir,
+        setup::there_and_back,
+    ),
+    (
+        "a_host_with_docker_26_goes_to_cowshed_and_back",
+        Release::Trixie,
+        Mounts::Dir,
+        setup::there_and_back,
     ),
     (
         "images_go_to_docker_28_with_containerds_store_and_back",

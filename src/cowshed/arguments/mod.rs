@@ -17,6 +17,7 @@ pub(super) mod volume;
 
 use super::quickstart::Quickstart;
 use super::serve::Serve;
+use super::setup::Setup;
 use attach::{Attach, Detach};
 use clap::{Args, Parser, Subcommand};
 use container::ContainerCommand;
@@ -112,6 +113,11 @@ pub(super) enum Command {
     Tree(Tree),
     /// Remove volumes and layers that nothing uses, or explain why they are kept
     Gc(Gc),
+    /// Show what of this host works, is slow or is missing, and what to do about it
+    Doctor,
+    /// Change this host's configuration so that containerd, Docker or systemd use cowshed
+    #[command(subcommand)]
+    Setup(Setup),
     /// Run the daemon: keep the pool open, present its volumes, and run commands
     Serve(Serve),
 }

@@ -26,6 +26,7 @@ mod ioctl {
         nix::request_code_readwrite!(b'f', 11, 32),
         super::Fiemap
     );
+    nix::ioctl_write_int!(ficlone, 0x94, 9);
 }
 
 fn signed(bytes: u64) -> io::Result<i64> {
@@ -153,6 +154,17 @@ struct FiemapExtent {
 pub fn punch_hole(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate_range(file, mode, offset_bytes, len_bytes)
+}
+
+/// Makes the contents of `to` those of `from`, in the same blocks, which are copied once one of the
+/// two is written to.
+pub fn share(from: &File, to: &File) -> io::Result<()> {
+    let source = libc::c_ulong::try_from(from.as_raw_fd())
+        .map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: both descriptors are open for as long as the files are borrowed, and FICLONE takes a
+    // number, no pointer.
+    unsafe { ioctl::ficlone(to.as_raw_fd(), source) }?;
+    Ok(())
 }
 
 /// Tells a block device that a range is no longer used.

@@ -315,6 +315,14 @@ pub fn is_enabled() -> Option<bool> {
     Some(text.starts_with('Y'))
 }
 
+/// Makes a ring and drops it again, to find out whether this process may.
+///
+/// # Errors
+/// EPERM where io_uring is disabled, ENOSYS where the kernel has none.
+pub fn probe() -> io::Result<()> {
+    <IoUring>::new(1).map(drop)
+}
+
 /// Returns the number of possible processors: a mount has as many queues.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! A private containerd, and its client.
 
 use crate::fixtures::output;
-use crate::harness::eventually;
+use crate::harness::{eventually, program};
 use crate::packages::Release;
 use crate::process::Process;
 use crate::sandbox::control_group;
@@ -11,6 +11,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+/// The file of its configuration, in the test's folder, which stands for `/`.
+const CONFIGURATION: &str = "etc/containerd/config.toml";
 
 pub struct Containerd {
     folder: PathBuf,
@@ -22,9 +25,24 @@ pub struct Containerd {
 }
 
 impl Containerd {
+    /// Starts it, with cowshed as a snapshotter if the setting's snapshots are cowshed's.
     pub fn start(setting: &Setting) -> Self {
+        write_configuration(setting);
+        if setting.snapshotter == Snapshotter::Cowshed {
+            let pods = (setting.release == Release::Sid).then_some("--pods");
+            setup("containerd", setting, pods);
+        }
+        Self::start_configured(setting)
+    }
+
+    /// Starts it as a distribution configures it.
+    pub fn start_plain(setting: &Setting) -> Self {
+        write_configuration(setting);
+        Self::start_configured(setting)
+    }
+
+    fn start_configured(setting: &Setting) -> Self {
         let folder = setting.folder.clone();
-        fs::write(folder.join("containerd.toml"), configuration(setting)).unwrap();
         let mut containerd = Self {
             namespace: namespace(&folder),
             folder,
@@ -51,9 +69,7 @@ impl Containerd {
             return;
         }
         let mut command = self.program("containerd");
-        command
-            .arg("--config")
-            .arg(self.folder.join("containerd.toml"));
+        command.arg("--config").arg(self.folder.join(CONFIGURATION));
         let ready = || self.attempt(["version"]).status.success();
         let log = self.folder.join("containerd.log");
         self.process = Some(Process::start("containerd", command, log, ready));
@@ -64,19 +80,17 @@ impl Containerd {
     }
 
     pub fn stop(mut self) {
+        self.halt();
+    }
+
+    /// Stops it; it can be started again.
+    pub fn halt(&mut self) {
         self.process.take().unwrap().stop();
     }
 
     /// Returns a command for one of the release's programs.
     fn program(&self, name: &str) -> Command {
-        let path = self.release.path();
-        // Programs are searched in the path of this process.
-        let found = std::env::split_paths(&path)
-            .map(|folder| folder.join(name))
-            .find(|program| program.exists());
-        let mut command = Command::new(found.unwrap_or_else(|| panic!("there is no {name}")));
-        command.env("PATH", path);
-        command
+        program_of(self.release, name)
     }
 
     /// Returns `ctr` with these arguments.
@@ -176,7 +190,53 @@ fn takes_differs(release: Release) -> bool {
     release != Release::Bookworm
 }
 
-/// Returns the configuration that a host's administrator would write, with our paths.
+/// Returns a command for a program of a release.
+fn program_of(release: Release, name: &str) -> Command {
+    let path = release.path();
+    // Programs are searched in the path of this process.
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| program.exists());
+    let mut command = Command::new(found.unwrap_or_else(|| panic!("there is no {name}")));
+    command.env("PATH", path);
+    command
+}
+
+/// Returns the version of the release's containerd, as it prints it.
+fn version(release: Release) -> String {
+    let printed = output(program_of(release, "containerd").arg("--version"));
+    printed.split_whitespace().nth(2).unwrap().to_owned()
+}
+
+/// Runs `cowshed setup` for the files in the setting's folder, as on the host that it stands for.
+pub fn setup(target: &str, setting: &Setting, option: Option<&str>) {
+    let mut command = Command::new(program());
+    command
+        .args([
+            "setup",
+            target,
+            "--containerd-version",
+            &version(setting.release),
+            "--root",
+        ])
+        .arg(&setting.folder)
+        .arg("--containerd-socket")
+        .arg(Service::socket(&setting.folder))
+        .arg("--containerd-address")
+        .arg(Containerd::socket(&setting.folder))
+        .arg("--mount")
+        .arg(setting.folder.join("volumes"))
+        .args(option);
+    output(&mut command);
+}
+
+fn write_configuration(setting: &Setting) {
+    let file = setting.folder.join(CONFIGURATION);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, configuration(setting)).unwrap();
+}
+
+/// Returns the configuration of a host before cowshed comes, with our paths.
 fn configuration(setting: &Setting) -> String {
     let folder = setting.folder.display();
     let socket = Containerd::socket(&setting.folder);
@@ -223,41 +283,18 @@ disabled_plugins = [{disabled}]
             scratch.display()
         );
     }
-    if setting.snapshotter != Snapshotter::Cowshed {
-        return text;
-    }
-    text += &format!(
-        "{}[proxy_plugins.cowshed.exports]\n  root = \"{folder}/volumes\"\n",
-        sample("`/etc/containerd/config.toml`", setting)
-    );
-    if takes_differs(setting.release) {
-        // 1.7 also accepts the part about the transfer service, although its client does not use
-        // it.
-        text += &sample("refuses to start with a plugin of this type", setting);
-    }
     text
-}
-
-/// Returns the sample of docs/containerd-docker.md after the line that contains `after`, unchanged
-/// except for this test's socket and processor.
-fn sample(after: &str, setting: &Setting) -> String {
-    let page = crate::repository().join("docs/containerd-docker.md");
-    let page = fs::read_to_string(page).unwrap();
-    let (_, rest) = page.split_once(after).expect("the page has the sample");
-    let (_, rest) = rest.split_once("```toml\n").expect("a sample");
-    let (sample, _) = rest.split_once("```").expect("the sample's end");
-    let socket = Service::socket(&setting.folder);
-    let platform = format!("linux/{}", crate::images::architecture());
-    sample
-        .replace("/run/cowshed/containerd.sock", socket.to_str().unwrap())
-        .replace("linux/amd64", &platform)
 }
 
 /// Returns the configuration of containerd 2's CRI plugin. Without the right to lower an OOM score,
 /// it stays unchanged.
 fn for_kubelets(setting: &Setting) -> String {
     let folder = setting.folder.display();
-    let snapshotter = setting.snapshotter.word();
+    let snapshotter = match setting.snapshotter {
+        // `cowshed setup` makes it that.
+        Snapshotter::Cowshed => Snapshotter::Overlayfs.word(),
+        other => other.word(),
+    };
     format!(
         r#"
 [plugins."io.containerd.cri.v1.images"]

@@ -1,16 +1,19 @@
 //! A private Docker daemon over a private containerd, and its client.
 
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, setup};
 use crate::fixtures::output;
 use crate::packages::{Release, buildx};
 use crate::process::Process;
 use crate::sandbox::control_group;
-use crate::world::Setting;
+use crate::world::{Setting, Snapshotter};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+/// The file of its configuration, in the test's folder, which stands for `/`.
+pub const CONFIGURATION: &str = "etc/docker/daemon.json";
 
 pub struct Docker {
     folder: PathBuf,
@@ -21,6 +24,10 @@ pub struct Docker {
 impl Docker {
     /// Starts it over the running containerd of the same setting.
     pub fn start(setting: &Setting) -> Self {
+        if setting.snapshotter == Snapshotter::Cowshed {
+            setup("docker", setting, None);
+            return Self::start_configured(setting);
+        }
         let configuration = json!({
             "features": {"containerd-snapshotter": true},
             "storage-driver": setting.snapshotter.word(),
@@ -30,8 +37,14 @@ impl Docker {
 
     /// Like `start`, with the caller's configuration.
     pub fn start_with(setting: &Setting, configuration: &Value) -> Self {
+        let file = setting.folder.join(CONFIGURATION);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, configuration.to_string()).unwrap();
+        Self::start_configured(setting)
+    }
+
+    fn start_configured(setting: &Setting) -> Self {
         let folder = setting.folder.clone();
-        fs::write(folder.join("daemon.json"), configuration.to_string()).unwrap();
         let plugins = folder.join("docker-client/cli-plugins");
         fs::create_dir_all(&plugins).unwrap();
         std::os::unix::fs::symlink(buildx(), plugins.join("docker-buildx")).unwrap();
@@ -54,7 +67,7 @@ impl Docker {
         command
             .env("PATH", self.release.path())
             .arg("--config-file")
-            .arg(path("daemon.json"))
+            .arg(path(CONFIGURATION))
             .arg("--containerd")
             .arg(Containerd::socket(&self.folder))
             .arg("--data-root")
@@ -79,6 +92,11 @@ impl Docker {
     }
 
     pub fn stop(mut self) {
+        self.halt();
+    }
+
+    /// Stops it; it can be started again.
+    pub fn halt(&mut self) {
         self.process.take().unwrap().stop();
     }
 

@@ -1,0 +1,118 @@
+//! What the user is to do once files were changed, in the order in which it works.
+
+use super::docker;
+use super::units::{self, PROGRAMS};
+use super::{Host, How, Target};
+use std::path::Path;
+
+/// The first version of Docker whose containerd image store takes other snapshotters well.
+const DOCKER_MIN: u32 = 26;
+
+impl Host {
+    /// Returns the lines to print.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn next(&self, is_changed: bool, how: &How) -> anyhow::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        if !how.undo {
+            lines.extend(self.notes()?);
+        }
+        if !is_changed || how.dry_run {
+            return Ok(lines);
+        }
+        let commands = if how.undo {
+            self.after_undo()
+        } else {
+            self.after()
+        };
+        if !commands.is_empty() {
+            lines.push(format!("Next: {}", commands.join(" && ")));
+        }
+        Ok(lines)
+    }
+
+    /// Returns what the user should know of this host.
+    fn notes(&self) -> anyhow::Result<Vec<String>> {
+        let mut notes = Vec::new();
+        let is_docker = self.target == Target::Docker;
+        let text = self.root.read(Path::new(docker::FILE))?.unwrap_or_default();
+        if is_docker && docker::maps_users(&text) {
+            notes.push(
+                "warning: Docker maps users (userns-remap): an image with hard links does not run \
+                 then"
+                    .to_owned(),
+            );
+        }
+        if is_docker
+            && self.root.is_host()
+            && let Some(found) = super::installed_version("dockerd", 2)
+            && super::numbers(&found).is_some_and(|(major, _)| major < DOCKER_MIN)
+        {
+            notes.push(format!(
+                "warning: this is Docker {found}, and {DOCKER_MIN} or later is needed"
+            ));
+        }
+        let is_installed = |folder: &&str| self.root.has(&format!("{folder}/cowshed"));
+        if self.target == Target::Systemd && !PROGRAMS.iter().any(is_installed) {
+            let folders = PROGRAMS.join(" or ");
+            notes.push(format!(
+                "warning: the units look for the program in {folders}, and it is not there"
+            ));
+        }
+        Ok(notes)
+    }
+
+    /// Returns the commands with which the changes take effect.
+    fn after(&self) -> Vec<String> {
+        if !self.root.is_host() {
+            return Vec::new();
+        }
+        let mut commands = Vec::new();
+        let pool = self.pool.as_path();
+        if !pool.exists() {
+            let usual = super::DEFAULT_POOL;
+            let option = match pool == Path::new(usual) {
+                true => String::new(),
+                false => format!(" --pool {}", self.pool),
+            };
+            commands.push(format!("cowshed{option} pool create --size 100G"));
+        }
+        let name = self.units.name();
+        if !units::has_systemd(&self.root) {
+            commands.push(format!(
+                "cowshed serve --containerd-socket {} --containerd-address {} --mount {}",
+                super::SOCKET,
+                super::ADDRESS,
+                super::VOLUMES
+            ));
+            return commands;
+        }
+        if self.target != Target::Systemd && !self.units.are_in(&self.root) {
+            commands.push("cowshed setup systemd".to_owned());
+        }
+        commands.push("systemctl daemon-reload".to_owned());
+        commands.push(match self.target {
+            Target::Systemd => format!("systemctl start {name}.socket {name}.service"),
+            Target::Containerd => format!("systemctl restart {name}.service containerd"),
+            Target::Docker => format!("systemctl restart {name}.service containerd docker"),
+        });
+        commands.push("cowshed doctor".to_owned());
+        commands
+    }
+
+    /// Returns the commands with which the changes are gone.
+    fn after_undo(&self) -> Vec<String> {
+        if !self.root.is_host() || !units::has_systemd(&self.root) {
+            return Vec::new();
+        }
+        let name = self.units.name();
+        let mut commands = vec!["systemctl daemon-reload".to_owned()];
+        commands.push(match self.target {
+            Target::Systemd => format!("systemctl stop {name}.socket {name}.service"),
+            Target::Containerd => "systemctl restart containerd".to_owned(),
+            Target::Docker => "systemctl restart containerd docker".to_owned(),
+        });
+        commands
+    }
+}
