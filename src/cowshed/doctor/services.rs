@@ -15,9 +15,16 @@ use serde_json::Value;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The programs of e2fsprogs, which images, containers and snapshots need.
 const PROGRAMS: [&str; 3] = ["mkfs.ext4", "resize2fs", "debugfs"];
+
+/// The time to wait for a daemon that starts or stops.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The interval at which it is asked meanwhile.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// The units of systemd, wherever they are.
 const UNIT_FOLDERS: [&str; 3] = [
@@ -58,9 +65,20 @@ enum Found {
     Unopened(Error),
 }
 
+/// Looks at the pool; while a daemon starts or stops, waits for that.
+fn look_at_pool(place: &Place, console: &Console) -> Found {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look_once(place, console) {
+            Found::Silent(_) if Instant::now() < deadline => thread::sleep(RETRY),
+            found => return found,
+        }
+    }
+}
+
 /// Opens the pool for reading only, or asks the daemon that has it open. No daemon is asked that
 /// does not run: systemd would start it.
-fn look_at_pool(place: &Place, console: &Console) -> Found {
+fn look_once(place: &Place, console: &Console) -> Found {
     match place.open_to_read().and_then(|pool| pool.status()) {
         Ok(status) => Found::Closed(pool::document(&status)),
         Err(Error::InUse) => match ask_daemon(place, console) {
@@ -209,7 +227,7 @@ fn judge_daemon(daemon: &Value) -> Check {
 
 fn judge_silent(place: &Place, error: &anyhow::Error) -> Check {
     let check = "daemon";
-    let detail = format!("on {}: {error:#}", place.socket);
+    let detail = format!("on {}: {error}", place.socket);
     let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
     if matches!(error.downcast_ref(), Some(ProtocolError::Version { .. })) {
         warn(

@@ -114,10 +114,10 @@ fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
 }
 
 fn read(place: &Path) -> io::Result<Option<String>> {
-    // A pipe or a device would be waited for.
+    // A pipe or a device would be waited for. Links were followed before.
     let file = File::options()
         .read(true)
-        .custom_flags(libc::O_NONBLOCK)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
         .open(place);
     let file = match file {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
