@@ -1,8 +1,12 @@
 //! `cowshed tree`: the forest of a pool as text, graph, picture and JSON, with and without a daemon.
 
-use crate::harness::{Bench, noise};
+use crate::harness::{Bench, eventually, noise};
+use cowshed_engine::{OpenOptions, Pool};
+use cowshed_format::base::Name;
+use cowshed_format::device::{FileDevice, FileOptions};
 use serde_json::Value;
 use std::fs;
+use std::sync::Arc;
 
 /// A pool with a volume on its snapshot, a clone, and a removed snapshot that two volumes share.
 fn bench() -> Bench {
@@ -105,6 +109,34 @@ fn graphs_and_pictures_are_whole_and_go_with_no_other_form() {
         .output();
     let both = both.unwrap();
     assert_eq!(both.status.code(), Some(2), "{both:?}");
+}
+
+#[test]
+fn a_chain_of_thousands_of_volumes_is_drawn_in_every_form() {
+    const LINKS: usize = 1500;
+    let bench = Bench::with_pool("256M");
+    let device = FileDevice::open(bench.pool(), FileOptions::default()).unwrap();
+    let pool = Pool::open(Arc::new(device), &OpenOptions::default()).unwrap();
+    let name = |kind: &str, link: usize| Name::new(&format!("{kind}{link}")).unwrap();
+    let mut volume = pool.create_volume(&name("v", 0), 1 << 20).unwrap();
+    for link in 1..=LINKS {
+        let snapshot = pool.snapshot(&volume, &name("s", link)).unwrap();
+        volume = pool.clone_volume(&snapshot, &name("v", link)).unwrap();
+    }
+    pool.close().unwrap();
+    drop((volume, pool));
+    // A process that another test has just started may still hold the lock with its descriptors.
+    eventually("an end of the lock", || {
+        bench.run(["pool", "status"]).status.success()
+    });
+    let text = drawn(&bench, &[], "C.UTF-8");
+    // A snapshot and a volume for each link, and the first volume below a heading.
+    assert_eq!(text.lines().count(), 2 * LINKS + 2);
+    assert!(text.lines().all(|line| line.chars().count() < 100));
+    let json = drawn(&bench, &["--json"], "C");
+    assert_eq!(json.matches("\"children\":[").count(), 2 * LINKS + 1);
+    let picture = drawn(&bench, &["--format", "svg"], "C");
+    assert_eq!(picture.matches("<rect x").count(), 2 * LINKS + 1);
 }
 
 #[test]
