@@ -25,11 +25,13 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ext4diff", &["format", "sys"]),
     (
         "host",
-        &["engine", "export", "ext4diff", "format", "oci", "sys"],
+        &[
+            "engine", "export", "ext4diff", "format", "oci", "stream", "sys",
+        ],
     ),
     (
         "daemon",
-        &["engine", "export", "format", "host", "oci", "sys"],
+        &["engine", "export", "format", "host", "oci", "stream", "sys"],
     ),
 ];
 
@@ -68,6 +70,10 @@ const HOST: &[(&str, &[&str])] = &[
             "roots",
             "data",
         ],
+    ),
+    (
+        "transfer",
+        &["error", "record", "mounts", "containers", "host"],
     ),
 ];
 

@@ -10,6 +10,7 @@ use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::attach::{Attach, Command, Kind, SectorSize};
 use cowshed_engine::{Pool, Volume};
 use cowshed_export::{AttachKind, AttachOptions, Attachment};
+use cowshed_stream::bookmark;
 use serde_json::{Value, json};
 
 /// Runs a command on `open_pool`.
@@ -41,6 +42,7 @@ fn attach(attach: &Attach, open_pool: &OpenPool, console: &Console) -> anyhow::R
     }
     let export = open_pool.daemon_export().with_context(what)?;
     let volume = open_pool.pool().volume(name).with_context(what)?;
+    bookmark::refuse(open_pool.pool(), &volume).with_context(what)?;
     if !attach.read_only {
         kept_names::refuse(&volume.name()).with_context(what)?;
     }

@@ -6,12 +6,14 @@ use super::image;
 use super::output::{Column, time};
 use super::removal;
 use super::streams::Output;
+use super::transfer;
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::CopySide;
 use cowshed_daemon::request::container::{Command, Copy, Create, MountAt};
 use cowshed_format::base::size::human;
 use cowshed_format::base::{Name, printable_path};
+use cowshed_host::transfer::Chosen;
 use cowshed_host::{
     self as container, ContainerChange, CopyOptions, CreateContainer, CreatedContainer, Host,
 };
@@ -64,6 +66,11 @@ pub(super) fn run(
         }
         Command::Diff { container } => diff(container, open_pool, console),
         Command::Commit { container, image } => commit(container, image, open_pool, console),
+        Command::Send {
+            containers,
+            options,
+        } => transfer::send_set(Chosen::Containers(containers), options, open_pool, console),
+        Command::Receive(receive) => transfer::receive(receive, open_pool, console),
         Command::Copy(copied) => copy(copied, open_pool, console),
         Command::List => list(open_pool, console),
         Command::Remove { containers } => {

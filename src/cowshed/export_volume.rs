@@ -11,6 +11,7 @@ use super::streams::Output;
 use anyhow::Context;
 use cowshed_daemon::request::FileOrPipe;
 use cowshed_engine::{ExtentKind, Pool, Volume};
+use cowshed_stream::bookmark;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::json;
 use std::fs::File;
@@ -31,6 +32,7 @@ pub(super) fn export(
 ) -> anyhow::Result<()> {
     let what = || format!("export volume {name} to {target}");
     let volume = pool.volume(name).with_context(what)?;
+    bookmark::refuse(pool, &volume).with_context(what)?;
     let _hold = volume.hold().with_context(what)?;
     let path = match target {
         FileOrPipe::Pipe if console.style().json => {

@@ -6,6 +6,7 @@ use cowshed_daemon::protocol::{ProtocolError, VERSION};
 use cowshed_export::ExportError;
 use cowshed_format::base::{self, printable};
 use cowshed_host as container;
+use cowshed_stream as stream;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -74,6 +75,31 @@ pub(super) struct Usage(pub String);
 #[error("{0}")]
 pub(super) struct Warning(pub String);
 
+/// A receive failed, and what came is kept.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// What failed.
+    pub what: String,
+    /// The name or prefix that was received into.
+    pub name: String,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl Kept {
+    fn hint(&self) -> Cow<'static, str> {
+        let name = &self.name;
+        let hint = format!(
+            "; what came is kept, and `cowshed volume receive --token {name}` says where to go on"
+        );
+        hint.into()
+    }
+}
+
 /// A check or a scrub found damage.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -83,6 +109,13 @@ type Cause = dyn std::error::Error + 'static;
 
 /// Returns the engine's error that the cause is or wraps.
 fn of_engine(cause: &Cause) -> Option<&base::Error> {
+    let of_host = match cause.downcast_ref() {
+        Some(container::Error::Stream(error)) => Some(error),
+        _ => None,
+    };
+    if let Some(stream::Error::Pool(error)) = of_host.or_else(|| cause.downcast_ref()) {
+        return Some(error);
+    }
     match (cause.downcast_ref(), of_export(cause)) {
         (Some(container::Error::Pool(error)), _) | (_, Some(ExportError::Pool(error))) => {
             Some(error)
@@ -148,7 +181,8 @@ pub(super) fn line(error: &anyhow::Error) -> Option<String> {
             last = text;
         }
     }
-    if let Some(hint) = error.chain().find_map(hint) {
+    let kept = error.downcast_ref::<Kept>().map(Kept::hint);
+    if let Some(hint) = kept.or_else(|| error.chain().find_map(hint)) {
         line.push_str(&hint);
     }
     Some(OneLine(&line).to_string())

@@ -184,7 +184,9 @@ fn of_volume(info: &VolumeInfo, users: &[String], held: bool, young: Duration) -
     } else if name.starts_with("data/") {
         kept.push("it is a data volume".to_owned());
     } else if name.starts_with("unfinished/") {
-        kept.push("it is being imported, or the next start removes it".to_owned());
+        let why =
+            "a command is making it, an interrupted receive keeps it, or the next start removes it";
+        kept.push(why.to_owned());
     } else if name.starts_with("work/") || (has_place && users.is_empty()) {
         if is_young {
             kept.push("a command may be using it".to_owned());

@@ -6,12 +6,14 @@ use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
 use super::removal;
 use super::streams::{Input, Output};
+use super::transfer;
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::FileOrPipe;
 use cowshed_daemon::request::image::{self as request, Command, Export, Import};
 use cowshed_format::base::Name;
 use cowshed_format::base::size::human;
+use cowshed_host::transfer::Chosen;
 use cowshed_host::{self as container, ExportedImage, Host, ImportOptions, ImportedImage};
 use cowshed_oci::{self as oci, Compression, Image, Platform, Reference, Select, SourceInput};
 use serde::Serialize;
@@ -54,6 +56,10 @@ pub(super) fn run(
             console.result(&Several::new(&imported), text)
         }
         Command::Export(export) => export_images(export, open_pool, console),
+        Command::Send { images, options } => {
+            transfer::send_set(Chosen::Images(images), options, open_pool, console)
+        }
+        Command::Receive(receive) => transfer::receive(receive, open_pool, console),
         Command::List => list(open_pool, console),
         Command::Inspect { image } => inspect(image, open_pool, console),
         Command::History { image } => history(image, open_pool, console),

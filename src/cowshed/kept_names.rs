@@ -13,7 +13,10 @@ const KEPT: [(&str, &str); 6] = [
     ("template/", "cowshed image"),
     ("snapshot/", "ctr snapshots"),
     ("work/", "cowshed image"),
-    ("unfinished/", "cowshed volume import"),
+    (
+        "unfinished/",
+        "cowshed volume import` or `cowshed volume receive",
+    ),
 ];
 
 /// The name belongs to images or containers.

@@ -24,7 +24,7 @@
 //! | what | modules |
 //! |---|---|
 //! | from arguments to a request, and where it runs | `arguments`, `open`, `remote`, `signals` |
-//! | commands | `pool`, `scrub`, `offline`; `volume`, `resize`, `import_volume`, `export_volume`; `attach`; `image`; `container`; `tree`; `gc`; `quickstart` |
+//! | commands | `pool`, `scrub`, `offline`; `volume`, `resize`, `import_volume`, `export_volume`; `transfer`; `attach`; `image`; `container`; `tree`; `gc`; `quickstart` |
 //! | the daemon | `serve` with `full`, `fuse` and `containerd`; `daemon_program`; `upgrade`, `running` |
 //! | streams and results | `console`, `output`, `progress`, `streams`, `part_file`, `failure`, `wrong_usage`, `command_log` |
 //! | the host | `doctor` shows what works, `setup` changes its configuration |
@@ -64,6 +64,7 @@ mod serve;
 mod setup;
 mod signals;
 mod streams;
+mod transfer;
 mod tree;
 mod upgrade;
 mod volume;

@@ -31,7 +31,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(total_bytes, target);
         let template = match total_bytes {
             Some(_) => {
-                "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}"
+                "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"
             }
             None => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
         };

@@ -1,14 +1,17 @@
 //! The streams of a command, which may be pipes whose other end is not served: reading, writing and
 //! opening them ends when the command is cancelled.
+//!
+//! # Invariants
+//! - The flags of the caller's open files do not change: other processes share them.
 
 use cowshed_format::base::Cancel;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -17,19 +20,29 @@ use std::time::Duration;
 const CANCEL_POLL_MS: u16 = 100;
 /// Number of bytes that a writable pipe takes without blocking: one page, `PIPE_BUF`.
 const PIECE_BYTES: usize = 4096;
+/// The length of a pipe through which much goes: the largest that a user may ask for by default.
+const PIPE_BYTES: i32 = 1 << 20;
+/// The major number of `/dev/null` and its like, on which writing never waits.
+const MEMORY_DEVICES: u32 = 1;
 
 /// An input of a command, read until its end or until the command is cancelled.
 #[derive(Debug)]
 pub(super) struct Input {
     file: File,
     cancel: Cancel,
+    /// True once a pipe was made longer, if that is possible.
+    is_wide: bool,
 }
 
 impl Input {
     /// Returns `file` as an input of the command that `cancel` cancels.
     #[must_use]
     pub(super) const fn new(file: File, cancel: Cancel) -> Self {
-        Self { file, cancel }
+        Self {
+            file,
+            cancel,
+            is_wide: false,
+        }
     }
 
     /// Opens the file, pipe or device at `path`.
@@ -54,6 +67,10 @@ impl Input {
 
 impl Read for Input {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if !self.is_wide && buf.len() > PIECE_BYTES {
+            self.is_wide = true;
+            widen(&self.file);
+        }
         loop {
             wait(&self.file, PollFlags::POLLIN, &self.cancel)?;
             match self.file.read(buf) {
@@ -71,6 +88,19 @@ pub(super) struct Output {
     cancel: Cancel,
     /// True if writing may have to wait for a reader.
     may_wait: bool,
+    /// The pipe that `file` is, opened for this command alone; see `opened_again`.
+    pipe: Pipe,
+}
+
+/// A pipe that an output is.
+#[derive(Debug)]
+enum Pipe {
+    /// Nothing long was written yet.
+    Unknown,
+    /// It takes as many bytes at a time as fit, and never blocks.
+    Own(File),
+    /// It is none, or cannot be opened again: only a page at a time is sure not to block.
+    Shared,
 }
 
 impl Output {
@@ -79,11 +109,14 @@ impl Output {
     /// # Errors
     /// When there are no file descriptors left.
     pub(super) fn new(file: &File, cancel: &Cancel) -> io::Result<Self> {
-        let kind = file.metadata()?.file_type();
+        let found = file.metadata()?;
+        let kind = found.file_type();
+        let is_memory = kind.is_char_device() && libc::major(found.rdev()) == MEMORY_DEVICES;
         Ok(Self {
             file: file.try_clone()?,
             cancel: cancel.clone(),
-            may_wait: !kind.is_file() && !kind.is_block_device(),
+            may_wait: !kind.is_file() && !kind.is_block_device() && !is_memory,
+            pipe: Pipe::Unknown,
         })
     }
 
@@ -134,10 +167,16 @@ impl Write for Output {
             self.cancel.check()?;
             return self.file.write(buf);
         }
-        let piece = &buf[..buf.len().min(PIECE_BYTES)];
+        if matches!(self.pipe, Pipe::Unknown) && buf.len() > PIECE_BYTES {
+            self.pipe = opened_again(&self.file);
+        }
+        let (mut file, most) = match &self.pipe {
+            Pipe::Own(pipe) => (pipe, buf.len()),
+            Pipe::Unknown | Pipe::Shared => (&self.file, buf.len().min(PIECE_BYTES)),
+        };
         loop {
-            wait(&self.file, PollFlags::POLLOUT, &self.cancel)?;
-            match self.file.write(piece) {
+            wait(file, PollFlags::POLLOUT, &self.cancel)?;
+            match file.write(&buf[..most]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,
             }
@@ -146,6 +185,34 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// Opens the pipe `file` once more, so that writes to it do not block. The flag for that belongs to
+/// the open file, and the caller's is shared with other processes.
+fn opened_again(file: &File) -> Pipe {
+    let is_pipe = file
+        .metadata()
+        .is_ok_and(|found| found.file_type().is_fifo());
+    if !is_pipe {
+        return Pipe::Shared;
+    }
+    let opened = File::options()
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    // Another user's pipe may not be opened, and one without a reader cannot be.
+    opened.map_or(Pipe::Shared, |pipe| {
+        widen(&pipe);
+        Pipe::Own(pipe)
+    })
+}
+
+/// Makes a pipe longer, so that both ends have to be woken less often.
+fn widen(file: &File) {
+    if fcntl(file, FcntlArg::F_GETPIPE_SZ).is_ok_and(|len| len < PIPE_BYTES) {
+        // It fails once the pipes of a user have as many pages as they may.
+        let _ = fcntl(file, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
     }
 }
 

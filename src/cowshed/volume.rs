@@ -2,7 +2,7 @@
 
 use super::console::Console;
 use super::output::{Column, exact, facts, time};
-use super::{export_volume, import_volume, kept_names, removal, resize, sectors};
+use super::{export_volume, import_volume, kept_names, removal, resize, sectors, transfer};
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::volume::Command;
@@ -10,7 +10,9 @@ use cowshed_engine::{
     Extent, ExtentKind, Labels, Pool, RemovedVolume, Volume, VolumeInfo, VolumeKind,
 };
 use cowshed_format::base::size::human;
-use cowshed_format::base::{Name, VolumeId};
+use cowshed_format::base::{Name, VolumeId, printable};
+use cowshed_stream::bookmark;
+use cowshed_stream::receive::origin;
 use serde::Serialize;
 use serde_json::json;
 
@@ -51,6 +53,7 @@ pub(super) fn run(
             let what = format!("clone {snapshot} as {name}");
             make(open_pool, &what, console, name, |name| {
                 let snapshot = pool.volume(snapshot)?;
+                bookmark::refuse(pool, &snapshot)?;
                 let clone = pool.clone_volume(&snapshot, name)?;
                 inherit_sectors(&snapshot, &clone, pool)?;
                 Ok(clone)
@@ -69,7 +72,9 @@ pub(super) fn run(
         Command::Rollback { volume, snapshot } => {
             change(pool, volume, "roll back", console, |volume| {
                 kept_names::refuse(&volume.name())?;
-                Ok(pool.rollback(volume, &pool.volume(snapshot)?)?)
+                let snapshot = pool.volume(snapshot)?;
+                bookmark::refuse(pool, &snapshot)?;
+                Ok(pool.rollback(volume, &snapshot)?)
             })
         }
         Command::List => list(pool, console),
@@ -84,6 +89,30 @@ pub(super) fn run(
             show_changed(pool, &volume.info()?, console)
         }
         Command::Export { volume, target } => export_volume::export(volume, target, pool, console),
+        Command::Send(send) => transfer::send_volumes(send, open_pool, console),
+        Command::Receive(receive) => transfer::receive(receive, open_pool, console),
+        Command::Bookmark { snapshot, name } => {
+            let what = format!("bookmark {snapshot} as {name}");
+            make(open_pool, &what, console, name, |name| {
+                let snapshot = pool.volume(snapshot)?;
+                Ok(bookmark::create(pool, &snapshot, name)?)
+            })
+        }
+        Command::Hold { volume, tag } => change(pool, volume, "hold", console, |volume| {
+            kept_names::refuse(&volume.name())?;
+            let mut transaction = pool.transaction();
+            transaction.hold(volume.id(), &Name::new(tag)?);
+            Ok(transaction.commit()?)
+        }),
+        Command::Release { volume, tag } => change(pool, volume, "release", console, |volume| {
+            let tag = Name::new(tag)?;
+            if !pool.holds(volume).contains(&tag) {
+                anyhow::bail!("{tag} does not hold it");
+            }
+            let mut transaction = pool.transaction();
+            transaction.release(volume.id(), &tag);
+            Ok(transaction.commit()?)
+        }),
     }
 }
 
@@ -137,7 +166,10 @@ fn remove(volumes: &[String], pool: &Pool, console: &Console) -> anyhow::Result<
     let removal = removal::each(volumes, "volume", |name| {
         let volume = pool.volume(name)?;
         kept_names::refuse(&volume.name())?;
-        Ok(pool.remove(&volume)?)
+        let mut transaction = pool.transaction();
+        transaction.remove(volume.id());
+        cowshed_stream::forget(pool, &mut transaction, volume.id());
+        Ok(transaction.commit()?)
     });
     pool.flush().context("remove volumes")?;
     removal.show(console)
@@ -157,25 +189,57 @@ struct VolumeDocument<'a> {
     created: String,
     labels: &'a Labels,
     children: u32,
+    /// The tags of those who hold it.
+    holds: Vec<String>,
+    /// Where it was received from.
+    received: Option<Received>,
+    /// The snapshot that a bookmark marks.
+    marks: Option<String>,
+}
+
+/// The source of a received snapshot in its JSON form.
+#[derive(Serialize)]
+struct Received {
+    name: String,
+    /// When it was received.
+    at: String,
 }
 
 impl<'a> VolumeDocument<'a> {
     fn new(pool: &Pool, info: &'a VolumeInfo) -> Self {
+        let volume = pool.volume_by_id(info.id).ok();
+        // A record of a newer version says nothing here.
+        let origin = origin(pool, info.id).ok().flatten();
+        let marked = volume.as_ref().map(|volume| bookmark::marked(pool, volume));
+        let marked = marked.and_then(Result::ok).flatten();
+        let holds = volume.map_or_else(Vec::new, |volume| pool.holds(&volume));
         Self {
             id: info.id.0,
             name: info.name.as_str(),
             parent: info.parent.map(|id| id.0),
             parent_name: parent_name(pool, info.parent),
             kind: match info.kind {
+                _ if marked.is_some() => "bookmark",
                 VolumeKind::Volume => "volume",
                 VolumeKind::Snapshot => "snapshot",
             },
             size_bytes: info.size_bytes,
             own_bytes: info.own_bytes,
             referenced_bytes: info.referenced_bytes,
-            created: time(info.created),
+            // A received snapshot is as old as the one that was sent.
+            created: time(
+                origin
+                    .as_ref()
+                    .map_or(info.created, |origin| origin.created),
+            ),
             labels: &info.labels,
             children: info.children,
+            holds: holds.iter().map(Name::to_string).collect(),
+            received: origin.map(|origin| Received {
+                name: origin.name.to_string(),
+                at: time(info.created),
+            }),
+            marks: marked.map(|marked| marked.name.to_string()),
         }
     }
 
@@ -193,6 +257,9 @@ impl<'a> VolumeDocument<'a> {
             created: time(it.created),
             labels,
             children: u32::try_from(it.children.len()).unwrap_or(u32::MAX),
+            holds: Vec::new(),
+            received: None,
+            marks: None,
         }
     }
 }
@@ -218,9 +285,21 @@ fn show(pool: &Pool, info: &VolumeInfo, console: &Console) -> anyhow::Result<()>
         let labels: Vec<_> = info
             .labels
             .iter()
-            .map(|(key, value)| format!("{key}={value}"))
+            .map(|(key, value)| printable(&format!("{key}={value}")).into_owned())
             .collect();
-        facts([
+        let received = document
+            .received
+            .as_ref()
+            .map_or_else(String::new, |received| {
+                format!("{} at {}", received.name, received.at)
+            });
+        let further = [
+            ("marks", document.marks.clone().unwrap_or_default()),
+            ("received", received),
+            ("held by", document.holds.join(" ")),
+        ];
+        let further = further.into_iter().filter(|(_, text)| !text.is_empty());
+        let known = [
             ("name", info.name.to_string()),
             ("id", info.id.to_string()),
             ("kind", document.kind.to_owned()),
@@ -231,7 +310,8 @@ fn show(pool: &Pool, info: &VolumeInfo, console: &Console) -> anyhow::Result<()>
             ("referenced", exact(info.referenced_bytes)),
             ("created", document.created.clone()),
             ("labels", labels.join(" ")),
-        ])
+        ];
+        facts(known.into_iter().chain(further))
     })
 }
 
@@ -278,6 +358,9 @@ fn diff(a: &str, b: &str, pool: &Pool, console: &Console) -> anyhow::Result<()> 
     let what = || format!("compare {a} and {b}");
     let a = pool.volume(a).with_context(what)?;
     let b = pool.volume(b).with_context(what)?;
+    for volume in [&a, &b] {
+        bookmark::refuse(pool, volume).with_context(what)?;
+    }
     let ranges = pool.diff(&a, &b).with_context(what)?;
     let kind = |kind| match kind {
         ExtentKind::Data => "data",

@@ -25,6 +25,8 @@ mod logging;
 mod mounted;
 mod quickstart;
 mod rings;
+mod send;
+mod send_sets;
 mod setup;
 use cowshed_testkit::small_host;
 mod stopping;

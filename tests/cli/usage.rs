@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 /// All commands with their subcommands.
-const COMMANDS: [&[&str]; 42] = [
+const COMMANDS: [&[&str]; 51] = [
     &[],
     &["quickstart"],
     &["pool"],
@@ -31,17 +31,26 @@ const COMMANDS: [&[&str]; 42] = [
     &["volume", "diff"],
     &["volume", "import"],
     &["volume", "export"],
+    &["volume", "send"],
+    &["volume", "receive"],
+    &["volume", "bookmark"],
+    &["volume", "hold"],
+    &["volume", "release"],
     &["attach"],
     &["detach"],
     &["image", "import"],
     &["image", "ls"],
     &["image", "inspect"],
     &["image", "history"],
+    &["image", "send"],
+    &["image", "receive"],
     &["image", "rm"],
     &["container", "create"],
     &["container", "mount"],
     &["container", "diff"],
     &["container", "commit"],
+    &["container", "send"],
+    &["container", "receive"],
     &["container", "cp"],
     &["tree"],
     &["doctor"],

@@ -2,6 +2,7 @@
 
 use super::place;
 use super::size::Size;
+use super::stream::{ReceiveSet, SendOptions};
 use clap::{Args, Subcommand};
 use cowshed_daemon::request::container as request;
 use cowshed_daemon::request::{CopySide, HostPath};
@@ -19,6 +20,13 @@ pub(crate) enum ContainerCommand {
     Diff(One),
     /// Create an image from a container: its image plus one layer
     Commit(Commit),
+    /// Write containers, as they are now, with their images as a stream to the standard output
+    #[command(after_help = "The containers may be running. Examples:\n  \
+        cowshed container send web | ssh host cowshed container receive\n  \
+        cowshed container send web --from debian:12 | ssh host cowshed container receive")]
+    Send(Send),
+    /// Receive containers, or another set, from a stream on the standard input
+    Receive(ReceiveSet),
     /// Copy files into or out of a container
     #[command(
         after_help = "With - the other side is a tar archive on the standard input or output.\n\n\
@@ -79,6 +87,20 @@ pub(crate) struct Commit {
     pub reference: String,
 }
 
+/// `cowshed container send`
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The containers, by name or id
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub containers: Vec<String>,
+    /// Send no layers of this image, which the receiver has from an earlier stream
+    #[arg(long, value_name = "IMAGE")]
+    pub from: Option<String>,
+    /// How to send them.
+    #[command(flatten)]
+    pub options: SendOptions,
+}
+
 /// `cowshed container cp`
 #[derive(Debug, Args)]
 pub(crate) struct Copy {
@@ -126,6 +148,17 @@ impl From<ContainerCommand> for request::Command {
                 container,
                 image: reference,
             },
+            ContainerCommand::Send(Send {
+                containers,
+                from,
+                options,
+            }) => Self::Send {
+                containers,
+                options: options.with_base(from),
+            },
+            ContainerCommand::Receive(ReceiveSet { prefix, step }) => {
+                Self::Receive(step.of(prefix))
+            }
             ContainerCommand::Cp(copy) => Self::Copy(request::Copy {
                 source: copy.source,
                 target: copy.target,

@@ -2,6 +2,7 @@
 
 use super::place;
 use super::size::Size;
+use super::stream::{ReceiveSet, SendOptions};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use cowshed_daemon::request::FileOrPipe;
@@ -33,6 +34,13 @@ pub(crate) enum ImageCommand {
         cowshed image export mine - | docker load\n  \
         cowshed image export app db --output both.tar")]
     Export(Export),
+    /// Write images with their layers as a stream to the standard output, block by block
+    #[command(after_help = "Examples:\n  \
+        cowshed image send app:1 | ssh host cowshed image receive\n  \
+        cowshed image send app:2 --from app:1 | ssh host cowshed image receive")]
+    Send(Send),
+    /// Receive images, or another set, from a stream on the standard input
+    Receive(ReceiveSet),
     /// Remove images, and the layers that nothing else uses
     Rm(Remove),
 }
@@ -147,6 +155,20 @@ pub(crate) struct One {
     pub image: String,
 }
 
+/// `cowshed image send`
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The images, by name or id
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// Send no layers of this image, which the receiver has from an earlier stream
+    #[arg(long, value_name = "IMAGE")]
+    pub from: Option<String>,
+    /// How to send them.
+    #[command(flatten)]
+    pub options: SendOptions,
+}
+
 /// `cowshed image rm`
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
@@ -173,6 +195,15 @@ impl From<ImageCommand> for request::Command {
                 file: export.file,
                 compression: export.compression.into(),
             }),
+            ImageCommand::Send(Send {
+                images,
+                from,
+                options,
+            }) => Self::Send {
+                images,
+                options: options.with_base(from),
+            },
+            ImageCommand::Receive(ReceiveSet { prefix, step }) => Self::Receive(step.of(prefix)),
             ImageCommand::Rm(Remove { images }) => Self::Remove { images },
         }
     }

@@ -12,6 +12,7 @@ pub(super) mod image;
 pub(super) mod place;
 pub(super) mod pool;
 pub(super) mod size;
+pub(super) mod stream;
 pub(super) mod tree;
 pub(super) mod volume;
 

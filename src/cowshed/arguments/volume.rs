@@ -2,6 +2,7 @@
 
 use super::place;
 use super::size::{NewSize, Size};
+use super::stream::{ReceiveStep, SendOptions};
 use clap::{Args, Subcommand};
 use cowshed_daemon::request::FileOrPipe;
 use cowshed_daemon::request::volume as request;
@@ -46,6 +47,28 @@ pub(crate) enum VolumeCommand {
     #[command(after_help = "Examples:\n  cowshed volume export disk ./disk.raw\n  \
         cowshed volume export disk - | zstd > disk.raw.zst")]
     Export(Export),
+    /// Write a snapshot, or what changed since another one, as a stream to the standard output
+    #[command(after_help = "Examples:\n  \
+        cowshed volume send disk@1 | ssh host cowshed volume receive disk@1\n  \
+        cowshed volume send disk@2 --from disk@1 | ssh host cowshed volume receive disk@2\n  \
+        cowshed volume send -R disk | ssh host cowshed volume receive backup/\n  \
+        cowshed volume send -R | ssh host cowshed volume receive -\n\n\
+        docs/stream.md specifies the stream.")]
+    Send(Send),
+    /// Make a snapshot, or a set, of a stream on the standard input
+    #[command(
+        after_help = "What is received appears under its name once all of the stream was \
+        verified. What an interrupted receive has is kept:\n  \
+        token=$(ssh host cowshed volume receive disk@1 --token)\n  \
+        cowshed volume send --resume $token | ssh host cowshed volume receive disk@1"
+    )]
+    Receive(Receive),
+    /// Keep the place of a snapshot as a base for sending, without its blocks
+    Bookmark(Bookmark),
+    /// Keep a volume from being removed
+    Hold(HoldOf),
+    /// End a hold
+    Release(HoldOf),
 }
 
 /// A name and a size.
@@ -161,6 +184,54 @@ pub(crate) struct Export {
     pub file: FileOrPipe,
 }
 
+/// `cowshed volume send`
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The snapshot, by name or id; with -R several, also volumes [default with -R: all of the pool]
+    #[arg(value_name = "SNAP", required_unless_present_any = ["resume", "forest"])]
+    pub volumes: Vec<String>,
+    /// Send a set: also what SNAP descends from, what descends from it, and their images and
+    /// containers
+    #[arg(short = 'R', long = "forest")]
+    pub forest: bool,
+    /// Send only what differs from this snapshot or bookmark, which the receiver has
+    #[arg(long, value_name = "SNAP|BOOKMARK")]
+    pub from: Option<String>,
+    /// How to send it.
+    #[command(flatten)]
+    pub options: SendOptions,
+}
+
+/// `cowshed volume receive`
+#[derive(Debug, Args)]
+pub(crate) struct Receive {
+    /// The new snapshot's name; for a set what the names begin with, or - for nothing
+    pub name: String,
+    /// What to do.
+    #[command(flatten)]
+    pub step: ReceiveStep,
+}
+
+/// `cowshed volume bookmark`
+#[derive(Debug, Args)]
+pub(crate) struct Bookmark {
+    /// The snapshot, by name or id
+    #[arg(value_name = "SNAP")]
+    pub snapshot: String,
+    /// The bookmark's name
+    pub name: String,
+}
+
+/// `cowshed volume hold` and `cowshed volume release`
+#[derive(Debug, Args)]
+pub(crate) struct HoldOf {
+    /// The volume, by name or id
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The name of whoever holds it
+    pub tag: String,
+}
+
 impl From<VolumeCommand> for request::Command {
     fn from(arguments: VolumeCommand) -> Self {
         match arguments {
@@ -192,6 +263,17 @@ impl From<VolumeCommand> for request::Command {
                 volume,
                 target: file,
             },
+            VolumeCommand::Send(send) => Self::Send(request::Send {
+                volumes: send.volumes,
+                forest: send.forest,
+                options: send.options.with_base(send.from),
+            }),
+            VolumeCommand::Receive(Receive { name, step }) => Self::Receive(step.of(name)),
+            VolumeCommand::Bookmark(Bookmark { snapshot, name }) => {
+                Self::Bookmark { snapshot, name }
+            }
+            VolumeCommand::Hold(HoldOf { volume, tag }) => Self::Hold { volume, tag },
+            VolumeCommand::Release(HoldOf { volume, tag }) => Self::Release { volume, tag },
         }
     }
 }

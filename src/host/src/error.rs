@@ -221,6 +221,21 @@ pub enum Error {
     /// The image's configuration cannot be extended.
     #[error("the image's configuration is not valid: {0}")]
     Config(&'static str),
+    /// A stream was not sent or not received.
+    #[error(transparent)]
+    Stream(#[from] cowshed_stream::Error),
+    /// Only this host, or a command that runs, has a use for the volume.
+    #[error("{0} is not sent, because it is of no use in another pool")]
+    NotSent(base::Name),
+    /// Nothing that is to be sent stands on what the receiver is said to have.
+    #[error("nothing of what is to be sent descends from {0}; send it whole")]
+    NothingInCommon(Box<str>),
+    /// The records or members of a stream break a rule.
+    #[error("the stream was not made by a sound pool: {0}")]
+    SetFault(&'static str),
+    /// The name would be one that is reserved.
+    #[error("the name {0} is reserved; receive with another prefix")]
+    ReservedVolume(base::Name),
     /// The operation was undone completely because the caller asked to stop.
     #[error("interrupted")]
     Cancelled,

@@ -12,6 +12,7 @@
 //! | [`Containers`] | creating, mounting, comparing, committing and copying | all three |
 //! | [`Roots`] | volumes shown to containerd and Docker, without a record here | `mounts`, `layers` |
 //! | [`DataVolumes`] | file systems for data that outlives containers | `mounts` |
+//! | [`transfer`] | sets of images, containers and volumes for streams | all but the last two |
 //!
 //! Each has a module with its name. Below all of them, `error` has the errors, `record` the records
 //! of images and containers in the pool's catalogue, and `time` the format of times.
@@ -34,6 +35,7 @@ mod mounts;
 mod record;
 mod roots;
 mod time;
+pub mod transfer;
 
 pub use containers::{
     ChangeKind, ContainerChange, ContainerSummary, Containers, CopyOptions, CopyReport, CopySide,

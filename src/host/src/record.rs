@@ -379,7 +379,7 @@ struct Versioned {
     version: u32,
 }
 
-fn parse<T: DeserializeOwned>(kind: Kind, key: &[u8], value: &[u8]) -> Result<T> {
+pub(crate) fn parse<T: DeserializeOwned>(kind: Kind, key: &[u8], value: &[u8]) -> Result<T> {
     let fault = |fault| Error::Record {
         kind,
         key: String::from_utf8_lossy(key).into(),

@@ -46,33 +46,68 @@ pub enum Error {
     /// The volume is a bookmark, which has no contents.
     #[error("{0} is a bookmark, which has no contents")]
     IsBookmark(Name),
-    /// The stream is larger than the room in the pool.
+    /// The stream holds more data than the pool has free space for.
     #[error(
-        "the stream holds {}, and the pool has room for {}; remove something or grow it",
+        "the stream holds {} of data, and the pool has {} of free space; remove something or grow \
+         the pool",
         precise(*data_bytes),
         precise(*available_bytes)
     )]
     TooLarge {
         /// The bytes of data in the stream.
         data_bytes: u64,
-        /// The bytes that the pool can still take.
+        /// The bytes that can still be written to the pool.
         available_bytes: u64,
     },
-    /// Another receive into this name is running.
+    /// The names and records of a set do not fit into a transaction of the pool.
+    #[error(
+        "the names and records of the set take {} of the pool's log at once, which takes {}; send it \
+         in parts, or receive it into a pool with a larger log",
+        precise(*needed_bytes),
+        precise(*max_bytes)
+    )]
+    SetExceedsLog {
+        /// The bytes that they take.
+        needed_bytes: u64,
+        /// The bytes that the log takes at once.
+        max_bytes: u64,
+    },
+    /// A set has more members or entries than a stream can hold.
+    #[error("the set does not fit into one stream: {0}; send it in parts")]
+    SetTooLarge(&'static str),
+    /// The stream holds a set where one snapshot is wanted.
+    #[error("the stream holds a set, and not one snapshot")]
+    IsSet,
+    /// The stream holds one snapshot where a set is wanted.
+    #[error("the stream holds one snapshot, and not a set")]
+    IsSnapshot,
+    /// Another receive into this name or prefix is running.
     #[error("{0} is being received already")]
-    Receiving(Name),
-    /// Nothing is kept under this name.
+    Receiving(Box<str>),
+    /// Nothing is kept under this name or prefix.
     #[error("no interrupted receive of {0} is kept; send it from its start")]
-    NothingKept(Name),
-    /// The stream goes on with another one than that which was interrupted.
-    #[error("the stream goes on with another one than the interrupted receive of {0}; {1}")]
-    OtherStream(Name, &'static str),
+    NothingKept(Box<str>),
+    /// The stream continues another one than that which was interrupted.
+    #[error("the stream does not continue the interrupted receive of {0}: {1}")]
+    OtherStream(Box<str>, &'static str),
     /// The text is not a token.
-    #[error("this is not a token that `receive` has printed")]
+    #[error("this is not a token of an interrupted receive")]
     NotAToken,
     /// The token is of a stream of another snapshot.
     #[error("the token is of the stream of another snapshot than {0}")]
     OtherSnapshot(Name),
+    /// The token is of another set, or of the set as it was.
+    #[error(
+        "the token is of another set, or snapshots of the set were removed since; send it from its \
+         start"
+    )]
+    OtherSet,
+    /// The token is of the stream of a set.
+    #[error("the token is of the stream of a set, and not of one snapshot")]
+    TokenOfSet,
+    /// The token is of the stream of one snapshot.
+    #[error("the token is of the stream of one snapshot, and not of a set")]
+    TokenOfSnapshot,
     /// The token is of a stream from another base.
     #[error("the token is of a stream from another base")]
     OtherBase,
@@ -95,7 +130,7 @@ impl From<cowshed_format::base::Cancelled> for Error {
 #[non_exhaustive]
 pub enum Fault {
     /// The first bytes are not those of a stream.
-    #[error("this is not a stream of `volume send`")]
+    #[error("this is not a cowshed stream")]
     NotAStream,
     /// A newer version wrote it.
     #[error(
@@ -111,17 +146,17 @@ pub enum Fault {
     #[error("the stream uses features {0:#x}, which this cowshed does not know; use a newer one")]
     Features(u32),
     /// It ends before its end.
-    #[error("the stream ends in the middle; it was cut off")]
+    #[error("the stream ends too early; it was cut off")]
     Cut,
     /// A record does not have its checksum.
-    #[error("record {0} of the stream was altered on its way, or is not at its place")]
+    #[error("record {0} of the stream was altered on the way, or is not in its place")]
     Checksum(u64),
-    /// A record's header is impossible.
-    #[error("record {record} of the stream is impossible: {what}")]
-    Impossible {
+    /// A record does not follow the format.
+    #[error("record {record} of the stream is malformed: {what}")]
+    Malformed {
         /// The record's number.
         record: u64,
-        /// The contradiction.
+        /// The rule that it breaks.
         what: &'static str,
     },
     /// The digest at the end is not that of the records before.

@@ -2,7 +2,8 @@
 //!
 //! - [`wire`] is the format of a stream, as `docs/stream.md` specifies it. It knows no pool.
 //! - [`send()`](send::send) writes a snapshot as a stream: all of it, or its difference to a base.
-//! - [`receive()`](receive::receive) makes a snapshot of a stream.
+//!   [`send_set`] writes several that share blocks, with entries that belong to them.
+//! - [`receive()`](receive::receive) makes a snapshot of a stream, [`receive_set`] a set of one.
 //! - [`bookmark`] keeps the place of a snapshot in its line, so that it can be a base without its
 //!   blocks.
 //! - [`identity`] says which snapshot a snapshot is, in whichever pool it lies.
@@ -19,13 +20,14 @@
 //! | `wire` | records, checksums, the digest | `error`, `identity` |
 //! | `record` | what the catalogue keeps about received snapshots, bookmarks and unfinished receives | `error`, `identity` |
 //! | `bookmark`, `changes` | the base of a difference, and the difference | those above |
-//! | `send`, `receive`, `partial` | the two ends | those above |
+//! | `send`, `send_set` | the sender | those above |
+//! | `partial`, `fill`, `receive`, `receive_set` | the receiver | those above |
 //!
 //! # Invariants
 //! - A stream holds no block addresses and no generations: nothing of it depends on where the
 //!   sending pool keeps a block.
-//! - A received snapshot gets its name in the same transaction that freezes it and records its
-//!   identity, after the last record of the stream was verified.
+//! - What is received gets its name in one transaction after the last record of the stream was
+//!   verified; a set as a whole.
 //! - Two snapshots of one identity hold the same bytes: an identity is given once, to a snapshot
 //!   that can no longer change, and goes along only with a verified stream.
 //! - No bytes of a stream make it panic or use memory without bound.
@@ -33,22 +35,27 @@
 pub mod bookmark;
 mod changes;
 pub mod error;
+mod fill;
 pub mod identity;
 pub mod limit;
 mod partial;
 pub mod receive;
+pub mod receive_set;
 mod record;
 pub mod send;
+pub mod send_set;
 pub mod token;
 pub mod wire;
 
 pub use error::{Error, Result};
 pub use identity::Identity;
 pub use limit::Limited;
-pub use receive::{Received, receive};
+pub use receive::{Incoming, Received, receive};
+pub use receive_set::{Arrived, Fate, IncomingSet};
 pub use record::forget;
 pub use send::{SendOptions, Sending, send};
-pub use token::Token;
+pub use send_set::{SetMember, SetSending};
+pub use token::{SetPlace, Token};
 
 /// A caller that shows the progress of a stream.
 pub trait Observer {

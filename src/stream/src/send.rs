@@ -6,7 +6,7 @@
 use crate::changes::{Base, Changes};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
-use crate::token::Token;
+use crate::token::{Place, Token};
 use crate::wire::{BaseName, Begin, DATA_BYTES_MAX, DIGEST_BYTES, Frame, Packer, StreamWriter};
 use crate::{Observer, bookmark};
 use cowshed_engine::{Extent, ExtentKind, Hold, Pool, Volume};
@@ -63,9 +63,20 @@ pub fn send(
 ///
 /// # Errors
 /// `TokenForeign`.
-pub fn snapshot_of(pool: &Pool, token: &Token) -> Result<Volume> {
+pub fn snapshot_of(pool: &Pool, token: &Place) -> Result<Volume> {
     let found = token.identity.find(pool)?;
     found.ok_or(Error::TokenForeign("snapshot"))
+}
+
+/// Returns the place in the stream of one snapshot that a token is of.
+///
+/// # Errors
+/// `TokenOfSet`.
+pub const fn place_of(token: &Token) -> Result<Place> {
+    match token {
+        Token::Snapshot(place) => Ok(*place),
+        Token::Set(_) => Err(Error::TokenOfSet),
+    }
 }
 
 impl Sending {
@@ -78,28 +89,42 @@ impl Sending {
         pool: &Pool,
         snapshot: &Volume,
         from: Option<&Volume>,
-        token: Option<&Token>,
+        token: Option<&Place>,
     ) -> Result<Self> {
         bookmark::refuse(pool, snapshot)?;
-        let info = snapshot.info()?;
-        if !snapshot.is_frozen() {
-            return Err(cowshed_engine::Error::NotFrozen(info.name).into());
-        }
-        let identity = Identity::of(pool, snapshot)?;
         let base = base_of(pool, from, token)?;
         if let Some(token) = token {
-            if token.identity != identity {
-                return Err(Error::OtherSnapshot(info.name));
+            if token.identity != Identity::of(pool, snapshot)? {
+                return Err(Error::OtherSnapshot(snapshot.name()));
             }
             if token.base != base.as_ref().map(|base| base.identity) {
                 return Err(Error::OtherBase);
             }
         }
+        Self::prepare(
+            pool,
+            snapshot,
+            base,
+            token.map_or(0, |token| token.position),
+        )
+    }
+
+    /// Prepares to send what is at or after `position`.
+    pub(crate) fn prepare(
+        pool: &Pool,
+        snapshot: &Volume,
+        base: Option<Base>,
+        position: u64,
+    ) -> Result<Self> {
+        let info = snapshot.info()?;
+        if !snapshot.is_frozen() {
+            return Err(cowshed_engine::Error::NotFrozen(info.name).into());
+        }
+        let identity = Identity::of(pool, snapshot)?;
         let mut holds = vec![snapshot.hold()?];
         if let Some(base) = &base {
             holds.push(base.volume.hold()?);
         }
-        let position = token.map_or(0, |token| token.position);
         let changes = Changes {
             pool,
             snapshot,
@@ -133,6 +158,11 @@ impl Sending {
         &self.begin
     }
 
+    /// As `begin`, to be changed.
+    pub(crate) const fn begin_mut(&mut self) -> &mut Begin {
+        &mut self.begin
+    }
+
     /// Writes the stream.
     ///
     /// # Errors
@@ -146,6 +176,18 @@ impl Sending {
     ) -> Result<Sent> {
         observer.begin(self.begin.data_bytes);
         let mut writer = StreamWriter::new(output, &self.begin)?;
+        let data_bytes = self.ranges(&mut writer, options, observer)?;
+        let digest = writer.end()?;
+        Ok(Sent { data_bytes, digest })
+    }
+
+    /// Writes the ranges; returns the number of bytes of data.
+    pub(crate) fn ranges<W: Write>(
+        &self,
+        writer: &mut StreamWriter<W>,
+        options: SendOptions,
+        observer: &dyn Observer,
+    ) -> Result<u64> {
         let mut data_bytes = 0;
         let (filled, frames) = sync_channel(FRAMES_AHEAD);
         let (spare, empty) = channel();
@@ -179,13 +221,12 @@ impl Sending {
             let read = reading.join().unwrap_or_else(|panic| resume_unwind(panic));
             written.and(read)
         })?;
-        let digest = writer.end()?;
-        Ok(Sent { data_bytes, digest })
+        Ok(data_bytes)
     }
 }
 
 /// Returns the base of a stream: what the caller names, or what the token is of.
-fn base_of(pool: &Pool, from: Option<&Volume>, token: Option<&Token>) -> Result<Option<Base>> {
+fn base_of(pool: &Pool, from: Option<&Volume>, token: Option<&Place>) -> Result<Option<Base>> {
     let volume = match (from, token.and_then(|token| token.base)) {
         (Some(from), _) => from.clone(),
         (None, Some(identity)) => match identity.find(pool)? {

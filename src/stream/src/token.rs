@@ -6,17 +6,32 @@ use crate::identity::Identity;
 use crate::record::{put_base, take_base};
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::codec::{Reader, Writer};
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
-const VERSION: u8 = 1;
+/// The version of a token of one snapshot.
+const SNAPSHOT: u8 = 1;
+/// The version of a token of a set.
+const SET: u8 = 2;
 const CRC_BYTES: usize = 4;
+/// Number of bytes that stand for the members of a set that came.
+const MEMBERS_BYTES: usize = 16;
 /// Maximum length of a token's text: more is not a token.
 const TEXT_BYTES_MAX: usize = 512;
 
-/// Where an interrupted stream goes on.
+/// Where an interrupted receive goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token {
+pub enum Token {
+    /// In the stream of one snapshot.
+    Snapshot(Place),
+    /// In the stream of a set.
+    Set(SetPlace),
+}
+
+/// A place in the stream of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
     /// The snapshot that is sent.
     pub identity: Identity,
     /// The base, if the stream is a difference.
@@ -25,12 +40,87 @@ pub struct Token {
     pub position: u64,
 }
 
+/// A place in the stream of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetPlace {
+    /// Which of its snapshots came as a whole.
+    pub whole: Whole,
+    /// The place in the member that came in part.
+    pub part: Option<Place>,
+}
+
+/// The first snapshots of a set, in the order in which they are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// How many they are.
+    pub count: u32,
+    digest: [u8; MEMBERS_BYTES],
+}
+
+impl Whole {
+    /// Returns what stands for these snapshots.
+    #[must_use]
+    pub fn of<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> Self {
+        let (mut count, mut hash) = (0, Sha256::new());
+        for identity in identities {
+            let mut bytes = Writer::new();
+            identity.encode(&mut bytes);
+            hash.update(bytes.into_bytes());
+            count += 1;
+        }
+        let mut digest = [0; MEMBERS_BYTES];
+        digest.copy_from_slice(&hash.finalize()[..MEMBERS_BYTES]);
+        Self { count, digest }
+    }
+}
+
+impl Place {
+    fn encode(&self, out: &mut Writer) {
+        self.identity.encode(out);
+        put_base(out, self.base.as_ref());
+        out.u64(self.position);
+    }
+
+    fn decode(input: &mut Reader<'_>) -> Option<Self> {
+        Some(Self {
+            identity: Identity::decode(input)?,
+            base: take_base(input)?,
+            position: input.u64()?,
+        })
+    }
+}
+
+impl SetPlace {
+    fn encode(&self, out: &mut Writer) {
+        out.u32(self.whole.count).bytes(&self.whole.digest);
+        match &self.part {
+            None => drop(out.u8(0)),
+            Some(part) => part.encode(out.u8(1)),
+        }
+    }
+
+    fn decode(input: &mut Reader<'_>) -> Option<Self> {
+        Some(Self {
+            whole: Whole {
+                count: input.u32()?,
+                digest: input.bytes(MEMBERS_BYTES)?.try_into().ok()?,
+            },
+            part: match input.u8()? {
+                0 => None,
+                1 => Some(Place::decode(input)?),
+                _ => return None,
+            },
+        })
+    }
+}
+
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = Writer::new();
-        self.identity.encode(out.u8(VERSION));
-        put_base(&mut out, self.base.as_ref());
-        out.u64(self.position);
+        match self {
+            Self::Snapshot(place) => place.encode(out.u8(SNAPSHOT)),
+            Self::Set(place) => place.encode(out.u8(SET)),
+        }
         let mut bytes = out.into_bytes();
         let crc = crc32(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
@@ -59,11 +149,10 @@ fn parse(text: &str) -> Option<Token> {
         return None;
     }
     let mut input = Reader::new(body);
-    (input.u8()? == VERSION).then_some(())?;
-    let token = Token {
-        identity: Identity::decode(&mut input)?,
-        base: take_base(&mut input)?,
-        position: input.u64()?,
+    let token = match input.u8()? {
+        SNAPSHOT => Token::Snapshot(Place::decode(&mut input)?),
+        SET => Token::Set(SetPlace::decode(&mut input)?),
+        _ => return None,
     };
     input.is_empty().then_some(token)
 }
@@ -80,14 +169,29 @@ mod tests {
         }
     }
 
+    fn tokens() -> Vec<Token> {
+        let place = |base| Place {
+            identity: identity(1),
+            base,
+            position: 1 << 40,
+        };
+        let set = |part| {
+            Token::Set(SetPlace {
+                whole: Whole::of([&identity(3), &identity(4)]),
+                part,
+            })
+        };
+        vec![
+            Token::Snapshot(place(None)),
+            Token::Snapshot(place(Some(identity(2)))),
+            set(None),
+            set(Some(place(Some(identity(2))))),
+        ]
+    }
+
     #[test]
     fn a_token_survives_as_text_and_any_changed_digit_is_found() {
-        for base in [None, Some(identity(2))] {
-            let token = Token {
-                identity: identity(1),
-                base,
-                position: 1 << 40,
-            };
+        for token in tokens() {
             let text = token.to_string();
             assert_eq!(text.parse::<Token>().unwrap(), token);
             for at in 0..text.len() {
@@ -101,5 +205,12 @@ mod tests {
         for bad in ["", "zz", "ä", "0", &"00".repeat(4000)] {
             assert!(bad.parse::<Token>().is_err());
         }
+    }
+
+    #[test]
+    fn the_order_of_a_sets_members_counts() {
+        let [a, b] = [identity(1), identity(2)];
+        assert_ne!(Whole::of([&a, &b]), Whole::of([&b, &a]));
+        assert_eq!(Whole::of([&a, &b]).count, 2);
     }
 }

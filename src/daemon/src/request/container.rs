@@ -1,6 +1,7 @@
 //! Requests about containers. A container is meant by its name or by its id.
 
 use super::path::{CopySide, HostPath};
+use super::stream::{Receive, SendOptions};
 use serde::{Deserialize, Serialize};
 
 /// A request about containers.
@@ -33,6 +34,15 @@ pub enum Command {
         /// The new image's name.
         image: String,
     },
+    /// Writes containers, as they are now, and their images as a stream to the output.
+    Send {
+        /// The containers.
+        containers: Vec<String>,
+        /// How they are sent.
+        options: SendOptions,
+    },
+    /// Receives a set from the input.
+    Receive(Receive),
     /// Copies files into or out of a container.
     Copy(Copy),
     /// Lists all containers.

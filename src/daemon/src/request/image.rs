@@ -2,6 +2,7 @@
 //! shortened.
 
 use super::path::FileOrPipe;
+use super::stream::{Receive, SendOptions};
 use cowshed_oci::Platform;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,15 @@ pub enum Command {
     },
     /// Writes images as an OCI layout in a tar archive.
     Export(Export),
+    /// Writes images as a stream to the output.
+    Send {
+        /// The images.
+        images: Vec<String>,
+        /// How they are sent.
+        options: SendOptions,
+    },
+    /// Receives a set from the input.
+    Receive(Receive),
     /// Removes images, and the layers that nothing else uses. One that cannot be removed does not
     /// keep the others.
     Remove {

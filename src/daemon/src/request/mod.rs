@@ -20,6 +20,7 @@ pub mod image;
 pub mod path;
 pub mod pool;
 pub mod serving;
+pub mod stream;
 pub mod tree;
 pub mod volume;
 

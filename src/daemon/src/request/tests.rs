@@ -4,7 +4,8 @@ use super::attach::{Attach, Kind, SectorSize};
 use super::container::MountAt;
 use super::image::Compression;
 use super::serving::Running;
-use super::volume::{Import, Resize};
+use super::stream::{Receive, ReceiveStep, SendOptions};
+use super::volume::{Import, Resize, Send};
 use super::*;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -126,9 +127,75 @@ fn golden_of_pool_and_volumes() -> Vec<(Command, &'static str)> {
             r#"{"volume":{"export":{"volume":"a","target":{"file":"/a.raw"}}}}"#,
         ),
     ];
+    let streams = golden_of_streams();
     let pool = pool.map(|(command, text)| (Command::Pool(command), text));
     let volume = volume.map(|(command, text)| (Command::Volume(command), text));
-    pool.into_iter().chain(volume).collect()
+    pool.into_iter().chain(volume).chain(streams).collect()
+}
+
+fn send_options() -> SendOptions {
+    SendOptions {
+        from: Some("r".to_owned()),
+        compress: true,
+        resume: Some("00ff".to_owned()),
+        bytes_per_s: Some(1000),
+    }
+}
+
+fn golden_of_streams() -> impl Iterator<Item = (Command, &'static str)> {
+    use volume::Command as V;
+    let name = |name: &str| name.to_owned();
+    let receive = |step| {
+        V::Receive(Receive {
+            name: name("c"),
+            step,
+        })
+    };
+    let streams = [
+        (
+            V::Send(Send {
+                volumes: vec![name("s")],
+                forest: true,
+                options: send_options(),
+            }),
+            r#"{"volume":{"send":{"volumes":["s"],"forest":true,"options":{"from":"r","compress":true,"resume":"00ff","bytes_per_s":1000}}}}"#,
+        ),
+        (
+            receive(ReceiveStep::Stream),
+            r#"{"volume":{"receive":{"name":"c","step":"stream"}}}"#,
+        ),
+        (
+            receive(ReceiveStep::Token),
+            r#"{"volume":{"receive":{"name":"c","step":"token"}}}"#,
+        ),
+        (
+            receive(ReceiveStep::Discard),
+            r#"{"volume":{"receive":{"name":"c","step":"discard"}}}"#,
+        ),
+        (
+            V::Bookmark {
+                snapshot: name("s"),
+                name: name("m"),
+            },
+            r#"{"volume":{"bookmark":{"snapshot":"s","name":"m"}}}"#,
+        ),
+        (
+            V::Hold {
+                volume: name("s"),
+                tag: name("backup"),
+            },
+            r#"{"volume":{"hold":{"volume":"s","tag":"backup"}}}"#,
+        ),
+        (
+            V::Release {
+                volume: name("s"),
+                tag: name("backup"),
+            },
+            r#"{"volume":{"release":{"volume":"s","tag":"backup"}}}"#,
+        ),
+    ];
+    let streams = streams.into_iter();
+    streams.map(|(command, text)| (Command::Volume(command), text))
 }
 
 fn golden_of_attachments() -> Vec<(Command, &'static str)> {
@@ -198,6 +265,20 @@ fn golden_of_images() -> Vec<(Command, &'static str)> {
             r#"{"image":{"export":{"images":["i"],"file":"pipe","compression":"zstd"}}}"#,
         ),
         (
+            I::Send {
+                images: vec!["i".to_owned()],
+                options: send_options(),
+            },
+            r#"{"image":{"send":{"images":["i"],"options":{"from":"r","compress":true,"resume":"00ff","bytes_per_s":1000}}}}"#,
+        ),
+        (
+            I::Receive(Receive {
+                name: "-".to_owned(),
+                step: ReceiveStep::Stream,
+            }),
+            r#"{"image":{"receive":{"name":"-","step":"stream"}}}"#,
+        ),
+        (
             I::Remove {
                 images: vec!["i".to_owned()],
             },
@@ -263,6 +344,20 @@ fn golden_of_containers() -> Vec<(Command, &'static str)> {
                 follow_link: true,
             }),
             r#"{"container":{"copy":{"source":"pipe","target":{"container":{"container":"web","path":"/etc"}},"follow_link":true}}}"#,
+        ),
+        (
+            C::Send {
+                containers: vec![web()],
+                options: SendOptions::default(),
+            },
+            r#"{"container":{"send":{"containers":["web"],"options":{"from":null,"compress":false,"resume":null,"bytes_per_s":null}}}}"#,
+        ),
+        (
+            C::Receive(Receive {
+                name: "b/".to_owned(),
+                step: ReceiveStep::Discard,
+            }),
+            r#"{"container":{"receive":{"name":"b/","step":"discard"}}}"#,
         ),
         (C::List, r#"{"container":"list"}"#),
         (
@@ -343,6 +438,10 @@ fn what_may_be_absent_may_be_and_nothing_else_and_nothing_unknown_is_ignored() {
         (
             r#"{"image":{"import":{"source":"pipe"}}}"#,
             r#"{"image":{"import":{"source":"pipe","name":null,"platform":null,"rootfs":false,"size_bytes":null}}}"#,
+        ),
+        (
+            r#"{"volume":{"send":{"volumes":[],"options":{}}}}"#,
+            r#"{"volume":{"send":{"volumes":[],"forest":false,"options":{"from":null,"compress":false,"resume":null,"bytes_per_s":null}}}}"#,
         ),
         (
             r#"{"container":{"create":{"image":"i"}}}"#,

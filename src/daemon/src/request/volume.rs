@@ -4,6 +4,7 @@
 //! valid and free, and none that is kept for images and containers.
 
 use super::path::FileOrPipe;
+use super::stream::{Receive, SendOptions};
 use serde::{Deserialize, Serialize};
 
 /// A request about volumes.
@@ -75,6 +76,46 @@ pub enum Command {
         /// The target.
         target: FileOrPipe,
     },
+    /// Writes a snapshot, or a set, as a stream to the output.
+    Send(Send),
+    /// Makes a snapshot, or a set, of the stream on the input.
+    Receive(Receive),
+    /// Keeps the place of a snapshot in its line, as a base for sending without its blocks.
+    Bookmark {
+        /// The snapshot.
+        snapshot: String,
+        /// The bookmark's name.
+        name: String,
+    },
+    /// Keeps a volume from being removed.
+    Hold {
+        /// The volume.
+        volume: String,
+        /// The name of whoever holds it.
+        tag: String,
+    },
+    /// Ends a hold.
+    Release {
+        /// The volume.
+        volume: String,
+        /// The name of whoever held it.
+        tag: String,
+    },
+}
+
+/// The sending of a snapshot or a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Send {
+    /// The snapshot; for a set, the volumes and snapshots. Without any, the one that the token to go
+    /// on with is of; for a set, everything in the pool.
+    pub volumes: Vec<String>,
+    /// Sends a set: what the volumes descend from and what descends from them, too, with the images
+    /// and containers that these are.
+    #[serde(default)]
+    pub forest: bool,
+    /// How it is sent.
+    pub options: SendOptions,
 }
 
 /// The change of a volume's size.

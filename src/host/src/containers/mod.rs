@@ -3,7 +3,7 @@
 //! A container is a record, a name and the volume `container/<id>`, created and removed in single
 //! transactions. A mount is not stored: it belongs to this host and to the life of this process.
 //! `diff` finds the changes of a container, `commit` makes an image of them, `copy` copies files in
-//! and out, `adopt` takes over the mounts of a process that died.
+//! and out, `send` takes a snapshot for a stream, `adopt` takes over the mounts of a process that died.
 //!
 //! # Invariants
 //! - A container's own lock is held while its volume is mounted, unmounted, compared or removed.
@@ -14,6 +14,7 @@ mod commit;
 mod copy;
 mod diff;
 mod roles;
+mod send;
 mod users;
 mod words;
 

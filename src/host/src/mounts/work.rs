@@ -120,6 +120,11 @@ impl<'m> WorkVolumes<'m> {
         self.volumes.push(volume);
     }
 
+    /// Takes over the volumes of another operation.
+    pub(crate) fn take_from(&mut self, mut other: WorkVolumes<'_>) {
+        self.volumes.append(&mut other.volumes);
+    }
+
     /// Keeps all of them: they have their final names.
     pub(crate) fn keep(mut self) {
         self.volumes.clear();

@@ -29,7 +29,7 @@ pub struct Begin {
     pub base: Option<BaseName>,
     /// The offset at which an interrupted stream goes on; 0 if it is from its start.
     pub position: u64,
-    /// The number of bytes of data that follow, for progress and for a look at the room.
+    /// The number of bytes of data that follow, for progress and to compare with the free space.
     pub data_bytes: u64,
 }
 
@@ -61,7 +61,7 @@ impl Begin {
         payload
     }
 
-    /// Returns the properties in a payload, or what is impossible about it.
+    /// Returns the properties in a payload, or the rule that it breaks.
     pub(super) fn decode(
         payload: &[u8],
         position: u64,
@@ -125,6 +125,6 @@ fn take_text(input: &mut Reader<'_>) -> Option<String> {
     String::from_utf8(input.short_bytes()?.to_vec()).ok()
 }
 
-fn take_name(input: &mut Reader<'_>) -> Option<Name> {
+pub(super) fn take_name(input: &mut Reader<'_>) -> Option<Name> {
     Name::new(&take_text(input)?).ok()
 }

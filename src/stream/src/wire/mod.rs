@@ -2,7 +2,8 @@
 //! and a digest at the end.
 //!
 //! It takes and gives bytes, and knows no pool. [`StreamWriter`] writes a stream, [`StreamReader`]
-//! reads one that may come from anybody.
+//! reads one that may come from anybody. A stream holds one snapshot, or a set ([`SetHead`]) of
+//! several, one after the other.
 //!
 //! # Invariants
 //! - A record is given out only after its checksum was verified, which covers all records before.
@@ -13,6 +14,7 @@ mod begin;
 mod chain;
 mod frame;
 mod reader;
+mod set;
 mod writer;
 
 #[cfg(test)]
@@ -20,7 +22,8 @@ mod tests;
 
 pub use begin::{BaseName, Begin};
 pub use frame::{Frame, Packer};
-pub use reader::{Record, StreamReader};
+pub use reader::{Head, Record, StreamReader};
+pub use set::{Entry, EntryKind, Member, MemberKind, SetHead, Source};
 pub use writer::StreamWriter;
 
 /// The first bytes of a stream.
@@ -39,12 +42,19 @@ pub const DIGEST_BYTES: usize = 32;
 pub const DATA_BYTES_MAX: usize = 1 << 20;
 /// The longest payload of the first record.
 pub const BEGIN_BYTES_MAX: usize = 64 << 10;
+/// The most members of a set.
+pub const MEMBERS_MAX: usize = 1 << 16;
+/// The longest payload of the record that lists a set's members.
+pub const SET_BYTES_MAX: usize = 16 << 20;
+/// The most bytes that the keys and values of a set's entries have together: no log takes a
+/// transaction with more.
+pub const ENTRIES_BYTES_MAX: usize = 32 << 20;
 /// Ranges begin at multiples of this, and end there or at the volume's end.
 pub const ALIGNMENT_BYTES: u64 = 4096;
 
 /// The kinds of record.
 mod kind {
-    /// What the stream is about; the first record, and only that.
+    /// Which snapshot follows: the first record, and in a set the first one of each member.
     pub(super) const BEGIN: u32 = 1;
     /// Bytes of the volume.
     pub(super) const DATA: u32 = 2;
@@ -54,6 +64,12 @@ mod kind {
     pub(super) const ZERO: u32 = 4;
     /// The digest; the last record.
     pub(super) const END: u32 = 5;
+    /// The members of a set; the first record of a stream that holds one.
+    pub(super) const SET: u32 = 6;
+    /// An entry of the catalogue that belongs to a set.
+    pub(super) const ENTRY: u32 = 7;
+    /// The end of a member of a set.
+    pub(super) const MEMBER_END: u32 = 8;
 }
 
 /// A record's header.

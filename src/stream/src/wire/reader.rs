@@ -3,7 +3,8 @@
 use super::chain::Chain;
 use super::{
     ALIGNMENT_BYTES, BEGIN_BYTES_MAX, Begin, CHECKSUM_BYTES, DATA_BYTES_MAX, DIGEST_BYTES,
-    HEADER_BYTES, Header, MAGIC, PREAMBLE_BYTES, VERSION, kind,
+    ENTRIES_BYTES_MAX, Entry, HEADER_BYTES, Header, MAGIC, PREAMBLE_BYTES, SET_BYTES_MAX, SetHead,
+    VERSION, kind,
 };
 use crate::error::{Error, Fault, Result};
 use std::io::{self, BufReader, Read};
@@ -27,14 +28,25 @@ pub enum Record {
         /// Its length.
         len_bytes: u64,
     },
-    /// The end: everything was verified.
+    /// The end of the snapshot: all of it was verified. If it is not a member of a set, this is the
+    /// end of the stream, too.
     End,
+}
+
+/// What a stream holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// One snapshot, whose ranges follow.
+    Snapshot(Begin),
+    /// A set, whose members follow.
+    Set(SetHead),
 }
 
 /// A stream that is being read.
 pub struct StreamReader<R> {
     input: BufReader<R>,
     chain: Chain,
+    is_set: bool,
     size_bytes: u64,
     /// The end of the last range.
     at: u64,
@@ -49,12 +61,13 @@ impl<R: Read> StreamReader<R> {
     ///
     /// # Errors
     /// `Read`, `Stream`.
-    pub fn new(input: R) -> Result<(Self, Begin)> {
+    pub fn new(input: R) -> Result<(Self, Head)> {
         let mut input = BufReader::with_capacity(BUFFER_BYTES, input);
         let preamble = read_preamble(&mut input)?;
         let mut reader = Self {
             input,
             chain: Chain::new(&preamble),
+            is_set: false,
             size_bytes: 0,
             at: 0,
             records: 0,
@@ -62,17 +75,79 @@ impl<R: Read> StreamReader<R> {
             decompressor: None,
         };
         let header = reader.header()?;
+        let head = match header.kind {
+            kind::SET => Head::Set(reader.set(header)?),
+            _ => Head::Snapshot(reader.begin(header)?),
+        };
+        Ok((reader, head))
+    }
+
+    /// Reads the start of the next member of a set that is in the stream.
+    ///
+    /// # Errors
+    /// `Read`, `Stream`.
+    pub fn next_member(&mut self) -> Result<Begin> {
+        let header = self.header()?;
+        self.begin(header)
+    }
+
+    /// Reads the end of a set, after its last member: everything was verified then.
+    ///
+    /// # Errors
+    /// `Read`, `Stream`.
+    pub fn end_of_set(&mut self) -> Result<()> {
+        let header = self.header()?;
+        if header.kind != kind::END {
+            return Err(self.malformed("the set has more members than it lists"));
+        }
+        self.end(header, &mut Vec::new()).map(drop)
+    }
+
+    fn begin(&mut self, header: Header) -> Result<Begin> {
         if header.kind != kind::BEGIN || payload_len(header) > BEGIN_BYTES_MAX {
-            return Err(reader.impossible("it is not the first one"));
+            return Err(self.malformed("a snapshot does not begin where one must"));
         }
         let mut payload = Vec::new();
-        reader.payload(header, &mut payload)?;
+        self.payload(header, &mut payload)?;
         let begin = Begin::decode(&payload, header.offset, header.len_bytes)
-            .map_err(|what| reader.impossible(what))?;
-        reader.records += 1;
-        reader.size_bytes = begin.size_bytes;
-        reader.at = begin.position;
-        Ok((reader, begin))
+            .map_err(|what| self.malformed(what))?;
+        self.records += 1;
+        self.size_bytes = begin.size_bytes;
+        self.at = begin.position;
+        Ok(begin)
+    }
+
+    fn set(&mut self, header: Header) -> Result<SetHead> {
+        if payload_len(header) > SET_BYTES_MAX || header.offset != 0 {
+            return Err(self.malformed("it does not list the members of a set"));
+        }
+        let mut payload = Vec::new();
+        self.payload(header, &mut payload)?;
+        let decoded = SetHead::decode(&payload, header.len_bytes);
+        let (mut head, entries) = decoded.map_err(|what| self.malformed(what))?;
+        self.records += 1;
+        self.is_set = true;
+        let mut left = ENTRIES_BYTES_MAX;
+        for _ in 0..entries {
+            head.entries.push(self.entry(&mut payload, &mut left)?);
+        }
+        Ok(head)
+    }
+
+    /// Reads an entry; `left` is the number of bytes that it may have.
+    fn entry(&mut self, payload: &mut Vec<u8>, left: &mut usize) -> Result<Entry> {
+        let header = self.header()?;
+        if header.kind != kind::ENTRY {
+            return Err(self.malformed("the set has fewer entries than it announces"));
+        }
+        *left = left
+            .checked_sub(payload_len(header))
+            .ok_or_else(|| self.malformed("the entries of the set are too long"))?;
+        self.payload(header, payload)?;
+        let entry = Entry::decode(header.offset, header.len_bytes, payload)
+            .map_err(|what| self.malformed(what))?;
+        self.records += 1;
+        Ok(entry)
     }
 
     /// Reads and verifies the next record, and puts its data into `buffer`.
@@ -86,7 +161,7 @@ impl<R: Read> StreamReader<R> {
             kind::ZERO => {
                 self.check_range(header)?;
                 if header.payload_bytes != 0 {
-                    return Err(self.impossible("a range of zeros has bytes"));
+                    return Err(self.malformed("a range of zeros has bytes"));
                 }
                 self.payload(header, buffer)?;
                 Record::Zero {
@@ -94,9 +169,12 @@ impl<R: Read> StreamReader<R> {
                     len_bytes: header.len_bytes,
                 }
             }
-            kind::END => self.end(header, buffer)?,
-            kind::BEGIN => return Err(self.impossible("the stream begins twice")),
-            _ => return Err(self.impossible("its kind is unknown")),
+            kind::END if !self.is_set => self.end(header, buffer)?,
+            kind::MEMBER_END if self.is_set => self.end_of_member(header, buffer)?,
+            kind::BEGIN | kind::SET | kind::ENTRY | kind::END | kind::MEMBER_END => {
+                return Err(self.malformed("it cannot be among the ranges of a snapshot"));
+            }
+            _ => return Err(self.malformed("its kind is unknown")),
         };
         self.records += 1;
         self.at = match record {
@@ -104,6 +182,12 @@ impl<R: Read> StreamReader<R> {
             Record::Data { .. } | Record::Zero { .. } => header.offset + header.len_bytes,
         };
         Ok(record)
+    }
+
+    /// Returns the number of records that were read.
+    #[must_use]
+    pub const fn records(&self) -> u64 {
+        self.records
     }
 
     /// Returns the end of the last range: everything before it was read.
@@ -117,18 +201,18 @@ impl<R: Read> StreamReader<R> {
         let len = usize::try_from(header.len_bytes)
             .ok()
             .filter(|len| *len <= DATA_BYTES_MAX)
-            .ok_or_else(|| self.impossible("it is too long"))?;
+            .ok_or_else(|| self.malformed("it is too long"))?;
         let packed = payload_len(header);
         let offset = header.offset;
         if header.kind == kind::DATA {
             if packed != len {
-                return Err(self.impossible("it has another length than its range"));
+                return Err(self.malformed("it has another length than its range"));
             }
             self.payload(header, buffer)?;
             return Ok(Record::Data { offset });
         }
         if packed >= len {
-            return Err(self.impossible("it is longer than what it was compressed from"));
+            return Err(self.malformed("it is longer than what it was compressed from"));
         }
         let mut bytes = std::mem::take(&mut self.packed);
         let read = self.payload(header, &mut bytes);
@@ -147,14 +231,22 @@ impl<R: Read> StreamReader<R> {
         if unpacked.ok() == Some(len) {
             return Ok(());
         }
-        Err(self.impossible("it is not compressed as it says"))
+        Err(self.malformed("its compressed bytes are not those of its range"))
+    }
+
+    fn end_of_member(&mut self, header: Header, buffer: &mut Vec<u8>) -> Result<Record> {
+        if (header.offset, header.len_bytes, header.payload_bytes) != (0, 0, 0) {
+            return Err(self.malformed("it does not end a member"));
+        }
+        self.payload(header, buffer)?;
+        Ok(Record::End)
     }
 
     fn end(&mut self, header: Header, buffer: &mut Vec<u8>) -> Result<Record> {
         let is_sound =
             header.offset == 0 && header.len_bytes == 0 && payload_len(header) == DIGEST_BYTES;
         if !is_sound {
-            return Err(self.impossible("it is not the last one"));
+            return Err(self.malformed("it is not the last one"));
         }
         let digest = self.chain.digest();
         self.payload(header, buffer)?;
@@ -171,16 +263,16 @@ impl<R: Read> StreamReader<R> {
 
     fn check_range(&self, header: Header) -> Result<()> {
         let Some(end) = header.offset.checked_add(header.len_bytes) else {
-            return Err(self.impossible("it lies outside the volume"));
+            return Err(self.malformed("it lies outside the volume"));
         };
         let is_aligned = header.offset.is_multiple_of(ALIGNMENT_BYTES)
             && (end.is_multiple_of(ALIGNMENT_BYTES) || end == self.size_bytes);
         if header.len_bytes == 0 || end > self.size_bytes {
-            Err(self.impossible("it lies outside the volume"))
+            Err(self.malformed("it lies outside the volume"))
         } else if !is_aligned {
-            Err(self.impossible("it does not hold whole blocks"))
+            Err(self.malformed("it does not hold whole blocks"))
         } else if header.offset < self.at {
-            Err(self.impossible("it lies before the one before it"))
+            Err(self.malformed("it lies before the one before it"))
         } else {
             Ok(())
         }
@@ -204,9 +296,9 @@ impl<R: Read> StreamReader<R> {
         Ok(())
     }
 
-    fn impossible(&self, what: &'static str) -> Error {
+    fn malformed(&self, what: &'static str) -> Error {
         let record = self.records;
-        Fault::Impossible { record, what }.into()
+        Fault::Malformed { record, what }.into()
     }
 }
 

@@ -77,7 +77,8 @@ fn write(begin: &Begin, parts: &[Part], packed: bool) -> Vec<u8> {
 fn read(bytes: &[u8]) -> (Vec<Part>, Result<Begin, Error>) {
     let mut parts = Vec::new();
     let (mut reader, begin) = match StreamReader::new(bytes) {
-        Ok(both) => both,
+        Ok((reader, Head::Snapshot(begin))) => (reader, begin),
+        Ok((_, Head::Set(_))) => panic!("a set"),
         Err(error) => return (parts, Err(error)),
     };
     let mut buffer = Vec::new();
@@ -176,7 +177,7 @@ fn ranges_that_cannot_be_are_refused_although_their_checksums_are_right() {
     let refused = |parts: &[Part]| {
         let bytes = write(&begin(), parts, false);
         assert!(
-            matches!(fault(&bytes), Fault::Impossible { .. }),
+            matches!(fault(&bytes), Fault::Malformed { .. }),
             "{parts:?}"
         );
     };
@@ -192,7 +193,7 @@ fn ranges_that_cannot_be_are_refused_although_their_checksums_are_right() {
         let mut begin = begin();
         change(&mut begin);
         let bytes = write(&begin, &[], false);
-        assert!(matches!(fault(&bytes), Fault::Impossible { record: 0, .. }));
+        assert!(matches!(fault(&bytes), Fault::Malformed { record: 0, .. }));
     };
     odd(&|begin| begin.size_bytes = 0);
     odd(&|begin| begin.size_bytes = u64::MAX);
@@ -215,6 +216,9 @@ fn a_length_that_promises_too_much_is_refused_before_it_is_read() {
         (kind::ZERO, 1, 4096),
         (kind::END, 31, 0),
         (kind::BEGIN, 8, 0),
+        (kind::SET, 8, 0),
+        (kind::ENTRY, 8, 0),
+        (kind::MEMBER_END, 0, 0),
         (77, 0, 0),
     ] {
         let header = Header {
@@ -226,9 +230,118 @@ fn a_length_that_promises_too_much_is_refused_before_it_is_read() {
         let hostile = [&bytes[..], &header.encode()].concat();
         assert!(matches!(
             fault(&hostile),
-            Fault::Impossible { record: 1, .. }
+            Fault::Malformed { record: 1, .. }
         ));
     }
+}
+
+fn set() -> SetHead {
+    let member = |seed, name, kind, source| Member {
+        identity: identity(seed),
+        name: Name::new(name).unwrap(),
+        kind,
+        source,
+    };
+    SetHead {
+        members: vec![
+            member(2, "disk@1", MemberKind::Snapshot, Source::Pool),
+            member(1, "disk@2", MemberKind::Snapshot, Source::Stream),
+            member(3, "disk", MemberKind::Volume, Source::Kept),
+        ],
+        entries: vec![
+            Entry {
+                kind: EntryKind::Image,
+                key: b"key".to_vec(),
+                value: Vec::new(),
+            },
+            Entry {
+                kind: EntryKind::Container,
+                key: vec![0xff; 1024],
+                value: vec![7; 1 << 20],
+            },
+        ],
+        data_bytes: 12_288,
+    }
+}
+
+/// Writes a set with one member in the stream.
+fn write_set(head: &SetHead, begin: &Begin) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::of_set(&mut bytes, head).unwrap();
+    writer.begin_member(begin).unwrap();
+    let mut frame = Frame::default();
+    frame.data(0, 4096).fill(3);
+    writer.send(&mut frame).unwrap();
+    writer.end_member().unwrap();
+    writer.end().unwrap();
+    bytes
+}
+
+fn read_set(bytes: &[u8]) -> Result<(SetHead, Begin), Error> {
+    let (mut reader, head) = StreamReader::new(bytes)?;
+    let Head::Set(head) = head else {
+        panic!("one snapshot");
+    };
+    let begin = reader.next_member()?;
+    let mut buffer = Vec::new();
+    while reader.next(&mut buffer)? != Record::End {}
+    reader.end_of_set()?;
+    Ok((head, begin))
+}
+
+#[test]
+fn a_set_comes_back_as_it_was_and_is_found_cut_or_altered_anywhere() {
+    let bytes = write_set(&set(), &begin());
+    assert_eq!(read_set(&bytes).unwrap(), (set(), begin()));
+    let entries = PREAMBLE_BYTES + 2000;
+    let dull = |at: &usize| *at < entries || *at > bytes.len() - 6000;
+    for at in (0..bytes.len()).filter(|at| dull(at) && at.is_multiple_of(3)) {
+        let cut = read_set(&bytes[..at]);
+        assert!(matches!(cut, Err(Error::Stream(Fault::Cut))), "{at}");
+        let mut altered = bytes.clone();
+        altered[at] ^= 0x10;
+        assert!(read_set(&altered).is_err(), "{at}");
+    }
+}
+
+#[test]
+fn a_set_that_breaks_a_rule_is_refused_although_its_checksums_are_right() {
+    let refused = |change: &dyn Fn(&mut SetHead)| {
+        let mut head = set();
+        change(&mut head);
+        let found = read_set(&write_set(&head, &begin()));
+        assert!(
+            matches!(found, Err(Error::Stream(Fault::Malformed { .. }))),
+            "{found:?}"
+        );
+    };
+    refused(&|head| head.members.clear());
+    refused(&|head| head.members[1].name = head.members[0].name.clone());
+    refused(&|head| head.members[1].identity = head.members[0].identity);
+    refused(&|head| head.data_bytes = u64::MAX);
+    refused(&|head| head.entries[0].key.clear());
+    refused(&|head| head.entries[1].key.push(0));
+    refused(&|head| head.entries[1].value.push(0));
+    // A snapshot by itself where a member must end, and more members than the set lists.
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::of_set(&mut bytes, &set()).unwrap();
+    writer.begin_member(&begin()).unwrap();
+    writer.end().unwrap();
+    assert!(matches!(
+        read_set(&bytes),
+        Err(Error::Stream(Fault::Malformed { .. }))
+    ));
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::of_set(&mut bytes, &set()).unwrap();
+    for _ in 0..2 {
+        writer.begin_member(&begin()).unwrap();
+        writer.end_member().unwrap();
+    }
+    writer.end().unwrap();
+    assert!(matches!(
+        read_set(&bytes),
+        Err(Error::Stream(Fault::Malformed { .. }))
+    ));
 }
 
 proptest! {

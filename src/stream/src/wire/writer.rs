@@ -2,7 +2,7 @@
 
 use super::chain::Chain;
 use super::{
-    Begin, DIGEST_BYTES, Frame, HEADER_BYTES, Header, MAGIC, PREAMBLE_BYTES, VERSION, kind,
+    Begin, DIGEST_BYTES, Frame, HEADER_BYTES, Header, MAGIC, PREAMBLE_BYTES, SetHead, VERSION, kind,
 };
 use crate::error::{Error, Result};
 use std::io::{BufWriter, Write};
@@ -25,17 +25,59 @@ pub(super) fn preamble() -> [u8; PREAMBLE_BYTES] {
 }
 
 impl<W: Write> StreamWriter<W> {
-    /// Begins a stream.
+    /// Begins a stream that holds one snapshot.
     ///
     /// # Errors
     /// `Write`.
     pub fn new(output: W, begin: &Begin) -> Result<Self> {
+        let mut writer = Self::with_preamble(output)?;
+        writer.begin_member(begin)?;
+        Ok(writer)
+    }
+
+    /// Begins a stream that holds a set, whose members follow.
+    ///
+    /// # Errors
+    /// `Write`; `SetTooLarge`.
+    pub fn of_set(output: W, head: &SetHead) -> Result<Self> {
+        let payload = head.encode().map_err(Error::SetTooLarge)?;
+        let mut writer = Self::with_preamble(output)?;
+        let header = Header {
+            kind: kind::SET,
+            payload_bytes: u32::try_from(payload.len()).expect("bounded"),
+            offset: 0,
+            len_bytes: head.data_bytes,
+        };
+        writer.record(header, &payload)?;
+        for entry in &head.entries {
+            let payload = [&*entry.key, &*entry.value].concat();
+            let header = Header {
+                kind: kind::ENTRY,
+                payload_bytes: u32::try_from(payload.len()).expect("bounded"),
+                offset: entry.kind.number(),
+                len_bytes: entry.key.len() as u64,
+            };
+            writer.record(header, &payload)?;
+        }
+        writer.output.flush().map_err(Error::Write)?;
+        Ok(writer)
+    }
+
+    fn with_preamble(output: W) -> Result<Self> {
         let preamble = preamble();
         let mut writer = Self {
             output: BufWriter::with_capacity(BUFFER_BYTES, output),
             chain: Chain::new(&preamble),
         };
         writer.output.write_all(&preamble).map_err(Error::Write)?;
+        Ok(writer)
+    }
+
+    /// Begins the next member of a set.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn begin_member(&mut self, begin: &Begin) -> Result<()> {
         let payload = begin.encode();
         let header = Header {
             kind: kind::BEGIN,
@@ -43,10 +85,23 @@ impl<W: Write> StreamWriter<W> {
             offset: begin.position,
             len_bytes: begin.size_bytes,
         };
-        writer.record(header, &payload)?;
+        self.record(header, &payload)?;
         // The reader may refuse the stream before the first bytes of the volume are read.
-        writer.output.flush().map_err(Error::Write)?;
-        Ok(writer)
+        self.output.flush().map_err(Error::Write)
+    }
+
+    /// Ends a member of a set.
+    ///
+    /// # Errors
+    /// `Write`.
+    pub fn end_member(&mut self) -> Result<()> {
+        let header = Header {
+            kind: kind::MEMBER_END,
+            payload_bytes: 0,
+            offset: 0,
+            len_bytes: 0,
+        };
+        self.record(header, &[])
     }
 
     /// Writes a range.

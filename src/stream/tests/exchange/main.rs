@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod pools;
+mod sets;
 
 use cowshed_engine::{Labels, Pool, Volume, VolumeKind};
 use cowshed_stream::receive::{clean, discard, origin, token};
@@ -12,7 +13,8 @@ use cowshed_stream::{
     Error, Identity, Observer, SendOptions, Sending, Unobserved, bookmark, receive, send,
 };
 use pools::{
-    MIB, assert_volumes, content, fresh, name, noise, refused, reopen, stream, stream_with, take,
+    MIB, assert_volumes, content, fresh, name, noise, place, refused, reopen, stream, stream_with,
+    take,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -126,7 +128,7 @@ fn interrupted(
 ) -> Volume {
     let cut = random.random_range(0..bytes.len());
     refused(there, called, &bytes[..cut]);
-    let Ok(token) = token(there, &name(called)) else {
+    let Ok(token) = place(there, called) else {
         return take(there, called, bytes).unwrap();
     };
     let found = snapshot_of(here, &token).unwrap();
@@ -336,24 +338,18 @@ fn a_stream_that_was_cut_or_altered_leaves_nothing_under_its_name() {
     let mut altered = bytes.clone();
     altered[9 << 20] ^= 1;
     refused(&there, "a", &altered);
-    let kept = token(&there, &name("a")).unwrap();
+    let kept = place(&there, "a").unwrap();
     assert!((8 * MIB..=9 * MIB).contains(&kept.position), "{kept:?}");
     // What is kept outlives the process; something of which nothing came does not.
     refused(&there, "c", &bytes[..4000]);
     there.flush().unwrap();
     let there = reopen(&device);
     clean(&there).unwrap();
-    assert_eq!(token(&there, &name("a")).unwrap(), kept);
-    assert!(matches!(
-        token(&there, &name("c")),
-        Err(Error::NothingKept(_))
-    ));
-    discard(&there, &name("a")).unwrap();
+    assert_eq!(place(&there, "a").unwrap(), kept);
+    assert!(matches!(token(&there, "c"), Err(Error::NothingKept(_))));
+    discard(&there, "a").unwrap();
     assert_volumes(&there, &[]);
-    assert!(matches!(
-        token(&there, &name("a")),
-        Err(Error::NothingKept(_))
-    ));
+    assert!(matches!(token(&there, "a"), Err(Error::NothingKept(_))));
 }
 
 #[test]
@@ -367,7 +363,7 @@ fn a_token_of_another_stream_is_refused_on_both_sides() {
     let (_, there) = fresh(256 * MIB);
     let whole = stream(&here, &first, None);
     refused(&there, "a", &whole[..6 << 20]);
-    let of_first = token(&there, &name("a")).unwrap();
+    let of_first = place(&there, "a").unwrap();
     let error = Sending::new(&here, &second, None, Some(&of_first))
         .map(drop)
         .unwrap_err();
@@ -382,7 +378,7 @@ fn a_token_of_another_stream_is_refused_on_both_sides() {
     ));
     // A stream that goes on with another snapshot, or further than what is kept.
     refused(&there, "b", &stream(&here, &second, None)[..9 << 20]);
-    let of_second = token(&there, &name("b")).unwrap();
+    let of_second = place(&there, "b").unwrap();
     let rest = |token| {
         let mut bytes = Vec::new();
         let snapshot = snapshot_of(&here, token).unwrap();
@@ -414,10 +410,7 @@ fn a_stream_larger_than_the_pool_changes_nothing() {
     let error = refused(&small, "a", &stream(&here, &first, None));
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
     assert_volumes(&small, &[]);
-    assert!(matches!(
-        token(&small, &name("a")),
-        Err(Error::NothingKept(_))
-    ));
+    assert!(matches!(token(&small, "a"), Err(Error::NothingKept(_))));
     small.create_volume(&name("still"), MIB).unwrap();
 }
 
@@ -427,7 +420,7 @@ fn a_pool_that_fills_up_on_the_way_gets_its_space_back() {
     let (_, there) = fresh(40 * MIB);
     let other = there.create_volume(&name("other"), 30 * MIB).unwrap();
     let bytes = stream(&here, &first, None);
-    // Half of the stream comes, then somebody else takes the room.
+    // Half of the stream comes, then somebody else takes the space.
     struct Halfway<'a>(&'a [u8], usize, &'a Volume);
     impl Read for Halfway<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -447,10 +440,7 @@ fn a_pool_that_fills_up_on_the_way_gets_its_space_back() {
         "{error}"
     );
     assert_volumes(&there, &["other"]);
-    assert!(matches!(
-        token(&there, &name("a")),
-        Err(Error::NothingKept(_))
-    ));
+    assert!(matches!(token(&there, "a"), Err(Error::NothingKept(_))));
 }
 
 #[test]
@@ -469,10 +459,7 @@ fn only_one_receive_into_a_name_runs_at_a_time() {
         }
         let error = refused(&there, "a", &bytes);
         assert!(matches!(error, Error::Receiving(_)), "{error}");
-        assert!(matches!(
-            token(&there, &name("a")),
-            Err(Error::Receiving(_))
-        ));
+        assert!(matches!(token(&there, "a"), Err(Error::Receiving(_))));
         io::Write::write_all(&mut writer, &bytes[3 << 20..]).unwrap();
         drop(writer);
         slow.join().unwrap().unwrap();
@@ -480,7 +467,7 @@ fn only_one_receive_into_a_name_runs_at_a_time() {
     assert_volumes(&there, &["a"]);
     // A name that is taken meanwhile is not lost: what came is kept.
     let kept = take(&there, "b", &bytes[..bytes.len() - 10]);
-    assert!(kept.is_err() && token(&there, &name("b")).is_ok());
+    assert!(kept.is_err() && token(&there, "b").is_ok());
 }
 
 fn pool_has_unfinished(pool: &Pool) -> bool {

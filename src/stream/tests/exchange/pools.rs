@@ -2,6 +2,9 @@
 
 use cowshed_engine::{CreateOptions, Device, Name, OpenOptions, Pool, Volume};
 use cowshed_format::device::MemoryDevice;
+use cowshed_stream::receive::token;
+use cowshed_stream::send::place_of;
+use cowshed_stream::token::Place;
 use cowshed_stream::{Error, SendOptions, Unobserved, receive, send};
 use rand::RngCore;
 use rand::rngs::StdRng;
@@ -66,6 +69,11 @@ pub(crate) fn take(pool: &Pool, called: &str, bytes: &[u8]) -> Result<Volume, Er
 
 pub(crate) fn refused(pool: &Pool, called: &str, bytes: &[u8]) -> Error {
     take(pool, called, bytes).map(drop).unwrap_err()
+}
+
+/// Returns where the interrupted receive of a snapshot goes on.
+pub(crate) fn place(pool: &Pool, called: &str) -> Result<Place, Error> {
+    place_of(&token(pool, called)?)
 }
 
 /// Asserts that a pool has exactly these volumes.

@@ -1,0 +1,284 @@
+//! What becomes of a set that is received.
+//!
+//! # Invariants
+//! - A plan is made, and everything that can be refused is refused, before the data comes.
+//! - Names and records come in one transaction, with the catalogue locked.
+
+use super::gather::chain_id_of;
+use super::{CONTAINER, LAYER, TEMPLATE, Transfers, is_reserved};
+use crate::containers::CreatedContainer;
+use crate::error::{Error, Kind, Result};
+use crate::mounts::random_hex;
+use crate::record::{self, ContainerRecord, ImageRecord};
+use cowshed_engine::{Labels, Name, Transaction};
+use cowshed_oci::{Digest, ImageConfig, Reference};
+use cowshed_stream::wire::{Entry, EntryKind, Member, MemberKind, SetHead};
+use cowshed_stream::{Arrived, Fate, Identity};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// What becomes of the members and records of a set.
+pub struct Plan {
+    /// What becomes of each member.
+    pub fates: Vec<Fate>,
+    images: BTreeMap<Digest, ImageRecord>,
+    references: Vec<(Reference, Digest)>,
+    /// The containers, by the names of their volumes in the stream.
+    containers: HashMap<Name, ContainerRecord>,
+}
+
+/// A set that was received.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReceivedSet {
+    /// The names of the volumes and snapshots that came, but for those of images and containers.
+    pub volumes: Vec<String>,
+    /// The ids of the images.
+    pub images: Vec<Digest>,
+    /// The names that the images got.
+    pub names: Vec<String>,
+    /// The containers.
+    pub containers: Vec<CreatedContainer>,
+}
+
+impl Transfers<'_> {
+    /// Decides what becomes of a set whose names get `prefix`.
+    ///
+    /// # Errors
+    /// `SetFault`, `Record`, and others for a stream that breaks a rule; `ContainerExists`,
+    /// `ReservedVolume`; `InvalidName` for a name that gets too long.
+    pub fn plan(&self, head: &SetHead, prefix: &str) -> Result<Plan> {
+        let mut plan = Plan {
+            fates: Vec::with_capacity(head.members.len()),
+            images: BTreeMap::new(),
+            references: Vec::new(),
+            containers: HashMap::new(),
+        };
+        for entry in &head.entries {
+            if entry.kind == EntryKind::Image {
+                let (id, image) = image_of(entry)?;
+                plan.images.insert(id, image);
+            }
+        }
+        for entry in &head.entries {
+            match entry.kind {
+                EntryKind::Image => {}
+                EntryKind::Reference => {
+                    let reference = reference_of(entry, prefix)?;
+                    plan.references.push(reference);
+                }
+                EntryKind::Container => self.plan_container(entry, prefix, &mut plan)?,
+            }
+        }
+        for member in &head.members {
+            let fate = self.fate(member, prefix, &plan)?;
+            plan.fates.push(fate);
+        }
+        self.check_whole(head, &plan)?;
+        Ok(plan)
+    }
+
+    fn plan_container(&self, entry: &Entry, prefix: &str, plan: &mut Plan) -> Result<()> {
+        let mut container: ContainerRecord =
+            record::parse(Kind::Container, &entry.key, &entry.value)?;
+        // The id becomes part of the names of a volume and of a directory.
+        if Digest::from_hex(&container.id).is_none() || container.id.as_bytes() != entry.key {
+            return Err(Error::SetFault("a container's id is none"));
+        }
+        let sent_as = record::container_volume_name(&container.id)?;
+        let name = Name::new(&format!("{prefix}{}", container.name))?;
+        if record::is_container_name_taken(self.pool, &name) {
+            return Err(Error::ContainerExists(name));
+        }
+        let is_twice = plan
+            .containers
+            .values()
+            .any(|other| other.name == name.as_str());
+        if is_twice {
+            return Err(Error::SetFault("two of its containers have one name"));
+        }
+        container.name = name.to_string();
+        if self.pool.volume(sent_as.as_str()).is_ok() {
+            // It is a second copy of the container.
+            container.id = random_hex::<32>()?;
+        }
+        let has_image = plan.images.contains_key(&container.image)
+            || record::image(self.pool, container.image)?.is_some();
+        if !has_image {
+            let image = container.image.to_string();
+            return Err(Error::not_found(Kind::Image, &image));
+        }
+        plan.containers.insert(sent_as, container);
+        Ok(())
+    }
+
+    fn fate(&self, member: &Member, prefix: &str, plan: &Plan) -> Result<Fate> {
+        let name = member.name.as_str();
+        if name.starts_with(LAYER) || name.starts_with(TEMPLATE) {
+            if member.kind != MemberKind::Snapshot {
+                return Err(Error::SetFault("a layer can be written"));
+            }
+            let chain_id = chain_id_of(&member.name);
+            let is_used = chain_id.is_some_and(|chain_id| {
+                let layers = plan.images.values().flat_map(|image| &image.layers);
+                layers.into_iter().any(|layer| layer.chain_id == chain_id)
+            });
+            let Some(chain_id) = chain_id.filter(|_| is_used) else {
+                return Ok(Fate::Base);
+            };
+            return match record::layer_volume(self.pool, chain_id)? {
+                Some(theirs) if Identity::of(self.pool, &theirs)? != member.identity => {
+                    Ok(Fate::Base)
+                }
+                _ => Ok(Fate::Named(member.name.clone())),
+            };
+        }
+        if name.starts_with(CONTAINER) {
+            let container = plan.containers.get(&member.name);
+            let container = container.filter(|_| member.kind == MemberKind::Volume);
+            let container = container.ok_or(Error::SetFault("a container has no record"))?;
+            return Ok(Fate::Named(record::container_volume_name(&container.id)?));
+        }
+        let named = Name::new(&format!("{prefix}{name}"))?;
+        if is_reserved(name) || is_reserved(named.as_str()) {
+            return Err(Error::ReservedVolume(named));
+        }
+        Ok(Fate::Named(named))
+    }
+
+    /// Checks that no image lacks a layer, and no container its root.
+    fn check_whole(&self, head: &SetHead, plan: &Plan) -> Result<()> {
+        let names: HashSet<&Name> = head.members.iter().map(|member| &member.name).collect();
+        for image in plan.images.values() {
+            for layer in &image.layers {
+                let name = record::layer_volume_name(layer.chain_id)?;
+                let is_there = names.contains(&name)
+                    || record::layer_volume(self.pool, layer.chain_id)?.is_some();
+                if !is_there {
+                    return Err(Error::SetFault("an image lacks a layer"));
+                }
+            }
+        }
+        if plan.containers.keys().any(|name| !names.contains(name)) {
+            return Err(Error::SetFault("a container has no root"));
+        }
+        for (_, image) in &plan.references {
+            if !plan.images.contains_key(image) && record::image(self.pool, *image)?.is_none() {
+                return Err(Error::SetFault("a name leads to no image"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the members their names and writes the records. Durable when it returns.
+    ///
+    /// # Errors
+    /// As `plan`, for what has changed since; any error of the pool. What came is kept then.
+    pub fn settle(&self, mut arrived: Arrived<'_>, plan: Plan) -> Result<ReceivedSet> {
+        {
+            let _held = self.host.map(|host| host.images().lock_catalogue());
+            // Another command may have brought a layer meanwhile.
+            for arrived in arrived.members.iter_mut().filter(|arrived| arrived.is_new) {
+                let chain_id = chain_id_of(&arrived.member.name);
+                if let Some(chain_id) = chain_id
+                    && record::layer_volume(self.pool, chain_id)?.is_some()
+                {
+                    arrived.fate = Fate::Base;
+                }
+            }
+            let mut transaction = self.pool.transaction();
+            arrived.settle(&mut transaction)?;
+            self.put_records(&mut transaction, &arrived, &plan)?;
+            transaction.commit()?;
+        }
+        self.pool.flush()?;
+        Ok(report(&arrived, plan))
+    }
+
+    fn put_records(
+        &self,
+        transaction: &mut Transaction,
+        arrived: &Arrived<'_>,
+        plan: &Plan,
+    ) -> Result<()> {
+        for (id, image) in &plan.images {
+            if record::image(self.pool, *id)?.is_none() {
+                record::put_image(transaction, *id, image)?;
+            }
+        }
+        let names = record::names(self.pool)?;
+        for (reference, image) in &plan.references {
+            record::put_reference(transaction, &names, reference, *image);
+        }
+        for arrived in &arrived.members {
+            let Some(container) = plan.containers.get(&arrived.member.name) else {
+                continue;
+            };
+            let name = Name::new(&container.name)?;
+            if record::is_container_name_taken(self.pool, &name) {
+                return Err(Error::ContainerExists(name));
+            }
+            let label = ("cowshed.container".to_owned(), container.name.clone());
+            transaction.set_labels(arrived.volume.id(), Labels::from([label]));
+            record::put_container(transaction, container)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the image in an entry, whose parts agree with each other.
+fn image_of(entry: &Entry) -> Result<(Digest, ImageRecord)> {
+    let image: ImageRecord = record::parse(Kind::Image, &entry.key, &entry.value)?;
+    let config = ImageConfig::parse(image.config.clone().into_bytes())?;
+    let id = config.digest();
+    if id.to_string().as_bytes() != entry.key {
+        return Err(Error::SetFault(
+            "an image's id is not that of its configuration",
+        ));
+    }
+    let diff_ids = image.layers.iter().map(|layer| layer.diff_id);
+    let chain_ids = image.layers.iter().map(|layer| layer.chain_id);
+    if !diff_ids.eq(config.diff_ids().iter().copied()) || !chain_ids.eq(config.chain_ids()) {
+        return Err(Error::SetFault(
+            "an image's layers are not those of its configuration",
+        ));
+    }
+    Ok((id, image))
+}
+
+/// Returns the name in an entry with the prefix, and the image that it leads to.
+fn reference_of(entry: &Entry, prefix: &str) -> Result<(Reference, Digest)> {
+    let not_text = |_| Error::SetFault("a name of an image is not text");
+    let name = std::str::from_utf8(&entry.key).map_err(not_text)?;
+    let image = std::str::from_utf8(&entry.value).map_err(not_text)?;
+    let reference = Reference::parse(&format!("{prefix}{name}"))?;
+    Ok((reference, image.parse()?))
+}
+
+fn report(arrived: &Arrived<'_>, plan: Plan) -> ReceivedSet {
+    let mut set = ReceivedSet {
+        images: plan.images.keys().copied().collect(),
+        names: plan
+            .references
+            .iter()
+            .map(|(reference, _)| reference.short())
+            .collect(),
+        ..ReceivedSet::default()
+    };
+    for arrived in arrived.members.iter().filter(|arrived| arrived.is_new) {
+        if let Fate::Named(name) = &arrived.fate
+            && !is_reserved(name.as_str())
+        {
+            set.volumes.push(name.to_string());
+        }
+    }
+    let containers = plan
+        .containers
+        .into_values()
+        .map(|container| CreatedContainer {
+            id: container.id,
+            name: container.name,
+        });
+    set.containers.extend(containers);
+    set.containers.sort_by(|a, b| a.name.cmp(&b.name));
+    set
+}
