@@ -74,7 +74,8 @@ impl SetSending {
                 },
             });
         }
-        let part = match token {
+        // The receiver keeps a part only until another member comes.
+        let mut part = match token {
             Some(token) => skip_whole(&mut listed, token)?,
             None => None,
         };
@@ -82,7 +83,7 @@ impl SetSending {
         for (listed, &index) in listed.iter().zip(&order) {
             if listed.source == Source::Stream {
                 let base = bases[index].map(|base| &members[base]);
-                sendings.push(sending(pool, &members[index], base, part.as_ref())?);
+                sendings.push(sending(pool, &members[index], base, part.take())?);
             }
         }
         let data_bytes = sendings.iter().map(|sending| sending.begin().data_bytes);
@@ -144,7 +145,7 @@ fn sending(
     pool: &Pool,
     member: &SetMember,
     base: Option<&SetMember>,
-    part: Option<&Place>,
+    part: Option<Place>,
 ) -> Result<Sending> {
     let base = match base {
         Some(base) => Some(Base::new(pool, base.volume.clone())?),
