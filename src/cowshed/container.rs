@@ -95,6 +95,7 @@ fn create(new: &Create, open_pool: &OpenPool) -> anyhow::Result<CreatedContainer
     let options = CreateContainer {
         name,
         size_bytes: new.size_bytes,
+        root: new.root,
     };
     open_pool
         .containers()
@@ -143,6 +144,7 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
             Column::Text("NAME"),
             Column::Text("ID"),
             Column::Text("IMAGE"),
+            Column::Text("ROOT"),
             Column::Number("OWN"),
             Column::Number("VIRTUAL"),
             Column::Text("CREATED"),
@@ -157,6 +159,7 @@ fn list(open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
                 container.name.clone(),
                 image::short(&container.id),
                 image::short(&container.image),
+                container.root.as_str().to_owned(),
                 human(container.own_bytes),
                 human(container.virtual_bytes),
                 time(container.created),

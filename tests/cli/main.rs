@@ -23,6 +23,7 @@ mod keeper;
 use cowshed_testkit::load;
 mod logging;
 mod mounted;
+mod overlays;
 mod quickstart;
 mod rings;
 mod send;

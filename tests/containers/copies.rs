@@ -22,7 +22,7 @@ fn prepared() -> Stage {
             "small:1",
             &CreateContainer {
                 name,
-                size_bytes: None,
+                ..Default::default()
             },
         )
         .unwrap();

@@ -67,7 +67,7 @@ fn a_new_container_has_no_changes_mounted_or_not() {
             "small:1",
             &CreateContainer {
                 name: Some(Name::new("one").unwrap()),
-                size_bytes: None,
+                ..Default::default()
             },
         )
         .unwrap();
@@ -107,6 +107,7 @@ fn changes_of_a_grown_container_are_listed() {
     let options = CreateContainer {
         name: Some(Name::new("one").unwrap()),
         size_bytes: Some(40 << 30),
+        ..Default::default()
     };
     stage.host.containers().create("small:1", &options).unwrap();
     assert!(diff(&stage, "one").is_empty());

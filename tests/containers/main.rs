@@ -12,6 +12,7 @@ mod diffs;
 mod failures;
 mod images;
 mod kills;
+mod overlays;
 mod roots;
 mod sizes;
 mod stage;

@@ -120,7 +120,7 @@ fn names_are_unique_and_ids_can_be_shortened() {
     let name = Some(Name::new("one").unwrap());
     let options = CreateContainer {
         name,
-        size_bytes: None,
+        ..Default::default()
     };
     let one = stage.host.containers().create("small:1", &options).unwrap();
     assert_eq!(one.id.len(), 64);
@@ -154,6 +154,7 @@ fn a_container_may_be_larger_than_its_image() {
     let options = CreateContainer {
         name: Some(Name::new("big").unwrap()),
         size_bytes,
+        ..Default::default()
     };
     stage.host.containers().create("small:1", &options).unwrap();
     let root = stage.host.containers().mount("big", None).unwrap().path;
@@ -165,6 +166,7 @@ fn a_container_may_be_larger_than_its_image() {
     let small = CreateContainer {
         name: None,
         size_bytes: Some(1 << 30),
+        ..Default::default()
     };
     let refused = stage.host.containers().create("small:1", &small);
     assert!(matches!(refused, Err(Error::TooSmall { min_bytes }) if min_bytes == 10 << 30));

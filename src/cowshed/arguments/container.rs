@@ -6,6 +6,7 @@ use super::stream::{ReceiveSet, SendOptions};
 use clap::{Args, Subcommand};
 use cowshed_daemon::request::container as request;
 use cowshed_daemon::request::{CopySide, HostPath};
+use cowshed_host::RootKind;
 
 /// `cowshed container …`
 #[derive(Debug, Subcommand)]
@@ -52,6 +53,15 @@ pub(crate) struct Create {
     /// The size of its file system; otherwise the image's
     #[arg(long)]
     pub size: Option<Size>,
+    /// The kind of its root: `block` is a file system of its own; with `overlay` all containers of the
+    /// image share one in memory, and the first write to a file copies it
+    #[arg(
+        long,
+        value_name = "block|overlay",
+        default_value = "block",
+        hide_default_value = true
+    )]
+    pub root: RootKind,
     /// Mount it, too, and print the directory instead of the name (needs the daemon)
     #[arg(long)]
     pub mount: bool,
@@ -133,6 +143,7 @@ impl From<ContainerCommand> for request::Command {
                 image: new.image,
                 name: new.name,
                 size_bytes: new.size.map(|size| size.0),
+                root: new.root,
                 mount: new.mount.then(|| new.dir.into()),
             }),
             ContainerCommand::Mount(Mount { container, dir }) => Self::Mount {

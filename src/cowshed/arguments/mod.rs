@@ -129,6 +129,7 @@ mod tests {
     use clap::CommandFactory;
     use cowshed_daemon::request::container::MountAt;
     use cowshed_daemon::request::{Command as Request, attach, container};
+    use cowshed_host::RootKind;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -153,6 +154,7 @@ mod tests {
                 image: "i".to_owned(),
                 name: None,
                 size_bytes: Some(1 << 30),
+                root: RootKind::Block,
                 mount,
             }))
         };

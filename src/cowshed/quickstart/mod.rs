@@ -178,7 +178,7 @@ impl Show<'_> {
             let start = Instant::now();
             let options = CreateContainer {
                 name: Some(Name::new(name)?),
-                size_bytes: None,
+                ..Default::default()
             };
             host.containers()
                 .create(&image.id.to_string(), &options)

@@ -1,11 +1,12 @@
 //! The changes from one tree of files to another that began as its copy.
 //!
-//! There are two ways to find them, and both give the same [`TreeChanges`]:
+//! There are three ways to find them, and all give the same [`TreeChanges`]:
 //!
 //! - [`Sides`] reads two ext4 file systems without the kernel, from a [`BlockSource`] each and the
 //!   list of the bytes in which they differ. The work grows with the change.
 //! - [`compare_trees`] compares two mounted trees object by object. It works for what only the
 //!   kernel can read.
+//! - [`changes_of_upper`] reads the upper folder of an overlayfs.
 //!
 //! The crate also tells whether a file system needs its journal ([`is_settled`]) and which bytes of
 //! an empty journal nobody reads again ([`unused_journal`]).
@@ -36,4 +37,6 @@ pub use ext4::{
     Superblock, is_settled, unused_journal,
 };
 pub use source::BlockSource;
-pub use tree::{TreeChange, TreeChanges, TreeError, TreePath, compare as compare_trees};
+pub use tree::{
+    TreeChange, TreeChanges, TreeError, TreePath, changes_of_upper, compare as compare_trees,
+};

@@ -1,8 +1,9 @@
 //! Opening, adopting and closing everything of one pool on this host, in the right order.
 //!
 //! A [`Host`] does nothing else: it hands out what it has opened. The state folder has a folder for
-//! each of the mounts of containers (`mounts`), roots (`roots`), data volumes (`data`) and
-//! operations in progress (`work`); the tables in the headers of the modules `adopt` and `adoption`
+//! each of the mounts of containers (`mounts`), the own volumes of their overlay roots (`own`) and
+//! the lower layers of these (`lower`), roots (`roots`), data volumes (`data`) and operations in
+//! progress (`work`); the tables in the headers of the modules `adopt` and `adoption`
 //! say what a successor of a process that died concludes from each.
 //!
 //! # Invariants
@@ -95,9 +96,11 @@ impl Host {
         let listed = listed_mounts()?;
         for folder in [
             self.containers.dir(),
+            self.containers.own_dir(),
             self.roots.dir(),
             self.data.dir(),
             self.mounts.work_dir(),
+            self.mounts.lower_dir(),
         ] {
             self.mounts.unmount_leftovers(&listed, &folder)?;
         }
@@ -179,6 +182,7 @@ impl Host {
         self.containers.leave();
         self.data.leave();
         self.roots.leave();
+        self.mounts.leave();
     }
 }
 

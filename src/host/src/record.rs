@@ -1,6 +1,7 @@
 //! The records of images and containers in the pool's catalogue, and finding them by name or id.
 //!
-//! A record is JSON with a version. Data that can be derived is not stored twice: an image's names
+//! A record is JSON with a version: 1, or 2 for what readers of version 1 must not take for something
+//! else (a container with an overlay root). Data that can be derived is not stored twice: an image's names
 //! are the references to it, and a container's use of an image is in the container's record.
 //!
 //! # Invariants
@@ -22,6 +23,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// A container's name; the key is the name, the value the container's id.
 const CONTAINER_NAME: RecordKind = RecordKind(16);
 const VERSION: u32 = 1;
+/// The version of the record of a container with another root than a block root.
+const VERSION_WITH_ROOT: u32 = 2;
 /// The minimum number of digits that may stand for a whole id.
 const PREFIX_DIGITS_MIN: usize = 4;
 /// Hexadecimal digits of an id.
@@ -49,6 +52,48 @@ pub(crate) struct LayerRecord {
     pub size_bytes: Option<u64>,
 }
 
+/// The kind of a container's root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootKind {
+    /// A clone of the image's top layer, mounted as it is.
+    #[default]
+    Block,
+    /// An overlay of the image's top layer, which all containers of the image share, and an own
+    /// volume with the changes.
+    Overlay,
+}
+
+impl RootKind {
+    const fn is_block(&self) -> bool {
+        matches!(self, Self::Block)
+    }
+
+    /// Returns the kind's word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Overlay => "overlay",
+        }
+    }
+}
+
+/// The text names no kind of root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write block or overlay")]
+pub struct UnknownRootKind;
+
+impl std::str::FromStr for RootKind {
+    type Err = UnknownRootKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRootKind> {
+        let all = [Self::Block, Self::Overlay];
+        let found = all.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or(UnknownRootKind)
+    }
+}
+
 /// The stored data of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
@@ -62,6 +107,9 @@ pub(crate) struct ContainerRecord {
     /// The image's name when the container was created.
     pub image_name: String,
     created_s: u64,
+    /// The kind of its root.
+    #[serde(default, skip_serializing_if = "RootKind::is_block")]
+    pub root: RootKind,
 }
 
 /// The result of looking up an image.
@@ -100,15 +148,24 @@ impl ImageRecord {
 }
 
 impl ContainerRecord {
-    pub(crate) fn new(id: String, name: &Name, image: Digest, image_name: String) -> Self {
+    pub(crate) fn new(
+        id: String,
+        name: &Name,
+        (image, image_name): (Digest, String),
+        root: RootKind,
+    ) -> Self {
         let name = name.as_str().to_owned();
         Self {
-            version: VERSION,
+            version: match root {
+                RootKind::Block => VERSION,
+                RootKind::Overlay => VERSION_WITH_ROOT,
+            },
             id,
             name,
             image,
             image_name,
             created_s: now_s(),
+            root,
         }
     }
 
@@ -116,7 +173,7 @@ impl ContainerRecord {
         time(self.created_s)
     }
 
-    /// Returns the volume that is the container's root.
+    /// Returns the container's own volume: its root, or what it changed in an overlay root.
     pub(crate) fn volume(&self, pool: &Pool) -> Result<Volume> {
         Ok(pool.volume(container_volume_name(&self.id)?.as_str())?)
     }
@@ -386,7 +443,11 @@ pub(crate) fn parse<T: DeserializeOwned>(kind: Kind, key: &[u8], value: &[u8]) -
         fault,
     };
     let head: Versioned = serde_json::from_slice(value).map_err(|error| fault(error.into()))?;
-    if head.version != VERSION {
+    let known = match kind {
+        Kind::Container => VERSION..=VERSION_WITH_ROOT,
+        _ => VERSION..=VERSION,
+    };
+    if !known.contains(&head.version) {
         return Err(fault(RecordFault::Version(head.version)));
     }
     serde_json::from_slice(value).map_err(|error| fault(error.into()))
@@ -443,6 +504,31 @@ mod tests {
             panic!("{parsed:?}");
         };
         assert!(parse::<ImageRecord>(Kind::Image, b"k", b"{\"version\":1").is_err());
+    }
+
+    #[test]
+    fn a_container_with_an_overlay_root_is_refused_by_readers_that_know_only_block_roots() {
+        let name = Name::new("one").unwrap();
+        let made = |root| {
+            let image = (Digest::of(b"image"), "image:1".to_owned());
+            let record = ContainerRecord::new("1".repeat(64), &name, image, root);
+            let value = serde_json::to_vec(&record).unwrap();
+            let back: ContainerRecord = parse(Kind::Container, b"k", &value).unwrap();
+            assert_eq!(back, record);
+            serde_json::from_slice::<serde_json::Value>(&value).unwrap()
+        };
+        let (block, overlay) = (made(RootKind::Block), made(RootKind::Overlay));
+        // An older cowshed reads version 1 only, and wrote no kind of root.
+        assert_eq!((&block["version"], block.get("root")), (&1.into(), None));
+        assert_eq!(
+            (&overlay["version"], &overlay["root"]),
+            (&2.into(), &"overlay".into())
+        );
+        let mut newer = overlay;
+        newer["version"] = 3.into();
+        let parsed = parse::<ContainerRecord>(Kind::Container, b"k", newer.to_string().as_bytes());
+        let fault = RecordFault::Version(3).to_string();
+        assert!(parsed.unwrap_err().to_string().contains(&fault));
     }
 
     #[test]

@@ -35,6 +35,22 @@ pub struct MountEntry {
     pub fs_type: OsString,
     /// The device or name that was mounted.
     pub source: OsString,
+    /// The file system's own options as the kernel writes them: with commas between them, and
+    /// escaped.
+    pub options: OsString,
+}
+
+impl MountEntry {
+    /// Returns the value of the file system's option `name`, if it has one.
+    #[must_use]
+    pub fn option(&self, name: &str) -> Option<OsString> {
+        let mut all = self.options.as_bytes().split(|&byte| byte == b',');
+        let value = all.find_map(|option| {
+            let value = option.strip_prefix(name.as_bytes())?;
+            value.strip_prefix(b"=")
+        });
+        value.map(unescape)
+    }
 }
 
 /// Returns all mounts of this namespace in the order of mounting: of two mounts at one place the
@@ -73,6 +89,8 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     fields.by_ref().find(|field| *field == b"-")?;
     let fs_type = unescape(fields.next()?);
     let source = unescape(fields.next()?);
+    // Not unescaped as a whole: a value may hold a comma.
+    let options = OsStr::from_bytes(fields.next().unwrap_or_default()).to_owned();
     let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
     Some(MountEntry {
         id,
@@ -82,6 +100,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         mount_point,
         fs_type,
         source,
+        options,
     })
 }
 
@@ -389,6 +408,17 @@ mod tests {
         let entry = parse_line(b"1 0 0:5 / /a rw - proc none rw").unwrap();
         assert_eq!(entry.mount_point, Path::new("/a"));
         assert_eq!(entry.fs_type, "proc");
+    }
+
+    #[test]
+    fn the_folders_of_an_overlay_are_among_its_options() {
+        let line =
+            br"1 0 0:5 / /a rw - overlay overlay rw,lowerdir=/l,upperdir=/a\054b/u,workdir=/w";
+        let entry = parse_line(line).unwrap();
+        assert_eq!(entry.option("upperdir").unwrap(), "/a,b/u");
+        assert_eq!(entry.option("lowerdir").unwrap(), "/l");
+        assert_eq!(entry.option("rw"), None);
+        assert_eq!(entry.option("dir"), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::path::{CopySide, HostPath};
 use super::stream::{Receive, SendOptions};
+use cowshed_host::RootKind;
 use serde::{Deserialize, Serialize};
 
 /// A request about containers.
@@ -64,9 +65,16 @@ pub struct Create {
     pub name: Option<String>,
     /// The size of its file system in bytes. Without it that of the image.
     pub size_bytes: Option<u64>,
+    /// The kind of its root. A daemon that knows only block roots gets no word about them.
+    #[serde(default, skip_serializing_if = "is_block")]
+    pub root: RootKind,
     /// Where to mount it, too; if that fails, there is no container. Without it the container is
     /// not mounted.
     pub mount: Option<MountAt>,
+}
+
+const fn is_block(root: &RootKind) -> bool {
+    matches!(root, RootKind::Block)
 }
 
 /// The place where a container is mounted.

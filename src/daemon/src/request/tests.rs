@@ -7,6 +7,7 @@ use super::serving::Running;
 use super::stream::{Receive, ReceiveStep, SendOptions};
 use super::volume::{Import, Resize, Send};
 use super::*;
+use cowshed_host::RootKind;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -303,9 +304,20 @@ fn golden_of_containers() -> Vec<(Command, &'static str)> {
                 image: "i".to_owned(),
                 name: None,
                 size_bytes: None,
+                root: RootKind::Block,
                 mount: Some(MountAt::NewFolder),
             }),
             r#"{"container":{"create":{"image":"i","name":null,"size_bytes":null,"mount":"new-folder"}}}"#,
+        ),
+        (
+            C::Create(container::Create {
+                image: "i".to_owned(),
+                name: None,
+                size_bytes: None,
+                root: RootKind::Overlay,
+                mount: None,
+            }),
+            r#"{"container":{"create":{"image":"i","name":null,"size_bytes":null,"root":"overlay","mount":null}}}"#,
         ),
         (
             C::Mount {

@@ -21,6 +21,7 @@ mod heal;
 mod holds;
 mod host;
 mod info;
+mod keep;
 mod lock_order;
 mod open;
 mod pause;
@@ -52,6 +53,7 @@ pub use info::{
     OpenOptions, PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport,
     Status, VolumeInfo, VolumeKind, Watermark,
 };
+pub use keep::KeptByReader;
 pub use open::uuid_of;
 pub use pause::FlushPause;
 pub use transaction::Transaction;

@@ -5,6 +5,7 @@ use super::shared::Shared;
 use super::volume::VolumeCore;
 use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
+use cowshed_format::base::sync::atomic::Ordering;
 use cowshed_format::base::{BLOCK_BYTES, BlockIndex, CorruptKind, Error, Result};
 use cowshed_format::device::Device;
 
@@ -19,11 +20,7 @@ impl Volume {
     /// `OutOfRange`; `NoSuchVolume` when it was removed, even during the call; `Corrupt` when a
     /// block or a map node does not have its checksum; `Io`.
     pub fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
-        if self
-            .shared
-            .closed
-            .load(std::sync::atomic::Ordering::Acquire)
-        {
+        if self.shared.closed.load(Ordering::Acquire) {
             return Err(Error::Closed);
         }
         self.check_range(offset_bytes, buf.len() as u64)?;
@@ -77,6 +74,7 @@ fn read_blocks(shared: &Shared, core: &VolumeCore, first: u64, buf: &mut [u8]) -
                     read_doubted(shared, core, number, block, *pointer)?;
                 }
             }
+            forget_kept(shared, core, found[0], run);
         }
         next += run;
     }
@@ -118,9 +116,20 @@ pub(super) fn read_block(
     }
     shared.device.read_at(buf, pointer.addr().offset_bytes())?;
     if crc32(buf) == pointer.crc() {
+        forget_kept(shared, core, pointer, 1);
         return Ok(pointer);
     }
     read_doubted(shared, core, block, buf, pointer)
+}
+
+/// Lets the host forget blocks that were just read, if the volume's readers keep them.
+fn forget_kept(shared: &Shared, core: &VolumeCore, first: Pointer, blocks: usize) {
+    if core.keepers.load(Ordering::Relaxed) > 0 {
+        let len_bytes = (blocks * BLOCK_BYTES) as u64;
+        shared
+            .device
+            .forget_read(first.addr().offset_bytes(), len_bytes);
+    }
 }
 
 fn lost(core: &VolumeCore, block: u64) -> Error {

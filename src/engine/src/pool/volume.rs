@@ -34,6 +34,8 @@ pub(super) struct VolumeCore {
     pub(super) holds: AtomicU32,
     /// Number of pauses of its flushes.
     pub(super) pauses: AtomicU32,
+    /// Number of readers that keep what they read.
+    pub(super) keepers: AtomicU32,
     /// True if it is among the changes of the next checkpoint.
     pub(super) changed: AtomicBool,
     /// Number of discards that may have made holes and are not logged: such a hole does not outlive
@@ -71,6 +73,7 @@ impl VolumeCore {
             pruned: OrderedMutex::new(Rank::Pruned, Pruned::default()),
             holds: AtomicU32::new(0),
             pauses: AtomicU32::new(0),
+            keepers: AtomicU32::new(0),
             changed: AtomicBool::new(false),
             unlogged: AtomicU32::new(0),
             stream: OrderedMutex::new(Rank::Stream, Stream::default()),

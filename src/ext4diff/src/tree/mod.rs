@@ -4,7 +4,8 @@
 //! links are never followed.
 //!
 //! The two file systems are clones, so an object that nobody touched has the same inode number and
-//! change time on both sides and is not compared further. For the others the metadata, attributes
+//! change time on both sides and is not compared further. (The upper folder of an overlayfs, in
+//! `upper`, is not a clone.) For the others the metadata, attributes
 //! and link targets are compared, and the content only if all of those are equal.
 //!
 //! # Invariants
@@ -13,11 +14,15 @@
 //! - If one name of a file with several is listed, all its names are, so that a layer made from the
 //!   list keeps them one file.
 
+mod upper;
+
+pub use upper::changes_of_upper;
+
 use cowshed_format::base::{Cancelled, cancel};
 use cowshed_sys::{beneath, extent, xattr};
 use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, HashMap, btree_map};
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsFd;
@@ -111,37 +116,28 @@ impl From<PathBuf> for TreePath {
 /// # Errors
 /// `Io` if an object cannot be read, and `Cancelled`.
 pub fn compare(base: &Path, new: &Path) -> Result<TreeChanges> {
-    let mut comparison = Comparison {
-        base: Side::open(base)?,
-        new: Side::open(new)?,
-        changes: TreeChanges::new(),
-        names: HashMap::new(),
-        pending: vec![PathBuf::new()],
-        linked: Vec::new(),
-        buffers: (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]),
-    };
-    let roots = (
-        comparison.base.metadata(Path::new(""))?,
-        comparison.new.metadata(Path::new(""))?,
-    );
-    if !comparison.same_object(Path::new(""), &roots.0, &roots.1)? {
-        comparison
-            .changes
-            .insert(PathBuf::new().into(), TreeChange::Changed);
-    }
+    let mut comparison = Comparison::open(base, new, true)?;
+    comparison.roots()?;
     while let Some(directory) = comparison.pending.pop() {
         comparison.directory(&directory)?;
     }
+    Ok(finish(comparison))
+}
+
+/// Returns the changes once all directories are compared.
+fn finish(mut comparison: Comparison) -> TreeChanges {
     comparison.split_and_joined_links();
     comparison.whole_link_groups();
     directories_above(&mut comparison.changes);
-    Ok(comparison.changes)
+    comparison.changes
 }
 
 /// One of the two trees.
 struct Side {
     root: PathBuf,
     directory: File,
+    /// True for the upper folder of an overlayfs, which has whiteouts.
+    is_upper: bool,
 }
 
 struct Comparison {
@@ -155,14 +151,17 @@ struct Comparison {
     /// Paths on both sides that have other names on a side, with their inode numbers.
     linked: Vec<(PathBuf, u64, u64)>,
     buffers: (Vec<u8>, Vec<u8>),
+    /// True if both trees are clones of one file system.
+    are_clones: bool,
 }
 
 impl Side {
-    fn open(root: &Path) -> Result<Self> {
+    fn open(root: &Path, is_upper: bool) -> Result<Self> {
         let directory = File::open(root).map_err(TreeError::io("open", root))?;
         Ok(Self {
             root: root.to_owned(),
             directory,
+            is_upper,
         })
     }
 
@@ -186,7 +185,7 @@ impl Side {
             let bytes = path.as_os_str().as_bytes();
             let object = beneath::open_plain(self.directory.as_fd(), bytes, OFlag::O_PATH)?;
             let mut names = xattr::list(&object)?;
-            names.retain(|name| name.as_bytes() != HOST_XATTR);
+            names.retain(|name| name.as_bytes() != HOST_XATTR && !self.hides(name));
             names.sort();
             names
                 .into_iter()
@@ -197,6 +196,11 @@ impl Side {
             "read the attributes of",
             &self.root.join(path),
         ))
+    }
+
+    /// Returns true for an attribute in which overlayfs keeps its state.
+    fn hides(&self, name: &CStr) -> bool {
+        self.is_upper && name.to_bytes().starts_with(upper::OVERLAY_XATTRS)
     }
 
     fn open_file(&self, path: &Path) -> Result<File> {
@@ -211,6 +215,31 @@ impl Side {
 }
 
 impl Comparison {
+    /// Opens two trees, which are clones, or else a tree and an upper folder over it.
+    fn open(base: &Path, new: &Path, are_clones: bool) -> Result<Self> {
+        Ok(Self {
+            base: Side::open(base, false)?,
+            new: Side::open(new, !are_clones)?,
+            changes: TreeChanges::new(),
+            names: HashMap::new(),
+            pending: vec![PathBuf::new()],
+            linked: Vec::new(),
+            buffers: (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]),
+            are_clones,
+        })
+    }
+
+    /// Compares the two root directories themselves.
+    fn roots(&mut self) -> Result<()> {
+        let root = Path::new("");
+        let (before, after) = (self.base.metadata(root)?, self.new.metadata(root)?);
+        if !self.same_object(root, &before, &after)? {
+            self.changes
+                .insert(PathBuf::new().into(), TreeChange::Changed);
+        }
+        Ok(())
+    }
+
     fn directory(&mut self, path: &Path) -> Result<()> {
         cancel::check()?;
         let base = self.base.list(path)?;
@@ -269,7 +298,7 @@ impl Comparison {
         self.changes.insert(path.into(), change);
         while let Some(directory) = pending.pop() {
             cancel::check()?;
-            for (name, after) in self.new.list(&directory)? {
+            for (name, after) in self.new.list_visible(&directory)? {
                 let child = directory.join(name);
                 if after.is_dir() {
                     pending.push(child.clone());
@@ -285,7 +314,7 @@ impl Comparison {
     /// Returns true if an object of the same type on both sides is the same, apart from its links
     /// and the entries of a directory.
     fn same_object(&mut self, path: &Path, before: &Metadata, after: &Metadata) -> Result<bool> {
-        if is_untouched(before, after) {
+        if self.are_clones && is_untouched(before, after) {
             return Ok(true);
         }
         let size_matters = before.is_file();

@@ -43,6 +43,10 @@ pub trait Device: Send + Sync {
     /// unspecified.
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()>;
 
+    /// Tells the host that it need not keep a range in memory that was just read, because the reader
+    /// does. What is not written out yet stays.
+    fn forget_read(&self, _offset_bytes: u64, _len_bytes: u64) {}
+
     /// Writes all of `buf` at `offset_bytes`.
     ///
     /// # Errors

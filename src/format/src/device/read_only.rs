@@ -87,6 +87,10 @@ impl Device for ReadOnlyDevice {
         Ok(())
     }
 
+    fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {
+        self.inner.forget_read(offset_bytes, len_bytes);
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         check_blocks("write", offset_bytes, buf.len() as u64, self.len_bytes())?;
         self.keep(offset_bytes, buf)

@@ -2,16 +2,19 @@
 //!
 //! | folder | possible state |
 //! |---|---|
-//! | `mounts/<container>` | the container's volume attached, and mounted, here or elsewhere |
+//! | `mounts/<container>` | the container's volume attached, and its root mounted, here or elsewhere |
+//! | `own/<container>` | the volume of an overlay root attached, and mounted here |
 //! | `work/frozen-<container>` | the container's file system quiesced |
 //!
 //! A mounted container stays mounted.
 
-use super::{ContainerMount, Containers};
+use super::Containers;
+use super::mounting::{ContainerMount, overlay_source};
 use crate::error::Result;
 use crate::mounts::{Found, device_of};
-use crate::record;
-use cowshed_sys::mount::MountEntry;
+use crate::record::{self, ContainerRecord, RootKind};
+use cowshed_engine::Volume;
+use cowshed_sys::mount::{self, MountEntry};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,30 +25,83 @@ impl Containers {
             let Ok(volume) = record.volume(self.pool()) else {
                 continue;
             };
-            let own = self.dir().join(&record.id);
-            if let Some(device) = device_of(&found.export, volume.id()) {
-                match place_of(&found.mounts, &device, &own) {
-                    Some(path) => {
-                        self.mounts.thaw_noted(&record.id, &path);
-                        tracing::info!(container = %record.name, path = %path.display(), "a container stays mounted");
-                        let mount = ContainerMount { path, device };
-                        self.mounted.lock().insert(record.id, mount);
-                        continue;
-                    }
-                    None if own.exists() => self.mounts.let_go(&found.export, volume.id()),
-                    // A user attached it, so it is not detached here.
-                    None => {}
+            let adopted = match record.root {
+                RootKind::Block => self.adopt_block(found, &record, &volume),
+                RootKind::Overlay => self.adopt_overlay(found, &record, &volume),
+            };
+            match adopted {
+                Some(mount) => {
+                    tracing::info!(container = %record.name, path = %mount.path.display(), "a container stays mounted");
+                    self.mounted.lock().insert(record.id, mount);
                 }
+                // rmdir deliberately refuses a folder that is not empty.
+                None => drop(fs::remove_dir(self.dir().join(&record.id))),
             }
-            // rmdir deliberately refuses a folder that is not empty.
-            let _ = fs::remove_dir(own);
         }
         Ok(())
     }
+
+    fn adopt_block(
+        &self,
+        found: &Found,
+        record: &ContainerRecord,
+        volume: &Volume,
+    ) -> Option<ContainerMount> {
+        let own = self.dir().join(&record.id);
+        let device = device_of(&found.export, volume.id())?;
+        let Some(path) = place_of(&found.mounts, &device, &own) else {
+            // If a user attached it, it is not detached here.
+            if own.exists() {
+                self.mounts.let_go(&found.export, volume.id());
+            }
+            return None;
+        };
+        self.mounts.thaw_noted(&record.id, &path);
+        Some(ContainerMount {
+            path,
+            source: device,
+            lower: None,
+        })
+    }
+
+    fn adopt_overlay(
+        &self,
+        found: &Found,
+        record: &ContainerRecord,
+        volume: &Volume,
+    ) -> Option<ContainerMount> {
+        let own = self.own_path(&record.id);
+        let is_own = |entry: &&MountEntry| entry.mount_point == own;
+        let own_mount = found.mounts.iter().rfind(is_own);
+        if own_mount.is_some() {
+            self.mounts.thaw_noted(&record.id, &own);
+        }
+        let source = PathBuf::from(overlay_source(&record.id));
+        let place = place_of(&found.mounts, &source, &self.dir().join(&record.id));
+        let lower = self.image_top(record).ok();
+        if let (Some(path), Some(lower)) = (place, lower) {
+            self.mounts.adopt_lower(found, &lower);
+            return Some(ContainerMount {
+                path,
+                source,
+                lower: Some(lower),
+            });
+        }
+        if own_mount.is_some() && mount::unmount(&own).is_err() {
+            // This removes at least the path; the device is detached after its last user.
+            let _ = mount::unmount_lazy(&own);
+        }
+        if own.exists() {
+            self.mounts.let_go(&found.export, volume.id());
+            let _ = fs::remove_dir(&own);
+        }
+        None
+    }
 }
 
-/// Returns the mount point of the whole file system on `device`: `own` if it is mounted there, else
-/// the first one. Bind mounts by others look the same, but come later.
+/// Returns the mount point of the whole file system whose source in the table is `device`, which may
+/// be the name of an overlay: `own` if it is mounted there, else the first one. Bind mounts by others
+/// look the same, but come later.
 fn place_of(mounts: &[MountEntry], device: &Path, own: &Path) -> Option<PathBuf> {
     let on_device =
         |entry: &&MountEntry| Path::new(&entry.source) == device && entry.root == Path::new("/");
@@ -71,6 +127,7 @@ mod tests {
             mount_point: mount_point.into(),
             fs_type: OsString::from("ext4"),
             source: source.into(),
+            options: OsString::new(),
         }
     }
 

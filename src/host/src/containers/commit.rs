@@ -1,18 +1,22 @@
 //! Making an image of a container: its changes become one more layer.
 //!
-//! The layer's tar is written only to compute its diff id; the layer's volume is the compared
-//! snapshot, so that nothing is applied again.
+//! For a block root the layer's tar is written only to compute its diff id; the layer's volume is the
+//! compared snapshot, so that nothing is applied again. For an overlay root the tar is applied to a
+//! clone of the image's top layer.
 
 use super::Containers;
 use crate::error::Result;
 use crate::images::{ImportedImage, StackedLayer};
-use crate::layers::write_layer;
-use crate::mounts::filesystem::Mode;
-use crate::mounts::hold;
-use crate::record::{self, LayerRecord};
+use crate::layers::{Committed, Sizing, write_layer};
+use crate::mounts::filesystem::{self, Mode};
+use crate::mounts::{WorkVolumes, hold};
+use crate::record::{self, ContainerRecord, LayerRecord, RootKind};
 use crate::time;
+use cowshed_engine::Volume;
 use cowshed_format::base::Name;
-use cowshed_oci::{Compression, ImageConfig, LayerOrigin, LayerWriter, Reference, chain_above};
+use cowshed_oci::{
+    Compression, Digest, ImageConfig, LayerOrigin, LayerWriter, Reference, chain_above,
+};
 use std::io;
 
 /// The default command in a layer's history.
@@ -39,14 +43,10 @@ impl Containers {
         let volume = record.volume(self.pool())?;
         // Checked both before and after: data whose write failed may not be written out any more.
         self.mounts.check_complete(&volume)?;
-        let mut instant = self.instant(&record)?;
-        self.mounts.check_complete(&volume)?;
-        instant.settle()?;
-        let changes = instant.changes()?;
-        let mount = self.mounts.mount_for_work(&instant.volume, Mode::Frozen)?;
-        let layer = LayerWriter::new(io::sink(), Compression::None)?;
-        let (_, summary) = write_layer(layer, mount.path(), &changes)?;
-        mount.unmount()?;
+        let new = match record.root {
+            RootKind::Block => self.new_block_layer(&record, &volume)?,
+            RootKind::Overlay => self.new_overlay_layer(&record, &volume)?,
+        };
         let mut stack = Vec::with_capacity(image.layers.len() + 1);
         for layer in image.layers {
             let volume = self.images.layer(layer.chain_id)?;
@@ -58,13 +58,13 @@ impl Containers {
         }
         let below = stack.last().map(|layer| layer.record.chain_id);
         let layer = LayerRecord {
-            chain_id: chain_above(below, summary.diff_id),
-            diff_id: summary.diff_id,
-            size_bytes: Some(summary.size_bytes),
+            chain_id: chain_above(below, new.diff_id),
+            diff_id: new.diff_id,
+            size_bytes: Some(new.size_bytes),
         };
         stack.push(StackedLayer {
             record: layer,
-            volume: instant.volume,
+            volume: new.volume,
             reused: false,
         });
         let origin = LayerOrigin {
@@ -72,12 +72,59 @@ impl Containers {
             created_by: created_by.unwrap_or(CREATED_BY),
         };
         let config =
-            ImageConfig::parse(image.config.into_bytes())?.with_layer(summary.diff_id, origin)?;
+            ImageConfig::parse(image.config.into_bytes())?.with_layer(new.diff_id, origin)?;
         let committed = self
             .images
             .settle(&config, std::slice::from_ref(&reference), stack)?;
         // The volume has its final name now; a temporary snapshot below it is removed.
-        instant.work.keep_named();
+        new.work.keep_named();
         Ok(committed)
     }
+
+    /// Makes the layer of a block root: its volume is the compared snapshot.
+    fn new_block_layer(&self, record: &ContainerRecord, volume: &Volume) -> Result<NewLayer<'_>> {
+        let mut instant = self.instant(record)?;
+        self.mounts.check_complete(volume)?;
+        instant.settle()?;
+        let changes = instant.changes()?;
+        let mount = self.mounts.mount_for_work(&instant.volume, Mode::Frozen)?;
+        let layer = LayerWriter::new(io::sink(), Compression::None)?;
+        let (_, summary) = write_layer(layer, mount.path(), &changes)?;
+        mount.unmount()?;
+        Ok(NewLayer {
+            diff_id: summary.diff_id,
+            size_bytes: summary.size_bytes,
+            volume: instant.volume,
+            work: instant.work,
+        })
+    }
+
+    /// Makes the layer of an overlay root: its volume is a clone of the image's top layer, to which
+    /// the changes are applied.
+    fn new_overlay_layer(&self, record: &ContainerRecord, volume: &Volume) -> Result<NewLayer<'_>> {
+        let upper = self.upper(record)?;
+        self.mounts.check_complete(volume)?;
+        let Committed {
+            volume,
+            layer,
+            work,
+        } = upper.commit(Sizing::Following {
+            usual_bytes: filesystem::DEFAULT_SIZE_BYTES,
+        })?;
+        Ok(NewLayer {
+            diff_id: layer.diff_id,
+            size_bytes: layer.size_bytes,
+            volume,
+            work,
+        })
+    }
+}
+
+/// A layer made of a container, with its frozen volume.
+struct NewLayer<'m> {
+    diff_id: Digest,
+    size_bytes: u64,
+    volume: Volume,
+    /// The guard that removes the volume, if it keeps its temporary name, and what it was made of.
+    work: WorkVolumes<'m>,
 }

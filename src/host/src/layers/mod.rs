@@ -6,16 +6,19 @@
 //! images, can use it.
 //!
 //! - `instant`: the changes between two frozen volumes.
+//! - `upper`: the changes of an overlay root, and the volume made of them.
 //! - `write`: the layer with these changes.
 //! - `room`: free space in the file system that a layer is unpacked into.
 
 mod instant;
 mod room;
+mod upper;
 mod write;
 
 pub(crate) use instant::Instant;
 pub use room::Sizing;
 pub(crate) use room::{Grown, Holder, LayerRoom, Mounted};
+pub(crate) use upper::{Committed, Upper};
 pub(crate) use write::write_layer;
 
 use crate::mounts::Mounts;

@@ -7,6 +7,8 @@
 //! | folder | possible state |
 //! |---|---|
 //! | `work/<volume>-<random>`, `work/view-<volume>` | that volume attached, and mounted here |
+//! | `work/root-<random>` | an overlay root mounted here |
+//! | `lower/<volume>` | that volume attached, and mounted here; it stays if an overlay that is adopted is over it |
 //! | `work/frozen-<name>` | a file system quiesced, by whoever gives such names |
 //! | `work/still-<volume>-<device>` | a file system on that volume quiesced |
 //!
@@ -45,8 +47,10 @@ impl Mounts {
         Ok(found)
     }
 
-    /// Removes the volumes of the operations in progress, once everything else is adopted.
+    /// Unmounts unused lower layers and removes the volumes of the operations in progress, once
+    /// everything else is adopted.
     pub(crate) fn end_adoption(&self, found: &Found) {
+        self.drop_unused_lowers(found);
         self.remove_work_volumes(&found.export);
         self.tidy_refusals();
         remove_empty_folders(&self.work_dir());

@@ -7,6 +7,8 @@
 //!
 //! - `work`: volumes and mounts for the length of one operation; `views`: frozen volumes, each
 //!   mounted once for all its readers.
+//! - `overlay`: overlay roots, with `lowers`: frozen volumes, each mounted once for all overlays
+//!   over it.
 //! - `filesystem`: making, mounting and growing an ext4; `ext4`: reading the one in a volume.
 //! - `quiesce`: snapshots of mounted volumes, with `frozen` (one frozen file system) and `stacked`
 //!   (which file systems lie on a volume).
@@ -29,6 +31,8 @@ pub(crate) mod filesystem;
 mod frozen;
 mod full;
 mod locks;
+mod lowers;
+pub(crate) mod overlay;
 mod quiesce;
 mod refusals;
 mod stacked;
@@ -48,6 +52,7 @@ use cowshed_export::{AttachKind, AttachOptions, DEVICES, Export, ExportError, Ex
 use cowshed_format::base::VolumeId;
 use cowshed_sys::mount::{self, MountEntry};
 use filesystem::{Access, Mode};
+use lowers::Lowers;
 use parking_lot::Mutex;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -67,6 +72,7 @@ pub struct Mounts {
     /// The locks of the volumes.
     locks: Locks<VolumeId>,
     views: Views,
+    lowers: Lowers,
 }
 
 enum Exported {
@@ -90,6 +96,7 @@ impl Mounts {
             export: Mutex::new(export.map_or(Exported::NotYet, Exported::Lent)),
             locks: Locks::default(),
             views: Views::default(),
+            lowers: Lowers::default(),
         })
     }
 
@@ -136,8 +143,9 @@ impl Mounts {
         Ok(())
     }
 
-    /// Unmounts the export, unless it is a caller's.
+    /// Unmounts what is left of the lower layers, and the export, unless it is a caller's.
     pub(crate) fn close(&self) -> Result<()> {
+        self.close_lowers()?;
         let mut exported = self.export.lock();
         if let Exported::Own(export) = &*exported {
             export.unmount()?;
@@ -238,7 +246,7 @@ impl Mounts {
     }
 
     /// Unmounts and detaches as far as possible, when written data no longer matters.
-    fn abandon(&self, volume: &Volume, path: &Path) {
+    pub(crate) fn abandon(&self, volume: &Volume, path: &Path) {
         if let Err(error) = filesystem::unmount(path) {
             tracing::warn!(
                 %error, path = %path.display(),

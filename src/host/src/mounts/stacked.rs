@@ -222,6 +222,7 @@ mod tests {
             mount_point: at.into(),
             fs_type: fs_type.into(),
             source: source.into(),
+            options: std::ffi::OsString::new(),
         }
     }
 

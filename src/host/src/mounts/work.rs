@@ -125,6 +125,11 @@ impl<'m> WorkVolumes<'m> {
         self.volumes.append(&mut other.volumes);
     }
 
+    /// Keeps one of them, for which the caller is responsible from now on.
+    pub(crate) fn release(&mut self, volume: &Volume) {
+        self.volumes.retain(|kept| kept.id() != volume.id());
+    }
+
     /// Keeps all of them: they have their final names.
     pub(crate) fn keep(mut self) {
         self.volumes.clear();

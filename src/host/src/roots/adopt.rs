@@ -56,6 +56,7 @@ impl Roots {
                 root.mounted = Some(Mounted {
                     number: libc::makedev(entry.major, entry.minor),
                     purpose: None,
+                    kept: None,
                 });
             }
             Some(entry) => {
@@ -69,6 +70,7 @@ impl Roots {
                 root.mounted = number_of(export, id).map(|number| Mounted {
                     number,
                     purpose: None,
+                    kept: None,
                 });
             }
             None => {}

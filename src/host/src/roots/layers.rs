@@ -135,7 +135,11 @@ impl Roots {
     }
 
     /// Returns the volume if it is frozen, and else a snapshot with all data written to the root.
-    fn root_at_an_instant(&self, volume: &Volume, work: &mut WorkVolumes<'_>) -> Result<Volume> {
+    pub(super) fn root_at_an_instant(
+        &self,
+        volume: &Volume,
+        work: &mut WorkVolumes<'_>,
+    ) -> Result<Volume> {
         if volume.is_frozen() {
             return Ok(volume.clone());
         }

@@ -2,7 +2,7 @@
 //!
 //! Roots are not containers: they have no record here, and a root is identified by its volume. The
 //! keeper of their records (the snapshotter) decides when one is shown and when it is released.
-//! `seal` makes a frozen volume of a root, `usage` reports the space that it takes, and `adopt`
+//! `seal` makes a frozen volume of a root, `overlay` shows overlays of a frozen volume, `usage` reports the space that it takes, and `adopt`
 //! takes over those that a predecessor left. Beside the mounts, roots use `layers`: a root is
 //! filled with a layer, and what it changed is written as one. They use no images or containers.
 //!
@@ -16,6 +16,7 @@
 
 mod adopt;
 mod layers;
+mod overlay;
 mod seal;
 mod usage;
 
@@ -26,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::layers::Layers;
 use crate::mounts::filesystem::{self, Access, Mode};
 use crate::mounts::{Mounts, WORK_PREFIX, WorkVolumes, ext4, random_hex};
-use cowshed_engine::{Pool, Volume};
+use cowshed_engine::{KeptByReader, Pool, Volume};
 use cowshed_export::{AttachKind, ExportError};
 use cowshed_format::base::{Name, VolumeId};
 use cowshed_sys::mount::{self, FileSystem};
@@ -86,6 +87,9 @@ struct Mounted {
     number: u64,
     /// The purpose, unless a predecessor has mounted it.
     purpose: Option<RootUse>,
+    /// Set for the lower layer of overlays: they share the pages of its file system, so the pool's
+    /// need not stay in memory.
+    kept: Option<KeptByReader>,
 }
 
 /// The roots of one pool that are shown on this host; thread safe.
@@ -208,6 +212,7 @@ impl Roots {
                 root.mounted = Some(Mounted {
                     number: found.dev(),
                     purpose: Some(purpose),
+                    kept: None,
                 });
                 Ok(path)
             }
@@ -466,6 +471,16 @@ impl Roots {
             .map(|id| self.path(id))
             .filter(|path| path.exists())
             .collect()
+    }
+
+    /// Returns the frozen volumes that are shown.
+    #[must_use]
+    pub fn frozen(&self) -> Vec<VolumeId> {
+        let is_frozen = |id: &VolumeId| {
+            let volume = self.pool().volume_by_id(*id);
+            volume.is_ok_and(|volume| volume.is_frozen())
+        };
+        self.ids().into_iter().filter(is_frozen).collect()
     }
 
     pub(crate) fn dir(&self) -> PathBuf {

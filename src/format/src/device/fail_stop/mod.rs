@@ -119,6 +119,10 @@ impl Device for FailStopDevice {
         self.inner.read_at(buf, offset_bytes)
     }
 
+    fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {
+        self.inner.forget_read(offset_bytes, len_bytes);
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         self.change("write", || self.inner.write_at(buf, offset_bytes))
     }

@@ -22,6 +22,7 @@ use cowshed_sys::aligned::{is_aligned, with_bounce};
 use cowshed_sys::mapped::Mapped;
 use cowshed_sys::{extent, geometry};
 use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::uio::pwritev;
 use parking_lot::Mutex;
@@ -31,6 +32,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The largest piece in which the host keeps a file in memory: a huge page.
+const PIECE_BYTES: u64 = 2 << 20;
 
 /// Number of pieces in one `pwritev`: the kernel's limit.
 const PIECES_MAX: usize = 1024;
@@ -152,6 +156,21 @@ impl Device for FileDevice {
             None => self.buffered.read_exact_at(buf, offset_bytes),
         };
         done.map_err(|source| Error::io(ACTION, source))
+    }
+
+    fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {
+        if self.direct.is_some() {
+            return;
+        }
+        // The host forgets only what lies in the range as a whole, and keeps it in pieces of up to
+        // this size, the last part of which was read now, if it is read in order.
+        let start = offset_bytes - offset_bytes % PIECE_BYTES;
+        let len_bytes = len_bytes.saturating_add(offset_bytes - start);
+        if let (Ok(offset), Ok(len)) = (i64::try_from(start), i64::try_from(len_bytes)) {
+            // Advice: where the host does not take it, the pages stay.
+            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            let _ = posix_fadvise(&self.buffered, offset, len, advice);
+        }
     }
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {

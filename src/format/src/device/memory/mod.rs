@@ -181,6 +181,7 @@ pub struct MemoryDevice {
     writes: AtomicU64,
     stores: AtomicU64,
     flushes: AtomicU64,
+    forgotten_bytes: AtomicU64,
     discards: AtomicU64,
 }
 
@@ -208,6 +209,7 @@ impl MemoryDevice {
             writes: AtomicU64::new(0),
             stores: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            forgotten_bytes: AtomicU64::new(0),
             discards: AtomicU64::new(0),
         }
     }
@@ -267,6 +269,12 @@ impl MemoryDevice {
         self.stores.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of bytes that the host was told to forget after they were read.
+    #[must_use]
+    pub fn forgotten_bytes(&self) -> u64 {
+        self.forgotten_bytes.load(Ordering::Relaxed)
+    }
+
     /// Returns the number of flushes.
     #[must_use]
     pub fn flushes(&self) -> u64 {
@@ -310,6 +318,10 @@ impl Device for MemoryDevice {
         )?;
         image.read(buf, offset_bytes);
         Ok(())
+    }
+
+    fn forget_read(&self, _offset_bytes: u64, len_bytes: u64) {
+        self.forgotten_bytes.fetch_add(len_bytes, Ordering::Relaxed);
     }
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {

@@ -20,7 +20,7 @@ use super::Containers;
 use crate::error::{Error, Result};
 use crate::mounts::filesystem::Mode;
 use crate::mounts::hold;
-use crate::record;
+use crate::record::{self, RootKind};
 use cowshed_sys::beneath;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -129,9 +129,21 @@ impl Containers {
             return work(&path);
         }
         let volume = record.volume(self.pool())?;
-        let mounted = self.mounts.mount_for_work(&volume, Mode::Container)?;
-        let done = work(mounted.path())?;
-        mounted.unmount()?;
+        let done = match record.root {
+            RootKind::Block => {
+                let mounted = self.mounts.mount_for_work(&volume, Mode::Container)?;
+                let done = work(mounted.path())?;
+                mounted.unmount()?;
+                done
+            }
+            RootKind::Overlay => {
+                let lower = self.image_top(&record)?;
+                let mounted = self.mounts.overlay_for_work(&lower, &volume)?;
+                let done = work(mounted.path())?;
+                mounted.unmount()?;
+                done
+            }
+        };
         self.pool().flush()?;
         Ok(done)
     }

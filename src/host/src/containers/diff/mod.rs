@@ -3,13 +3,14 @@
 //! A mounted container's file system is frozen for the moment in which a snapshot of its volume is
 //! taken: everything written is on the volume then and the journal is empty. The snapshot is
 //! compared with the image's volume after that, while the container goes on: by the blocks that
-//! differ, or, if that is impossible, as two mounted trees (`layers::instant`).
+//! differ, or, if that is impossible, as two mounted trees (`layers::instant`). Of an overlay root the
+//! upper folder in that snapshot is read (`layers::upper`).
 
 use super::Containers;
 use crate::error::{Error, Kind, Result};
-use crate::layers::Instant;
+use crate::layers::{Instant, Upper};
 use crate::mounts::{FrozenMount, WorkVolumes, ext4, hold};
-use crate::record::{self, ContainerRecord, ImageRecord};
+use crate::record::{self, ContainerRecord, ImageRecord, RootKind};
 use cowshed_engine::Volume;
 use cowshed_ext4diff::TreeChange;
 use cowshed_sys::mount::FileSystem;
@@ -68,8 +69,10 @@ impl Containers {
         if self.is_unchanged(&record)? {
             return Ok(Vec::new());
         }
-        let mut instant = self.instant(&record)?;
-        let changes = instant.changes()?;
+        let changes = match record.root {
+            RootKind::Block => self.instant(&record)?.changes()?,
+            RootKind::Overlay => self.upper(&record)?.changes()?,
+        };
         Ok(changes
             .into_iter()
             .filter_map(|(path, change)| listed(path.as_path(), change))
@@ -79,7 +82,7 @@ impl Containers {
     /// Returns true if the container is not mounted and no block of its volume differs from its
     /// image's, which is cheap to find out.
     fn is_unchanged(&self, record: &ContainerRecord) -> Result<bool> {
-        if self.mounted_at(record)?.is_some() {
+        if self.mounted_at(record)?.is_some() || record.root == RootKind::Overlay {
             return Ok(false);
         }
         let base = self.image_top(record)?;
@@ -102,11 +105,23 @@ impl Containers {
         })
     }
 
+    /// Takes what the container changed in its overlay root, as it is now. The container's lock must
+    /// be held.
+    pub(super) fn upper(&self, record: &ContainerRecord) -> Result<Upper<'_>> {
+        let lower = self.image_top(record)?;
+        let mut work = WorkVolumes::new(self.pool());
+        let volume = record.volume(self.pool())?;
+        let snapshot = self.snapshot_settled(record, &volume)?;
+        work.push(snapshot.clone());
+        Upper::of_snapshot(&self.layers, lower, snapshot, work)
+    }
+
     /// Takes a snapshot of the container's volume that holds everything written to the container.
     fn snapshot_settled(&self, record: &ContainerRecord, volume: &Volume) -> Result<Volume> {
         let name = self.mounts.work_name()?;
         let frozen = match self.mounted_at(record)? {
-            Some(path) => {
+            Some(root) => {
+                let path = self.file_system_of(record, root)?;
                 let at = FileSystem::at(&path).map_err(Error::io("open", &path))?;
                 let note = self.mounts.frozen_note(&record.id);
                 Some(FrozenMount::freeze(at, path, note)?)
@@ -123,7 +138,7 @@ impl Containers {
     }
 
     /// Returns the volume of the top layer of the container's image.
-    fn image_top(&self, record: &ContainerRecord) -> Result<Volume> {
+    pub(super) fn image_top(&self, record: &ContainerRecord) -> Result<Volume> {
         let image = self.image_of(record)?;
         let top = image.layers.last();
         let top = top.ok_or_else(|| Error::EmptyImage(record.image_name.as_str().into()))?;

@@ -5,6 +5,7 @@
 
 mod hostile;
 mod mutations;
+mod overlays;
 mod stage;
 
 use crate::mounts::ext4::{self, InVolume};

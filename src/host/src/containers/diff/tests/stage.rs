@@ -1,6 +1,7 @@
 //! A host with a pool in memory; images and containers created as needed.
 
 use crate::mounts::ext4::{self, InVolume};
+use crate::record::RootKind;
 use crate::{Comparison, CreateContainer, Host, ImportOptions, record};
 use cowshed_engine::{CreateOptions, OpenOptions, Pool, Volume};
 use cowshed_ext4diff::{ChangedInodes, FileSystem, Inode, ROOT_INODE, Sides, TreeChanges};
@@ -59,6 +60,17 @@ impl Stage {
         self.container_of_size(image, name, None)
     }
 
+    /// Returns a mounted container with this kind of root.
+    pub(super) fn container_with(&self, image: &str, name: &str, root: RootKind) -> PathBuf {
+        let options = CreateContainer {
+            name: Some(Name::new(name).unwrap()),
+            root,
+            ..Default::default()
+        };
+        self.host.containers().create(image, &options).unwrap();
+        self.host.containers().mount(name, None).unwrap().path
+    }
+
     /// Returns a mounted container; a size below its image's becomes the image's.
     pub(super) fn container_of_size(
         &self,
@@ -69,6 +81,7 @@ impl Stage {
         let mut options = CreateContainer {
             name: Some(Name::new(name).unwrap()),
             size_bytes,
+            ..Default::default()
         };
         if self.host.containers().create(image, &options).is_err() {
             options.size_bytes = None;
