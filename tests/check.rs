@@ -20,6 +20,7 @@ fn checked(image: DeviceImage, what: &str) -> CheckReport {
     let options = CheckOptions {
         deep: true,
         repair: false,
+        forget: false,
     };
     let report = check(&device, options, &mut |_| {}).expect(what);
     // A stop during the first write of a slot leaves one of its two copies empty.
@@ -236,6 +237,7 @@ fn the_engine_opens_a_repaired_pool_and_finds_every_byte() {
         let options = CheckOptions {
             deep: true,
             repair: true,
+            forget: false,
         };
         let report = check(&device, options, &mut |_| {}).expect("a pool");
         assert_eq!(report.findings.len(), 2, "{:?}", report.findings);

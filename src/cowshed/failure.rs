@@ -4,7 +4,7 @@ use super::console::OutputClosed;
 use cowshed_daemon::open_pool::NeedsDaemon;
 use cowshed_daemon::protocol::{ProtocolError, VERSION};
 use cowshed_export::ExportError;
-use cowshed_format::base::{self, printable};
+use cowshed_format::base::{self, CorruptKind, printable};
 use cowshed_host as container;
 use cowshed_stream as stream;
 use std::borrow::Cow;
@@ -144,6 +144,10 @@ fn hint(cause: &Cause) -> Option<Cow<'static, str>> {
     }
     let hint = match (of_engine(cause), of_export(cause)) {
         (Some(base::Error::DeviceNotEmpty { .. }), _) => Some("; use --force to overwrite it"),
+        (Some(base::Error::Corrupt(CorruptKind::LogRecord(_))), _) => Some(
+            "; `cowshed pool check --repair` ends it before that record; without a daemon the pool \
+             can be read as it was then",
+        ),
         (_, Some(ExportError::NoRings)) => Some("; use --fuse threads"),
         (_, Some(ExportError::RingsDisabled)) => Some(", or use --fuse threads"),
         (_, Some(ExportError::Attached { .. })) => {

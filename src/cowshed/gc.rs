@@ -7,6 +7,7 @@
 
 use super::console::Console;
 use super::output::{Column, counted};
+use super::pool;
 use anyhow::Context;
 use cowshed_daemon::open_pool::{OpenPool, clear_folder};
 use cowshed_daemon::request::gc::Gc;
@@ -69,6 +70,9 @@ pub(super) fn users_of(pool: &Pool) -> VolumeUsers {
 /// When a record is unreadable: then garbage cannot be determined.
 pub(super) fn run(gc: &Gc, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let pool = open_pool.pool();
+    if let Some(missing) = pool::missing_line(&pool.status()?.missing) {
+        anyhow::bail!("what is unused cannot be told: {missing}");
+    }
     VolumeUsers::of(pool).context("find the users of volumes")?;
     snapshotter::snapshot_uses(pool).context("the record of a snapshot is unreadable")?;
     let alone = open_pool.serving().is_none();

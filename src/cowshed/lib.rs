@@ -39,6 +39,7 @@ mod containerd;
 mod daemon_program;
 mod disk_image;
 mod doctor;
+mod dump;
 mod export_volume;
 mod failure;
 mod full;
@@ -59,6 +60,7 @@ mod removal;
 mod resize;
 mod running;
 mod scrub;
+mod scrub_schedule;
 mod sectors;
 mod serve;
 mod setup;
@@ -169,6 +171,9 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         }
         Command::Pool(PoolCommand::Offline(Offline::Upgrade(upgrade))) => {
             return offline::upgrade(&upgrade, &place()?, console).map(|()| Exit::Done);
+        }
+        Command::Pool(PoolCommand::Offline(Offline::Dump(dump))) => {
+            return dump::dump(&dump, &place()?, console).map(|()| Exit::Done);
         }
         Command::Pool(PoolCommand::Online(pool)) => Request::Pool(pool.into()),
         Command::Quickstart(quickstart) => {

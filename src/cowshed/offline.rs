@@ -7,7 +7,7 @@ use super::open::{DEFAULT_POOL, Place};
 use super::output::counted;
 use anyhow::Context;
 use clap::Args;
-use cowshed_check::{self as check, CheckOptions, CheckReport, Detail, FindingKind};
+use cowshed_check::{self as check, CheckOptions, CheckReport, Detail, FindingKind, Refusal};
 use cowshed_daemon::{Client, Connection};
 use cowshed_engine::{CreateOptions, MetadataCopies, Pool};
 use cowshed_format::base::Error;
@@ -56,6 +56,10 @@ pub(super) struct Check {
     /// Repair what can be derived from the rest: bitmaps, counts, lost blocks
     #[arg(long)]
     pub repair: bool,
+    /// With --repair: give up what of the catalogue is damaged beyond repair, with the volumes and
+    /// records that it named, and free what they own
+    #[arg(long, requires = "repair")]
+    pub forget: bool,
     /// Read and verify every block, not only the structure
     #[arg(long)]
     pub deep: bool,
@@ -81,8 +85,13 @@ pub(super) fn create(create: &Create, place: &Place, console: &Console) -> anyho
 /// `Damage` when a fault was found and not repaired.
 pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::Result<()> {
     refuse_daemon(place, "stop it, or use `cowshed pool scrub`")?;
-    let report = check_file(place.pool.as_path(), check.deep, check.repair, console)
-        .map_err(|error| place.explain(error))?;
+    let options = CheckOptions {
+        deep: check.deep,
+        repair: check.repair,
+        forget: check.forget,
+    };
+    let report =
+        check_file(place.pool.as_path(), options, console).map_err(|error| place.explain(error))?;
     for note in &report.notes {
         console.message(&note.to_string());
     }
@@ -103,7 +112,17 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
         .into());
     }
     let faults = counted(found, "fault", "faults");
+    let is_catalogue = |kind| {
+        use FindingKind as K;
+        matches!(kind, K::CatalogueBlock | K::CataloguePartMissing)
+    };
+    let may_forget = !check.forget && findings.iter().any(|it| is_catalogue(it.kind));
     let advice = match (&report.refused, check.repair) {
+        (Some(Refusal::OwnershipUnknown) | None, true) if may_forget => {
+            "part of the catalogue is lost; --repair --forget gives it up, with the volumes and \
+             records that it named"
+                .to_owned()
+        }
         (Some(refusal), _) => refusal.to_string(),
         (None, true) => {
             "the remaining damage cannot be repaired; copy out the data that can be read".to_owned()
@@ -158,20 +177,19 @@ pub(super) fn upgrade(upgrade: &Upgrade, place: &Place, console: &Console) -> an
 /// Any failure of the check that is not a finding.
 pub(super) fn check_file(
     path: &Path,
-    deep: bool,
-    repair: bool,
+    options: CheckOptions,
     console: &Console,
 ) -> Result<CheckReport, Error> {
     let device = FileDevice::open(
         path,
         FileOptions {
             direct: false,
-            read_only: !repair,
+            read_only: !options.repair,
         },
     )?;
     let progress = console.progress("check", Some(0));
     let block_bytes = cowshed_format::base::BLOCK_BYTES as u64;
-    check::check(&device, CheckOptions { deep, repair }, &mut |at| {
+    check::check(&device, options, &mut |at| {
         let [done, all] = [at.blocks, at.blocks_expected];
         progress.set(
             done.saturating_mul(block_bytes),

@@ -4,7 +4,7 @@ use super::failure::Usage;
 use cowshed_daemon::request::HostPath;
 use cowshed_daemon::unfinished;
 use cowshed_engine::{OpenOptions, Pool};
-use cowshed_format::base::{self, Error};
+use cowshed_format::base::{self, CorruptKind, Error};
 use cowshed_format::device::{FileDevice, FileOptions};
 use std::io;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Place {
     }
 
     /// Opens the pool for this process alone, and removes what killed commands left in it. On a
-    /// file system that is mounted read-only, opens it for reading only.
+    /// file system that is mounted read-only, or with a damaged log, opens it for reading only.
     ///
     /// # Errors
     /// The engine's error; `explain` adds advice.
@@ -102,9 +102,26 @@ impl Place {
             }
             opened => opened?,
         };
-        let pool = Pool::open(Arc::new(device), &OpenOptions::default())?;
+        let pool = match Pool::open(Arc::new(device), &OpenOptions::default()) {
+            Err(Error::Corrupt(CorruptKind::LogRecord(_))) => return self.open_to_read(),
+            opened => opened?,
+        };
         unfinished::remove(&pool)?;
         Ok(pool)
+    }
+
+    /// Returns a line that says why `pool` is opened for reading only.
+    pub(super) fn reason_to_read(&self, pool: &Pool) -> String {
+        let damaged_at = pool.status().ok().and_then(|status| status.log_damaged_at);
+        let reason = match damaged_at {
+            Some(sequence) => format!(
+                "its log is damaged at record {sequence}, and later changes are missing; the pool \
+                 is opened for reading only, until `cowshed pool check --repair` ends the log there"
+            ),
+            None => "its file system is mounted read-only; the pool is opened for reading only"
+                .to_owned(),
+        };
+        format!("pool {}: {reason}", self.pool)
     }
 
     /// Opens the pool without writing to it: it is recovered in memory.

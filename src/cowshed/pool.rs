@@ -2,12 +2,12 @@
 
 use super::console::Console;
 use super::failure::Warning;
-use super::output::{exact, facts};
+use super::output::{counted, exact, facts, time};
 use super::scrub;
 use anyhow::Context;
 use cowshed_daemon::keeper::Serving;
 use cowshed_daemon::request::pool::Command;
-use cowshed_engine::{Pool, PoolState, Status, Watermark};
+use cowshed_engine::{LastScrub, Missing, Pool, PoolState, Status, Watermark};
 use cowshed_format::base::size::human;
 use serde::Serialize;
 use serde_json::json;
@@ -47,7 +47,7 @@ pub(super) fn run(
             pool.checkpoint().context("checkpoint")?;
             show_status(pool, serving, console).map(drop)
         }
-        Command::Scrub => scrub::scrub(pool, console),
+        Command::Scrub { bytes_per_second } => scrub::scrub(pool, *bytes_per_second, console),
     }
 }
 
@@ -74,10 +74,69 @@ struct StatusDocument {
     metadata_copies: u8,
     /// Damaged blocks of metadata that were written anew since the pool was opened.
     healed: u64,
+    /// The last scrub that read everything.
+    last_scrub: Option<ScrubDocument>,
+    /// What is missing since the catalogue was damaged.
+    missing: MissingDocument,
+    /// The damaged log record before whose changes a pool that is only read stands.
+    log_damaged_at: Option<u64>,
     warnings: Vec<String>,
     /// The daemon that has the pool open, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     daemon: Option<DaemonDocument>,
+}
+
+/// The end of a scrub, in its JSON form.
+#[derive(Serialize)]
+struct ScrubDocument {
+    finished: String,
+    bad: u64,
+}
+
+impl From<LastScrub> for ScrubDocument {
+    fn from(last: LastScrub) -> Self {
+        Self {
+            finished: time(last.finished),
+            bad: last.bad,
+        }
+    }
+}
+
+/// What is missing in a pool, in its JSON form.
+#[derive(Serialize)]
+struct MissingDocument {
+    catalogue_blocks: u64,
+    volumes: u64,
+    volume_ids: Vec<u64>,
+}
+
+impl From<&Missing> for MissingDocument {
+    fn from(missing: &Missing) -> Self {
+        Self {
+            catalogue_blocks: missing.catalogue_blocks,
+            volumes: missing.volumes,
+            volume_ids: missing.volume_ids.iter().map(|id| id.0).collect(),
+        }
+    }
+}
+
+/// Returns a line that says what is missing since the catalogue was damaged, if anything is.
+pub(super) fn missing_line(missing: &Missing) -> Option<String> {
+    if missing.catalogue_blocks == 0 {
+        return None;
+    }
+    let count = |value| usize::try_from(value).unwrap_or(usize::MAX);
+    let blocks = counted(count(missing.catalogue_blocks), "block", "blocks");
+    let volumes = counted(count(missing.volumes), "volume is", "volumes are");
+    let ids: Vec<String> = missing.volume_ids.iter().map(ToString::to_string).collect();
+    let ids = match ids.as_slice() {
+        [] => String::new(),
+        ids => format!(" (id {})", ids.join(", ")),
+    };
+    Some(format!(
+        "the catalogue has {blocks} damaged: {volumes} missing{ids}, and perhaps images, containers \
+         and other records; what they own stays in use until `cowshed pool check --repair --forget`"
+    ))
 }
 
 /// The processes that serve, in the form shown.
@@ -152,6 +211,9 @@ impl From<&Status> for StatusDocument {
             },
             metadata_copies: status.metadata_copies,
             healed: status.healed_blocks,
+            last_scrub: None,
+            missing: MissingDocument::from(&status.missing),
+            log_damaged_at: status.log_damaged_at.map(|sequence| sequence.0),
             warnings: warnings(status),
             daemon: None,
         }
@@ -166,6 +228,13 @@ pub(super) fn document(status: &Status) -> serde_json::Value {
 /// Returns warnings, one line each, about which the user should act before it is too late.
 fn warnings(status: &Status) -> Vec<String> {
     let mut warnings = Vec::new();
+    warnings.extend(missing_line(&status.missing));
+    if let Some(sequence) = status.log_damaged_at {
+        warnings.push(format!(
+            "the log is damaged at record {sequence}, and the pool is in its state before that \
+             record; `cowshed pool check --repair` ends the log there"
+        ));
+    }
     if status.holds_writes {
         warnings.push("writes wait for free space".to_owned());
     }
@@ -191,7 +260,7 @@ fn judge(document: &StatusDocument) -> anyhow::Result<()> {
     if document.state == "stopped" {
         said = "the pool has stopped, because its device failed; see the daemon's log".to_owned();
     }
-    if document.state == "read-only" {
+    if document.state == "read-only" && document.log_damaged_at.is_none() {
         said = "the pool is open for reading only: its file system is mounted read-only".to_owned();
     }
     if document.state != "open" || document.holds_writes {
@@ -211,9 +280,19 @@ fn show_status(
     let status = pool.status().context("pool status")?;
     let mut document = StatusDocument {
         daemon: serving.map(DaemonDocument::from),
+        last_scrub: pool.last_scrub().map(ScrubDocument::from),
         ..StatusDocument::from(&status)
     };
     document.warnings.extend(serving.and_then(daemon_warning));
+    if let Some(last) = document.last_scrub.as_ref().filter(|last| last.bad > 0) {
+        let bad = usize::try_from(last.bad).unwrap_or(usize::MAX);
+        let bad = counted(bad, "damaged block", "damaged blocks");
+        let finished = &last.finished;
+        document.warnings.push(format!(
+            "the scrub that ended at {finished} found {bad}; `cowshed pool scrub` says what they \
+             belong to"
+        ));
+    }
     console.result(&document, || {
         let daemon = serving.map(|serving| ("daemon", shown(serving)));
         let mut rows = vec![
@@ -243,6 +322,9 @@ fn show_status(
         if status.healed_blocks > 0 {
             let healed = status.healed_blocks;
             rows.push(("healed", format!("{healed} damaged blocks of metadata")));
+        }
+        if let Some(last) = &document.last_scrub {
+            rows.push(("last scrub", last.finished.clone()));
         }
         let warnings = document.warnings.iter();
         rows.extend(warnings.map(|warning| ("warning", warning.clone())));

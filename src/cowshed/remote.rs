@@ -45,11 +45,7 @@ pub(super) fn run_anywhere(
             Ok(pool) => {
                 let open_pool = OpenPool::of_command(pool, place.pool.clone());
                 if open_pool.pool().is_read_only() {
-                    let pool = &place.pool;
-                    console.message(&format!(
-                        "pool {pool}: its file system is mounted read-only; the pool is opened for \
-                         reading only"
-                    ));
+                    console.message(&place.reason_to_read(open_pool.pool()));
                 }
                 return run_here(&command, open_pool, console).map(|()| Exit::Done);
             }

@@ -88,6 +88,12 @@ fn merge(running: Serve, asked: &Serve) -> anyhow::Result<Serve> {
     if keep(asked.full.max_size.is_some()) {
         full.max_size = asked.full.max_size;
     }
+    if keep(asked.scrub.scrub_every.is_some()) {
+        merged.scrub.scrub_every = asked.scrub.scrub_every;
+    }
+    if keep(asked.scrub.scrub_limit.is_some()) {
+        merged.scrub.scrub_limit = asked.scrub.scrub_limit;
+    }
     let new = &asked.containerd;
     if keep(new.containerd_address.is_some()) {
         containerd.containerd_address = new.containerd_address.clone();

@@ -5,6 +5,7 @@ use super::failure::{Damage, Warning};
 use super::gc;
 use super::output::counted;
 use anyhow::Context;
+use cowshed_daemon::rate_limit::RateLimit;
 use cowshed_engine::{Pool, ScrubFault, ScrubFaultKind, VolumeInfo};
 use cowshed_format::base::{BLOCK_BYTES, VolumeId};
 use cowshed_host::VolumeUsers;
@@ -18,13 +19,19 @@ const PROBED_BLOCKS: u64 = 256;
 ///
 /// # Errors
 /// `Damage` when a bad block is found; the engine's error; that the output failed.
-pub(super) fn scrub(pool: &Pool, console: &Console) -> anyhow::Result<()> {
+pub(super) fn scrub(
+    pool: &Pool,
+    bytes_per_second: Option<u64>,
+    console: &Console,
+) -> anyhow::Result<()> {
     let progress = console.progress("scrub", Some(0));
     let cancel = console.cancel().clone();
+    let limit = bytes_per_second.map(RateLimit::new);
     let report = pool
         .scrub(&mut |done, total| {
             progress.set(done, total);
-            !cancel.is_cancelled()
+            let goes_on = || !cancel.is_cancelled();
+            limit.map_or_else(goes_on, |limit| limit.wait(done, goes_on))
         })
         .context("scrub the pool")?;
     drop(progress);

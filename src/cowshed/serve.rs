@@ -17,6 +17,7 @@ use super::failure::{Damage, Exit};
 use super::full::Full;
 use super::fuse::Fuse;
 use super::open::Place;
+use super::scrub_schedule::ScrubOptions;
 use super::upgrade;
 use anyhow::Context;
 use clap::Args;
@@ -57,6 +58,8 @@ pub(super) struct Serve {
     pub full: Full,
     #[command(flatten)]
     pub containerd: Containerd,
+    #[command(flatten)]
+    pub scrub: ScrubOptions,
     /// The log's file, rotated by size; SIGHUP opens it again [default: the error stream with
     /// --foreground; else POOL.log beside a pool file in a directory of root's own, and a file in
     /// /var/log/cowshed for every other pool]
@@ -116,6 +119,7 @@ impl Serve {
         }
         arguments.extend(self.full.arguments().into_iter().map(Into::into));
         arguments.extend(self.containerd.arguments());
+        arguments.extend(self.scrub.arguments().into_iter().map(Into::into));
         arguments
     }
 
@@ -134,6 +138,7 @@ impl Serve {
             containerd_socket: self.containerd.containerd_socket.clone(),
             snapshots: self.containerd.options(),
             docker_plugin_socket: self.docker_plugin_socket.clone(),
+            scrub: self.scrub.schedule(),
         })
     }
 

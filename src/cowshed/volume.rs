@@ -2,6 +2,7 @@
 
 use super::console::Console;
 use super::output::{Column, exact, facts, time};
+use super::pool::missing_line;
 use super::{export_volume, import_volume, kept_names, removal, resize, sectors, transfer};
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
@@ -316,6 +317,9 @@ fn show(pool: &Pool, info: &VolumeInfo, console: &Console) -> anyhow::Result<()>
 }
 
 fn list(pool: &Pool, console: &Console) -> anyhow::Result<()> {
+    if let Some(missing) = missing_line(&pool.status()?.missing) {
+        console.message(&missing);
+    }
     let volumes = pool.volumes();
     let removed = pool.removed_volumes();
     let removed: Vec<_> = removed

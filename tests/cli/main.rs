@@ -22,6 +22,7 @@ mod interrupting;
 mod keeper;
 use cowshed_testkit::load;
 mod logging;
+mod missing;
 mod mounted;
 mod overlays;
 mod quickstart;

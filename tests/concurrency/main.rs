@@ -155,6 +155,7 @@ fn round(seed: u64, device: Arc<dyn Device>, again: Again, duration: Duration) {
     let deep = CheckOptions {
         deep: true,
         repair: false,
+        forget: false,
     };
     let found = check(&*device, deep, &mut |_| {}).unwrap();
     assert!(found.clean(), "{:?}", found.findings);

@@ -37,6 +37,7 @@ impl Drop for Stage {
         let options = CheckOptions {
             deep: true,
             repair: false,
+            forget: false,
         };
         let report = check(&*self.device, options, &mut |_| {}).unwrap();
         assert!(report.clean(), "{:?}", report.findings);

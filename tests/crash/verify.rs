@@ -135,6 +135,7 @@ fn checked(device: &Arc<MemoryDevice>, deep: bool, expected: &[FindingKind]) -> 
     let options = CheckOptions {
         deep,
         repair: false,
+        forget: false,
     };
     let report = check(&**device, options, &mut |_| {})
         .unwrap_or_else(|error| panic!("the pool cannot be checked: {error} ({error:?})"));

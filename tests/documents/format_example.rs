@@ -78,6 +78,7 @@ fn volume() -> Vec<u8> {
         name: Some(Name::new("disk").unwrap()),
         parent: None,
         frozen: false,
+        pinned: false,
         branch: Generation(0),
         size_bytes: SIZE_BYTES,
         height: 1,

@@ -76,7 +76,15 @@ fn a_file_cut_at_any_length_is_a_clear_error_and_whole_again_loses_nothing() {
         let device = FileDevice::open(&path, FileOptions::default()).unwrap();
         for repair in [false, true] {
             let deep = true;
-            let checked = check(&device, CheckOptions { deep, repair }, &mut |_| {});
+            let checked = check(
+                &device,
+                CheckOptions {
+                    deep,
+                    repair,
+                    forget: false,
+                },
+                &mut |_| {},
+            );
             assert!(checked.is_err(), "the check passes at {len}");
         }
         drop(device);

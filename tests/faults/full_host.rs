@@ -53,6 +53,7 @@ fn assert_clean(path: &Path) {
     let options = CheckOptions {
         deep: true,
         repair: false,
+        forget: false,
     };
     let report = check(&device, options, &mut |_| {}).unwrap();
     assert!(report.clean(), "{:?}", report.findings);

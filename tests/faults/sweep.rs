@@ -253,6 +253,7 @@ impl Run {
         let options = CheckOptions {
             deep: true,
             repair: false,
+            forget: false,
         };
         let report = check(device, options, &mut |_| {})
             .unwrap_or_else(|error| self.fail(&format!("{when}: {error}")));

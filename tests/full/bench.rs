@@ -99,6 +99,7 @@ pub(crate) fn expect_sound(device: &dyn Device) -> u64 {
     let options = CheckOptions {
         deep: true,
         repair: false,
+        forget: false,
     };
     let report = check(device, options, &mut |_| {}).unwrap();
     assert!(report.clean(), "the check found {:#?}", report.findings);

@@ -49,6 +49,7 @@ impl Storage {
         let options = CheckOptions {
             deep: true,
             repair: false,
+            forget: false,
         };
         let report = check(&*self.device(), options, &mut |_| {}).expect("check the pool");
         assert!(report.clean(), "the check found {:#?}", report.findings);

@@ -57,7 +57,11 @@ fn damages(
 
 fn checked(image: &DeviceImage, repair: bool) -> cowshed_check::CheckReport {
     let device = MemoryDevice::from_image(image.clone());
-    let options = CheckOptions { deep: true, repair };
+    let options = CheckOptions {
+        deep: true,
+        repair,
+        forget: false,
+    };
     check(&device, options, &mut |_| {}).unwrap()
 }
 
@@ -150,6 +154,7 @@ fn mends(what: &str, golden: &Golden, image: &DeviceImage) -> u64 {
     let options = CheckOptions {
         deep: true,
         repair: true,
+        forget: false,
     };
     let report = check(&device, options, &mut |_| {}).unwrap();
     assert!(report.clean(), "{what}: {:?}", report.remaining);

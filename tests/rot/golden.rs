@@ -62,7 +62,7 @@ pub(crate) fn state_of(pool: &Pool) -> State {
     pool.volumes().iter().map(|info| read(&info.name)).collect()
 }
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 

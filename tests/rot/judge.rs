@@ -25,7 +25,11 @@ pub(crate) struct Verdict {
 }
 
 const fn checking(repair: bool) -> CheckOptions {
-    CheckOptions { deep: true, repair }
+    CheckOptions {
+        deep: true,
+        repair,
+        forget: false,
+    }
 }
 
 /// Opens, reads, checks, scrubs and repairs a damaged pool, each on its own copy.
@@ -174,9 +178,55 @@ fn mend(
     let device = Arc::new(MemoryDevice::from_image(device.snapshot_image()));
     let last = check(&*device, checking(true), &mut |_| {}).map_err(|error| error.to_string())?;
     verdict.mended = last.clean();
+    forget(&device, allowed, &after)?;
     let pool = open(&device).map_err(|error| format!("mended twice, it does not open: {error}"))?;
     if read_all(&pool, allowed)? != after {
         return Err("the second repair has changed what can be read".into());
+    }
+    Ok(())
+}
+
+/// Forgets what is missing in a copy of the pool: everything else stays as it was, and a pool that
+/// had nothing else wrong is sound.
+fn forget(device: &MemoryDevice, allowed: &[State], before: &Readable) -> Result<(), String> {
+    let device = Arc::new(MemoryDevice::from_image(device.snapshot_image()));
+    let forgetting = CheckOptions {
+        forget: true,
+        ..checking(true)
+    };
+    let report = check(&*device, forgetting, &mut |_| {}).map_err(|error| error.to_string())?;
+    let remaining = report.remaining.unwrap_or_default();
+    if remaining
+        .iter()
+        .any(|it| it.kind.as_str().starts_with("catalogue"))
+    {
+        return Err(format!("it is not forgotten: {remaining:?}"));
+    }
+    let pool = open(&device).map_err(|error| format!("forgotten, it does not open: {error}"))?;
+    if pool
+        .status()
+        .map_err(|error| error.to_string())?
+        .missing
+        .volumes
+        > 0
+    {
+        return Err("forgotten, something is still missing".to_owned());
+    }
+    for (name, blocks) in before {
+        let volume = pool.volume(name).map_err(|error| error.to_string())?;
+        let state = allowed.iter().filter_map(|state| state.get(name));
+        let contents: Vec<&Vec<u8>> = state.collect();
+        for block in blocks {
+            let mut found = [0; 4096];
+            volume
+                .read_at(&mut found, block * BLOCK)
+                .map_err(|error| format!("forgotten, block {block} of {name}: {error}"))?;
+            let start = usize::try_from(block * BLOCK).expect("it is small");
+            let is_right = |bytes: &&Vec<u8>| bytes.get(start..start + 4096) == Some(&found[..]);
+            if !contents.iter().any(is_right) {
+                return Err(format!("forgotten, block {block} of {name} is wrong"));
+            }
+        }
     }
     Ok(())
 }
@@ -199,14 +249,17 @@ fn read_as(pool: &Pool, state: &State) -> Result<Readable, String> {
         .iter()
         .map(|info| info.name.to_string())
         .collect();
-    if let Some(missing) = state.keys().find(|name| !names.contains(*name)) {
+    let status = pool.status().map_err(|error| error.to_string())?;
+    let may_miss = status.missing.volumes > 0;
+    let missing = state.keys().find(|name| !names.contains(*name));
+    if let Some(missing) = missing.filter(|_| !may_miss) {
         return Err(format!("there is no {missing}"));
     }
     if let Some(strange) = names.iter().find(|name| !state.contains_key(*name)) {
         return Err(format!("there is a {strange}"));
     }
     let mut readable = Readable::new();
-    for (name, bytes) in state {
+    for (name, bytes) in state.iter().filter(|(name, _)| names.contains(*name)) {
         let volume = pool.volume(name).map_err(|error| error.to_string())?;
         if volume.size_bytes() != bytes.len() as u64 {
             return Err(format!("{name} has another size"));

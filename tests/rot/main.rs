@@ -11,6 +11,7 @@ mod claims;
 mod copies;
 mod golden;
 mod judge;
+mod missing;
 mod named;
 
 use cowshed_format::device::{DeviceImage, RecordedOp};

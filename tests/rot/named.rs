@@ -111,6 +111,7 @@ fn a_damaged_node_in_the_way_of_replay_costs_its_own_range_and_nothing_else() {
     let options = CheckOptions {
         deep: true,
         repair: true,
+        forget: false,
     };
     let report = check(&*device, options, &mut |_| {}).unwrap();
     assert!(report.clean(), "{:?}", report.remaining);
@@ -154,6 +155,7 @@ fn a_repair_that_finds_no_free_block_says_so_and_goes_on_once_the_pool_is_larger
         let options = CheckOptions {
             deep: true,
             repair: true,
+            forget: false,
         };
         check(&*device, options, &mut |_| {}).expect("it is no error of the device")
     };
@@ -219,6 +221,7 @@ fn refused_and_cut_off(place: impl Fn((&[u8], [u8; 8]), usize) -> usize) {
     let options = CheckOptions {
         deep: true,
         repair: true,
+        forget: false,
     };
     let report = check(&*device, options, &mut |_| {}).unwrap();
     let cut = |repair: &Repair| matches!(repair, Repair::Log(_));

@@ -218,6 +218,7 @@ fn expect_recovered(
     let deep = CheckOptions {
         deep: true,
         repair: false,
+        forget: false,
     };
     let report = check(&*memory, deep, &mut |_| {}).map_err(|error| error.to_string())?;
     if !report.clean() {

@@ -276,6 +276,7 @@ impl Kept {
         let options = CheckOptions {
             deep: true,
             repair: false,
+            forget: false,
         };
         let report = check(&device.unwrap(), options, &mut |_| {}).unwrap();
         assert!(report.clean(), "{:?}", report.findings);

@@ -1,7 +1,10 @@
 //! Reading the catalogue from its blocks: entries are joined from their parts and verified.
+//!
+//! If damage is to be forgotten, what cannot be read, and entries whose parts are not all there,
+//! count as if they had never been; everything else is then known.
 
 use super::copies;
-use super::finding::{Detail, FindingKind, Place};
+use super::finding::{Detail, Finding, FindingKind, Place};
 use super::walk::{Settled, Subject, Tree, Walker};
 use cowshed_format::base::{
     BLOCK_BYTES, BlockIndex, CorruptKind, Error, Generation, Name, Result, VolumeId,
@@ -20,13 +23,18 @@ const _: () = assert!(PARTS_MAX as usize * (BLOCK_BYTES / 4) >= MAX_RECORD_BYTES
 pub(super) struct Catalogue {
     /// The volumes, without their labels.
     pub(super) volumes: BTreeMap<VolumeId, VolumeEntry>,
-    /// True if all of it could be read.
+    /// True if all of it could be read, or the rest is to be forgotten.
     pub(super) known: bool,
+    /// The incomplete or contradictory entries that are to be forgotten.
+    pub(super) forgotten: BTreeSet<EntryId>,
+    /// The damaged blocks and nodes that are to be forgotten.
+    pub(super) forgotten_blocks: HashSet<Pointer>,
 }
 
 /// The incomplete entries, and a record of the complete ones.
 #[derive(Default)]
 struct Joining {
+    forget: bool,
     partial: BTreeMap<EntryId, Partial>,
     done: BTreeSet<EntryId>,
     names: HashSet<Name>,
@@ -40,8 +48,11 @@ struct Partial {
     found: BTreeMap<u16, Vec<u8>>,
 }
 
-/// Walks and reads the catalogue of `superblock`.
-pub(super) fn read(walker: &mut Walker<'_>, superblock: &Superblock) -> Catalogue {
+/// Walks and reads the catalogue of `superblock`. With `forget`, damage of it is reported and then
+/// counts as if it had never been there.
+pub(super) fn read(walker: &mut Walker<'_>, superblock: &Superblock, forget: bool) -> Catalogue {
+    let (owners_known, findings) = (walker.ownership_known, walker.findings.list.len());
+    let damaged_nodes = walker.damaged_nodes.len();
     walker.keep_blocks = true;
     let counts = walker.walk(Subject {
         volume: VolumeId(0),
@@ -51,17 +62,43 @@ pub(super) fn read(walker: &mut Walker<'_>, superblock: &Superblock) -> Catalogu
         },
         branch: Generation(0),
         parent: None,
+        detached: false,
         settled: Settled::Nothing,
         cursor: 0,
     });
     walker.keep_blocks = false;
     let blocks = std::mem::take(&mut walker.blocks);
-    let mut joining = Joining::default();
+    let mut joining = Joining {
+        forget,
+        ..Joining::default()
+    };
     joining.catalogue.known = counts.mapped.is_some();
+    let damage = walker.findings.list.get(findings..).unwrap_or_default();
+    let is_all = walker.findings.omitted == 0 && !damage.is_empty();
+    let may_forget = is_all && damage.iter().all(|it| may_forget(it, superblock));
+    if forget && !joining.catalogue.known && may_forget {
+        let nodes = walker.damaged_nodes.drain(damaged_nodes..);
+        joining.catalogue.forgotten_blocks.extend(nodes);
+        joining.catalogue.known = true;
+        walker.ownership_known = owners_known;
+    }
     for (block, pointer) in blocks {
         joining.take_block(walker, superblock, block, pointer);
     }
     joining.finish(walker)
+}
+
+/// Returns true if the catalogue can be used without what was found damaged: a node below its root.
+/// Without the root, nothing would be left of it. What the device fails to read may be readable
+/// another time.
+fn may_forget(finding: &Finding, superblock: &Superblock) -> bool {
+    match (finding.kind, finding.place, finding.detail) {
+        (FindingKind::CopyDamaged, ..) => true,
+        (FindingKind::NodeUnreadable, Place::Node { level, .. }, Detail::Corrupt(_)) => {
+            level < superblock.catalogue_height
+        }
+        _ => false,
+    }
 }
 
 /// Reads and verifies every copy of a block of the catalogue.
@@ -91,7 +128,20 @@ impl Joining {
             block,
             addr: pointer.addr(),
         };
-        let outcome = read_block(walker, pointer, place).and_then(|bytes| {
+        let bytes = match read_block(walker, pointer, place) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let (kind, detail) = (FindingKind::CatalogueBlock, Detail::of(&error));
+                walker.findings.add(kind, place, detail);
+                if self.forget && matches!(detail, Detail::Corrupt(_)) {
+                    self.catalogue.forgotten_blocks.insert(pointer);
+                } else {
+                    self.catalogue.known = false;
+                }
+                return;
+            }
+        };
+        let mut take = || -> Result<()> {
             if block.0 >= superblock.catalogue_blocks {
                 let what = "a block lies beyond the catalogue's end";
                 return Err(CorruptKind::Catalogue(what).into());
@@ -100,8 +150,8 @@ impl Joining {
                 self.take(walker, &fragment);
             }
             Ok(())
-        });
-        if let Err(error) = outcome {
+        };
+        if let Err(error) = take() {
             let detail = Detail::of(&error);
             walker
                 .findings
@@ -112,20 +162,19 @@ impl Joining {
 
     fn take(&mut self, walker: &mut Walker<'_>, fragment: &Fragment<'_>) {
         let id = fragment.entry;
-        let place = entry_place(id);
         if fragment.parts > PARTS_MAX {
             let detail = Detail::Fact("it has too many parts");
-            return self.damage(walker, FindingKind::CatalogueEntry, place, detail);
+            return self.damage(walker, FindingKind::CatalogueEntry, id, detail);
         }
         if self.done.contains(&id) {
-            return self.damage(walker, FindingKind::CataloguePartTwice, place, Detail::None);
+            return self.damage(walker, FindingKind::CataloguePartTwice, id, Detail::None);
         }
         let partial = self.partial.entry(id).or_insert_with(|| Partial {
             parts: fragment.parts,
             found: BTreeMap::new(),
         });
         if partial.parts != fragment.parts || partial.found.contains_key(&fragment.part) {
-            return self.damage(walker, FindingKind::CataloguePartTwice, place, Detail::None);
+            return self.damage(walker, FindingKind::CataloguePartTwice, id, Detail::None);
         }
         let payload = fragment.payload.to_vec();
         partial.found.insert(fragment.part, payload);
@@ -154,7 +203,7 @@ impl Joining {
         };
         if let Err(kind) = outcome {
             let detail = Detail::Corrupt(kind);
-            self.damage(walker, FindingKind::CatalogueEntry, place, detail);
+            self.damage(walker, FindingKind::CatalogueEntry, id, detail);
         }
     }
 
@@ -181,9 +230,13 @@ impl Joining {
         Ok(())
     }
 
-    fn damage(&mut self, walker: &mut Walker<'_>, kind: FindingKind, place: Place, detail: Detail) {
-        walker.findings.add(kind, place, detail);
-        self.catalogue.known = false;
+    fn damage(&mut self, walker: &mut Walker<'_>, kind: FindingKind, id: EntryId, detail: Detail) {
+        walker.findings.add(kind, entry_place(id), detail);
+        if self.forget {
+            self.catalogue.forgotten.insert(id);
+        } else {
+            self.catalogue.known = false;
+        }
     }
 
     fn finish(mut self, walker: &mut Walker<'_>) -> Catalogue {
@@ -193,8 +246,11 @@ impl Joining {
                 counted: partial.found.len() as u64,
             };
             let kind = FindingKind::CataloguePartMissing;
-            self.damage(walker, kind, entry_place(id), detail);
+            self.damage(walker, kind, id, detail);
         }
+        let forgotten = &self.catalogue.forgotten;
+        let stays = |id: &VolumeId| !forgotten.contains(&EntryId::Volume(id.0));
+        self.catalogue.volumes.retain(|id, _| stays(id));
         self.catalogue
     }
 }

@@ -22,7 +22,8 @@ pub(super) struct Copies<T> {
 /// first good one.
 ///
 /// # Errors
-/// The first copy's, if no copy is good.
+/// If no copy is good: `Io` where a copy cannot be read, which may be readable another time;
+/// otherwise the first one's.
 pub(super) fn read_all<T>(
     device: &dyn Device,
     pointer: Pointer,
@@ -33,7 +34,11 @@ pub(super) fn read_all<T>(
     for addr in pointer.places(groups_start) {
         match read_one(device, pointer, addr).and_then(|bytes| parse(&bytes)) {
             Ok(parsed) => found = found.or(Some(parsed)),
-            Err(error) => damaged = damaged.or(Some((DamagedCopy { pointer, addr }, error))),
+            Err(error) => {
+                if damaged.is_none() || matches!(error, Error::Io { .. }) {
+                    damaged = Some((DamagedCopy { pointer, addr }, error));
+                }
+            }
         }
     }
     match (found, damaged) {

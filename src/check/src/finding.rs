@@ -43,6 +43,8 @@ pub enum FindingKind {
     BlockUsedTwice,
     /// A pointer that an ancestor should own is not the parent's pointer at this place.
     PointerNotInherited,
+    /// A volume without a known parent may have blocks of this one, which is not marked so.
+    PinMissing,
     /// A volume's count of its own blocks is wrong.
     OwnCount,
     /// A volume's count of the blocks that it maps is wrong.
@@ -94,6 +96,7 @@ impl FindingKind {
             Self::DataChecksum => "data-checksum",
             Self::BlockUsedTwice => "block-used-twice",
             Self::PointerNotInherited => "pointer-not-inherited",
+            Self::PinMissing => "pin-missing",
             Self::OwnCount => "own-count",
             Self::MappedCount => "mapped-count",
             Self::ParentMissing => "parent-missing",

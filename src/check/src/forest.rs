@@ -17,27 +17,46 @@ pub(super) struct Facts {
     orphan: bool,
 }
 
+/// What becomes of a volume whose parent is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Orphans {
+    /// It owns all that it maps, if nothing else does.
+    Own,
+    /// It is detached: what its parent had has no owner, and stays in use.
+    Detach,
+}
+
 /// The volumes and the facts about each.
 pub(super) struct Forest<'a> {
     volumes: &'a BTreeMap<VolumeId, VolumeEntry>,
     children: BTreeMap<VolumeId, Vec<VolumeId>>,
     facts: BTreeMap<VolumeId, Facts>,
+    orphans: Orphans,
 }
 
-/// Walks all volumes. Afterwards every block to which something refers has been reached.
+/// Walks all volumes. Afterwards every block to which something refers has been reached. With
+/// `forget`, the missing parents of volumes are lost for good.
 pub(super) fn walk<'a>(
     walker: &mut Walker<'_>,
     catalogue: &'a Catalogue,
     notes: &mut Vec<Note>,
+    forget: bool,
 ) -> Forest<'a> {
+    let orphans = if forget {
+        Orphans::Detach
+    } else {
+        Orphans::Own
+    };
     let mut forest = Forest {
+        orphans,
         volumes: &catalogue.volumes,
         children: BTreeMap::new(),
         facts: BTreeMap::new(),
     };
-    let (mut roots, mut orphans) = (Vec::new(), Vec::new());
+    let (mut roots, mut detached, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
     for volume in forest.volumes.values() {
         match volume.parent {
+            None if volume.branch > Generation(0) => detached.push(volume.id),
             None => roots.push(volume.id),
             Some(parent) if forest.volumes.contains_key(&parent) => {
                 forest.children.entry(parent).or_default().push(volume.id);
@@ -50,8 +69,16 @@ pub(super) fn walk<'a>(
         }
     }
     forest.check_states(walker, notes);
-    // Orphans last: blocks that they share with others are then reported as theirs.
+    walker.has_detached = !detached.is_empty() || (forget && !orphans.is_empty());
+    if walker.has_detached {
+        for volume in forest.volumes.values() {
+            let is_orphan = forget && orphans.contains(&volume.id);
+            walker.reach_ownerless(forest.subject(volume, is_orphan));
+        }
+    }
+    roots.extend(detached);
     forest.walk_from(walker, &roots, false);
+    // Orphans last: blocks that they share with others are then reported as theirs.
     forest.walk_from(walker, &orphans, true);
     forest.touch_cycles(walker);
     forest.check_counts(walker);
@@ -71,7 +98,8 @@ impl<'a> Forest<'a> {
             let children = self.children_of(volume.id).len();
             removed += u64::from(volume.name.is_none());
             if volume.reclaimed > 0 {
-                settling += 1;
+                // One that is pinned stays as it is.
+                settling += u32::from(!volume.pinned);
                 if volume.name.is_some() || children > 1 || settling > 1 {
                     let kind = FindingKind::ReclaimCursor;
                     walker.findings.add(kind, place, Detail::None);
@@ -146,11 +174,17 @@ impl<'a> Forest<'a> {
     fn subject(&self, volume: &VolumeEntry, orphan: bool) -> Subject {
         let parent = volume.parent.and_then(|parent| self.volumes.get(&parent));
         let tree = tree_of(volume);
+        let owns_all = orphan && self.orphans == Orphans::Own;
         let subject = Subject {
             volume: volume.id,
             tree,
-            branch: if orphan { Generation(0) } else { volume.branch },
+            branch: if owns_all {
+                Generation(0)
+            } else {
+                volume.branch
+            },
             parent: parent.map(tree_of),
+            detached: self.is_detached(volume),
             settled: Settled::Nothing,
             cursor: 0,
         };
@@ -167,11 +201,20 @@ impl<'a> Forest<'a> {
                         .parent
                         .and_then(|from| self.volumes.get(&from))
                         .map(tree_of),
+                    detached: self.is_detached(parent),
                 },
                 cursor: parent.reclaimed,
                 ..subject
             },
             _ => subject,
+        }
+    }
+
+    /// Returns true if the volume's parent was lost, and it owns nothing that its parent had.
+    fn is_detached(&self, volume: &VolumeEntry) -> bool {
+        match volume.parent {
+            None => volume.branch > Generation(0),
+            Some(parent) => self.orphans == Orphans::Detach && !self.volumes.contains_key(&parent),
         }
     }
 
@@ -211,6 +254,10 @@ impl<'a> Forest<'a> {
                 let detail = counts(own, counted);
                 walker.findings.add(FindingKind::OwnCount, place, detail);
             }
+            if correct.pinned && !recorded.pinned {
+                let kind = FindingKind::PinMissing;
+                walker.findings.add(kind, place, Detail::None);
+            }
             if recorded.mapped_blocks != correct.mapped_blocks {
                 let detail = counts(recorded.mapped_blocks, correct.mapped_blocks);
                 walker.findings.add(FindingKind::MappedCount, place, detail);
@@ -242,9 +289,12 @@ impl<'a> Forest<'a> {
             }
         };
         correct.own_blocks = facts.counts.own - facts.counts.inherited + passed_on;
+        correct.pinned = facts.counts.pinned;
         if facts.orphan {
             correct.parent = None;
-            correct.branch = Generation(0);
+            if self.orphans == Orphans::Own {
+                correct.branch = Generation(0);
+            }
         }
         if volume.reclaimed == 0 {
             correct.mapped_blocks = mapped;

@@ -14,10 +14,12 @@
 mod bitmaps;
 mod catalogue;
 mod copies;
+mod dump;
 mod finding;
 mod forest;
 mod give_up;
 mod marks;
+mod ownerless;
 mod parent_view;
 mod repair;
 mod rewrite;
@@ -26,6 +28,7 @@ mod slots;
 mod upgrade;
 mod walk;
 
+pub use dump::{Item, dump};
 pub use finding::{Detail, FINDINGS_MAX, Finding, FindingKind, Note, Place};
 pub use repair::{Refusal, Repair};
 pub use upgrade::{UpgradeRefusal, Upgraded, upgrade};
@@ -34,12 +37,12 @@ use self::copies::DamagedCopy;
 use self::finding::Findings;
 use self::marks::Marks;
 use self::walk::{LostRange, Walker};
-use cowshed_format::Superblock;
 use cowshed_format::base::{BLOCK_BYTES, CorruptKind, Result, VolumeId};
-use cowshed_format::catalogue::VolumeEntry;
+use cowshed_format::catalogue::{EntryId, VolumeEntry};
 use cowshed_format::device::Device;
 use cowshed_format::node::Bounds;
-use std::collections::BTreeMap;
+use cowshed_format::{Pointer, Superblock};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Options of a check beyond the structure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +51,9 @@ pub struct CheckOptions {
     pub deep: bool,
     /// True to repair what can be derived.
     pub repair: bool,
+    /// True if a repair gives up what of the catalogue is damaged in all its copies: the volumes
+    /// and records there are lost for good, and their blocks are freed.
+    pub forget: bool,
 }
 
 /// The progress of a check.
@@ -104,7 +110,8 @@ pub fn check(
     options: CheckOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<CheckReport> {
-    let survey = survey(device, options.deep, progress)?;
+    let forget = options.repair && options.forget;
+    let survey = survey(device, options.deep, forget, progress)?;
     let mut report = survey.report();
     if !options.repair {
         return Ok(report);
@@ -115,14 +122,14 @@ pub fn check(
         if !outcome.more || outcome.repaired.is_empty() {
             break;
         }
-        let survey = self::survey(device, options.deep, progress)?;
+        let survey = self::survey(device, options.deep, forget, progress)?;
         let mut next = repair::repair(device, &survey)?;
         outcome.repaired.append(&mut next.repaired);
         (outcome.refused, outcome.more) = (next.refused, next.more);
     }
     (report.repaired, report.refused) = (outcome.repaired, outcome.refused);
     if !report.repaired.is_empty() {
-        let again = self::survey(device, options.deep, progress)?;
+        let again = self::survey(device, options.deep, false, progress)?;
         report.notes.clone_from(&again.notes);
         report.remaining = Some(again.findings.list);
     }
@@ -137,8 +144,10 @@ struct Survey {
     /// The wrong entries, each with the correct one.
     entries: Vec<(VolumeEntry, VolumeEntry)>,
     volumes: BTreeMap<VolumeId, VolumeEntry>,
-    /// True if all of the catalogue could be read.
+    /// True if all of the catalogue could be read, or the rest is to be forgotten.
     catalogue_known: bool,
+    /// The part of the catalogue that is to be forgotten.
+    forgotten: Forgotten,
     next_volume_id: u64,
     log: ring::LogState,
     /// True if the owner of each block is known.
@@ -147,6 +156,21 @@ struct Survey {
     damaged_copies: Vec<DamagedCopy>,
     findings: Findings,
     notes: Vec<Note>,
+}
+
+/// The part of the catalogue that a repair gives up.
+#[derive(Default)]
+struct Forgotten {
+    /// Damaged blocks and nodes.
+    blocks: HashSet<Pointer>,
+    /// Incomplete or contradictory entries.
+    entries: BTreeSet<EntryId>,
+}
+
+impl Forgotten {
+    fn is_nothing(&self) -> bool {
+        self.blocks.is_empty() && self.entries.is_empty()
+    }
 }
 
 impl Survey {
@@ -166,7 +190,12 @@ impl Survey {
     }
 }
 
-fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -> Result<Survey> {
+fn survey(
+    device: &dyn Device,
+    deep: bool,
+    forget: bool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Survey> {
     let (mut findings, mut notes) = (Findings::default(), Vec::new());
     let slots = slots::read(device, &mut findings, &mut notes)?;
     let superblock = &slots.newest;
@@ -191,6 +220,8 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         marks: Marks::new(superblock.layout),
         findings,
         ownership_known: true,
+        has_detached: false,
+        damaged_nodes: Vec::new(),
         blocks: Vec::new(),
         keep_blocks: false,
         lost: Vec::new(),
@@ -203,8 +234,8 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
             });
         },
     };
-    let catalogue = catalogue::read(&mut walker, superblock);
-    let forest = forest::walk(&mut walker, &catalogue, &mut notes);
+    let catalogue = catalogue::read(&mut walker, superblock, forget);
+    let forest = forest::walk(&mut walker, &catalogue, &mut notes, forget);
     let pairs = forest.pairs();
     let entries = pairs
         .filter(|(recorded, correct)| **recorded != *correct)
@@ -223,6 +254,10 @@ fn survey(device: &dyn Device, deep: bool, progress: &mut dyn FnMut(Progress)) -
         bitmaps,
         entries,
         catalogue_known: catalogue.known,
+        forgotten: Forgotten {
+            blocks: catalogue.forgotten_blocks,
+            entries: catalogue.forgotten,
+        },
         volumes: catalogue.volumes,
         next_volume_id,
         log,

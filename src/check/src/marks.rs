@@ -52,6 +52,16 @@ impl Marks {
         self.set(addr, false)
     }
 
+    /// Returns true if something refers to `addr` without a proved right to it.
+    pub(super) fn is_touched(&self, addr: BlockAddr) -> bool {
+        let Some((group, index)) = self.layout.locate(addr) else {
+            return false;
+        };
+        let (word, bit) = word_bit(index);
+        let marks = self.groups.get(&group);
+        marks.is_some_and(|marks| marks.loose[word] & bit != 0)
+    }
+
     fn set(&mut self, addr: BlockAddr, own: bool) -> bool {
         let Some((group, index)) = self.layout.locate(addr) else {
             return false;

@@ -47,6 +47,18 @@ pub enum Repair {
     Counts(VolumeId),
     /// A volume whose parent is missing has none now, and owns all that it maps.
     Orphan(VolumeId),
+    /// A volume whose parent is lost has none now; what its parent had stays in use.
+    Detached(VolumeId),
+    /// Nothing that a volume owns is freed from now on, since a detached one has blocks of it; or
+    /// that no longer holds.
+    Pin(VolumeId),
+    /// The damaged part of the catalogue was given up.
+    Forgotten {
+        /// Number of unreadable blocks and nodes.
+        blocks: u64,
+        /// Number of incomplete entries.
+        entries: u64,
+    },
     /// The ranges below a volume's damaged map nodes were given up.
     Map(VolumeId),
     /// A damaged copy of a block of metadata was written anew from the other one.
@@ -76,6 +88,15 @@ impl fmt::Display for Repair {
             }
             Self::Counts(volume) => write!(f, "counts of volume {volume}"),
             Self::Orphan(volume) => write!(f, "volume {volume}: it has no parent now"),
+            Self::Detached(volume) => write!(
+                f,
+                "volume {volume}: its lost parent is forgotten, and what it has from there stays"
+            ),
+            Self::Pin(volume) => write!(f, "volume {volume}: what keeps its blocks in use"),
+            Self::Forgotten { blocks, entries } => write!(
+                f,
+                "catalogue: {blocks} damaged blocks and {entries} incomplete entries are forgotten"
+            ),
             Self::Map(volume) => write!(
                 f,
                 "map of volume {volume}: ranges below damaged nodes are marked as lost"

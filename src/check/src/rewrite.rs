@@ -5,10 +5,12 @@ use super::copies;
 use super::repair::{Draft, Repair};
 use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
-use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Generation, Result};
+use cowshed_format::base::codec::Writer;
+use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Result};
 use cowshed_format::catalogue::{EntryId, VolumeEntry, fragments};
 use cowshed_format::node::{self, Bounds};
-use std::collections::BTreeMap;
+use cowshed_format::superblock::VERSION;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// The corrected heads of the entries that change.
@@ -19,6 +21,8 @@ struct Patches {
     copies: bool,
     /// Number of blocks written.
     written: u64,
+    /// True if what is to be forgotten is left out. It stays as it is otherwise.
+    forgets: bool,
 }
 
 /// Rewrites the wrong entries, as far as the layout of their parts allows.
@@ -27,12 +31,32 @@ pub(super) fn rewrite_entries(
     entries: &[(VolumeEntry, VolumeEntry)],
     repaired: &mut Vec<Repair>,
 ) -> Result<()> {
-    if entries.is_empty() {
+    let forgotten = &draft.survey.forgotten;
+    // Volumes are detached and pinned in the same checkpoint, which needs their owners to be known.
+    let forgets = !forgotten.is_nothing() && draft.survey.ownership_known;
+    if entries.is_empty() && !forgets {
         return Ok(());
     }
     let mut patches = Patches::new(entries, false);
+    patches.forgets = forgets;
     patches.apply(draft)?;
+    if forgets && !patches.heads.is_empty() {
+        return Err(head_is_cut());
+    }
+    let is_new = |entry: &VolumeEntry| {
+        entry.pinned || (entry.parent.is_none() && entry.branch > Generation(0))
+    };
+    if entries.iter().any(|(_, correct)| is_new(correct)) {
+        // Older versions know neither pinned nor detached volumes.
+        draft.superblock.version = draft.superblock.version.max(VERSION);
+    }
     repaired.append(&mut patches.applied);
+    if forgets {
+        repaired.push(Repair::Forgotten {
+            blocks: forgotten.blocks.len() as u64,
+            entries: forgotten.entries.len() as u64,
+        });
+    }
     Ok(())
 }
 
@@ -46,10 +70,14 @@ pub(super) fn rewrite_catalogue(
     patches.apply(draft)?;
     if !patches.heads.is_empty() {
         // The old maps, to which they still lead, are free in the next state.
-        let what = "the head of a volume's entry is cut, so that it cannot be changed";
-        return Err(CorruptKind::Catalogue(what).into());
+        return Err(head_is_cut());
     }
     Ok(patches.written)
+}
+
+fn head_is_cut() -> Error {
+    CorruptKind::Catalogue("the head of a volume's entry is cut, so that it cannot be changed")
+        .into()
 }
 
 impl Patches {
@@ -57,8 +85,12 @@ impl Patches {
         let heads = entries.iter().map(|(recorded, correct)| {
             let repair = if recorded.root != correct.root {
                 Repair::Map(recorded.id)
+            } else if recorded.parent != correct.parent && correct.branch > Generation(0) {
+                Repair::Detached(recorded.id)
             } else if recorded.parent != correct.parent {
                 Repair::Orphan(recorded.id)
+            } else if recorded.pinned != correct.pinned {
+                Repair::Pin(recorded.id)
             } else {
                 Repair::Counts(recorded.id)
             };
@@ -69,6 +101,7 @@ impl Patches {
             applied: Vec::new(),
             copies,
             written: 0,
+            forgets: false,
         }
     }
 
@@ -106,6 +139,14 @@ fn rewrite_below(
     if pointer.is_hole() {
         return Ok(None);
     }
+    let is_forgotten = draft.survey.forgotten.blocks.contains(&pointer);
+    if is_forgotten && patches.forgets {
+        draft.free(pointer);
+        return Ok(Some(Pointer::HOLE));
+    }
+    if is_forgotten {
+        return Ok(None);
+    }
     let groups_start = draft.superblock.layout.groups_start();
     let read = copies::read(draft.device, pointer, groups_start, |bytes| {
         Ok(bytes.to_vec())
@@ -115,8 +156,15 @@ fn rewrite_below(
     let mut changed = patches.copies && !is_wanted;
     if level == 0 {
         changed |= patch(&mut bytes, patches)?;
+        if patches.forgets {
+            changed |= leave_out(&mut bytes, &draft.survey.forgotten.entries)?;
+        }
         if !changed {
             return Ok(None);
+        }
+        if fragments(&bytes)?.is_empty() {
+            draft.free(pointer);
+            return Ok(Some(Pointer::HOLE));
         }
         let place = |addr, birth, crc| Pointer::data(addr, birth, crc);
         patches.written += 1;
@@ -167,6 +215,25 @@ fn patch(block: &mut [u8], patches: &mut Patches) -> Result<bool> {
         }
     }
     Ok(changed)
+}
+
+/// Takes the parts of some entries out of a block; returns false if it has none of them.
+fn leave_out(block: &mut [u8], entries: &BTreeSet<EntryId>) -> Result<bool> {
+    let parts = fragments(block)?;
+    let all = parts.len();
+    let kept = parts
+        .iter()
+        .filter(|part| !entries.contains(&part.entry))
+        .collect::<Vec<_>>();
+    if kept.len() == all {
+        return Ok(false);
+    }
+    let mut out = Writer::new();
+    kept.iter().for_each(|part| part.encode(&mut out));
+    let bytes = out.into_bytes();
+    block.fill(0);
+    block[..bytes.len()].copy_from_slice(&bytes);
+    Ok(true)
 }
 
 /// Writes a block of the catalogue to a new place, and frees the old one. Returns its pointer, made

@@ -112,18 +112,45 @@ pub(super) fn check(
     })
 }
 
+/// Gives the records from the superblock's position to the log's end.
+///
+/// # Errors
+/// `Io`; the first error of `each`.
+pub(super) fn records(
+    device: &dyn Device,
+    superblock: &Superblock,
+    each: &mut dyn FnMut(Record) -> Result<()>,
+) -> Result<()> {
+    let mut ring = Ring {
+        device,
+        superblock,
+        window: Vec::new(),
+        window_start: 0,
+    };
+    let mut at = ring.start();
+    while let Some((record, next)) = ring.next(at)? {
+        each(record)?;
+        at = next;
+    }
+    Ok(())
+}
+
 impl Ring<'_> {
+    const fn start(&self) -> Cursor {
+        Cursor {
+            sequence: self.superblock.log_sequence,
+            offset: self.superblock.log_offset,
+            room: self.superblock.layout.log_bytes(),
+        }
+    }
+
     fn follow(
         &mut self,
         deep: bool,
         findings: &mut Findings,
         notes: &mut Vec<Note>,
     ) -> Result<LogState> {
-        let start = Cursor {
-            sequence: self.superblock.log_sequence,
-            offset: self.superblock.log_offset,
-            room: self.superblock.layout.log_bytes(),
-        };
+        let start = self.start();
         let mut end = start;
         let mut durable = Sequence(start.sequence.0.saturating_sub(1));
         while let Some((found, next)) = self.next(end)? {

@@ -86,6 +86,23 @@ pub(super) fn read(
     Ok(slots)
 }
 
+/// Returns the four places of the pool whose newest superblock is `newest`, with what they hold.
+pub(super) fn all(
+    device: &dyn Device,
+    newest: &Superblock,
+) -> Vec<(SlotPlace, Option<Box<Superblock>>)> {
+    let place = |slot, copy| {
+        let addr = newest.layout.superblock_slots(slot)[usize::from(copy)];
+        let found = match read_block(device, addr) {
+            Content::Valid(found) => Some(found),
+            Content::Blank | Content::Lost(_) => None,
+        };
+        (SlotPlace { slot, copy }, found)
+    };
+    let places = [(0, false), (0, true), (1, false), (1, true)];
+    places.map(|(slot, copy)| place(slot, copy)).into()
+}
+
 /// Returns the copies of both slots of a pool that ends at block `end`.
 fn read_copies(device: &dyn Device, end: u64, uuid: Option<[u8; 16]>) -> [Content; 2] {
     let tail = end.saturating_sub(TAIL_BLOCKS);

@@ -78,7 +78,7 @@ pub fn upgrade(
     metadata_copies: u8,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<std::result::Result<Upgraded, UpgradeRefusal>> {
-    let survey = survey(device, false, progress)?;
+    let survey = survey(device, false, false, progress)?;
     if !survey.findings.list.is_empty() || !survey.ownership_known {
         return Ok(Err(UpgradeRefusal::Damaged));
     }

@@ -42,6 +42,8 @@ pub(super) enum Settled {
         branch: Generation,
         /// The parent's parent.
         from: Option<Tree>,
+        /// True if the parent's parent was lost.
+        detached: bool,
     },
 }
 
@@ -52,6 +54,9 @@ pub(super) struct Subject {
     pub(super) tree: Tree,
     pub(super) branch: Generation,
     pub(super) parent: Option<Tree>,
+    /// True if its parent was lost: what was born at or before its branch has no owner, and stays
+    /// in use.
+    pub(super) detached: bool,
     pub(super) settled: Settled,
     /// Everything that lies wholly below this block is settled.
     pub(super) cursor: u64,
@@ -75,6 +80,8 @@ pub(super) struct Counts {
     /// Number of data blocks mapped, less those that the parent maps if `Subject::counts_delta`;
     /// `None` if something could not be read.
     pub(super) mapped: Option<i64>,
+    /// True if a detached volume has a block that this one owns.
+    pub(super) pinned: bool,
 }
 
 impl Subject {
@@ -82,6 +89,15 @@ impl Subject {
     /// gone cannot be compared with as a whole.
     pub(super) const fn counts_delta(&self) -> bool {
         !matches!(self.settled, Settled::Inherited { .. })
+    }
+
+    /// Returns true if what was born before the branch has no owner here; `settled` tells whether
+    /// this part of the parent is settled.
+    pub(super) const fn is_ownerless(&self, settled: bool) -> bool {
+        match self.settled {
+            Settled::Inherited { detached, .. } if settled => detached,
+            _ => self.detached,
+        }
     }
 }
 
@@ -94,6 +110,10 @@ pub(super) struct Walker<'a> {
     pub(super) findings: Findings,
     /// True if the owner of each block is known: nothing was unreadable or claimed twice.
     pub(super) ownership_known: bool,
+    /// True if there are detached volumes; what has no owner in them was reached first.
+    pub(super) has_detached: bool,
+    /// The nodes that have a wrong checksum in every copy.
+    pub(super) damaged_nodes: Vec<Pointer>,
     /// The blocks of the volume being walked; for the catalogue, to be read next.
     pub(super) blocks: Vec<(BlockIndex, Pointer)>,
     pub(super) keep_blocks: bool,
@@ -109,15 +129,24 @@ pub(super) struct Walker<'a> {
 /// The walk's position: the level of a pointer's target (level 0 is data), and the first block that
 /// it covers.
 #[derive(Clone, Copy)]
-struct Position {
-    level: u8,
-    first: u64,
+pub(super) struct Position {
+    pub(super) level: u8,
+    pub(super) first: u64,
 }
 
 impl Position {
     /// Returns the first block behind those that a pointer here covers; six levels reach 2^48.
-    const fn end(self) -> u64 {
+    pub(super) const fn end(self) -> u64 {
         self.first + (1 << (NODE_BITS * self.level as u32))
+    }
+
+    /// Returns the position of an entry of the node here.
+    pub(super) const fn child(self, slot: u64) -> Self {
+        let level = self.level - 1;
+        Self {
+            level,
+            first: self.first + (slot << (NODE_BITS * level as u32)),
+        }
     }
 }
 
@@ -138,6 +167,7 @@ impl Walker<'_> {
                 own: 0,
                 inherited: 0,
                 mapped: Some(0),
+                pinned: false,
             },
         };
         let Tree { root, height } = subject.tree;
@@ -175,7 +205,7 @@ impl Walker<'_> {
         visit.counts
     }
 
-    fn check_root(&self, root: Pointer) -> Result<(), CorruptKind> {
+    pub(super) fn check_root(&self, root: Pointer) -> Result<(), CorruptKind> {
         match root.kind() {
             Some(PointerKind::Hole | PointerKind::Lost) => return Ok(()),
             Some(PointerKind::Node) => {}
@@ -224,12 +254,20 @@ impl Walker<'_> {
             return self.count(compared).map(|count| -count);
         }
         if pointer.is_lost() {
+            let parent_view = if subject.is_ownerless(settled) {
+                ParentView::of(pointer, at.level)
+            } else {
+                parent_view
+            };
             return self.visit_lost(subject, at, pointer, branch, parent_view, compared);
         }
         if pointer.birth() > branch {
             // A settled part of the parent may hold something else by now: it is not examined.
             let parent = if settled { ParentView::ABSENT } else { parent };
             return self.visit_own(visit, at, pointer, [parent, from], compared);
+        }
+        if subject.is_ownerless(settled) {
+            return self.count(ParentView::of(pointer, at.level));
         }
         let Some(expected) = parent_view.here(at.level) else {
             self.touch(pointer, at.level);
@@ -317,6 +355,10 @@ impl Walker<'_> {
         if self.marks.count().is_multiple_of(4096) {
             (self.progress)(self.marks.count());
         }
+        if self.has_detached {
+            let mut places = pointer.places(self.groups_start());
+            visit.counts.pinned |= places.any(|addr| self.marks.is_touched(addr));
+        }
         visit.counts.own += 1;
         visit.counts.inherited += u64::from(pointer.birth() <= subject.branch);
         if at.level == 0 {
@@ -336,6 +378,9 @@ impl Walker<'_> {
                 };
                 self.findings.add(kind, place, Detail::of(&error));
                 self.ownership_known = false;
+                if matches!(error, Error::Corrupt(CorruptKind::NodeChecksum(_))) {
+                    self.damaged_nodes.push(pointer);
+                }
                 None
             }
         }
@@ -350,13 +395,9 @@ impl Walker<'_> {
     ) -> Option<i64> {
         let parents = self.expand(parent, at.level);
         let froms = self.expand(from, at.level);
-        let child_level = at.level - 1;
         let mut total = Some(0);
         for (slot, pointer) in (0u64..).zip(entries) {
-            let child = Position {
-                level: child_level,
-                first: at.first + (slot << (NODE_BITS * u32::from(child_level))),
-            };
+            let child = at.child(slot);
             let index = usize::try_from(slot).expect("a node has 256 entries");
             let mapped = self.visit(
                 visit,
@@ -409,7 +450,7 @@ impl Walker<'_> {
     }
 
     /// As `read_node`, but reads and verifies every copy of it, and reports a damaged one.
-    fn read_own_node(
+    pub(super) fn read_own_node(
         &mut self,
         pointer: Pointer,
         level: u8,
@@ -467,7 +508,7 @@ impl Walker<'_> {
     }
 
     /// Reads and verifies the blocks that a leaf gave; adjacent blocks in one read.
-    fn verify_blocks(&mut self, volume: VolumeId) {
+    pub(super) fn verify_blocks(&mut self, volume: VolumeId) {
         let blocks = std::mem::take(&mut self.blocks);
         let adjoin =
             |a: &(BlockIndex, Pointer), b: &(BlockIndex, Pointer)| a.1.addr().0 + 1 == b.1.addr().0;
@@ -504,7 +545,7 @@ impl Walker<'_> {
     }
 }
 
-fn place(volume: VolumeId, at: Position, pointer: Pointer) -> Place {
+pub(super) fn place(volume: VolumeId, at: Position, pointer: Pointer) -> Place {
     let (first, addr): (_, BlockAddr) = (BlockIndex(at.first), pointer.addr());
     match at.level {
         0 => Place::Data {

@@ -1,6 +1,7 @@
 //! The arguments of `cowshed pool`.
 
 use super::size::Size;
+use crate::dump::Dump;
 use crate::offline::{Check, Create, Upgrade};
 use clap::{Args, Subcommand};
 use cowshed_daemon::request::pool::Command;
@@ -25,6 +26,8 @@ pub(crate) enum Offline {
     Check(Check),
     /// Bring a pool that is not open to the newest format, with two copies of its metadata
     Upgrade(Upgrade),
+    /// Show the structure of a pool that is not open as lines of JSON, without its data
+    Dump(Dump),
 }
 
 /// The commands that work on an open pool.
@@ -38,8 +41,8 @@ pub(crate) enum Online {
     Trim,
     /// Write a checkpoint, which empties the log
     Checkpoint,
-    /// Read and verify every block in use
-    Scrub,
+    /// Read and verify every block in use, and write damaged metadata anew from its copies
+    Scrub(Scrub),
 }
 
 /// `cowshed pool status`
@@ -52,6 +55,14 @@ pub(crate) struct StatusOptions {
     /// End with an exit status for monitoring: 4 for warnings, 1 where writes fail
     #[arg(long)]
     pub check: bool,
+}
+
+/// `cowshed pool scrub`
+#[derive(Debug, Args)]
+pub(crate) struct Scrub {
+    /// The most to read in a second: 50M
+    #[arg(long, value_name = "SIZE")]
+    pub limit: Option<Size>,
 }
 
 /// `cowshed pool grow`
@@ -71,7 +82,9 @@ impl From<Online> for Command {
             },
             Online::Trim => Self::Trim,
             Online::Checkpoint => Self::Checkpoint,
-            Online::Scrub => Self::Scrub,
+            Online::Scrub(Scrub { limit }) => Self::Scrub {
+                bytes_per_second: limit.map(|limit| limit.0),
+            },
         }
     }
 }

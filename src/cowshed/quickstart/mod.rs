@@ -16,7 +16,7 @@ use super::signals;
 use anyhow::{Context, ensure};
 use change::{Change, Large};
 use clap::Args;
-use cowshed_check::CheckReport;
+use cowshed_check::{CheckOptions, CheckReport};
 use cowshed_daemon::request::HostPath;
 use cowshed_format::base::Name;
 use cowshed_format::base::size::human;
@@ -357,7 +357,11 @@ impl Show<'_> {
             self.say(&format!("Removed the containers and the image; {left}."))?;
         }
         place.close().context("unmount and close the pool")?;
-        let report = offline::check_file(&place.pool_path(), true, false, self.console)?;
+        let deep = CheckOptions {
+            deep: true,
+            ..CheckOptions::default()
+        };
+        let report = offline::check_file(&place.pool_path(), deep, self.console)?;
         expect_clean(&report)?;
         self.say(&format!(
             "Checked the pool, every block of it: {} blocks in use, nothing wrong.",

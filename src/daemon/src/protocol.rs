@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 /// The first bytes of each message.
 const MAGIC: [u8; 4] = *b"COWS";
 /// Raised when the meaning of a message changes; both sides must have the same version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The version of the requests with which one program takes over from another, which may have
 /// another `VERSION`. It never changes.
 pub const HANDOVER_VERSION: u32 = 1;

@@ -4,6 +4,7 @@ use super::request::HostPath;
 use super::snapshotter;
 use cowshed_engine::FullOptions;
 use cowshed_export::Transport;
+use std::time::Duration;
 
 /// The options of a daemon. A keeper and its workers are started with the same ones.
 #[derive(Clone, Debug)]
@@ -26,4 +27,15 @@ pub struct ServeOptions {
     pub snapshots: snapshotter::Options,
     /// The socket where Docker connects to its volume plugin. Without it Docker is not served.
     pub docker_plugin_socket: Option<HostPath>,
+    /// When the pool is scrubbed. Without it only on command.
+    pub scrub: Option<ScrubSchedule>,
+}
+
+/// When a daemon scrubs its pool by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubSchedule {
+    /// The time from the end of a scrub to the next one.
+    pub every: Duration,
+    /// The most that it reads in a second.
+    pub bytes_per_second: u64,
 }

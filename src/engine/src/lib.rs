@@ -57,8 +57,8 @@ pub use cowshed_format::device::{CreateFile, Device, FileDevice, FileOptions};
 pub use map::entries_models;
 pub use pool::{
     CreateOptions, Extent, ExtentKind, FORMAT_VERSION, FlushPause, FullOptions, FullPolicy, Hold,
-    KeptByReader, KeyAndValue, Labels, MAX_KEY_BYTES, MAX_LABELS_BYTES, MAX_VALUE_BYTES,
-    MAX_VOLUME_BYTES, MetadataCopies, Notes, OpenOptions, Pool, PoolState, RecordKind,
+    KeptByReader, KeyAndValue, Labels, LastScrub, MAX_KEY_BYTES, MAX_LABELS_BYTES, MAX_VALUE_BYTES,
+    MAX_VOLUME_BYTES, MetadataCopies, Missing, Notes, OpenOptions, Pool, PoolState, RecordKind,
     RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status, Transaction, Volume,
     VolumeInfo, VolumeKind, WaitFreely, Waiter, Waiting, Watermark, uuid_of,
 };

@@ -135,7 +135,10 @@ pub struct VolumeEntry {
     pub parent: Option<VolumeId>,
     /// True if it can no longer be written.
     pub frozen: bool,
-    /// The generation at which it left its parent.
+    /// True if nothing that it owns may be freed: a volume whose parent was lost may have it, too.
+    pub pinned: bool,
+    /// The generation at which it left its parent. In a volume without a parent: 0, or the one at
+    /// which it left a parent that was lost, which had all that was born before.
     pub branch: Generation,
     /// Its size in bytes.
     pub size_bytes: u64,
@@ -162,6 +165,7 @@ pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
 const FLAG_FROZEN: u8 = 1;
 const FLAG_NAMED: u8 = 2;
 const FLAG_PARENT: u8 = 4;
+const FLAG_PINNED: u8 = 8;
 
 impl VolumeEntry {
     /// Returns the encoded entry.
@@ -170,7 +174,8 @@ impl VolumeEntry {
         let flag = |holds: bool, bit: u8| if holds { bit } else { 0 };
         let flags = flag(self.frozen, FLAG_FROZEN)
             | flag(self.name.is_some(), FLAG_NAMED)
-            | flag(self.parent.is_some(), FLAG_PARENT);
+            | flag(self.parent.is_some(), FLAG_PARENT)
+            | flag(self.pinned, FLAG_PINNED);
         let mut out = Writer::new();
         out.u8(ENTRY_VERSION).u8(flags).u8(self.height).u8(0);
         out.u64(self.id.0)
@@ -225,6 +230,7 @@ impl VolumeEntry {
             name,
             parent: (flags & FLAG_PARENT != 0).then_some(parent),
             frozen: flags & FLAG_FROZEN != 0,
+            pinned: flags & FLAG_PINNED != 0,
             branch,
             size_bytes,
             height,
@@ -289,6 +295,7 @@ mod tests {
             name: Some(Name::new("vol").unwrap()),
             parent: Some(VolumeId(3)),
             frozen: true,
+            pinned: true,
             branch: Generation(4),
             size_bytes: 10,
             height: 1,
@@ -323,6 +330,7 @@ mod tests {
             name: None,
             parent: None,
             frozen: false,
+            pinned: false,
             branch: Generation(0),
             size_bytes: MAX_VOLUME_BYTES,
             height: 1,

@@ -79,6 +79,7 @@ fn entry() -> VolumeEntry {
         parent: Some(VolumeId(1)),
         branch: Generation(4),
         frozen: false,
+        pinned: false,
         size_bytes: 1 << 20,
         root: Pointer::node(BlockAddr(300), Generation(5), 77),
         height: 2,

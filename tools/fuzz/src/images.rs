@@ -81,7 +81,15 @@ fn change(plant: &Plant, image: &mut DeviceImage, parts: &mut Parts<'_>) {
 
 fn look(image: &DeviceImage, repair: bool) -> Result<CheckReport, Error> {
     let device = MemoryDevice::from_image(image.clone());
-    check(&device, CheckOptions { deep: true, repair }, &mut |_| {})
+    check(
+        &device,
+        CheckOptions {
+            deep: true,
+            repair,
+            forget: false,
+        },
+        &mut |_| {},
+    )
 }
 
 /// Returns true if the check guarantees what an open will find: nothing is left to replay, and no
@@ -193,6 +201,7 @@ fn mend(image: &DeviceImage, readable: bool) {
     let options = CheckOptions {
         deep: true,
         repair: true,
+        forget: false,
     };
     let Ok(report) = check(&device, options, &mut |_| {}) else {
         return;

@@ -52,6 +52,7 @@ pub fn run(data: &[u8]) {
     let deep = CheckOptions {
         deep: true,
         repair: false,
+        forget: false,
     };
     let report = check(&*run.device, deep, &mut |_| {}).unwrap();
     assert!(report.clean(), "{:?}", report.findings);

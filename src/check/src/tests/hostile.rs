@@ -35,7 +35,7 @@ proptest! {
             bytes[byte] = value;
             device.write_at(&bytes, block << 12).unwrap();
         }
-        let options = CheckOptions { deep: true, repair };
+        let options = CheckOptions { deep: true, repair, forget: false };
         if let Ok(report) = check(&device, options, &mut |_| {}) {
             for finding in &report.findings {
                 prop_assert!(!finding.to_string().is_empty());
@@ -73,7 +73,7 @@ proptest! {
             pool.volume(ids[0]).reclaimed = cursor;
         }
         let device = pool.finish();
-        let options = CheckOptions { deep: true, repair: true };
+        let options = CheckOptions { deep: true, repair: true, forget: false };
         let report = check(&device, options, &mut |_| {}).unwrap();
         // Whatever was done, a second repair has nothing left to do.
         let again = check(&device, options, &mut |_| {}).unwrap();

@@ -15,6 +15,7 @@ use cowshed_format::device::MemoryDevice;
 const DEEP: CheckOptions = CheckOptions {
     deep: true,
     repair: false,
+    forget: false,
 };
 
 fn check_deep(device: &MemoryDevice) -> CheckReport {

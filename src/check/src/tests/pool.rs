@@ -78,6 +78,7 @@ impl TestPool {
             name: Some(Name::new(name).unwrap()),
             parent: None,
             frozen: false,
+            pinned: false,
             branch: Generation(0),
             size_bytes: 1 << 30,
             height: 1,

@@ -8,6 +8,7 @@ use cowshed_format::operation::Operation;
 const REPAIR: CheckOptions = CheckOptions {
     deep: true,
     repair: true,
+    forget: false,
 };
 
 fn repair(device: &MemoryDevice) -> CheckReport {

@@ -23,5 +23,9 @@ pub enum Command {
     /// Writes a checkpoint, then shows the pool's status.
     Checkpoint,
     /// Reads and verifies every block in use.
-    Scrub,
+    Scrub {
+        /// The most that is read in a second; `None` for no limit.
+        #[serde(default)]
+        bytes_per_second: Option<u64>,
+    },
 }

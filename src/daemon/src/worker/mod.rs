@@ -9,6 +9,7 @@
 
 mod events;
 mod inherited;
+mod scrubbing;
 mod services;
 
 use super::keeper::{self, HANDOVER, InheritedFds, Serving, ToKeeper, ToWorker, Told};

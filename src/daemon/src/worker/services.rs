@@ -3,6 +3,7 @@
 
 use super::events::Event;
 use super::inherited::{Inherited, wait_for};
+use super::scrubbing::Scrubbing;
 use crate::docker::Plugin;
 use crate::keeper::ToKeeper;
 use crate::open_pool::OpenPool;
@@ -29,6 +30,7 @@ const BUSY_RETRY: Duration = Duration::from_millis(250);
 
 /// Everything that serves; the fields are in the order in which they must stop.
 pub(super) struct Services<H: Handler> {
+    scrubbing: Option<Scrubbing>,
     snapshots: Option<snapshotter::Server>,
     /// The socket where containerd connects; the keeper removes its file, if there is a keeper.
     containerd: Option<Listening>,
@@ -153,7 +155,12 @@ impl<H: Handler> Services<H> {
             Some(socket) => Some(Plugin::start(socket, open_pool.containers()?)?),
             None => None,
         };
+        let scrubbing = options.scrub.map(|schedule| {
+            let pool = open_pool.pool().clone();
+            Scrubbing::start(pool, schedule).context("start the thread that scrubs")
+        });
         Ok(Self {
+            scrubbing: scrubbing.transpose()?,
             snapshots,
             containerd,
             server,
@@ -176,6 +183,7 @@ impl<H: Handler> Services<H> {
         program: &impl Program,
     ) -> anyhow::Result<()> {
         let Self {
+            scrubbing,
             snapshots,
             mut containerd,
             mut server,
@@ -187,6 +195,7 @@ impl<H: Handler> Services<H> {
         } = self;
         // Unmounting writes out cached data, which must not wait for free space.
         open_pool.pool().stop_holding();
+        drop(scrubbing);
         end_calls(snapshots, snapshotter::Server::stop);
         end_plugin(&mut plugin);
         let running = server.stop(COMMANDS_TIME);
@@ -235,6 +244,7 @@ impl<H: Handler> Services<H> {
     /// process were killed.
     pub(super) fn hand_over(self) {
         let Self {
+            scrubbing,
             snapshots,
             mut server,
             mut plugin,
@@ -242,6 +252,7 @@ impl<H: Handler> Services<H> {
             export,
             ..
         } = self;
+        drop(scrubbing);
         end_calls(snapshots, snapshotter::Server::drain);
         end_plugin(&mut plugin);
         let mut running = server.drain(COMMANDS_TIME);

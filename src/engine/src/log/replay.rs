@@ -36,6 +36,22 @@ pub(crate) struct ReplayEnd {
     /// True if later records with the same salt lie behind the end. They must not be mistaken for
     /// successors of the next appended record, so the log cannot go on without a new salt.
     pub has_later: bool,
+    /// True if a later record says that the one at the end was durable: the log is damaged there,
+    /// and did not just end.
+    pub is_damaged: bool,
+}
+
+impl ReplayEnd {
+    /// Returns an error if the log is damaged.
+    ///
+    /// # Errors
+    /// `LogRecord`.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.is_damaged {
+            true => Err(CorruptKind::LogRecord(self.position.sequence).into()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Reads the valid records from a checkpoint's position on.
@@ -86,19 +102,19 @@ impl<'a> Replay<'a> {
         Ok(Some(record::complete(&frame, self.record_at(at)?)))
     }
 
-    /// Reads to the end of the valid records, and makes sure that it is the log's end and not
-    /// damage.
+    /// Reads to the end of the valid records, and finds out whether it is the log's end or damage.
     ///
     /// # Errors
-    /// `LogRecord` when a later record says that the missing one had been durable; `Io`.
+    /// `Io`.
     pub(crate) fn find_end(&mut self) -> Result<ReplayEnd> {
         while self.take_frame()?.is_some() {}
         let mut end = ReplayEnd {
             position: self.next,
             durable: self.durable,
             has_later: false,
+            is_damaged: false,
         };
-        end.has_later = self.search_behind(&end)?;
+        self.search_behind(&mut end)?;
         Ok(end)
     }
 
@@ -130,21 +146,25 @@ impl<'a> Replay<'a> {
         Ok(Some((at, found)))
     }
 
-    /// Searches for valid records behind the end. If one of them says that the missing record was
-    /// durable, the log is damaged and did not just end. Returns true if there is any later record.
-    fn search_behind(&mut self, end: &ReplayEnd) -> Result<bool> {
+    /// Searches for valid records behind the end, until one of them says that the missing record
+    /// was durable.
+    fn search_behind(&mut self, end: &mut ReplayEnd) -> Result<()> {
         let mut at = end.position.bytes.next_multiple_of(ALIGN_BYTES as u64);
         let stop = self.start.bytes + self.ring_bytes;
-        let (mut budget, mut later) = (SEARCH_CANDIDATES, false);
+        let mut budget = SEARCH_CANDIDATES;
         while let Some(found) = self.find_salt(at, stop)? {
             let frame = self.frame_at(found)?;
             if let Some(frame) = frame.filter(|frame| frame.header.salt == self.salt) {
                 let header = frame.header;
-                later |= header.sequence >= end.position.sequence;
+                end.has_later |= header.sequence >= end.position.sequence;
                 if header.sequence > end.position.sequence
                     && header.durable >= end.position.sequence
                 {
-                    return Err(CorruptKind::LogRecord(end.position.sequence).into());
+                    end.is_damaged = true;
+                    // It was the first record that is not there; all before it were durable, too.
+                    let before = Sequence(end.position.sequence.0 - 1);
+                    end.durable = end.durable.max(before);
+                    return Ok(());
                 }
                 at = found + frame.own_bytes() as u64;
                 continue;
@@ -152,11 +172,11 @@ impl<'a> Replay<'a> {
             // Data that imitates headers must not make this search endless.
             budget -= 1;
             if budget == 0 {
-                return Ok(later);
+                return Ok(());
             }
             at = found + ALIGN_BYTES as u64;
         }
-        Ok(later)
+        Ok(())
     }
 
     /// Returns the first place from `at` on at which a header with the salt may be, with the whole

@@ -348,6 +348,7 @@ mod tests {
         record::seal(&mut next, &header(6, 5));
         device.store_log(64, &next).unwrap();
         let found = Replay::new(&*device, &layout, start, 42).find_end();
+        let found = found.and_then(|end| end.check());
         let error = found.expect_err("the record behind says that it had been flushed");
         let missing = CorruptKind::LogRecord(Sequence(5));
         assert!(

@@ -2,8 +2,12 @@
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
-use cowshed_format::base::Result;
-use cowshed_format::node::{entry_blocks, slot};
+use cowshed_format::base::{CorruptKind, Error, Result};
+use cowshed_format::node::{NODE_ENTRIES, entry_blocks, slot};
+use std::ops::Range;
+
+/// Maximum number of damaged nodes to go around: a map in which there are more is not to be used.
+const DAMAGED_MAX: usize = 4096;
 
 /// The kind of block to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +32,27 @@ pub(crate) fn find(
     if from >= root.capacity() {
         return Ok((sought == Sought::Hole).then_some(from));
     }
-    find_in(store, &root.link, root.height, 0, from, sought)
+    find_in(store, &root.link, root.height, 0, from, sought, None)
+}
+
+/// Returns the first mapped block at or after `from`, and adds to `damaged` the ranges on the way
+/// to it that nodes with a wrong checksum cover; in what they cover, nothing is found.
+///
+/// # Errors
+/// `Corrupt` when the top node is damaged, there are more than 4,096 such nodes, one covers what
+/// lies behind 2^32 blocks, or one breaks the format; `Io`.
+pub(crate) fn find_beside_damage(
+    store: &NodeStore,
+    root: &Root,
+    from: u64,
+    damaged: &mut Vec<Range<u64>>,
+) -> Result<Option<u64>> {
+    if from >= root.capacity() {
+        return Ok(None);
+    }
+    root.link.entries(store, root.height)?;
+    let (link, height) = (&root.link, root.height);
+    find_in(store, link, height, 0, from, Sought::Data, Some(damaged))
 }
 
 fn find_in(
@@ -38,11 +62,29 @@ fn find_in(
     base: u64,
     from: u64,
     sought: Sought,
+    mut damaged: Option<&mut Vec<Range<u64>>>,
 ) -> Result<Option<u64>> {
     if matches!(link, Link::Lost(_)) {
         return Ok((sought == Sought::Data).then_some(from.max(base)));
     }
-    let Some(entries) = link.entries(store, level)? else {
+    let entries = match (link.entries(store, level), &mut damaged) {
+        (Err(Error::Corrupt(CorruptKind::NodeChecksum(_))), Some(damaged)) => {
+            // A node that verifies at a second read is not damaged.
+            match link.entries(store, level) {
+                Err(error @ Error::Corrupt(CorruptKind::NodeChecksum(_))) => {
+                    let end = base + entry_blocks(level) * NODE_ENTRIES as u64;
+                    if damaged.len() >= DAMAGED_MAX || end >= u64::from(u32::MAX) {
+                        return Err(error);
+                    }
+                    damaged.push(base..end);
+                    return Ok(None);
+                }
+                entries => entries?,
+            }
+        }
+        (entries, _) => entries?,
+    };
+    let Some(entries) = entries else {
         return Ok((sought == Sought::Hole).then_some(from.max(base)));
     };
     let first = if from > base { slot(from, level) } else { 0 };
@@ -58,7 +100,8 @@ fn find_in(
             (false, Sought::Hole) if ends => None,
             (false, _) => {
                 let child = link.child(&entries, index);
-                find_in(store, &child, level - 1, child_base, at, sought)?
+                let damaged = damaged.as_deref_mut();
+                find_in(store, &child, level - 1, child_base, at, sought, damaged)?
             }
         };
         if found.is_some() {

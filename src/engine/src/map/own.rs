@@ -4,13 +4,14 @@ use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
 use cowshed_format::base::{Error, Generation};
 use cowshed_format::node::{entry_blocks, slot};
+use cowshed_format::{Pointer, PointerKind};
 use std::ops::Range;
 
 /// An item that the walk reached.
 #[derive(Debug)]
 pub(crate) enum Own {
-    /// A block of data.
-    Data(u64),
+    /// Neighbouring blocks of data that lie side by side, all below one leaf.
+    Data(Range<u64>),
     /// A range whose node cannot be read, or breaks the format.
     Damaged(Range<u64>, Error),
     /// A range that was given up.
@@ -61,8 +62,18 @@ impl Walk<'_> {
             let own = child.birth().is_some_and(|birth| birth > self.branch);
             own.then(|| match child {
                 Link::Lost(_) => Own::Lost(child_base..child_base + 1),
-                _ => Own::Data(child_base),
+                _ => Own::Data(child_base..child_base + self.run(&entries[index..])),
             })
         })
+    }
+
+    /// Returns how many pointers from the first one on lead to neighbouring blocks of its own.
+    fn run(&self, pointers: &[Pointer]) -> u64 {
+        let first = pointers[0].addr().0;
+        let joins = |(at, pointer): &(u64, &Pointer)| {
+            let is_own = pointer.kind() == Some(PointerKind::Data) && pointer.birth() > self.branch;
+            is_own && pointer.addr().0 == first + at
+        };
+        (0..).zip(pointers).take_while(joins).count() as u64
     }
 }

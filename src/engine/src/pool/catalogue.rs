@@ -1,9 +1,13 @@
 //! The catalogue as it is stored in the pool's volume 0: which entry is in which block.
 //!
 //! Only the checkpoint changes it. The forest interprets the entries.
+//!
+//! A block or a node of it that is damaged in all its copies costs the entries there, and nothing
+//! else: nothing is written to such a block's place any more, and what is left of incomplete
+//! entries stays as it is until a repair forgets them.
 
 use crate::map::{Edit, Ledger, Link, NodeStore, Outlet, Ownership, Persist, Root};
-use crate::map::{Sought, Tree, find};
+use crate::map::{Tree, find_beside_damage};
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::codec::Writer;
 use cowshed_format::base::{
@@ -13,6 +17,10 @@ use cowshed_format::catalogue::{EntryId, FRAGMENT_HEADER_BYTES, Fragment, cut, f
 use cowshed_format::{Pointer, Superblock};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+/// Maximum number of damaged blocks and nodes beside which a catalogue is used.
+const LOST_MAX: usize = 4096;
 
 /// The places of the entries. Memory grows with the number of entries, not with what a field
 /// claims.
@@ -27,6 +35,17 @@ pub(super) struct Catalogue {
     places: HashMap<EntryId, Vec<u32>>,
     /// Blocks that are not holes, by free bytes.
     room: BTreeSet<(usize, u32)>,
+    /// Damaged blocks, and ranges that damaged nodes cover.
+    lost: Vec<Range<u64>>,
+}
+
+/// What could not be read of a catalogue.
+#[derive(Default)]
+pub(super) struct Loss {
+    /// Number of damaged blocks and nodes.
+    pub(super) blocks: u64,
+    /// Entries of which a part is missing.
+    pub(super) entries: Vec<EntryId>,
 }
 
 /// A fragment that owns its bytes.
@@ -117,8 +136,12 @@ impl Parts {
         }
     }
 
+    fn is_whole(&self) -> bool {
+        self.found.len() == usize::from(self.count)
+    }
+
     fn join(self) -> Result<Vec<u8>> {
-        if self.found.len() != usize::from(self.count) {
+        if !self.is_whole() {
             return Err(bad("an entry lacks a part"));
         }
         Ok(self.found.into_values().flatten().collect())
@@ -126,12 +149,16 @@ impl Parts {
 }
 
 impl Catalogue {
-    /// Reads the whole catalogue, and calls `found` with each entry.
+    /// Reads the whole catalogue, and calls `found` with each entry. Returns what is damaged, too.
+    ///
+    /// # Errors
+    /// `Corrupt` when the top node is damaged, or an entry breaks the format; `Io`: what the device
+    /// does not read now may be readable another time.
     pub(super) fn load(
         store: &NodeStore,
         superblock: &Superblock,
         mut found: impl FnMut(EntryId, Vec<u8>) -> Result<()>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Loss)> {
         let link = Link::of(superblock.catalogue_root);
         let root = Root {
             height: superblock.catalogue_height,
@@ -145,18 +172,32 @@ impl Catalogue {
             first_hole: 0,
             places: HashMap::new(),
             room: BTreeSet::new(),
+            lost: Vec::new(),
         };
         let mut entries: BTreeMap<EntryId, Parts> = BTreeMap::new();
         let mut next = 0;
-        while let Some(block) = catalogue
-            .tree
-            .walk(|root| find(store, root, next, Sought::Data))?
-        {
+        let mut lost = Vec::new();
+        let root = catalogue.tree.root_to_keep();
+        while let Some(block) = find_beside_damage(store, &root, next, &mut lost)? {
             next = block + 1;
             let block = u32::try_from(block).ok();
             let block = block.filter(|block| *block < catalogue.blocks);
             let block = block.ok_or_else(|| bad("a block lies beyond its end"))?;
-            let pieces = catalogue.read_block(store, block)?;
+            let pieces = match catalogue.read_block(store, block) {
+                // A block that verifies at a second read is not damaged.
+                Err(Error::Corrupt(CorruptKind::DataChecksum { .. })) => {
+                    match catalogue.read_block(store, block) {
+                        Err(Error::Corrupt(CorruptKind::DataChecksum { .. }))
+                            if lost.len() < LOST_MAX =>
+                        {
+                            lost.push(u64::from(block)..u64::from(block) + 1);
+                            continue;
+                        }
+                        pieces => pieces?,
+                    }
+                }
+                pieces => pieces?,
+            };
             // If empty blocks were allowed, a tree that leads to one such block everywhere would be
             // endless.
             if pieces.is_empty() {
@@ -172,10 +213,19 @@ impl Catalogue {
                 parts.take(piece)?;
             }
         }
+        let mut loss = Loss {
+            blocks: lost.len() as u64,
+            entries: Vec::new(),
+        };
+        catalogue.lost = lost;
         for (entry, parts) in entries {
-            found(entry, parts.join()?)?;
+            if parts.is_whole() || catalogue.lost.is_empty() {
+                found(entry, parts.join()?)?;
+            } else {
+                loss.entries.push(entry);
+            }
         }
-        Ok(catalogue)
+        Ok((catalogue, loss))
     }
 
     /// Returns the number of blocks of the catalogue, holes included.
@@ -285,10 +335,16 @@ impl Catalogue {
         if let Some((_, block)) = self.room.range((len, 0)..).next() {
             return *block;
         }
-        while self.used.contains_key(&self.first_hole) {
-            self.first_hole += 1;
+        loop {
+            let first = u64::from(self.first_hole);
+            if let Some(lost) = self.lost.iter().find(|lost| lost.contains(&first)) {
+                self.first_hole = u32::try_from(lost.end).expect("the walk ends before that");
+            } else if self.used.contains_key(&self.first_hole) {
+                self.first_hole += 1;
+            } else {
+                return self.first_hole;
+            }
         }
-        self.first_hole
     }
 
     /// Writes a block to a new place; on an error, nothing has changed.

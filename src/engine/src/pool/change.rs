@@ -148,7 +148,8 @@ impl Shared {
     ) {
         let core = self.touch(forest, volume);
         let root = (*core.tree.root_to_keep()).clone();
-        let heir = VolumeCore::new(snapshot, root, core.size_bytes(), Generation(0));
+        let mut heir = VolumeCore::new(snapshot, root, core.size_bytes(), Generation(0));
+        heir.pinned = core.pinned;
         self.bequeath(&core, &heir);
         let parent = forest.volumes[&volume].parent;
         self.appear(forest, heir, Some(name), parent, created_ns);
@@ -177,7 +178,8 @@ impl Shared {
         let core = self.touch(forest, volume);
         let of = Arc::clone(&forest.volumes[&snapshot].core);
         let root = (*core.tree.root_to_keep()).clone();
-        let heir = VolumeCore::new(discarded, root, core.size_bytes(), Generation(0));
+        let mut heir = VolumeCore::new(discarded, root, core.size_bytes(), Generation(0));
+        heir.pinned = core.pinned;
         heir.removed.store(true, Ordering::Release);
         self.bequeath(&core, &heir);
         core.tree.set_root((*of.tree.root_to_keep()).clone());

@@ -241,7 +241,7 @@ impl Shared {
             born,
             freed,
             next_volume_id: self.next_volume_id.load(Ordering::Acquire),
-            volume_count: forest.volumes.len() as u64,
+            volume_count: forest.volumes.len() as u64 + self.missing.uncounted(),
             closed: self.closed.load(Ordering::Acquire),
         }
     }

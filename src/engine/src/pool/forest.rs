@@ -4,6 +4,7 @@
 use super::volume::VolumeCore;
 use cowshed_format::base::{Name, VolumeId};
 use cowshed_format::catalogue::{RecordEntry, VolumeEntry};
+use cowshed_format::operation::Operation;
 use cowshed_format::pointer::Pointer;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -46,6 +47,7 @@ impl VolumeNode {
             name: self.name.clone(),
             parent: self.parent,
             frozen: self.core.frozen.load(Ordering::Relaxed),
+            pinned: self.core.pinned,
             branch: cut.branch,
             size_bytes: cut.size_bytes,
             height,
@@ -127,12 +129,35 @@ impl Forest {
         false
     }
 
+    /// Returns true for a rollback of a volume whose ancestors are not all there, to one that may be
+    /// among them.
+    pub(super) fn may_roll_back(&self, change: &Operation) -> bool {
+        let Operation::Rollback {
+            volume,
+            snapshot,
+            discarded,
+        } = change
+        else {
+            return false;
+        };
+        let mut above = self.volumes.get(volume).and_then(|it| it.parent);
+        while let Some(parent) = above.and_then(|id| self.volumes.get(&id)) {
+            above = parent.parent;
+        }
+        above.is_some()
+            && self.volumes.contains_key(snapshot)
+            && !self.volumes.contains_key(discarded)
+    }
+
     /// Returns the removed volumes that no named one descends from, directly or through others.
     pub(super) fn unneeded(&self) -> Vec<VolumeId> {
         let mut found = Vec::new();
         // From the leaves up: the number of a removed volume's children that are unneeded.
         let mut unneeded: HashMap<VolumeId, usize> = HashMap::new();
-        let is_leaf = |id: &&VolumeId| self.volumes[*id].children.is_empty();
+        let is_leaf = |id: &&VolumeId| {
+            let volume = &self.volumes[*id];
+            volume.children.is_empty() && !volume.core.pinned
+        };
         let mut next: Vec<VolumeId> = self.removed.iter().filter(is_leaf).copied().collect();
         while let Some(id) = next.pop() {
             found.push(id);
@@ -142,7 +167,8 @@ impl Forest {
             };
             let count = unneeded.entry(parent).or_default();
             *count += 1;
-            if *count == self.volumes[&parent].children.len() {
+            let above = &self.volumes[&parent];
+            if *count == above.children.len() && !above.core.pinned {
                 next.push(parent);
             }
         }
@@ -164,7 +190,10 @@ impl Forest {
     /// longer describes it: nothing of its neighbours is freed before the settling ends.
     pub(super) fn is_beside_begun(&self, id: VolumeId) -> bool {
         let begun = |id: &VolumeId| {
-            let core = &self.volumes[id].core;
+            let Some(volume) = self.volumes.get(id) else {
+                return false;
+            };
+            let core = &volume.core;
             core.removed.load(Ordering::Acquire) && core.settled.load(Ordering::Acquire) > 0
         };
         let volume = &self.volumes[&id];
@@ -217,6 +246,12 @@ impl Forest {
         self.records
             .remove(&(kind, key.into()))
             .map(|kept| kept.number)
+    }
+
+    /// Gives no new record a number that one with a damaged entry may have: its entry, or a part of
+    /// it, may still be in the catalogue.
+    pub(super) fn skip_records(&mut self) {
+        self.next_record = self.next_record.saturating_add(1 << 32);
     }
 
     /// Adds a record from the catalogue; returns `false` if its key exists already.

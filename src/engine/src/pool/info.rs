@@ -1,6 +1,7 @@
 //! The properties that a pool reports about itself and its volumes, and the options of its calls.
 
-use cowshed_format::base::{Generation, Name, VolumeId};
+use super::missing::Missing;
+use cowshed_format::base::{Generation, Name, Sequence, VolumeId};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -64,7 +65,8 @@ pub struct OpenOptions {
     /// Callbacks that learn what a successor must know.
     pub notes: Notes,
     /// Writes nothing to the device: recovery happens in memory, every change is refused with
-    /// `ReadOnly`, and no background thread runs. For a pool whose host refuses writes.
+    /// `ReadOnly`, and no background thread runs. For a pool whose host refuses writes, or whose log
+    /// is damaged: then it has its state before the damaged record (`Status::log_damaged_at`).
     pub read_only: bool,
 }
 
@@ -226,6 +228,10 @@ pub struct Status {
     pub metadata_copies: u8,
     /// Number of damaged blocks that were written anew from their copies since the pool was opened.
     pub healed_blocks: u64,
+    /// What is missing since the catalogue was damaged.
+    pub missing: Missing,
+    /// The damaged log record before whose changes a pool that is only read stands.
+    pub log_damaged_at: Option<Sequence>,
 }
 
 impl Status {
@@ -349,6 +355,15 @@ pub struct ScrubReport {
     pub bad_omitted: u64,
     /// Number of damaged blocks that were written anew from their copies. They are not bad.
     pub healed: u64,
+}
+
+/// The end of the last scrub that read everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastScrub {
+    /// The time at which it ended.
+    pub finished: SystemTime,
+    /// Number of bad blocks that it found.
+    pub bad: u64,
 }
 
 /// The kind of a bad block.

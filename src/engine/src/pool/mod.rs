@@ -23,6 +23,7 @@ mod host;
 mod info;
 mod keep;
 mod lock_order;
+mod missing;
 mod open;
 mod pause;
 mod plan;
@@ -49,11 +50,12 @@ pub use cowshed_format::superblock::VERSION as FORMAT_VERSION;
 pub use forest::KeyAndValue;
 pub use handle::{Hold, Pool, Volume};
 pub use info::{
-    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, MetadataCopies, Notes,
-    OpenOptions, PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport,
-    Status, VolumeInfo, VolumeKind, Watermark,
+    CreateOptions, Extent, ExtentKind, FullOptions, FullPolicy, Labels, LastScrub, MetadataCopies,
+    Notes, OpenOptions, PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind,
+    ScrubReport, Status, VolumeInfo, VolumeKind, Watermark,
 };
 pub use keep::KeptByReader;
+pub use missing::Missing;
 pub use open::uuid_of;
 pub use pause::FlushPause;
 pub use transaction::Transaction;

@@ -8,6 +8,7 @@ use super::handle::Pool;
 use super::host::HostReserve;
 use super::info::{Notes, OpenOptions};
 use super::lock_order::{OrderedMutex, OrderedRwLock, Rank};
+use super::missing::MissingEntries;
 use super::rebuild::rebuild;
 use super::shared::{Changes, Shared, Signal};
 use super::space_wait::SpaceWait;
@@ -54,14 +55,14 @@ impl Pool {
         let shared = Arc::new(load(device, superblock, slot, options)?);
         tracing::debug!(took = ?started.elapsed(), "read the bitmaps and the catalogue");
         if options.read_only {
-            shared.replay(options.resumes)?;
+            shared.replay(options.resumes, true)?;
             shared.read_only.store(true, Ordering::Release);
             return Ok(Self { shared });
         }
         // Before the first write, which may need it. On a full host it is what an earlier life of
         // the pool has left.
         shared.keep_host_reserve();
-        shared.replay(options.resumes)?;
+        shared.replay(options.resumes, false)?;
         shared.heal();
         if options.background {
             background::start(&shared);
@@ -184,10 +185,14 @@ fn load(
         superblock: &superblock,
         ids: HashSet::new(),
     };
-    let catalogue = Catalogue::load(&store, &superblock, |id, bytes| {
+    let (catalogue, loss) = Catalogue::load(&store, &superblock, |id, bytes| {
         loading.take(&mut forest, id, &bytes)
     })?;
-    link(&mut forest)?;
+    if loss.blocks > 0 {
+        forest.skip_records();
+    }
+    let missing = MissingEntries::new(&loss, &forest, superblock.volume_count);
+    link(&mut forest, &missing)?;
     let catalogue_root = catalogue.tree.root_to_keep();
     rebuild(
         &mut committed,
@@ -234,6 +239,10 @@ fn load(
         space_wait: SpaceWait::default(),
         host_reserve: HostReserve::default(),
         healed: AtomicU64::new(0),
+        missing,
+        scrubbing: std::sync::Mutex::default(),
+        scrubs_waiting: AtomicU64::new(0),
+        log_damage: OnceLock::new(),
         // A superblock of a recovery in memory is never durable.
         notes: if options.read_only {
             Notes::default()
@@ -260,6 +269,9 @@ impl Loading<'_> {
                 let sound = entry.id.0 == number
                     && number < self.superblock.next_volume_id
                     && entry.branch <= self.superblock.generation
+                    && entry
+                        .parent
+                        .is_none_or(|parent| parent.0 < self.superblock.next_volume_id)
                     && counts_are_possible(&entry)
                     && root_is_possible(&entry, &self.superblock.layout)
                     && entry
@@ -304,7 +316,7 @@ fn root_is_possible(entry: &VolumeEntry, layout: &Layout) -> bool {
 
 /// Registers children with their parents, and lets the settled part of a removed parent pass to its
 /// child.
-fn link(forest: &mut Forest) -> Result<()> {
+fn link(forest: &mut Forest, missing: &MissingEntries) -> Result<()> {
     let pairs: Vec<_> = forest
         .volumes
         .iter()
@@ -312,8 +324,12 @@ fn link(forest: &mut Forest) -> Result<()> {
         .collect();
     for (id, parent) in &pairs {
         let height = forest.volumes[id].core.tree.root().height;
-        let parent = forest.volumes.get_mut(parent);
-        let parent = parent.ok_or(CorruptKind::Catalogue("a volume's parent is missing"))?;
+        let Some(parent) = forest.volumes.get_mut(parent) else {
+            if missing.is_some() {
+                continue;
+            }
+            return Err(CorruptKind::Catalogue("a volume's parent is missing").into());
+        };
         if height < parent.core.tree.root().height {
             return Err(CorruptKind::Catalogue("a volume's map is lower than its parent's").into());
         }
@@ -324,7 +340,10 @@ fn link(forest: &mut Forest) -> Result<()> {
     let mut next: Vec<_> = forest
         .volumes
         .iter()
-        .filter(|(_, volume)| volume.parent.is_none())
+        .filter(|(_, volume)| {
+            let parent = volume.parent.as_ref();
+            parent.is_none_or(|parent| !forest.volumes.contains_key(parent))
+        })
         .map(|(id, _)| *id)
         .collect();
     while let Some(id) = next.pop() {

@@ -121,7 +121,9 @@ impl Shared {
     pub(super) fn to_prune(&self, pace: Pace) -> Vec<VolumeId> {
         let forest = self.forest.read();
         let is_due = |id: &&VolumeId| {
-            forest.volumes[*id].children.len() > 1
+            !self.missing.is_some()
+                && !forest.volumes[*id].core.pinned
+                && forest.volumes[*id].children.len() > 1
                 && !forest.is_beside_begun(**id)
                 && forest.volumes[*id]
                     .core

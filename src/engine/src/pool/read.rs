@@ -10,7 +10,7 @@ use cowshed_format::base::{BLOCK_BYTES, BlockIndex, CorruptKind, Error, Result};
 use cowshed_format::device::Device;
 
 /// Number of blocks that are looked up and read at a time (1 MiB).
-const BATCH_BLOCKS: usize = 256;
+pub(super) const BATCH_BLOCKS: usize = 256;
 
 impl Volume {
     /// Fills `buf` from `offset_bytes`, any offset and length inside the volume's size. Parts that
@@ -48,7 +48,12 @@ impl Volume {
 }
 
 /// Reads whole blocks, at most `BATCH_BLOCKS`.
-fn read_blocks(shared: &Shared, core: &VolumeCore, first: u64, buf: &mut [u8]) -> Result<()> {
+pub(super) fn read_blocks(
+    shared: &Shared,
+    core: &VolumeCore,
+    first: u64,
+    buf: &mut [u8],
+) -> Result<()> {
     let (blocks, _) = buf.as_chunks_mut::<BLOCK_BYTES>();
     if let [block] = blocks {
         return read_block(shared, core, first, block).map(drop);

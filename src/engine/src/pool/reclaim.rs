@@ -69,6 +69,8 @@ impl Shared {
         };
         let able = |id: &&VolumeId| {
             !failed.contains(id)
+                && !self.missing.is_some()
+                && !forest.volumes[*id].core.pinned
                 && forest.volumes[*id].children.len() < 2
                 && !forest.is_beside_begun(**id)
         };

@@ -10,16 +10,18 @@
 //! checkpoint can wait: there is no barrier before the pool serves.
 //!
 //! A damaged map node on the path costs the rest of its own range: the blocks written there are
-//! mapped anew, beside lost ranges. If the device fails to read a node, the pool is not opened, and
+//! mapped anew, beside lost ranges. If entries of the catalogue are lost, what was done to those
+//! volumes is left out. If the device fails to read a node, the pool is not opened, and
 //! nothing is lost: the node may be readable another time.
 
 use super::change::promises_for;
+use super::forest::Forest;
 use super::plan::Plan;
 use super::publish::{collect_pointers, edit, settle_account};
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::volume::{VolumeCore, Writer};
 use crate::log::{Position, Replay};
-use crate::map::Edit;
+use crate::map::{Edit, Link, Root};
 use crate::space::BlockRun;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{
@@ -42,7 +44,11 @@ const MOST_GENERATIONS: u64 = 1 << 32;
 impl Shared {
     /// Replays the log, if it is not empty, and writes a checkpoint, unless the log continues from
     /// the superblock of `resumes`.
-    pub(super) fn replay(&self, resumes: Option<Generation>) -> Result<()> {
+    ///
+    /// # Errors
+    /// `LogRecord` when the log is damaged, unless `to_read`: then the pool, which is only to be
+    /// read, is in its state before the damaged record.
+    pub(super) fn replay(&self, resumes: Option<Generation>, to_read: bool) -> Result<()> {
         let (start, layout, salt, clean, resumes) = {
             let checkpointer = self.checkpointer.lock();
             let found = checkpointer.superblock.generation;
@@ -80,6 +86,7 @@ impl Shared {
                 self.replay_record(&record)?;
             }
             let end = replay.find_end()?;
+            end.check()?;
             let bytes = end.position.bytes - start.bytes;
             if end.has_later {
                 // A record was lost, and no record says that it was durable.
@@ -91,6 +98,12 @@ impl Shared {
             return Ok(());
         }
         let end = Replay::new(device, &layout, start, salt).find_end()?;
+        if end.is_damaged && to_read {
+            // The first damage counts; the pool is opened once.
+            let _ = self.log_damage.set(end.position.sequence);
+        } else {
+            end.check()?;
+        }
         if end.position == start {
             return self.begin_log(start);
         }
@@ -172,13 +185,18 @@ impl Shared {
                     runs,
                     crcs,
                 } => {
-                    self.replay_write(sequence, *volume, *first, runs, crcs)?;
+                    if !self.is_missing(*volume) {
+                        self.replay_write(sequence, *volume, *first, runs, crcs)?;
+                    }
                 }
                 Operation::Discard {
                     volume,
                     first,
                     count,
                 } => {
+                    if self.is_missing(*volume) {
+                        continue;
+                    }
                     let core = self.replayed(sequence, *volume)?;
                     let end = first.0.checked_add(*count);
                     let end = end.ok_or(impossible("its range is too large"))?;
@@ -193,6 +211,18 @@ impl Shared {
                 change => {
                     let mut forest = self.forest.write();
                     let planned = Plan::new(&forest).add(change);
+                    let planned = match planned {
+                        Err(Error::NoSuchVolume(id)) if self.missing.is_some() => {
+                            self.leave_out(&forest, change, id);
+                            continue;
+                        }
+                        Err(Error::NotAncestor { .. })
+                            if self.missing.is_some() && forest.may_roll_back(change) =>
+                        {
+                            Ok(())
+                        }
+                        planned => planned,
+                    };
                     planned
                         .map_err(|_| impossible("it contradicts the volumes in the catalogue"))?;
                     self.space.promise_again(promises_for(change));
@@ -201,6 +231,54 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Returns true if the entry of `volume` is lost, and notes that.
+    fn is_missing(&self, volume: VolumeId) -> bool {
+        let is_missing =
+            self.missing.is_some() && !self.forest.read().volumes.contains_key(&volume);
+        if is_missing {
+            self.missing.note(volume);
+        }
+        is_missing
+    }
+
+    /// Leaves out a change of the missing volume `id`.
+    fn leave_out(&self, forest: &Forest, change: &Operation, id: VolumeId) {
+        self.missing.note(id);
+        let new = match change {
+            Operation::Snapshot { snapshot: new, .. } | Operation::Clone { volume: new, .. } => {
+                self.missing.note(*new);
+                new
+            }
+            Operation::Rollback {
+                volume, discarded, ..
+            } => {
+                if let Some(volume) = forest.volumes.get(volume) {
+                    self.lose_contents(&volume.core);
+                }
+                discarded
+            }
+            _ => return,
+        };
+        self.next_volume_id.fetch_max(new.0 + 1, Ordering::AcqRel);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Gives up the contents of a volume that was rolled back to a missing snapshot. What its map
+    /// led to stays in use until a repair.
+    fn lose_contents(&self, core: &Arc<VolumeCore>) {
+        let height = core.tree.root_to_keep().height;
+        core.tree.set_root(Root {
+            height,
+            link: Link::Lost(self.generation()),
+        });
+        core.own.store(0, Ordering::Relaxed);
+        core.mapped.store(0, Ordering::Relaxed);
+        self.space.promise_again(ENTRY_PROMISE);
+        self.note_changed(core);
+        let volume = core.id;
+        tracing::error!(%volume, "the volume was rolled back to one that is missing: it is lost");
     }
 
     fn replayed(&self, sequence: Sequence, volume: VolumeId) -> Result<Arc<VolumeCore>> {

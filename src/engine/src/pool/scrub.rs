@@ -7,8 +7,8 @@
 use super::checkpoint::Checkpointer;
 use super::handle::Pool;
 use super::heal::Healing;
-use super::info::{RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
-use super::read::read_block;
+use super::info::{LastScrub, RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
+use super::read::{BATCH_BLOCKS, read_block, read_blocks};
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::map::{NodeStore, Own, Tree, next_own};
@@ -19,8 +19,9 @@ use cowshed_format::base::{
 };
 use cowshed_format::device::Device;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, TryLockError};
+use std::time::{Duration, SystemTime};
 
 /// Maximum number of faults listed.
 const MOST_FAULTS: usize = 10_000;
@@ -35,12 +36,17 @@ impl Pool {
     /// number of bytes read and the approximate total, and stops the scrub by returning `false`.
     ///
     /// A scrub that was stopped, or ended by a crash, is continued by the next call: the pool
-    /// stores its position every 256 MiB and when it is stopped.
+    /// stores its position every 256 MiB and when it is stopped. One scrub runs at a time: another
+    /// one waits for it, and one that runs unasked should end meanwhile (`is_scrub_awaited`).
     ///
     /// # Errors
     /// `Closed`. Blocks that cannot be read are part of the report.
     pub fn scrub(&self, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<ScrubReport> {
         let shared = &self.shared;
+        shared.check_open()?;
+        let Some(_one) = self.begin_scrub(progress) else {
+            return Ok(ScrubReport::default());
+        };
         shared.check_open()?;
         let start = self.scrub_position();
         let volumes = self.to_scrub(start.volume);
@@ -57,6 +63,9 @@ impl Pool {
             report,
             progress,
             total,
+            told: 0,
+            kept: 0,
+            bad_before: start.bad,
         };
         for (core, branch) in volumes {
             let from = if core.id == start.volume {
@@ -68,10 +77,59 @@ impl Pool {
                 return Ok(scrub.report);
             }
         }
-        scrub.structures();
+        if !scrub.structures()? {
+            return Ok(scrub.report);
+        }
         scrub.report.finished = true;
-        self.keep_scrub_position(ScrubPosition::START)?;
+        let last = LastScrub {
+            finished: SystemTime::now(),
+            bad: start.bad + scrub.report.bad.len() as u64 + scrub.report.bad_omitted,
+        };
+        self.keep_last_scrub(last)?;
         Ok(scrub.report)
+    }
+
+    /// Waits until no other scrub runs; `None` if the caller wants to stop before.
+    fn begin_scrub(
+        &self,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Option<MutexGuard<'_, ()>> {
+        let shared = &self.shared;
+        if let Some(begun) = self.try_begin_scrub() {
+            return Some(begun);
+        }
+        shared.scrubs_waiting.fetch_add(1, Ordering::AcqRel);
+        let begun = loop {
+            if shared.check_open().is_err() || !progress(0, 0) {
+                break None;
+            }
+            std::thread::sleep(WAIT_STEP);
+            if let Some(begun) = self.try_begin_scrub() {
+                break Some(begun);
+            }
+        };
+        shared.scrubs_waiting.fetch_sub(1, Ordering::AcqRel);
+        begun
+    }
+
+    fn try_begin_scrub(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.shared.scrubbing.try_lock() {
+            Ok(begun) => Some(begun),
+            Err(TryLockError::Poisoned(begun)) => Some(begun.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Returns true if another scrub waits for the end of the one that runs.
+    #[must_use]
+    pub fn is_scrub_awaited(&self) -> bool {
+        self.shared.scrubs_waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns true while a scrub runs.
+    #[must_use]
+    pub fn is_scrubbed(&self) -> bool {
+        self.try_begin_scrub().is_none()
     }
 
     /// Returns the volumes to scrub from `first` on: those with a name, and removed ones that
@@ -94,7 +152,9 @@ impl Pool {
                 {
                     top = parent;
                 }
-                let branch = match top.parent {
+                // What it has from a parent that is not there has no owner who would be read.
+                let parent = top.parent.filter(|id| forest.volumes.contains_key(id));
+                let branch = match parent {
                     Some(_) => top.core.writer.lock().branch,
                     None => Generation(0),
                 };
@@ -120,6 +180,39 @@ impl Pool {
             .unwrap_or(ScrubPosition::START)
     }
 
+    /// Returns when a scrub last read everything, and with what result.
+    #[must_use]
+    pub fn last_scrub(&self) -> Option<LastScrub> {
+        let bytes = self.record(POSITION, LAST_KEY)?;
+        let mut input = Reader::new(&bytes);
+        Some(LastScrub {
+            finished: SystemTime::UNIX_EPOCH + Duration::from_nanos(input.u64()?),
+            bad: input.u64()?,
+        })
+    }
+
+    /// Returns true if a scrub was stopped before it had read everything: the next one goes on.
+    #[must_use]
+    pub fn has_unfinished_scrub(&self) -> bool {
+        self.scrub_position() != ScrubPosition::START
+    }
+
+    /// Stores the result of a scrub that has read everything, if there is space for it.
+    fn keep_last_scrub(&self, last: LastScrub) -> Result<()> {
+        let since = last.finished.duration_since(SystemTime::UNIX_EPOCH);
+        let nanos = since.map_or(0, |since| since.as_nanos());
+        let mut out = Writer::new();
+        out.u64(u64::try_from(nanos).unwrap_or(u64::MAX))
+            .u64(last.bad);
+        let mut transaction = self.transaction();
+        transaction.remove_record(POSITION, POSITION_KEY);
+        transaction.put_record(POSITION, LAST_KEY, &out.into_bytes());
+        match transaction.commit() {
+            Err(error) if error.is_no_room() => self.keep_scrub_position(ScrubPosition::START),
+            outcome => outcome,
+        }
+    }
+
     /// Stores the position of a scrub, if there is space for it.
     fn keep_scrub_position(&self, position: ScrubPosition) -> Result<()> {
         if position == self.scrub_position() {
@@ -138,28 +231,34 @@ impl Pool {
     }
 }
 
-/// The engine's own kind of record, which holds the position of a scrub under its only key.
+/// The engine's own kind of record: the position of a scrub, and the result of the last one.
 const POSITION: RecordKind = RecordKind(0);
 const POSITION_KEY: &[u8] = b"scrub";
+const LAST_KEY: &[u8] = b"scrubbed";
 /// Number of blocks read between two stores of the position.
 const KEEP_EVERY_BLOCKS: u64 = 1 << 16;
+/// Time between two looks whether a scrub that waits for another one is to stop.
+const WAIT_STEP: Duration = Duration::from_millis(100);
 
 /// The position at which a scrub continues.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct ScrubPosition {
     volume: VolumeId,
     block: u64,
+    /// Number of bad blocks found before.
+    bad: u64,
 }
 
 impl ScrubPosition {
     const START: Self = Self {
         volume: VolumeId(0),
         block: 0,
+        bad: 0,
     };
 
     fn encode(self) -> Vec<u8> {
         let mut out = Writer::new();
-        out.u64(self.volume.0).u64(self.block);
+        out.u64(self.volume.0).u64(self.block).u64(self.bad);
         out.into_bytes()
     }
 
@@ -168,6 +267,8 @@ impl ScrubPosition {
         Some(Self {
             volume: VolumeId(input.u64()?),
             block: input.u64()?,
+            // Older versions did not store it.
+            bad: input.u64().unwrap_or(0),
         })
     }
 }
@@ -180,6 +281,11 @@ struct Scrub<'a> {
     report: ScrubReport,
     progress: &'a mut dyn FnMut(u64, u64) -> bool,
     total: u64,
+    /// Numbers of blocks read when the progress was last reported, and the position last stored.
+    told: u64,
+    kept: u64,
+    /// Number of bad blocks that the calls found that this one continues.
+    bad_before: u64,
 }
 
 /// A volume that is scrubbed.
@@ -208,8 +314,9 @@ fn store_of(shared: &Shared) -> NodeStore {
 }
 
 impl Scrub<'_> {
-    /// Reads superblocks, bitmaps and catalogue, in pieces during which no checkpoint changes them.
-    fn structures(&mut self) {
+    /// Reads superblocks, bitmaps and catalogue, in pieces during which no checkpoint changes them;
+    /// `false` if the caller wants to stop.
+    fn structures(&mut self) -> Result<bool> {
         let shared = self.shared;
         let device: &dyn Device = &*shared.device;
         let (superblocks, bitmaps) = {
@@ -231,13 +338,14 @@ impl Scrub<'_> {
             let catalogue = &checkpointer.catalogue;
             let Some(own) = self.next_item(&catalogue.tree, next, Generation(0)) else {
                 self.heal(&checkpointer);
-                return;
+                return Ok(true);
             };
             let (range, error) = match own {
-                Own::Data(block) => (
-                    block..block + 1,
-                    catalogue.verify_block(&self.store, block).err(),
-                ),
+                Own::Data(range) => {
+                    let block = range.start;
+                    let verified = catalogue.verify_block(&self.store, block);
+                    (block..block + 1, verified.err())
+                }
                 Own::Damaged(range, error) => (range, Some(error)),
                 Own::Lost(range) => (range, Some(CorruptKind::LostRange.into())),
             };
@@ -246,6 +354,16 @@ impl Scrub<'_> {
             next = range.end;
             if let Some(error) = error {
                 self.fault(ScrubFaultKind::Catalogue, CATALOGUE, range, &error);
+            }
+            let done = self.report.blocks * BLOCK_BYTES as u64;
+            if !(self.progress)(done, self.total.max(done)) {
+                // All volumes are done.
+                self.pool.keep_scrub_position(ScrubPosition {
+                    volume: VolumeId(u64::MAX),
+                    block: 0,
+                    bad: self.bad_before,
+                })?;
+                return Ok(false);
             }
         }
     }
@@ -306,48 +424,75 @@ impl Scrub<'_> {
             was_removed: core.removed.load(Ordering::Acquire),
         };
         let mut next = from;
-        let mut buf = [0; BLOCK_BYTES];
+        let mut buf = vec![0; BATCH_BLOCKS * BLOCK_BYTES];
         let _background = Background::begin();
         while let Some(own) = self.next(&subject, next) {
             background_yield::offer();
-            let (kind, range, error) = match own {
-                Own::Data(block) => {
-                    let read = read_block(self.shared, core, block, &mut buf);
-                    self.report.blocks += 1;
-                    (ScrubFaultKind::Data, block..block + 1, read.err())
+            let (kind, range, errors) = match own {
+                Own::Data(range) => {
+                    let errors = self.verify(core, range.clone(), &mut buf);
+                    self.report.blocks += range.end - range.start;
+                    (ScrubFaultKind::Data, range, errors)
                 }
-                Own::Damaged(range, error) => (ScrubFaultKind::Map, range, Some(error)),
+                Own::Damaged(range, error) => {
+                    (ScrubFaultKind::Map, range.clone(), vec![(range, error)])
+                }
                 Own::Lost(range) => {
                     let lost = CorruptKind::LostRange.into();
-                    (ScrubFaultKind::Lost, range, Some(lost))
+                    (ScrubFaultKind::Lost, range.clone(), vec![(range, lost)])
                 }
             };
             if subject.is_left_out(self.pool) {
                 return Ok(true);
             }
             next = range.end;
-            let is_data = matches!(kind, ScrubFaultKind::Data);
-            if let Some(error) = error {
+            for (range, error) in errors {
                 self.shared.check_open()?;
                 self.fault(kind, core.id, range, &error);
             }
             let position = ScrubPosition {
                 volume: core.id,
                 block: next,
+                bad: self.bad_before + self.report.bad.len() as u64 + self.report.bad_omitted,
             };
-            if is_data && !self.goes_on(position)? {
+            if kind == ScrubFaultKind::Data && !self.goes_on(position)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
+    /// Reads data blocks that lie side by side, and returns those that are bad.
+    fn verify(
+        &self,
+        core: &VolumeCore,
+        range: Range<u64>,
+        buf: &mut [u8],
+    ) -> Vec<(Range<u64>, Error)> {
+        let len = usize::try_from(range.end - range.start).expect("below one leaf") * BLOCK_BYTES;
+        if read_blocks(self.shared, core, range.start, &mut buf[..len]).is_ok() {
+            return Vec::new();
+        }
+        let mut bad = Vec::new();
+        for block in range {
+            if let Err(error) = read_block(self.shared, core, block, &mut buf[..BLOCK_BYTES]) {
+                bad.push((block..block + 1, error));
+            }
+        }
+        bad
+    }
+
     /// Reports the position, and stores it; `false` if the caller wants to stop.
     fn goes_on(&mut self, position: ScrubPosition) -> Result<bool> {
-        let done = self.report.blocks * BLOCK_BYTES as u64;
-        let goes_on =
-            !self.report.blocks.is_multiple_of(256) || (self.progress)(done, self.total.max(done));
-        if !goes_on || self.report.blocks.is_multiple_of(KEEP_EVERY_BLOCKS) {
+        let blocks = self.report.blocks;
+        if blocks - self.told < BATCH_BLOCKS as u64 {
+            return Ok(true);
+        }
+        self.told = blocks;
+        let done = blocks * BLOCK_BYTES as u64;
+        let goes_on = (self.progress)(done, self.total.max(done));
+        if !goes_on || blocks - self.kept >= KEEP_EVERY_BLOCKS {
+            self.kept = blocks;
             self.pool.keep_scrub_position(position)?;
         }
         Ok(goes_on)

@@ -5,6 +5,7 @@ use super::forest::Forest;
 use super::host::HostReserve;
 use super::info::{FullOptions, Notes};
 use super::lock_order::{OrderedMutex, OrderedRwLock};
+use super::missing::MissingEntries;
 use super::space_wait::SpaceWait;
 use super::volume::VolumeCore;
 use super::watermark::Watch;
@@ -13,7 +14,7 @@ use crate::map::NodeStore;
 use crate::space::Space;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use cowshed_format::base::sync::{Condvar, Mutex};
-use cowshed_format::base::{CorruptKind, Error, Generation, Result, VolumeId};
+use cowshed_format::base::{CorruptKind, Error, Generation, Result, Sequence, VolumeId};
 use cowshed_format::device::FailStopDevice;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -67,6 +68,13 @@ pub(super) struct Shared {
     pub(super) host_reserve: HostReserve,
     /// Number of damaged blocks that were written anew from their copies.
     pub(super) healed: AtomicU64,
+    /// What the catalogue has lost.
+    pub(super) missing: MissingEntries,
+    /// Locked by the one scrub that runs, and the number of others that wait for its end.
+    pub(super) scrubbing: std::sync::Mutex<()>,
+    pub(super) scrubs_waiting: AtomicU64,
+    /// The damaged record before which the log of a pool that is only read ends.
+    pub(super) log_damage: OnceLock<Sequence>,
     /// Callbacks that learn what a successor must know.
     pub(super) notes: Notes,
     /// The time at which the host last refused to let the pool grow.

@@ -31,7 +31,11 @@ impl Shared {
         let total = layout.body_blocks();
         let free = self.space.free_blocks() + self.space.hidden_blocks();
         let forest = self.forest.read();
-        let removed = forest.removed_blocks();
+        let mut removed = forest.removed_blocks();
+        if self.missing.is_some() {
+            // Nothing is reclaimed.
+            removed.shared += std::mem::take(&mut removed.unneeded);
+        }
         let volumes = forest.names.len() as u64;
         drop(forest);
         let taken = total.saturating_sub(free);
@@ -76,6 +80,8 @@ impl Shared {
             low_water,
             metadata_copies: u8::try_from(self.space.in_copies(1)).expect("one or two"),
             healed_blocks: self.healed.load(Ordering::Relaxed),
+            missing: self.missing.report(),
+            log_damaged_at: self.log_damage.get().copied(),
         })
     }
 

@@ -18,6 +18,8 @@ pub(super) struct VolumeCore {
     pub(super) frozen: AtomicBool,
     /// True if it has lost its name and waits to be reclaimed.
     pub(super) removed: AtomicBool,
+    /// True if nothing that it owns may be freed.
+    pub(super) pinned: bool,
     /// Number of times that it was rolled back.
     pub(super) rollbacks: AtomicU64,
     /// Number of blocks of data and map that it owns.
@@ -65,6 +67,7 @@ impl VolumeCore {
             size_bytes: AtomicU64::new(size_bytes),
             frozen: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            pinned: false,
             rollbacks: AtomicU64::new(0),
             own: AtomicI64::new(0),
             mapped: AtomicI64::new(0),
@@ -95,7 +98,8 @@ impl VolumeCore {
             height: entry.height,
             link: Link::of(entry.root),
         };
-        let core = Self::new(entry.id, root, entry.size_bytes, entry.branch);
+        let mut core = Self::new(entry.id, root, entry.size_bytes, entry.branch);
+        core.pinned = entry.pinned;
         core.frozen.store(entry.frozen, Ordering::Relaxed);
         core.removed.store(entry.name.is_none(), Ordering::Relaxed);
         core.own.store(

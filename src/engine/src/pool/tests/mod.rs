@@ -233,17 +233,16 @@ fn a_scrub_that_was_stopped_goes_on_where_it_was() {
             calls < 3
         })
         .unwrap();
-    assert_eq!(
-        (second.blocks, second.resumed, second.finished),
-        (768, true, false)
-    );
+    // It stops between two runs of neighbouring blocks.
+    assert!((768..944).contains(&second.blocks), "{second:?}");
+    assert_eq!((second.resumed, second.finished), (true, false));
     pool.close().unwrap();
     drop(pool);
     let pool = reopen(&device);
     let last = pool.scrub(&mut |_, _| true).unwrap();
     assert_eq!(
         (last.blocks, last.resumed, last.finished),
-        (176, true, true)
+        (1200 - 256 - second.blocks, true, true)
     );
     let anew = pool.scrub(&mut |_, _| true).unwrap();
     assert_eq!(
