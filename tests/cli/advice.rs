@@ -99,7 +99,7 @@ fn an_older_daemon_is_told_apart_and_can_be_upgraded() {
     assert!(said.contains("uses version 1 of the protocol"), "{said}");
     assert!(said.contains("cowshed serve --upgrade"), "{said}");
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-    assert_eq!(server.join().unwrap()[..8], *b"COWS\x02\0\0\0");
+    assert_eq!(server.join().unwrap()[..8], *b"COWS\x03\0\0\0");
 }
 
 #[test]

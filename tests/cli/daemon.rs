@@ -156,8 +156,8 @@ fn an_older_command_line_is_told_apart_and_can_take_over() {
     let daemon = bench.serve();
     // A program of version 1 reads nothing but the version, and says what to do.
     let (version, text, output) = ask_as_version_1(&bench, r#"{"Volume":"Ls"}"#);
-    assert_eq!((version, output.as_str()), (2, ""));
-    let wanted = "uses version 1 of the protocol, not 2; use the daemon's version of cowshed";
+    assert_eq!((version, output.as_str()), (3, ""));
+    let wanted = "uses version 1 of the protocol, not 3; use the daemon's version of cowshed";
     assert!(text.contains(wanted), "{text}");
     for question in [r#""Serving""#, r#""Running""#] {
         let (version, text, output) = ask_as_version_1(&bench, question);

@@ -20,6 +20,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The kernel says that a file was closed a moment after the program's `close` has returned: the
+/// longest time to wait for that, while no program has the file open.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+const CLOSE_POLL: Duration = Duration::from_millis(5);
 
 /// Number of attempts to open a volume's file while its name changes.
 const OPEN_ATTEMPTS_MAX: u32 = 8;
@@ -178,10 +185,16 @@ impl Export {
         volume: &dyn BlockTarget,
         options: AttachOptions,
     ) -> Result<(), ExportError> {
-        if options.shared || !self.handover_state.records().users_of(volume.id()).writers {
-            return Ok(());
+        let since = Instant::now();
+        while !options.shared && self.handover_state.records().users_of(volume.id()).writers {
+            let busy = self.file_busy(volume);
+            let is_closed = matches!(&busy, ExportError::Busy { by, .. } if by.0.is_empty());
+            if !is_closed || since.elapsed() >= CLOSE_TIME {
+                return Err(busy);
+            }
+            thread::sleep(CLOSE_POLL);
         }
-        Err(self.file_busy(volume))
+        Ok(())
     }
 
     /// Returns a `Busy` error that names the users of the volume's open file.
