@@ -2,9 +2,10 @@
 //!
 //! Roots are not containers: they have no record here, and a root is identified by its volume. The
 //! keeper of their records (the snapshotter) decides when one is shown and when it is released.
-//! `seal` makes a frozen volume of a root, `overlay` shows overlays of a frozen volume, `usage` reports the space that it takes, and `adopt`
-//! takes over those that a predecessor left. Beside the mounts, roots use `layers`: a root is
-//! filled with a layer, and what it changed is written as one. They use no images or containers.
+//! `seal` makes a frozen volume of a root, `overlay` shows overlays of a frozen volume, `usage`
+//! reports the space that it takes, and `adopt` takes over those that a predecessor left. Beside
+//! the mounts, roots use `layers`: a root is filled with a layer, and what it changed is written as
+//! one. They use no images or containers.
 //!
 //! # Invariants
 //! - A volume is mounted once, at `roots/<volume>` in the state folder, however many users it has
