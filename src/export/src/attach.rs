@@ -5,6 +5,7 @@
 //!   are checked, so no writer and no exclusive device ever miss each other.
 
 use super::attachments::{AttachKind, AttachOptions, Attached, Entry, Slot};
+use super::detach::{CLOSE_POLL, CLOSE_WAIT};
 use super::device::AttachedDevice;
 use super::entry;
 use super::error::ExportError;
@@ -21,12 +22,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
-
-/// The kernel says that a file was closed a moment after the program's `close` has returned: the
-/// longest time to wait for that, while no program has the file open.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
-const CLOSE_POLL: Duration = Duration::from_millis(5);
+use std::time::Instant;
 
 /// Number of attempts to open a volume's file while its name changes.
 const OPEN_ATTEMPTS_MAX: u32 = 8;
@@ -189,7 +185,7 @@ impl Export {
         while !options.shared && self.handover_state.records().users_of(volume.id()).writers {
             let busy = self.file_busy(volume);
             let is_closed = matches!(&busy, ExportError::Busy { by, .. } if by.0.is_empty());
-            if !is_closed || since.elapsed() >= CLOSE_TIME {
+            if !is_closed || since.elapsed() >= CLOSE_WAIT {
                 return Err(busy);
             }
             thread::sleep(CLOSE_POLL);

@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The time for which a file that was just closed may still count as open.
-const CLOSE_WAIT: Duration = Duration::from_secs(1);
-const CLOSE_POLL: Duration = Duration::from_millis(5);
+pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_POLL: Duration = Duration::from_millis(5);
 
 impl Export {
     /// Gives one attachment back; the last one of a loop device flushes and detaches it. If the

@@ -228,8 +228,9 @@ impl Mounts {
         let export = self.export()?;
         let device = self.attach_device(volume, mode.is_device_read_only())?;
         if let Err(error) = filesystem::mount(&device, target, mode, access) {
-            // The first error is the one to report.
-            let _ = export.detach(volume);
+            // A device to which writes have failed (of the journal's replay, in a full pool) reports
+            // that once, and can be detached after that. The first error is the one to report.
+            let _ = export.detach(volume).or_else(|_| export.detach(volume));
             return Err(error);
         }
         Ok(device)
