@@ -56,8 +56,8 @@ pub(super) struct Check {
     /// Repair what can be derived from the rest: bitmaps, counts, lost blocks
     #[arg(long)]
     pub repair: bool,
-    /// With --repair: give up what of the catalogue is damaged beyond repair, with the volumes and
-    /// records that it named, and free what they own
+    /// With --repair: remove the damaged part of the catalogue, with the volumes, images and
+    /// containers in it, and free their blocks
     #[arg(long, requires = "repair")]
     pub forget: bool,
     /// Read and verify every block, not only the structure

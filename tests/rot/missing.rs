@@ -17,6 +17,18 @@ const VOLUME_BYTES: u64 = 300 * BLOCK;
 /// Length of a label that leaves no space for a second entry in a block of the catalogue.
 const LABEL_BYTES: usize = 3800;
 
+fn fresh(copies: MetadataCopies) -> (Arc<MemoryDevice>, Pool) {
+    let device = Arc::new(MemoryDevice::new(48 << 20));
+    let create = CreateOptions {
+        log_bytes: Some(256 << 10),
+        force: false,
+        metadata_copies: Some(copies),
+    };
+    Pool::create(&*device, &create).unwrap();
+    let pool = open(&device).unwrap();
+    (device, pool)
+}
+
 /// Gives a volume an entry that has a block of the catalogue to itself.
 fn mark(pool: &Pool, volume: &Volume, name: &str) {
     let mut value = format!("entry of {name};");
@@ -40,14 +52,7 @@ const NAMES: [&str; 9] = ["work", "l1", "l3", "c1", "c2", "c3", "c4", "c3@s", "a
 
 /// Makes the pool; closed, or with a log of changes of every volume.
 fn forest(random: &mut StdRng, copies: MetadataCopies, closed: bool) -> (DeviceImage, State) {
-    let device = Arc::new(MemoryDevice::new(48 << 20));
-    let create = CreateOptions {
-        log_bytes: Some(256 << 10),
-        force: false,
-        metadata_copies: Some(copies),
-    };
-    Pool::create(&*device, &create).unwrap();
-    let pool = open(&device).unwrap();
+    let (device, pool) = fresh(copies);
     let create = |text| pool.create_volume(&name(text), VOLUME_BYTES).unwrap();
     let clone = |of: &Volume, text| pool.clone_volume(of, &name(text)).unwrap();
     let work = create("work");
@@ -258,13 +263,7 @@ fn what_is_pinned_depends_on_no_order() {
     let mut random = StdRng::seed_from_u64(seed());
     for lost in [&["p", "e"][..], &["p"], &["e"], &["p", "d"], &["d", "e"]] {
         for clone_first in [true, false] {
-            let device = Arc::new(MemoryDevice::new(48 << 20));
-            let create = CreateOptions {
-                metadata_copies: Some(MetadataCopies::One),
-                ..CreateOptions::default()
-            };
-            Pool::create(&*device, &create).unwrap();
-            let pool = open(&device).unwrap();
+            let (device, pool) = fresh(MetadataCopies::One);
             let mut top = pool.create_volume(&name("top"), VOLUME_BYTES).unwrap();
             mark(&pool, &top, "top");
             scribble(&top, &mut random, 60);
@@ -347,13 +346,7 @@ fn removes_one(image: &DeviceImage, state: &State, lost: &[&str], gone: &str) {
 fn a_logged_rollback_beside_missing_volumes_costs_no_other_volume() {
     let mut random = StdRng::seed_from_u64(seed());
     for (lost, keeps) in [("s1", false), ("s2", true)] {
-        let device = Arc::new(MemoryDevice::new(48 << 20));
-        let create = CreateOptions {
-            metadata_copies: Some(MetadataCopies::One),
-            ..CreateOptions::default()
-        };
-        Pool::create(&*device, &create).unwrap();
-        let pool = open(&device).unwrap();
+        let (device, pool) = fresh(MetadataCopies::One);
         let volume = pool.create_volume(&name("v"), VOLUME_BYTES).unwrap();
         let other = pool.create_volume(&name("other"), VOLUME_BYTES).unwrap();
         for text in ["s1", "s2"] {
@@ -395,13 +388,7 @@ fn a_logged_rollback_beside_missing_volumes_costs_no_other_volume() {
 /// Above a catalogue of more than 256 blocks are nodes that are not its root.
 #[test]
 fn a_lost_node_of_the_catalogue_costs_the_volumes_below_it() {
-    let device = Arc::new(MemoryDevice::new(32 << 20));
-    let create = CreateOptions {
-        metadata_copies: Some(MetadataCopies::One),
-        ..CreateOptions::default()
-    };
-    Pool::create(&*device, &create).unwrap();
-    let pool = open(&device).unwrap();
+    let (device, pool) = fresh(MetadataCopies::One);
     for number in 0..300 {
         let text = format!("v{number}");
         let volume = pool.create_volume(&name(&text), 1 << 16).unwrap();

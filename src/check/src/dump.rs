@@ -15,6 +15,7 @@ use super::finding::{Detail, Place};
 use super::marks::used_in;
 use super::ring;
 use super::slots::{self, SlotPlace};
+use super::walk::{Position, place};
 use cowshed_format::base::{BlockAddr, BlockIndex, Generation, Result, VolumeId};
 use cowshed_format::catalogue::{EntryId, RecordEntry, VolumeEntry, fragments};
 use cowshed_format::device::Device;
@@ -100,7 +101,7 @@ pub enum Item {
     Damaged {
         /// Its place.
         place: Place,
-        /// What is wrong.
+        /// The fault.
         detail: Detail,
     },
 }
@@ -256,20 +257,11 @@ impl Dump<'_> {
         pointer: Pointer,
         detail: Detail,
     ) -> Result<()> {
-        let addr = pointer.addr();
-        let place = match level {
-            0 => Place::Data {
-                volume,
-                block: first,
-                addr,
-            },
-            level => Place::Node {
-                volume,
-                level,
-                first,
-                addr,
-            },
+        let at = Position {
+            level,
+            first: first.0,
         };
+        let place = place(volume, at, pointer);
         (self.each)(&Item::Damaged { place, detail })
     }
 

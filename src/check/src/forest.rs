@@ -17,12 +17,12 @@ pub(super) struct Facts {
     orphan: bool,
 }
 
-/// What becomes of a volume whose parent is missing.
+/// The treatment of volumes whose parents are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Orphans {
-    /// It owns all that it maps, if nothing else does.
+    /// Such a volume owns all that it maps, if nothing else does.
     Own,
-    /// It is detached: what its parent had has no owner, and stays in use.
+    /// Such a volume is detached: what its parent had has no owner, and stays in use.
     Detach,
 }
 

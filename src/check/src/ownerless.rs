@@ -1,4 +1,4 @@
-//! What has no owner: blocks that a detached volume has from its lost parent.
+//! Blocks without an owner: those that a detached volume has from its lost parent.
 //!
 //! They are reached before anything is claimed, so that volumes that own some of them are known to
 //! be pinned, in whatever order the volumes are walked.

@@ -164,7 +164,7 @@ pub(crate) struct Send {
     /// Send no layers of this image, which the receiver has from an earlier stream
     #[arg(long, value_name = "IMAGE")]
     pub from: Option<String>,
-    /// How to send them.
+    /// The options of the stream.
     #[command(flatten)]
     pub options: SendOptions,
 }

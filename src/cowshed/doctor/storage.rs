@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::statvfs::statvfs;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// The bytes that are written to try something.
@@ -147,30 +147,9 @@ fn space(folder: &Path) -> Check {
 
 /// Makes a file without a name, with data in it.
 fn probe(folder: &Path) -> io::Result<File> {
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_TMPFILE)
-        .open(folder)
-        .or_else(|error| match error.raw_os_error() {
-            // The file system knows no files without a name.
-            Some(libc::EOPNOTSUPP | libc::EISDIR) => named_probe(folder),
-            _ => Err(error),
-        })?;
+    let mut file = tempfile::tempfile_in(folder)?;
     file.write_all(&vec![0xC5; PROBE_BYTES])?;
     file.sync_data()?;
-    Ok(file)
-}
-
-/// Makes a file that loses its name at once.
-fn named_probe(folder: &Path) -> io::Result<File> {
-    let path = folder.join(format!(".cowshed-doctor-{}", std::process::id()));
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
     Ok(file)
 }
 
@@ -263,7 +242,6 @@ mod tests {
             "reflinks",
         ];
         assert_eq!(names, wanted);
-        drop(named_probe(folder.path()).unwrap());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

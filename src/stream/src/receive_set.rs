@@ -31,7 +31,7 @@ pub struct IncomingSet<R> {
     head: SetHead,
 }
 
-/// What becomes of a member.
+/// The treatment of a member once the whole set has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It gets this name.
@@ -58,7 +58,7 @@ pub struct ArrivedMember {
     pub member: Member,
     /// Its volume.
     pub volume: Volume,
-    /// What becomes of it.
+    /// Its treatment.
     pub fate: Fate,
     /// True if it was not in the pool before.
     pub is_new: bool,

@@ -6,8 +6,9 @@ use cowshed_format::base::{CorruptKind, Error, Result};
 use cowshed_format::node::{NODE_ENTRIES, entry_blocks, slot};
 use std::ops::Range;
 
-/// Maximum number of damaged nodes to go around: a map in which there are more is not to be used.
-const DAMAGED_MAX: usize = 4096;
+/// Maximum number of damaged nodes and blocks to go around: a map in which there are more is not to
+/// be used.
+pub(crate) const DAMAGED_MAX: usize = 4096;
 
 /// The kind of block to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

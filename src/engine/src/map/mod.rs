@@ -44,7 +44,7 @@ pub(crate) use diff::diff;
 pub(crate) use edit::Edit;
 #[cfg(feature = "loom")]
 pub use entries::models as entries_models;
-pub(crate) use find::{Sought, find, find_beside_damage};
+pub(crate) use find::{DAMAGED_MAX, Sought, find, find_beside_damage};
 pub(crate) use ledger::{Inheritance, Ledger, Ownership};
 pub(crate) use node::Node;
 pub(crate) use own::{Own, next_own};

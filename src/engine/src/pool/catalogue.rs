@@ -6,8 +6,8 @@
 //! else: nothing is written to such a block's place any more, and what is left of incomplete
 //! entries stays as it is until a repair forgets them.
 
+use crate::map::{DAMAGED_MAX, Tree, find_beside_damage};
 use crate::map::{Edit, Ledger, Link, NodeStore, Outlet, Ownership, Persist, Root};
-use crate::map::{Tree, find_beside_damage};
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::codec::Writer;
 use cowshed_format::base::{
@@ -18,9 +18,6 @@ use cowshed_format::{Pointer, Superblock};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-
-/// Maximum number of damaged blocks and nodes beside which a catalogue is used.
-const LOST_MAX: usize = 4096;
 
 /// The places of the entries. Memory grows with the number of entries, not with what a field
 /// claims.
@@ -188,7 +185,7 @@ impl Catalogue {
                 Err(Error::Corrupt(CorruptKind::DataChecksum { .. })) => {
                     match catalogue.read_block(store, block) {
                         Err(Error::Corrupt(CorruptKind::DataChecksum { .. }))
-                            if lost.len() < LOST_MAX =>
+                            if lost.len() < DAMAGED_MAX =>
                         {
                             lost.push(u64::from(block)..u64::from(block) + 1);
                             continue;

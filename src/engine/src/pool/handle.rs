@@ -3,7 +3,7 @@
 use super::forest::KeyAndValue;
 use super::info::{Extent, ExtentKind, Labels, RecordKind, RemovedVolume, VolumeInfo, VolumeKind};
 use super::shared::Shared;
-use super::volume::VolumeCore;
+use super::volume::{Counted, VolumeCore};
 use crate::map::{Sought, find};
 use cowshed_format::base::units::blocks_for;
 use cowshed_format::base::{BLOCK_BYTES, Error, Name, Result, VolumeId};
@@ -34,13 +34,7 @@ pub struct Volume {
 /// Keeps a volume from being removed or rolled back while it is attached or mounted.
 #[must_use = "the volume is held for as long as this lives"]
 pub struct Hold {
-    core: Arc<VolumeCore>,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.core.holds.fetch_sub(1, Ordering::AcqRel);
-    }
+    _counted: Counted,
 }
 
 impl Pool {
@@ -464,9 +458,8 @@ impl Volume {
         if self.core.removed.load(Ordering::Acquire) {
             return Err(Error::NoSuchVolume(self.core.id));
         }
-        self.core.holds.fetch_add(1, Ordering::AcqRel);
         Ok(Hold {
-            core: Arc::clone(&self.core),
+            _counted: Counted::new(&self.core, |core| &core.holds),
         })
     }
 

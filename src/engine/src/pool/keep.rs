@@ -5,28 +5,19 @@
 //! - This changes only what the host keeps in memory, never what a read returns.
 
 use super::handle::Volume;
-use super::volume::VolumeCore;
-use cowshed_format::base::sync::atomic::Ordering;
-use std::sync::Arc;
+use super::volume::Counted;
 
 /// While this lives, the host forgets what was read from the volume.
 #[must_use = "the host forgets what is read for as long as this lives"]
 pub struct KeptByReader {
-    core: Arc<VolumeCore>,
-}
-
-impl Drop for KeptByReader {
-    fn drop(&mut self) {
-        self.core.keepers.fetch_sub(1, Ordering::AcqRel);
-    }
+    _counted: Counted,
 }
 
 impl Volume {
     /// Says that a reader of this volume keeps what it reads.
     pub fn kept_by_reader(&self) -> KeptByReader {
-        self.core.keepers.fetch_add(1, Ordering::AcqRel);
         KeptByReader {
-            core: Arc::clone(&self.core),
+            _counted: Counted::new(&self.core, |core| &core.keepers),
         }
     }
 }

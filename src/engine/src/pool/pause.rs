@@ -10,28 +10,20 @@
 //! - The pausing caller flushes the pool before it tells anybody that something is durable.
 
 use super::handle::Volume;
-use super::volume::VolumeCore;
+use super::volume::Counted;
 use cowshed_format::base::sync::atomic::Ordering;
-use std::sync::Arc;
 
 /// While this lives, flushing the volume does nothing.
 #[must_use = "flushes are put off for as long as this lives"]
 pub struct FlushPause {
-    core: Arc<VolumeCore>,
-}
-
-impl Drop for FlushPause {
-    fn drop(&mut self) {
-        self.core.pauses.fetch_sub(1, Ordering::AcqRel);
-    }
+    _counted: Counted,
 }
 
 impl Volume {
     /// Pauses flushes of this volume. The caller flushes the pool before anybody relies on one.
     pub fn pause_flushes(&self) -> FlushPause {
-        self.core.pauses.fetch_add(1, Ordering::AcqRel);
         FlushPause {
-            core: Arc::clone(&self.core),
+            _counted: Counted::new(&self.core, |core| &core.pauses),
         }
     }
 

@@ -58,6 +58,28 @@ pub(super) struct Writer {
     pub(super) freed_counted: u64,
 }
 
+/// One more in a count of the volume, for as long as it lives.
+pub(super) struct Counted {
+    core: Arc<VolumeCore>,
+    count: fn(&VolumeCore) -> &AtomicU32,
+}
+
+impl Counted {
+    pub(super) fn new(core: &Arc<VolumeCore>, count: fn(&VolumeCore) -> &AtomicU32) -> Self {
+        count(core).fetch_add(1, Ordering::AcqRel);
+        Self {
+            core: Arc::clone(core),
+            count,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.count)(&self.core).fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl VolumeCore {
     /// Returns a volume with this map, at `branch`.
     pub(super) fn new(id: VolumeId, root: Root, size_bytes: u64, branch: Generation) -> Self {

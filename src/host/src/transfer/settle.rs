@@ -1,4 +1,4 @@
-//! What becomes of a set that is received.
+//! Giving a received set its names and records.
 //!
 //! # Invariants
 //! - A plan is made, and everything that can be refused is refused, before the data comes.
@@ -17,9 +17,9 @@ use cowshed_stream::{Arrived, Fate, Identity};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// What becomes of the members and records of a set.
+/// The names and records that a set is to get.
 pub struct Plan {
-    /// What becomes of each member.
+    /// The treatment of each member.
     pub fates: Vec<Fate>,
     images: BTreeMap<Digest, ImageRecord>,
     references: Vec<(Reference, Digest)>,

@@ -6,13 +6,9 @@ use crate::error::{Error, Result};
 use crate::limits::PROBE_BYTES;
 use crate::tarball::{RECORD_BYTES, looks_like_header};
 use cowshed_format::base::cancel::Cancellable;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
-use nix::sys::stat::Mode;
-use std::fs::{File, OpenOptions};
 use std::io::{self, Cursor, Read};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Opens the images in `stream`: an archive is spooled, a root file system streamed.
 pub(super) fn open(
@@ -42,7 +38,8 @@ pub(super) fn open(
         let content = Content::Stream(Mutex::new(Some(Box::new(whole))));
         return Ok(vec![Image::root_file_system(content, None)]);
     }
-    let mut file = unnamed_file(spool_folder)
+    // It has no name, and so vanishes however the process ends.
+    let mut file = tempfile::tempfile_in(spool_folder)
         .map_err(|source| Error::io("create a temporary file for the archive", source))?;
     io::copy(&mut whole, &mut file).map_err(|error| {
         if error.raw_os_error().is_some() {
@@ -52,26 +49,4 @@ pub(super) fn open(
         }
     })?;
     Image::open_archive(file, select)
-}
-
-/// Creates an unnamed file, which vanishes when it is closed, however the process ends.
-fn unnamed_file(folder: &Path) -> io::Result<File> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    match openat(AT_FDCWD, folder, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
-        Ok(fd) => Ok(fd.into()),
-        // Not every file system supports unnamed files; remove the name at once then.
-        Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EISDIR) => {
-            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-            let path = folder.join(format!(".spool-{}-{number}", std::process::id()));
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(&path)?;
-            std::fs::remove_file(&path)?;
-            Ok(file)
-        }
-        Err(errno) => Err(errno.into()),
-    }
 }
