@@ -5,8 +5,8 @@ use super::failure::{Damage, Warning};
 use super::gc;
 use super::output::counted;
 use anyhow::Context;
-use cowshed_daemon::rate_limit::RateLimit;
 use cowshed_engine::{Pool, ScrubFault, ScrubFaultKind, VolumeInfo};
+use cowshed_format::base::rate_limit::RateLimit;
 use cowshed_format::base::{BLOCK_BYTES, VolumeId};
 use cowshed_host::VolumeUsers;
 use serde_json::json;
@@ -26,12 +26,17 @@ pub(super) fn scrub(
 ) -> anyhow::Result<()> {
     let progress = console.progress("scrub", Some(0));
     let cancel = console.cancel().clone();
-    let limit = bytes_per_second.map(RateLimit::new);
+    let mut limit = bytes_per_second.map(RateLimit::new);
+    let mut paid = 0;
     let report = pool
         .scrub(&mut |done, total| {
             progress.set(done, total);
             let goes_on = || !cancel.is_cancelled();
-            limit.map_or_else(goes_on, |limit| limit.wait(done, goes_on))
+            let bytes = done.saturating_sub(std::mem::replace(&mut paid, done));
+            match &mut limit {
+                Some(limit) => limit.pay(bytes, goes_on),
+                None => goes_on(),
+            }
         })
         .context("scrub the pool")?;
     drop(progress);

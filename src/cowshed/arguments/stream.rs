@@ -10,7 +10,7 @@ pub(crate) struct SendOptions {
     /// Compress the stream
     #[arg(long, value_name = "METHOD")]
     pub compress: Option<Method>,
-    /// Go on where an interrupted receive has stopped: what its `receive --token` prints
+    /// Continue an interrupted send; `receive --token` prints the token on the other side
     #[arg(long, value_name = "TOKEN")]
     pub resume: Option<String>,
     /// Send no more than this in a second: 500K, 20M
@@ -25,7 +25,7 @@ pub(crate) enum Method {
     Zstd,
 }
 
-/// What is to be done about the name of a receive.
+/// The options that replace receiving.
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveStep {
     /// Print the token with which `send --resume` goes on after an interruption
@@ -39,10 +39,10 @@ pub(crate) struct ReceiveStep {
 /// `cowshed image receive` and `cowshed container receive`
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveSet {
-    /// What the names begin with on this side, or - for nothing
+    /// A prefix for the names of what is received, or - for none
     #[arg(value_name = "PREFIX", default_value = "-")]
     pub prefix: String,
-    /// What to do.
+    /// The options that replace receiving.
     #[command(flatten)]
     pub step: ReceiveStep,
 }

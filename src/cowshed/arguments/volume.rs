@@ -197,7 +197,7 @@ pub(crate) struct Send {
     /// Send only what differs from this snapshot or bookmark, which the receiver has
     #[arg(long, value_name = "SNAP|BOOKMARK")]
     pub from: Option<String>,
-    /// How to send it.
+    /// The options of the stream.
     #[command(flatten)]
     pub options: SendOptions,
 }
@@ -205,9 +205,9 @@ pub(crate) struct Send {
 /// `cowshed volume receive`
 #[derive(Debug, Args)]
 pub(crate) struct Receive {
-    /// The new snapshot's name; for a set what the names begin with, or - for nothing
+    /// The new snapshot's name; for a set, a prefix for the names of what is received, or - for none
     pub name: String,
-    /// What to do.
+    /// The options that replace receiving.
     #[command(flatten)]
     pub step: ReceiveStep,
 }

@@ -38,7 +38,6 @@ pub mod open_pool;
 pub mod panics;
 pub mod program;
 pub mod protocol;
-pub mod rate_limit;
 pub mod request;
 pub mod serve_options;
 pub mod server;

@@ -228,7 +228,7 @@ pub enum Error {
     #[error("{0} is not sent, because it is of no use in another pool")]
     NotSent(base::Name),
     /// Nothing that is to be sent stands on what the receiver is said to have.
-    #[error("nothing of what is to be sent descends from {0}; send it whole")]
+    #[error("nothing that is to be sent is based on {0}; send it whole")]
     NothingInCommon(Box<str>),
     /// The records or members of a stream break a rule.
     #[error("the stream was not made by a sound pool: {0}")]

@@ -112,7 +112,7 @@ pub enum Error {
     #[error("the token is of a stream from another base")]
     OtherBase,
     /// No snapshot of this pool is the one whose stream was interrupted.
-    #[error("no snapshot of this pool is the {0} that the token is of")]
+    #[error("this pool does not have the {0} that the token names")]
     TokenForeign(&'static str),
     /// A record of the catalogue was written by a newer version.
     #[error("the pool's record about {0} has a version that this cowshed does not know")]

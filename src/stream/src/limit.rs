@@ -1,69 +1,43 @@
 //! A writer that lets no more than a number of bytes through each second.
 
 use cowshed_format::base::cancel;
+use cowshed_format::base::rate_limit::RateLimit;
 use std::io::{self, Write};
-use std::thread;
-use std::time::{Duration, Instant};
-
-/// The longest sleep between two looks at whether the work was cancelled.
-const NAP_MAX: Duration = Duration::from_millis(100);
-/// The longest time that is made up for after a pause: a burst is no longer than this.
-const BURST: Duration = Duration::from_millis(200);
 
 /// A writer with a limit to its rate.
 #[derive(Debug)]
 pub struct Limited<W> {
     inner: W,
-    bytes_per_s: Option<u64>,
-    /// The time at which everything written so far may be through.
-    paid: Instant,
+    limit: Option<RateLimit>,
 }
 
 impl<W: Write> Limited<W> {
     /// Returns `inner` with a limit; without one it is as fast as it can be.
     #[must_use]
     pub fn new(inner: W, bytes_per_s: Option<u64>) -> Self {
-        let bytes_per_s = bytes_per_s.map(|rate| rate.max(1));
         Self {
             inner,
-            bytes_per_s,
-            paid: Instant::now(),
+            limit: bytes_per_s.map(RateLimit::new),
         }
     }
 
-    /// Returns the number of bytes that may be written at once.
+    /// Returns the number of bytes that may be written at once: a tenth of a second's worth.
     fn part(&self) -> usize {
-        let Some(rate) = self.bytes_per_s else {
-            return usize::MAX;
-        };
-        // A tenth of a second's worth.
-        usize::try_from(rate / 10).unwrap_or(usize::MAX).max(1)
-    }
-
-    fn pay(&mut self, len_bytes: usize) -> io::Result<()> {
-        let Some(rate) = self.bytes_per_s else {
-            return Ok(());
-        };
-        #[expect(clippy::cast_precision_loss, reason = "a time need not be exact")]
-        let cost = Duration::from_secs_f64(len_bytes as f64 / rate as f64);
-        let now = Instant::now();
-        let earliest = now.checked_sub(BURST).unwrap_or(now);
-        self.paid = self.paid.max(earliest) + cost;
-        loop {
-            cancel::check()?;
-            let left = self.paid.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            thread::sleep(left.min(NAP_MAX));
-        }
+        let rate = self.limit.as_ref().map(RateLimit::bytes_per_second);
+        rate.map_or(usize::MAX, |rate| {
+            usize::try_from(rate / 10).unwrap_or(usize::MAX).max(1)
+        })
     }
 }
 
 impl<W: Write> Write for Limited<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let len = self.inner.write(&bytes[..bytes.len().min(self.part())])?;
-        self.pay(len)?;
+        if let Some(limit) = &mut self.limit
+            && !limit.pay(len as u64, || cancel::check().is_ok())
+        {
+            cancel::check()?;
+        }
         Ok(len)
     }
 
@@ -75,6 +49,7 @@ impl<W: Write> Write for Limited<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn a_limit_is_kept_and_none_costs_nothing() {

@@ -349,14 +349,14 @@ fn keep_members(
     set: &str,
     members: &[Member],
 ) -> Result<HashMap<Identity, WholeMember>> {
-    let numbers: HashMap<&Identity, u32> = members
+    let numbers: HashMap<(&Identity, MemberKind), u32> = members
         .iter()
-        .map(|member| &member.identity)
+        .map(|member| (&member.identity, member.kind))
         .zip(0..)
         .collect();
     let (mut kept, mut others) = (HashMap::new(), Vec::new());
     for whole in record::whole_members(pool, set)? {
-        match numbers.get(&whole.identity) {
+        match numbers.get(&(&whole.identity, whole.kind)) {
             Some(&index) if pool.volume_by_id(whole.volume).is_ok() => {
                 if whole.index != index {
                     let mut transaction = pool.transaction();
@@ -368,6 +368,15 @@ fn keep_members(
             }
             _ => others.push(whole),
         }
+    }
+    // Nothing is removed for a stream that is refused.
+    let is_lost =
+        |member: &Member| member.source == Source::Kept && !kept.contains_key(&member.identity);
+    let is_snapshot = |whole: &WholeMember| whole.kind == MemberKind::Snapshot;
+    let is_other = kept.is_empty() && others.iter().any(is_snapshot);
+    if is_other || members.iter().any(is_lost) {
+        let what = "that was of another set; --discard removes it";
+        return Err(Error::OtherStream(set.into(), what));
     }
     remove_whole(pool, set, &others)?;
     Ok(kept)

@@ -3,9 +3,9 @@
 //! A scrub that a stop or a death of the process interrupted goes on where it was, soon after the
 //! next start. What it finds is in the log and in the pool (`Pool::last_scrub`).
 
-use crate::rate_limit::RateLimit;
 use crate::serve_options::ScrubSchedule;
 use cowshed_engine::Pool;
+use cowshed_format::base::rate_limit::RateLimit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -85,10 +85,15 @@ fn is_due(pool: &Pool, every: Duration) -> bool {
 
 /// Scrubs once; returns false if it failed.
 fn scrub(pool: &Pool, schedule: ScrubSchedule, stop: &AtomicBool) -> bool {
-    let limit = RateLimit::new(schedule.bytes_per_second);
+    let mut limit = RateLimit::new(schedule.bytes_per_second);
+    let mut paid = 0;
     // A scrub on command is not kept waiting; this one goes on where that one ends.
     let goes_on = || !stop.load(Ordering::Relaxed) && !pool.is_scrub_awaited();
-    match pool.scrub(&mut |done, _| limit.wait(done, goes_on)) {
+    let mut progress = |done: u64, _| {
+        let bytes = done.saturating_sub(std::mem::replace(&mut paid, done));
+        limit.pay(bytes, goes_on)
+    };
+    match pool.scrub(&mut progress) {
         Err(error) => {
             tracing::warn!(%error, "a scrub failed, and is tried again");
             false

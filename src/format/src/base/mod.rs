@@ -10,6 +10,7 @@ pub mod codec;
 pub mod error;
 pub mod name;
 pub mod printable;
+pub mod rate_limit;
 pub mod size;
 pub mod sync;
 pub mod units;

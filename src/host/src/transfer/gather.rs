@@ -272,19 +272,24 @@ impl<'a> Transfers<'a> {
 
     fn entries(&self, set: &Set) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        let mut add = |kind, stored, key: &str| {
+        let mut add = |what, kind, stored, key: &str| {
+            // Another command may have removed it meanwhile; its volume would be of no use.
             let value = self.pool.record(stored, key.as_bytes());
-            entries.extend(value.map(|value| Entry {
+            let value = value.ok_or_else(|| Error::not_found(what, key))?;
+            entries.push(Entry {
                 kind,
                 key: key.as_bytes().to_vec(),
                 value: value.to_vec(),
-            }));
+            });
+            Ok::<_, Error>(())
         };
         for id in set.images.keys() {
-            add(EntryKind::Image, RecordKind::IMAGE, &id.to_string());
+            let id = id.to_string();
+            add(Kind::Image, EntryKind::Image, RecordKind::IMAGE, &id)?;
         }
         for container in &set.containers {
-            add(EntryKind::Container, RecordKind::CONTAINER, &container.id);
+            let (kind, stored) = (EntryKind::Container, RecordKind::CONTAINER);
+            add(Kind::Container, kind, stored, &container.id)?;
         }
         for name in record::names(self.pool)? {
             if set.images.contains_key(&name.image) {

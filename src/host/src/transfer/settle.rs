@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::mounts::random_hex;
 use crate::record::{self, ContainerRecord, ImageRecord};
 use cowshed_engine::{Labels, Name, Transaction};
+use cowshed_format::base::cancel;
 use cowshed_oci::{Digest, ImageConfig, Reference};
 use cowshed_stream::wire::{Entry, EntryKind, Member, MemberKind, SetHead};
 use cowshed_stream::{Arrived, Fate, Identity};
@@ -23,8 +24,11 @@ pub struct Plan {
     pub fates: Vec<Fate>,
     images: BTreeMap<Digest, ImageRecord>,
     references: Vec<(Reference, Digest)>,
+    /// The layers of the images.
+    layers: HashSet<Digest>,
     /// The containers, by the names of their volumes in the stream.
     containers: HashMap<Name, ContainerRecord>,
+    container_names: HashSet<Name>,
 }
 
 /// A set that was received.
@@ -51,11 +55,15 @@ impl Transfers<'_> {
             fates: Vec::with_capacity(head.members.len()),
             images: BTreeMap::new(),
             references: Vec::new(),
+            layers: HashSet::new(),
             containers: HashMap::new(),
+            container_names: HashSet::new(),
         };
         for entry in &head.entries {
             if entry.kind == EntryKind::Image {
                 let (id, image) = image_of(entry)?;
+                plan.layers
+                    .extend(image.layers.iter().map(|layer| layer.chain_id));
                 plan.images.insert(id, image);
             }
         }
@@ -70,10 +78,12 @@ impl Transfers<'_> {
             }
         }
         for member in &head.members {
+            cancel::check().map_err(cowshed_engine::Error::from)?;
             let fate = self.fate(member, prefix, &plan)?;
             plan.fates.push(fate);
         }
-        self.check_whole(head, &plan)?;
+        let comes: HashSet<Name> = head.members.iter().map(|it| it.name.clone()).collect();
+        self.check_whole(&plan, &comes, |sent_as, _| comes.contains(sent_as))?;
         Ok(plan)
     }
 
@@ -82,30 +92,22 @@ impl Transfers<'_> {
             record::parse(Kind::Container, &entry.key, &entry.value)?;
         // The id becomes part of the names of a volume and of a directory.
         if Digest::from_hex(&container.id).is_none() || container.id.as_bytes() != entry.key {
-            return Err(Error::SetFault("a container's id is none"));
+            return Err(Error::SetFault(
+                "a container's id is not 64 hexadecimal digits",
+            ));
         }
         let sent_as = record::container_volume_name(&container.id)?;
         let name = Name::new(&format!("{prefix}{}", container.name))?;
         if record::is_container_name_taken(self.pool, &name) {
             return Err(Error::ContainerExists(name));
         }
-        let is_twice = plan
-            .containers
-            .values()
-            .any(|other| other.name == name.as_str());
-        if is_twice {
+        if !plan.container_names.insert(name.clone()) {
             return Err(Error::SetFault("two of its containers have one name"));
         }
         container.name = name.to_string();
         if self.pool.volume(sent_as.as_str()).is_ok() {
             // It is a second copy of the container.
             container.id = random_hex::<32>()?;
-        }
-        let has_image = plan.images.contains_key(&container.image)
-            || record::image(self.pool, container.image)?.is_some();
-        if !has_image {
-            let image = container.image.to_string();
-            return Err(Error::not_found(Kind::Image, &image));
         }
         plan.containers.insert(sent_as, container);
         Ok(())
@@ -115,14 +117,10 @@ impl Transfers<'_> {
         let name = member.name.as_str();
         if name.starts_with(LAYER) || name.starts_with(TEMPLATE) {
             if member.kind != MemberKind::Snapshot {
-                return Err(Error::SetFault("a layer can be written"));
+                return Err(Error::SetFault("a layer is listed as a writable volume"));
             }
             let chain_id = chain_id_of(&member.name);
-            let is_used = chain_id.is_some_and(|chain_id| {
-                let layers = plan.images.values().flat_map(|image| &image.layers);
-                layers.into_iter().any(|layer| layer.chain_id == chain_id)
-            });
-            let Some(chain_id) = chain_id.filter(|_| is_used) else {
+            let Some(chain_id) = chain_id.filter(|id| plan.layers.contains(id)) else {
                 return Ok(Fate::Base);
             };
             return match record::layer_volume(self.pool, chain_id)? {
@@ -145,25 +143,40 @@ impl Transfers<'_> {
         Ok(Fate::Named(named))
     }
 
-    /// Checks that no image lacks a layer, and no container its root.
-    fn check_whole(&self, head: &SetHead, plan: &Plan) -> Result<()> {
-        let names: HashSet<&Name> = head.members.iter().map(|member| &member.name).collect();
+    /// Checks that no image lacks a layer, no container its root or its image, and no name its
+    /// image, if volumes of the names `comes` are added to the pool. `has_root` tells it of a
+    /// container, by the name of its volume in the stream.
+    fn check_whole(
+        &self,
+        plan: &Plan,
+        comes: &HashSet<Name>,
+        has_root: impl Fn(&Name, &ContainerRecord) -> bool,
+    ) -> Result<()> {
+        let has_image = |image: Digest| -> Result<bool> {
+            Ok(plan.images.contains_key(&image) || record::image(self.pool, image)?.is_some())
+        };
         for image in plan.images.values() {
             for layer in &image.layers {
                 let name = record::layer_volume_name(layer.chain_id)?;
-                let is_there = names.contains(&name)
+                let is_there = comes.contains(&name)
                     || record::layer_volume(self.pool, layer.chain_id)?.is_some();
                 if !is_there {
                     return Err(Error::SetFault("an image lacks a layer"));
                 }
             }
         }
-        if plan.containers.keys().any(|name| !names.contains(name)) {
-            return Err(Error::SetFault("a container has no root"));
+        for (sent_as, container) in &plan.containers {
+            if !has_root(sent_as, container) {
+                return Err(Error::SetFault("a container has no root"));
+            }
+            if !has_image(container.image)? {
+                let image = container.image.to_string();
+                return Err(Error::not_found(Kind::Image, &image));
+            }
         }
         for (_, image) in &plan.references {
-            if !plan.images.contains_key(image) && record::image(self.pool, *image)?.is_none() {
-                return Err(Error::SetFault("a name leads to no image"));
+            if !has_image(*image)? {
+                return Err(Error::SetFault("an image name refers to no image"));
             }
         }
         Ok(())
@@ -176,15 +189,17 @@ impl Transfers<'_> {
     pub fn settle(&self, mut arrived: Arrived<'_>, plan: Plan) -> Result<ReceivedSet> {
         {
             let _held = self.host.map(|host| host.images().lock_catalogue());
-            // Another command may have brought a layer meanwhile.
+            // Other commands may have brought layers, or removed some, meanwhile.
             for arrived in arrived.members.iter_mut().filter(|arrived| arrived.is_new) {
                 let chain_id = chain_id_of(&arrived.member.name);
-                if let Some(chain_id) = chain_id
-                    && record::layer_volume(self.pool, chain_id)?.is_some()
-                {
-                    arrived.fate = Fate::Base;
+                if let Some(chain_id) = chain_id.filter(|id| plan.layers.contains(id)) {
+                    arrived.fate = match record::layer_volume(self.pool, chain_id)? {
+                        Some(_) => Fate::Base,
+                        None => Fate::Named(arrived.member.name.clone()),
+                    };
                 }
             }
+            self.check_arrived(&arrived, &plan)?;
             let mut transaction = self.pool.transaction();
             arrived.settle(&mut transaction)?;
             self.put_records(&mut transaction, &arrived, &plan)?;
@@ -192,6 +207,20 @@ impl Transfers<'_> {
         }
         self.pool.flush()?;
         Ok(report(&arrived, plan))
+    }
+
+    /// Checks what has arrived, under the lock of the catalogue, as `check_whole` does.
+    fn check_arrived(&self, arrived: &Arrived<'_>, plan: &Plan) -> Result<()> {
+        let new = arrived.members.iter().filter(|arrived| arrived.is_new);
+        let comes: HashSet<Name> = new
+            .filter_map(|arrived| match &arrived.fate {
+                Fate::Named(name) => Some(name.clone()),
+                Fate::Base => None,
+            })
+            .collect();
+        self.check_whole(plan, &comes, |_, container| {
+            record::container_volume_name(&container.id).is_ok_and(|name| comes.contains(&name))
+        })
     }
 
     fn put_records(
@@ -209,7 +238,7 @@ impl Transfers<'_> {
         for (reference, image) in &plan.references {
             record::put_reference(transaction, &names, reference, *image);
         }
-        for arrived in &arrived.members {
+        for arrived in arrived.members.iter().filter(|arrived| arrived.is_new) {
             let Some(container) = plan.containers.get(&arrived.member.name) else {
                 continue;
             };

@@ -8,7 +8,8 @@
 //! # Invariants
 //! - A record is given out only after its checksum was verified, which covers all records before.
 //! - Ranges come in the order of their offsets, do not overlap, and lie inside the volume.
-//! - The reader needs memory for one record, whatever a header says.
+//! - The reader needs memory for one record and for the head of a set, which is bounded, whatever a
+//!   header says.
 
 mod begin;
 mod chain;
@@ -46,6 +47,8 @@ pub const BEGIN_BYTES_MAX: usize = 64 << 10;
 pub const MEMBERS_MAX: usize = 1 << 16;
 /// The longest payload of the record that lists a set's members.
 pub const SET_BYTES_MAX: usize = 16 << 20;
+/// The most entries of a set.
+pub const ENTRIES_MAX: usize = 1 << 17;
 /// The most bytes that the keys and values of a set's entries have together: no log takes a
 /// transaction with more.
 pub const ENTRIES_BYTES_MAX: usize = 32 << 20;

@@ -2,14 +2,14 @@
 //! belong to them.
 
 use super::begin::take_name;
-use super::{ENTRIES_BYTES_MAX, MEMBERS_MAX, SET_BYTES_MAX};
+use super::{ENTRIES_BYTES_MAX, ENTRIES_MAX, MEMBERS_MAX, SET_BYTES_MAX};
 use crate::identity::Identity;
 use cowshed_engine::{MAX_KEY_BYTES, MAX_VALUE_BYTES, MAX_VOLUME_BYTES, Name};
 use cowshed_format::base::codec::{Reader, Writer};
 use std::collections::HashSet;
 
 /// What a member becomes on the other side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemberKind {
     /// A snapshot.
     Snapshot,
@@ -99,6 +99,9 @@ impl SetHead {
         }
         let payload = out.into_bytes();
         let entries = self.entries.iter().map(Entry::len_bytes).sum::<usize>();
+        if self.entries.len() > ENTRIES_MAX {
+            return Err("too many records of images and containers");
+        }
         if self.members.len() > MEMBERS_MAX || payload.len() > SET_BYTES_MAX {
             return Err("too many members");
         }
@@ -115,6 +118,11 @@ impl SetHead {
         let (members, entries) = decoded.ok_or("it does not list the members of a set")?;
         if members.is_empty() {
             return Err("the set has no members");
+        }
+        let is_absent =
+            |member: &Member| member.kind == MemberKind::Volume && member.source == Source::Pool;
+        if members.iter().any(is_absent) {
+            return Err("a volume that can be written is not in the stream");
         }
         let names: HashSet<&Name> = members.iter().map(|member| &member.name).collect();
         let identities: HashSet<&Identity> =
@@ -137,7 +145,7 @@ impl SetHead {
     fn fields(input: &mut Reader<'_>) -> Option<(Vec<Member>, u32)> {
         let count = usize::try_from(input.u32()?).ok()?;
         let entries = input.u32()?;
-        if count > MEMBERS_MAX {
+        if count > MEMBERS_MAX || entries as usize > ENTRIES_MAX {
             return None;
         }
         let mut members = Vec::new();
