@@ -257,9 +257,9 @@ impl Host {
             return Ok(self.units.wanted(&self.root));
         };
         let has_systemd = units::has_systemd(&self.root);
-        let mut all = Vec::new();
+        let mut of_docker = Vec::new();
         if self.target == Target::Docker {
-            all.push(Wanted {
+            of_docker.push(Wanted {
                 path: docker::FILE.into(),
                 content: Content::Settings(
                     Box::new(|text| Ok(docker::set(text)?)),
@@ -268,17 +268,23 @@ impl Host {
                 ),
             });
             if has_systemd {
-                all.push(self.units.before_docker());
+                of_docker.push(self.units.before_docker());
             }
         }
         let config = self.root.read(Path::new(containerd::FILE))?;
         let changed_for = config.and_then(|text| containerd::changed_for(&text));
         if undo && self.target == Target::Docker && changed_for != Some(Target::Docker) {
             // It was asked for by itself.
-            return Ok(all);
+            return Ok(of_docker);
         }
-        all.extend(self.wanted_of_containerd(link, pods, has_systemd)?);
-        Ok(all)
+        let of_containerd = self.wanted_of_containerd(link, pods, has_systemd)?;
+        // Docker's configuration needs containerd's: it comes last, and goes first.
+        let (first, last) = if undo {
+            (of_docker, of_containerd)
+        } else {
+            (of_containerd, of_docker)
+        };
+        Ok(first.into_iter().chain(last).collect())
     }
 
     fn wanted_of_containerd(

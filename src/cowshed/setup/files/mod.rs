@@ -7,6 +7,8 @@
 //! - No path leads out of the root, whatever symbolic links there are below it.
 //! - Doing it twice changes nothing the second time. Undoing brings the old file back, unless
 //!   somebody has changed the new one: then only what was set is taken out.
+//! - A file of settings has a kept file beside it exactly while settings of ours are in it: an empty
+//!   one if there was no file. Without a kept file, the settings are somebody else's.
 
 mod root;
 mod steps;
@@ -147,8 +149,8 @@ impl Root {
             content => self
                 .present(&wanted.path)
                 .and_then(|file| match (content, undo) {
-                    (Content::Settings(set, _, is_ours), false) => {
-                        plan_settings(&file, set, *is_ours)
+                    (Content::Settings(set, unset, is_ours), false) => {
+                        plan_settings(&file, set, unset, *is_ours)
                     }
                     (Content::Settings(set, unset, _), true) => plan_unset(&file, set, unset),
                     (Content::Whole(text), false) => Ok(plan_whole(&file, text)),
@@ -218,7 +220,12 @@ impl Default for Plan {
 }
 
 /// Plans to set settings.
-fn plan_settings(file: &Present, set: &Set<'_>, is_ours: fn(&str) -> bool) -> anyhow::Result<Plan> {
+fn plan_settings(
+    file: &Present,
+    set: &Set<'_>,
+    unset: &Unset<'_>,
+    is_ours: fn(&str) -> bool,
+) -> anyhow::Result<Plan> {
     let old = file.text.as_deref().unwrap_or_default();
     let new = set(old)?;
     let mut plan = Plan {
@@ -228,11 +235,19 @@ fn plan_settings(file: &Present, set: &Set<'_>, is_ours: fn(&str) -> bool) -> an
     };
     if file.text.is_none() {
         plan.action = Action::Created;
+        plan.steps.push(Step::Write {
+            to: file.kept_place(),
+            text: String::new(),
+            like: None,
+        });
     } else if new == old {
         return Ok(plan);
     } else {
         plan.action = Action::Changed;
-        if !is_ours(old) {
+        // While some of our settings are in it, the file that was kept before is what there was
+        // before them.
+        let has_ours = is_ours(old) || unset(old, "").is_ok_and(|without| without != old);
+        if file.kept.is_none() || !has_ours {
             plan.kept = Some(file.keep(&mut plan.steps, false));
         }
     }
@@ -245,39 +260,38 @@ fn plan_unset(file: &Present, set: &Set<'_>, unset: &Unset<'_>) -> anyhow::Resul
     let Some(old) = &file.text else {
         return Ok(Plan::default());
     };
-    let kept = file.kept.as_deref();
-    let mut new = unset(old, kept.unwrap_or_default())?;
-    if set(kept.unwrap_or_default()).is_ok_and(|set| set == *old) {
+    let Some(kept) = file.kept.as_deref() else {
+        // The settings, if there are any, are not ours.
+        return Ok(Plan::default());
+    };
+    let mut new = unset(old, kept)?;
+    if set(kept).is_ok_and(|set| set == *old) {
         // Nobody has changed it since.
-        new = kept.unwrap_or_default().to_owned();
+        new = kept.to_owned();
     }
     let mut plan = Plan {
         old: old.clone(),
         new: new.clone(),
         ..Plan::default()
     };
-    let place = file.place.clone();
-    match kept {
-        _ if new == *old => return Ok(plan),
-        Some(kept) if kept == new => {
-            plan.action = Action::Restored;
-            let from = file.kept_place();
-            plan.steps.push(Step::Rename { from, to: place });
-        }
-        None if new.trim().is_empty() => {
-            plan.action = Action::Removed;
-            plan.steps.push(Step::Remove { file: place });
-        }
-        _ => {
-            plan.action = Action::Changed;
-            plan.steps.push(file.write(&new));
-            if kept.is_some() {
-                // All of it is in the file again.
-                let file = file.kept_place();
-                plan.steps.push(Step::Remove { file });
-            }
-        }
+    let (place, kept_place) = (file.place.clone(), file.kept_place());
+    if !kept.is_empty() && kept == new {
+        plan.action = Action::Restored;
+        plan.steps.push(Step::Rename {
+            from: kept_place,
+            to: place,
+        });
+        return Ok(plan);
     }
+    if kept.is_empty() && new.trim().is_empty() {
+        plan.action = Action::Removed;
+        plan.steps.push(Step::Remove { file: place });
+    } else if new != *old {
+        plan.action = Action::Changed;
+        plan.steps.push(file.write(&new));
+    }
+    // What it held is in the file again.
+    plan.steps.push(Step::Remove { file: kept_place });
     Ok(plan)
 }
 

@@ -114,6 +114,19 @@ fn a_change_that_came_since_stays_when_settings_are_undone() {
     assert_eq!(host.names(""), ["c"]);
 }
 
+/// They may be what the documents describe, set by hand.
+#[test]
+fn settings_that_others_made_are_not_undone() {
+    let host = Host::new();
+    let wanted = settings("/c");
+    host.put("c", "theirs\nours\n");
+    assert_eq!(host.act(&wanted, true), Action::Unchanged);
+    assert_eq!(host.act(&wanted, false), Action::Unchanged);
+    assert_eq!(host.act(&wanted, true), Action::Unchanged);
+    assert_eq!(host.text("c").unwrap(), "theirs\nours\n");
+    assert_eq!(host.names(""), ["c"]);
+}
+
 #[test]
 fn a_file_that_was_kept_before_is_never_overwritten() {
     let host = Host::new();

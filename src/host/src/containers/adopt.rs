@@ -79,12 +79,12 @@ impl Containers {
         let source = PathBuf::from(overlay_source(&record.id));
         let place = place_of(&found.mounts, &source, &self.dir().join(&record.id));
         let lower = self.image_top(record).ok();
-        if let (Some(path), Some(lower)) = (place, lower) {
-            self.mounts.adopt_lower(found, &lower);
+        if let (Some(path), Some(lower)) = (place, &lower) {
+            self.mounts.adopt_lower(found, lower);
             return Some(ContainerMount {
                 path,
                 source,
-                lower: Some(lower),
+                lower: Some(lower.clone()),
             });
         }
         if own_mount.is_some() && mount::unmount(&own).is_err() {
@@ -93,6 +93,16 @@ impl Containers {
         }
         if own.exists() {
             self.mounts.let_go(&found.export, volume.id());
+            if let (Some(_), Some(lower)) = (device_of(&found.export, volume.id()), lower) {
+                // It is in use where this process does not see it, and no second overlay may be
+                // mounted over the same folders.
+                self.mounts.adopt_lower(found, &lower);
+                return Some(ContainerMount {
+                    path: self.dir().join(&record.id),
+                    source,
+                    lower: Some(lower),
+                });
+            }
             let _ = fs::remove_dir(&own);
         }
         None

@@ -92,14 +92,16 @@ impl<'l> Upper<'l> {
         let mounts = &self.layers.mounts;
         let own = mounts.mount_for_work(&self.own, Mode::Frozen)?;
         let upper = own.path().join(overlay::UPPER);
-        // A root that was never mounted has no upper folder.
-        let changes = if upper.exists() {
+        // A root that was never mounted has no upper folder. One that cannot be read is an error: its
+        // changes must not be taken for none.
+        let has_upper = upper.try_exists().map_err(Error::io("inspect", &upper))?;
+        let changes = if has_upper {
             let lower = mounts.view(&self.lower)?;
             changes_of_upper(lower.path(), &upper)?
         } else {
             TreeChanges::new()
         };
-        let root = if upper.exists() { &*upper } else { own.path() };
+        let root = if has_upper { &*upper } else { own.path() };
         let done = work(root, changes)?;
         own.unmount()?;
         Ok(done)

@@ -64,8 +64,8 @@ impl Mounts {
         Ok(path)
     }
 
-    /// Counts one user less, and unmounts the lower layer with the last one. If it is in use all the
-    /// same, it stays until it has and loses another user, or this host is closed.
+    /// Counts one user less, and unmounts the lower layer with the last one. If that fails because
+    /// it is in use, it stays mounted until its next last user goes, or this host is closed.
     pub(crate) fn release_lower(&self, volume: &Volume) {
         let Some(lower) = self.lowers.lock().get(&volume.id()).cloned() else {
             return;
@@ -141,20 +141,27 @@ impl Mounts {
                 let _ = mount::unmount_lazy(&path);
             }
             self.let_go(&found.export, id);
-            let _ = fs::remove_dir(&path);
+            if device_of(&found.export, id).is_none() {
+                let _ = fs::remove_dir(&path);
+            }
         }
     }
 
     /// Unmounts the lower layers without users that were in use before.
     pub(super) fn close_lowers(&self) -> Result<()> {
         let all: Vec<_> = self.lowers.lock().clone().into_iter().collect();
+        let mut first_error = None;
         for (id, lower) in all {
             let mut lower = lower.lock();
-            if lower.users == 0 {
-                self.unmount_lower(&self.pool.volume_by_id(id)?, &mut lower)?;
+            if lower.users > 0 || lower.device.is_none() {
+                continue;
+            }
+            let volume = self.pool.volume_by_id(id).map_err(Error::from);
+            if let Err(error) = volume.and_then(|volume| self.unmount_lower(&volume, &mut lower)) {
+                first_error.get_or_insert(error);
             }
         }
-        Ok(())
+        first_error.map_or(Ok(()), Err)
     }
 
     /// Forgets the lower layers without unmounting them, for a successor to find.
