@@ -1,8 +1,8 @@
 //! `cowshed doctor`: what of this host works, is slow or is missing, and what to do about it.
 //!
 //! Whatever can be tried is tried: devices are opened, a file without a name is written beside the
-//! pool. Nothing of the host is changed, no pool is written to, and nothing needs root but what only
-//! root may look at, which is said then.
+//! pool. Nothing is written but that file, and no pool is; opening a device may load its kernel
+//! module. Nothing needs root but what only root may look at, which is said then.
 //!
 //! | module | what |
 //! |---|---|
@@ -13,6 +13,7 @@
 //!
 //! # Invariants
 //! - Each check gives one line, also where it could not be carried out.
+//! - No program that does not answer holds it up for more than [`ANSWER_TIME`].
 //! - Each line that is not `ok` says what to do.
 
 mod kernel;
@@ -26,6 +27,20 @@ use super::open::{DEFAULT_POOL, Place};
 use super::output::counted;
 use cowshed_daemon::request::HostPath;
 use serde::Serialize;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// The time that another program gets to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// Returns what `work` returns, or `None` if that takes too long: its thread ends with the process
+/// then.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(work()));
+    receiver.recv_timeout(ANSWER_TIME).ok()
+}
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -103,7 +118,7 @@ pub(super) fn run(
     let mut checks = kernel::checks();
     checks.extend(services::programs());
     checks.extend(storage::checks(place.pool.as_path()));
-    checks.extend(services::checks(&place, console));
+    checks.extend(services::checks(&place));
     checks.extend(runtimes::checks());
     console.result(&checks, || shown(&checks))?;
     let failed: Vec<&str> = checks

@@ -1,6 +1,6 @@
 //! containerd and Docker: which versions there are, and whether they use cowshed and can.
 
-use super::{Check, fail, is_root, ok, warn};
+use super::{Check, fail, in_time, is_root, ok, warn};
 use crate::setup;
 use std::fs;
 use std::io;
@@ -14,15 +14,33 @@ const DOCKER_MIN: u32 = 26;
 const DOCKER_SOCKET: &str = "/run/docker.sock";
 
 pub(super) fn checks() -> Vec<Check> {
-    let config = fs::read_to_string(setup::containerd::FILE).unwrap_or_default();
-    let socket = setup::containerd::socket(&config).map_err(|fault| fault.to_string());
-    let is_set = matches!(socket, Ok(Some(_)));
-    vec![containerd(socket), docker(is_set)]
+    match read(setup::containerd::FILE) {
+        Ok(config) => {
+            let socket = setup::containerd::socket(&config).map_err(|fault| fault.to_string());
+            let is_set = matches!(socket, Ok(Some(_)));
+            vec![containerd(socket), docker(Some(is_set))]
+        }
+        Err(error) => {
+            let detail = format!("{}: {error}", setup::containerd::FILE);
+            let unread = warn("containerd", detail, "run `cowshed doctor` as root");
+            vec![unread, docker(None)]
+        }
+    }
+}
+
+/// Returns the text of a configuration file, which may be missing.
+fn read(file: &str) -> io::Result<String> {
+    match fs::read_to_string(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }
 }
 
 /// Returns whether somebody listens on a socket.
 fn listens(path: &str) -> io::Result<()> {
-    UnixStream::connect(path).map(drop)
+    let owned = path.to_owned();
+    let silent = || Err(io::ErrorKind::TimedOut.into());
+    in_time(move || UnixStream::connect(owned).map(drop)).unwrap_or_else(silent)
 }
 
 fn containerd(socket: Result<Option<String>, String>) -> Check {
@@ -71,7 +89,7 @@ fn containerd(socket: Result<Option<String>, String>) -> Check {
     }
 }
 
-fn docker(containerd_is_set: bool) -> Check {
+fn docker(containerd_is_set: Option<bool>) -> Check {
     let check = "docker";
     let file = setup::docker::FILE;
     let version = setup::installed_version("dockerd", 2);
@@ -82,8 +100,7 @@ fn docker(containerd_is_set: bool) -> Check {
     if Path::new(DOCKER_SOCKET).exists() && is_root() && listens(DOCKER_SOCKET).is_err() {
         installed += ", not running";
     }
-    let text = match fs::read_to_string(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+    let text = match read(file) {
         Err(error) => {
             return warn(
                 check,
@@ -111,7 +128,7 @@ fn docker(containerd_is_set: bool) -> Check {
             remedy,
         );
     }
-    if !containerd_is_set {
+    if containerd_is_set == Some(false) {
         return fail(
             check,
             format!("{installed}; configured for cowshed, and containerd is not"),

@@ -1,17 +1,17 @@
 //! The programs that cowshed runs, the pool, its daemon, and systemd.
 
-use super::{Check, fail, is_root, ok, warn};
-use crate::console::Console;
+use super::{ANSWER_TIME, Check, fail, in_time, is_root, ok, warn};
 use crate::open::Place;
 use crate::pool;
 use anyhow::Context;
 use cowshed_daemon::protocol::ProtocolError;
-use cowshed_daemon::request::{Command, Request, Style, pool as request};
+use cowshed_daemon::request::{Command, HostPath, Request, Style, pool as request};
 use cowshed_daemon::{Client, Connection};
 use cowshed_format::base::size::human;
 use cowshed_format::base::{Error, printable};
 use cowshed_sys::program;
 use serde_json::Value;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -47,8 +47,8 @@ pub(super) fn programs() -> Vec<Check> {
     }]
 }
 
-pub(super) fn checks(place: &Place, console: &Console) -> Vec<Check> {
-    let found = look_at_pool(place, console);
+pub(super) fn checks(place: &Place) -> Vec<Check> {
+    let found = look_at_pool(place);
     let daemon = daemon(place, &found);
     vec![pool(place, found), daemon, systemd()]
 }
@@ -66,10 +66,10 @@ enum Found {
 }
 
 /// Looks at the pool; while a daemon starts or stops, waits for that.
-fn look_at_pool(place: &Place, console: &Console) -> Found {
+fn look_at_pool(place: &Place) -> Found {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match look_once(place, console) {
+        match look_once(place) {
             Found::Silent(_) if Instant::now() < deadline => thread::sleep(RETRY),
             found => return found,
         }
@@ -78,25 +78,32 @@ fn look_at_pool(place: &Place, console: &Console) -> Found {
 
 /// Opens the pool for reading only, or asks the daemon that has it open. No daemon is asked that
 /// does not run: systemd would start it.
-fn look_once(place: &Place, console: &Console) -> Found {
+fn look_once(place: &Place) -> Found {
     match place.open_to_read().and_then(|pool| pool.status()) {
         Ok(status) => Found::Closed(pool::document(&status)),
-        Err(Error::InUse) => match ask_daemon(place, console) {
-            Ok(status) => Found::Served(status),
-            Err(error) => Found::Silent(error),
-        },
+        Err(Error::InUse) => {
+            let socket = place.socket.clone();
+            match in_time(move || ask_daemon(&socket)) {
+                Some(Ok(status)) => Found::Served(status),
+                Some(Err(error)) => Found::Silent(error),
+                None => Found::Silent(anyhow::anyhow!(
+                    "it does not answer within {} seconds",
+                    ANSWER_TIME.as_secs()
+                )),
+            }
+        }
         Err(error) => Found::Unopened(error),
     }
 }
 
-fn ask_daemon(place: &Place, console: &Console) -> anyhow::Result<Value> {
-    let client = match Client::connect(place.socket.as_path())? {
+fn ask_daemon(socket: &HostPath) -> anyhow::Result<Value> {
+    let client = match Client::connect(socket.as_path())? {
         Connection::Daemon(client) => client,
         Connection::Nobody => anyhow::bail!("nobody answers, but the pool is in use"),
     };
     // The reply fits into a pipe.
     let (mut reader, writer) = io::pipe()?;
-    let [input, _, error] = console.streams();
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
     let request = Request {
         style: Style {
             json: true,
@@ -104,7 +111,7 @@ fn ask_daemon(place: &Place, console: &Console) -> anyhow::Result<Value> {
         },
         command: Command::Pool(request::Command::Status { check: false }),
     };
-    let answer = client.run(&request, [input, writer.as_fd(), error])?;
+    let answer = client.run(&request, [nothing.as_fd(), writer.as_fd(), nothing.as_fd()])?;
     drop(writer);
     if let Some(refusal) = answer.refusal {
         anyhow::bail!("{refusal}");

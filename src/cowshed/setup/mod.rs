@@ -208,7 +208,7 @@ pub(super) fn run(setup: &Setup, pool: Option<&HostPath>, console: &Console) -> 
     }
     console.result(&plans, || shown(&plans, how.dry_run))?;
     let is_changed = plans.iter().any(|plan| plan.action != Action::Unchanged);
-    for line in host.next(is_changed, how)? {
+    for line in host.next(is_changed, how, link)? {
         console.message(&line);
     }
     Ok(())

@@ -2,7 +2,8 @@
 
 use super::docker;
 use super::units::{self, PROGRAMS};
-use super::{Host, How, Target};
+use super::{Host, How, Link, Target};
+use cowshed_daemon::request::HostPath;
 use std::path::Path;
 
 /// The first version of Docker whose containerd image store takes other snapshotters well.
@@ -13,7 +14,12 @@ impl Host {
     ///
     /// # Errors
     /// When a file cannot be read.
-    pub(super) fn next(&self, is_changed: bool, how: &How) -> anyhow::Result<Vec<String>> {
+    pub(super) fn next(
+        &self,
+        is_changed: bool,
+        how: &How,
+        link: Option<&Link>,
+    ) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
         if !how.undo {
             lines.extend(self.notes()?);
@@ -24,7 +30,7 @@ impl Host {
         let commands = if how.undo {
             self.after_undo()
         } else {
-            self.after()
+            self.after(link)
         };
         if !commands.is_empty() {
             lines.push(format!("Next: {}", commands.join(" && ")));
@@ -64,27 +70,30 @@ impl Host {
     }
 
     /// Returns the commands with which the changes take effect.
-    fn after(&self) -> Vec<String> {
+    fn after(&self, link: Option<&Link>) -> Vec<String> {
         if !self.root.is_host() {
             return Vec::new();
         }
         let mut commands = Vec::new();
         let pool = self.pool.as_path();
+        let option = match pool == Path::new(super::DEFAULT_POOL) {
+            true => String::new(),
+            false => format!(" --pool {}", self.pool),
+        };
         if !pool.exists() {
-            let usual = super::DEFAULT_POOL;
-            let option = match pool == Path::new(usual) {
-                true => String::new(),
-                false => format!(" --pool {}", self.pool),
-            };
             commands.push(format!("cowshed{option} pool create --size 100G"));
         }
         let name = self.units.name();
         if !units::has_systemd(&self.root) {
+            let given = |path: fn(&Link) -> &Option<HostPath>, usual: &str| {
+                let path = link.and_then(|link| path(link).as_ref());
+                path.map_or_else(|| usual.to_owned(), ToString::to_string)
+            };
             commands.push(format!(
-                "cowshed serve --containerd-socket {} --containerd-address {} --mount {}",
-                super::SOCKET,
-                super::ADDRESS,
-                super::VOLUMES
+                "cowshed{option} serve --containerd-socket {} --containerd-address {} --mount {}",
+                given(|link| &link.containerd_socket, super::SOCKET),
+                given(|link| &link.containerd_address, super::ADDRESS),
+                given(|link| &link.mount, super::VOLUMES)
             ));
             return commands;
         }
