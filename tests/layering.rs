@@ -21,6 +21,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("stream", &["engine", "format"]),
     // Layers come from outside: every path is resolved beneath the root by a system call.
     ("oci", &["format", "sys"]),
+    // No pool and no trees: blobs are files in a folder.
+    ("registry", &["format", "oci"]),
     // No pool and no layers: file systems are read from any source of blocks.
     ("ext4diff", &["format", "sys"]),
     (
@@ -81,8 +83,8 @@ const HOST: &[(&str, &[&str])] = &[
 const NOT_IN_THE_ENGINE: &[&str] = &["clap", "hyper", "serde", "tokio", "tonic"];
 
 /// Crates that must never be among the daemon's dependencies, at any depth: what it is asked to do
-/// has types of its own, and what it does is printed by the command line.
-const NOT_IN_THE_DAEMON: &[&str] = &["clap", "comfy-table", "indicatif"];
+/// has types of its own, what it does is printed by the command line, and it has no network.
+const NOT_IN_THE_DAEMON: &[&str] = &["clap", "comfy-table", "indicatif", "reqwest", "rustls"];
 
 /// The maximum number of lines of a file.
 const LINES_MAX: usize = 600;

@@ -5,7 +5,7 @@
 //! text to the error stream. This module does not know what the results mean.
 
 use super::output::{self, Column};
-use super::progress::Progress;
+use super::progress::{Bars, Progress};
 use super::streams::{Input, Output};
 use cowshed_daemon::request::{Command, Request, Style};
 use cowshed_format::base::{Cancel, printable_lines};
@@ -72,6 +72,23 @@ impl Console {
     /// When one of the three is closed.
     pub(super) fn of_this_process(style: Style, cancel: Cancel) -> io::Result<Self> {
         Ok(Self::new(own_streams()?, style, cancel))
+    }
+
+    /// Returns a console with another input, which shows no progress.
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub(super) fn with_input(&self, input: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            input: File::from(input),
+            output: self.output.try_clone()?,
+            error: self.error.try_clone()?,
+            style: Style {
+                terminal_columns: None,
+                ..self.style.clone()
+            },
+            cancel: self.cancel.clone(),
+        })
     }
 
     /// Returns how results are shown.
@@ -177,6 +194,20 @@ impl Console {
         // A message that cannot be written is lost, which is not an error.
         let text = printable_lines(text);
         let _ = (&self.error).write_all(format!("{text}\n").as_bytes());
+    }
+
+    /// Returns a progress bar for each of some things, shown only on a terminal and not with `-q`.
+    #[must_use]
+    pub(super) fn bars(&self, things: &[(String, u64)]) -> Bars {
+        let shown = if self.style.quiet {
+            None
+        } else {
+            self.style.terminal_columns
+        };
+        match shown.map(|columns| (columns, self.error.try_clone())) {
+            Some((columns, Ok(file))) => Bars::shown(file, columns, things),
+            _ => Bars::hidden(),
+        }
     }
 
     /// Returns a progress bar of `total_bytes` (unknown for a pipe), shown only on a terminal and

@@ -10,12 +10,14 @@ use super::transfer;
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::FileOrPipe;
-use cowshed_daemon::request::image::{self as request, Command, Export, Import};
+use cowshed_daemon::request::image::{self as request, Command, Export, Import, Pull};
 use cowshed_format::base::Name;
 use cowshed_format::base::size::human;
 use cowshed_host::transfer::Chosen;
 use cowshed_host::{self as container, ExportedImage, Host, ImportOptions, ImportedImage};
-use cowshed_oci::{self as oci, Compression, Image, Platform, Reference, Select, SourceInput};
+use cowshed_oci::{
+    self as oci, Compression, Image, Platform, Reference, Select, SourceInput, relay,
+};
 use serde::Serialize;
 use std::fs::File;
 use std::io::BufWriter;
@@ -54,6 +56,13 @@ pub(super) fn run(
             }
             let text = || shown_lines(&imported);
             console.result(&Several::new(&imported), text)
+        }
+        Command::Pull(pull) => {
+            let what = || format!("pull image {}", pull.name);
+            let pulled = store_pulled(pull, open_pool, console).with_context(what)?;
+            tell_notes(&pulled, console);
+            let images = [pulled];
+            console.result(&Several::new(&images), || shown_lines(&images))
         }
         Command::Export(export) => export_images(export, open_pool, console),
         Command::Send { images, options } => {
@@ -126,6 +135,36 @@ fn import(
     Ok(imported)
 }
 
+/// Stores an image that another process, or another thread of this one, fetches.
+fn store_pulled(
+    pull: &Pull,
+    open_pool: &OpenPool,
+    console: &Console,
+) -> anyhow::Result<ImportedImage> {
+    let host = open_pool.containers()?;
+    let input = console.input()?;
+    let output = Output::new(input.file(), console.cancel())?;
+    let received = relay::receive(input, output)?;
+    let missing = host.images().missing_layers(received.image())?;
+    let (image, mut reports) = received.request(&missing)?;
+    let options = ImportOptions {
+        name: None,
+        file_system_bytes: pull.size_bytes,
+        usual_bytes: None,
+    };
+    let cancel = console.cancel();
+    let imported = host.images().import(&image, &options, &mut |done| {
+        reports.stored(done.done_layers);
+        !cancel.is_cancelled()
+    });
+    if imported.is_err() {
+        reports.give_up();
+    }
+    // Whoever fetched it has its progress on the terminal, and removes that before the result.
+    reports.wait_for_end();
+    Ok(imported?)
+}
+
 fn import_one(
     host: &Host,
     image: &Image,
@@ -146,7 +185,7 @@ fn import_one(
 }
 
 /// Reports properties of an image that are handled in an unexpected way.
-fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
+pub(super) fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
     if let Some(platform) = image.other_platform() {
         console.message(&format!(
             "warning: the image is for {platform} and this host is {}; its programs do not run \

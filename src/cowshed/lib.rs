@@ -55,6 +55,7 @@ mod part_file;
 mod pool;
 mod progress;
 mod quickstart;
+mod registry;
 mod remote;
 mod removal;
 mod resize;
@@ -73,6 +74,7 @@ mod volume;
 mod wrong_usage;
 
 use anyhow::Context;
+use arguments::image::ImageCommand;
 use arguments::pool::{Offline, PoolCommand};
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
@@ -191,7 +193,10 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         Command::Volume(volume) => Request::Volume(volume.into()),
         Command::Attach(attach) => Request::Attach(attach.into()),
         Command::Detach(detach) => Request::Attach(detach.into()),
-        Command::Image(image) => Request::Image(image.into()),
+        Command::Image(ImageCommand::Registry(command)) => {
+            return registry::run(&command, &place()?, console);
+        }
+        Command::Image(ImageCommand::Local(image)) => Request::Image(image.into()),
         Command::Container(container) => Request::Container(container.into()),
         Command::Gc(gc) => Request::Gc(gc.into()),
         Command::Tree(tree) => Request::Tree(tree.into()),

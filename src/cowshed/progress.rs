@@ -1,6 +1,6 @@
 //! Progress bars on the terminal that is the command's error stream.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 use std::fs::File;
 use std::io::{self, Write};
 
@@ -58,6 +58,61 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Progress bars one below the other, or nothing if none are to be shown. They vanish when dropped.
+#[derive(Debug)]
+pub(super) struct Bars {
+    all: MultiProgress,
+    bars: Vec<ProgressBar>,
+}
+
+impl Bars {
+    /// Returns bars that show nothing.
+    #[must_use]
+    pub(super) fn hidden() -> Self {
+        Self {
+            all: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            bars: Vec::new(),
+        }
+    }
+
+    /// Returns a bar for each name and number of bytes, on the terminal `file`, `columns` wide.
+    #[must_use]
+    pub(super) fn shown(file: File, columns: u16, things: &[(String, u64)]) -> Self {
+        let target = ProgressDrawTarget::term_like(Box::new(Terminal { file, columns }));
+        let all = MultiProgress::with_draw_target(target);
+        let template = "{prefix} {msg:11} {wide_bar} {binary_bytes}/{binary_total_bytes}";
+        let bars = things.iter().map(|(name, bytes)| {
+            let bar = all.add(ProgressBar::new(*bytes));
+            // An unknown template falls back to the crate's default bar.
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_prefix(name.clone());
+            bar
+        });
+        let bars = bars.collect();
+        Self { all, bars }
+    }
+
+    /// Sets one bar to `bytes` and says what is done.
+    pub(super) fn set(&self, index: usize, bytes: u64, doing: &'static str) {
+        if let Some(bar) = self.bars.get(index) {
+            bar.set_position(bytes);
+            bar.set_message(doing);
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        for bar in &self.bars {
+            bar.finish_and_clear();
+        }
+        // A terminal that cannot be written to shows nothing to remove.
+        let _ = self.all.clear();
     }
 }
 

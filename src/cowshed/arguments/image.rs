@@ -1,6 +1,7 @@
 //! The arguments of `cowshed image`.
 
 use super::place;
+use super::registry::RegistryCommand;
 use super::size::Size;
 use super::stream::{ReceiveSet, SendOptions};
 use clap::error::ErrorKind;
@@ -13,6 +14,17 @@ use std::ffi::OsString;
 /// `cowshed image …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
+    /// What works on the pool alone.
+    #[command(flatten)]
+    Local(LocalCommand),
+    /// What talks to a registry.
+    #[command(flatten)]
+    Registry(RegistryCommand),
+}
+
+/// The commands that work on the pool alone.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LocalCommand {
     /// Import an image; layers that the pool has already are not stored again
     #[command(
         after_help = "SRC is an OCI layout, a docker-archive or what skopeo's dir: writes, as a \
@@ -177,25 +189,25 @@ pub(crate) struct Remove {
     pub images: Vec<String>,
 }
 
-impl From<ImageCommand> for request::Command {
-    fn from(arguments: ImageCommand) -> Self {
+impl From<LocalCommand> for request::Command {
+    fn from(arguments: LocalCommand) -> Self {
         match arguments {
-            ImageCommand::Import(new) => Self::Import(request::Import {
+            LocalCommand::Import(new) => Self::Import(request::Import {
                 source: new.source,
                 name: new.name,
                 platform: new.platform,
                 rootfs: new.rootfs,
                 size_bytes: new.size.map(|size| size.0),
             }),
-            ImageCommand::Ls => Self::List,
-            ImageCommand::Inspect(One { image }) => Self::Inspect { image },
-            ImageCommand::History(One { image }) => Self::History { image },
-            ImageCommand::Export(export) => Self::Export(request::Export {
+            LocalCommand::Ls => Self::List,
+            LocalCommand::Inspect(One { image }) => Self::Inspect { image },
+            LocalCommand::History(One { image }) => Self::History { image },
+            LocalCommand::Export(export) => Self::Export(request::Export {
                 images: export.images,
                 file: export.file,
                 compression: export.compression.into(),
             }),
-            ImageCommand::Send(Send {
+            LocalCommand::Send(Send {
                 images,
                 from,
                 options,
@@ -203,8 +215,8 @@ impl From<ImageCommand> for request::Command {
                 images,
                 options: options.with_base(from),
             },
-            ImageCommand::Receive(ReceiveSet { prefix, step }) => Self::Receive(step.of(prefix)),
-            ImageCommand::Rm(Remove { images }) => Self::Remove { images },
+            LocalCommand::Receive(ReceiveSet { prefix, step }) => Self::Receive(step.of(prefix)),
+            LocalCommand::Rm(Remove { images }) => Self::Remove { images },
         }
     }
 }

@@ -11,6 +11,7 @@ pub(super) mod gc;
 pub(super) mod image;
 pub(super) mod place;
 pub(super) mod pool;
+pub(super) mod registry;
 pub(super) mod size;
 pub(super) mod stream;
 pub(super) mod tree;

@@ -225,6 +225,12 @@ pub enum Error {
     /// A layer of a stream was opened a second time.
     #[error("the layer comes from a pipe and has been read already; import from a file instead")]
     AlreadyRead,
+    /// The place that has the image failed.
+    #[error(transparent)]
+    Remote(Box<dyn std::error::Error + Send + Sync>),
+    /// The process that passes the image on has ended or failed.
+    #[error("{0}")]
+    PassedOn(Printable),
 }
 
 /// The fault of a tar header.

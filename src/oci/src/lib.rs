@@ -5,6 +5,7 @@
 //! - [`layer`] writes a layer, [`layout`] a whole image as an archive.
 //! - [`config`] is the image's configuration, [`digest`] identifies all objects; [`mod@reference`]
 //!   is an image's name, [`platform`] the system that it runs on.
+//! - [`relay`] passes an image from one process to another.
 //!
 //! This crate knows neither pools nor volumes: a root is any directory. All input is hostile until
 //! its digest is verified, and bounded by [`limits`] even then.
@@ -21,6 +22,7 @@ pub mod layout;
 pub mod limits;
 pub mod platform;
 pub mod reference;
+pub mod relay;
 pub mod source;
 mod tarball;
 #[cfg(test)]
@@ -37,6 +39,8 @@ pub use layer::{LayerSummary, LayerWriter};
 pub use layout::{LayerBlob, LayoutImage, write_layout, write_layouts};
 pub use platform::{InvalidPlatform, Platform};
 pub use reference::{InvalidReference, Reference, ReferenceFault, same_reference};
-pub use source::{Image, LayerDigest, LayerInfo, LayerReader, Select, SourceInput};
+pub use source::{
+    Document, Image, LayerDigest, LayerInfo, LayerReader, Remote, Select, SourceInput,
+};
 pub use tarball::Time;
 pub use tree::add_tree;

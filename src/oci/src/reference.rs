@@ -168,6 +168,24 @@ impl Reference {
         format!("{}/{}{}", self.domain, self.path, self.suffix())
     }
 
+    /// Returns the registry: a host with an optional port.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// Returns the path of the repository in the registry.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Returns the digest, if one is stated.
+    #[must_use]
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
+    }
+
     /// Returns the tag; `None` for a reference by digest alone.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {

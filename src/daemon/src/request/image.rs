@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 pub enum Command {
     /// Imports an image, or all images of an archive.
     Import(Import),
+    /// Stores an image that the caller fetches from elsewhere: it comes over the input, a socket,
+    /// as `cowshed_oci::relay` passes it on.
+    Pull(Pull),
     /// Lists all images.
     List,
     /// Shows one image.
@@ -60,6 +63,16 @@ pub struct Import {
     /// source is recognised.
     #[serde(default)]
     pub rootfs: bool,
+    /// The size of the image's file system in bytes. Without it the size follows the image.
+    pub size_bytes: Option<u64>,
+}
+
+/// An image that the caller fetches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pull {
+    /// Its name, for messages.
+    pub name: String,
     /// The size of the image's file system in bytes. Without it the size follows the image.
     pub size_bytes: Option<u64>,
 }

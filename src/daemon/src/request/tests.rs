@@ -249,6 +249,13 @@ fn golden_of_images() -> Vec<(Command, &'static str)> {
             }),
             r#"{"image":{"import":{"source":{"file":"/root"},"name":"debian:12","platform":"linux/arm/v7","rootfs":true,"size_bytes":1073741824}}}"#,
         ),
+        (
+            I::Pull(image::Pull {
+                name: "debian:12".to_owned(),
+                size_bytes: None,
+            }),
+            r#"{"image":{"pull":{"name":"debian:12","size_bytes":null}}}"#,
+        ),
         (I::List, r#"{"image":"list"}"#),
         (
             I::Inspect {

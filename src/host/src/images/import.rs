@@ -103,6 +103,28 @@ impl Images {
         )?)
     }
 
+    /// Returns the indexes of the layers of `image` that the pool lacks.
+    ///
+    /// # Errors
+    /// Errors of the pool.
+    pub fn missing_layers(&self, image: &Image) -> Result<Vec<usize>> {
+        let mut missing = Vec::new();
+        let mut below = None;
+        for (index, layer) in image.layers().iter().enumerate() {
+            // What lies on a layer without a known digest is not known either.
+            let chain_id = layer.diff_id.map(|diff_id| chain_above(below, diff_id));
+            let is_present = match chain_id {
+                Some(chain_id) => record::layer_volume(self.pool(), chain_id)?.is_some(),
+                None => false,
+            };
+            if !is_present {
+                missing.push(index);
+            }
+            below = chain_id;
+        }
+        Ok(missing)
+    }
+
     /// Imports `image`; the valid ones of its names in the input become its names. Durable when it
     /// returns; on an error nothing of it stays.
     ///

@@ -97,7 +97,7 @@ fn open_entry(blobs: &Arc<Blobs>, entry: &Entry) -> Result<Image> {
     Ok(Image {
         config: Some(config),
         names,
-        manifest_digest: None,
+        manifest: None,
         stated_platform: None,
         other_platform: None,
         layers,

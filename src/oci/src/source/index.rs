@@ -1,7 +1,9 @@
 //! The OCI image layout: from `index.json` to the manifests of the selected images, and to their
 //! configurations and layers. Skopeo's folder has the same documents under other names.
 
-use super::blobs::{Blob, Blobs};
+use super::blobs::Blobs;
+use super::remote::Remote;
+use super::store::Store;
 use super::{Content, Image, LayerInfo, Select, docker};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
@@ -60,55 +62,6 @@ struct LayoutFile {
     image_layout_version: String,
 }
 
-/// The blobs of a layout, by digest.
-struct Store {
-    blobs: Arc<Blobs>,
-    /// True if they are stored as in skopeo's `dir:`.
-    is_directory: bool,
-}
-
-impl Store {
-    /// Returns the possible paths of the blob, the usual one first.
-    fn places(&self, digest: Digest) -> Vec<Vec<u8>> {
-        let hex = digest.hex();
-        let places = if self.is_directory {
-            // Before version 1.1 layers had a suffix; manifests of an index still have one.
-            vec![
-                hex.clone(),
-                format!("{hex}.manifest.json"),
-                format!("{hex}.tar"),
-            ]
-        } else {
-            vec![format!("blobs/sha256/{hex}")]
-        };
-        places.into_iter().map(String::into_bytes).collect()
-    }
-
-    /// Returns the blob that `descriptor` refers to, with its digest and path; `None` if it is
-    /// missing.
-    fn find(&self, descriptor: &Descriptor) -> Result<Option<(Digest, Vec<u8>, Blob)>> {
-        let digest: Digest = descriptor.digest().to_string().parse()?;
-        for place in self.places(digest) {
-            if let Some(blob) = self.blobs.find(&place)? {
-                return Ok(Some((digest, place, blob)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// As `find`, for the blob that is the part `what` and must exist.
-    fn open(&self, descriptor: &Descriptor, what: Part) -> Result<(Digest, Vec<u8>, Blob)> {
-        self.find(descriptor)?.ok_or_else(|| Error::Missing {
-            what,
-            name: Printable::from(&*descriptor.digest().to_string()),
-        })
-    }
-
-    fn has(&self, descriptor: &Descriptor) -> bool {
-        self.find(descriptor).is_ok_and(|found| found.is_some())
-    }
-}
-
 /// Opens the selected images; a docker `manifest.json` beside the index adds its names.
 pub(super) fn open(
     blobs: &Arc<Blobs>,
@@ -129,7 +82,7 @@ pub(super) fn open(
         .document(b"index.json", Part::Index, MANIFEST_BYTES_MAX)?
         .unwrap_or_default();
     let index: ImageIndex = parse(Part::Index, &bytes)?;
-    let store = Store {
+    let store = Store::Files {
         blobs: Arc::clone(blobs),
         is_directory: false,
     };
@@ -150,21 +103,40 @@ pub(super) fn open_directory(
     bytes: &[u8],
     select: &Select,
 ) -> Result<Vec<Image>> {
-    let store = Store {
+    let store = Store::Files {
         blobs: Arc::clone(blobs),
         is_directory: true,
     };
+    Ok(vec![open_top(&store, bytes, select)?])
+}
+
+/// Opens the image of a registry, whose manifest or index is `bytes`.
+pub(super) fn open_remote(
+    remote: &Arc<dyn Remote>,
+    bytes: &[u8],
+    select: &Select,
+) -> Result<Image> {
+    open_top(&Store::Remote(Arc::clone(remote)), bytes, select)
+}
+
+/// Opens the image whose manifest is `bytes`.
+pub(super) fn open_chosen(remote: &Arc<dyn Remote>, bytes: &[u8]) -> Result<Image> {
+    open_manifest(&Store::Remote(Arc::clone(remote)), bytes)
+}
+
+/// Opens the image whose manifest, or index of platforms, is `bytes`.
+fn open_top(store: &Store, bytes: &[u8], select: &Select) -> Result<Image> {
     let kind: ManifestKind = parse(Part::Manifest, bytes)?;
     if kind.schema_version == 1 {
         let old = "application/vnd.docker.distribution.manifest.v1+json";
         return Err(unsupported(Part::Manifest, old));
     }
     if kind.manifests.is_none() {
-        return Ok(vec![open_manifest(&store, bytes)?]);
+        return open_manifest(store, bytes);
     }
     let index: ImageIndex = parse(Part::Index, bytes)?;
     let images: Vec<&Descriptor> = images_of(&index).collect();
-    Ok(vec![open_platform(&store, &images, select)?])
+    open_platform(store, &images, select)
 }
 
 /// The fields that distinguish a manifest from an index if no media type is stated.
@@ -294,7 +266,7 @@ fn open_platform(store: &Store, images: &[&Descriptor], select: &Select) -> Resu
     for _ in 0..INDEX_DEPTH_MAX {
         let media_type = descriptor.media_type().to_string();
         if MANIFEST_TYPES.contains(&&*media_type) {
-            let bytes = read_verified(store, &descriptor, Part::Manifest, MANIFEST_BYTES_MAX)?;
+            let bytes = store.read_verified(&descriptor, Part::Manifest, MANIFEST_BYTES_MAX)?;
             let mut image = open_manifest(store, &bytes)?;
             image.stated_platform = platform;
             return Ok(image);
@@ -302,7 +274,7 @@ fn open_platform(store: &Store, images: &[&Descriptor], select: &Select) -> Resu
         if !INDEX_TYPES.contains(&&*media_type) {
             return Err(unsupported(Part::Manifest, &media_type));
         }
-        let bytes = read_verified(store, &descriptor, Part::Index, MANIFEST_BYTES_MAX)?;
+        let bytes = store.read_verified(&descriptor, Part::Index, MANIFEST_BYTES_MAX)?;
         let index: ImageIndex = parse(Part::Index, &bytes)?;
         let images: Vec<&Descriptor> = images_of(&index).collect();
         let next = choose_platform(store, &images, select)?.clone();
@@ -371,9 +343,13 @@ fn platform_of(store: &Store, descriptor: &Descriptor) -> Option<Platform> {
         }
         // If it is damaged, that is reported once it is chosen.
         let what = Part::Manifest;
-        let bytes = read_verified(store, descriptor, what, MANIFEST_BYTES_MAX).ok()?;
+        let bytes = store
+            .read_verified(descriptor, what, MANIFEST_BYTES_MAX)
+            .ok()?;
         let manifest: ImageManifest = parse(what, &bytes).ok()?;
-        let raw = read_verified(store, manifest.config(), Part::Config, CONFIG_BYTES_MAX).ok()?;
+        let raw = store
+            .read_verified(manifest.config(), Part::Config, CONFIG_BYTES_MAX)
+            .ok()?;
         ImageConfig::parse(raw).ok()?.platform()
     };
     stated_platform(descriptor).or_else(of_config)
@@ -392,7 +368,7 @@ fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
     if !CONFIG_TYPES.contains(&&*media_type) {
         return Err(unsupported(Part::Config, &media_type));
     }
-    let raw = read_verified(store, manifest.config(), Part::Config, CONFIG_BYTES_MAX)?;
+    let raw = store.read_verified(manifest.config(), Part::Config, CONFIG_BYTES_MAX)?;
     let config = ImageConfig::parse(raw)?;
     let (stated, diff_ids) = (manifest.layers(), config.diff_ids());
     if stated.len() != diff_ids.len() {
@@ -403,15 +379,14 @@ fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
     }
     let (mut layers, mut contents) = (Vec::new(), Vec::new());
     for (index, (layer, diff_id)) in stated.iter().zip(diff_ids).enumerate() {
-        let (info, path) = check_layer(store, layer, index, *diff_id)?;
+        let (info, content) = check_layer(store, layer, index, *diff_id)?;
         layers.push(info);
-        contents.push(Content::Blob(Arc::clone(&store.blobs), path));
+        contents.push(content);
     }
-    let manifest_digest = Some(Digest::of(bytes));
     Ok(Image {
         config: Some(config),
         names: Vec::new(),
-        manifest_digest,
+        manifest: Some(bytes.to_vec()),
         stated_platform: None,
         other_platform: None,
         layers,
@@ -419,58 +394,26 @@ fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
     })
 }
 
-/// Returns the layer's data and path if it can be read, as far as that is known before reading it.
+/// Returns the layer's data and place if it can be read, as far as that is known before reading it.
 fn check_layer(
     store: &Store,
     layer: &Descriptor,
     index: usize,
     diff_id: Digest,
-) -> Result<(LayerInfo, Vec<u8>)> {
+) -> Result<(LayerInfo, Content)> {
     let what = Part::layer(index);
     let media_type = layer.media_type().to_string();
     if !is_layer_type(&media_type) {
         return Err(unsupported(what, &media_type));
     }
-    let (digest, path, blob) = store.open(layer, what)?;
-    let found_bytes = blob.size_bytes;
-    if found_bytes != layer.size() {
-        return Err(Error::SizeMismatch {
-            what,
-            expected_bytes: layer.size(),
-            found_bytes,
-        });
-    }
+    let (digest, content) = store.layer(layer, index)?;
     let info = LayerInfo {
         diff_id: Some(diff_id),
         media_type,
         compressed_digest: Some(digest),
         size_bytes: Some(layer.size()),
     };
-    Ok((info, path))
-}
-
-/// Returns the document that `descriptor` refers to, if it matches the descriptor.
-fn read_verified(store: &Store, descriptor: &Descriptor, what: Part, max: u64) -> Result<Vec<u8>> {
-    let (expected, path, _) = store.open(descriptor, what)?;
-    let bytes = store.blobs.document(&path, what, max)?.unwrap_or_default();
-    let found_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-    if found_bytes != descriptor.size() {
-        return Err(Error::SizeMismatch {
-            what,
-            expected_bytes: descriptor.size(),
-            found_bytes,
-        });
-    }
-    let found = Digest::of(&bytes);
-    if found == expected {
-        Ok(bytes)
-    } else {
-        Err(Error::DigestMismatch {
-            what,
-            expected,
-            found,
-        })
-    }
+    Ok((info, content))
 }
 
 /// Adds the tags that a docker manifest gives the image with this configuration.

@@ -159,7 +159,7 @@ fn open_head(
     Ok(Image {
         config: Some(config),
         names: head.names,
-        manifest_digest: None,
+        manifest: None,
         stated_platform: None,
         other_platform: None,
         layers,

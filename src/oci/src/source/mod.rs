@@ -14,6 +14,8 @@ mod form;
 mod index;
 mod layer;
 mod legacy;
+mod remote;
+mod store;
 mod stream;
 
 use super::config::ImageConfig;
@@ -23,6 +25,7 @@ use super::platform::Platform;
 use blobs::Blobs;
 use form::Form;
 pub use layer::{LayerDigest, LayerReader};
+pub use remote::{Document, Remote};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -113,7 +116,8 @@ impl LayerInfo {
 pub struct Image {
     config: Option<ImageConfig>,
     names: Vec<String>,
-    manifest_digest: Option<Digest>,
+    /// The manifest, byte by byte.
+    manifest: Option<Vec<u8>>,
     /// The platform that an index states for it.
     stated_platform: Option<Platform>,
     /// Its platform, if the host does not run it.
@@ -132,6 +136,8 @@ enum Content {
     Folder(OwnedFd),
     /// A stream that can be read once.
     Stream(Mutex<Option<Box<dyn Read + Send>>>),
+    /// Another place, which may let the reader wait.
+    Remote(Arc<dyn Remote>),
 }
 
 /// The media type of a root file system, which states none.
@@ -277,7 +283,7 @@ impl Image {
         Self {
             config: None,
             names: Vec::new(),
-            manifest_digest: None,
+            manifest: None,
             stated_platform: None,
             other_platform: None,
             layers: vec![layer],
@@ -300,8 +306,14 @@ impl Image {
 
     /// Returns the digest of the manifest, if there is one.
     #[must_use]
-    pub const fn manifest_digest(&self) -> Option<Digest> {
-        self.manifest_digest
+    pub fn manifest_digest(&self) -> Option<Digest> {
+        self.manifest().map(Digest::of)
+    }
+
+    /// Returns the manifest byte by byte, if there is one.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&[u8]> {
+        self.manifest.as_deref()
     }
 
     /// Returns the image's platform, if the host's processor does not run it.
@@ -339,8 +351,12 @@ impl Image {
                 let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
                 stream.take().ok_or(Error::AlreadyRead)?
             }
+            Content::Remote(remote) => remote.layer(index, &self.layers[index])?,
         };
-        let may_stall = matches!(self.contents[index], Content::Stream(_));
+        let may_stall = matches!(
+            self.contents[index],
+            Content::Stream(_) | Content::Remote(_)
+        );
         LayerReader::new(stored, index, &self.layers[index], may_stall)
     }
 }

@@ -1,0 +1,58 @@
+//! `cowshed image pull` and `cowshed image push`: what happens between a registry and the process
+//! that has the pool.
+//!
+//! The process of the command talks to the registry: it has its user's network, proxies and
+//! credentials, and a daemon needs none of these. The image goes over a socket to the process that
+//! has the pool open, which may be the same one.
+
+mod pull;
+
+use super::arguments::registry::{Connection, RegistryCommand};
+use super::console::Console;
+use super::failure::Exit;
+use super::open::Place;
+use cowshed_oci::Reference;
+use cowshed_registry::{Access, Cache, login};
+use std::path::PathBuf;
+
+/// The folder for layers on their way, which an interrupted pull leaves for the next one.
+const CACHE: &str = "/var/cache/cowshed/layers";
+/// Another folder for that.
+const CACHE_VARIABLE: &str = "COWSHED_CACHE";
+
+/// Runs a command that talks to a registry.
+///
+/// # Errors
+/// What the registry, or the way to it, fails with, and any error of the pool.
+pub(super) fn run(
+    command: &RegistryCommand,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
+    match command {
+        RegistryCommand::Pull(pull) => pull::pull(pull, place, console),
+    }
+}
+
+/// Returns how the registry of `reference` is reached, and as whom.
+fn access(reference: &Reference, connection: &Connection) -> anyhow::Result<Access> {
+    let own = connection.ca.iter().map(|path| path.as_path().to_owned());
+    let files = login::files(|name| std::env::var_os(name));
+    Ok(Access {
+        is_plain_http: connection.plain_http,
+        authorities: own.chain(login::authorities(reference)).collect(),
+        credentials: login::credentials(reference, &files)?,
+    })
+}
+
+fn cache() -> Cache {
+    let named = std::env::var_os(CACHE_VARIABLE).filter(|folder| !folder.is_empty());
+    let folder = match named {
+        Some(folder) => PathBuf::from(folder),
+        None if nix::unistd::geteuid().is_root() => PathBuf::from(CACHE),
+        None => return Cache::nowhere(),
+    };
+    let cache = Cache::at(&folder);
+    cache.sweep();
+    cache
+}

@@ -1,0 +1,105 @@
+//! Blobs on their way: each in a file of its own, which a later fetch of the same blob continues.
+//!
+//! # Invariants
+//! - A file is used by one fetch at a time: it is locked. A second fetch at the same time takes a
+//!   file without a name.
+//! - What is in a file is not trusted: who continues it verifies the whole blob.
+
+use crate::error::{Error, Result};
+use cowshed_oci::Digest;
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The age from which on a file is given up.
+const OLD: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A folder for blobs on their way.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    /// `None` if nothing outlives the fetch.
+    folder: Option<PathBuf>,
+}
+
+/// The file of one blob.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) file: File,
+    /// Its path, if a later fetch can continue it.
+    path: Option<PathBuf>,
+}
+
+impl Cache {
+    /// Returns the cache in `folder`, which only its owner can enter. If it cannot be made, nothing
+    /// outlives the fetch.
+    #[must_use]
+    pub fn at(folder: &Path) -> Self {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let folder = made.is_ok().then(|| folder.to_owned());
+        Self { folder }
+    }
+
+    /// Returns a cache from which nothing outlives the fetch.
+    #[must_use]
+    pub const fn nowhere() -> Self {
+        Self { folder: None }
+    }
+
+    /// Removes the files that nothing has continued for a week.
+    pub fn sweep(&self) {
+        let Some(entries) = self
+            .folder
+            .as_ref()
+            .and_then(|path| fs::read_dir(path).ok())
+        else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let is_ours = name
+                .to_str()
+                .is_some_and(|name| Digest::from_hex(name).is_some());
+            let modified = entry.metadata().and_then(|found| found.modified());
+            let is_old = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > OLD));
+            if is_ours && is_old {
+                let Ok(file) = File::open(entry.path()) else {
+                    continue;
+                };
+                if file.try_lock().is_ok() {
+                    // Whatever cannot be removed is tried again by the next fetch.
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
+    }
+
+    /// Opens the file of a blob.
+    pub(crate) fn open(&self, digest: Digest) -> Result<Slot> {
+        if let Some(folder) = &self.folder {
+            let path = folder.join(digest.hex());
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false);
+            if let Ok(file) = options.open(&path)
+                && file.try_lock().is_ok()
+            {
+                let path = Some(path);
+                return Ok(Slot { file, path });
+            }
+        }
+        let folder = self.folder.clone().unwrap_or_else(std::env::temp_dir);
+        let file = tempfile::tempfile_in(folder)
+            .map_err(Error::io("create a temporary file for a layer"))?;
+        Ok(Slot { file, path: None })
+    }
+}
+
+impl Slot {
+    /// Removes the file: its blob is not needed any more, or is none.
+    pub(crate) fn remove(&self) {
+        if let Some(path) = &self.path {
+            // Otherwise it is removed once it is old.
+            let _ = fs::remove_file(path);
+        }
+    }
+}

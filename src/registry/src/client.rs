@@ -1,0 +1,486 @@
+//! Requests to one repository of one registry: who asks, redirects, and what answers mean.
+//!
+//! # Invariants
+//! - Credentials and tokens go to the registry itself and to the token server that it names, never
+//!   to a place to which it redirects, and never over plain HTTP unless that was asked for.
+//! - No answer is read beyond the limit of what was asked for.
+
+use crate::access::{Access, Credentials};
+use crate::challenge::{self, Challenge};
+use crate::error::{Detail, Error, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use cowshed_oci::Reference;
+use cowshed_oci::error::Printable;
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
+use reqwest::{Body, Method, Response, StatusCode, Url};
+use std::error::Error as _;
+use std::io;
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
+
+const CONNECT_TIME: Duration = Duration::from_secs(15);
+/// The longest time without a byte.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+const REDIRECTS_MAX: usize = 5;
+/// The largest answer of a token server, and the most that is read of a failure's description.
+const SMALL_BYTES_MAX: u64 = 256 << 10;
+/// Docker's registry has another host than its images' names.
+const DOCKER: &str = "docker.io";
+const DOCKER_HOST: &str = "registry-1.docker.io";
+const CLIENT_ID: &str = "cowshed";
+
+/// What a client may do in its repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Read.
+    Pull,
+    /// Read and write.
+    Push,
+}
+
+/// One request.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    /// What is asked for, as messages name it.
+    pub(crate) what: &'a str,
+    pub(crate) accept: Option<&'a str>,
+    /// The first byte that is wanted, if not all are.
+    pub(crate) from: Option<u64>,
+    pub(crate) content_type: Option<&'a str>,
+}
+
+impl<'a> Call<'a> {
+    pub(crate) const fn new(method: Method, url: Url, what: &'a str) -> Self {
+        Self {
+            method,
+            url,
+            what,
+            accept: None,
+            from: None,
+            content_type: None,
+        }
+    }
+}
+
+/// A client for one repository.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    /// The host and port, as users name them.
+    server: String,
+    base: Url,
+    repository: String,
+    scopes: Vec<String>,
+    credentials: Option<Credentials>,
+    is_plain_http: bool,
+    /// What proves who asks, once the registry has asked for it.
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+impl Client {
+    /// Returns a client for the repository of `reference`. Nothing is sent yet.
+    pub(crate) fn new(reference: &Reference, access: &Access, purpose: Purpose) -> Result<Self> {
+        let server = reference.domain().to_owned();
+        let host = if server == DOCKER {
+            DOCKER_HOST
+        } else {
+            &server
+        };
+        let scheme = if access.is_plain_http {
+            "http"
+        } else {
+            "https"
+        };
+        let base = Url::parse(&format!("{scheme}://{host}/v2/"))
+            .map_err(|_| Error::Name(server.clone()))?;
+        let actions = match purpose {
+            Purpose::Pull => "pull",
+            Purpose::Push => "pull,push",
+        };
+        let repository = reference.path().to_owned();
+        Ok(Self {
+            http: http_client(access)?,
+            server,
+            base,
+            scopes: vec![format!("repository:{repository}:{actions}")],
+            repository,
+            credentials: access.credentials.clone(),
+            is_plain_http: access.is_plain_http,
+            authorization: Mutex::new(None),
+        })
+    }
+
+    /// Returns the registry's host and port.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Returns the address of something in the repository.
+    pub(crate) fn url(&self, path: &str) -> Result<Url> {
+        let name = || Error::Name(self.server.clone());
+        self.base
+            .join(&format!("{}/{path}", self.repository))
+            .map_err(|_| name())
+    }
+
+    /// Returns the address to which the registry refers, which must be at the registry itself
+    /// unless it is only read.
+    pub(crate) fn resolve(&self, from: &Url, headers: &HeaderMap, what: &str) -> Result<Url> {
+        let fault = |fault| Error::Redirect {
+            server: self.server.clone(),
+            what: what.to_owned(),
+            fault,
+        };
+        let location = headers.get(LOCATION).and_then(|text| text.to_str().ok());
+        let location = location.ok_or_else(|| fault("it names no place"))?;
+        let url = from.join(location);
+        let url = url.map_err(|_| fault("the place is no address"))?;
+        match url.scheme() {
+            "https" => Ok(url),
+            "http" if self.is_plain_http => Ok(url),
+            "http" => Err(fault("it has no TLS")),
+            _ => Err(fault("it is not on HTTP")),
+        }
+    }
+
+    /// Sends a request without a body, follows redirects, and proves who asks if the registry
+    /// wants that. The answer is a success.
+    pub(crate) async fn send(&self, call: Call<'_>) -> Result<Response> {
+        self.send_with(call, Body::default).await
+    }
+
+    /// As `send`, with a body, which is made for each attempt.
+    pub(crate) async fn send_with(
+        &self,
+        mut call: Call<'_>,
+        body: impl Fn() -> Body,
+    ) -> Result<Response> {
+        let may_move = call.method == Method::GET || call.method == Method::HEAD;
+        let (mut proved, mut moves) = (0, 0);
+        loop {
+            let is_home = is_same_place(&call.url, &self.base);
+            let used = if is_home { self.authorization() } else { None };
+            let answer = self.send_once(&call, used.as_ref(), body()).await?;
+            let status = answer.status();
+            if status == StatusCode::UNAUTHORIZED && is_home && proved < 2 {
+                proved += 1;
+                self.prove(&answer, used.as_ref(), call.what).await?;
+            } else if status.is_redirection() && may_move {
+                moves += 1;
+                call.url = self.resolve(&call.url, answer.headers(), call.what)?;
+                if moves > REDIRECTS_MAX {
+                    return Err(Error::Redirect {
+                        server: self.server.clone(),
+                        what: call.what.to_owned(),
+                        fault: "there are too many in a row",
+                    });
+                }
+            } else if status.is_success() {
+                return Ok(answer);
+            } else {
+                return Err(self.failure(answer, call.what).await);
+            }
+        }
+    }
+
+    async fn send_once(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+        body: Body,
+    ) -> Result<Response> {
+        let mut request = self.http.request(call.method.clone(), call.url.clone());
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        if let Some(accept) = call.accept {
+            request = request.header(ACCEPT, accept);
+        }
+        if let Some(from) = call.from {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        if let Some(content_type) = call.content_type {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
+        if call.method != Method::GET && call.method != Method::HEAD {
+            request = request.body(body);
+        }
+        request.send().await.map_err(|error| self.broken(&error))
+    }
+
+    fn authorization(&self) -> Option<HeaderValue> {
+        let held = self.authorization.lock();
+        held.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gets what proves who asks, as the registry wants it. `used` is what was not enough.
+    async fn prove(&self, answer: &Response, used: Option<&HeaderValue>, what: &str) -> Result<()> {
+        let refused = || Error::Refused {
+            server: self.server.clone(),
+            what: what.to_owned(),
+            detail: Detail::default(),
+        };
+        let values = answer.headers().get_all(WWW_AUTHENTICATE);
+        let values = values.iter().filter_map(|value| value.to_str().ok());
+        let challenge = challenge::best(values).ok_or_else(refused)?;
+        let new = match (&self.credentials, challenge) {
+            (Some(Credentials::RegistryToken(token)), _) => {
+                self.header(&format!("Bearer {token}"))?
+            }
+            (Some(Credentials::Password { user, password }), Challenge::Basic) => {
+                let pair = STANDARD.encode(format!("{user}:{password}"));
+                self.header(&format!("Basic {pair}"))?
+            }
+            (_, Challenge::Basic) => return Err(refused()),
+            (_, Challenge::Bearer { realm, service }) => {
+                let token = self.token(&realm, service.as_deref(), what).await?;
+                self.header(&format!("Bearer {token}"))?
+            }
+        };
+        // A password is no better the second time; a token may have been too old.
+        if used == Some(&new) {
+            return Err(refused());
+        }
+        let held = self.authorization.lock();
+        *held.unwrap_or_else(PoisonError::into_inner) = Some(new);
+        Ok(())
+    }
+
+    fn header(&self, text: &str) -> Result<HeaderValue> {
+        let fault = |_| self.not_a_registry("its token has unsuitable characters");
+        let mut value = HeaderValue::from_str(text).map_err(fault)?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    /// Asks the token server for a token.
+    async fn token(&self, realm: &str, service: Option<&str>, what: &str) -> Result<String> {
+        let mut url = Url::parse(realm)
+            .map_err(|_| self.not_a_registry("its token server has no address"))?;
+        if url.scheme() != "https" && !(self.is_plain_http && url.scheme() == "http") {
+            return Err(self.not_a_registry("its token server has no TLS"));
+        }
+        let form = |url: &mut Url| {
+            let mut pairs = url.query_pairs_mut();
+            pairs.extend_pairs(service.map(|service| ("service", service)));
+            pairs.extend_pairs(self.scopes.iter().map(|scope| ("scope", scope)));
+            pairs.append_pair("client_id", CLIENT_ID);
+        };
+        let request = match &self.credentials {
+            Some(Credentials::IdentityToken(token)) => {
+                let mut body = self.base.clone();
+                body.set_query(None);
+                body.query_pairs_mut()
+                    .append_pair("grant_type", "refresh_token")
+                    .append_pair("refresh_token", token)
+                    .extend_pairs(service.map(|service| ("service", service)))
+                    .append_pair("scope", &self.scopes.join(" "))
+                    .append_pair("client_id", CLIENT_ID);
+                let body = body.query().unwrap_or_default().to_owned();
+                let form = "application/x-www-form-urlencoded";
+                self.http.post(url).header(CONTENT_TYPE, form).body(body)
+            }
+            Some(Credentials::Password { user, password }) => {
+                form(&mut url);
+                url.query_pairs_mut().append_pair("account", user);
+                self.http.get(url).basic_auth(user, Some(password))
+            }
+            _ => {
+                form(&mut url);
+                self.http.get(url)
+            }
+        };
+        let answer = request.send().await.map_err(|error| self.broken(&error))?;
+        if !answer.status().is_success() {
+            return Err(self.failure(answer, what).await);
+        }
+        let bytes = self.body(answer, "a token", SMALL_BYTES_MAX).await?;
+        let value: serde_json::Value = serde_json::from_slice(&bytes)
+            .map_err(|_| self.not_a_registry("its token server sends no token"))?;
+        let token = value["token"].as_str().or(value["access_token"].as_str());
+        let token = token.filter(|token| !token.is_empty());
+        token
+            .map(str::to_owned)
+            .ok_or_else(|| self.not_a_registry("its token server sends no token"))
+    }
+
+    /// Reads a whole answer of at most `max_bytes`.
+    pub(crate) async fn body(
+        &self,
+        mut answer: Response,
+        what: &str,
+        max_bytes: u64,
+    ) -> Result<Vec<u8>> {
+        let too_large = || Error::TooLarge {
+            what: what.to_owned(),
+            max_bytes,
+        };
+        if answer.content_length().is_some_and(|len| len > max_bytes) {
+            return Err(too_large());
+        }
+        let mut bytes = Vec::new();
+        loop {
+            let piece = answer.chunk().await.map_err(|error| self.broken(&error))?;
+            let Some(piece) = piece else {
+                return Ok(bytes);
+            };
+            bytes.extend_from_slice(&piece);
+            if bytes.len() as u64 > max_bytes {
+                return Err(too_large());
+            }
+        }
+    }
+
+    pub(crate) fn not_a_registry(&self, fault: &str) -> Error {
+        Error::NotARegistry {
+            server: self.server.clone(),
+            fault: Printable::from(fault),
+        }
+    }
+
+    /// Returns the error that an answer without success means.
+    async fn failure(&self, answer: Response, what: &str) -> Error {
+        let (server, status) = (self.server.clone(), answer.status());
+        let what = what.to_owned();
+        let retry_after = retry_after(answer.headers());
+        let is_page = is_page(answer.headers());
+        let detail = match self.body(answer, &what, SMALL_BYTES_MAX).await {
+            Ok(bytes) => detail(&bytes),
+            Err(_) => Detail::default(),
+        };
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Refused {
+                server,
+                what,
+                detail,
+            },
+            StatusCode::NOT_FOUND if is_page && detail == Detail::default() => {
+                self.not_a_registry("with a page for browsers")
+            }
+            StatusCode::NOT_FOUND => Error::NotFound { server, what },
+            status => Error::Status {
+                server,
+                what,
+                status: status.as_u16(),
+                detail,
+                retry_after,
+            },
+        }
+    }
+
+    /// Returns the error that a failed exchange means.
+    pub(crate) fn broken(&self, error: &reqwest::Error) -> Error {
+        let mut cause: &(dyn std::error::Error + 'static) = error;
+        let mut tls = None;
+        while let Some(source) = cause.source() {
+            cause = source;
+            tls = tls.or_else(|| of_tls(cause));
+        }
+        // A redirect may have led to another host.
+        let place = error.url().and_then(Url::host_str);
+        let home = self.base.host_str();
+        let server = match place {
+            Some(place) if Some(place) != home => place.to_owned(),
+            _ => self.server.clone(),
+        };
+        let cause = match tls {
+            Some(tls) if error.is_connect() => {
+                let cause = tls.to_string();
+                return Error::Untrusted { server, cause };
+            }
+            _ if error.is_timeout() => "it did not answer in time".to_owned(),
+            Some(tls) => tls.to_string(),
+            None => cause.to_string(),
+        };
+        if error.is_connect() {
+            Error::Unreachable { server, cause }
+        } else {
+            Error::Cut { server, cause }
+        }
+    }
+}
+
+/// Returns the error of TLS that `cause` is or holds. An error of the host does not show what it
+/// holds as its source.
+fn of_tls<'e>(cause: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    if let Some(error) = cause.downcast_ref::<io::Error>() {
+        return of_tls(error.get_ref()?);
+    }
+    cause.downcast_ref()
+}
+
+/// Returns true if the answer is a page for browsers.
+pub(crate) fn is_page(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|text| text.to_str().ok());
+    kind.is_some_and(|kind| {
+        kind.trim_start()
+            .to_ascii_lowercase()
+            .starts_with("text/html")
+    })
+}
+
+fn is_same_place(one: &Url, other: &Url) -> bool {
+    one.scheme() == other.scheme()
+        && one.host() == other.host()
+        && one.port_or_known_default() == other.port_or_known_default()
+}
+
+/// Returns how long the registry wants to be left alone; a date counts as none.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Returns the description in a registry's failure.
+fn detail(bytes: &[u8]) -> Detail {
+    let value: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let first = &value["errors"][0];
+    let text = first["message"].as_str().or(first["code"].as_str());
+    let text = text
+        .or(value["details"].as_str())
+        .filter(|text| !text.is_empty());
+    Detail(text.map(Printable::from))
+}
+
+/// Returns the client for HTTP with the trusted authorities.
+fn http_client(access: &Access) -> Result<reqwest::Client> {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        // If another one is there already, that is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("cowshed/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIME)
+        .read_timeout(IDLE_TIME)
+        .https_only(!access.is_plain_http);
+    for path in &access.authorities {
+        let fault = |fault: String| Error::Certificate {
+            path: path.clone(),
+            fault,
+        };
+        let bytes = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+        let all = reqwest::Certificate::from_pem_bundle(&bytes);
+        let all = all.map_err(|error| fault(error.to_string()))?;
+        if all.is_empty() {
+            return Err(fault("it holds no certificate".to_owned()));
+        }
+        builder = builder.tls_certs_merge(all);
+    }
+    builder.build().map_err(|error| Error::Io {
+        action: "prepare the connection",
+        source: io::Error::other(
+            error
+                .source()
+                .map_or_else(|| error.to_string(), ToString::to_string),
+        ),
+    })
+}

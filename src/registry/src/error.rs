@@ -1,0 +1,209 @@
+//! What fails between this host and a registry, kept distinct up to the command line.
+//!
+//! Text from a registry is shown escaped and shortened ([`Printable`]).
+
+use cowshed_format::base::Cancelled;
+use cowshed_oci::error::Printable;
+use cowshed_oci::{self as oci, Digest};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The result type of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The reason why an image could not be fetched or sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No connection could be made.
+    #[error("the registry {server} cannot be reached: {cause}")]
+    Unreachable {
+        /// The host.
+        server: String,
+        /// The cause.
+        cause: String,
+    },
+    /// The connection could not be made secure.
+    #[error(
+        "the connection to {server} is not trusted: {cause}; add the certificate of its authority, or use plain HTTP if the registry has no TLS"
+    )]
+    Untrusted {
+        /// The host.
+        server: String,
+        /// The cause.
+        cause: String,
+    },
+    /// A connection ended before its time, or nothing came over it for long.
+    #[error("the connection to {server} broke: {cause}; try again")]
+    Cut {
+        /// The host.
+        server: String,
+        /// The cause.
+        cause: String,
+    },
+    /// The registry failed or refused the request.
+    #[error("{server} answered {status} when asked for {what}{detail}")]
+    Status {
+        /// The host.
+        server: String,
+        /// What was asked for.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+        /// The registry's own words, after a colon; may be empty.
+        detail: Detail,
+        /// How long it wants to be left alone, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// The registry wants to know who asks, or does not allow it to that user.
+    #[error(
+        "{server} refuses {what}{detail}; check the name, and log in (docker login {server}, skopeo login {server})"
+    )]
+    Refused {
+        /// The host.
+        server: String,
+        /// What was asked for.
+        what: String,
+        /// The registry's own words, after a colon; may be empty.
+        detail: Detail,
+    },
+    /// The registry does not have it.
+    #[error("{server} does not have {what}")]
+    NotFound {
+        /// The host.
+        server: String,
+        /// What was asked for.
+        what: String,
+    },
+    /// The answer is not one that a registry gives.
+    #[error("{server} answered as no registry does: {fault}; check the name of the registry")]
+    NotARegistry {
+        /// The host.
+        server: String,
+        /// What is wrong with the answer.
+        fault: Printable,
+    },
+    /// A redirect is not followed.
+    #[error("{server} redirects {what} to another place in a way that is not followed: {fault}")]
+    Redirect {
+        /// The host.
+        server: String,
+        /// What was asked for.
+        what: String,
+        /// Why it is not followed.
+        fault: &'static str,
+    },
+    /// A document is larger than any of its kind may be.
+    #[error("{what} is larger than {max_bytes} bytes, the most that is accepted")]
+    TooLarge {
+        /// The document.
+        what: String,
+        /// The limit.
+        max_bytes: u64,
+    },
+    /// Content does not have the digest by which it was asked for.
+    #[error("{server} sent {found} when asked for {expected}; do not trust it")]
+    Digest {
+        /// The host.
+        server: String,
+        /// The digest that was asked for.
+        expected: Digest,
+        /// The digest of what came.
+        found: Digest,
+    },
+    /// A blob does not have the size that its manifest states.
+    #[error("{server} sent {found_bytes} bytes of {digest}, which should have {expected_bytes}")]
+    Size {
+        /// The host.
+        server: String,
+        /// The blob.
+        digest: Digest,
+        /// The stated size.
+        expected_bytes: u64,
+        /// What came, or would have come.
+        found_bytes: u64,
+    },
+    /// The place of credentials is damaged, or a helper failed.
+    #[error("{path} is not usable for logging in: {fault}", path = path.display())]
+    Credentials {
+        /// The file or the helper.
+        path: PathBuf,
+        /// The fault.
+        fault: String,
+    },
+    /// A certificate of an authority cannot be used.
+    #[error("the certificate {path} cannot be used: {fault}", path = path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// The fault.
+        fault: String,
+    },
+    /// The name of the registry makes no address.
+    #[error("{0} is not the name of a registry")]
+    Name(String),
+    /// This host failed.
+    #[error("{action}: {source}")]
+    Io {
+        /// The action that failed.
+        action: &'static str,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// What the registry sent is no image that can be used here.
+    #[error(transparent)]
+    Image(#[from] oci::Error),
+    /// The work was cancelled.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+/// The registry's own words about a failure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detail(pub(crate) Option<Printable>);
+
+impl std::fmt::Display for Detail {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some(text) => write!(out, ": {text}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error {
+    /// Returns a closure that makes an error of this host, for `map_err`.
+    pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+
+    /// Returns true if the same request may succeed a moment later.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        match self {
+            Self::Cut { .. } | Self::Unreachable { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            _ => false,
+        }
+    }
+
+    /// Returns how long the registry wants to be left alone, if it says so.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for oci::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Image(error) => error,
+            Error::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Remote(Box::new(error)),
+        }
+    }
+}

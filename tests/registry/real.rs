@@ -1,0 +1,172 @@
+//! Debian's docker-registry on this host, with TLS and a password, in a folder of its own.
+
+use cowshed_testkit::fixtures;
+use cowshed_testkit::harness::eventually;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+pub(crate) const USER: &str = "user";
+pub(crate) const PASSWORD: &str = "pass:word";
+
+/// A running registry, which ends with this value.
+pub(crate) struct Registry {
+    folder: tempfile::TempDir,
+    process: Child,
+    /// Its host and port.
+    pub(crate) server: String,
+}
+
+impl Registry {
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("cowshed-registry-")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        let path = |name: &str| folder.path().join(name);
+        make_certificates(folder.path());
+        let entry = fixtures::run("htpasswd", ["-Bbn", USER, PASSWORD]);
+        fs::write(path("htpasswd"), entry.trim()).unwrap();
+        // The port is free at least until it is closed again.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = format!("127.0.0.1:{}", port.local_addr().unwrap().port());
+        drop(port);
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\n\
+             storage: {{filesystem: {{rootdirectory: {0}/data}}, delete: {{enabled: true}}}}\n\
+             http: {{addr: '{server}', tls: {{certificate: {0}/server.crt, key: {0}/server.key}}}}\n\
+             auth: {{htpasswd: {{realm: test, path: {0}/htpasswd}}}}\n",
+            folder.path().display()
+        );
+        fs::write(path("config.yml"), config).unwrap();
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(path("config.yml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(path("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let registry = Self {
+            folder,
+            process,
+            server,
+        };
+        eventually("the registry's start", || {
+            TcpStream::connect(&registry.server).is_ok()
+        });
+        registry
+    }
+
+    /// Returns the certificate of its authority.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.folder.path().join("certificates/ca.crt")
+    }
+
+    /// Returns a file with the password.
+    pub(crate) fn login(&self) -> PathBuf {
+        let file = self.folder.path().join("auth.json");
+        let pair = format!("{USER}:{PASSWORD}");
+        let output = Command::new("sh")
+            .args(["-c", "printf %s \"$1\" | base64 -w0", "sh", &pair])
+            .output()
+            .unwrap();
+        let auth = String::from_utf8(output.stdout).unwrap();
+        let text = format!(
+            r#"{{"auths": {{"{}": {{"auth": "{auth}"}}}}}}"#,
+            self.server
+        );
+        fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// Runs `skopeo copy`, with the password and the certificate.
+    pub(crate) fn skopeo_copy(&self, from: &str, to: &str) {
+        let credentials = format!("{USER}:{PASSWORD}");
+        let certificates = self.folder.path().join("certificates");
+        let certificates = certificates.to_str().unwrap();
+        let side = if to.starts_with("docker:") {
+            "dest"
+        } else {
+            "src"
+        };
+        fixtures::run(
+            "skopeo",
+            [
+                "--insecure-policy",
+                "copy",
+                "--quiet",
+                "--all",
+                "--preserve-digests",
+                &format!("--{side}-creds"),
+                &credentials,
+                &format!("--{side}-cert-dir"),
+                certificates,
+                from,
+                to,
+            ],
+        );
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Makes an authority, and a certificate of it for this host.
+fn make_certificates(folder: &Path) {
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl")
+            .args(arguments)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let key = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ];
+    fs::create_dir(folder.join("certificates")).unwrap();
+    openssl(
+        &[
+            &["req", "-x509", "-days", "2", "-subj", "/CN=authority"],
+            &key[..],
+            &["-keyout", "ca.key", "-out", "certificates/ca.crt"],
+        ]
+        .concat(),
+    );
+    openssl(
+        &[
+            &["req", "-subj", "/CN=registry"],
+            &key[..],
+            &["-keyout", "server.key", "-out", "server.csr"],
+        ]
+        .concat(),
+    );
+    fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    openssl(&[
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        "server.csr",
+        "-CA",
+        "certificates/ca.crt",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-extfile",
+        "names",
+        "-out",
+        "server.crt",
+    ]);
+}
