@@ -19,8 +19,9 @@ pub(super) struct Containerd {
     #[arg(long, value_name = "PATH", value_parser = super::arguments::place::path())]
     pub containerd_address: Option<HostPath>,
     /// The form in which containerd gets snapshots: `dir` mounts them here; `loop` and `file` give a
-    /// device or a file, for virtual machines [default: dir]
-    #[arg(long, value_name = "dir|loop|file")]
+    /// device or a file, for virtual machines; with `overlay`, containers of one image share it in
+    /// memory [default: dir]
+    #[arg(long, value_name = "dir|loop|file|overlay")]
     pub snapshot_mounts: Option<MountMode>,
     /// The size of a snapshot's file system [default: 10G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]

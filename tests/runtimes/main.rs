@@ -75,6 +75,12 @@ const TESTS: &[Test] = &[
         suite::passes,
     ),
     (
+        "containerds_own_suite_passes_with_overlays",
+        Release::Bookworm,
+        Mounts::Overlay,
+        suite::passes,
+    ),
+    (
         "containers_of_containerd_1_6_live_in_folders",
         Release::Bookworm,
         Mounts::Dir,
@@ -90,6 +96,12 @@ const TESTS: &[Test] = &[
         "containers_of_containerd_1_6_live_in_files",
         Release::Bookworm,
         Mounts::File,
+        containers::live,
+    ),
+    (
+        "containers_of_containerd_1_6_live_in_overlays",
+        Release::Bookworm,
+        Mounts::Overlay,
         containers::live,
     ),
     (
@@ -117,6 +129,12 @@ const TESTS: &[Test] = &[
         containers::live,
     ),
     (
+        "containers_of_containerd_2_live_in_overlays",
+        Release::Sid,
+        Mounts::Overlay,
+        containers::live,
+    ),
+    (
         "a_kubelet_gets_its_pod_and_sees_the_pool",
         Release::Sid,
         Mounts::Dir,
@@ -126,6 +144,12 @@ const TESTS: &[Test] = &[
         "the_walk_through_of_docker_28_works",
         Release::Sid,
         Mounts::Dir,
+        walk::through,
+    ),
+    (
+        "the_walk_through_of_docker_28_works_with_overlays",
+        Release::Sid,
+        Mounts::Overlay,
         walk::through,
     ),
     (
@@ -198,6 +222,12 @@ const TESTS: &[Test] = &[
         "running_containers_outlive_every_daemon",
         Release::Bookworm,
         Mounts::Dir,
+        kills::running,
+    ),
+    (
+        "running_containers_in_overlays_outlive_every_daemon",
+        Release::Bookworm,
+        Mounts::Overlay,
         kills::running,
     ),
 ];

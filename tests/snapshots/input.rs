@@ -38,7 +38,7 @@ fn what_cannot_be_kept_is_refused_and_leaves_nothing() {
         ("containerd.io/snapshot/max-size", "much"),
         ("containerd.io/snapshot/max-size", "1K"),
         ("containerd.io/snapshot/max-size", "99999T"),
-        ("containerd.io/snapshot/cowshed.mounts", "overlay"),
+        ("containerd.io/snapshot/cowshed.mounts", "overlayfs"),
     ] {
         refused(
             client.prepare_with("m", "", labels(&[(key, value)])),

@@ -5,6 +5,7 @@
 //!   refused.
 //! - `modes` tests devices, files, sizes and several views of a running snapshot; `elsewhere` what
 //!   other processes keep, hide and remove.
+//! - `overlays` are snapshots that share their parent in memory.
 //! - `garbage` tests what is kept and why. `restart` stops and kills the daemon while snapshots are
 //!   in use, `crowd` calls from many clients at once, `full` fills the pool.
 
@@ -19,6 +20,7 @@ use cowshed_testkit::harness;
 mod input;
 mod life;
 mod modes;
+mod overlays;
 mod place;
 mod restart;
 use cowshed_daemon::snapshotter::wire;

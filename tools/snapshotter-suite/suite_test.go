@@ -2,7 +2,7 @@
 // against `cowshed serve`, through the client that containerd's proxy plugins use.
 //
 // Each test of the suite gets a pool and a daemon of its own. COWSHED names the program and
-// COWSHED_SNAPSHOT_MOUNTS what snapshots are handed out as (dir, loop or file; dir unless set).
+// COWSHED_SNAPSHOT_MOUNTS what snapshots are handed out as (dir, loop, file or overlay; dir unless set).
 package suite
 
 import (

@@ -50,6 +50,8 @@ pub enum Mounts {
     Loop,
     /// A file, for which containerd makes a loop device.
     File,
+    /// An overlay of the parent.
+    Overlay,
 }
 
 impl Mounts {
@@ -58,6 +60,7 @@ impl Mounts {
             Self::Dir => "dir",
             Self::Loop => "loop",
             Self::File => "file",
+            Self::Overlay => "overlay",
         }
     }
 }

@@ -17,6 +17,8 @@ const LABELS_BYTES_MAX: usize = 128 << 10;
 const SIZE_LABEL: &str = "containerd.io/snapshot/max-size";
 /// The label with the form in which a snapshot is handed out.
 const MOUNTS_LABEL: &str = "containerd.io/snapshot/cowshed.mounts";
+/// The type of the mount of an overlay.
+pub(super) const OVERLAY: &str = "overlay";
 /// A message of a list is closed when it has this many snapshots, or this many bytes of them.
 const PAGE_LEN_MAX: usize = 100;
 const PAGE_BYTES_MAX: usize = 1 << 20;
@@ -107,7 +109,7 @@ pub(super) fn wanted_mounts(labels: &Labels) -> Result<Option<MountMode>> {
     let mode = text.parse().map_err(|_| Error::LabelValue {
         key: MOUNTS_LABEL,
         value: text.as_str().into(),
-        wanted: "write dir, loop or file",
+        wanted: "write dir, loop, file or overlay",
     })?;
     Ok(Some(mode))
 }
@@ -116,16 +118,26 @@ pub(super) fn wanted_mounts(labels: &Labels) -> Result<Option<MountMode>> {
 pub(super) fn mounts(mode: MountMode, source: &Path, is_read_only: bool) -> wire::MountsResponse {
     let access = if is_read_only { "ro" } else { "rw" };
     let (kind, others): (_, &[&str]) = match mode {
-        MountMode::Dir => ("bind", &["rbind"]),
+        // An overlay is shown by `overlay`; what is not one is a folder.
+        MountMode::Dir | MountMode::Overlay => ("bind", &["rbind"]),
         MountMode::Loop => ("ext4", &[ERRORS_OPTION]),
         MountMode::File => ("ext4", &["loop", ERRORS_OPTION]),
     };
     let mut options = vec![access.to_owned()];
     options.extend(others.iter().map(|&option| option.to_owned()));
+    // The state folder and devices have ASCII names.
+    one_mount(kind, source.to_string_lossy().into_owned(), options)
+}
+
+/// Returns the mount of an overlay with these options.
+pub(super) fn overlay(options: Vec<String>) -> wire::MountsResponse {
+    one_mount(OVERLAY, OVERLAY.to_owned(), options)
+}
+
+fn one_mount(kind: &str, source: String, options: Vec<String>) -> wire::MountsResponse {
     let mount = wire::Mount {
         r#type: kind.to_owned(),
-        // The state folder and devices have ASCII names.
-        source: source.to_string_lossy().into_owned(),
+        source,
         target: String::new(),
         options,
     };

@@ -6,12 +6,13 @@
 //! `Unimplemented`, and containerd asks its next differ.
 
 use super::content::{Contents, Failure};
+use super::convert::OVERLAY;
 use super::diff_wire::{ApplyRequest, ApplyResponse, Descriptor, DiffRequest, DiffResponse};
 use super::record::{Index, Kind};
 use super::wire::Mount;
 use cowshed_engine::Volume;
-use cowshed_format::base;
 use cowshed_format::base::sync::RwLock;
+use cowshed_format::base::{self, VolumeId};
 use cowshed_host::{self as container, Host, LayerOptions, Sizing};
 use cowshed_oci::{self as oci, Compression, Digest, LayerInfo, LayerReader, LayerSummary, Time};
 use std::io::Read;
@@ -112,6 +113,14 @@ const fn layer_code(error: &oci::Error) -> Code {
     }
 }
 
+/// The root whose changes are written.
+enum Upper {
+    /// A volume that began as a clone.
+    Root(Volume),
+    /// The own volume of an overlay.
+    Overlay(Volume),
+}
+
 /// Unpacks and writes layers of one pool's roots.
 pub(super) struct Differ {
     host: Arc<Host>,
@@ -153,9 +162,7 @@ impl Differ {
         &self,
         mounts: impl Iterator<Item = &'m Mount>,
     ) -> Option<String> {
-        let volumes: Vec<_> = mounts
-            .filter_map(|mount| self.host.roots().at(Path::new(&mount.source)))
-            .collect();
+        let volumes: Vec<_> = mounts.filter_map(|mount| self.shown(mount)).collect();
         let index = self.index.read();
         let owners = index
             .iter()
@@ -232,7 +239,7 @@ impl Differ {
         let compression = compression_of(&request.media_type)?;
         let latest = request.source_date_epoch.map(time).transpose()?;
         let lower = self.volume_of(&request.left)?;
-        let upper = self.volume_of(&request.right)?;
+        let upper = self.upper_of(&request.right, &lower)?;
         let options = LayerOptions {
             compression,
             latest,
@@ -271,7 +278,7 @@ impl Differ {
     fn write(
         &self,
         lower: &Volume,
-        upper: &Volume,
+        upper: &Upper,
         options: LayerOptions,
         reference: &str,
         mut labels: super::record::Labels,
@@ -279,10 +286,11 @@ impl Differ {
     ) -> Result<LayerSummary> {
         let writer = contents.write(reference)?;
         let failure = writer.failure();
-        let written = self
-            .host
-            .roots()
-            .write_changes(lower, upper, writer, options);
+        let roots = self.host.roots();
+        let written = match upper {
+            Upper::Root(upper) => roots.write_changes(lower, upper, writer, options),
+            Upper::Overlay(own) => roots.write_overlay_changes(lower, own, writer, options),
+        };
         let (writer, summary) = written.map_err(|error| said_better(error, &failure))?;
         let content = summary.diff_id.to_string();
         if options.compression != Compression::None {
@@ -300,7 +308,39 @@ impl Differ {
         Ok(summary)
     }
 
-    /// Returns the volume that the mounts show.
+    /// Returns the right side of a comparison. An overlay can be compared with what is below it.
+    fn upper_of(&self, mounts: &[Mount], lower: &Volume) -> Result<Upper> {
+        let [mount] = mounts else {
+            return Err(Error::NotOurs);
+        };
+        if mount.r#type != OVERLAY {
+            return self.volume_of(mounts).map(Upper::Root);
+        }
+        let own = self.shown(mount).ok_or(Error::NotOurs)?;
+        let is_over_it = {
+            let index = self.index.read();
+            index.iter().any(|(_, record)| {
+                record.volume() == own
+                    && record.is_overlay()
+                    && index.read_by(record) == Some(lower.id())
+            })
+        };
+        let volume = self.host.pool().volume_by_id(own).ok();
+        let volume = volume.filter(|_| is_over_it && mount.target.is_empty());
+        volume.map(Upper::Overlay).ok_or(Error::NotOurs)
+    }
+
+    /// Returns the own volume of the snapshot that a mount shows.
+    fn shown(&self, mount: &Mount) -> Option<VolumeId> {
+        let roots = self.host.roots();
+        if mount.r#type == OVERLAY {
+            roots.overlay_at(&mount.options)
+        } else {
+            roots.at(Path::new(&mount.source))
+        }
+    }
+
+    /// Returns the volume that the mounts show as it is.
     fn volume_of(&self, mounts: &[Mount]) -> Result<Volume> {
         let [mount] = mounts else {
             return Err(Error::NotOurs);

@@ -1,6 +1,6 @@
 //! The snapshotter for containerd, served on a unix socket: the gRPC services of its proxy plugins.
 //!
-//! This module does not mount file systems or create volumes: `container::roots` does. It is not a
+//! This module does not mount file systems or create volumes: `host::roots` does. It is not a
 //! second database: a snapshot's data is a record in the pool's catalogue, which commits together
 //! with the volume that it names. `server` listens, `incoming` has its connections, `rpc` converts
 //! between messages and functions, `wire` has the messages, `convert` turns them into values and
@@ -68,6 +68,10 @@ pub enum MountMode {
     Loop,
     /// A file, for the client's own loop device or virtual machine.
     File,
+    /// An overlay of its parent, which all snapshots over it share in memory, if it is to be written
+    /// and has a parent; else as `Dir`. A layer that is unpacked is a `Dir`, too: nothing reads it
+    /// while it is written, and its volume need not be made of an upper folder.
+    Overlay,
 }
 
 impl std::str::FromStr for MountMode {
@@ -78,6 +82,7 @@ impl std::str::FromStr for MountMode {
             "dir" => Ok(Self::Dir),
             "loop" => Ok(Self::Loop),
             "file" => Ok(Self::File),
+            "overlay" => Ok(Self::Overlay),
             _ => Err(UnknownMountMode),
         }
     }
@@ -91,11 +96,12 @@ impl MountMode {
             Self::Dir => "dir",
             Self::Loop => "loop",
             Self::File => "file",
+            Self::Overlay => "overlay",
         }
     }
 }
 
 /// The word names no mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write dir, loop or file")]
+#[error("write dir, loop, file or overlay")]
 pub struct UnknownMountMode;

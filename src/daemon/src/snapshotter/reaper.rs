@@ -29,7 +29,7 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 enum Task {
     /// Removes a volume that is no longer needed.
     Volume(VolumeId),
-    /// Unmounts a volume if no view uses it by then.
+    /// Unmounts a frozen volume if no view and no overlay uses it by then.
     View(VolumeId),
     /// Removes the leftover on this snapshot if no Prepare has taken it by then.
     Leftover(String, VolumeId),
@@ -71,6 +71,10 @@ impl Reaper {
         for id in host.roots().passing_volumes() {
             reaper.volume(id);
         }
+        // Their last reader may have been removed just before the predecessor's end.
+        for id in host.roots().frozen() {
+            reaper.view(id);
+        }
         let work = Work {
             host,
             index,
@@ -98,7 +102,7 @@ impl Reaper {
         self.order(Order::Do(Task::Volume(id), Instant::now()));
     }
 
-    /// Orders the volume to be unmounted if no view uses it.
+    /// Orders the frozen volume to be unmounted if no view and no overlay uses it.
     pub(super) fn view(&self, id: VolumeId) {
         self.order(Order::Do(Task::View(id), Instant::now()));
     }
@@ -238,7 +242,7 @@ impl Work {
                 let Ok(volume) = self.host.pool().volume_by_id(*id) else {
                     return Ok(());
                 };
-                let is_wanted = || self.index.read().views(*id) > 0;
+                let is_wanted = || self.index.read().readers(*id) > 0;
                 self.host.roots().release(&volume, &is_wanted)
             }
             Task::Leftover(parent, id) => {

@@ -1,13 +1,15 @@
 //! The record of a snapshot in the pool's catalogue, and the index of all of them in memory.
 //!
 //! The record's key is the snapshot's key or name, as containerd gives it; the value is JSON with a
-//! version. Data that follows from other records (the number of children, the views of a volume) is
+//! version: 1, or 2 for an overlay, which readers of version 1 must not take for a root of its own.
+//! Data that follows from other records (the number of children, the views of a volume) is
 //! not stored but counted here.
 //!
 //! # Invariants
 //! - A parent is committed, and exists as long as it has children.
 //! - An active or committed snapshot has a volume of its own; a view uses its parent's or, without
 //!   a parent, the empty file system.
+//! - Only an active snapshot with a parent is an overlay; it uses its parent's volume, too.
 
 use super::MountMode;
 use cowshed_engine::{Pool, RecordKind, Transaction};
@@ -20,6 +22,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const VERSION: u32 = 1;
+/// The version of the record of a snapshot that is an overlay.
+const VERSION_OF_OVERLAYS: u32 = 2;
 
 /// The label with a layer's chain id, by which the layer's snapshot is found.
 pub(super) const REF_LABEL: &str = "containerd.io/snapshot.ref";
@@ -102,8 +106,23 @@ impl Record {
         }
     }
 
+    /// Sets the form in which it is handed out.
+    pub(super) fn set_mounts(&mut self, mounts: MountMode) {
+        self.mounts = mounts;
+        self.version = if mounts == MountMode::Overlay {
+            VERSION_OF_OVERLAYS
+        } else {
+            VERSION
+        };
+    }
+
     pub(super) const fn volume(&self) -> VolumeId {
         VolumeId(self.volume)
+    }
+
+    /// Returns true if it is an overlay: its volume holds only what it changes of its parent's.
+    pub(super) fn is_overlay(&self) -> bool {
+        self.mounts == MountMode::Overlay
     }
 
     /// Writes the record in `transaction`.
@@ -123,7 +142,7 @@ impl Record {
             version: u32,
         }
         let head: Versioned = serde_json::from_slice(value)?;
-        if head.version != VERSION {
+        if !(VERSION..=VERSION_OF_OVERLAYS).contains(&head.version) {
             return Err(RecordFault::Version(head.version));
         }
         Ok(serde_json::from_slice(value)?)
@@ -156,11 +175,23 @@ pub(super) fn all(pool: &Pool) -> Result<Vec<(String, Record)>, (String, RecordF
 pub(super) struct Index {
     records: BTreeMap<String, Arc<Record>>,
     children: HashMap<String, usize>,
-    views: HashMap<VolumeId, usize>,
+    readers: HashMap<VolumeId, usize>,
     by_ref: HashMap<String, Vec<String>>,
 }
 
 impl Index {
+    /// Returns the index of all records.
+    pub(super) fn of(records: Vec<(String, Record)>) -> Self {
+        let mut index = Self::default();
+        let is_committed = |(_, record): &(String, Record)| record.kind == Kind::Committed;
+        // What an overlay reads is found by its parent, which is committed.
+        let (parents, others): (Vec<_>, Vec<_>) = records.into_iter().partition(is_committed);
+        for (key, record) in parents.into_iter().chain(others) {
+            index.put(key, record);
+        }
+        index
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&Arc<Record>> {
         self.records.get(key)
     }
@@ -174,9 +205,19 @@ impl Index {
         self.children.get(name).copied().unwrap_or(0)
     }
 
-    /// Returns the number of views that use the volume.
-    pub(super) fn views(&self, volume: VolumeId) -> usize {
-        self.views.get(&volume).copied().unwrap_or(0)
+    /// Returns the number of views and overlays that use the volume of the snapshot below them.
+    pub(super) fn readers(&self, volume: VolumeId) -> usize {
+        self.readers.get(&volume).copied().unwrap_or(0)
+    }
+
+    /// Returns the volume of another snapshot that this one shows: all of it in a view, the lower
+    /// layer of an overlay.
+    pub(super) fn read_by(&self, record: &Record) -> Option<VolumeId> {
+        if record.kind == Kind::View {
+            return Some(record.volume());
+        }
+        let parent = record.parent.as_ref().filter(|_| record.is_overlay())?;
+        self.get(parent).map(|parent| parent.volume())
     }
 
     /// Returns the committed snapshots of this layer.
@@ -191,8 +232,8 @@ impl Index {
         if let Some(parent) = &record.parent {
             *self.children.entry(parent.clone()).or_default() += 1;
         }
-        if record.kind == Kind::View {
-            *self.views.entry(record.volume()).or_default() += 1;
+        if let Some(read) = self.read_by(&record) {
+            *self.readers.entry(read).or_default() += 1;
         }
         if let Some(reference) = committed_ref(&record) {
             let names = self.by_ref.entry(reference.clone()).or_default();
@@ -208,8 +249,8 @@ impl Index {
         if let Some(parent) = &record.parent {
             count_down(&mut self.children, parent);
         }
-        if record.kind == Kind::View {
-            count_down(&mut self.views, &record.volume());
+        if let Some(read) = self.read_by(&record) {
+            count_down(&mut self.readers, &read);
         }
         if let Some(reference) = committed_ref(&record)
             && let Some(names) = self.by_ref.get_mut(reference)
@@ -255,10 +296,29 @@ mod tests {
         let value = serde_json::to_vec(&stored).unwrap();
         assert_eq!(Record::parse(&value).unwrap(), stored);
         assert!(matches!(
-            Record::parse(br#"{"version":2,"odd":[]}"#),
-            Err(RecordFault::Version(2))
+            Record::parse(br#"{"version":3,"odd":[]}"#),
+            Err(RecordFault::Version(3))
         ));
         assert!(matches!(Record::parse(b"{"), Err(RecordFault::Json(_))));
+    }
+
+    #[test]
+    fn an_overlay_is_refused_by_readers_that_do_not_know_it_and_reads_its_parent() {
+        let mut overlay = record(Kind::Active, Some("z"), 7);
+        overlay.set_mounts(MountMode::Overlay);
+        let value = serde_json::to_vec(&overlay).unwrap();
+        assert_eq!(Record::parse(&value).unwrap(), overlay);
+        let stored: serde_json::Value = serde_json::from_slice(&value).unwrap();
+        assert_eq!(stored["version"], VERSION_OF_OVERLAYS);
+        // The parent's record comes later.
+        let parent = record(Kind::Committed, None, 1);
+        let mut index = Index::of(vec![("a".into(), overlay.clone()), ("z".into(), parent)]);
+        assert_eq!(index.readers(VolumeId(1)), 1);
+        assert_eq!(index.read_by(&overlay), Some(VolumeId(1)));
+        index.remove("a");
+        assert_eq!(index.readers(VolumeId(1)), 0);
+        overlay.set_mounts(MountMode::Dir);
+        assert_eq!((overlay.version, index.read_by(&overlay)), (VERSION, None));
     }
 
     #[test]
@@ -270,13 +330,13 @@ mod tests {
         // An update replaces the record, and counts nothing twice.
         index.put("v".into(), record(Kind::View, Some("p"), 1));
         assert_eq!(index.children("p"), 2);
-        assert_eq!(index.views(VolumeId(1)), 1);
+        assert_eq!(index.readers(VolumeId(1)), 1);
         let of_ref: Vec<_> = index.of_ref("sha256:1").map(|(name, _)| name).collect();
         assert_eq!(of_ref, ["p"]);
         for key in ["a", "v", "p", "p"] {
             index.remove(key);
         }
-        assert_eq!(index.children("p") + index.views(VolumeId(1)), 0);
+        assert_eq!(index.children("p") + index.readers(VolumeId(1)), 0);
         assert_eq!(index.of_ref("sha256:1").count(), 0);
     }
 }

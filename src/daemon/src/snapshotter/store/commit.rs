@@ -1,4 +1,5 @@
-//! Committing an active snapshot: its volume is frozen, and its record gets the committed name.
+//! Committing an active snapshot: its volume is frozen, and its record gets the committed name. Of an
+//! overlay a volume is made that can be a parent: a clone of its parent's with the changes.
 
 use super::super::MountMode;
 use super::super::convert;
@@ -6,8 +7,9 @@ use super::super::error::{Error, Result};
 use super::super::record::{Index, Kind, Labels, Record};
 use super::super::wire::CommitRequest;
 use super::Store;
+use cowshed_engine::Volume;
 use cowshed_format::base::VolumeId;
-use cowshed_host::{self as container, Sealed};
+use cowshed_host::{self as container, Sealed, Sizing};
 
 /// The result that a commit is to produce from an active snapshot.
 struct Committing {
@@ -40,7 +42,9 @@ impl Store {
                 Error::Interrupted(key())
             });
         }
-        let sealed = self.host.roots().seal(&volume);
+        let lower = active.is_overlay().then(|| self.lower_of(&active));
+        let lower = lower.transpose()?;
+        let sealed = self.seal(&volume, lower.as_ref());
         let sealed = sealed.map_err(|error| match error {
             container::Error::Incomplete(_) => Error::Incomplete(key()),
             error => error.into(),
@@ -62,7 +66,24 @@ impl Store {
                 self.reaper.volume(left);
             }
         }
+        if let Some(lower) = lower {
+            self.reaper.view(lower.id());
+        }
         Ok(flushed?)
+    }
+
+    fn seal(&self, volume: &Volume, lower: Option<&Volume>) -> container::Result<Sealed> {
+        let roots = self.host.roots();
+        match lower {
+            Some(lower) => roots.seal_overlay(
+                volume,
+                lower,
+                Sizing::Following {
+                    usual_bytes: self.options.size_bytes,
+                },
+            ),
+            None => roots.seal(volume),
+        }
     }
 
     /// Commits the record with the frozen volume; returns the volume that is left over, if any.
@@ -97,7 +118,9 @@ impl Store {
         };
         let labels = committing.labels.clone();
         let mut record = Record::new(Kind::Committed, active.parent.clone(), labels, frozen);
-        record.mounts = active.mounts;
+        if !active.is_overlay() {
+            record.set_mounts(active.mounts);
+        }
         Record::remove(&mut transaction, &committing.key);
         record.put(&mut transaction, &committing.name)?;
         transaction.commit()?;

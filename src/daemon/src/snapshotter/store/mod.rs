@@ -22,8 +22,8 @@ use super::wire::{
 };
 use super::{MountMode, Options};
 use cowshed_engine::{Pool, Volume};
-use cowshed_format::base;
 use cowshed_format::base::sync::RwLock;
+use cowshed_format::base::{self, VolumeId};
 use cowshed_host::{Host, RootUse};
 use std::io;
 use std::sync::Arc;
@@ -34,6 +34,9 @@ use tonic::{Request, Status};
 const CLEANUP_TIME: Duration = Duration::from_secs(30);
 /// Number of inodes that an empty ext4 uses, apart from the root.
 const RESERVED_INODES: u64 = 9;
+/// Number of inodes that an overlay needs beside the upper folder: the root above that, and the two
+/// folders in which overlayfs works.
+const OVERLAY_INODES: u64 = 3;
 
 /// The snapshots of one pool.
 pub(super) struct Store {
@@ -55,12 +58,9 @@ pub(super) enum OpenError {
 
 impl Store {
     pub(super) fn open(host: Arc<Host>, options: Options) -> Result<Self, OpenError> {
-        let mut index = Index::default();
         let records = record::all(host.pool());
-        for (key, record) in records.map_err(|(key, fault)| OpenError::Record { key, fault })? {
-            index.put(key, record);
-        }
-        let index = Arc::new(RwLock::new(index));
+        let records = records.map_err(|(key, fault)| OpenError::Record { key, fault })?;
+        let index = Arc::new(RwLock::new(Index::of(records)));
         let reaper = Reaper::start(Arc::clone(&host), Arc::clone(&index), options.size_bytes)?;
         Ok(Self {
             host,
@@ -94,19 +94,32 @@ impl Store {
         Ok(self.pool().volume_by_id(record.volume())?)
     }
 
+    /// Returns the volume of an overlay's parent.
+    fn lower_of(&self, overlay: &Record) -> Result<Volume> {
+        let parent = overlay.parent.as_deref().unwrap_or_default();
+        self.volume_of(&*self.record(parent)?)
+    }
+
     /// Shows the snapshot, and returns the mounts with which a client accesses it.
     ///
     /// # Errors
     /// Any error of the pool or the host.
     fn show(&self, record: &Record) -> Result<MountsResponse> {
         let volume = self.volume_of(record)?;
+        if record.is_overlay() {
+            let options = self
+                .host
+                .roots()
+                .overlay(&volume, &self.lower_of(record)?)?;
+            return Ok(convert::overlay(options));
+        }
         let purpose = match (record.kind, record.fill) {
             (Kind::Active, true) => RootUse::Fill,
             (Kind::Active, false) => RootUse::Container,
             (Kind::View | Kind::Committed, _) => RootUse::View,
         };
         let source = match record.mounts {
-            MountMode::Dir => self.host.roots().mount(&volume, purpose)?,
+            MountMode::Dir | MountMode::Overlay => self.host.roots().mount(&volume, purpose)?,
             MountMode::Loop => self.host.roots().attach(&volume)?,
             MountMode::File => self.host.roots().file(&volume)?,
         };
@@ -134,7 +147,7 @@ impl Store {
 
     fn remove_key(&self, key: &str) -> Result<()> {
         let _held = self.keys.lock(key);
-        let record = {
+        let (record, read) = {
             let mut index = self.index.write();
             let record = index.get(key).cloned();
             let record = record.ok_or_else(|| Error::NotFound(key.into()))?;
@@ -142,18 +155,27 @@ impl Store {
                 return Err(Error::HasChildren(key.into()));
             }
             self.give_up(key, &record)?;
+            let read = index.read_by(&record);
             index.remove(key);
-            record
+            (record, read)
         };
         // What is shown of it, or its leftover, is removed in the background.
         if let Some(leftover) = self.reaper.take_leftover(key) {
             self.reaper.volume(leftover);
         }
-        match record.kind {
-            Kind::View => self.reaper.view(record.volume()),
-            Kind::Active | Kind::Committed => self.reaper.volume(record.volume()),
-        }
+        self.clear_away(&record, read);
         Ok(())
+    }
+
+    /// Has the reaper clear away what is left of a removed snapshot: its own volume, and what is
+    /// shown of the one that it read.
+    fn clear_away(&self, record: &Record, read: Option<VolumeId>) {
+        if record.kind != Kind::View {
+            self.reaper.volume(record.volume());
+        }
+        if let Some(read) = read {
+            self.reaper.view(read);
+        }
     }
 
     /// Removes the record, and its volume unless that is in use: then the volume gets a name under
@@ -215,6 +237,7 @@ impl Store {
         }
         let volume = self.volume_of(&record)?;
         let below = match &record.parent {
+            Some(_) if record.is_overlay() => RESERVED_INODES + OVERLAY_INODES,
             Some(parent) => {
                 let below = self.volume_of(&*self.record(parent)?)?;
                 self.host.roots().inodes(&below)?

@@ -1,5 +1,5 @@
-//! Creating snapshots: an active one is a clone of its parent's volume; a view uses the parent's
-//! volume itself.
+//! Creating snapshots: an active one is a clone of its parent's volume, or of an empty file system if
+//! it is an overlay; a view uses the parent's volume itself.
 
 use super::super::MountMode;
 use super::super::convert;
@@ -23,6 +23,18 @@ struct Wanted {
     labels: Labels,
     /// True if it is to be filled with a layer.
     fill: bool,
+}
+
+impl Wanted {
+    /// Returns the form in which the snapshot is handed out: a folder, if it cannot or need not be
+    /// an overlay.
+    const fn possible(&self, mounts: MountMode) -> MountMode {
+        let is_overlay = matches!(self.kind, Kind::Active) && !self.fill && self.parent.is_some();
+        match mounts {
+            MountMode::Overlay if !is_overlay => MountMode::Dir,
+            mounts => mounts,
+        }
+    }
 }
 
 /// Returns true if the snapshot is to be filled with a layer, and committed or discarded after
@@ -63,10 +75,11 @@ impl Store {
             labels,
         };
         let mounts = convert::wanted_mounts(&wanted.labels)?.unwrap_or(self.options.mounts);
+        let mounts = wanted.possible(mounts);
         let _held = self.keys.lock(&wanted.key);
         self.check(&self.index.read(), &wanted)?;
         let source = self.source(&wanted, mounts)?;
-        let begun = self.begin(&wanted, &source, |record| record.mounts = mounts);
+        let begun = self.begin(&wanted, &source, |record| record.set_mounts(mounts));
         if let (Err(_), Origin::Ready(volume)) = (&begun, &source.origin) {
             self.reaper.volume(*volume);
         }
@@ -106,14 +119,11 @@ impl Store {
     fn source(&self, wanted: &Wanted, mounts: MountMode) -> Result<Source> {
         let size_bytes = convert::wanted_size(&wanted.labels)?;
         let Some(parent) = &wanted.parent else {
-            let usual_bytes = self.options.size_bytes;
-            let origin = match (wanted.kind, size_bytes) {
-                (Kind::Active, Some(size_bytes)) if size_bytes != usual_bytes => {
-                    Origin::Ready(self.host.roots().fresh(size_bytes)?.id())
-                }
+            let origin = if wanted.kind == Kind::View {
                 // It is empty, whatever its size.
-                (Kind::View, _) => Origin::Shared(self.host.roots().empty(usual_bytes)?),
-                _ => Origin::Clone(self.host.roots().empty(usual_bytes)?),
+                Origin::Shared(self.host.roots().empty(self.options.size_bytes)?)
+            } else {
+                self.empty(size_bytes)?
             };
             return Ok(Source {
                 origin,
@@ -122,10 +132,24 @@ impl Store {
         };
         let below = self.volume_of(&*self.record(parent)?)?;
         let parent_volume = Some(below.id());
-        let origin = self.origin(wanted, parent, below, size_bytes, mounts)?;
+        let origin = if mounts == MountMode::Overlay {
+            self.empty(size_bytes)?
+        } else {
+            self.origin(wanted, parent, below, size_bytes, mounts)?
+        };
         Ok(Source {
             origin,
             parent: parent_volume,
+        })
+    }
+
+    /// Returns the origin of a volume with an empty file system.
+    fn empty(&self, size_bytes: Option<u64>) -> Result<Origin> {
+        let usual_bytes = self.options.size_bytes;
+        let roots = self.host.roots();
+        Ok(match size_bytes.filter(|wanted| *wanted != usual_bytes) {
+            Some(size_bytes) => Origin::Ready(roots.fresh(size_bytes)?.id()),
+            None => Origin::Clone(roots.empty(usual_bytes)?),
         })
     }
 
@@ -245,15 +269,14 @@ impl Store {
 
     /// Undoes `begin`.
     fn withdraw(&self, key: &str, record: &Record) -> Result<()> {
-        {
+        let read = {
             let mut index = self.index.write();
             self.give_up(key, record)?;
+            let read = index.read_by(record);
             index.remove(key);
-        }
-        match record.kind {
-            Kind::View => self.reaper.view(record.volume()),
-            Kind::Active | Kind::Committed => self.reaper.volume(record.volume()),
-        }
+            read
+        };
+        self.clear_away(record, read);
         Ok(())
     }
 }
