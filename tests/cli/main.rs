@@ -25,6 +25,7 @@ mod logging;
 mod missing;
 mod mounted;
 mod overlays;
+mod power;
 mod quickstart;
 mod rings;
 mod send;

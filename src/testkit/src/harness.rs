@@ -55,9 +55,14 @@ impl Bench {
     /// Creates a folder without a pool.
     pub fn empty() -> Self {
         // Not on a memory file system, which shows no holes and has little space.
+        Self::below(Path::new("/var/tmp"))
+    }
+
+    /// Creates a folder without a pool in another one.
+    pub fn below(folder: &Path) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cowshed-cli-")
-            .tempdir_in("/var/tmp");
+            .tempdir_in(folder);
         Self {
             folder: folder.unwrap(),
         }
