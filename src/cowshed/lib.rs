@@ -47,6 +47,7 @@ mod fuse;
 mod gc;
 mod image;
 mod import_volume;
+mod in_time;
 mod kept_names;
 mod offline;
 mod open;

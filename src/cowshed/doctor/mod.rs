@@ -23,24 +23,11 @@ mod storage;
 
 use super::console::Console;
 use super::failure::Exit;
+use super::in_time::{ANSWER_TIME, in_time};
 use super::open::{DEFAULT_POOL, Place};
 use super::output::counted;
 use cowshed_daemon::request::HostPath;
 use serde::Serialize;
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
-
-/// The time that another program gets to answer.
-const ANSWER_TIME: Duration = Duration::from_secs(5);
-
-/// Returns what `work` returns, or `None` if that takes too long: its thread ends with the process
-/// then.
-fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || sender.send(work()));
-    receiver.recv_timeout(ANSWER_TIME).ok()
-}
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,7 +1,7 @@
 //! containerd and Docker: which versions there are, and whether they use cowshed and can.
 
 use super::{Check, fail, in_time, is_root, ok, warn};
-use crate::setup;
+use crate::setup::{self, DOCKER_MIN};
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -9,8 +9,6 @@ use std::path::Path;
 
 /// The oldest version of containerd that was tried.
 const CONTAINERD_MIN: (u32, u32) = (1, 6);
-/// The oldest version of Docker whose containerd image store takes other snapshotters well.
-const DOCKER_MIN: u32 = 26;
 const DOCKER_SOCKET: &str = "/run/docker.sock";
 
 pub(super) fn checks() -> Vec<Check> {

@@ -3,6 +3,7 @@
 use super::{ANSWER_TIME, Check, fail, in_time, is_root, ok, warn};
 use crate::open::Place;
 use crate::pool;
+use crate::setup::units;
 use anyhow::Context;
 use cowshed_daemon::protocol::ProtocolError;
 use cowshed_daemon::request::{Command, HostPath, Request, Style, pool as request};
@@ -25,13 +26,6 @@ const PROGRAMS: [&str; 3] = ["mkfs.ext4", "resize2fs", "debugfs"];
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The interval at which it is asked meanwhile.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// The units of systemd, wherever they are.
-const UNIT_FOLDERS: [&str; 3] = [
-    "/etc/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
-];
 
 pub(super) fn programs() -> Vec<Check> {
     let missing: Vec<&str> = PROGRAMS
@@ -255,11 +249,11 @@ fn systemd() -> Check {
         return ok(check, "not the service manager here");
     }
     let is_there = |name: &str| {
-        UNIT_FOLDERS
-            .iter()
+        std::iter::once(units::OWN)
+            .chain(units::OF_PACKAGES)
             .any(|folder| Path::new(folder).join(name).exists())
     };
-    let wants = "/etc/systemd/system/multi-user.target.wants";
+    let wants = Path::new(units::OWN).join("multi-user.target.wants");
     let wanted = std::fs::read_dir(wants).into_iter().flatten().flatten();
     let wanted = wanted.filter_map(|entry| entry.file_name().into_string().ok());
     let enabled: Vec<String> = wanted.filter(|name| name.starts_with("cowshed")).collect();

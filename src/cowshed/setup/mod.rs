@@ -22,11 +22,12 @@ mod environment;
 mod files;
 mod json_text;
 mod next;
-mod units;
+pub(super) mod units;
 
 use super::arguments::place;
 use super::console::Console;
 use super::failure::Usage;
+use super::in_time::in_time;
 use super::open::DEFAULT_POOL;
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -152,6 +153,9 @@ pub(super) struct SetupDocker {
     pub link: Link,
 }
 
+/// The first version of Docker whose containerd image store takes other snapshotters well.
+pub(super) const DOCKER_MIN: u32 = 26;
+
 /// Parses a version such as `1.7.24` or `v2.1.0-rc.1`.
 fn version(text: &str) -> Result<Version, String> {
     let mut numbers = text.trim_start_matches('v').split(['.', '~', '-', '+']);
@@ -162,9 +166,14 @@ fn version(text: &str) -> Result<Version, String> {
     }
 }
 
-/// Returns the version of an installed program that prints it as this word of its first line.
-pub(super) fn installed_version(name: &str, word: usize) -> Option<String> {
-    let output = program::command(name).arg("--version").output().ok()?;
+/// Returns the version of an installed program that prints it as this word of its first line;
+/// `unknown` if it does not print anything in time.
+pub(super) fn installed_version(name: &'static str, word: usize) -> Option<String> {
+    let ask = move || program::command(name).arg("--version").output();
+    let Some(output) = in_time(ask) else {
+        return Some("unknown".to_owned());
+    };
+    let output = output.ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let found = text.split_whitespace().nth(word)?;
     Some(found.trim_end_matches(',').to_owned())

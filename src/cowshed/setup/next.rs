@@ -2,12 +2,9 @@
 
 use super::docker;
 use super::units::{self, PROGRAMS};
-use super::{Host, How, Link, Target};
+use super::{DOCKER_MIN, Host, How, Link, Target};
 use cowshed_daemon::request::HostPath;
 use std::path::Path;
-
-/// The first version of Docker whose containerd image store takes other snapshotters well.
-const DOCKER_MIN: u32 = 26;
 
 impl Host {
     /// Returns the lines to print.

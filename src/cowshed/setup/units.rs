@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Where the administrator's units are.
-const OWN: &str = "/etc/systemd/system";
+pub(crate) const OWN: &str = "/etc/systemd/system";
 /// Where packages put theirs.
-const OF_PACKAGES: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
+pub(crate) const OF_PACKAGES: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
 /// Where the program of a unit is looked for.
 pub(super) const PROGRAMS: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 /// The programs of systemd itself.

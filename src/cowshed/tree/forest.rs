@@ -104,9 +104,12 @@ impl Forest {
     /// names of images and containers are missing if they are.
     pub(super) fn of(pool: &Pool, all: bool) -> (Self, Option<String>) {
         let roles = VolumeRoles::of(pool);
-        let fault = roles.as_ref().err().map(ToString::to_string);
+        let mut fault = roles.as_ref().err().map(ToString::to_string);
         let roles = roles.unwrap_or_default();
-        let snapshots = snapshotter::snapshot_uses(pool).unwrap_or_default();
+        let snapshots = snapshotter::snapshot_uses(pool).unwrap_or_else(|| {
+            fault.get_or_insert("the record of a snapshot of containerd is unreadable".to_owned());
+            Vec::new()
+        });
         let owners = snapshots.into_iter().filter(|it| it.owns_volume);
         let owners: BTreeMap<VolumeId, SnapshotUse> = owners.map(|it| (it.volume, it)).collect();
         let mut nodes: BTreeMap<u64, (Option<u64>, Node)> = BTreeMap::new();

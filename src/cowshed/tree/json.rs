@@ -17,7 +17,7 @@ pub(super) fn draw(forest: &Forest) -> serde_json::Result<String> {
             Step::Enter { node, .. } => {
                 text.push_str(if is_first { "\n" } else { ",\n" });
                 let fields = serde_json::to_string(&forest.nodes[node])?;
-                text.push_str(fields.trim_end_matches('}'));
+                text.push_str(fields.strip_suffix('}').unwrap_or(&fields));
                 text.push_str(",\"children\":[");
                 is_first = true;
             }

@@ -49,7 +49,7 @@ impl Step {
                 to
             }
             Self::Write { to, text, like } => {
-                write(to, text, like.as_ref())?;
+                write(to, text, like.as_ref().map(|like| (to.as_path(), like)))?;
                 to
             }
             Self::Remove { file } => {
@@ -80,15 +80,15 @@ fn keep(from: &Path, to: &Path) -> io::Result<()> {
         return Ok(());
     }
     let metadata = fs::metadata(from)?;
-    write(to, &fs::read_to_string(from)?, Some(&metadata))
+    write(to, &fs::read_to_string(from)?, Some((from, &metadata)))
 }
 
-/// Writes the file beside its place and renames it, with the owner and mode of `like`.
-fn write(place: &Path, text: &str, like: Option<&Metadata>) -> io::Result<()> {
+/// Writes the file beside its place and renames it, with the owner, mode and attributes of `like`.
+fn write(place: &Path, text: &str, like: Option<(&Path, &Metadata)>) -> io::Result<()> {
     const USUAL_MODE: u32 = 0o644;
     make_folder(place)?;
     let beside = with_suffix(place, &format!(".cowshed-{}", std::process::id()));
-    let mode = like.map_or(USUAL_MODE, |like| like.mode() & 0o7777);
+    let mode = like.map_or(USUAL_MODE, |(_, like)| like.mode() & 0o7777);
     let written = File::options()
         .write(true)
         .create_new(true)
@@ -97,13 +97,15 @@ fn write(place: &Path, text: &str, like: Option<&Metadata>) -> io::Result<()> {
         .and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             let own = file.metadata()?;
-            if let Some(like) = like
+            if let Some((_, like)) = like
                 && (like.uid(), like.gid()) != (own.uid(), own.gid())
             {
                 std::os::unix::fs::fchown(&file, Some(like.uid()), Some(like.gid()))?;
             }
             file.set_permissions(fs::Permissions::from_mode(mode))?;
-            copy_attributes(place, &file);
+            if let Some((like, _)) = like {
+                copy_attributes(like, &file);
+            }
             file.sync_all()?;
             fs::rename(&beside, place)
         });
@@ -114,8 +116,8 @@ fn write(place: &Path, text: &str, like: Option<&Metadata>) -> io::Result<()> {
     written
 }
 
-/// Gives a file the attributes of the one that it replaces: its label and access list. What the file
-/// system refuses, it does not have.
+/// Gives a file the attributes of another one: its label and access list. What the file system
+/// refuses, it does not have.
 fn copy_attributes(from: &Path, to: &File) {
     let Ok(from) = File::open(from) else { return };
     for name in xattr::list(&from).unwrap_or_default() {
@@ -125,13 +127,18 @@ fn copy_attributes(from: &Path, to: &File) {
     }
 }
 
+/// Creates the folder of a file, and those above it, so that a power cut does not lose them.
 fn make_folder(place: &Path) -> io::Result<()> {
-    match place.parent() {
-        Some(folder) => fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder),
-        None => Ok(()),
+    let Some(folder) = place.parent().filter(|it| !it.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    make_folder(folder)?;
+    match fs::DirBuilder::new().mode(0o755).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| sync_folder(folder)),
     }
 }
 
