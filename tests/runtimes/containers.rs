@@ -28,7 +28,7 @@ pub(crate) fn live(setting: &Setting) {
         .write();
     fixtures::output(&mut world.containerd.import(&archive, NAME));
     containers_do_not_see_each_other(&world, setting);
-    a_first_write_copies_no_file(&world, setting);
+    a_first_write_copies_what_it_should(&world, setting);
     the_change_of_a_running_container_is_seen(&world, &setting.folder, setting.mounts);
     what_is_committed_is_a_parent(&world, &setting.folder);
     for id in ["one", "two"] {
@@ -131,7 +131,7 @@ fn containers_do_not_see_each_other(world: &World, setting: &Setting) {
 }
 
 /// Writes one byte of a file of 32 MiB in a container.
-fn a_first_write_copies_no_file(world: &World, setting: &Setting) {
+fn a_first_write_copies_what_it_should(world: &World, setting: &Setting) {
     let ctr = &world.containerd;
     ctr.exec(
         "two",

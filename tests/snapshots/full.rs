@@ -34,10 +34,20 @@ fn prepare_again(client: &mut Client, key: &str) -> crate::wire::Mount {
 
 #[test]
 fn a_full_pool_refuses_a_commit_of_what_it_could_not_take_and_lets_things_be_removed() {
+    a_commit_is_refused("dir");
+}
+
+#[test]
+fn a_full_pool_refuses_a_commit_of_an_overlay_that_it_could_not_take() {
+    a_commit_is_refused("overlay");
+}
+
+fn a_commit_is_refused(mode: &str) {
     let snapshotter = Snapshotter::start_with("128M", &REFUSING);
     let mut client = snapshotter.client();
     layer(&snapshotter, &mut client, "base", "", "a");
-    let mount = client.prepare("c", "base").unwrap();
+    let mounts = labels(&[("containerd.io/snapshot/cowshed.mounts", mode)]);
+    let mount = client.prepare_with("c", "base", mounts).unwrap();
     let place = Place::mount(&snapshotter.bench, &mount, "c");
     overfill(&place.path("big"));
     refused(client.commit("image", "c"), Code::FailedPrecondition);

@@ -118,7 +118,7 @@ pub(super) fn wanted_mounts(labels: &Labels) -> Result<Option<MountMode>> {
 pub(super) fn mounts(mode: MountMode, source: &Path, is_read_only: bool) -> wire::MountsResponse {
     let access = if is_read_only { "ro" } else { "rw" };
     let (kind, others): (_, &[&str]) = match mode {
-        // An overlay is shown by `overlay`; what is not one is a folder.
+        // The mount of an overlay is made by `overlay`.
         MountMode::Dir | MountMode::Overlay => ("bind", &["rbind"]),
         MountMode::Loop => ("ext4", &[ERRORS_OPTION]),
         MountMode::File => ("ext4", &["loop", ERRORS_OPTION]),

@@ -1,7 +1,6 @@
 //! The call table of `containerd.services.diff.v1.Diff`.
 //!
-//! Unlike the calls of the snapshots service, these take time in proportion to the layer's size: a
-//! call whose client goes away is cancelled.
+//! These take time in proportion to the layer's size: a call whose client goes away is cancelled.
 
 use super::cancel::{self, Cancel};
 use super::content::{Containerd, Contents, NAMESPACE};

@@ -325,8 +325,10 @@ impl Differ {
                     && index.read_by(record) == Some(lower.id())
             })
         };
+        let roots = self.host.roots();
+        let is_theirs = is_over_it && roots.is_overlay_of(&mount.options, own, lower.id());
         let volume = self.host.pool().volume_by_id(own).ok();
-        let volume = volume.filter(|_| is_over_it && mount.target.is_empty());
+        let volume = volume.filter(|_| is_theirs && mount.target.is_empty());
         volume.map(Upper::Overlay).ok_or(Error::NotOurs)
     }
 
@@ -340,7 +342,8 @@ impl Differ {
         }
     }
 
-    /// Returns the volume that the mounts show as it is.
+    /// Returns the volume that the mounts show as it is. An overlay's own volume is not shown so: it
+    /// holds the upper folder and overlayfs's own.
     fn volume_of(&self, mounts: &[Mount]) -> Result<Volume> {
         let [mount] = mounts else {
             return Err(Error::NotOurs);
@@ -350,6 +353,7 @@ impl Differ {
             return Err(Error::NotOurs);
         }
         let id = self.host.roots().at(Path::new(&mount.source));
+        let id = id.filter(|&id| !self.index.read().is_own_of_overlay(id));
         let volume = id.and_then(|id| self.host.pool().volume_by_id(id).ok());
         volume.ok_or(Error::NotOurs)
     }

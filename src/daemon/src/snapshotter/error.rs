@@ -115,6 +115,10 @@ impl From<Error> for Status {
         if matches!(&error, Error::Host(host) if host.is_no_space()) {
             code = Code::ResourceExhausted;
         }
+        // Only the end of the daemon cancels these calls.
+        if matches!(&error, Error::Host(host) if host.is_cancelled()) {
+            code = Code::Unavailable;
+        }
         Self::new(code, error.to_string())
     }
 }

@@ -69,8 +69,8 @@ pub enum MountMode {
     /// A file, for the client's own loop device or virtual machine.
     File,
     /// An overlay of its parent, which all snapshots over it share in memory, if it is to be written
-    /// and has a parent; else as `Dir`. A layer that is unpacked is a `Dir`, too: nothing reads it
-    /// while it is written, and its volume need not be made of an upper folder.
+    /// and has a parent; else as `Dir`. A layer that is unpacked is a `Dir`, too, so that its commit
+    /// copies nothing.
     Overlay,
 }
 

@@ -16,7 +16,7 @@ use cowshed_engine::{Pool, RecordKind, Transaction};
 use cowshed_format::base::VolumeId;
 use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -77,6 +77,9 @@ pub(super) enum RecordFault {
     /// A newer version of cowshed wrote it.
     #[error("it has version {0}, which this cowshed does not know; use a newer one")]
     Version(u32),
+    /// Its fields contradict each other.
+    #[error("its version, its kind and the form in which it is handed out do not go together")]
+    Contradiction,
     /// It is not JSON of the right form.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
@@ -145,7 +148,14 @@ impl Record {
         if !(VERSION..=VERSION_OF_OVERLAYS).contains(&head.version) {
             return Err(RecordFault::Version(head.version));
         }
-        Ok(serde_json::from_slice(value)?)
+        let record: Self = serde_json::from_slice(value)?;
+        let can_be_overlay = record.kind == Kind::Active && record.parent.is_some();
+        let is_right = if record.version == VERSION_OF_OVERLAYS {
+            record.is_overlay() && can_be_overlay
+        } else {
+            !record.is_overlay()
+        };
+        is_right.then_some(record).ok_or(RecordFault::Contradiction)
     }
 }
 
@@ -218,6 +228,18 @@ impl Index {
         }
         let parent = record.parent.as_ref().filter(|_| record.is_overlay())?;
         self.get(parent).map(|parent| parent.volume())
+    }
+
+    /// Returns the volumes below overlays.
+    pub(super) fn read_by_overlays(&self) -> BTreeSet<VolumeId> {
+        let overlays = self.records.values().filter(|record| record.is_overlay());
+        overlays.filter_map(|record| self.read_by(record)).collect()
+    }
+
+    /// Returns true if the volume is an overlay's own.
+    pub(super) fn is_own_of_overlay(&self, volume: VolumeId) -> bool {
+        let mut overlays = self.records.values().filter(|record| record.is_overlay());
+        overlays.any(|record| record.volume() == volume)
     }
 
     /// Returns the committed snapshots of this layer.
@@ -300,6 +322,22 @@ mod tests {
             Err(RecordFault::Version(3))
         ));
         assert!(matches!(Record::parse(b"{"), Err(RecordFault::Json(_))));
+        let contradicts = |change: &dyn Fn(&mut Record)| {
+            let mut wrong = stored.clone();
+            change(&mut wrong);
+            let value = serde_json::to_vec(&wrong).unwrap();
+            let parsed = Record::parse(&value);
+            assert!(
+                matches!(parsed, Err(RecordFault::Contradiction)),
+                "{parsed:?}"
+            );
+        };
+        contradicts(&|record| record.mounts = MountMode::Overlay);
+        contradicts(&|record| record.version = VERSION_OF_OVERLAYS);
+        contradicts(&|record| {
+            record.set_mounts(MountMode::Overlay);
+            record.kind = Kind::Committed;
+        });
     }
 
     #[test]

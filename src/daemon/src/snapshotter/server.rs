@@ -92,6 +92,7 @@ impl Server {
     /// longer than `patience`. Returns true if all have ended.
     pub fn stop(&mut self, patience: Duration) -> bool {
         self.calls = None;
+        self.store.cancel_commits();
         self.drain(patience)
     }
 

@@ -150,9 +150,10 @@ impl Roots {
         self.mounts.check_complete(volume)?;
         let snapshot = self
             .mounts
-            .snapshot_passing(volume, &self.mounts.work_name()?)?;
-        work.push(snapshot.clone());
+            .snapshot_passing(volume, &self.mounts.work_name()?)
+            .inspect(|snapshot| work.push(snapshot.clone()));
+        // First of all: a refused write often fails the snapshot, too, and another attempt is no use.
         self.mounts.check_complete(volume)?;
-        Ok(snapshot)
+        snapshot.map_err(|error| self.mounts.explain(error))
     }
 }

@@ -25,19 +25,41 @@ impl Roots {
     /// Any error of the pool and the host.
     pub fn overlay(&self, volume: &Volume, lower: &Volume) -> Result<Vec<String>> {
         let below = self.mount(lower, RootUse::View)?;
-        if let Some(mounted) = &mut self.of(lower.id()).lock().mounted {
-            mounted.kept.get_or_insert_with(|| lower.kept_by_reader());
-        }
+        self.keep(lower);
         let own = self.mount(volume, RootUse::Container)?;
         let prepared = overlay::prepare(&below, &own);
         prepared.map_err(|error| self.mounts.explain(error))?;
         Ok(overlay::options(&below, &own))
     }
 
-    /// Returns the own volume of the overlay with these options.
+    /// Has the host keep one copy of what is read from `lower`, if that is mounted: the file
+    /// system's, which the overlays over it share.
+    pub fn keep(&self, lower: &Volume) {
+        if let Some(mounted) = &mut self.of(lower.id()).lock().mounted {
+            mounted.kept.get_or_insert_with(|| lower.kept_by_reader());
+        }
+    }
+
+    /// Returns the own volume that the options of an overlay's mount name. They may name other
+    /// folders, too: see [`is_overlay_of`](Self::is_overlay_of).
     #[must_use]
     pub fn overlay_at(&self, options: &[String]) -> Option<VolumeId> {
         self.at(&overlay::own_folder(options)?)
+    }
+
+    /// Returns true if the options name the folders of these volumes and no others.
+    #[must_use]
+    pub fn is_overlay_of(&self, options: &[String], own: VolumeId, lower: VolumeId) -> bool {
+        let folders = |options: &[String]| -> Vec<String> {
+            let named = |option: &&String| {
+                let name = option.split_once('=').map_or("", |(name, _)| name);
+                name.ends_with("dir") || name.starts_with("lowerdir")
+            };
+            let mut named: Vec<_> = options.iter().filter(named).cloned().collect();
+            named.sort_unstable();
+            named
+        };
+        folders(options) == folders(&overlay::options(&self.path(lower), &self.path(own)))
     }
 
     /// Makes a frozen volume of an overlay root as it is now: a clone of `lower` with the changes

@@ -1,5 +1,6 @@
-//! Committing an active snapshot: its volume is frozen, and its record gets the committed name. Of an
-//! overlay a volume is made that can be a parent: a clone of its parent's with the changes.
+//! Committing an active snapshot: its volume is frozen, and its record gets the committed name. An
+//! overlay is committed as a new volume: a clone of its parent's with the changes applied, which takes
+//! time in proportion to them, and is cancelled when the daemon stops.
 
 use super::super::MountMode;
 use super::super::convert;
@@ -8,7 +9,7 @@ use super::super::record::{Index, Kind, Labels, Record};
 use super::super::wire::CommitRequest;
 use super::Store;
 use cowshed_engine::Volume;
-use cowshed_format::base::VolumeId;
+use cowshed_format::base::{self, VolumeId};
 use cowshed_host::{self as container, Sealed, Sizing};
 
 /// The result that a commit is to produce from an active snapshot.
@@ -46,7 +47,9 @@ impl Store {
         let lower = lower.transpose()?;
         let sealed = self.seal(&volume, lower.as_ref());
         let sealed = sealed.map_err(|error| match error {
-            container::Error::Incomplete(_) => Error::Incomplete(key()),
+            container::Error::Incomplete(lost) if lost == volume.name() => Error::Incomplete(key()),
+            // A copy that was made for the commit: another one may find the space.
+            container::Error::Incomplete(_) => base::Error::NoSpace.into(),
             error => error.into(),
         })?;
         let is_alone = matches!(&sealed, Sealed::Quiesced(still) if still.is_alone());
@@ -75,13 +78,12 @@ impl Store {
     fn seal(&self, volume: &Volume, lower: Option<&Volume>) -> container::Result<Sealed> {
         let roots = self.host.roots();
         match lower {
-            Some(lower) => roots.seal_overlay(
-                volume,
-                lower,
-                Sizing::Following {
-                    usual_bytes: self.options.size_bytes,
-                },
-            ),
+            Some(lower) => {
+                let usual_bytes = self.options.size_bytes;
+                let sizing = Sizing::Following { usual_bytes };
+                self.commits
+                    .during(|| roots.seal_overlay(volume, lower, sizing))
+            }
             None => roots.seal(volume),
         }
     }

@@ -23,7 +23,7 @@ use super::wire::{
 use super::{MountMode, Options};
 use cowshed_engine::{Pool, Volume};
 use cowshed_format::base::sync::RwLock;
-use cowshed_format::base::{self, VolumeId};
+use cowshed_format::base::{self, Cancel, VolumeId};
 use cowshed_host::{Host, RootUse};
 use std::io;
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub(super) struct Store {
     keys: KeyLocks,
     index: Arc<RwLock<Index>>,
     reaper: Reaper,
+    /// Cancels the commits of overlays.
+    commits: Cancel,
 }
 
 /// The reason why the snapshots cannot be served.
@@ -61,6 +63,12 @@ impl Store {
         let records = record::all(host.pool());
         let records = records.map_err(|(key, fault)| OpenError::Record { key, fault })?;
         let index = Arc::new(RwLock::new(Index::of(records)));
+        // The successor of a daemon has their mounts, and not what it knew of them.
+        for lower in index.read().read_by_overlays() {
+            if let Ok(volume) = host.pool().volume_by_id(lower) {
+                host.roots().keep(&volume);
+            }
+        }
         let reaper = Reaper::start(Arc::clone(&host), Arc::clone(&index), options.size_bytes)?;
         Ok(Self {
             host,
@@ -68,7 +76,13 @@ impl Store {
             keys: KeyLocks::default(),
             index,
             reaper,
+            commits: Cancel::default(),
         })
+    }
+
+    /// Cancels the commits of overlays that are running.
+    pub(super) fn cancel_commits(&self) {
+        self.commits.cancel();
     }
 
     /// Stops the reaper; returns true if it has ended within `patience`.
@@ -106,20 +120,18 @@ impl Store {
     /// Any error of the pool or the host.
     fn show(&self, record: &Record) -> Result<MountsResponse> {
         let volume = self.volume_of(record)?;
-        if record.is_overlay() {
-            let options = self
-                .host
-                .roots()
-                .overlay(&volume, &self.lower_of(record)?)?;
-            return Ok(convert::overlay(options));
-        }
         let purpose = match (record.kind, record.fill) {
             (Kind::Active, true) => RootUse::Fill,
             (Kind::Active, false) => RootUse::Container,
             (Kind::View | Kind::Committed, _) => RootUse::View,
         };
         let source = match record.mounts {
-            MountMode::Dir | MountMode::Overlay => self.host.roots().mount(&volume, purpose)?,
+            MountMode::Overlay => {
+                let lower = self.lower_of(record)?;
+                let options = self.host.roots().overlay(&volume, &lower)?;
+                return Ok(convert::overlay(options));
+            }
+            MountMode::Dir => self.host.roots().mount(&volume, purpose)?,
             MountMode::Loop => self.host.roots().attach(&volume)?,
             MountMode::File => self.host.roots().file(&volume)?,
         };
