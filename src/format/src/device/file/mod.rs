@@ -11,6 +11,7 @@
 //!   that a host without space refuses one record with an error instead of raising a signal.
 //! - Direct I/O only sees memory and ranges that are aligned as the host requires.
 
+mod ahead;
 mod aliases;
 mod open;
 
@@ -18,6 +19,7 @@ pub use open::{CreateFile, FileOptions, lock_pool};
 
 use super::{Device, check_blocks};
 use crate::base::{BLOCK_BYTES, Error, Result};
+use ahead::Ahead;
 use cowshed_sys::aligned::{is_aligned, with_bounce};
 use cowshed_sys::mapped::Mapped;
 use cowshed_sys::{extent, geometry};
@@ -28,6 +30,7 @@ use nix::sys::uio::pwritev;
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::OnceLock;
@@ -87,6 +90,7 @@ pub struct FileDevice {
     len_bytes: AtomicU64,
     /// Held to change the length.
     growing: Mutex<()>,
+    ahead: Ahead,
 }
 
 impl FileDevice {
@@ -135,6 +139,15 @@ impl FileDevice {
         check_blocks(action, offset_bytes, len_bytes, self.len_bytes())
     }
 
+    fn forget(&self, range: Range<u64>) {
+        let len_bytes = range.end.saturating_sub(range.start);
+        if let (Ok(offset), Ok(len)) = (i64::try_from(range.start), i64::try_from(len_bytes)) {
+            // Advice: where the host does not take it, the pages stay.
+            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            let _ = posix_fadvise(&self.buffered, offset, len, advice);
+        }
+    }
+
     fn check_writable(&self) -> Result<()> {
         if self.read_only {
             return Err(Error::ReadOnly);
@@ -165,11 +178,10 @@ impl Device for FileDevice {
         // The host forgets only what lies in the range as a whole, and keeps it in pieces of up to
         // this size, the last part of which was read now, if it is read in order.
         let start = offset_bytes - offset_bytes % PIECE_BYTES;
-        let len_bytes = len_bytes.saturating_add(offset_bytes - start);
-        if let (Ok(offset), Ok(len)) = (i64::try_from(start), i64::try_from(len_bytes)) {
-            // Advice: where the host does not take it, the pages stay.
-            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-            let _ = posix_fadvise(&self.buffered, offset, len, advice);
+        let end = offset_bytes.saturating_add(len_bytes);
+        self.forget(start..end);
+        if let Some(ahead) = self.ahead.read(offset_bytes..end) {
+            self.forget(ahead);
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing is inspected or changed before the lock is held.
 
+use super::ahead::Ahead;
 use super::{Direct, FileDevice, Host, aliases, host_len_bytes};
 use crate::base::{BLOCK_BYTES, Error, Result};
 use cowshed_sys::{aligned, extent, geometry};
@@ -178,6 +179,7 @@ impl Opened {
             read_only: self.read_only,
             len_bytes: AtomicU64::new(self.len_bytes),
             growing: Mutex::new(()),
+            ahead: Ahead::default(),
         }
     }
 }
