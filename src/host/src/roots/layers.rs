@@ -9,13 +9,12 @@ use super::{RootUse, Roots};
 use crate::error::{Error, Result};
 use crate::layers::{Grown, Holder, Instant, LayerRoom, Mounted, Sizing, write_layer};
 use crate::mounts::WorkVolumes;
-use crate::mounts::filesystem::Mode;
+use crate::mounts::filesystem::{self, Mode};
 use cowshed_engine::Volume;
 use cowshed_oci::{
     self as oci, ApplyOptions, Compression, Dropped, LayerDigest, LayerReader, LayerSummary,
     LayerWriter, Time,
 };
-use cowshed_sys::mount;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -96,7 +95,7 @@ impl Roots {
         }
         drop(self.sync_locked(volume, &root)?);
         let path = self.path(volume.id());
-        if mount::unmount(&path).is_err() {
+        if filesystem::unmount(&path).is_err() {
             // Another call uses it, and unmounts it at its end.
             return Ok(());
         }
