@@ -22,7 +22,7 @@ const CRATES: &[(&str, &[&str])] = &[
     // Layers come from outside: every path is resolved beneath the root by a system call.
     ("oci", &["format", "sys"]),
     // No pool and no trees: blobs are files in a folder.
-    ("registry", &["format", "oci"]),
+    ("registry", &["format", "oci", "sys"]),
     // No pool and no layers: file systems are read from any source of blocks.
     ("ext4diff", &["format", "sys"]),
     (

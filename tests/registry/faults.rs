@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
@@ -396,4 +397,41 @@ fn a_registry_that_refuses_or_is_not_there_is_one_line() {
         .output()
         .unwrap();
     expect_failure(&wrong, 1, "is not valid");
+}
+
+#[test]
+fn a_pull_that_has_no_place_for_layers_ends() {
+    let stored = Stored::busy();
+    let server = Server::start(move |request| stored.answer(request));
+    let bench = Bench::with_pool("2G");
+    let name = format!("{}/a/b:1", server.name);
+    let mut command = command(&bench, ["image", "pull", "--plain-http", "--json", &name]);
+    // No folder can be made below the first one.
+    command
+        .env("COWSHED_CACHE", "/proc/none")
+        .env("TMPDIR", "/proc/none");
+    expect_nothing(&bench, &command.output().unwrap(), "temporary file");
+}
+
+#[test]
+fn a_helper_is_not_looked_for_in_the_current_folder() {
+    let stored = Stored::busy();
+    let server = Server::start(move |request| stored.answer(request));
+    let bench = Bench::with_pool("2G");
+    let here = bench.path("here");
+    fs::create_dir_all(here.join(".docker")).unwrap();
+    let program = here.join("docker-credential-near");
+    fs::write(&program, "#!/bin/sh\ntouch was-run\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = json!({ "credsStore": "near" });
+    fs::write(here.join(".docker/config.json"), config.to_string()).unwrap();
+    let name = format!("{}/a/b:1", server.name);
+    let mut command = command(&bench, ["image", "pull", "--plain-http", "--json", &name]);
+    let search_path = format!(".:{}", std::env::var("PATH").unwrap());
+    command
+        .current_dir(&here)
+        .env("HOME", &here)
+        .env("PATH", search_path);
+    expect_nothing(&bench, &command.output().unwrap(), "docker-credential-near");
+    assert!(!here.join("was-run").exists());
 }

@@ -42,6 +42,7 @@ pub(super) fn pull(pull: &Pull, place: &Place, console: &Console) -> anyhow::Res
     }));
     let (exit, downloads) = thread::scope(|scope| -> anyhow::Result<_> {
         let feeder = scope.spawn(|| {
+            let _ended = Ended(&ours);
             let cancel = console.cancel();
             cancel.during(|| feed(&repository, &image, &ours, console))
         });
@@ -58,6 +59,17 @@ pub(super) fn pull(pull: &Pull, place: &Place, console: &Console) -> anyhow::Res
         downloads.remove();
     }
     Ok(exit)
+}
+
+/// Tells the other side, when it is dropped, that nothing more comes: it waits for that, however the
+/// feeder ends.
+struct Ended<'s>(&'s UnixStream);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        // Fails only if it was told already.
+        let _ = self.0.shutdown(Shutdown::Write);
+    }
 }
 
 /// Fetches the documents of the image.

@@ -7,8 +7,9 @@
 
 use crate::error::{Error, Result};
 use cowshed_oci::Digest;
+use nix::fcntl::OFlag;
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,7 +63,8 @@ impl Cache {
                 .is_some_and(|name| Digest::from_hex(name).is_some());
             let modified = entry.metadata().and_then(|found| found.modified());
             let is_old = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > OLD));
-            if is_ours && is_old {
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if is_ours && is_file && is_old {
                 let Ok(file) = File::open(entry.path()) else {
                     continue;
                 };
@@ -80,7 +82,11 @@ impl Cache {
             let path = folder.join(digest.hex());
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(false);
+            // What is not a file was not put there by a fetch.
+            let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+            options.mode(0o600).custom_flags(flags.bits());
             if let Ok(file) = options.open(&path)
+                && file.metadata().is_ok_and(|found| found.is_file())
                 && file.try_lock().is_ok()
             {
                 let path = Some(path);

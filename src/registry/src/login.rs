@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cowshed_oci::Reference;
+use cowshed_sys::program;
 use nix::unistd::geteuid;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// The largest such file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -239,9 +240,9 @@ impl Entry {
 
 /// Asks the helper program for the registry's credentials.
 fn ask(helper: &str, reference: &Reference) -> Result<Option<Credentials>> {
-    let program = format!("docker-credential-{helper}");
+    let name = format!("docker-credential-{helper}");
     let fault = |fault: String| Error::Credentials {
-        path: PathBuf::from(&program),
+        path: PathBuf::from(&name),
         fault,
     };
     if helper.contains('/') {
@@ -253,7 +254,7 @@ fn ask(helper: &str, reference: &Reference) -> Result<Option<Credentials>> {
     } else {
         domain
     };
-    let started = Command::new(&program)
+    let started = program::command(&name)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -8,7 +8,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(250);
 /// Number of attempts after the first one, as long as none has made progress.
 const ATTEMPTS_MAX: u32 = 5;
-/// As `ATTEMPTS_MAX`, if no connection can be made: a wrong name is told soon.
+/// As `ATTEMPTS_MAX`, if no connection was ever made: a wrong name is told soon.
 const CONNECTS_MAX: u32 = 2;
 /// The longest wait that a registry may ask for.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -17,12 +17,15 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
     failed: u32,
+    /// True if the registry was reached.
+    reached: bool,
 }
 
 impl Attempts {
     /// Forgets what failed, since there was progress.
     pub(crate) const fn progress(&mut self) {
         self.failed = 0;
+        self.reached = true;
     }
 
     /// Waits before the next attempt.
@@ -30,10 +33,11 @@ impl Attempts {
     /// # Errors
     /// `error` itself, if another attempt is of no use, or there were enough.
     pub(crate) async fn wait(&mut self, error: Error) -> Result<()> {
-        let most = if matches!(error, Error::Unreachable { .. }) {
-            CONNECTS_MAX
-        } else {
+        self.reached |= !matches!(error, Error::Unreachable { .. });
+        let most = if self.reached {
             ATTEMPTS_MAX
+        } else {
+            CONNECTS_MAX
         };
         let asked = error.retry_after().unwrap_or_default();
         if !error.is_transient() || self.failed >= most || asked > WAIT_MAX {
