@@ -432,6 +432,33 @@ fn a_helper_is_not_looked_for_in_the_current_folder() {
         .current_dir(&here)
         .env("HOME", &here)
         .env("PATH", search_path);
-    expect_nothing(&bench, &command.output().unwrap(), "docker-credential-near");
+    // A public image needs no credentials.
+    let output = command.output().unwrap();
+    expect_whole(&bench, &output);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("docker-credential-near"), "{said}");
     assert!(!here.join("was-run").exists());
+}
+
+#[test]
+fn layers_for_which_there_is_no_space_are_not_fetched() {
+    let mut stored = Stored::busy();
+    let mut manifest: Value = serde_json::from_slice(&stored.manifest).unwrap();
+    manifest["layers"][2]["size"] = json!(i64::MAX);
+    stored.manifest = serde_json::to_vec(&manifest).unwrap();
+    let server = Server::start(move |request| stored.answer(request));
+    let bench = Bench::with_pool("2G");
+    expect_nothing(&bench, &pull(&bench, &server.name), "of free space");
+    assert!(!server.asked().iter().any(|request| request.from() > 0));
+}
+
+#[test]
+fn a_document_that_is_an_index_and_a_manifest_is_refused() {
+    let mut stored = Stored::busy();
+    let mut manifest: Value = serde_json::from_slice(&stored.manifest).unwrap();
+    manifest["manifests"] = json!([]);
+    stored.manifest = serde_json::to_vec(&manifest).unwrap();
+    let server = Server::start(move |request| stored.answer(request));
+    let bench = Bench::with_pool("2G");
+    expect_nothing(&bench, &pull(&bench, &server.name), "at once");
 }

@@ -14,15 +14,15 @@ use std::ffi::OsString;
 /// `cowshed image …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// What works on the pool alone.
+    /// Commands that use only the pool.
     #[command(flatten)]
     Local(LocalCommand),
-    /// What talks to a registry.
+    /// Commands that use a registry.
     #[command(flatten)]
     Registry(RegistryCommand),
 }
 
-/// The commands that work on the pool alone.
+/// The commands that use only the pool.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LocalCommand {
     /// Import an image; layers that the pool has already are not stored again

@@ -1,4 +1,4 @@
-//! The arguments of `cowshed image pull` and `cowshed image push`.
+//! The arguments of `cowshed image pull`.
 
 use super::place;
 use super::size::Size;
@@ -6,15 +6,17 @@ use clap::{Args, Subcommand};
 use cowshed_daemon::request::HostPath;
 use cowshed_oci::Platform;
 
-/// The commands that talk to a registry.
+/// The commands that use a registry.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RegistryCommand {
     /// Fetch an image from a registry; layers that the pool has already are not fetched
     #[command(
-        after_help = "Credentials are those of docker login, podman login or skopeo login: \
-        $REGISTRY_AUTH_FILE, or else $DOCKER_CONFIG,\n$XDG_RUNTIME_DIR/containers/auth.json and \
-        ~/.docker/config.json, with their credential helpers. Certificates\nare those of the host, and \
-        /etc/docker/certs.d/HOST/*.crt and /etc/containers/certs.d/HOST/*.crt.\n\nExamples:\n  \
+        after_help = "Credentials are those of docker login, podman login or skopeo login, with their \
+        credential helpers:\n$REGISTRY_AUTH_FILE, or else the first of $DOCKER_CONFIG/config.json,\n\
+        $XDG_RUNTIME_DIR/containers/auth.json (or /run/containers/UID/auth.json),\n\
+        ~/.config/containers/auth.json and ~/.docker/config.json that has the registry.\n\
+        Certificates are those of the host, and /etc/docker/certs.d/HOST/*.crt and\n\
+        /etc/containers/certs.d/HOST/*.crt.\n\nExamples:\n  \
         cowshed image pull debian:12\n  \
         cowshed image pull registry.example.com/team/app@sha256:4c1b… --platform linux/arm64"
     )]
@@ -34,12 +36,12 @@ pub(crate) struct Pull {
     /// or more
     #[arg(long, value_name = "SIZE")]
     pub size: Option<Size>,
-    /// How the registry is reached.
+    /// The connection to the registry.
     #[command(flatten)]
     pub connection: Connection,
 }
 
-/// How a registry is reached.
+/// The options for the connection to a registry.
 #[derive(Debug, Args)]
 pub(crate) struct Connection {
     /// Use HTTP without TLS: whoever is on the way can read and change everything

@@ -1,5 +1,4 @@
-//! `cowshed image pull` and `cowshed image push`: what happens between a registry and the process
-//! that has the pool.
+//! `cowshed image pull`: it fetches an image from a registry for the process that has the pool.
 //!
 //! The process of the command talks to the registry: it has its user's network, proxies and
 //! credentials, and a daemon needs none of these. The image goes over a socket to the process that
@@ -20,10 +19,10 @@ const CACHE: &str = "/var/cache/cowshed/layers";
 /// Another folder for that.
 const CACHE_VARIABLE: &str = "COWSHED_CACHE";
 
-/// Runs a command that talks to a registry.
+/// Runs a command that uses a registry.
 ///
 /// # Errors
-/// What the registry, or the way to it, fails with, and any error of the pool.
+/// Errors of the network, the registry and the pool.
 pub(super) fn run(
     command: &RegistryCommand,
     place: &Place,
@@ -34,14 +33,21 @@ pub(super) fn run(
     }
 }
 
-/// Returns how the registry of `reference` is reached, and as whom.
-fn access(reference: &Reference, connection: &Connection) -> anyhow::Result<Access> {
+/// Returns the way to the registry of `reference`, and the credentials for it.
+fn access(
+    reference: &Reference,
+    connection: &Connection,
+    console: &Console,
+) -> anyhow::Result<Access> {
     let own = connection.ca.iter().map(|path| path.as_path().to_owned());
     let files = login::files(|name| std::env::var_os(name));
+    let mut unusable = |error: cowshed_registry::Error| {
+        console.complain(&format!("warning: {error}; going on without it"));
+    };
     Ok(Access {
         is_plain_http: connection.plain_http,
         authorities: own.chain(login::authorities(reference)).collect(),
-        credentials: login::credentials(reference, &files)?,
+        credentials: login::credentials(reference, &files, &mut unusable)?,
     })
 }
 

@@ -12,7 +12,7 @@ use anyhow::Context;
 use cowshed_daemon::request::{Command, image as request};
 use cowshed_oci::relay::{Requests, Sender};
 use cowshed_oci::{self as oci, Image, Reference, Remote, Select};
-use cowshed_registry::{self as registry, Blob, Downloads, Purpose, Repository};
+use cowshed_registry::{self as registry, Blob, Downloads, Repository};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ const SHOWN_EVERY: Duration = Duration::from_millis(100);
 /// Fetches an image into the pool.
 ///
 /// # Errors
-/// What the registry, or the way to it, fails with, and any error of the pool.
+/// Errors of the network, the registry and the pool.
 pub(super) fn pull(pull: &Pull, place: &Place, console: &Console) -> anyhow::Result<Exit> {
     let what = || format!("pull image {}", pull.reference);
     let reference = Reference::parse(&pull.reference)?;
     signals::cancel_on_signals(console.cancel())?;
-    let opened = console.cancel().during(|| open(pull, &reference));
+    let opened = console.cancel().during(|| open(pull, &reference, console));
     let (repository, image) = opened.with_context(what)?;
     tell_oddities(&image, false, console);
 
@@ -73,9 +73,13 @@ impl Drop for Ended<'_> {
 }
 
 /// Fetches the documents of the image.
-fn open(pull: &Pull, reference: &Reference) -> anyhow::Result<(Arc<Repository>, Image)> {
-    let access = access(reference, &pull.connection)?;
-    let repository = Repository::open(reference, &access, Purpose::Pull);
+fn open(
+    pull: &Pull,
+    reference: &Reference,
+    console: &Console,
+) -> anyhow::Result<(Arc<Repository>, Image)> {
+    let access = access(reference, &pull.connection, console)?;
+    let repository = Repository::open(reference, &access);
     let repository = Arc::new(repository.map_err(hinted)?);
     let manifest = repository.manifest(reference).map_err(hinted)?;
     let remote: Arc<dyn Remote> = Arc::clone(&repository) as _;
@@ -112,8 +116,12 @@ fn feed(
     let mut requests = Requests::new(socket);
     let wanted = requests.wanted().ok()?;
     let layers = Layers::of(image, &wanted);
-    let downloads = match repository.download(&layers.blobs, &cache()) {
-        Ok(downloads) => downloads,
+    let started = layers.and_then(|layers| {
+        let downloads = repository.download(&layers.blobs, &cache())?;
+        Ok((layers, downloads))
+    });
+    let (layers, downloads) = match started {
+        Ok(started) => started,
         Err(error) => {
             sender.fail(&error.to_string());
             return None;
@@ -123,7 +131,9 @@ fn feed(
     thread::scope(|scope| {
         scope.spawn(|| {
             let bars = scope.spawn(|| layers.show(&downloads, &progress, console));
-            progress.follow(&mut requests);
+            progress.follow(&mut requests, |stored| layers.discard(&downloads, stored));
+            // Nobody reads any more: whoever waits for a layer in flight need not.
+            downloads.stop();
             let _ = bars.join();
             // The other side shows the result, or why there is none, once the socket has an end.
             let _ = socket.shutdown(Shutdown::Write);
@@ -159,10 +169,11 @@ impl Progress {
         }
     }
 
-    /// Notes what the other side has stored, until it has all or gives up.
-    fn follow(&self, requests: &mut Requests<&UnixStream>) {
+    /// Notes what the other side has stored, and tells `stored`, until it has all or gives up.
+    fn follow(&self, requests: &mut Requests<&UnixStream>, stored: impl Fn(usize)) {
         while let Some(layers) = requests.stored() {
             self.stored.store(layers, Ordering::Relaxed);
+            stored(layers);
             if layers >= self.layers {
                 break;
             }
@@ -185,32 +196,42 @@ struct Layers {
     blobs: Vec<Blob>,
     /// The place of each layer's blob in `blobs`.
     places: Vec<usize>,
-    /// The index of the first layer of each blob.
-    firsts: Vec<usize>,
+    /// The indexes of the first and the last layer of each blob.
+    spans: Vec<(usize, usize)>,
 }
 
 impl Layers {
-    fn of(image: &Image, wanted: &[usize]) -> Self {
-        let (mut blobs, mut places, mut firsts) = (Vec::new(), Vec::new(), Vec::new());
+    fn of(image: &Image, wanted: &[usize]) -> registry::Result<Self> {
+        let (mut blobs, mut places, mut spans) = (Vec::new(), Vec::new(), Vec::new());
         for index in wanted {
             let layer = image.layers().get(*index);
             let known = layer.and_then(|layer| Some((layer.compressed_digest?, layer.size_bytes?)));
             // The manifest of an image in a registry states both for each layer.
-            let Some((digest, size_bytes)) = known else {
-                continue;
-            };
+            let (digest, size_bytes) = known.ok_or(registry::Error::NoLayer(*index))?;
             let blob = Blob { digest, size_bytes };
             let place = blobs.iter().position(|known| *known == blob);
             places.push(place.unwrap_or(blobs.len()));
-            if place.is_none() {
-                blobs.push(blob);
-                firsts.push(*index);
+            match place.and_then(|place| spans.get_mut(place)) {
+                Some((_, last)) => *last = *index,
+                None => {
+                    blobs.push(blob);
+                    spans.push((*index, *index));
+                }
             }
         }
-        Self {
+        Ok(Self {
             blobs,
             places,
-            firsts,
+            spans,
+        })
+    }
+
+    /// Removes the files of blobs all of whose layers are among the first `stored` ones.
+    fn discard(&self, downloads: &Downloads, stored: usize) {
+        for (place, (_, last)) in self.spans.iter().enumerate() {
+            if *last < stored {
+                downloads.remove_file(place);
+            }
         }
     }
 
@@ -224,7 +245,7 @@ impl Layers {
         while !progress.is_over.load(Ordering::Relaxed) {
             let stored = progress.stored.load(Ordering::Relaxed);
             let fetched = downloads.fetched().into_iter();
-            for (place, (fetched, first)) in fetched.zip(&self.firsts).enumerate() {
+            for (place, (fetched, (first, _))) in fetched.zip(&self.spans).enumerate() {
                 let doing = match (fetched.is_whole, fetched.bytes) {
                     _ if *first < stored => "stored",
                     _ if *first == stored && fetched.bytes > 0 => "storing",

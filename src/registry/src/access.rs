@@ -1,9 +1,9 @@
-//! How a registry is reached, and as whom.
+//! The way to a registry, and the credentials for it.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// How a registry is reached, and as whom.
+/// The way to a registry, and the credentials for it.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// True to use HTTP without TLS.

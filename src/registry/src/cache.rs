@@ -5,9 +5,11 @@
 //!   file without a name.
 //! - What is in a file is not trusted: who continues it verifies the whole blob.
 
+use crate::download::Blob;
 use crate::error::{Error, Result};
 use cowshed_oci::Digest;
 use nix::fcntl::OFlag;
+use nix::sys::statvfs::statvfs;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -45,6 +47,40 @@ impl Cache {
     #[must_use]
     pub const fn nowhere() -> Self {
         Self { folder: None }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.folder.clone().unwrap_or_else(std::env::temp_dir)
+    }
+
+    /// Checks that the folder has space for `blobs`, without what is there of them already.
+    pub(crate) fn check_space(&self, blobs: &[Blob]) -> Result<()> {
+        let folder = self.folder();
+        let missing = |blob: &Blob| {
+            let path = self
+                .folder
+                .as_ref()
+                .map(|folder| folder.join(blob.digest.hex()));
+            let here = path.and_then(|path| fs::symlink_metadata(path).ok());
+            blob.size_bytes
+                .saturating_sub(here.map_or(0, |found| found.len()))
+        };
+        let needed_bytes = blobs.iter().map(missing).fold(0, u64::saturating_add);
+        // Where that cannot be told, writing will.
+        let Ok(found) = statvfs(&folder) else {
+            return Ok(());
+        };
+        let free_bytes = found
+            .blocks_available()
+            .saturating_mul(found.fragment_size());
+        if needed_bytes <= free_bytes {
+            return Ok(());
+        }
+        Err(Error::NoSpace {
+            folder,
+            needed_bytes,
+            free_bytes,
+        })
     }
 
     /// Removes the files that nothing has continued for a week.
@@ -93,8 +129,7 @@ impl Cache {
                 return Ok(Slot { file, path });
             }
         }
-        let folder = self.folder.clone().unwrap_or_else(std::env::temp_dir);
-        let file = tempfile::tempfile_in(folder)
+        let file = tempfile::tempfile_in(self.folder())
             .map_err(Error::io("create a temporary file for a layer"))?;
         Ok(Slot { file, path: None })
     }

@@ -16,7 +16,7 @@ use reqwest::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
     WWW_AUTHENTICATE,
 };
-use reqwest::{Body, Method, Response, StatusCode, Url};
+use reqwest::{Response, StatusCode, Url};
 use std::error::Error as _;
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
@@ -25,6 +25,8 @@ use std::time::Duration;
 const CONNECT_TIME: Duration = Duration::from_secs(15);
 /// The longest time without a byte.
 const IDLE_TIME: Duration = Duration::from_secs(60);
+/// The longest time for a manifest, a configuration, a token or the description of a failure.
+const BODY_TIME: Duration = Duration::from_secs(120);
 const REDIRECTS_MAX: usize = 5;
 /// The largest answer of a token server, and the most that is read of a failure's description.
 const SMALL_BYTES_MAX: u64 = 256 << 10;
@@ -33,37 +35,24 @@ const DOCKER: &str = "docker.io";
 const DOCKER_HOST: &str = "registry-1.docker.io";
 const CLIENT_ID: &str = "cowshed";
 
-/// What a client may do in its repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Read.
-    Pull,
-    /// Read and write.
-    Push,
-}
-
-/// One request.
+/// One request, which reads.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
-    pub(crate) method: Method,
     pub(crate) url: Url,
     /// What is asked for, as messages name it.
     pub(crate) what: &'a str,
     pub(crate) accept: Option<&'a str>,
     /// The first byte that is wanted, if not all are.
     pub(crate) from: Option<u64>,
-    pub(crate) content_type: Option<&'a str>,
 }
 
 impl<'a> Call<'a> {
-    pub(crate) const fn new(method: Method, url: Url, what: &'a str) -> Self {
+    pub(crate) const fn get(url: Url, what: &'a str) -> Self {
         Self {
-            method,
             url,
             what,
             accept: None,
             from: None,
-            content_type: None,
         }
     }
 }
@@ -84,7 +73,7 @@ pub(crate) struct Client {
 
 impl Client {
     /// Returns a client for the repository of `reference`. Nothing is sent yet.
-    pub(crate) fn new(reference: &Reference, access: &Access, purpose: Purpose) -> Result<Self> {
+    pub(crate) fn new(reference: &Reference, access: &Access) -> Result<Self> {
         let server = reference.domain().to_owned();
         let host = if server == DOCKER {
             DOCKER_HOST
@@ -98,16 +87,12 @@ impl Client {
         };
         let base = Url::parse(&format!("{scheme}://{host}/v2/"))
             .map_err(|_| Error::Name(server.clone()))?;
-        let actions = match purpose {
-            Purpose::Pull => "pull",
-            Purpose::Push => "pull,push",
-        };
         let repository = reference.path().to_owned();
         Ok(Self {
             http: http_client(access)?,
             server,
             base,
-            scopes: vec![format!("repository:{repository}:{actions}")],
+            scopes: vec![format!("repository:{repository}:pull")],
             repository,
             credentials: access.credentials.clone(),
             is_plain_http: access.is_plain_http,
@@ -128,9 +113,8 @@ impl Client {
             .map_err(|_| name())
     }
 
-    /// Returns the address to which the registry refers, which must be at the registry itself
-    /// unless it is only read.
-    pub(crate) fn resolve(&self, from: &Url, headers: &HeaderMap, what: &str) -> Result<Url> {
+    /// Returns the address to which the registry redirects.
+    fn resolve(&self, from: &Url, headers: &HeaderMap, what: &str) -> Result<Url> {
         let fault = |fault| Error::Redirect {
             server: self.server.clone(),
             what: what.to_owned(),
@@ -148,29 +132,19 @@ impl Client {
         }
     }
 
-    /// Sends a request without a body, follows redirects, and proves who asks if the registry
-    /// wants that. The answer is a success.
-    pub(crate) async fn send(&self, call: Call<'_>) -> Result<Response> {
-        self.send_with(call, Body::default).await
-    }
-
-    /// As `send`, with a body, which is made for each attempt.
-    pub(crate) async fn send_with(
-        &self,
-        mut call: Call<'_>,
-        body: impl Fn() -> Body,
-    ) -> Result<Response> {
-        let may_move = call.method == Method::GET || call.method == Method::HEAD;
+    /// Sends a request, follows redirects, and authenticates if the registry wants that. The answer
+    /// is a success.
+    pub(crate) async fn send(&self, mut call: Call<'_>) -> Result<Response> {
         let (mut proved, mut moves) = (0, 0);
         loop {
             let is_home = is_same_place(&call.url, &self.base);
             let used = if is_home { self.authorization() } else { None };
-            let answer = self.send_once(&call, used.as_ref(), body()).await?;
+            let answer = self.send_once(&call, used.as_ref()).await?;
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && is_home && proved < 2 {
                 proved += 1;
                 self.prove(&answer, used.as_ref(), call.what).await?;
-            } else if status.is_redirection() && may_move {
+            } else if status.is_redirection() {
                 moves += 1;
                 call.url = self.resolve(&call.url, answer.headers(), call.what)?;
                 if moves > REDIRECTS_MAX {
@@ -192,9 +166,8 @@ impl Client {
         &self,
         call: &Call<'_>,
         authorization: Option<&HeaderValue>,
-        body: Body,
     ) -> Result<Response> {
-        let mut request = self.http.request(call.method.clone(), call.url.clone());
+        let mut request = self.http.get(call.url.clone());
         if let Some(value) = authorization {
             request = request.header(AUTHORIZATION, value);
         }
@@ -203,12 +176,6 @@ impl Client {
         }
         if let Some(from) = call.from {
             request = request.header(RANGE, format!("bytes={from}-"));
-        }
-        if let Some(content_type) = call.content_type {
-            request = request.header(CONTENT_TYPE, content_type);
-        }
-        if call.method != Method::GET && call.method != Method::HEAD {
-            request = request.body(body);
         }
         request.send().await.map_err(|error| self.broken(&error))
     }
@@ -309,13 +276,23 @@ impl Client {
             .ok_or_else(|| self.not_a_registry("its token server sends no token"))
     }
 
-    /// Reads a whole answer of at most `max_bytes`.
+    /// Reads a whole answer of at most `max_bytes`, in a limited time.
     pub(crate) async fn body(
         &self,
-        mut answer: Response,
+        answer: Response,
         what: &str,
         max_bytes: u64,
     ) -> Result<Vec<u8>> {
+        let read = tokio::time::timeout(BODY_TIME, self.whole(answer, what, max_bytes));
+        read.await.unwrap_or_else(|_| {
+            Err(Error::Cut {
+                server: self.server.clone(),
+                cause: format!("it sends {what} too slowly"),
+            })
+        })
+    }
+
+    async fn whole(&self, mut answer: Response, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
         let too_large = || Error::TooLarge {
             what: what.to_owned(),
             max_bytes,

@@ -14,7 +14,7 @@ use cowshed_format::base::Cancel;
 use cowshed_oci::Digest;
 use cowshed_oci::digest::Hasher;
 use reqwest::header::CONTENT_RANGE;
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Response, StatusCode};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -73,6 +73,7 @@ struct State {
 impl Downloads {
     /// Starts to fetch `blobs`, the first ones first.
     pub(crate) fn start(client: &Arc<Client>, blobs: &[Blob], cache: &Cache) -> Result<Self> {
+        cache.check_space(blobs)?;
         let mut parts = Vec::with_capacity(blobs.len());
         let mut tasks = JoinSet::new();
         let permits = Arc::new(Semaphore::new(AT_A_TIME));
@@ -119,6 +120,20 @@ impl Downloads {
         }
     }
 
+    /// Removes the file of the blob with this index, which is not read any more.
+    pub fn remove_file(&self, index: usize) {
+        if let Some(part) = self.parts.get(index) {
+            part.slot.remove();
+        }
+    }
+
+    /// Ends all readers of what is not here yet with an error.
+    pub fn stop(&self) {
+        for part in &self.parts {
+            part.end(Err(Error::Stopped));
+        }
+    }
+
     /// Removes the files, which are not needed any more.
     pub fn remove(self) {
         for part in &self.parts {
@@ -140,8 +155,10 @@ impl Part {
         }
     }
 
+    /// Sets the outcome, unless there is one.
     fn end(&self, outcome: Result<()>) {
-        self.state().outcome = Some(outcome.map_err(Arc::new));
+        let outcome = outcome.map_err(Arc::new);
+        self.state().outcome.get_or_insert(outcome);
         self.changed.notify_all();
     }
 
@@ -210,7 +227,7 @@ impl Part {
         }
         let url = client.url(&format!("blobs/{digest}"))?;
         let what = format!("the layer {digest}");
-        let mut call = Call::new(Method::GET, url, &what);
+        let mut call = Call::get(url, &what);
         call.from = (offset > 0).then_some(offset);
         let mut answer = client.send(call).await?;
         let mut skip = self.check_answer(client, &answer, offset)?;
@@ -227,8 +244,14 @@ impl Part {
             if piece.len() as u64 > size_bytes - at {
                 return Err(self.wrong_size(client, at.saturating_add(piece.len() as u64)));
             }
-            let written = self.slot.file.write_all_at(piece, at);
-            written.map_err(Error::io("write a layer to a temporary file"))?;
+            if let Err(error) = self.slot.file.write_all_at(piece, at) {
+                if error.kind() == io::ErrorKind::StorageFull {
+                    // Others need the space more than the next pull needs these bytes.
+                    self.slot.remove();
+                    let _ = self.slot.file.set_len(0);
+                }
+                return Err(Error::io("write a layer to a temporary file")(error));
+            }
             hasher.update(piece);
             self.set_len(hasher.len_bytes());
         }

@@ -143,6 +143,24 @@ pub enum Error {
     /// The name of the registry makes no address.
     #[error("{0} is not the name of a registry")]
     Name(String),
+    /// The manifest has no layer with this index, or does not state its digest and size.
+    #[error("the manifest does not state the digest and size of layer {}", .0 + 1)]
+    NoLayer(usize),
+    /// The folder for layers on their way has too little space.
+    #[error(
+        "{folder} has {free_bytes} bytes of free space, and the layers to fetch take {needed_bytes}; free some space there, or name another folder in COWSHED_CACHE", folder = folder.display()
+    )]
+    NoSpace {
+        /// The folder.
+        folder: PathBuf,
+        /// The size of what is to be fetched.
+        needed_bytes: u64,
+        /// The free space.
+        free_bytes: u64,
+    },
+    /// Nobody wants the rest.
+    #[error("the fetch was stopped")]
+    Stopped,
     /// This host failed.
     #[error("{action}: {source}")]
     Io {

@@ -5,8 +5,8 @@
 //!   in a file.
 //! - [`download`] fetches blobs into files, several at a time, while they are read; [`cache`] has
 //!   the files, which a later fetch continues.
-//! - [`access`] says how a registry is reached, and as whom; [`login`] finds that in the files of
-//!   Docker and containers.
+//! - [`access`] has the way to a registry and the credentials for it; [`login`] finds these in the
+//!   files of Docker and containers.
 //! - `client` sends requests, `challenge` is how a registry asks for credentials, `retry` waits
 //!   between attempts.
 //!
@@ -30,7 +30,6 @@ mod retry;
 
 pub use access::{Access, Credentials};
 pub use cache::Cache;
-pub use client::Purpose;
 pub use download::{Blob, Downloads, Fetched};
 pub use error::{Error, Result};
 pub use repository::Repository;

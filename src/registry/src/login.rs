@@ -6,6 +6,7 @@ use crate::access::Credentials;
 use crate::error::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use cowshed_format::base::Cancel;
 use cowshed_oci::Reference;
 use cowshed_sys::program;
 use nix::unistd::geteuid;
@@ -15,7 +16,9 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The largest such file.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -25,6 +28,11 @@ const DOCKER_NAMES: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.doc
 const DOCKER_HELPED: &str = "https://index.docker.io/v1/";
 /// The user's name by which a helper says that the secret is an identity token.
 const IS_TOKEN: &str = "<token>";
+/// The longest time for a helper, which may ask its user for a password.
+const HELPER_TIME: Duration = Duration::from_secs(60);
+const HELPER_POLL: Duration = Duration::from_millis(20);
+/// The most that is read of a helper's answer.
+const HELPED_BYTES_MAX: u64 = 64 << 10;
 /// Folders with a folder of certificates for each registry.
 const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
@@ -61,12 +69,19 @@ pub fn files(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
 
 /// Returns the credentials for the registry of `reference` in the first of `files` that has some.
 ///
+/// A helper that fails is told to `unusable`, and counts as one that has none: most images are
+/// public, and the helper may be another host's.
+///
 /// # Errors
-/// `Credentials` if a file or a helper does not give what it should.
-pub fn credentials(reference: &Reference, files: &[PathBuf]) -> Result<Option<Credentials>> {
+/// `Credentials` if a file is damaged.
+pub fn credentials(
+    reference: &Reference,
+    files: &[PathBuf],
+    unusable: &mut dyn FnMut(Error),
+) -> Result<Option<Credentials>> {
     for path in files {
         let Some(file) = read(path)? else { continue };
-        if let Some(found) = file.credentials(reference, path)? {
+        if let Some(found) = file.credentials(reference, path, unusable)? {
             return Ok(Some(found));
         }
     }
@@ -88,7 +103,7 @@ pub fn authorities(reference: &Reference) -> Vec<PathBuf> {
 }
 
 /// The part of the files that matters here.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct LoginFile {
     auths: BTreeMap<String, Entry>,
@@ -96,7 +111,7 @@ struct LoginFile {
     creds_store: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct Entry {
     /// Name and password with a colon between them, as base64.
@@ -144,18 +159,25 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 impl LoginFile {
-    fn credentials(&self, reference: &Reference, path: &Path) -> Result<Option<Credentials>> {
+    fn credentials(
+        &self,
+        reference: &Reference,
+        path: &Path,
+        unusable: &mut dyn FnMut(Error),
+    ) -> Result<Option<Credentials>> {
         let names = names(reference);
         let helper = self
             .cred_helpers
             .iter()
             .find(|(key, _)| names.contains(&host_of(key).to_owned()))
-            .map(|(_, helper)| helper.as_str())
-            .or(Some(&*self.creds_store).filter(|helper| !helper.is_empty()));
-        if let Some(helper) = helper
-            && let Some(found) = ask(helper, reference)?
-        {
-            return Ok(Some(found));
+            .map_or(&*self.creds_store, |(_, helper)| helper.as_str());
+        // An empty name means none.
+        if !helper.is_empty() {
+            match ask(helper, reference) {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                Err(error) => unusable(error),
+            }
         }
         // The one that names the most of the repository is meant.
         let fits = |key: &&String| names.contains(&host_of(key).to_owned());
@@ -268,18 +290,16 @@ fn ask(helper: &str, reference: &Reference) -> Result<Option<Credentials>> {
         // One that does not read its input says below what it wants instead.
         let _ = input.write_all(server.as_bytes());
     }
-    let output = child
-        .wait_with_output()
-        .map_err(|error| fault(error.to_string()))?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stdout);
+    let (status, output) = wait(&mut child).map_err(|error| fault(error.to_string()))?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(&output);
         return if text.contains("credentials not found") {
             Ok(None)
         } else {
-            Err(fault(format!("it ended with {}", output.status)))
+            Err(fault(format!("it ended with {status}")))
         };
     }
-    let helped: Helped = serde_json::from_slice(&output.stdout)
+    let helped: Helped = serde_json::from_slice(&output)
         .map_err(|_| fault("it did not print a name and a secret".to_owned()))?;
     Ok(Some(if helped.username == IS_TOKEN {
         Credentials::IdentityToken(helped.secret)
@@ -289,6 +309,41 @@ fn ask(helper: &str, reference: &Reference) -> Result<Option<Credentials>> {
             password: helped.secret,
         }
     }))
+}
+
+/// Waits for a helper to end; returns its status and what it has printed. One that takes too long,
+/// or prints too much, is killed, and so is one of cancelled work.
+fn wait(child: &mut Child) -> io::Result<(ExitStatus, Vec<u8>)> {
+    let output = child.stdout.take();
+    let (cancel, deadline) = (Cancel::current(), Instant::now() + HELPER_TIME);
+    thread::scope(|scope| {
+        let read = scope.spawn(|| -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            let output = output.map(|output| output.take(HELPED_BYTES_MAX));
+            output.map_or(Ok(0), |mut output| output.read_to_end(&mut bytes))?;
+            Ok(bytes)
+        });
+        let waited = loop {
+            if let Some(status) = child.try_wait()? {
+                break Ok(status);
+            }
+            if let Err(cancelled) = cancel.check() {
+                break Err(cancelled.into());
+            }
+            if Instant::now() >= deadline {
+                break Err(io::Error::new(io::ErrorKind::TimedOut, "it does not end"));
+            }
+            thread::sleep(HELPER_POLL);
+        };
+        if waited.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let bytes = read
+            .join()
+            .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
+        Ok((waited?, bytes?))
+    })
 }
 
 #[cfg(test)]
@@ -307,7 +362,16 @@ mod tests {
         std::fs::write(file.path(), text).unwrap();
         let missing = PathBuf::from("/nonexistent/config.json");
         let files = [missing, file.path().to_owned()];
-        credentials(&Reference::parse(reference).unwrap(), &files)
+        let mut fault = None;
+        let found = credentials(
+            &Reference::parse(reference).unwrap(),
+            &files,
+            &mut |error| {
+                fault = Some(error);
+            },
+        );
+        // A failed helper is none, and is told.
+        fault.map_or(found, Err)
     }
 
     #[test]

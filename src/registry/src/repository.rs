@@ -2,14 +2,13 @@
 
 use crate::access::Access;
 use crate::cache::Cache;
-use crate::client::{Call, Client, Purpose, is_page};
+use crate::client::{Call, Client, is_page};
 use crate::download::{Blob, Downloads};
 use crate::error::{Error, Result};
 use crate::retry::Attempts;
 use cowshed_format::base::Cancel;
 use cowshed_oci::limits::{CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX};
 use cowshed_oci::{self as oci, Digest, Document, LayerInfo, Reference, Remote};
-use reqwest::Method;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,8 +39,8 @@ impl Repository {
     ///
     /// # Errors
     /// `Certificate` or `Name`, or `Io` if the host fails.
-    pub fn open(reference: &Reference, access: &Access, purpose: Purpose) -> Result<Self> {
-        Self::over(Client::new(reference, access, purpose)?)
+    pub fn open(reference: &Reference, access: &Access) -> Result<Self> {
+        Self::over(Client::new(reference, access)?)
     }
 
     pub(crate) fn over(client: Client) -> Result<Self> {
@@ -110,10 +109,9 @@ impl Remote for Repository {
         Ok(bytes?)
     }
 
-    fn layer(&self, _: usize, info: &LayerInfo) -> oci::Result<Box<dyn Read + Send>> {
-        let missing = |_| oci::Error::Remote("a layer without a digest cannot be fetched".into());
-        let digest = info.compressed_digest.ok_or(()).map_err(missing)?;
-        let size_bytes = info.size_bytes.unwrap_or(0);
+    fn layer(&self, index: usize, info: &LayerInfo) -> oci::Result<Box<dyn Read + Send>> {
+        let known = info.compressed_digest.zip(info.size_bytes);
+        let (digest, size_bytes) = known.ok_or(Error::NoLayer(index))?;
         let blob = Blob { digest, size_bytes };
         let cache = Cache::nowhere();
         let downloads = self.download(&[blob], &cache)?;
@@ -150,11 +148,7 @@ async fn fetch_manifest(
     let what = format!("the manifest {wanted}");
     let mut attempts = Attempts::default();
     loop {
-        let mut call = Call::new(
-            Method::GET,
-            client.url(&format!("manifests/{wanted}"))?,
-            &what,
-        );
+        let mut call = Call::get(client.url(&format!("manifests/{wanted}"))?, &what);
         call.accept = Some(MANIFEST_TYPES);
         let failed = match fetch_document(client, call, MANIFEST_BYTES_MAX, expected).await {
             Ok(bytes) => return Ok(bytes),
@@ -169,7 +163,7 @@ async fn fetch_config(client: &Client, digest: Digest, size_bytes: u64) -> Resul
     let max_bytes = size_bytes.min(CONFIG_BYTES_MAX);
     let mut attempts = Attempts::default();
     loop {
-        let call = Call::new(Method::GET, client.url(&format!("blobs/{digest}"))?, &what);
+        let call = Call::get(client.url(&format!("blobs/{digest}"))?, &what);
         let failed = match fetch_document(client, call, max_bytes, Some(digest)).await {
             Ok(bytes) => return Ok(bytes),
             Err(error) => error,

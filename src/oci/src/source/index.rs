@@ -14,6 +14,7 @@ use crate::reference::same_reference;
 use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::de::IgnoredAny;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -37,6 +38,9 @@ const CONFIG_TYPES: [&str; 6] = [
     "text/html",
     "",
 ];
+/// Number of images of an index whose configuration is read because the index does not state their
+/// platform: a registry could list thousands.
+const UNSTATED_MAX: usize = 32;
 /// The start of a layer's media type; the compression follows, and is detected from the first
 /// bytes. Layers that must not be distributed are ordinary ones if they are present.
 const LAYER_TYPES: [&str; 4] = [
@@ -126,7 +130,7 @@ pub(super) fn open_chosen(remote: &Arc<dyn Remote>, bytes: &[u8]) -> Result<Imag
 
 /// Opens the image whose manifest, or index of platforms, is `bytes`.
 fn open_top(store: &Store, bytes: &[u8], select: &Select) -> Result<Image> {
-    let kind: ManifestKind = parse(Part::Manifest, bytes)?;
+    let kind: ManifestKind = parse_kind(Part::Manifest, bytes)?;
     if kind.schema_version == 1 {
         let old = "application/vnd.docker.distribution.manifest.v1+json";
         return Err(unsupported(Part::Manifest, old));
@@ -145,6 +149,27 @@ fn open_top(store: &Store, bytes: &[u8], select: &Select) -> Result<Image> {
 struct ManifestKind {
     schema_version: u32,
     manifests: Option<Vec<serde_json::Value>>,
+}
+
+/// The fields of which a document has one or the others.
+#[derive(Deserialize)]
+struct OneKind {
+    manifests: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    config: Option<IgnoredAny>,
+}
+
+/// Parses an index or a manifest. One that is both is refused: it would be another image for whoever
+/// takes it for the other kind.
+fn parse_kind<T: DeserializeOwned>(what: Part, bytes: &[u8]) -> Result<T> {
+    let kind: OneKind = parse(what, bytes)?;
+    if kind.manifests.is_some() && (kind.layers.is_some() || kind.config.is_some()) {
+        return Err(Error::Document {
+            what,
+            fault: "it is an index and a manifest at once",
+        });
+    }
+    parse(what, bytes)
 }
 
 /// An image with the names that the index gives it.
@@ -275,7 +300,7 @@ fn open_platform(store: &Store, images: &[&Descriptor], select: &Select) -> Resu
             return Err(unsupported(Part::Manifest, &media_type));
         }
         let bytes = store.read_verified(&descriptor, Part::Index, MANIFEST_BYTES_MAX)?;
-        let index: ImageIndex = parse(Part::Index, &bytes)?;
+        let index: ImageIndex = parse_kind(Part::Index, &bytes)?;
         let images: Vec<&Descriptor> = images_of(&index).collect();
         let next = choose_platform(store, &images, select)?.clone();
         platform = stated_platform(&next).or(platform);
@@ -303,8 +328,16 @@ fn choose_platform<'a>(
         .filter(|one| store.has(one))
         .collect();
     let images = if held.is_empty() { images } else { &held };
-    let platforms: Vec<Option<Platform>> =
-        images.iter().map(|one| platform_of(store, one)).collect();
+    let mut platforms = Vec::with_capacity(images.len());
+    let mut unstated = 0;
+    for one in images {
+        let mut platform = stated_platform(one);
+        if platform.is_none() && unstated < UNSTATED_MAX {
+            unstated += 1;
+            platform = configured_platform(store, one)?;
+        }
+        platforms.push(platform);
+    }
     let rank = |platform: &Option<Platform>| match platform {
         Some(platform) => select.rank(platform),
         // It states no platform, so others come first.
@@ -333,31 +366,32 @@ fn choose_platform<'a>(
     }
 }
 
-/// Returns the platform of an image: the one that the index states, else the one in its
-/// configuration.
-fn platform_of(store: &Store, descriptor: &Descriptor) -> Option<Platform> {
-    let of_config = || {
-        let media_type = descriptor.media_type().to_string();
-        if !MANIFEST_TYPES.contains(&&*media_type) {
-            return None;
-        }
-        // If it is damaged, that is reported once it is chosen.
+/// Returns the platform in an image's configuration. An image that is damaged has none: that is
+/// reported if it is chosen.
+///
+/// # Errors
+/// Those of the place that has the image.
+fn configured_platform(store: &Store, descriptor: &Descriptor) -> Result<Option<Platform>> {
+    let media_type = descriptor.media_type().to_string();
+    if !MANIFEST_TYPES.contains(&&*media_type) {
+        return Ok(None);
+    }
+    let read = || {
         let what = Part::Manifest;
-        let bytes = store
-            .read_verified(descriptor, what, MANIFEST_BYTES_MAX)
-            .ok()?;
-        let manifest: ImageManifest = parse(what, &bytes).ok()?;
-        let raw = store
-            .read_verified(manifest.config(), Part::Config, CONFIG_BYTES_MAX)
-            .ok()?;
-        ImageConfig::parse(raw).ok()?.platform()
+        let bytes = store.read_verified(descriptor, what, MANIFEST_BYTES_MAX)?;
+        let manifest: ImageManifest = parse_kind(what, &bytes)?;
+        let raw = store.read_verified(manifest.config(), Part::Config, CONFIG_BYTES_MAX)?;
+        Ok(ImageConfig::parse(raw)?.platform())
     };
-    stated_platform(descriptor).or_else(of_config)
+    match read() {
+        Err(error @ (Error::Remote(_) | Error::Cancelled(_))) => Err(error),
+        read => Ok(read.ok().flatten()),
+    }
 }
 
 fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
     let what = Part::Manifest;
-    let manifest: ImageManifest = parse(what, bytes)?;
+    let manifest: ImageManifest = parse_kind(what, bytes)?;
     if manifest.schema_version() != 2 {
         return Err(Error::Document {
             what,
