@@ -126,7 +126,7 @@ impl Subject {
         subject
     }
 
-    fn fill(&self) {
+    pub fn fill(&self) {
         for offset in (0..SUBJECT_BYTES).step_by(1 << 20) {
             self.write(&noise(1 << 20, offset), offset);
         }

@@ -6,22 +6,28 @@ use super::open::Place;
 use anyhow::Context;
 use clap::Args;
 use cowshed_check::{Item, dump as each_item};
+use cowshed_engine::prepare;
 use cowshed_format::Superblock;
-use cowshed_format::base::Error;
 use cowshed_format::base::cancel::Cancelled;
+use cowshed_format::base::{BLOCK_BYTES, Error};
 use cowshed_format::catalogue::VolumeEntry;
-use cowshed_format::device::{FileDevice, FileOptions};
+use cowshed_format::device::mirror::newest_label;
+use cowshed_format::device::{FileOptions, MirrorDevice};
 use cowshed_format::operation::Operation;
 use cowshed_format::record::Record;
+use cowshed_format::side::{Lack, SLOTS, SideId, SideLabel, SideState, label_places};
 use serde_json::{Value, json};
 use std::io::{self, BufWriter, Write};
 
 /// `cowshed pool dump`
 #[derive(Debug, Args)]
 pub(super) struct Dump {
-    /// Also show the names and labels of volumes
+    /// Also show the names and labels of volumes, and the paths of the sides of a mirror
     #[arg(long)]
     pub names: bool,
+    /// Show only the side at --pool, whatever the other sides of the mirror have
+    #[arg(long)]
+    pub this_side: bool,
 }
 
 /// Writes the pool's structure to the standard output.
@@ -34,12 +40,22 @@ pub(super) fn dump(dump: &Dump, place: &Place, console: &Console) -> anyhow::Res
         read_only: true,
         ..FileOptions::default()
     };
-    let device =
-        FileDevice::open(place.pool.as_path(), options).map_err(|error| place.explain(error))?;
+    let device = if dump.this_side {
+        place.one_side()
+    } else {
+        place.device(options)
+    };
+    let device = device
+        .and_then(|device| prepare(&*device, true).map(|()| device))
+        .map_err(|error| place.explain(error))?;
     let cancel = console.cancel().clone();
     let mut out = BufWriter::new(io::stdout().lock());
     let mut failed = None;
-    let outcome = each_item(&device, &mut |item| {
+    let labels = device.mirror().map(|mirror| labels(mirror, dump.names));
+    for label in labels.into_iter().flatten() {
+        writeln!(out, "{label}").context("write the dump")?;
+    }
+    let outcome = each_item(&*device, &mut |item| {
         cancel.check()?;
         writeln!(out, "{}", line(item, dump.names)).map_err(|error| {
             failed = Some(error);
@@ -139,6 +155,64 @@ fn line(item: &Item, names: bool) -> Value {
         // An item that a later version adds.
         other => json!({ "type": "other", "detail": format!("{other:?}") }),
     }
+}
+
+/// Returns a line for each place of each label slot of the sides that are open.
+fn labels(mirror: &MirrorDevice, names: bool) -> Vec<Value> {
+    let mut lines = Vec::new();
+    for side in mirror.open_sides() {
+        let newest = newest_label(side.device()).map(|(label, _)| label);
+        for slot in 0..SLOTS {
+            for (place, copy) in label_places(slot).into_iter().zip([false, true]) {
+                let mut bytes = vec![0; BLOCK_BYTES];
+                let read = side.device().read_at(&mut bytes, place.offset_bytes());
+                let found = read.ok().and_then(|()| SideLabel::decode(&bytes));
+                let mut line = json!({
+                    "type": "label",
+                    "slot": slot,
+                    "copy": copy,
+                    "counts": found.is_some() && found == newest,
+                    "found": found.as_ref().map(|found| label(found, names)),
+                });
+                if names {
+                    line["path"] = json!(side.path().display().to_string());
+                }
+                lines.push(line);
+            }
+        }
+    }
+    lines
+}
+
+fn id(side: SideId) -> String {
+    format!("{:032x}", u128::from_be_bytes(side.0))
+}
+
+fn label(found: &SideLabel, names: bool) -> Value {
+    let sides = found.set.sides.iter().map(|entry| {
+        let lack = match entry.state {
+            SideState::Good => Lack::ALL,
+            SideState::Behind(lack) => lack,
+        };
+        let mut side = json!({
+            "side": id(entry.id),
+            "good": entry.state == SideState::Good,
+            "since": lack.since.0,
+            "until": lack.until.0,
+            "below": lack.below.0,
+        });
+        if names {
+            side["path"] = json!(String::from_utf8_lossy(&entry.path));
+        }
+        side
+    });
+    json!({
+        "side": id(found.side),
+        "epoch": found.set.epoch.number,
+        "tag": found.set.epoch.tag,
+        "earlier_epochs": found.set.history.len(),
+        "sides": sides.collect::<Vec<_>>(),
+    })
 }
 
 fn superblock(found: &Superblock) -> Value {

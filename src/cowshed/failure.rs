@@ -4,7 +4,7 @@ use super::console::OutputClosed;
 use cowshed_daemon::open_pool::NeedsDaemon;
 use cowshed_daemon::protocol::{ProtocolError, VERSION};
 use cowshed_export::ExportError;
-use cowshed_format::base::{self, CorruptKind, printable};
+use cowshed_format::base::{self, CorruptKind, MirrorError, printable};
 use cowshed_host as container;
 use cowshed_stream as stream;
 use std::borrow::Cow;
@@ -53,7 +53,9 @@ impl Exit {
     /// Returns the exit for `error`.
     #[must_use]
     pub(super) fn of(error: &anyhow::Error) -> Self {
-        if error.chain().any(is_damage) {
+        if let Some(Told(exit)) = error.downcast_ref() {
+            *exit
+        } else if error.chain().any(is_damage) {
             Self::Damaged
         } else if error.chain().any(|cause| cause.is::<Usage>()) {
             Self::Usage
@@ -74,6 +76,11 @@ pub(super) struct Usage(pub String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Warning(pub String);
+
+/// The daemon has told the reason itself, and ended with this.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon could not do it")]
+pub(super) struct Told(pub Exit);
 
 /// A receive failed, and what came is kept.
 #[derive(Debug)]
@@ -143,7 +150,20 @@ fn hint(cause: &Cause) -> Option<Cow<'static, str>> {
         return Some(format!("; run `cowshed --pool {pool} serve` first").into());
     }
     let hint = match (of_engine(cause), of_export(cause)) {
-        (Some(base::Error::DeviceNotEmpty { .. }), _) => Some("; use --force to overwrite it"),
+        (
+            Some(
+                base::Error::DeviceNotEmpty { .. }
+                | base::Error::Mirror(MirrorError::OtherPool { .. }),
+            ),
+            _,
+        ) => Some("; use --force to overwrite it"),
+        (Some(base::Error::Mirror(MirrorError::LacksSome { .. })), _) => {
+            Some("; with --force it counts all the same, and what it lacks is lost")
+        }
+        (Some(base::Error::Mirror(MirrorError::NoLabel { .. })), _) => Some(
+            "; give the path of another side with --pool, or if there is none, use --force: then \
+             this is the only side",
+        ),
         (Some(base::Error::Corrupt(CorruptKind::LogRecord(_))), _) => Some(
             "; `cowshed pool check --repair` ends it before that record; without a daemon the pool \
              can be read as it was then",
@@ -168,10 +188,10 @@ fn hint_on_protocol(error: &ProtocolError) -> Option<&'static str> {
     }
 }
 
-/// Returns the line that reports `error`; `None` if no reader is left.
+/// Returns the line that reports `error`; `None` if no reader is left, or it has been reported.
 #[must_use]
 pub(super) fn line(error: &anyhow::Error) -> Option<String> {
-    if error.is::<OutputClosed>() {
+    if error.is::<OutputClosed>() || error.is::<Told>() {
         return None;
     }
     let mut line = String::from("cowshed");

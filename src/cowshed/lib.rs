@@ -24,7 +24,7 @@
 //! | what | modules |
 //! |---|---|
 //! | from arguments to a request, and where it runs | `arguments`, `open`, `remote`, `signals` |
-//! | commands | `pool`, `scrub`, `offline`; `volume`, `resize`, `import_volume`, `export_volume`; `transfer`; `attach`; `image`; `container`; `tree`; `gc`; `quickstart` |
+//! | commands | `pool`, `mirror`, `scrub`, `create_pool`; `offline` with `check_sides`; `dump`; `volume`, `resize`, `import_volume`, `export_volume`; `transfer`; `attach`; `image`; `container`; `tree`; `gc`; `quickstart` |
 //! | the daemon | `serve` with `full`, `fuse` and `containerd`; `daemon_program`; `upgrade`, `running` |
 //! | streams and results | `console`, `output`, `progress`, `streams`, `part_file`, `failure`, `wrong_usage`, `command_log` |
 //! | the host | `doctor` shows what works, `setup` changes its configuration |
@@ -32,10 +32,12 @@
 
 mod arguments;
 mod attach;
+mod check_sides;
 mod command_log;
 mod console;
 mod container;
 mod containerd;
+mod create_pool;
 mod daemon_program;
 mod disk_image;
 mod doctor;
@@ -49,6 +51,7 @@ mod image;
 mod import_volume;
 mod in_time;
 mod kept_names;
+mod mirror;
 mod offline;
 mod open;
 mod output;
@@ -76,7 +79,7 @@ mod wrong_usage;
 
 use anyhow::Context;
 use arguments::image::ImageCommand;
-use arguments::pool::{Offline, PoolCommand};
+use arguments::pool::{Mirror, Offline, PoolCommand};
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
 use console::Console;
@@ -167,7 +170,7 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
     let place = || Place::new(global.pool.as_ref(), global.socket.as_ref());
     let request = match arguments.command {
         Command::Pool(PoolCommand::Offline(Offline::Create(create))) => {
-            return offline::create(&create, &place()?, console).map(|()| Exit::Done);
+            return create_pool::create(&create, &place()?, console).map(|()| Exit::Done);
         }
         Command::Pool(PoolCommand::Offline(Offline::Check(check))) => {
             return offline::check(&check, &place()?, console).map(|()| Exit::Done);
@@ -177,6 +180,12 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         }
         Command::Pool(PoolCommand::Offline(Offline::Dump(dump))) => {
             return dump::dump(&dump, &place()?, console).map(|()| Exit::Done);
+        }
+        Command::Pool(PoolCommand::Mirror(Mirror::Keep(keep))) => {
+            return mirror::keep(&keep, &place()?, console).map(|()| Exit::Done);
+        }
+        Command::Pool(PoolCommand::Mirror(Mirror::Online(request))) => {
+            return mirror::on_open_pool(&request.into(), &place()?, console);
         }
         Command::Pool(PoolCommand::Online(pool)) => Request::Pool(pool.into()),
         Command::Quickstart(quickstart) => {
@@ -190,6 +199,9 @@ fn run(arguments: Arguments, console: &Console) -> anyhow::Result<Exit> {
         }
         Command::Serve(serve) => {
             return serve::serve(&serve, &place()?, console);
+        }
+        Command::Volume(volume) if volume.is_of_one_side() => {
+            return remote::run_on_one_side(&Request::Volume(volume.into()), &place()?, console);
         }
         Command::Volume(volume) => Request::Volume(volume.into()),
         Command::Attach(attach) => Request::Attach(attach.into()),

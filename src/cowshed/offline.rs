@@ -1,45 +1,19 @@
-//! `pool create` and `pool check`: the commands that need a pool that no process has open.
+//! `pool check` and `pool upgrade`, which need a pool that no process has open.
 
-use super::arguments::size::Size;
+use super::check_sides::{Checked, check_pool};
 use super::console::Console;
 use super::failure::{Damage, Warning};
-use super::open::{DEFAULT_POOL, Place};
+use super::mirror;
+use super::open::Place;
 use super::output::counted;
-use anyhow::Context;
 use clap::Args;
-use cowshed_check::{self as check, CheckOptions, CheckReport, Detail, FindingKind, Refusal};
+use cowshed_check::{
+    self as check, CheckOptions, CheckReport, Detail, Finding, FindingKind, Refusal,
+};
 use cowshed_daemon::{Client, Connection};
-use cowshed_engine::{CreateOptions, MetadataCopies, Pool};
-use cowshed_format::base::Error;
-use cowshed_format::device::{CreateFile, Device, FileDevice, FileOptions};
-use serde_json::json;
-use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
-use std::path::Path;
-
-/// `cowshed pool create`
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cowshed pool create --size 100G\n  \
-    cowshed --pool /dev/vdb pool create --size 1T")]
-pub(super) struct Create {
-    /// The pool's size: 100M, 10G, 1T; a file is sparse unless --preallocate
-    #[arg(long)]
-    pub size: Size,
-    /// Allocate the whole size on the host now, so that it cannot run out later
-    #[arg(long)]
-    pub preallocate: bool,
-    /// The size of the log [default: a sixteenth of the pool, 256K to 256M]
-    #[arg(long, value_name = "SIZE")]
-    pub log_size: Option<Size>,
-    /// Overwrite the contents of the file or device
-    #[arg(long)]
-    pub force: bool,
-    /// The number of copies of map nodes and of the catalogue, 1 or 2. With 2, a damaged copy is
-    /// read from the other one and written anew [default: 2, or 1 in a pool under 16M]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
-    pub metadata_copies: Option<u8>,
-}
+use cowshed_engine::prepare;
+use cowshed_format::device::{FileOptions, MirrorDevice};
+use serde_json::{Value, json};
 
 /// `cowshed pool upgrade`
 #[derive(Debug, Args)]
@@ -63,20 +37,9 @@ pub(super) struct Check {
     /// Read and verify every block, not only the structure
     #[arg(long)]
     pub deep: bool,
-}
-
-/// Creates a pool.
-///
-/// # Errors
-/// The error of the engine or the host; a created file is removed then.
-pub(super) fn create(create: &Create, place: &Place, console: &Console) -> anyhow::Result<()> {
-    // Where there is no pool, no daemon has one open: then it is a service manager that listens.
-    if place.pool.as_path().exists() {
-        refuse_daemon(place, "make another one elsewhere")?;
-    }
-    let size_bytes = create_pool(create, place)?;
-    let document = json!({ "path": place.pool, "size_bytes": size_bytes });
-    console.result(&document, || place.pool.to_string())
+    /// Check only the side at --pool, whatever the other sides of the mirror have
+    #[arg(long, conflicts_with = "repair")]
+    pub this_side: bool,
 }
 
 /// Checks a pool that no process has open.
@@ -90,26 +53,62 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
         repair: check.repair,
         forget: check.forget,
     };
-    let report =
-        check_file(place.pool.as_path(), options, console).map_err(|error| place.explain(error))?;
-    for note in &report.notes {
+    let checked = check_pool(place, options, check.this_side, console);
+    let checked = checked.map_err(|error| place.explain(error))?;
+    for note in &checked.report.notes {
         console.message(&note.to_string());
     }
-    show_check(&report, console)?;
-    if report.clean() {
+    show_check(&checked, console)?;
+    let sides = faults_of_sides(&checked);
+    if checked.report.clean() && sides.is_empty() {
         return Ok(());
     }
+    if checked.report.clean() {
+        return Err(Warning(format!("pool {}: {}", place.pool, sides.join("; "))).into());
+    }
+    Err(judge(check, &checked.report, place))
+}
+
+/// Returns what is wrong with the sides of a mirror that together have everything.
+fn faults_of_sides(checked: &Checked) -> Vec<String> {
+    let mut faults = Vec::new();
+    if checked.has_lost_label {
+        faults.push(
+            "it is a side of a mirror whose label is damaged, and no other side was looked at; \
+             give the path of another side with --pool"
+                .to_owned(),
+        );
+    }
+    let damaged = checked.sides.iter().filter(|side| side.is_damaged());
+    let damaged = damaged.count();
+    if damaged > 0 {
+        let sides = counted(damaged, "side is", "sides are");
+        faults.push(format!(
+            "{sides} damaged, nothing is lost; --repair writes the damaged blocks anew, and so \
+             does `cowshed pool scrub`"
+        ));
+    }
+    let bad = checked.sides.iter().filter(|side| !side.is_good());
+    faults.extend(bad.map(|side| {
+        let (path, state) = (side.path.display(), side.state);
+        format!("the side at {path} is {state}, and was not checked")
+    }));
+    faults
+}
+
+/// Returns the failure of a pool in which something was found.
+fn judge(check: &Check, report: &CheckReport, place: &Place) -> anyhow::Error {
     let findings = report.remaining.as_ref().unwrap_or(&report.findings);
     let found = findings.len();
     let is_copy = |kind| kind == FindingKind::CopyDamaged;
     if !check.repair && findings.iter().all(|finding| is_copy(finding.kind)) {
         let copies = counted(found, "copy is damaged", "copies are damaged");
-        return Err(Warning(format!(
+        return Warning(format!(
             "pool {}: {copies}, nothing is lost; --repair writes them anew, and so does an open \
              pool when it reads them",
             place.pool
         ))
-        .into());
+        .into();
     }
     let faults = counted(found, "fault", "faults");
     let is_catalogue = |kind| {
@@ -129,7 +128,7 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
         }
         (None, false) => "--repair repairs what can be derived from sound data".to_owned(),
     };
-    Err(Damage(format!("pool {}: {faults} found; {advice}", place.pool)).into())
+    Damage(format!("pool {}: {faults} found; {advice}", place.pool)).into()
 }
 
 /// Upgrades a pool that no process has open.
@@ -138,12 +137,17 @@ pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::
 /// The reason why it cannot be upgraded; nothing is changed then.
 pub(super) fn upgrade(upgrade: &Upgrade, place: &Place, console: &Console) -> anyhow::Result<()> {
     refuse_daemon(place, "stop it first")?;
-    let options = FileOptions::default();
-    let device =
-        FileDevice::open(place.pool.as_path(), options).map_err(|error| place.explain(error))?;
+    let device = place
+        .device(FileOptions::default())
+        .and_then(|device| prepare(&*device, false).map(|()| device))
+        .map_err(|error| place.explain(error))?;
+    let sides = device.mirror().map(MirrorDevice::report);
+    if let Some(line) = mirror::degraded_line(&sides.unwrap_or_default()) {
+        console.message(&format!("pool {}: {line}", place.pool));
+    }
     let progress = console.progress("read", Some(0));
     let block_bytes = cowshed_format::base::BLOCK_BYTES as u64;
-    let outcome = check::upgrade(&device, upgrade.metadata_copies, &mut |at| {
+    let outcome = check::upgrade(&*device, upgrade.metadata_copies, &mut |at| {
         let [done, all] = [at.blocks, at.blocks_expected];
         progress.set(
             done.saturating_mul(block_bytes),
@@ -171,55 +175,79 @@ pub(super) fn upgrade(upgrade: &Upgrade, place: &Place, console: &Console) -> an
     })
 }
 
-/// Checks the pool in a file that this process does not have open.
-///
-/// # Errors
-/// Any failure of the check that is not a finding.
-pub(super) fn check_file(
-    path: &Path,
-    options: CheckOptions,
-    console: &Console,
-) -> Result<CheckReport, Error> {
-    let device = FileDevice::open(
-        path,
-        FileOptions {
-            direct: false,
-            read_only: !options.repair,
-        },
-    )?;
-    let progress = console.progress("check", Some(0));
-    let block_bytes = cowshed_format::base::BLOCK_BYTES as u64;
-    check::check(&device, options, &mut |at| {
-        let [done, all] = [at.blocks, at.blocks_expected];
-        progress.set(
-            done.saturating_mul(block_bytes),
-            all.saturating_mul(block_bytes),
-        );
+fn document(finding: &Finding) -> Value {
+    let detail = match finding.detail {
+        Detail::None => String::new(),
+        detail => detail.to_string(),
+    };
+    json!({
+        "kind": finding.kind.as_str(),
+        "where": finding.place.to_string(),
+        "detail": detail,
     })
 }
 
-fn show_check(report: &CheckReport, console: &Console) -> anyhow::Result<()> {
-    let shown = report.remaining.as_ref().unwrap_or(&report.findings);
-    let errors: Vec<_> = shown
-        .iter()
-        .map(|finding| {
-            let detail = match finding.detail {
-                Detail::None => String::new(),
-                detail => detail.to_string(),
-            };
-            json!({
-                "kind": finding.kind.as_str(),
-                "where": finding.place.to_string(),
-                "detail": detail,
-            })
+/// Returns the sides in their JSON form.
+fn side_documents(checked: &Checked) -> Vec<Value> {
+    let sides = checked.sides.iter().map(|side| {
+        let (errors, omitted) = match &side.report {
+            None => (Vec::new(), 0),
+            Some(Ok(report)) => (
+                report.findings.iter().map(document).collect(),
+                report.findings_omitted,
+            ),
+            Some(Err(error)) => (
+                vec![json!({
+                    "kind": "unreadable",
+                    "where": "side",
+                    "detail": error.to_string(),
+                })],
+                0,
+            ),
+        };
+        json!({
+            "path": side.path.display().to_string(),
+            "state": side.state,
+            "errors": errors,
+            "omitted": omitted,
         })
-        .collect();
+    });
+    sides.collect()
+}
+
+/// Returns a line for each fault of each side.
+fn side_lines(checked: &Checked) -> Vec<String> {
+    let mut lines = Vec::new();
+    for side in &checked.sides {
+        let path = side.path.display();
+        match &side.report {
+            None => {}
+            Some(Err(error)) => lines.push(format!("side {path}: {error}")),
+            Some(Ok(report)) => {
+                let findings = report.findings.iter();
+                lines.extend(findings.map(|finding| format!("side {path}: {finding}")));
+                if report.findings_omitted > 0 {
+                    lines.push(format!("side {path}: and {} more", report.findings_omitted));
+                }
+            }
+        }
+    }
+    lines
+}
+
+fn show_check(checked: &Checked, console: &Console) -> anyhow::Result<()> {
+    let report = &checked.report;
+    let shown = report.remaining.as_ref().unwrap_or(&report.findings);
+    let errors: Vec<_> = shown.iter().map(document).collect();
+    let healed = checked.scrubbed.as_ref().map_or(0, |it| it.healed);
     let repaired: Vec<_> = report.repaired.iter().map(ToString::to_string).collect();
     let notes: Vec<_> = report.notes.iter().map(ToString::to_string).collect();
     let document = json!({
         "errors": errors,
         "omitted": report.findings_omitted,
-        "clean": report.clean(),
+        "clean": report.clean() && faults_of_sides(checked).is_empty(),
+        "sides": side_documents(checked),
+        "healed": healed,
         "repaired": repaired,
         "notes": notes,
         "blocks": report.blocks_used,
@@ -229,6 +257,14 @@ fn show_check(report: &CheckReport, console: &Console) -> anyhow::Result<()> {
         let mut lines: Vec<_> = shown.iter().map(ToString::to_string).collect();
         if report.findings_omitted > 0 {
             lines.push(format!("and {} more", report.findings_omitted));
+        }
+        lines.extend(side_lines(checked));
+        if let Some(scrubbed) = &checked.scrubbed {
+            let blocks = scrubbed.blocks;
+            lines.push(format!(
+                "scrubbed: {blocks} blocks read, {healed} written anew on a side that had them \
+                 wrong"
+            ));
         }
         lines.extend(repaired.iter().map(|what| format!("repaired: {what}")));
         if report.clean() {
@@ -241,74 +277,6 @@ fn show_check(report: &CheckReport, console: &Console) -> anyhow::Result<()> {
         }
         lines.join("\n")
     })
-}
-
-/// Creates the pool and returns its size.
-pub(super) fn create_pool(create: &Create, place: &Place) -> anyhow::Result<u64> {
-    let path = place.pool.as_path();
-    see_to_folder(path).with_context(|| format!("pool {}", place.pool))?;
-    let existed = path.exists();
-    refuse_foreign(path, create.force).map_err(|error| place.explain(error))?;
-    let file = CreateFile {
-        preallocate: create.preallocate,
-        direct: false,
-        overwrite: create.force,
-    };
-    let options = CreateOptions {
-        log_bytes: create.log_size.map(|size| size.0),
-        force: create.force,
-        metadata_copies: create.metadata_copies.map(|copies| match copies {
-            1 => MetadataCopies::One,
-            _ => MetadataCopies::Two,
-        }),
-    };
-    let size_bytes = create.size.0;
-    let device =
-        FileDevice::create(path, size_bytes, file).map_err(|error| place.explain(error))?;
-    let created = Pool::create(&device, &options);
-    if created.is_err() && !existed {
-        // The reason why the pool was not created is reported; a remaining file is not worth
-        // another message.
-        let _ = fs::remove_file(path);
-    }
-    created.map_err(|error| place.explain(error))?;
-    Ok(device.len_bytes())
-}
-
-/// Creates the folder of the superuser's default pool. Any other folder must exist: if it does not,
-/// its name is probably wrong.
-fn see_to_folder(path: &Path) -> anyhow::Result<()> {
-    let Some(folder) = path.parent() else {
-        return Ok(());
-    };
-    if path == Path::new(DEFAULT_POOL) {
-        let mut make = fs::DirBuilder::new();
-        return Ok(make.recursive(true).mode(0o700).create(folder)?);
-    }
-    if let Err(error) = fs::metadata(folder)
-        && error.kind() == io::ErrorKind::NotFound
-    {
-        let folder = folder.display();
-        anyhow::bail!(
-            "the directory {folder} does not exist; create it first, or correct the path"
-        );
-    }
-    Ok(())
-}
-
-/// Returns an error for a non-empty file without `force`, before anything examines or truncates the
-/// file.
-fn refuse_foreign(path: &Path, force: bool) -> Result<(), Error> {
-    match fs::metadata(path) {
-        Ok(found) if found.is_file() && found.len() > 0 && !force => {
-            Err(Error::DeviceNotEmpty { found: "data" })
-        }
-        Ok(found) if !found.is_file() && !found.file_type().is_block_device() => {
-            let source = io::Error::other("it is neither a file nor a block device");
-            Err(Error::io("create the pool", source))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Returns an error if a daemon has the pool open.

@@ -3,14 +3,24 @@
 use super::failure::Usage;
 use cowshed_daemon::request::HostPath;
 use cowshed_daemon::unfinished;
-use cowshed_engine::{OpenOptions, Pool};
-use cowshed_format::base::{self, CorruptKind, Error};
-use cowshed_format::device::{FileDevice, FileOptions};
+use cowshed_engine::{OpenOptions, Pool, uuid_of};
+use cowshed_format::base::{self, BLOCK_BYTES, CorruptKind, Error, MirrorError};
+use cowshed_format::device::mirror::{Found, absolute, open_pool};
+use cowshed_format::device::{Device, FileDevice, FileOptions, MirrorDevice};
+use cowshed_format::side::{SLOTS, SideLabel, label_places};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The path of the superuser's pool unless another one is named.
 pub(super) const DEFAULT_POOL: &str = "/var/lib/cowshed/pool";
+
+/// The advice where the path may have led to a side of a mirror.
+const OTHER_SIDE: &str = "if it was a side of a mirror, give the path of another side with --pool";
 
 /// A pool's path and its daemon's socket.
 #[derive(Clone, Debug)]
@@ -46,12 +56,23 @@ impl Place {
     #[must_use]
     pub(super) fn explain(&self, error: Error) -> anyhow::Error {
         let advice = match &error {
-            Error::InUse => Some(format!(
-                "the pool is in use by another process (no daemon answers on {}); \
-                 wait for it to end",
-                self.socket
+            Error::InUse => Some(self.advice_in_use()),
+            Error::NotAPool => Some(format!("{error}; {OTHER_SIDE}")),
+            Error::Io { action, source } => Self::advice_on(action, source),
+            Error::Mirror(MirrorError::Diverged { .. }) => Some(format!(
+                "{error}; `volume ls --this-side` and `pool check --this-side` show what the side \
+                 at --pool has, and `cowshed --pool PATH pool mirror keep` keeps what PATH has, \
+                 and gives it to the others"
             )),
-            Error::Io { action, source } => self.advice_on(action, source),
+            Error::Mirror(MirrorError::NoGoodSide { .. }) => Some(format!(
+                "{error}; if it is lost for good, `cowshed --pool PATH pool mirror keep --force` \
+                 goes on with what PATH has"
+            )),
+            Error::Mirror(MirrorError::Alone) => Some(format!(
+                "{error}, since its label is damaged; give the path of another side with --pool, \
+                 or if there is none, use `cowshed --pool {} pool mirror keep --force`",
+                self.pool
+            )),
             _ => None,
         };
         let pool = format!("pool {}", self.pool);
@@ -61,7 +82,48 @@ impl Place {
         }
     }
 
-    fn advice_on(&self, action: &str, source: &io::Error) -> Option<String> {
+    fn advice_in_use(&self) -> String {
+        let mut advice = format!(
+            "the pool is in use by another process (no daemon answers on {}); wait for it to end",
+            self.socket
+        );
+        let others = self.other_sides();
+        if !others.is_empty() {
+            let paths: Vec<_> = others
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            advice.push_str(&format!(
+                ", or if a daemon was started with another side, give that path with --pool ({})",
+                paths.join(", ")
+            ));
+        }
+        advice
+    }
+
+    /// Returns the paths of the other sides, as the label at the pool's path has them, which another
+    /// process may be changing.
+    fn other_sides(&self) -> Vec<PathBuf> {
+        let Ok(file) = File::open(self.pool.as_path()) else {
+            return Vec::new();
+        };
+        let labels = (0..SLOTS).flat_map(label_places).filter_map(|place| {
+            let mut bytes = vec![0; BLOCK_BYTES];
+            file.read_exact_at(&mut bytes, place.offset_bytes()).ok()?;
+            SideLabel::decode(&bytes)
+        });
+        let newest = labels.max_by_key(|label| label.set.epoch.number);
+        let sides = newest.into_iter().flat_map(|label| {
+            let own = label.side;
+            let entries = label.set.sides.into_iter();
+            entries.filter(move |entry| entry.id != own)
+        });
+        sides
+            .map(|entry| PathBuf::from(OsString::from_vec(entry.path)))
+            .collect()
+    }
+
+    fn advice_on(action: &str, source: &io::Error) -> Option<String> {
         let is_root = nix::unistd::geteuid().is_root();
         Some(match source.kind() {
             // The folder has been created before, unless another process has removed it.
@@ -69,7 +131,9 @@ impl Place {
                 "its directory does not exist; create it first".to_owned()
             }
             io::ErrorKind::NotFound => {
-                "there is no such pool; create one with `cowshed pool create --size 10G`".to_owned()
+                "there is no such pool; create one with `cowshed pool create --size 10G`, unless it \
+                 was a side of a mirror: then give the path of another side with --pool"
+                    .to_owned()
             }
             io::ErrorKind::PermissionDenied if is_root => {
                 "permission denied although this is root; the file is immutable (lsattr), its file \
@@ -86,6 +150,9 @@ impl Place {
                  daemon (cowshed volume export, cowshed pool check)"
                     .to_owned()
             }
+            _ if is_gone(source) => {
+                format!("{action}: {source}; the device is gone or broken; {OTHER_SIDE}")
+            }
             _ => return None,
         })
     }
@@ -96,13 +163,13 @@ impl Place {
     /// # Errors
     /// The engine's error; `explain` adds advice.
     pub(super) fn open(&self) -> base::Result<Pool> {
-        let device = match FileDevice::open(self.pool.as_path(), FileOptions::default()) {
+        let device = match self.device(FileOptions::default()) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
                 return self.open_to_read();
             }
             opened => opened?,
         };
-        let pool = match Pool::open(Arc::new(device), &OpenOptions::default()) {
+        let pool = match Pool::open(device, &OpenOptions::default()) {
             Err(Error::Corrupt(CorruptKind::LogRecord(_))) => return self.open_to_read(),
             opened => opened?,
         };
@@ -137,7 +204,53 @@ impl Place {
             read_only: true,
             ..OpenOptions::default()
         };
-        let device = FileDevice::open(self.pool.as_path(), file)?;
-        Pool::open(Arc::new(device), &options)
+        Pool::open(self.device(file)?, &options)
     }
+
+    /// Opens one side of a mirror for reading, as `one_side`.
+    ///
+    /// # Errors
+    /// Like those of `open`.
+    pub(super) fn open_one_side(&self) -> base::Result<Pool> {
+        let options = OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        };
+        Pool::open(self.one_side()?, &options)
+    }
+
+    /// Opens the file or device at the path for reading, without the other sides and whatever its
+    /// label says.
+    ///
+    /// # Errors
+    /// As `FileDevice::open` and `uuid_of`.
+    pub(super) fn one_side(&self) -> base::Result<Arc<dyn Device>> {
+        let options = FileOptions {
+            read_only: true,
+            ..FileOptions::default()
+        };
+        let device = FileDevice::open(self.pool.as_path(), options)?;
+        let uuid = uuid_of(&device)?;
+        let found = Found {
+            path: absolute(self.pool.as_path())?,
+            device: Arc::new(device),
+        };
+        Ok(Arc::new(MirrorDevice::of_one_side(found, uuid)?))
+    }
+
+    /// Opens the pool's file or device, with the other sides if it is mirrored.
+    ///
+    /// # Errors
+    /// As `mirror::open_pool`.
+    pub(super) fn device(&self, options: FileOptions) -> base::Result<Arc<dyn Device>> {
+        open_pool(self.pool.as_path(), options)
+    }
+}
+
+/// Returns true for the errors of a device that was removed or is broken.
+fn is_gone(source: &io::Error) -> bool {
+    let gone = [libc::EIO, libc::ENXIO, libc::ENODEV, libc::ENOMEDIUM];
+    source
+        .raw_os_error()
+        .is_some_and(|errno| gone.contains(&errno))
 }

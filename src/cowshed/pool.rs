@@ -2,9 +2,11 @@
 
 use super::console::Console;
 use super::failure::Warning;
+use super::mirror;
 use super::output::{counted, exact, facts, time};
 use super::scrub;
 use anyhow::Context;
+use cowshed_daemon::OpenPool;
 use cowshed_daemon::keeper::Serving;
 use cowshed_daemon::request::pool::Command;
 use cowshed_engine::{LastScrub, Missing, Pool, PoolState, Status, Watermark};
@@ -18,10 +20,11 @@ use serde_json::json;
 /// The engine's error, or that the output failed.
 pub(super) fn run(
     command: &Command,
-    pool: &Pool,
-    serving: Option<&Serving>,
+    open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
+    let (pool, serving) = (open_pool.pool(), open_pool.serving());
+    let serving = serving.as_ref();
     match command {
         Command::Status { check } => {
             let document = show_status(pool, serving, console)?;
@@ -48,6 +51,7 @@ pub(super) fn run(
             show_status(pool, serving, console).map(drop)
         }
         Command::Scrub { bytes_per_second } => scrub::scrub(pool, *bytes_per_second, console),
+        Command::Mirror(request) => mirror::run(request, open_pool, console),
     }
 }
 
@@ -72,8 +76,10 @@ struct StatusDocument {
     holds_writes: bool,
     low_water: &'static str,
     metadata_copies: u8,
-    /// Damaged blocks of metadata that were written anew since the pool was opened.
+    /// Damaged blocks that were written anew since the pool was opened.
     healed: u64,
+    /// True if a side of the mirror is missing or behind.
+    degraded: bool,
     /// The last scrub that read everything.
     last_scrub: Option<ScrubDocument>,
     /// What is missing since the catalogue was damaged.
@@ -211,6 +217,7 @@ impl From<&Status> for StatusDocument {
             },
             metadata_copies: status.metadata_copies,
             healed: status.healed_blocks,
+            degraded: status.degraded,
             last_scrub: None,
             missing: MissingDocument::from(&status.missing),
             log_damaged_at: status.log_damaged_at.map(|sequence| sequence.0),
@@ -234,6 +241,12 @@ fn warnings(status: &Status) -> Vec<String> {
             "the log is damaged at record {sequence}, and the pool is in its state before that \
              record; `cowshed pool check --repair` ends the log there"
         ));
+    }
+    if status.degraded {
+        warnings.push(
+            "a side of the mirror is missing or behind; `cowshed pool mirror status` says which"
+                .to_owned(),
+        );
     }
     if status.holds_writes {
         warnings.push("writes wait for free space".to_owned());
@@ -321,7 +334,7 @@ fn show_status(
         ]);
         if status.healed_blocks > 0 {
             let healed = status.healed_blocks;
-            rows.push(("healed", format!("{healed} damaged blocks of metadata")));
+            rows.push(("healed", format!("{healed} damaged blocks")));
         }
         if let Some(last) = &document.last_scrub {
             rows.push(("last scrub", last.finished.clone()));

@@ -4,12 +4,14 @@ use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use super::streams::is_block_device;
-use super::{attach, container, gc, image, pool, signals, tree, volume};
+use super::{attach, container, gc, image, mirror, pool, signals, tree, volume};
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::protocol::ProtocolError;
+use cowshed_daemon::request::pool::Command as PoolRequest;
 use cowshed_daemon::request::{Command, FileOrPipe, image as images, serving, volume as volumes};
 use cowshed_daemon::{Client, Connection};
+use cowshed_engine::Pool;
 use cowshed_format::base::Error;
 use std::fs::File;
 use std::io;
@@ -23,9 +25,7 @@ const DAEMON_STARTS: Duration = Duration::from_secs(5);
 /// The interval at which the daemon is looked for meanwhile.
 const DAEMON_RETRY: Duration = Duration::from_millis(50);
 
-/// Runs `command` in the daemon if there is one, else on the pool opened here. If a daemon's socket
-/// exists but no daemon replies, and the pool is in use, a daemon may just be starting or stopping:
-/// then it waits for that.
+/// Runs `command` in the daemon if there is one, else on the pool opened here.
 ///
 /// # Errors
 /// The command's error when it runs here; a daemon reports its failures itself.
@@ -34,21 +34,71 @@ pub(super) fn run_anywhere(
     place: &Place,
     console: &Console,
 ) -> anyhow::Result<Exit> {
+    match reach(place)? {
+        Reached::Daemon(client) => run_in_daemon(&client, command, place, console),
+        Reached::Pool(pool) => {
+            if pool.is_read_only() {
+                console.message(&place.reason_to_read(&pool));
+            }
+            say_degraded(&command, &pool, place, console);
+            let open_pool = OpenPool::of_command(pool, place.pool.clone());
+            run_here(&command, open_pool, console).map(|()| Exit::Done)
+        }
+    }
+}
+
+/// Says that the pool is used without a side, where the command does not show that itself.
+fn say_degraded(command: &Command, pool: &Pool, place: &Place, console: &Console) {
+    if let Command::Pool(PoolRequest::Status { .. } | PoolRequest::Mirror(_)) = command {
+        return;
+    }
+    let sides = pool.sides().unwrap_or_default();
+    if let Some(line) = mirror::degraded_line(&sides) {
+        console.message(&format!("pool {}: {line}", place.pool));
+    }
+}
+
+/// Runs a command that changes nothing on what one side of a mirror has, whatever the other sides
+/// have.
+///
+/// # Errors
+/// The command's error.
+pub(super) fn run_on_one_side(
+    command: &Command,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Exit> {
+    let pool = place
+        .open_one_side()
+        .map_err(|error| place.explain(error))?;
+    let open_pool = OpenPool::of_command(pool, place.pool.clone());
+    run_here(command, open_pool, console).map(|()| Exit::Done)
+}
+
+/// Who has the pool open.
+pub(super) enum Reached {
+    /// A daemon.
+    Daemon(Client),
+    /// This process, from now on.
+    Pool(Pool),
+}
+
+/// Finds the daemon that has the pool open, or else opens the pool here. If a daemon's socket exists
+/// but no daemon replies, and the pool is in use, a daemon may just be starting or stopping: then it
+/// waits for that.
+///
+/// # Errors
+/// When the pool cannot be opened.
+pub(super) fn reach(place: &Place) -> anyhow::Result<Reached> {
     let deadline = Instant::now() + DAEMON_STARTS;
     loop {
         let connection = Client::connect(place.socket.as_path())
             .with_context(|| format!("connect to the daemon on {}", place.socket))?;
         if let Connection::Daemon(client) = connection {
-            return run_in_daemon(&client, command, place, console);
+            return Ok(Reached::Daemon(client));
         }
         match place.open() {
-            Ok(pool) => {
-                let open_pool = OpenPool::of_command(pool, place.pool.clone());
-                if open_pool.pool().is_read_only() {
-                    console.message(&place.reason_to_read(open_pool.pool()));
-                }
-                return run_here(&command, open_pool, console).map(|()| Exit::Done);
-            }
+            Ok(pool) => return Ok(Reached::Pool(pool)),
             Err(Error::InUse) if place.socket.as_path().exists() && Instant::now() < deadline => {
                 thread::sleep(DAEMON_RETRY);
             }
@@ -176,12 +226,7 @@ fn run_to_its_end(
     console: &Console,
 ) -> anyhow::Result<()> {
     match command {
-        Command::Pool(command) => pool::run(
-            command,
-            open_pool.pool(),
-            open_pool.serving().as_ref(),
-            console,
-        ),
+        Command::Pool(command) => pool::run(command, open_pool, console),
         Command::Volume(command) => volume::run(command, open_pool, console),
         Command::Attach(command) => attach::run(command, open_pool, console),
         Command::Image(command) => image::run(command, open_pool, console),

@@ -77,7 +77,7 @@ pub(super) fn scrub(
         let mut text = format!("{} blocks read{from}, {count} damaged", report.blocks);
         if report.healed > 0 {
             text.push_str(&format!(
-                "; {} damaged blocks of metadata written anew from their copies",
+                "; {} damaged blocks written anew from what has them",
                 report.healed
             ));
         }

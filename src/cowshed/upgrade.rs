@@ -8,7 +8,7 @@
 //! the result.
 
 use super::console::Console;
-use super::failure::Exit;
+use super::failure::{Exit, Told};
 use super::open::Place;
 use super::output::facts;
 use super::running;
@@ -17,7 +17,7 @@ use anyhow::Context;
 use cowshed_daemon::keeper::Serving;
 use cowshed_daemon::request::Command as Request;
 use cowshed_daemon::request::serving::{self, Running};
-use cowshed_daemon::{Answer, Client, Connection};
+use cowshed_daemon::{Client, Connection};
 use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{self, Read};
@@ -40,27 +40,50 @@ pub(super) fn upgrade(
     place: &Place,
     console: &Console,
 ) -> anyhow::Result<Exit> {
-    let before = serving(place, console).context("upgrade the daemon")?;
     let program = File::open("/proc/self/exe").context("open this program")?;
+    let request = request(asked, place, console)?;
+    let after = hand_over(request, &program, place, console)?;
+    console.result(&after, || {
+        facts([
+            ("version", after.version.clone()),
+            ("keeper", after.keeper.to_string()),
+            ("worker", after.worker.to_string()),
+        ])
+    })?;
+    Ok(Exit::Done)
+}
+
+/// Makes the daemon start a worker of its own program in place of the one that serves.
+///
+/// # Errors
+/// When no daemon runs, it cannot hand over, or the old worker had to go on.
+pub(super) fn replace_worker(place: &Place, console: &Console) -> anyhow::Result<()> {
+    let worker = serving(place, console)?.worker;
+    let program = File::open(format!("/proc/{worker}/exe")).context("open the daemon's program")?;
+    hand_over(serving::Command::Upgrade, &program, place, console).map(drop)
+}
+
+/// Makes the daemon hand over to a program, and returns which process serves then.
+fn hand_over(
+    request: serving::Command,
+    program: &File,
+    place: &Place,
+    console: &Console,
+) -> anyhow::Result<Serving> {
+    let before = serving(place, console).context("upgrade the daemon")?;
     let [_, output, error] = console.streams();
     let client = connect(place)?;
-    let request = console.request(Request::Serving(request(asked, place, console)?));
     let answer = client
-        .run(&request, [program.as_fd(), output, error])
+        .run(
+            &console.request(Request::Serving(request)),
+            [program.as_fd(), output, error],
+        )
         .with_context(|| format!("hand over by the daemon on {}", place.socket))?;
-    match answer {
-        Answer {
-            status: 0,
-            refusal: None,
-        } => {}
-        Answer {
-            refusal: Some(refusal),
-            ..
-        } => {
-            anyhow::bail!("the daemon on {}: {refusal}", place.socket)
-        }
-        // The daemon has reported the reason.
-        Answer { status, .. } => return Ok(Exit::from_status(status)),
+    if let Some(refusal) = answer.refusal {
+        anyhow::bail!("the daemon on {}: {refusal}", place.socket);
+    }
+    if answer.status != 0 {
+        return Err(Told(Exit::from_status(answer.status)).into());
     }
     let deadline = Instant::now() + HAND_OVER_TIME;
     let after = loop {
@@ -76,14 +99,7 @@ pub(super) fn upgrade(
         let (version, worker) = (after.version, after.worker);
         anyhow::bail!("{failure}; version {version} serves again, as process {worker}");
     }
-    console.result(&after, || {
-        facts([
-            ("version", after.version.clone()),
-            ("keeper", after.keeper.to_string()),
-            ("worker", after.worker.to_string()),
-        ])
-    })?;
-    Ok(Exit::Done)
+    Ok(after)
 }
 
 /// Returns the request to the daemon; `asked` has the options that are to change.
@@ -95,10 +111,11 @@ fn request(
     let Some(asked) = asked else {
         return Ok(serving::Command::Upgrade);
     };
-    let running: Running = ask_daemon(serving::Command::Running, place, console).context(
-        "query the running daemon's options (a daemon older than this version must first be \
+    let running: Running = ask_daemon(Request::Serving(serving::Command::Running), place, console)
+        .context(
+            "query the running daemon's options (a daemon older than this version must first be \
          upgraded without options)",
-    )?;
+        )?;
     let arguments = running::with_options(&running, asked, console.style())?;
     let bytes = arguments
         .iter()
@@ -122,12 +139,15 @@ fn connect(place: &Place) -> anyhow::Result<Client> {
 
 /// Asks the daemon which processes serve.
 fn serving(place: &Place, console: &Console) -> anyhow::Result<Serving> {
-    ask_daemon(serving::Command::Serving, place, console)
+    ask_daemon(Request::Serving(serving::Command::Serving), place, console)
 }
 
 /// Sends the daemon a request whose reply is one value.
-fn ask_daemon<T: DeserializeOwned>(
-    question: serving::Command,
+///
+/// # Errors
+/// When no daemon runs, or it refuses.
+pub(super) fn ask_daemon<T: DeserializeOwned>(
+    question: Request,
     place: &Place,
     console: &Console,
 ) -> anyhow::Result<T> {
@@ -135,13 +155,16 @@ fn ask_daemon<T: DeserializeOwned>(
     // The reply fits into a pipe.
     let (mut reader, writer) = io::pipe().context("read the daemon's reply")?;
     let [input, _, error] = console.streams();
-    let request = console.request(Request::Serving(question));
+    let request = console.request(question);
     let answer = client
         .run(&request, [input, writer.as_fd(), error])
         .with_context(|| format!("ask the daemon on {}", place.socket))?;
     drop(writer);
     if let Some(refusal) = answer.refusal {
         anyhow::bail!("the daemon on {}: {refusal}", place.socket);
+    }
+    if answer.status != 0 {
+        return Err(Told(Exit::from_status(answer.status)).into());
     }
     let mut text = String::new();
     reader

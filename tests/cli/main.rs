@@ -22,6 +22,8 @@ mod interrupting;
 mod keeper;
 use cowshed_testkit::load;
 mod logging;
+mod mirror;
+mod mirror_daemon;
 mod missing;
 mod mounted;
 mod overlays;

@@ -158,6 +158,13 @@ fn a_pool_with_a_damaged_log_is_read_in_its_state_before_the_damage() {
     let refused = bench.run(["volume", "rm", "before"]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("the pool is open read-only"));
+    // It does not become a mirror that nobody can open.
+    let second = bench.path("second");
+    let add = ["pool", "mirror", "add", second.to_str().unwrap()];
+    bench.fails(add, 1, "its log is damaged at record");
+    assert!(!second.exists());
+    let labels = [2, 3, 4, 5].map(|block| read_block(&pool_file(&bench), block * 4096));
+    assert!(labels.as_flattened().iter().all(|byte| *byte == 0));
     let status = bench.json(["pool", "status"]);
     assert_eq!(status["state"], "read-only");
     assert!(status["log_damaged_at"].is_u64(), "{status}");

@@ -1,7 +1,8 @@
 //! Threads that concurrently write, read, flush, snapshot, clone, roll back, discard, resize,
 //! remove, checkpoint and reclaim many volumes, in a pool so small that blocks are constantly
 //! reused, and with a cache that holds almost nothing. A checker knows which values each read may
-//! return, and verifies that a snapshot shows one point in time and never changes.
+//! return, and verifies that a snapshot shows one point in time and never changes. On a mirror, sides
+//! fail and come back meanwhile, and either one has everything in the end.
 //!
 //! `tools/concurrency` runs it for longer: `COWSHED_TEST_SECONDS` sets the duration of each test,
 //! `COWSHED_TEST_SEED` the first seed. The machine schedules the threads, so a seed repeats the
@@ -10,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod history;
+mod sides;
 mod stamps;
 mod subject;
 mod workers;
@@ -52,8 +54,21 @@ const WORKERS: [Work; 9] = [
     World::tend,
 ];
 
-/// A device, and a function that returns it again after the process has died.
-type Again = Box<dyn FnOnce() -> Arc<dyn Device>>;
+/// What a round runs on.
+struct Ground {
+    device: Arc<dyn Device>,
+    /// Returns the device again after the process has died.
+    again: Box<dyn FnOnce() -> Arc<dyn Device>>,
+    /// Interferes with the device, until it is told to stop.
+    meddle: Meddle,
+}
+
+type Meddle = Box<dyn Fn(&World, &AtomicBool) + Send + Sync>;
+
+/// Interferes with nothing.
+fn nothing() -> Meddle {
+    Box::new(|_, _| {})
+}
 
 #[test]
 fn threads_on_a_device_in_memory_see_only_what_they_may() {
@@ -62,8 +77,17 @@ fn threads_on_a_device_in_memory_see_only_what_they_may() {
         let same = Arc::clone(&device);
         let again =
             move || Arc::new(MemoryDevice::from_image(same.snapshot_image())) as Arc<dyn Device>;
-        (device, Box::new(again))
+        Ground {
+            device,
+            again: Box::new(again),
+            meddle: nothing(),
+        }
     });
+}
+
+#[test]
+fn threads_on_a_mirror_whose_sides_come_and_go_see_only_what_they_may() {
+    rounds(sides::mirror);
 }
 
 #[test]
@@ -74,7 +98,11 @@ fn threads_on_a_file_see_only_what_they_may() {
         let _ = std::fs::remove_file(&path);
         let device = FileDevice::create(&path, POOL_BYTES, Default::default()).unwrap();
         let again = move || Arc::new(open_once_let_go(&path)) as Arc<dyn Device>;
-        (Arc::new(device), Box::new(again))
+        Ground {
+            device: Arc::new(device),
+            again: Box::new(again),
+            meddle: nothing(),
+        }
     });
 }
 
@@ -90,7 +118,7 @@ fn open_once_let_go(path: &Path) -> FileDevice {
     }
 }
 
-fn rounds(make: impl Fn() -> (Arc<dyn Device>, Again)) {
+fn rounds(make: impl Fn() -> Ground) {
     let number = |name| {
         let text = std::env::var(name).ok();
         text.map(|text| text.parse::<u64>().unwrap())
@@ -100,14 +128,18 @@ fn rounds(make: impl Fn() -> (Arc<dyn Device>, Again)) {
     let started = Instant::now();
     let mut seed = first;
     while seed == first || started.elapsed() < limit {
-        let (device, again) = make();
         println!("seed {seed}");
-        round(seed, device, again, ROUND.min(limit));
+        round(seed, make(), ROUND.min(limit));
         seed = seed.wrapping_add(1);
     }
 }
 
-fn round(seed: u64, device: Arc<dyn Device>, again: Again, duration: Duration) {
+fn round(seed: u64, ground: Ground, duration: Duration) {
+    let Ground {
+        device,
+        again,
+        meddle,
+    } = ground;
     let create = CreateOptions {
         log_bytes: Some(LOG_BYTES),
         force: false,
@@ -120,7 +152,7 @@ fn round(seed: u64, device: Arc<dyn Device>, again: Again, duration: Duration) {
         ..OpenOptions::default()
     };
     let world = World::new(Pool::open(device, &options).unwrap());
-    work(&world, seed, duration);
+    work(&world, seed, duration, &meddle);
     let kept: Vec<_> = {
         let volumes = world.volumes.read().unwrap();
         let content = volumes
@@ -161,19 +193,32 @@ fn round(seed: u64, device: Arc<dyn Device>, again: Again, duration: Duration) {
     assert!(found.clean(), "{:?}", found.findings);
 }
 
-fn work(world: &World, seed: u64, duration: Duration) {
+fn work(world: &World, seed: u64, duration: Duration, meddle: &Meddle) {
     let (stop, started) = (AtomicBool::new(false), Instant::now());
+    let ended = AtomicBool::new(false);
     thread::scope(|scope| {
-        for (stream, work) in (0..).zip(WORKERS) {
-            let stop = &stop;
-            let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(31) ^ stream);
-            scope.spawn(move || {
-                stop_on_panic(stop, || {
-                    while !stop.load(Ordering::Relaxed) && started.elapsed() < duration {
-                        work(world, &mut rng);
-                    }
-                });
-            });
+        let workers: Vec<_> = (0..)
+            .zip(WORKERS)
+            .map(|(stream, work)| {
+                let stop = &stop;
+                let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(31) ^ stream);
+                scope.spawn(move || {
+                    stop_on_panic(stop, || {
+                        while !stop.load(Ordering::Relaxed) && started.elapsed() < duration {
+                            work(world, &mut rng);
+                        }
+                    });
+                })
+            })
+            .collect();
+        let meddler = scope.spawn(|| stop_on_panic(&stop, || meddle(world, &ended)));
+        let outcomes: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        ended.store(true, Ordering::Release);
+        let meddled = meddler.join();
+        for outcome in outcomes.into_iter().chain([meddled]) {
+            if let Err(panic) = outcome {
+                std::panic::resume_unwind(panic);
+            }
         }
     });
 }

@@ -25,6 +25,12 @@ fn random_operations_in_memory_match_the_model() {
     for_each_seed(1, |seed| Run::new(seed, Storage::memory(), false));
 }
 
+/// A side is away for some of the pool's lives, and comes back.
+#[test]
+fn random_operations_on_a_mirror_match_the_model() {
+    for_each_seed(3 << 32, |seed| Run::new(seed, Storage::mirror(), false));
+}
+
 #[test]
 fn random_operations_on_a_file_match_the_model() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use super::finding::{Detail, FindingKind, Findings, Place};
 use super::marks::{Marks, used_in, word_bit};
 use cowshed_format::Superblock;
 use cowshed_format::base::{BlockAddr, Generation};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 use cowshed_format::group::{self, BITMAP_WORDS, Bitmap, BitmapSlot, SLOT_BYTES, decode};
 use std::collections::BTreeSet;
 
@@ -36,7 +36,8 @@ pub(super) fn read_group(device: &dyn Device, superblock: &Superblock, number: u
     for slot in [0, 1] {
         let mut bytes = Box::new([0; SLOT_BYTES]);
         let offset = superblock.layout.bitmap_slot(number, slot).offset_bytes();
-        if device.read_at(&mut bytes[..], offset).is_err() {
+        let is_sound = |bytes: &[u8]| is_slot(bytes, superblock, number);
+        if read_accepted(device, &mut bytes[..], offset, false, &is_sound).is_err() {
             continue;
         }
         let Some(found) = decode(&bytes, &superblock.uuid, number) else {
@@ -51,6 +52,14 @@ pub(super) fn read_group(device: &dyn Device, superblock: &Superblock, number: u
         }
     }
     slots
+}
+
+/// Returns true if the bytes of a slot are whole, or were never written.
+fn is_slot(bytes: &[u8], superblock: &Superblock, number: u64) -> bool {
+    let Ok(bytes) = <&[u8; SLOT_BYTES]>::try_from(bytes) else {
+        return false;
+    };
+    decode(bytes, &superblock.uuid, number).is_some() || group::is_blank(bytes)
 }
 
 /// Compares every group's bitmap with the marks.

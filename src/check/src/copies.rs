@@ -1,9 +1,10 @@
 //! Reading blocks of which there may be two copies.
 
+use super::write::write_at;
 use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Result};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 
 /// A damaged copy of a block whose other copy is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,8 +79,9 @@ pub(super) fn read_one(
     addr: BlockAddr,
 ) -> Result<Box<[u8; BLOCK_BYTES]>> {
     let mut bytes = Box::new([0; BLOCK_BYTES]);
-    device.read_at(&mut bytes[..], addr.offset_bytes())?;
-    if crc32(&bytes[..]) == pointer.crc() {
+    let is_right = |bytes: &[u8]| crc32(bytes) == pointer.crc();
+    let offset_bytes = addr.offset_bytes();
+    if read_accepted(device, &mut bytes[..], offset_bytes, false, &is_right)? {
         Ok(bytes)
     } else {
         Err(CorruptKind::NodeChecksum(addr).into())
@@ -94,5 +96,5 @@ pub(super) fn restore(device: &dyn Device, copy: DamagedCopy, groups_start: u64)
     let bytes = read(device, copy.pointer, groups_start, |bytes| {
         Ok(Box::new(*bytes))
     })?;
-    device.write_at(&bytes[..], copy.addr.offset_bytes())
+    write_at(device, &bytes[..], copy.addr.offset_bytes())
 }

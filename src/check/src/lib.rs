@@ -27,6 +27,7 @@ mod ring;
 mod slots;
 mod upgrade;
 mod walk;
+mod write;
 
 pub use dump::{Item, dump};
 pub use finding::{Detail, FINDINGS_MAX, Finding, FindingKind, Note, Place};

@@ -17,6 +17,7 @@ use super::marks::{used_in, word_bit};
 use super::rewrite;
 use super::ring::{self, Damage};
 use super::slots::SlotPlace;
+use super::write::write_at;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Generation, Result, Sequence, VolumeId};
 use cowshed_format::device::Device;
 use cowshed_format::group::{self, Bitmap};
@@ -239,7 +240,7 @@ fn restore(device: &dyn Device, survey: &Survey, repaired: &mut Vec<Repair>) -> 
             let uuid = &superblock.uuid;
             let bytes = group::encode(uuid, *group, superblock.generation, &bitmap);
             let place = superblock.layout.bitmap_slot(*group, slot);
-            device.write_at(&bytes[..], place.offset_bytes())?;
+            write_at(device, &bytes[..], place.offset_bytes())?;
             repaired.push(Repair::Restored { group: *group });
         }
     }
@@ -367,7 +368,7 @@ impl<'a> Draft<'a> {
             None => pointer(self.allocate()?),
         };
         for addr in pointer.places(self.layout().groups_start()) {
-            self.device.write_at(bytes, addr.offset_bytes())?;
+            write_at(self.device, bytes, addr.offset_bytes())?;
         }
         Ok(pointer)
     }
@@ -529,7 +530,7 @@ impl<'a> Draft<'a> {
             let uuid = &self.superblock.uuid;
             let bytes = group::encode(uuid, *group, self.generation(), &state.new);
             let place = self.layout().bitmap_slot(*group, state.slot);
-            self.device.write_at(&bytes[..], place.offset_bytes())?;
+            write_at(self.device, &bytes[..], place.offset_bytes())?;
             if *group >= initialized || state.is_changed() {
                 repaired.push(state.repair(*group));
             }
@@ -554,7 +555,8 @@ fn write_superblock(device: &dyn Device, superblock: &Superblock, place: SlotPla
     let places = superblock.layout.superblock_slots(place.slot);
     let bytes = superblock.encode();
     debug_assert_eq!(bytes.len(), BLOCK_BYTES);
-    device.write_at(&bytes, places[usize::from(place.copy)].offset_bytes())
+    let at = places[usize::from(place.copy)].offset_bytes();
+    write_at(device, &bytes, at)
 }
 
 impl DraftGroup {

@@ -3,10 +3,11 @@
 //! It applies nothing. If the log is not empty, the findings describe the state before it.
 
 use super::finding::{Detail, FindingKind, Findings, Note, Place};
+use super::write::write_at;
 use cowshed_format::Superblock;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Result, Sequence};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 use cowshed_format::operation::Operation;
 use cowshed_format::record::{
     self, ALIGN_BYTES, Frame, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
@@ -75,7 +76,7 @@ pub(super) fn cut(device: &dyn Device, superblock: &Superblock, end: Cursor) -> 
         }
         let [from, to] = [within, within + len].map(|at| usize::try_from(at).expect("in a block"));
         bytes[from..to].fill(0);
-        device.write_at(&bytes, at)?;
+        write_at(device, &bytes, at)?;
         (offset, left) = ((offset + len) % ring, left - len);
     }
     device.flush()
@@ -285,9 +286,10 @@ impl Ring<'_> {
         });
         let mut bytes = vec![0; BLOCK_BYTES];
         addrs.zip(crcs).all(|(addr, crc)| {
+            let is_right = |bytes: &[u8]| crc32(bytes) == *crc;
+            let at = addr.offset_bytes();
             self.superblock.layout.locate(addr).is_some()
-                && self.device.read_at(&mut bytes, addr.offset_bytes()).is_ok()
-                && crc32(&bytes) == *crc
+                && read_accepted(self.device, &mut bytes, at, false, &is_right).unwrap_or(false)
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::finding::{Detail, FindingKind, Findings, Note, Place};
 use cowshed_format::Superblock;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Result};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 use cowshed_format::layout::TAIL_BLOCKS;
 use std::collections::BTreeSet;
 
@@ -205,7 +205,21 @@ fn read_block(device: &dyn Device, addr: BlockAddr) -> Content {
         return Content::Blank;
     }
     let mut bytes = vec![0; BLOCK_BYTES];
-    if let Err(error) = device.read_at(&mut bytes, addr.offset_bytes()) {
+    // Of a mirror, a side that has a superblock here counts before one that does not.
+    let is_superblock = |bytes: &[u8]| {
+        matches!(
+            Superblock::decode(bytes),
+            Ok(_) | Err(Error::Incompatible { .. })
+        )
+    };
+    let read = read_accepted(
+        device,
+        &mut bytes,
+        addr.offset_bytes(),
+        false,
+        &is_superblock,
+    );
+    if let Err(error) = read {
         return Content::Lost(error);
     }
     if bytes.iter().all(|byte| *byte == 0) {

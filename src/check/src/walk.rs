@@ -17,7 +17,7 @@ use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{
     BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Generation, VolumeId,
 };
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 use cowshed_format::node::{self, Bounds, Entries, NODE_BITS, NODE_ENTRIES};
 use cowshed_format::{Pointer, PointerKind};
 
@@ -518,10 +518,13 @@ impl Walker<'_> {
             let whole = self.device.read_at(buf, run[0].1.addr().offset_bytes());
             for ((block, pointer), buf) in run.iter().zip(buf.chunks_exact_mut(BLOCK_BYTES)) {
                 let addr = pointer.addr();
-                // A run that could not be read is read block by block.
-                let outcome = match &whole {
-                    Ok(()) => Ok(()),
-                    Err(_) => self.device.read_at(buf, addr.offset_bytes()),
+                let is_right = |bytes: &[u8]| crc32(bytes) == pointer.crc();
+                // A run that could not be read is read block by block; and of a mirror, another side
+                // may have what this one has not.
+                let outcome = if whole.is_ok() && is_right(buf) {
+                    Ok(true)
+                } else {
+                    read_accepted(self.device, buf, addr.offset_bytes(), false, &is_right)
                 };
                 let place = Place::Data {
                     volume,
@@ -534,11 +537,11 @@ impl Walker<'_> {
                         self.findings
                             .add(FindingKind::DataUnreadable, place, detail);
                     }
-                    Ok(()) if crc32(buf) != pointer.crc() => {
+                    Ok(false) => {
                         self.findings
                             .add(FindingKind::DataChecksum, place, Detail::None);
                     }
-                    Ok(()) => {}
+                    Ok(true) => {}
                 }
             }
         }

@@ -39,7 +39,7 @@ use volume::VolumeCommand;
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 the pool is damaged, \
-    4 warnings (pool status --check).\n\n\
+    4 warnings (pool status --check, pool check).\n\n\
         Try `cowshed quickstart` as root: it shows everything and removes it again."
 )]
 pub(super) struct Arguments {
@@ -54,7 +54,8 @@ pub(super) struct Arguments {
 /// What every command takes.
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// The pool's file or block device [default as root: /var/lib/cowshed/pool]
+    /// The pool's file or block device; of a mirror any side, or with a daemon the one that it was
+    /// started with [default as root: /var/lib/cowshed/pool]
     #[arg(long, global = true, env = "COWSHED_POOL", value_name = "PATH", hide_env_values = true,
         value_parser = place::path())]
     pub pool: Option<HostPath>,

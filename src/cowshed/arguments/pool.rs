@@ -1,10 +1,13 @@
 //! The arguments of `cowshed pool`.
 
 use super::size::Size;
+use crate::create_pool::Create;
 use crate::dump::Dump;
-use crate::offline::{Check, Create, Upgrade};
+use crate::mirror::Keep;
+use crate::offline::{Check, Upgrade};
 use clap::{Args, Subcommand};
-use cowshed_daemon::request::pool::Command;
+use cowshed_daemon::request::HostPath;
+use cowshed_daemon::request::pool::{Command, Mirror as MirrorRequest};
 
 /// `cowshed pool …`
 #[derive(Debug, Subcommand)]
@@ -15,6 +18,9 @@ pub(crate) enum PoolCommand {
     /// What works on an open pool.
     #[command(flatten)]
     Online(Online),
+    /// Show and change the sides of the pool's mirror
+    #[command(subcommand)]
+    Mirror(Mirror),
 }
 
 /// The commands that work on a pool that no process has open.
@@ -41,8 +47,82 @@ pub(crate) enum Online {
     Trim,
     /// Write a checkpoint, which empties the log
     Checkpoint,
-    /// Read and verify every block in use, and write damaged metadata anew from its copies
+    /// Read and verify every block in use, and write damaged blocks anew from what has them
     Scrub(Scrub),
+}
+
+/// `cowshed pool mirror …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Mirror {
+    /// What works on an open pool.
+    #[command(flatten)]
+    Online(OnlineMirror),
+    /// Keep the side that --pool names, of sides that were written apart from each other; the others
+    /// get what it has
+    Keep(Keep),
+}
+
+/// The commands for the sides of an open pool.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OnlineMirror {
+    /// Show the sides, and which of them have everything
+    Status,
+    /// Add a side, or bring one back that was away, and copy to it what it lacks
+    Add(AddSide),
+    /// Take a side out; its file or device is no pool any more
+    Rm(RmSide),
+    /// Copy everything to a new side, then take an old one out
+    Replace(ReplaceSide),
+}
+
+/// `cowshed pool mirror add`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  cowshed pool mirror add /dev/vdc\n  \
+    cowshed pool mirror add /disk2/pool\n\n\
+    A pool without a mirror gets one. A daemon that serves it starts its worker anew for that, without\n\
+    unmounting anything.")]
+pub(crate) struct AddSide {
+    /// A block device, or a file, which is made if it does not exist
+    #[arg(value_parser = super::place::path())]
+    pub path: HostPath,
+    /// Overwrite the contents of the file or device
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `cowshed pool mirror rm`
+#[derive(Debug, Args)]
+pub(crate) struct RmSide {
+    /// The side's file or block device
+    #[arg(value_parser = super::place::path())]
+    pub path: HostPath,
+}
+
+/// `cowshed pool mirror replace`
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceSide {
+    /// The file or block device of the side to take out
+    #[arg(value_parser = super::place::path())]
+    pub old: HostPath,
+    /// A block device, or a file, which is made if it does not exist
+    #[arg(value_parser = super::place::path())]
+    pub new: HostPath,
+    /// Overwrite the contents of the new file or device
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl From<OnlineMirror> for MirrorRequest {
+    fn from(arguments: OnlineMirror) -> Self {
+        match arguments {
+            OnlineMirror::Status => Self::Status,
+            OnlineMirror::Add(AddSide { path, force }) => Self::Add { path, force },
+            OnlineMirror::Rm(RmSide { path }) => Self::Rm { path },
+            OnlineMirror::Replace(ReplaceSide { old, new, force }) => {
+                Self::Replace { old, new, force }
+            }
+        }
+    }
 }
 
 /// `cowshed pool status`

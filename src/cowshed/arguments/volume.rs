@@ -33,7 +33,7 @@ pub(crate) enum VolumeCommand {
     /// Restore a volume to one of its snapshots
     Rollback(Rollback),
     /// List all volumes and snapshots
-    Ls,
+    Ls(List),
     /// Show one volume
     Show(One),
     /// List the ranges in which two volumes differ
@@ -69,6 +69,31 @@ pub(crate) enum VolumeCommand {
     Hold(HoldOf),
     /// End a hold
     Release(HoldOf),
+}
+
+/// What shows the volumes of one side of a mirror.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct OneSide {
+    /// Show what the side at --pool has, for reading, whatever the other sides of the mirror have
+    #[arg(long)]
+    pub this_side: bool,
+}
+
+/// `cowshed volume ls`
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    pub side: OneSide,
+}
+
+impl VolumeCommand {
+    /// Returns true if it is about one side of a mirror alone.
+    pub(crate) const fn is_of_one_side(&self) -> bool {
+        match self {
+            Self::Ls(List { side }) | Self::Export(Export { side, .. }) => side.this_side,
+            _ => false,
+        }
+    }
 }
 
 /// A name and a size.
@@ -182,6 +207,8 @@ pub(crate) struct Export {
     /// The file, or - for the standard output
     #[arg(value_parser = place::file())]
     pub file: FileOrPipe,
+    #[command(flatten)]
+    pub side: OneSide,
 }
 
 /// `cowshed volume send`
@@ -251,7 +278,7 @@ impl From<VolumeCommand> for request::Command {
             VolumeCommand::Rollback(Rollback { volume, snapshot }) => {
                 Self::Rollback { volume, snapshot }
             }
-            VolumeCommand::Ls => Self::List,
+            VolumeCommand::Ls(List { .. }) => Self::List,
             VolumeCommand::Show(One { volume }) => Self::Show { volume },
             VolumeCommand::Diff(Pair { a, b }) => Self::Diff { a, b },
             VolumeCommand::Import(Import { name, file, raw }) => Self::Import(request::Import {
@@ -259,7 +286,7 @@ impl From<VolumeCommand> for request::Command {
                 source: file,
                 raw,
             }),
-            VolumeCommand::Export(Export { volume, file }) => Self::Export {
+            VolumeCommand::Export(Export { volume, file, .. }) => Self::Export {
                 volume,
                 target: file,
             },

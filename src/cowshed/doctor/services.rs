@@ -179,9 +179,22 @@ fn judge_pool(place: &Place, status: &Value) -> Check {
         _ if !warnings.is_empty() => warn(
             check,
             format!("{detail}; {}", warnings.join("; ")),
-            "grow the pool or free some space: docs/operations.md, \"When the pool is full\"",
+            remedy(status, warnings.len()),
         ),
         _ => ok(check, detail),
+    }
+}
+
+/// Returns what to do about the warnings of a pool that works.
+fn remedy(status: &Value, warnings: usize) -> &'static str {
+    let is_degraded = status["degraded"] == true;
+    match warnings {
+        1 if is_degraded => {
+            "bring the side back (`cowshed pool mirror add`), or take it out (`cowshed pool mirror \
+             rm`)"
+        }
+        _ if is_degraded => "see the table of messages in docs/operations.md",
+        _ => "grow the pool or free some space: docs/operations.md, \"When the pool is full\"",
     }
 }
 

@@ -9,8 +9,8 @@ mod change;
 mod sample;
 mod workplace;
 
+use super::check_sides::check_device;
 use super::console::Console;
-use super::offline;
 use super::output::{Column, counted, table};
 use super::signals;
 use anyhow::{Context, ensure};
@@ -20,6 +20,7 @@ use cowshed_check::{CheckOptions, CheckReport};
 use cowshed_daemon::request::HostPath;
 use cowshed_format::base::Name;
 use cowshed_format::base::size::human;
+use cowshed_format::device::{FileDevice, FileOptions};
 use cowshed_host::{CreateContainer, Host, ImportOptions, ImportedImage};
 use cowshed_oci::SourceInput;
 use serde_json::json;
@@ -361,7 +362,12 @@ impl Show<'_> {
             deep: true,
             ..CheckOptions::default()
         };
-        let report = offline::check_file(&place.pool_path(), deep, self.console)?;
+        let options = FileOptions {
+            read_only: true,
+            ..FileOptions::default()
+        };
+        let device = FileDevice::open(place.pool_path(), options)?;
+        let report = check_device(&device, deep, self.console)?;
         expect_clean(&report)?;
         self.say(&format!(
             "Checked the pool, every block of it: {} blocks in use, nothing wrong.",

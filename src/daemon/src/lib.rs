@@ -22,6 +22,7 @@
 //! | what the daemon can be asked to do, in which words | [`request`]; [`protocol`] has the bytes |
 //! | who connects, who listens | [`client`], [`listening`], [`server`] |
 //! | what outlives a worker, when the next one starts | [`keeper`] |
+//! | how the keeper gets to know new sides of a mirror | [`side_files`], `keeper::sides` |
 //! | what a worker serves, how it stops | [`worker`]; [`serve_options`], [`program`] |
 //! | where a killed worker's requests are answered | [`worker`]: `Services::start_on` calls `cowshed_export::Export::resume`, which receives them again |
 //! | how another program takes over | [`takeover`], `keeper::handover`, `keeper::succession` |
@@ -42,6 +43,7 @@ pub mod request;
 pub mod serve_options;
 pub mod server;
 pub mod service_manager;
+pub mod side_files;
 pub mod size;
 pub mod snapshotter;
 pub mod state_folder;
@@ -57,3 +59,4 @@ pub use protocol::Answer;
 pub use request::Request;
 pub use serve_options::{ScrubSchedule, ServeOptions};
 pub use server::{Handler, Server, Session};
+pub use side_files::SideFiles;

@@ -3,12 +3,14 @@
 //! In the daemon the volumes are mounted as files for its whole life. A command that opens the pool
 //! itself mounts them only if it needs block devices, and unmounts them when it ends.
 
-use super::keeper::Serving;
+use super::keeper::{Serving, ToKeeper};
 use super::request::HostPath;
 use super::state_folder::StateFolder;
 use anyhow::Context;
-use cowshed_engine::Pool;
+use cowshed_engine::{Pool, uuid_of};
 use cowshed_export::{self as export, Cleaned, Export};
+use cowshed_format::base::{Error, Result as PoolResult};
+use cowshed_format::device::Device;
 use cowshed_host::{self as container, Host};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
@@ -55,6 +57,26 @@ pub(super) fn clear_devices(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the identity of the pool on a device, from a superblock that this program understands.
+///
+/// # Errors
+/// As `Pool::open`, as far as the superblock goes.
+pub(super) fn uuid_on(device: &dyn Device) -> PoolResult<[u8; 16]> {
+    let Some(mirror) = device.mirror() else {
+        return uuid_of(device);
+    };
+    let (mut found, mut refusal) = (None, Error::NotAPool);
+    for side in mirror.open_sides() {
+        match uuid_of(side.device()) {
+            Ok(uuid) if Some(uuid) == mirror.pool_uuid() => found = Some(uuid),
+            Ok(_) => {}
+            Err(error @ Error::Incompatible { .. }) => return Err(error),
+            Err(error) => refusal = error,
+        }
+    }
+    found.ok_or(refusal)
+}
+
 fn tell_cleaned(cleaned: &Cleaned, dir: &Path) {
     if cleaned.mounts > 0 || !cleaned.detached.is_empty() {
         let (dir, devices) = (dir.display(), cleaned.detached.len());
@@ -79,6 +101,8 @@ pub struct OpenPool {
     export: Option<Arc<Export>>,
     /// The processes that serve, if this is the daemon.
     serving: Option<Arc<Mutex<Serving>>>,
+    /// The process that starts the daemon's workers, if this is the daemon.
+    keeper: Option<Arc<ToKeeper>>,
     hosted: Mutex<Option<Hosted>>,
 }
 
@@ -97,6 +121,7 @@ impl OpenPool {
             path,
             export: None,
             serving: None,
+            keeper: None,
             hosted: Mutex::new(None),
         }
     }
@@ -112,6 +137,7 @@ impl OpenPool {
         export: Arc<Export>,
         state: StateFolder,
         serving: Arc<Mutex<Serving>>,
+        keeper: Arc<ToKeeper>,
         is_successor: bool,
     ) -> anyhow::Result<Self> {
         let lent = Arc::clone(&export);
@@ -129,6 +155,7 @@ impl OpenPool {
             path,
             export: Some(export),
             serving: Some(serving),
+            keeper: Some(keeper),
             hosted: Mutex::new(Some(hosted)),
         })
     }
@@ -139,10 +166,22 @@ impl OpenPool {
         &self.pool
     }
 
+    /// Returns the path by which the pool was opened.
+    #[must_use]
+    pub const fn path(&self) -> &HostPath {
+        &self.path
+    }
+
     /// Returns the processes that serve, if this is the daemon.
     #[must_use]
     pub fn serving(&self) -> Option<Serving> {
         self.serving.as_ref().map(|serving| serving.lock().clone())
+    }
+
+    /// Returns the process that starts the daemon's workers, if this is the daemon.
+    #[must_use]
+    pub fn keeper(&self) -> Option<&ToKeeper> {
+        self.keeper.as_deref()
     }
 
     /// Leaves everything mounted for the next process that serves.

@@ -56,9 +56,10 @@ pub use cowshed_format::device::{CreateFile, Device, FileDevice, FileOptions};
 #[cfg(feature = "loom")]
 pub use map::entries_models;
 pub use pool::{
-    CreateOptions, Extent, ExtentKind, FORMAT_VERSION, FlushPause, FullOptions, FullPolicy, Hold,
-    KeptByReader, KeyAndValue, Labels, LastScrub, MAX_KEY_BYTES, MAX_LABELS_BYTES, MAX_VALUE_BYTES,
-    MAX_VOLUME_BYTES, MetadataCopies, Missing, Notes, OpenOptions, Pool, PoolState, RecordKind,
-    RemovedVolume, ScrubFault, ScrubFaultKind, ScrubReport, Status, Transaction, Volume,
-    VolumeInfo, VolumeKind, WaitFreely, Waiter, Waiting, Watermark, uuid_of,
+    CopyProgress, CreateOptions, Extent, ExtentKind, FORMAT_VERSION, FlushPause, FullOptions,
+    FullPolicy, Hold, KeptByReader, KeyAndValue, Labels, LastScrub, MAX_KEY_BYTES,
+    MAX_LABELS_BYTES, MAX_VALUE_BYTES, MAX_VOLUME_BYTES, MetadataCopies, Missing, NewSide, Notes,
+    OpenOptions, Pool, PoolState, RecordKind, RemovedVolume, ScrubFault, ScrubFaultKind,
+    ScrubReport, Status, Transaction, Volume, VolumeInfo, VolumeKind, WaitFreely, Waiter, Waiting,
+    Watermark, is_side_alone, prepare, refuse_unless_empty, uuid_of,
 };

@@ -1,4 +1,4 @@
-//! The contents of a pool's device: the on-disk format, version 2, and the devices that hold it.
+//! The contents of a pool's device: the on-disk format, version 3, and the devices that hold it.
 //!
 //! - One module for each structure of the format, as specified by `docs/FORMAT.md`. Every decoder
 //!   takes hostile bytes and returns an error, never a panic.
@@ -18,6 +18,7 @@ pub mod node;
 pub mod operation;
 pub mod pointer;
 pub mod record;
+pub mod side;
 pub mod superblock;
 
 pub use layout::Layout;

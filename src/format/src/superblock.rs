@@ -16,8 +16,11 @@ pub const OLDEST_VERSION: u32 = 2;
 pub const KNOWN_COMPAT: u64 = 0;
 /// Features that an older reader may ignore if it does not write.
 pub const KNOWN_RO_COMPAT: u64 = 0;
+/// The pool is on the sides of a mirror, each of which has a label (`side`): a reader of one side
+/// alone does not know whether it has everything.
+pub const INCOMPAT_MIRROR: u64 = 1;
 /// Features that a reader must know.
-pub const KNOWN_INCOMPAT: u64 = 0;
+pub const KNOWN_INCOMPAT: u64 = INCOMPAT_MIRROR;
 /// The greatest height of a block map: six levels of 256 reach 2^48 blocks.
 pub const MAX_HEIGHT: u8 = 6;
 
@@ -68,6 +71,12 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// Returns true if the pool is on the sides of a mirror.
+    #[must_use]
+    pub const fn is_mirrored(&self) -> bool {
+        self.features[2] & INCOMPAT_MIRROR != 0
+    }
+
     /// Returns the encoded superblock.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -9,6 +9,7 @@
 
 pub mod aligned;
 pub mod beneath;
+pub mod cached;
 pub mod descriptors;
 pub mod extent;
 pub mod file_table;

@@ -9,15 +9,22 @@ use cowshed_format::catalogue::{RecordEntry, VolumeEntry, fragments};
 use cowshed_format::node::{Bounds, Entries};
 use cowshed_format::operation::Operation;
 use cowshed_format::record::{self, HEADER_BYTES, Header};
+use cowshed_format::side::{Epoch, Lack, SideEntry, SideId, SideLabel, SideSet, SideState};
 use cowshed_format::{Layout, Pointer, Superblock, group, node};
 
 const UUID: [u8; 16] = [7; 16];
+
+/// The selector of the label of a side. The others are counted, and keep their meanings.
+const SIDE_LABEL: u8 = 0xff;
 
 /// The first byte selects the decoder; the rest overlays a sound structure or is one.
 pub fn run(data: &[u8]) {
     let mut parts = Parts(data);
     let which = parts.byte();
     let rest = parts.rest();
+    if which == SIDE_LABEL {
+        return side_label(rest);
+    }
     match which % 8 {
         0 => superblock(rest),
         1 => bitmap_slot(rest),
@@ -34,6 +41,7 @@ pub fn run(data: &[u8]) {
 pub fn seeds() -> Vec<Vec<u8>> {
     let with = |which: u8, bytes: &[u8]| [&[which], bytes].concat();
     let mut seeds: Vec<Vec<u8>> = (0..8).map(|which| with(which, &[])).collect();
+    seeds.push(with(SIDE_LABEL, &[]));
     let mut out = Writer::new();
     for each in operations() {
         each.encode(&mut out);
@@ -131,6 +139,36 @@ fn superblock(rest: &[u8]) {
     if let Ok(found) = Superblock::decode(&bytes) {
         let again = Superblock::decode(&found.encode()).unwrap();
         assert_eq!(again, found);
+    }
+}
+
+fn side_label(rest: &[u8]) {
+    let entry = |number: u8, state| SideEntry {
+        id: SideId([number; 16]),
+        state,
+        path: vec![b'p'; 20],
+    };
+    let epoch = |number| Epoch { number, tag: 9 };
+    let sound = SideLabel {
+        pool: UUID,
+        side: SideId([1; 16]),
+        set: SideSet {
+            epoch: epoch(5),
+            is_apart: false,
+            history: vec![epoch(3), epoch(4)],
+            sides: vec![
+                entry(1, SideState::Good),
+                entry(2, SideState::Behind(Lack::since(Generation(7)))),
+            ],
+        },
+    };
+    let mut bytes = sound.encode();
+    overlay(&mut bytes[..300], rest);
+    let end = BLOCK_BYTES - 4;
+    let crc = crc32(&bytes[..end]);
+    bytes[end..].copy_from_slice(&crc.to_le_bytes());
+    if let Some(found) = SideLabel::decode(&bytes) {
+        assert_eq!(SideLabel::decode(&found.encode()), Some(found));
     }
 }
 

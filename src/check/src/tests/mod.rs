@@ -4,6 +4,7 @@ mod hostile;
 mod log;
 mod pool;
 mod repair;
+mod sides;
 
 use self::pool::TestPool;
 use super::*;

@@ -5,11 +5,13 @@ use cowshed_sys::descriptors;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// The longest line: the arguments of a command line, where JSON may need four bytes for one.
@@ -18,6 +20,8 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 const PIECE_BYTES: usize = 4096;
 /// The longest reason for a failure, for which JSON may need six times as many bytes.
 const REASON_CHARS_MAX: usize = 500;
+/// The time that a worker waits until the keeper has closed a file.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
 
 /// A message from a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,12 +39,38 @@ pub(super) enum Message {
     ServesVolumes,
     /// The reply to `ToWorker::Ping`: the worker's engine works.
     Alive,
+    /// The worker has opened and locked the file at this path, which is passed along, as a side.
+    SideAdded {
+        /// The bytes of the path.
+        path: Vec<u8>,
+    },
+    /// All that the side at this path lacks is about to be copied to it.
+    SideJoins {
+        /// The bytes of the path.
+        path: Vec<u8>,
+    },
+    /// What is at this path is no side any more. A descriptor is passed along that the keeper
+    /// closes once it has closed the side's file.
+    SideRemoved {
+        /// The bytes of the path.
+        path: Vec<u8>,
+    },
     /// The worker ends on purpose, and leaves everything to the program that was prepared.
     HandedOver,
     /// The worker ends on purpose.
     Ended,
     /// The worker cannot go on, for this reason.
     Failed(String),
+}
+
+impl Message {
+    /// Returns true if a descriptor comes with it.
+    const fn has_descriptor(&self) -> bool {
+        matches!(
+            self,
+            Self::Prepare { .. } | Self::SideAdded { .. } | Self::SideRemoved { .. }
+        )
+    }
 }
 
 /// A message from a keeper.
@@ -115,6 +145,43 @@ impl ToKeeper {
     /// When the keeper is gone.
     pub fn alive(&self) -> io::Result<()> {
         self.say(&Message::Alive, None)
+    }
+
+    /// Passes the file of a side to the keeper, which holds it for later workers; it was opened at
+    /// `path`, and is locked.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn side_added(&self, path: &Path, file: BorrowedFd<'_>) -> io::Result<()> {
+        let path = path.as_os_str().as_bytes().to_vec();
+        self.say(&Message::SideAdded { path }, Some(file))
+    }
+
+    /// Reports that all that the side at `path` lacks is about to be copied to it.
+    ///
+    /// # Errors
+    /// When the keeper is gone.
+    pub fn side_joins(&self, path: &Path) -> io::Result<()> {
+        let path = path.as_os_str().as_bytes().to_vec();
+        self.say(&Message::SideJoins { path }, None)
+    }
+
+    /// Reports that what is at `path` is no side any more, and waits a while until the keeper has
+    /// closed its file.
+    ///
+    /// # Errors
+    /// When the keeper is gone, or does not answer.
+    pub fn side_removed(&self, path: &Path) -> io::Result<()> {
+        let path = path.as_os_str().as_bytes().to_vec();
+        let (closed, open) = io::pipe()?;
+        self.say(&Message::SideRemoved { path }, Some(open.as_fd()))?;
+        drop(open);
+        let timeout = PollTimeout::try_from(CLOSE_TIME).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(closed.as_fd(), PollFlags::empty())];
+        match poll(&mut fds, timeout)? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Reports that this worker ends on purpose, and leaves everything to the prepared program.
@@ -193,7 +260,7 @@ fn is_ended(socket: &UnixStream, patience: Option<Duration>) -> bool {
 pub(super) struct FromWorker {
     socket: UnixStream,
     line: Vec<u8>,
-    received: Vec<OwnedFd>,
+    received: VecDeque<OwnedFd>,
 }
 
 impl FromWorker {
@@ -209,7 +276,7 @@ impl FromWorker {
         Ok(Self {
             socket,
             line: Vec::new(),
-            received: Vec::new(),
+            received: VecDeque::new(),
         })
     }
 
@@ -254,10 +321,11 @@ impl FromWorker {
         while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.line.drain(..=end).collect();
             match serde_json::from_slice(&line) {
-                Ok(message @ Message::Prepare { .. }) => {
-                    messages.push((message, self.received.pop()));
+                Ok(message) => {
+                    let has_descriptor = Message::has_descriptor(&message);
+                    let file = has_descriptor.then(|| self.received.pop_front());
+                    messages.push((message, file.flatten()));
                 }
-                Ok(message) => messages.push((message, None)),
                 Err(error) => tracing::error!(%error, "the worker sent an invalid message"),
             }
         }
@@ -273,8 +341,9 @@ impl AsFd for FromWorker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
+    use std::fs::{self, File};
     use std::os::unix::ffi::OsStringExt;
+    use std::thread;
 
     #[test]
     fn what_a_worker_says_arrives_with_its_file_and_so_does_its_end() {
@@ -312,6 +381,49 @@ mod tests {
     }
 
     #[test]
+    fn each_side_comes_with_its_own_file_and_one_that_is_removed_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut keeper, worker) = FromWorker::pair().unwrap();
+        let worker = ToKeeper::new(worker.into());
+        let paths = [1, 2, 3].map(|number| folder.path().join(number.to_string()));
+        for path in &paths {
+            fs::write(path, path.as_os_str().as_bytes()).unwrap();
+            let file = File::open(path).unwrap();
+            worker.side_joins(path).unwrap();
+            worker.side_added(path, file.as_fd()).unwrap();
+        }
+        let said = keeper.read();
+        let added = said.into_iter().filter_map(|(message, file)| {
+            let Message::SideAdded { path } = message else {
+                return None;
+            };
+            Some((path, io::read_to_string(File::from(file?)).unwrap()))
+        });
+        let added: Vec<_> = added.collect();
+        let expected = paths.each_ref().map(|path| {
+            let text = path.to_str().unwrap().to_owned();
+            (text.clone().into_bytes(), text)
+        });
+        assert_eq!(added, expected);
+        thread::scope(|scope| {
+            let removed = scope.spawn(|| worker.side_removed(&paths[0]));
+            let mut said = Vec::new();
+            while said.is_empty() {
+                said.extend(keeper.read());
+            }
+            assert!(matches!(
+                &said[..],
+                [(Message::SideRemoved { .. }, Some(_))]
+            ));
+            assert!(!removed.is_finished());
+            drop(said);
+            removed.join().unwrap().unwrap();
+        });
+        drop(keeper);
+        worker.side_removed(&paths[0]).unwrap_err();
+    }
+
+    #[test]
     fn a_failure_arrives_however_long_it_is_and_keeps_nobody_waiting() {
         let (mut keeper, worker) = FromWorker::pair().unwrap();
         let worker = ToKeeper::new(worker.into());
@@ -336,7 +448,7 @@ mod tests {
             .map(|(message, _)| message)
             .collect();
         assert_eq!(said, [Message::Ready]);
-        let writer = std::thread::spawn(move || {
+        let writer = thread::spawn(move || {
             (&worker).write_all(&vec![b'x'; 3 * LINE_BYTES_MAX])?;
             (&worker).write_all(b"\n\"Ended\"\n")
         });

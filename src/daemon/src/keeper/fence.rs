@@ -96,11 +96,11 @@ impl PoolFile {
     }
 }
 
-/// Inspects the threads of the process `pid`, which has been killed.
+/// Inspects the threads of the process `pid`, which has been killed, for changes of these files.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
-pub(super) fn look(pid: u32, pool: &PoolFile) -> io::Result<Left> {
+pub(super) fn look(pid: u32, pool: &[PoolFile]) -> io::Result<Left> {
     let tasks = PathBuf::from(format!("/proc/{pid}/task"));
     let entries = match fs::read_dir(&tasks) {
         Ok(entries) => entries,
@@ -137,7 +137,7 @@ enum Thread {
     MayWrite,
 }
 
-fn look_at_thread(task: &Path, pool: &PoolFile) -> io::Result<Thread> {
+fn look_at_thread(task: &Path, pool: &[PoolFile]) -> io::Result<Thread> {
     let Some((state, flags)) = state_of(&fs::read_to_string(task.join("stat"))?) else {
         return Ok(Thread::MayWrite);
     };
@@ -157,7 +157,7 @@ fn look_at_thread(task: &Path, pool: &PoolFile) -> io::Result<Thread> {
             fs::read_to_string(task.join(format!("fdinfo/{number}")))
                 .ok()
                 .and_then(|info| PoolFile::parse(&info))
-                .is_none_or(|file| file.may_be(pool))
+                .is_none_or(|file| pool.iter().any(|pool| file.may_be(pool)))
         }
     };
     Ok(if writes {
@@ -283,7 +283,7 @@ mod tests {
             .unwrap();
         let eventually = |what: &str, is_so: &dyn Fn(Left) -> bool| {
             let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-            while !is_so(look(child.id(), &pool).unwrap()) {
+            while !is_so(look(child.id(), &[pool]).unwrap()) {
                 assert!(std::time::Instant::now() < deadline, "{what}");
                 std::thread::yield_now();
             }
@@ -300,6 +300,6 @@ mod tests {
         // Not reaped yet: the process stays as a zombie.
         eventually("it does not die", &|left| left == Left::Nothing);
         child.wait().unwrap();
-        assert_eq!(look(child.id(), &pool).unwrap(), Left::Nothing);
+        assert_eq!(look(child.id(), &[pool]).unwrap(), Left::Nothing);
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Standby {
     worker: Worker,
     /// The time by which it must prove that it could serve; `None` once it has.
     deadline: Option<Instant>,
+    /// `Keeper::side_changes` when it was started.
+    side_changes: u64,
 }
 
 impl Standby {
@@ -95,6 +97,7 @@ impl<O: Owner> Keeper<O> {
                     program,
                     worker,
                     deadline: Some(Instant::now() + PREPARE_TIME),
+                    side_changes: self.side_changes,
                 });
             }
             Err(error) => self.refuse(&error.to_string(), Some(current)),
@@ -135,10 +138,17 @@ impl<O: Owner> Keeper<O> {
             program,
             mut worker,
             deadline,
+            side_changes,
         } = self.standby.take()?;
         if deadline.is_some() {
             self.end(&worker);
             self.refuse("the old worker died before the new one was ready", None);
+            return None;
+        }
+        if side_changes != self.side_changes {
+            // It has the files of the sides as of when it was started.
+            self.end(&worker);
+            self.refuse("a side was added or removed meanwhile; try again", None);
             return None;
         }
         let before = self.serving.clone();

@@ -8,6 +8,9 @@
 
 use super::super::Listening;
 use cowshed_export::{Connection, ConnectionParts, HandoverState};
+use cowshed_format::base::{Error, Result};
+use cowshed_format::device::mirror::{Found, is_gone, newest_label, open_handed_over};
+use cowshed_format::device::{Device, FileDevice, FileOptions, MirrorDevice};
 use cowshed_sys::descriptors;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -15,14 +18,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Raised when the meaning of what is handed over changes, in these values or in the handover
 /// state.
-pub(crate) const HANDOVER: u32 = 3;
-/// The oldest hand-over that this program can receive: it differs only in where the arguments are,
-/// which does not concern the receiver.
+pub(crate) const HANDOVER: u32 = 4;
+/// The oldest hand-over that this program can receive: 2 differs from 3 only in where the arguments
+/// are, which does not concern the receiver; before 4, a pool had one file.
 const HANDOVER_OLDEST: u32 = 2;
 
 /// Returns true if this program can take over from a program with this `handover`.
@@ -33,8 +37,8 @@ pub(crate) const fn is_understood(handover: u32) -> bool {
 
 /// The descriptors and paths that the keeper holds for its workers.
 pub(crate) struct InheritedFds {
-    /// The pool's file, locked.
-    pub pool: File,
+    /// The pool's file, and those of the other sides if it is mirrored. Never empty.
+    pub sides: Vec<SideFile>,
     /// The folder of mounts.
     pub folder: PathBuf,
     /// The folder's lock.
@@ -54,7 +58,11 @@ pub(crate) struct InheritedFds {
 /// `InheritedFds` as plain values, for a process that inherits the descriptors.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct InheritedFdParts {
-    pool: RawFd,
+    /// The only file of the pool, as a program hands it over that knows no mirrors.
+    #[serde(default, skip_serializing)]
+    pool: Option<RawFd>,
+    #[serde(default)]
+    sides: Vec<SideFileParts>,
     /// The bytes of the path, which may not be text.
     folder: Vec<u8>,
     folder_lock: RawFd,
@@ -66,12 +74,125 @@ pub(crate) struct InheritedFdParts {
     connection: ConnectionParts,
 }
 
+/// The file of a pool, or of a side of one that is mirrored.
+pub(crate) struct SideFile {
+    /// Its path; empty if the program that handed it over did not tell.
+    pub path: PathBuf,
+    /// The open file, locked.
+    pub file: File,
+    /// True if the host may have failed to write it while no worker saw that.
+    pub is_doubted: bool,
+}
+
+/// `SideFile` as plain values.
+#[derive(Debug, Serialize, Deserialize)]
+struct SideFileParts {
+    path: Vec<u8>,
+    file: RawFd,
+    is_doubted: bool,
+}
+
+impl SideFile {
+    /// Returns the file that is open at `path`.
+    pub(crate) const fn new(path: PathBuf, file: File) -> Self {
+        Self {
+            path,
+            file,
+            is_doubted: false,
+        }
+    }
+
+    fn parts(&self) -> SideFileParts {
+        SideFileParts {
+            path: self.path.as_os_str().as_bytes().to_vec(),
+            file: self.file.as_raw_fd(),
+            is_doubted: self.is_doubted,
+        }
+    }
+
+    fn take(parts: SideFileParts) -> io::Result<Self> {
+        Ok(Self {
+            path: PathBuf::from(OsString::from_vec(parts.path)),
+            file: descriptors::inherited(parts.file)?.into(),
+            is_doubted: parts.is_doubted,
+        })
+    }
+
+    fn device(&self, options: FileOptions) -> Result<FileDevice> {
+        let file = self.file.try_clone();
+        let file = file.map_err(|source| Error::io("open the pool", source))?;
+        FileDevice::on_locked(file, options)
+    }
+}
+
 impl InheritedFds {
+    /// Returns the file that stands for the pool.
+    pub(crate) fn pool(&self) -> &File {
+        &self.sides[0].file
+    }
+
+    /// Returns the pool's device, with all its sides if it is mirrored. `pool` is the path by which
+    /// the pool is served. Only a side that the keeper does not have is looked for at its path; such
+    /// a side is passed to `opened`.
+    ///
+    /// # Errors
+    /// As `mirror::open_handed_over`.
+    pub(crate) fn device(
+        &self,
+        pool: &Path,
+        options: FileOptions,
+        opened: impl Fn(&Path, BorrowedFd<'_>),
+    ) -> Result<Arc<dyn Device>> {
+        let (mut files, mut doubted, mut gone) = (Vec::new(), Vec::new(), None);
+        for side in &self.sides {
+            let path = match side.path.as_os_str().is_empty() {
+                true => pool.to_owned(),
+                false => side.path.clone(),
+            };
+            let device = match side.device(options) {
+                Ok(device) => Arc::new(device),
+                Err(error) if is_gone(&error) => {
+                    tracing::warn!(path = %path.display(), %error, "a side of the mirror is gone");
+                    gone = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if side.is_doubted {
+                doubted.extend(newest_label(&*device).map(|(label, _)| label.side));
+            }
+            files.push(Found { path, device });
+        }
+        if files.is_empty() {
+            return Err(gone.unwrap_or(Error::NotAPool));
+        }
+        let mut own = Vec::new();
+        let device = open_handed_over(files, |path| {
+            let device = FileDevice::open(path, options)?;
+            own.push(path.to_owned());
+            Ok(device)
+        })?;
+        let sides = device.mirror().map(MirrorDevice::open_sides);
+        for side in sides.into_iter().flatten() {
+            if doubted.contains(&side.id()) {
+                side.doubt();
+            }
+            // Of a device's descriptors, the one that is locked comes last.
+            if own.iter().any(|path| path == side.path())
+                && let Some(file) = side.device().descriptors().pop()
+            {
+                opened(side.path(), file);
+            }
+        }
+        Ok(device)
+    }
+
     /// Returns the values that another process needs to take the descriptors.
     #[must_use]
     pub(crate) fn parts(&self) -> InheritedFdParts {
         InheritedFdParts {
-            pool: self.pool.as_raw_fd(),
+            pool: None,
+            sides: self.sides.iter().map(SideFile::parts).collect(),
             folder: self.folder.as_os_str().as_bytes().to_vec(),
             folder_lock: self.folder_lock.as_raw_fd(),
             listening: self.listening.as_fd().as_raw_fd(),
@@ -89,8 +210,19 @@ impl InheritedFds {
     /// # Errors
     /// When a descriptor is not of the expected kind.
     pub(crate) fn take(parts: InheritedFdParts) -> io::Result<Self> {
+        let only = parts.pool.map(|file| SideFileParts {
+            path: Vec::new(),
+            file,
+            is_doubted: false,
+        });
+        let sides = parts.sides.into_iter().chain(only).map(SideFile::take);
+        let sides = sides.collect::<io::Result<Vec<_>>>()?;
+        if sides.is_empty() {
+            let what = "no file of the pool was handed over";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
         Ok(Self {
-            pool: descriptors::inherited(parts.pool)?.into(),
+            sides,
             folder: PathBuf::from(OsString::from_vec(parts.folder)),
             folder_lock: descriptors::inherited(parts.folder_lock)?.into(),
             listening: Listening::take(descriptors::inherited(parts.listening)?)?,
@@ -104,11 +236,11 @@ impl InheritedFds {
     /// Returns all descriptors.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![
-            self.pool.as_fd(),
             self.folder_lock.as_fd(),
             self.listening.as_fd(),
             self.handover_state.descriptor(),
         ];
+        all.extend(self.sides.iter().map(|side| side.file.as_fd()));
         all.extend(self.containerd.iter().map(AsFd::as_fd));
         all.extend(self.plugin.iter().map(AsFd::as_fd));
         all.extend(self.connection.descriptors());

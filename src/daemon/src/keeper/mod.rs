@@ -22,6 +22,7 @@ mod inherited_fds;
 mod opening;
 mod restarts;
 mod shield;
+mod sides;
 mod signals;
 mod succession;
 mod watchdog;
@@ -40,19 +41,20 @@ use super::service_manager::{self, notify};
 use children::{describe, exit_status, has_ended, reap, was_killed};
 use control::Message;
 use cowshed_export::Transport;
-use cowshed_sys::{mount, write_back};
-use fence::{Left, PoolFile};
+use cowshed_sys::mount;
+use fence::Left;
 use handover::{Standby, UPGRADE_TIME};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use restarts::{Death, Next, Restarts};
+use sides::Watch;
 use signals::{KeeperSignals, News};
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 use watchdog::Watchdog;
 use worker_process::{Program, Start, Worker, kill_group};
@@ -90,10 +92,10 @@ struct Keeper<O> {
     owner: O,
     signals: KeeperSignals,
     inherited_fds: InheritedFds,
-    pool: PoolFile,
-    /// The pool's file, opened separately from the workers' descriptor: it reports a failed write
-    /// even if the worker that got the report died of something else at that moment.
-    witness: File,
+    /// The files of the pool's sides, as far as they are watched.
+    watches: Vec<Watch>,
+    /// Number of times that a side was added or removed.
+    side_changes: u64,
     serving: Serving,
     restarts: Restarts,
     watchdog: Watchdog,
@@ -136,8 +138,8 @@ impl<O: Owner> Keeper<O> {
     fn new(owner: O, signals: KeeperSignals, inherited_fds: InheritedFds) -> io::Result<Self> {
         let oom_score = shield::raise();
         Ok(Self {
-            pool: PoolFile::of(&inherited_fds.pool)?,
-            witness: File::open(format!("/proc/self/fd/{}", inherited_fds.pool.as_raw_fd()))?,
+            watches: sides::watch(&inherited_fds.sides)?,
+            side_changes: 0,
             owner,
             signals,
             inherited_fds,
@@ -229,9 +231,7 @@ impl<O: Owner> Keeper<O> {
     }
 
     fn start(&mut self) -> State {
-        if write_back::has_failed(self.witness.as_fd()) {
-            self.inherited_fds.handover_state.failure_note()();
-        }
+        self.ask_witnesses();
         if self.inherited_fds.handover_state.has_device_failed() {
             // Another worker would find data in the page cache that the host could not write, and
             // take it for durable.
@@ -324,13 +324,18 @@ impl<O: Owner> Keeper<O> {
                 (Message::ServesVolumes, _) => {
                     worker.serves_volumes = true;
                     self.usual_time = Some(worker.started.elapsed());
+                    self.forget_doubts();
                 }
                 (Message::Prepare { arguments }, Some(file)) => {
                     let arguments = arguments.into_iter().map(OsString::from_vec);
                     self.prepare(Program::Other(file, arguments.collect()), worker);
                 }
-                (Message::Prepare { .. }, None) => {
-                    tracing::error!("the worker asked for a hand-over without a program");
+                (Message::SideAdded { path }, Some(file)) => self.add_side(path_of(path), file),
+                (Message::SideJoins { path }, _) => self.trust_side(&path_of(path)),
+                // The worker waits until its descriptor is closed, which is after this.
+                (Message::SideRemoved { path }, _waits) => self.remove_side(&path_of(path)),
+                (message @ (Message::Prepare { .. } | Message::SideAdded { .. }), None) => {
+                    tracing::error!(?message, "the worker sent a message without its file");
                 }
                 (Message::Alive, _) => self.watchdog.answered(worker.pid),
                 // Only a waiting worker sends this.
@@ -363,7 +368,8 @@ impl<O: Owner> Keeper<O> {
             return self.after_death(Some(worker), Some(status));
         }
         let passed = since.elapsed();
-        match fence::look(worker.pid, &self.pool) {
+        let pool: Vec<_> = self.watches.iter().map(|watch| watch.identity).collect();
+        match fence::look(worker.pid, &pool) {
             Ok(Left::MayWrite(thread)) if passed >= FENCE_TIME => {
                 tracing::error!(
                     thread,
@@ -512,12 +518,12 @@ impl<O: Owner> Keeper<O> {
         self.lingering.retain(|pid| reap(*pid).is_none());
     }
 
-    /// Releases everything, the pool's lock before the socket's file.
+    /// Releases everything, the pool's locks before the socket's file.
     fn close(mut self, status: u8) -> u8 {
         self.end_standby();
         let deadline = Instant::now() + END_TIME;
         let InheritedFds {
-            pool,
+            sides,
             listening,
             connection,
             ..
@@ -530,10 +536,14 @@ impl<O: Owner> Keeper<O> {
             std::thread::sleep(FENCE_POLL_MAX);
         }
         self.owner.clear_away();
-        drop(pool);
+        drop(sides);
         drop(listening);
         status
     }
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// Returns the current time in the form used for people and in JSON.

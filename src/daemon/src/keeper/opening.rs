@@ -1,20 +1,23 @@
 //! The start and end of the keeper: opens what the workers need before the first one starts, and
 //! clears it away after the last one.
 
+use super::inherited_fds::SideFile;
 use super::{InheritedFds, Keeper, KeeperSignals, succession};
-use crate::open_pool::{FILES, VOLUMES, clear_devices, clear_stale};
+use crate::open_pool::{FILES, VOLUMES, clear_devices, clear_stale, uuid_on};
 use crate::program::{Program, Started};
 use crate::request::HostPath;
 use crate::serve_options::ServeOptions;
 use crate::state_folder::StateFolder;
 use crate::{Listening, log, service_manager};
 use anyhow::Context;
-use cowshed_engine as engine;
 use cowshed_export::{Connection, HandoverState};
+use cowshed_format::base::{Error, Result as PoolResult};
+use cowshed_format::device::mirror::{Found, absolute, open_files};
 use cowshed_format::device::{FileDevice, FileOptions, lock_pool};
 use cowshed_sys as sys;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// Keeps a worker serving the pool until a signal; returns the exit status. The failing part has
 /// reported the reason by then.
@@ -71,13 +74,7 @@ fn open(
     options: &ServeOptions,
     program: &impl Program,
 ) -> anyhow::Result<(InheritedFds, StateFolder)> {
-    let pool = lock_pool(options.pool.as_path()).map_err(|error| program.explain(error))?;
-    let uuid = pool
-        .try_clone()
-        .map_err(|source| cowshed_format::base::Error::io("open the pool", source))
-        .and_then(|pool| FileDevice::on_locked(pool, FileOptions::default()))
-        .and_then(|device| engine::uuid_of(&device))
-        .map_err(|error| program.explain(error))?;
+    let (sides, uuid) = lock_sides(options).map_err(|error| program.explain(error))?;
     let state = StateFolder::take(uuid)?;
     let default_dir = state.path().join(VOLUMES);
     let dir = options
@@ -106,7 +103,7 @@ fn open(
     let connection = Connection::mount(dir, None, options.transport)
         .with_context(|| format!("mount the volumes at {}", dir.display()))?;
     let inherited_fds = InheritedFds {
-        pool,
+        sides,
         folder,
         folder_lock,
         listening,
@@ -116,6 +113,41 @@ fn open(
         connection,
     };
     Ok((inherited_fds, state))
+}
+
+/// Locks the pool's file, and the files of the other sides if it is mirrored. Also returns the pool's
+/// identity.
+///
+/// # Errors
+/// As `mirror::open_pool`.
+fn lock_sides(options: &ServeOptions) -> PoolResult<(Vec<SideFile>, [u8; 16])> {
+    let device = |file: &File| {
+        let file = file.try_clone();
+        let file = file.map_err(|source| Error::io("open the pool", source))?;
+        FileDevice::on_locked(file, FileOptions::default())
+    };
+    let path = absolute(options.pool.as_path())?;
+    let pool = lock_pool(&path)?;
+    let first = Found {
+        path: path.clone(),
+        device: Arc::new(device(&pool)?),
+    };
+    let mut others = Vec::new();
+    let all = open_files(first, |path| {
+        let file = lock_pool(path)?;
+        let opened = device(&file)?;
+        others.push(SideFile::new(path.to_owned(), file));
+        Ok(opened)
+    })?;
+    let uuid = uuid_on(&*all)?;
+    if let Some(mirror) = all.mirror() {
+        // A path may lead to something else than a side.
+        let open = mirror.open_sides();
+        others.retain(|file| open.iter().any(|side| side.path() == file.path));
+    }
+    let mut sides = vec![SideFile::new(path, pool)];
+    sides.append(&mut others);
+    Ok((sides, uuid))
 }
 
 /// Listens on the socket of a service; creates its folder.

@@ -37,7 +37,7 @@ impl<O: Owner> Keeper<O> {
         };
         let mut all = program.arguments();
         all.push(format!("{KEEPER_ARGUMENT}{}", serde_json::to_string(&succession)?).into());
-        let handed = Handed::new(Role::Keeper, &self.inherited_fds.pool, &all)?;
+        let handed = Handed::new(Role::Keeper, self.inherited_fds.pool(), &all)?;
         let mut arguments = vec![CString::new("cowshed")?];
         for argument in handed.shown() {
             arguments.push(CString::new(argument.as_bytes())?);

@@ -130,7 +130,7 @@ impl Worker {
         let mut arguments = program.arguments();
         arguments.extend(standby.then(|| STANDBY_ARGUMENT.into()));
         arguments.push(format!("{WORKER_ARGUMENT}{}", serde_json::to_string(&told)?).into());
-        let handed = Handed::new(Role::Worker, &inherited_fds.pool, &arguments)?;
+        let handed = Handed::new(Role::Worker, inherited_fds.pool(), &arguments)?;
         let mut command = Command::new(program.path());
         command
             .arg0("cowshed")

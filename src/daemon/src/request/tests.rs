@@ -32,7 +32,7 @@ fn golden() -> Vec<(Command, &'static str)> {
 }
 
 fn golden_of_pool_and_volumes() -> Vec<(Command, &'static str)> {
-    use pool::Command as P;
+    use pool::{Command as P, Mirror as M};
     use volume::Command as V;
     let name = |name: &str| name.to_owned();
     let pool = [
@@ -53,6 +53,33 @@ fn golden_of_pool_and_volumes() -> Vec<(Command, &'static str)> {
                 bytes_per_second: Some(1024),
             },
             r#"{"pool":{"scrub":{"bytes_per_second":1024}}}"#,
+        ),
+        (P::Mirror(M::Status), r#"{"pool":{"mirror":"status"}}"#),
+        (
+            P::Mirror(M::Begin {
+                path: path("/b"),
+                force: false,
+            }),
+            r#"{"pool":{"mirror":{"begin":{"path":"/b","force":false}}}}"#,
+        ),
+        (
+            P::Mirror(M::Add {
+                path: path("/b"),
+                force: true,
+            }),
+            r#"{"pool":{"mirror":{"add":{"path":"/b","force":true}}}}"#,
+        ),
+        (
+            P::Mirror(M::Rm { path: path("/b") }),
+            r#"{"pool":{"mirror":{"rm":{"path":"/b"}}}}"#,
+        ),
+        (
+            P::Mirror(M::Replace {
+                old: path("/b"),
+                new: path("/c"),
+                force: false,
+            }),
+            r#"{"pool":{"mirror":{"replace":{"old":"/b","new":"/c","force":false}}}}"#,
         ),
     ];
     let volume = [

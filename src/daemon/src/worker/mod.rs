@@ -13,12 +13,12 @@ mod scrubbing;
 mod services;
 
 use super::keeper::{self, HANDOVER, InheritedFds, Serving, ToKeeper, ToWorker, Told};
+use super::open_pool::uuid_on;
 use super::panics;
 use super::program::Program;
 use super::serve_options::ServeOptions;
 use anyhow::Context;
-use cowshed_engine as engine;
-use cowshed_format::device::{FileDevice, FileOptions};
+use cowshed_format::device::FileOptions;
 use cowshed_sys as sys;
 use events::Event;
 use inherited::{Inherited, hear_keeper};
@@ -92,9 +92,9 @@ fn prove(
         direct: options.direct,
         read_only: true,
     };
-    let locked = inherited_fds.pool.try_clone().context("open the pool")?;
-    FileDevice::on_locked(locked, file_options)
-        .and_then(|device| engine::uuid_of(&device))
+    inherited_fds
+        .device(options.pool.as_path(), file_options, |_, _| {})
+        .and_then(|device| uuid_on(&*device))
         .map_err(|error| program.explain(error))?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::{Handler, Listening, Server, log, snapshotter, unfinished};
 use anyhow::Context;
 use cowshed_engine::{Notes, OpenOptions, Pool};
 use cowshed_export::{DEVICES, Export, ExportOptions, Transport};
-use cowshed_format::device::{FileDevice, FileOptions};
+use cowshed_format::device::FileOptions;
 use cowshed_sys as sys;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -57,11 +57,6 @@ impl<H: Handler> Services<H> {
             read_only: false,
         };
         let started = Instant::now();
-        let locked = inherited
-            .inherited_fds
-            .pool
-            .try_clone()
-            .context("open the pool")?;
         // The keeper's memory does not outlive the kernel: its notes were made since the kernel
         // started.
         let handover_state = &inherited.inherited_fds.handover_state;
@@ -76,8 +71,13 @@ impl<H: Handler> Services<H> {
             notes,
             ..OpenOptions::default()
         };
-        let pool = FileDevice::on_locked(locked, file_options)
-            .and_then(|device| Pool::open(Arc::new(device), &open_options))
+        let pool = inherited
+            .inherited_fds
+            .device(options.pool.as_path(), file_options, |path, file| {
+                // If the keeper is gone, no worker follows.
+                let _ = inherited.control.side_added(path, file);
+            })
+            .and_then(|device| Pool::open(device, &open_options))
             .map_err(|error| program.explain(error))?;
         tracing::info!(took = ?started.elapsed(), "the pool is open");
         let started = Self::start_on(pool.clone(), options, program, inherited);
@@ -137,6 +137,7 @@ impl<H: Handler> Services<H> {
             Arc::clone(&export),
             state,
             serving,
+            Arc::clone(&control),
             is_successor,
         )?;
         let open_pool = Arc::new(open_pool);

@@ -8,6 +8,7 @@ use cowshed_format::base::sync::atomic::{AtomicU64, Ordering};
 use cowshed_format::base::{Generation, Result, Sequence};
 use cowshed_format::device::Device;
 use cowshed_format::record::{self, HEADER_BYTES, Header};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The log of an open pool.
@@ -193,6 +194,13 @@ impl Log {
     #[must_use]
     pub(crate) fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the range from the head to the tail, as `Position::bytes`.
+    #[must_use]
+    pub(crate) fn used_range(&self) -> Range<u64> {
+        let tail = self.tail.lock();
+        tail.head_bytes..tail.next.bytes
     }
 
     /// Returns the number of bytes in the ring.

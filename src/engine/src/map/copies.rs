@@ -10,6 +10,7 @@ use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::sync::atomic::Ordering;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Result};
+use cowshed_format::device::read_accepted;
 
 /// Maximum number of damaged copies noted at a time; a later read finds the others again.
 const DAMAGE_MAX: usize = 1024;
@@ -85,8 +86,9 @@ impl NodeStore {
         corrupt: CorruptKind,
     ) -> Result<Box<Block>> {
         let mut block = Box::new([0; BLOCK_BYTES]);
-        self.device.read_at(&mut *block, addr.offset_bytes())?;
-        if crc32(&*block) == pointer.crc() {
+        let (at, all) = (addr.offset_bytes(), self.reads_all);
+        let is_right = |block: &[u8]| crc32(block) == pointer.crc();
+        if read_accepted(&*self.device, &mut *block, at, all, &is_right)? {
             Ok(block)
         } else {
             Err(corrupt.into())

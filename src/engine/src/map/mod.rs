@@ -38,6 +38,7 @@ mod since;
 mod store;
 mod tree;
 mod unreached;
+mod young;
 
 pub(crate) use copies::Damage;
 pub(crate) use diff::diff;
@@ -55,3 +56,4 @@ pub(crate) use since::since;
 pub(crate) use store::NodeStore;
 pub(crate) use tree::{Link, Root, Tree};
 pub(crate) use unreached::{Found, Unreached};
+pub(crate) use young::{Unread, young_leaf};

@@ -6,6 +6,7 @@ use super::prune::Pace;
 use super::shared::{Shared, Signal};
 use cowshed_format::base::Sequence;
 use cowshed_format::base::background_yield::Background;
+use cowshed_format::device::Device;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -49,6 +50,34 @@ pub(super) fn start(shared: &Arc<Shared>) {
     };
     spawn("cowshed-ckpt", checkpoints);
     spawn("cowshed-reclaim", reclaim);
+    if shared.device.mirror().is_some() {
+        spawn("cowshed-resync", resync);
+    }
+}
+
+/// Brings the sides of a mirror up to date that are behind.
+fn resync(weak: &Weak<Shared>, signal: &Signal) {
+    loop {
+        {
+            let Some(shared) = weak.upgrade() else { return };
+            // Nobody else has the pool once this is the last reference.
+            let goes_on = || Arc::strong_count(&shared) > 1 && !signal.wanted.lock().stop;
+            let outcome = shared.resync(&mut |_, _| goes_on());
+            if shared.check_open().is_err() {
+                return;
+            }
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "a side of the mirror cannot be brought up to date yet");
+            }
+        }
+        let mut wanted = signal.wanted.lock();
+        if !wanted.stop {
+            signal.changed.wait_for(&mut wanted, CHECKPOINT_EVERY);
+        }
+        if wanted.stop {
+            return;
+        }
+    }
 }
 
 fn checkpoints(weak: &Weak<Shared>, signal: &Signal) {

@@ -22,7 +22,7 @@ use crate::map::{Ledger, Node, Outlet, Persist, Root};
 use crate::space::{BlockList, Committed};
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Generation, Result};
 use cowshed_format::catalogue::{EntryId, VolumeEntry};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 use cowshed_format::{Pointer, Superblock};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,8 +68,9 @@ impl Checkpointer {
         let places = self.superblock.layout.superblock_slots(self.slot);
         let is_damaged = |addr: &BlockAddr| {
             let mut bytes = vec![0; BLOCK_BYTES];
-            let read = device.read_at(&mut bytes, addr.offset_bytes());
-            read.is_err() || bytes != expected
+            let is_right = |bytes: &[u8]| bytes == expected;
+            let read = read_accepted(device, &mut bytes, addr.offset_bytes(), true, &is_right);
+            !read.is_ok_and(|is_right| is_right)
         };
         places.into_iter().filter(is_damaged).collect()
     }
@@ -455,6 +456,9 @@ impl Shared {
         self.device.flush()?;
         checkpointer.slot = slot;
         checkpointer.superblock = superblock;
+        if let Some(mirror) = self.device.mirror() {
+            mirror.note_durable(checkpointer.superblock.generation);
+        }
         if let Some(note) = &self.notes.durable {
             note(checkpointer.superblock.generation);
         }

@@ -3,8 +3,9 @@
 use super::handle::Pool;
 use super::info::CreateOptions;
 use super::transaction::now_ns;
-use cowshed_format::base::{BLOCK_BYTES, Error, Generation, Result, Sequence};
-use cowshed_format::device::Device;
+use cowshed_format::base::{BLOCK_BYTES, Error, Generation, MirrorError, Result, Sequence};
+use cowshed_format::device::{Device, MirrorDevice};
+use cowshed_format::side::{SLOTS, label_places};
 use cowshed_format::{Layout, Pointer, Superblock, superblock};
 use rand::RngCore;
 
@@ -25,20 +26,36 @@ impl Pool {
         let block = BLOCK_BYTES as u64;
         let layout = Layout::new(len_bytes / block, log_bytes.div_ceil(block))?;
         if !options.force {
-            refuse_unless_empty(device, len_bytes)?;
+            match device.mirror() {
+                None => refuse_unless_empty(device, len_bytes)?,
+                Some(mirror) => mirror
+                    .open_sides()
+                    .iter()
+                    .try_for_each(|side| refuse_unless_empty(side.device(), len_bytes))?,
+            }
         }
-        let superblock = first_superblock(layout, options.copies_for(len_bytes));
+        let mut superblock = first_superblock(layout, options.copies_for(len_bytes));
         for slot in [0, 1] {
             for addr in layout.superblock_slots(slot) {
                 device.write_at(&[0; BLOCK_BYTES], addr.offset_bytes())?;
             }
         }
         device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
+        wipe_labels(device)?;
         device.flush()?;
+        if let Some(mirror) = device.mirror() {
+            superblock.features[2] |= superblock::INCOMPAT_MIRROR;
+            mirror.name_pool(superblock.uuid)?;
+        }
         for addr in layout.superblock_slots(0) {
             device.write_at(&superblock.encode(), addr.offset_bytes())?;
         }
-        device.flush()
+        device.flush()?;
+        match device.mirror().and_then(MirrorDevice::first_not_good) {
+            // A pool is made with all its sides.
+            Some(path) => Err(MirrorError::Failed { path }.into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -69,7 +86,24 @@ fn first_superblock(layout: Layout, metadata_copies: u8) -> Superblock {
     }
 }
 
-fn refuse_unless_empty(device: &dyn Device, len_bytes: u64) -> Result<()> {
+/// Writes zeros over the labels of a mirror that the device was a side of before.
+fn wipe_labels(device: &dyn Device) -> Result<()> {
+    for addr in (0..SLOTS).flat_map(label_places) {
+        let mut bytes = [0; BLOCK_BYTES];
+        device.read_at(&mut bytes, addr.offset_bytes())?;
+        // A sparse file stays sparse. Another side may have what this one does not.
+        if device.mirror().is_some() || bytes != [0; BLOCK_BYTES] {
+            device.write_at(&[0; BLOCK_BYTES], addr.offset_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a device whose beginning, or its first `len_bytes`, holds something.
+///
+/// # Errors
+/// `DeviceNotEmpty`; `Io`.
+pub fn refuse_unless_empty(device: &dyn Device, len_bytes: u64) -> Result<()> {
     let block = BLOCK_BYTES as u64;
     let len = usize::try_from(LOOK_BYTES.min(len_bytes / block * block)).expect("at most 1 MiB");
     let mut bytes = vec![0; len];

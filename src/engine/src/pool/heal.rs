@@ -15,6 +15,7 @@ use super::checkpoint::Checkpointer;
 use super::shared::Shared;
 use crate::map::Damage;
 use cowshed_format::base::{CorruptKind, Result};
+use cowshed_format::device::Device;
 use std::sync::atomic::Ordering;
 
 /// Maximum number of copies written anew before a checkpoint can go on.
@@ -34,6 +35,9 @@ pub(super) enum Healing {
 impl Shared {
     /// Writes the damaged copies anew that reads have found.
     pub(super) fn heal(&self) {
+        if let Some(mirror) = self.device.mirror() {
+            mirror.heal_unreadable();
+        }
         while self.store.has_damage() && self.check_open().is_ok() {
             let checkpointer = self.checkpointer.lock();
             if !self.heal_locked(&checkpointer) {

@@ -226,8 +226,11 @@ pub struct Status {
     pub low_water: Watermark,
     /// Number of copies in which map nodes and catalogue are written, 1 or 2.
     pub metadata_copies: u8,
-    /// Number of damaged blocks that were written anew from their copies since the pool was opened.
+    /// Number of damaged blocks that were written anew since the pool was opened: from their copies,
+    /// and on one side of a mirror from another.
     pub healed_blocks: u64,
+    /// True if a side of the mirror is missing or behind.
+    pub degraded: bool,
     /// What is missing since the catalogue was damaged.
     pub missing: Missing,
     /// The damaged log record before whose changes a pool that is only read stands.

@@ -23,6 +23,7 @@ mod host;
 mod info;
 mod keep;
 mod lock_order;
+mod mirror;
 mod missing;
 mod open;
 mod pause;
@@ -33,8 +34,11 @@ mod read;
 mod rebuild;
 mod reclaim;
 mod replay;
+mod resync;
 mod scrub;
+mod scrub_sides;
 mod shared;
+mod sides;
 mod space_wait;
 mod status;
 mod transaction;
@@ -47,6 +51,7 @@ mod write;
 mod tests;
 
 pub use cowshed_format::superblock::VERSION as FORMAT_VERSION;
+pub use create::refuse_unless_empty;
 pub use forest::KeyAndValue;
 pub use handle::{Hold, Pool, Volume};
 pub use info::{
@@ -55,9 +60,11 @@ pub use info::{
     ScrubReport, Status, VolumeInfo, VolumeKind, Watermark,
 };
 pub use keep::KeptByReader;
+pub use mirror::NewSide;
 pub use missing::Missing;
-pub use open::uuid_of;
+pub use open::{is_side_alone, prepare, uuid_of};
 pub use pause::FlushPause;
+pub use resync::CopyProgress;
 pub use transaction::Transaction;
 pub use waiter::{WaitFreely, Waiter, Waiting};
 

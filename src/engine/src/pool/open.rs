@@ -11,6 +11,7 @@ use super::lock_order::{OrderedMutex, OrderedRwLock, Rank};
 use super::missing::MissingEntries;
 use super::rebuild::rebuild;
 use super::shared::{Changes, Shared, Signal};
+use super::sides::prepare_sides;
 use super::space_wait::SpaceWait;
 use super::volume::VolumeCore;
 use super::watermark::Watch;
@@ -19,10 +20,13 @@ use crate::map::{Inheritance, NodeStore};
 use crate::space::{Committed, Space};
 use cowshed_format::base::sync::Mutex;
 use cowshed_format::base::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Name, Result};
+use cowshed_format::base::{
+    BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, MirrorError, Name, Result,
+};
 use cowshed_format::catalogue::{EntryId, RecordEntry, VolumeEntry};
-use cowshed_format::device::{Device, FailStopDevice, ReadOnlyDevice};
+use cowshed_format::device::{Device, FailStopDevice, MirrorDevice, ReadOnlyDevice, read_accepted};
 use cowshed_format::pointer::PointerKind;
+use cowshed_format::superblock::INCOMPAT_MIRROR;
 use cowshed_format::{Layout, Pointer, Superblock, layout::TAIL_BLOCKS};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -48,7 +52,7 @@ impl Pool {
         if let Some(alarm) = options.notes.device_failed.clone() {
             device.on_failure(Box::new(move || alarm()));
         }
-        let (superblock, slot) = find_superblock(&*device)?;
+        let (superblock, slot) = superblock_to_use(&*device, options.read_only)?;
         let layout = superblock.layout;
         device.map_log(layout.log_offset_bytes(), layout.log_bytes())?;
         let started = Instant::now();
@@ -99,7 +103,49 @@ impl Pool {
 /// # Errors
 /// As `Pool::open`, as far as the superblock goes.
 pub fn uuid_of(device: &dyn Device) -> Result<[u8; 16]> {
+    if let Some(uuid) = device.mirror().and_then(MirrorDevice::pool_uuid) {
+        return Ok(uuid);
+    }
     find_superblock(device).map(|(superblock, _)| superblock.uuid)
+}
+
+/// Chooses the state of a pool on the sides of a mirror, and makes the good sides equal unless it is
+/// `read_only`: for who reads or repairs the pool without opening it. Any other device is left
+/// alone.
+///
+/// # Errors
+/// As `Pool::open`, as far as the sides go: `Alone` too for a side without a label, unless it is
+/// `read_only`.
+pub fn prepare(device: &dyn Device, read_only: bool) -> Result<()> {
+    match device.mirror() {
+        Some(mirror) => prepare_sides(mirror, read_only),
+        None if !read_only && is_side_alone(device) => Err(MirrorError::Alone.into()),
+        None => Ok(()),
+    }
+}
+
+/// Returns true for the device of a side that was not opened as one, because it has no label.
+#[must_use]
+pub fn is_side_alone(device: &dyn Device) -> bool {
+    // What else is wrong with it is for others to find.
+    device.mirror().is_none()
+        && find_superblock(device).is_ok_and(|(superblock, _)| superblock.is_mirrored())
+}
+
+/// Returns the superblock that counts, and its slot. The sides of a mirror are made equal before.
+fn superblock_to_use(device: &dyn Device, read_only: bool) -> Result<(Superblock, u8)> {
+    let Some(mirror) = device.mirror() else {
+        let (superblock, slot) = find_superblock(device)?;
+        if superblock.is_mirrored() {
+            return Err(MirrorError::Alone.into());
+        }
+        return Ok((superblock, slot));
+    };
+    prepare_sides(mirror, read_only)?;
+    let (mut superblock, slot) = find_superblock(device)?;
+    // A pool that has just got a mirror says so in its next superblock.
+    superblock.features[2] |= INCOMPAT_MIRROR;
+    Ok((superblock, slot))
 }
 
 /// Returns the newest valid superblock and its slot, from the two slots and their copies: a copy
@@ -165,7 +211,9 @@ fn read_superblock(device: &dyn Device, block: u64) -> Result<Superblock> {
         return Err(Error::NotAPool);
     }
     let mut bytes = vec![0; BLOCK_BYTES];
-    device.read_at(&mut bytes, BlockAddr(block).offset_bytes())?;
+    let is_superblock = |bytes: &[u8]| Superblock::decode(bytes).is_ok();
+    let at = BlockAddr(block).offset_bytes();
+    read_accepted(device, &mut bytes, at, false, &is_superblock)?;
     Superblock::decode(&bytes)
 }
 
@@ -240,6 +288,7 @@ fn load(
         host_reserve: HostReserve::default(),
         healed: AtomicU64::new(0),
         missing,
+        resyncing: std::sync::Mutex::default(),
         scrubbing: std::sync::Mutex::default(),
         scrubs_waiting: AtomicU64::new(0),
         log_damage: OnceLock::new(),

@@ -7,7 +7,7 @@ use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::sync::atomic::Ordering;
 use cowshed_format::base::{BLOCK_BYTES, BlockIndex, CorruptKind, Error, Result};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 
 /// Number of blocks that are looked up and read at a time (1 MiB).
 pub(super) const BATCH_BLOCKS: usize = 256;
@@ -142,6 +142,14 @@ fn lost(core: &VolumeCore, block: u64) -> Error {
     CorruptKind::Lost { volume, block }.into()
 }
 
+/// Reads a block from the device, or from the sides of a mirror in turn; returns true if it has the
+/// pointer's checksum.
+fn read_certain(shared: &Shared, buf: &mut [u8], pointer: Pointer) -> Result<bool> {
+    let offset_bytes = pointer.addr().offset_bytes();
+    let is_right = |bytes: &[u8]| crc32(bytes) == pointer.crc();
+    read_accepted(&*shared.device, buf, offset_bytes, false, &is_right)
+}
+
 /// Reads a block again whose bytes did not match. If it has moved meanwhile, its old place may hold
 /// anything; if not, one more attempt decides whether it is damaged.
 #[cold]
@@ -164,8 +172,7 @@ fn read_doubted(
         if now.is_lost() {
             return Err(lost(core, block));
         }
-        shared.device.read_at(buf, now.addr().offset_bytes())?;
-        if crc32(buf) == now.crc() {
+        if read_certain(shared, buf, now)? {
             return Ok(now);
         }
         if now == last {

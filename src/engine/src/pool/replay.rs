@@ -27,7 +27,7 @@ use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{
     BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Generation, Result, Sequence, VolumeId,
 };
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, MirrorDevice};
 use cowshed_format::node::{NODE_ENTRIES, slot};
 use cowshed_format::operation::{Operation, Run};
 use cowshed_format::record::Record;
@@ -55,7 +55,8 @@ impl Shared {
             if resumes.is_some_and(|durable| durable > found) {
                 return Err(CorruptKind::SuperblockLost(found).into());
             }
-            let resumes = resumes == Some(found);
+            // A process that died may have changed one side of a mirror and not the others.
+            let resumes = resumes == Some(found) && self.device.mirror().is_none();
             let superblock = &checkpointer.superblock;
             let bytes = superblock.log_offset;
             let start = Position {
@@ -110,8 +111,14 @@ impl Shared {
         let mut reached = start;
         while reached != end.position {
             let record = replay.next_record()?.ok_or(Error::NotAPool)?;
-            if record.header.sequence > end.durable && !self.data_is_whole(&record)? {
-                break;
+            if record.header.sequence > end.durable {
+                if !self.data_is_whole(&record)? {
+                    break;
+                }
+            } else if self.device.mirror().is_some() {
+                // A side may be a copy from before this record. What no side has is lost: reading
+                // it is an error.
+                let _ = self.data_is_whole(&record);
             }
             self.replay_record(&record)?;
             reached = replay.position();
@@ -142,6 +149,9 @@ impl Shared {
     fn blocks_match(&self, runs: &[Run], crcs: &[u32]) -> Result<bool> {
         let mut crcs = crcs.iter();
         let mut bytes = Vec::new();
+        if let Some(mirror) = self.device.mirror() {
+            return self.sides_match(mirror, runs, crcs);
+        }
         for run in runs {
             let Some(start) = run.addr else { continue };
             if self.space.layout().locate(start).is_none() {
@@ -158,6 +168,46 @@ impl Shared {
             }
         }
         Ok(true)
+    }
+
+    /// Returns true if each block is whole on a side; the sides where one is not get it from there.
+    fn sides_match<'a>(
+        &self,
+        mirror: &MirrorDevice,
+        runs: &[Run],
+        mut crcs: impl Iterator<Item = &'a u32>,
+    ) -> Result<bool> {
+        let (mut all, mut failure) = (true, None);
+        for run in runs {
+            let Some(start) = run.addr else { continue };
+            if self.space.layout().locate(start).is_none() {
+                return Ok(false);
+            }
+            let count = run.count as usize;
+            let expected: Vec<u32> = crcs.by_ref().take(count).copied().collect();
+            let right = |bytes: &[u8], expected: &[u32]| {
+                let blocks = bytes.as_chunks::<BLOCK_BYTES>().0;
+                blocks.len() == expected.len()
+                    && (blocks.iter().zip(expected)).all(|(block, crc)| crc32(block) == *crc)
+            };
+            let offset_bytes = start.offset_bytes();
+            let is_right = |bytes: &[u8]| right(bytes, &expected);
+            let whole = mirror.make_right(offset_bytes, count * BLOCK_BYTES, &is_right);
+            if whole.is_ok_and(|is_right| is_right) {
+                continue;
+            }
+            // Each side may have another part of it.
+            for (crc, addr) in expected.iter().zip(start.0..) {
+                let is_right = |bytes: &[u8]| right(bytes, &[*crc]);
+                let at = BlockAddr(addr).offset_bytes();
+                match mirror.make_right(at, BLOCK_BYTES, &is_right) {
+                    Ok(is_right) => all &= is_right,
+                    // The others are made right all the same.
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+        }
+        failure.map_or(Ok(all), Err)
     }
 
     fn replay_record(&self, record: &Record) -> Result<()> {

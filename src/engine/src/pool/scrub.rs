@@ -9,6 +9,7 @@ use super::handle::Pool;
 use super::heal::Healing;
 use super::info::{LastScrub, RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
 use super::read::{BATCH_BLOCKS, read_block, read_blocks};
+use super::scrub_sides::verify_sides;
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::map::{NodeStore, Own, Tree, next_own};
@@ -65,6 +66,7 @@ impl Pool {
             total,
             told: 0,
             kept: 0,
+            healed_before: shared.healed_on_sides(),
             bad_before: start.bad,
         };
         for (core, branch) in volumes {
@@ -74,11 +76,11 @@ impl Pool {
                 0
             };
             if !scrub.volume(&core, branch, from)? {
-                return Ok(scrub.report);
+                return Ok(scrub.end());
             }
         }
         if !scrub.structures()? {
-            return Ok(scrub.report);
+            return Ok(scrub.end());
         }
         scrub.report.finished = true;
         let last = LastScrub {
@@ -86,7 +88,7 @@ impl Pool {
             bad: start.bad + scrub.report.bad.len() as u64 + scrub.report.bad_omitted,
         };
         self.keep_last_scrub(last)?;
-        Ok(scrub.report)
+        Ok(scrub.end())
     }
 
     /// Waits until no other scrub runs; `None` if the caller wants to stop before.
@@ -284,6 +286,8 @@ struct Scrub<'a> {
     /// Numbers of blocks read when the progress was last reported, and the position last stored.
     told: u64,
     kept: u64,
+    /// Number of blocks that were written anew on sides of a mirror before.
+    healed_before: u64,
     /// Number of bad blocks that the calls found that this one continues.
     bad_before: u64,
 }
@@ -314,6 +318,12 @@ fn store_of(shared: &Shared) -> NodeStore {
 }
 
 impl Scrub<'_> {
+    /// Returns the report.
+    fn end(mut self) -> ScrubReport {
+        self.report.healed += self.shared.healed_on_sides() - self.healed_before;
+        self.report
+    }
+
     /// Reads superblocks, bitmaps and catalogue, in pieces during which no checkpoint changes them;
     /// `false` if the caller wants to stop.
     fn structures(&mut self) -> Result<bool> {
@@ -470,6 +480,9 @@ impl Scrub<'_> {
         buf: &mut [u8],
     ) -> Vec<(Range<u64>, Error)> {
         let len = usize::try_from(range.end - range.start).expect("below one leaf") * BLOCK_BYTES;
+        if verify_sides(self.shared, core, &range, &mut buf[..len]) {
+            return Vec::new();
+        }
         if read_blocks(self.shared, core, range.start, &mut buf[..len]).is_ok() {
             return Vec::new();
         }

@@ -70,6 +70,8 @@ pub(super) struct Shared {
     pub(super) healed: AtomicU64,
     /// What the catalogue has lost.
     pub(super) missing: MissingEntries,
+    /// Locked by the one thread that brings sides of a mirror up to date, or changes which there are.
+    pub(super) resyncing: std::sync::Mutex<()>,
     /// Locked by the one scrub that runs, and the number of others that wait for its end.
     pub(super) scrubbing: std::sync::Mutex<()>,
     pub(super) scrubs_waiting: AtomicU64,

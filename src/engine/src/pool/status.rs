@@ -5,7 +5,7 @@ use super::info::{PoolState, Status, Watermark};
 use super::shared::{ENTRY_PROMISE, Shared};
 use super::watermark;
 use cowshed_format::base::{BLOCK_BYTES, Result};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, MirrorDevice};
 use std::sync::atomic::Ordering;
 
 /// Maximum number of metadata blocks that a write of one block needs: two paths of a map of the
@@ -79,10 +79,21 @@ impl Shared {
             holds_writes: self.space_wait.is_awaited(),
             low_water,
             metadata_copies: u8::try_from(self.space.in_copies(1)).expect("one or two"),
-            healed_blocks: self.healed.load(Ordering::Relaxed),
+            healed_blocks: self.healed_blocks(),
+            degraded: self.device.mirror().is_some_and(MirrorDevice::is_degraded),
             missing: self.missing.report(),
             log_damaged_at: self.log_damage.get().copied(),
         })
+    }
+
+    /// Returns the number of damaged blocks that were written anew from copies and other sides.
+    pub(super) fn healed_blocks(&self) -> u64 {
+        self.healed.load(Ordering::Relaxed) + self.healed_on_sides()
+    }
+
+    /// Returns the number of blocks that were written anew on one side of a mirror from another.
+    pub(super) fn healed_on_sides(&self) -> u64 {
+        self.device.mirror().map_or(0, MirrorDevice::healed_blocks)
     }
 
     /// Returns the number of blocks that wait for the end of this or the next checkpoint.

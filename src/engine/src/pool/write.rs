@@ -179,7 +179,7 @@ impl Volume {
 }
 
 /// Allocates blocks and writes the data there; zeros become runs of holes.
-fn place(
+pub(super) fn place(
     shared: &Shared,
     core: &VolumeCore,
     bytes: &[u8],

@@ -4,7 +4,7 @@ use super::bitmap::{bits, bits_mut, fresh};
 use super::{BlockList, BlockRun, RUNS_AT_ONCE};
 use cowshed_format::base::background_yield;
 use cowshed_format::base::{BlockAddr, CorruptKind, Error, Generation, Result};
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, read_accepted};
 use cowshed_format::group::{self, Bitmap, SLOT_BYTES};
 use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use cowshed_format::{Layout, Superblock};
@@ -231,10 +231,15 @@ impl Committed {
         for (number, group) in (0..self.initialized).zip(&self.groups) {
             let addr = self.layout.bitmap_slot(number, group.slot);
             let mut bytes = Box::new([0; SLOT_BYTES]);
-            let read = device.read_at(&mut bytes[..], addr.offset_bytes());
-            let found = group::decode(&bytes, &self.uuid, number);
-            let digest = found.map(|found| group::digest(number, &found.bitmap));
-            if read.is_err() || digest != Some(group.digest) {
+            let is_right = |bytes: &[u8]| {
+                let found = bytes.try_into().ok();
+                let found = found.and_then(|bytes| group::decode(bytes, &self.uuid, number));
+                let digest = found.map(|found| group::digest(number, &found.bitmap));
+                digest == Some(group.digest)
+            };
+            let at = addr.offset_bytes();
+            let read = read_accepted(device, &mut bytes[..], at, true, &is_right);
+            if !read.is_ok_and(|is_right| is_right) {
                 damaged.push(addr);
                 self.dirty.insert(number);
             }
@@ -266,7 +271,14 @@ fn load_group(
     for slot in [0u8, 1] {
         let mut bytes = Box::new([0; SLOT_BYTES]);
         let at = superblock.layout.bitmap_slot(group, slot);
-        if let Err(error) = device.read_at(&mut bytes[..], at.offset_bytes()) {
+        let is_slot = |bytes: &[u8]| {
+            let bytes = bytes.try_into();
+            bytes.is_ok_and(|bytes| {
+                group::decode(bytes, &superblock.uuid, group).is_some() || group::is_blank(bytes)
+            })
+        };
+        let at = at.offset_bytes();
+        if let Err(error) = read_accepted(device, &mut bytes[..], at, false, &is_slot) {
             (*failure, failed) = (Some(error), true);
             continue;
         }

@@ -458,6 +458,11 @@ impl Group {
         }
     }
 
+    /// Returns true if it is not known which of its blocks are free.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     fn taken_bits(&mut self) -> &mut Bitmap {
         self.taken.get_or_insert_with(fresh)
     }

@@ -20,13 +20,16 @@ mod committed;
 mod groups;
 mod lost;
 mod pairs;
+mod places;
 mod punch;
 mod stream;
+mod taken;
 
 pub(crate) use committed::Committed;
 pub(crate) use groups::{Demand, Space};
 pub(crate) use lost::Reached;
 pub(crate) use pairs::Place;
+pub(crate) use places::Places;
 pub(crate) use stream::Stream;
 
 use cowshed_format::Pointer;
@@ -42,6 +45,27 @@ pub(crate) struct BlockRun {
     pub start: BlockAddr,
     /// The number of blocks.
     pub count: u32,
+}
+
+impl BlockRun {
+    /// Returns the first block behind it.
+    #[must_use]
+    pub(crate) const fn end(self) -> BlockAddr {
+        BlockAddr(self.start.0 + self.count as u64)
+    }
+
+    /// Returns the part of it at or behind a block.
+    #[must_use]
+    pub(crate) fn behind(self, below: BlockAddr) -> Self {
+        let before = below
+            .0
+            .saturating_sub(self.start.0)
+            .min(u64::from(self.count));
+        Self {
+            start: BlockAddr(self.start.0 + before),
+            count: self.count - u32::try_from(before).expect("at most its count"),
+        }
+    }
 }
 
 /// A list of blocks, kept as runs where they happen to be adjacent.

@@ -1,6 +1,7 @@
 //! The errors of the engine, kept distinct up to the command line.
 
 use super::cancel::Cancelled;
+use super::mirror_error::MirrorError;
 use super::name::Name;
 use super::size::precise;
 use super::units::{BlockAddr, BlockIndex, Generation, Sequence, VolumeId};
@@ -140,6 +141,9 @@ pub enum Error {
     /// The pool was opened read-only.
     #[error("the pool is open read-only")]
     ReadOnly,
+    /// The sides of a mirror do not allow it.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
     /// The pool was closed while the call ran.
     #[error("the pool is closed")]
     Closed,
@@ -219,6 +223,7 @@ impl Error {
             Self::InUse | Self::Busy(_) | Self::Held { .. } => libc::EBUSY,
             Self::NotFrozen(_) | Self::NotAncestor { .. } => libc::EINVAL,
             Self::DeviceNotEmpty { .. } => libc::EEXIST,
+            Self::Mirror(_) => libc::EINVAL,
             Self::Cancelled(_) => libc::ECANCELED,
             Self::Corrupt(_) | Self::NotAPool | Self::Incompatible { .. } | Self::Closed => {
                 libc::EIO

@@ -8,6 +8,7 @@ pub mod cancel;
 pub mod checksum;
 pub mod codec;
 pub mod error;
+mod mirror_error;
 pub mod name;
 pub mod printable;
 pub mod rate_limit;
@@ -17,6 +18,7 @@ pub mod units;
 
 pub use cancel::{Cancel, Cancelled};
 pub use error::{CorruptKind, Error, Result};
+pub use mirror_error::MirrorError;
 pub use name::Name;
 pub use printable::{printable, printable_lines, printable_path};
 pub use units::{BLOCK_BYTES, BLOCK_SHIFT, BlockAddr, BlockIndex, Generation, Sequence, VolumeId};

@@ -17,15 +17,20 @@ mod faulty;
 mod file;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
+pub mod mirror;
 mod read_only;
+mod threaded;
+mod threads;
 
 pub use fail_stop::{Alarm, FailStopDevice};
 #[cfg(any(test, feature = "testing"))]
 pub use faulty::{Effect, Fault, FaultyDevice, Lasting, Operation};
-pub use file::{CreateFile, FileDevice, FileOptions, lock_pool};
+pub use file::{CreateFile, FileDevice, FileOptions, NewDevice, lock_pool};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::{DeviceImage, MemoryDevice, RecordedOp, Recording};
+pub use mirror::MirrorDevice;
 pub use read_only::ReadOnlyDevice;
+pub use threaded::ThreadedDevice;
 
 use crate::base::{BLOCK_BYTES, Error, Result};
 use std::io::{self, IoSlice};
@@ -42,6 +47,29 @@ pub trait Device: Send + Sync {
     /// `Io` when the device fails or ends before the range; the contents of `buf` are then
     /// unspecified.
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()>;
+
+    /// Fills `buf` from `offset_bytes`, and returns true if its bytes are accepted. Of a mirror, the
+    /// good sides are asked in turn until the bytes of one are accepted, and those sides whose bytes
+    /// are not get them; with `all`, every good side is asked.
+    ///
+    /// # Errors
+    /// As `read_at`; of a mirror, only if no side has accepted bytes.
+    fn read_accepted(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        _all: bool,
+        accept: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
+        self.read_at(buf, offset_bytes)?;
+        Ok(accept(buf))
+    }
+
+    /// Fills `buf` with what the host has in memory, without waiting; returns false if it has not all
+    /// of it, or cannot tell.
+    fn read_cached(&self, _buf: &mut [u8], _offset_bytes: u64) -> bool {
+        false
+    }
 
     /// Tells the host that it need not keep a range in memory that was just read, because the reader
     /// does. What is not written out yet stays.
@@ -141,6 +169,25 @@ pub trait Device: Send + Sync {
     fn is_direct(&self) -> bool {
         false
     }
+
+    /// Returns the mirror, if the device is one or lies on one.
+    fn mirror(&self) -> Option<&MirrorDevice> {
+        None
+    }
+}
+
+/// As `Device::read_accepted`.
+///
+/// # Errors
+/// As it.
+pub fn read_accepted(
+    device: &dyn Device,
+    buf: &mut [u8],
+    offset_bytes: u64,
+    all: bool,
+    accept: &dyn Fn(&[u8]) -> bool,
+) -> Result<bool> {
+    device.read_accepted(buf, offset_bytes, all, accept)
 }
 
 /// Checks that a range of whole blocks lies inside a device of `device_bytes`.

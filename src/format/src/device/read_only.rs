@@ -8,7 +8,7 @@
 //! - The device below is only read.
 //! - A read returns the bytes last written here, otherwise those of the device below.
 
-use super::{Device, check_blocks};
+use super::{Device, MirrorDevice, check_blocks};
 use crate::base::sync::{Mutex, RwLock};
 use crate::base::{BLOCK_BYTES, Error, Result};
 use std::collections::BTreeMap;
@@ -87,6 +87,28 @@ impl Device for ReadOnlyDevice {
         Ok(())
     }
 
+    fn read_accepted(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        all: bool,
+        accept: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
+        let first = offset_bytes / BLOCK_BYTES as u64;
+        let blocks = (buf.len() / BLOCK_BYTES) as u64;
+        let is_below = self
+            .written
+            .read()
+            .range(first..first + blocks)
+            .next()
+            .is_none();
+        if is_below {
+            return self.inner.read_accepted(buf, offset_bytes, all, accept);
+        }
+        self.read_at(buf, offset_bytes)?;
+        Ok(accept(buf))
+    }
+
     fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {
         self.inner.forget_read(offset_bytes, len_bytes);
     }
@@ -140,6 +162,10 @@ impl Device for ReadOnlyDevice {
 
     fn is_direct(&self) -> bool {
         self.inner.is_direct()
+    }
+
+    fn mirror(&self) -> Option<&MirrorDevice> {
+        self.inner.mirror()
     }
 }
 

@@ -11,7 +11,7 @@
 //! - A failed read or discard stops nothing. Neither does a write or store that the host had no
 //!   space for: its caller got an error, so nobody relies on the data, and space may become free.
 
-use super::Device;
+use super::{Device, MirrorDevice};
 use crate::base::sync::Mutex;
 use crate::base::{Error, Result};
 use std::io::{self, IoSlice};
@@ -119,6 +119,16 @@ impl Device for FailStopDevice {
         self.inner.read_at(buf, offset_bytes)
     }
 
+    fn read_accepted(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        all: bool,
+        accept: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
+        self.inner.read_accepted(buf, offset_bytes, all, accept)
+    }
+
     fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {
         self.inner.forget_read(offset_bytes, len_bytes);
     }
@@ -182,6 +192,10 @@ impl Device for FailStopDevice {
 
     fn is_direct(&self) -> bool {
         self.inner.is_direct()
+    }
+
+    fn mirror(&self) -> Option<&MirrorDevice> {
+        self.inner.mirror()
     }
 }
 

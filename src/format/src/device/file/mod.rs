@@ -13,16 +13,18 @@
 
 mod ahead;
 mod aliases;
+mod create;
 mod open;
 
-pub use open::{CreateFile, FileOptions, lock_pool};
+pub use create::{CreateFile, NewDevice};
+pub use open::{FileOptions, lock_pool};
 
 use super::{Device, check_blocks};
 use crate::base::{BLOCK_BYTES, Error, Result};
 use ahead::Ahead;
 use cowshed_sys::aligned::{is_aligned, with_bounce};
 use cowshed_sys::mapped::Mapped;
-use cowshed_sys::{extent, geometry};
+use cowshed_sys::{cached, extent, geometry};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::fstatvfs;
@@ -169,6 +171,15 @@ impl Device for FileDevice {
             None => self.buffered.read_exact_at(buf, offset_bytes),
         };
         done.map_err(|source| Error::io(ACTION, source))
+    }
+
+    fn read_cached(&self, buf: &mut [u8], offset_bytes: u64) -> bool {
+        let is_inside = self
+            .check("read the pool", offset_bytes, buf.len() as u64)
+            .is_ok();
+        self.direct.is_none()
+            && is_inside
+            && cached::read_exact_at(&self.buffered, buf, offset_bytes)
     }
 
     fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {

@@ -1,11 +1,11 @@
-//! Opening and creating the file or block device of a pool, and locking it.
+//! Opening the file or block device of a pool, and locking it.
 //!
 //! Nothing is inspected or changed before the lock is held.
 
 use super::ahead::Ahead;
 use super::{Direct, FileDevice, Host, aliases, host_len_bytes};
 use crate::base::{BLOCK_BYTES, Error, Result};
-use cowshed_sys::{aligned, extent, geometry};
+use cowshed_sys::{aligned, geometry};
 use parking_lot::Mutex;
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
@@ -31,18 +31,6 @@ pub struct FileOptions {
     pub direct: bool,
     /// True if nothing may be written; other readers are admitted.
     pub read_only: bool,
-}
-
-/// Options for creating a pool's file, or taking a block device.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CreateFile {
-    /// True if the host allocates the whole length now, so that it cannot fill up later.
-    pub preallocate: bool,
-    /// True if data bypasses the host's page cache (O_DIRECT).
-    pub direct: bool,
-    /// True if the contents of a regular file are thrown away. A block device keeps its bytes
-    /// either way.
-    pub overwrite: bool,
 }
 
 impl FileDevice {
@@ -72,68 +60,12 @@ impl FileDevice {
         Self::from_locked(Path::new(&path), locked, host, options)
     }
 
-    /// Creates a regular file of `len_bytes` at `path`, durable and readable by its owner alone,
-    /// and locks it. If `path` is a block device, takes the whole device instead, which must be at
-    /// least that long; the caller checks whether the device holds data.
-    ///
-    /// As `open`; `DeviceNotEmpty` when there is a regular file with contents and `overwrite` is
-    /// off; `BeyondDevice` when the block device is shorter than `len_bytes`; `Io` when the host
-    /// cannot hold or preallocate it. A file that this call made is then removed.
-    pub fn create(path: impl AsRef<Path>, len_bytes: u64, create: CreateFile) -> Result<Self> {
-        let path = path.as_ref();
-        let options = FileOptions {
-            direct: create.direct,
-            read_only: false,
-        };
-        let host = match fs::metadata(path) {
-            Ok(metadata) => Host::of(&metadata)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Self::create_new(path, len_bytes, create.preallocate, options);
-            }
-            Err(error) => return Err(opening(error)),
-        };
-        let buffered = open_locked(path, host, false)?;
-        let found_bytes = host_len_bytes(&buffered, host).map_err(opening)?;
-        match host {
-            Host::BlockDevice if found_bytes < len_bytes => {
-                return Err(Error::BeyondDevice {
-                    device_bytes: found_bytes,
-                });
-            }
-            Host::BlockDevice => {}
-            Host::RegularFile if found_bytes > 0 && !create.overwrite => {
-                return Err(Error::DeviceNotEmpty { found: "data" });
-            }
-            Host::RegularFile => lay_out(&buffered, path, len_bytes, create.preallocate)?,
-        }
-        Self::from_locked(path, buffered, host, options)
-    }
-
-    fn create_new(
+    pub(super) fn from_locked(
         path: &Path,
-        len_bytes: u64,
-        preallocate: bool,
+        buffered: File,
+        host: Host,
         options: FileOptions,
     ) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| Error::io("create the pool", source))?;
-        lock(&file, false)?;
-        let laid_out = lay_out(&file, path, len_bytes, preallocate)
-            .and_then(|()| Opened::of(path, &file, Host::RegularFile, options));
-        if laid_out.is_err() {
-            // The lock is still held, so no other process has taken the file into use. The first
-            // error tells the cause; a failure to remove the file adds nothing.
-            let _ = fs::remove_file(path);
-        }
-        Ok(laid_out?.into_device(file))
-    }
-
-    fn from_locked(path: &Path, buffered: File, host: Host, options: FileOptions) -> Result<Self> {
         Ok(Opened::of(path, &buffered, host, options)?.into_device(buffered))
     }
 }
@@ -185,7 +117,7 @@ impl Opened {
 }
 
 impl Host {
-    fn of(metadata: &Metadata) -> Result<Self> {
+    pub(super) fn of(metadata: &Metadata) -> Result<Self> {
         let kind = metadata.file_type();
         if kind.is_file() {
             Ok(Self::RegularFile)
@@ -198,11 +130,11 @@ impl Host {
     }
 }
 
-fn opening(source: io::Error) -> Error {
+pub(super) fn opening(source: io::Error) -> Error {
     Error::io("open the pool", source)
 }
 
-fn open_locked(path: &Path, host: Host, read_only: bool) -> Result<File> {
+pub(super) fn open_locked(path: &Path, host: Host, read_only: bool) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only);
     if host == Host::BlockDevice && !read_only {
@@ -298,34 +230,4 @@ pub(super) fn usable_alignment(asked: geometry::DirectAlignment) -> io::Result<u
             "the host does not support direct I/O of single blocks",
         ))
     }
-}
-
-/// Gives an empty or overwritten file its length, durably. On failure the file is left empty.
-fn lay_out(file: &File, path: &Path, len_bytes: u64, preallocate: bool) -> Result<()> {
-    let laid_out = file
-        .set_len(0)
-        .and_then(|()| file.set_len(len_bytes))
-        .and_then(|()| {
-            if preallocate && len_bytes > 0 {
-                extent::allocate(file, 0, len_bytes)
-            } else {
-                Ok(())
-            }
-        })
-        .and_then(|()| file.sync_all())
-        .and_then(|()| sync_folder_of(path));
-    if laid_out.is_err() {
-        // The first error tells the cause; at most an empty file is left.
-        let _ = file.set_len(0);
-    }
-    laid_out.map_err(|source| Error::io("create the pool", source))
-}
-
-/// Makes the name of a new file durable.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()
 }

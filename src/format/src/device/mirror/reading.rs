@@ -1,0 +1,287 @@
+//! Reading from a mirror: which side answers, and what happens to a place that one cannot read.
+//!
+//! What the host has in memory is read at once. For anything else, while there are several good
+//! sides, one of the side's own threads reads, and the caller waits for it for a limited time: a side
+//! that does not answer stops nobody, since another side is asked then. A side is asked last as long
+//! as it owes answers.
+//!
+//! # Invariants
+//! - Only good sides are read.
+//! - A place is written anew on a side only while nothing else changes it (`writing`), and after it
+//!   has been read again from both sides.
+
+use super::side::Side;
+use super::{MirrorDevice, SideId, no_side};
+use crate::base::{BLOCK_BYTES, Result};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Neighbouring reads of up to this many bytes are answered by the same side, so that the host reads
+/// ahead, and keeps each piece in memory once.
+const REGION_BYTES: u64 = 1 << 20;
+/// A side is preferred for its regions unless it has this many requests more than another one.
+const LONGER_QUEUE: usize = 2;
+/// Maximum number of unreadable blocks that are noted at a time.
+const UNREADABLE_MAX: usize = 1024;
+/// Time after which another side is asked.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+impl MirrorDevice {
+    /// Returns the good sides, the one first that is to answer a read at `offset_bytes`.
+    fn readers(&self, offset_bytes: u64) -> Vec<Arc<Side>> {
+        let sides = self.sides();
+        let mut good: Vec<_> = sides
+            .iter()
+            .filter(|side| side.is_good())
+            .cloned()
+            .collect();
+        if let Some(preferred) = self.preferred.get() {
+            // The others may differ from it.
+            good.sort_by_key(|side| side.id != *preferred);
+            return good;
+        }
+        if good.len() > 1 {
+            let queue = |side: &Arc<Side>| side.in_flight.load(Ordering::Relaxed);
+            let count = good.len() as u64;
+            let preferred =
+                usize::try_from(offset_bytes / REGION_BYTES % count).expect("few sides");
+            let shortest = (0..good.len()).min_by_key(|index| queue(&good[*index]));
+            let shortest = shortest.unwrap_or(preferred);
+            let is_longer = queue(&good[preferred]) >= queue(&good[shortest]) + LONGER_QUEUE;
+            good.swap(0, if is_longer { shortest } else { preferred });
+        }
+        // The order of those that owe no answer stays.
+        good.sort_by_key(|side| side.owes_answers());
+        good
+    }
+
+    /// Reads from one side. With `limited`, gives up after some time, and returns false then.
+    fn read_from(
+        side: &Arc<Side>,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        limited: bool,
+    ) -> Result<bool> {
+        side.in_flight.fetch_add(1, Ordering::Relaxed);
+        let outcome = if !limited {
+            side.device.read_at(buf, offset_bytes).map(|()| true)
+        } else if side.device.read_cached(buf, offset_bytes) {
+            Ok(true)
+        } else {
+            side.read_within(buf, offset_bytes, PATIENCE)
+        };
+        side.in_flight.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+
+    /// Reads a range from the good sides in turn until one can.
+    pub(super) fn read_any(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        let readers = self.readers(offset_bytes);
+        let mut failure = None;
+        let (mut failed, mut late) = (Vec::new(), Vec::new());
+        // Those that were late are asked once more, without a limit, if nobody else has it.
+        for limited in [readers.len() > 1, false] {
+            let turn = if late.is_empty() {
+                readers.clone()
+            } else {
+                late
+            };
+            late = Vec::new();
+            for side in turn {
+                match Self::read_from(&side, buf, offset_bytes, limited) {
+                    Ok(true) => {
+                        self.note_unreadable(&failed, offset_bytes, buf.len());
+                        return Ok(());
+                    }
+                    Ok(false) => late.push(side),
+                    Err(error) => {
+                        failed.push(side.id);
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+            if late.is_empty() {
+                break;
+            }
+        }
+        Err(failure.unwrap_or_else(no_side))
+    }
+
+    /// Reads a range from the good sides, each block from any of them.
+    ///
+    /// # Errors
+    /// `Io` when no good side can read a block.
+    pub(super) fn read_good(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        let Err(error) = self.read_any(buf, offset_bytes) else {
+            return Ok(());
+        };
+        if buf.len() <= BLOCK_BYTES {
+            return Err(error);
+        }
+        // Each side may lack another block.
+        for (block, at) in buf.chunks_mut(BLOCK_BYTES).zip(0..) {
+            self.read_any(block, offset_bytes + at * BLOCK_BYTES as u64)?;
+        }
+        Ok(())
+    }
+
+    fn note_unreadable(&self, sides: &[SideId], offset_bytes: u64, len_bytes: usize) {
+        if sides.is_empty() {
+            return;
+        }
+        let mut noted = self.unreadable.lock();
+        let blocks = offset_bytes..offset_bytes + len_bytes as u64;
+        for offset_bytes in blocks.step_by(BLOCK_BYTES) {
+            for side in sides {
+                let note = (*side, offset_bytes);
+                if noted.len() < UNREADABLE_MAX && !noted.contains(&note) {
+                    noted.push(note);
+                }
+            }
+        }
+    }
+
+    /// Reads blocks from the good sides in turn until the bytes of one are accepted, and writes
+    /// them anew on the sides whose bytes are not. With `all`, asks every good side. Returns false
+    /// if no side has accepted bytes; `buf` holds anything then.
+    ///
+    /// # Errors
+    /// `Io` if no side has accepted bytes and one could not be read.
+    pub fn read_verified(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        all: bool,
+        accept: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
+        let mut turn = self.readers(offset_bytes);
+        let mut found: Option<(Arc<Side>, Vec<u8>)> = None;
+        let mut bad = Vec::new();
+        let mut failure = None;
+        // Those that were late are asked once more, without a limit, if nobody else has it.
+        for limited in [turn.len() > 1, false] {
+            let mut late = Vec::new();
+            for side in turn {
+                match Self::read_from(&side, buf, offset_bytes, limited) {
+                    Ok(false) => late.push(side),
+                    Ok(true) if accept(buf) => {
+                        if found.is_none() {
+                            found = Some((side, buf.to_vec()));
+                        }
+                        if !all {
+                            break;
+                        }
+                    }
+                    outcome => {
+                        bad.push(side);
+                        failure = failure.or(outcome.err());
+                    }
+                }
+            }
+            turn = late;
+            if turn.is_empty() || (found.is_some() && !all) {
+                break;
+            }
+        }
+        let Some((good, bytes)) = found else {
+            // What could not be read may be readable another time.
+            return failure.map_or(Ok(false), Err);
+        };
+        buf.copy_from_slice(&bytes);
+        for side in bad {
+            self.heal(&good, &side, bytes.len(), offset_bytes, accept);
+        }
+        Ok(true)
+    }
+
+    /// Reads a range from every good side; `visit` gets what one has, or `None` if it cannot be read.
+    pub fn read_each(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        visit: &mut dyn FnMut(Option<&[u8]>),
+    ) {
+        for side in self.readers(offset_bytes) {
+            let outcome = Self::read_from(&side, buf, offset_bytes, false);
+            visit(outcome.is_ok().then_some(&*buf));
+        }
+    }
+
+    /// Writes what `good` has over what `bad` has, if that is still not accepted. A place that was
+    /// written meanwhile is the same on both.
+    fn heal(
+        &self,
+        good: &Arc<Side>,
+        bad: &Arc<Side>,
+        len_bytes: usize,
+        offset_bytes: u64,
+        accept: &dyn Fn(&[u8]) -> bool,
+    ) {
+        if self.check().is_err() {
+            return;
+        }
+        let _copying = self.writing.write();
+        let (mut bytes, mut other) = (vec![0; len_bytes], vec![0; len_bytes]);
+        // A side that does not answer must not hold up changes.
+        let is_right = |side: &Arc<Side>, bytes: &mut [u8]| {
+            let outcome = Self::read_from(side, bytes, offset_bytes, true);
+            outcome.is_ok_and(|is_read| is_read) && accept(bytes)
+        };
+        if !good.is_good() || !bad.is_good() || !is_right(good, &mut bytes) {
+            return;
+        }
+        if is_right(bad, &mut other) {
+            return;
+        }
+        self.overwrite(bad, &bytes, offset_bytes);
+    }
+
+    /// Writes over a damaged place of a side; the caller copies.
+    fn overwrite(&self, side: &Arc<Side>, bytes: &[u8], offset_bytes: u64) {
+        let path = side.path.display();
+        match side.device.write_at(bytes, offset_bytes) {
+            Ok(()) => {
+                let blocks = (bytes.len() / BLOCK_BYTES) as u64;
+                self.healed.fetch_add(blocks, Ordering::Relaxed);
+                tracing::warn!(
+                    %path, offset_bytes, blocks,
+                    "damaged blocks of a side were written anew from another side"
+                );
+            }
+            // Nothing is worse than before. A side that fails has more to fail at.
+            Err(error) => {
+                tracing::warn!(%path, offset_bytes, %error, "a damaged block stays as it is");
+            }
+        }
+    }
+
+    /// Writes the blocks anew that a side could not read and still cannot.
+    pub fn heal_unreadable(&self) {
+        if self.check().is_err() || self.unreadable.lock().is_empty() {
+            return;
+        }
+        for (id, offset_bytes) in std::mem::take(&mut *self.unreadable.lock()) {
+            let _copying = self.writing.write();
+            let sides = self.sides();
+            let Some(bad) = sides.iter().find(|side| side.id == id && side.is_good()) else {
+                continue;
+            };
+            let mut bytes = [0; BLOCK_BYTES];
+            // A side that does not answer must not hold up changes.
+            match Self::read_from(bad, &mut bytes, offset_bytes, true) {
+                Ok(true) => continue,
+                Ok(false) => return,
+                Err(_) => {}
+            }
+            let mut others = sides.iter().filter(|side| side.id != id && side.is_good());
+            let is_read = others.any(|side| {
+                let outcome = Self::read_from(side, &mut bytes, offset_bytes, true);
+                outcome.is_ok_and(|is_read| is_read)
+            });
+            if is_read {
+                self.overwrite(bad, &bytes, offset_bytes);
+            }
+        }
+    }
+}
