@@ -165,6 +165,8 @@ impl MirrorDevice {
             for side in turn {
                 match Self::read_from(&side, buf, offset_bytes, limited) {
                     Ok(false) => late.push(side),
+                    // Nothing is to be written anew.
+                    Ok(true) if !all && bad.is_empty() && accept(buf) => return Ok(true),
                     Ok(true) if accept(buf) => {
                         if found.is_none() {
                             found = Some((side, buf.to_vec()));
