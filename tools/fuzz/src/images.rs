@@ -5,7 +5,7 @@ use crate::parts::Parts;
 use crate::plant::{PLANTS, Plant, block_of, options, put};
 use cowshed_check::{CheckOptions, CheckReport, FindingKind, Note, check};
 use cowshed_engine::{Pool, RecordKind, Volume};
-use cowshed_format::base::{BLOCK_BYTES, Error, Name};
+use cowshed_format::base::{BLOCK_BYTES, Error, MirrorError, Name};
 use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
 use std::sync::Arc;
 
@@ -119,6 +119,8 @@ fn use_it(image: &DeviceImage, sound: bool, mended: Mended) {
     let device = Arc::new(MemoryDevice::from_image(image.clone()));
     let pool = match Pool::open(Arc::clone(&device) as Arc<dyn Device>, &options()) {
         Ok(pool) => pool,
+        // A superblock may say that there are other sides, which the check cannot know.
+        Err(Error::Mirror(MirrorError::Alone)) => return,
         Err(error) => {
             assert!(
                 !sound,
