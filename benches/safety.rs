@@ -1,5 +1,5 @@
-//! What safety costs: two copies of metadata against one, a mirror against a single file, bringing a
-//! side up to date, and scrubbing, as ratios of one run, in Markdown.
+//! Compares two copies of metadata with one, and a mirror with a single file; counts what resync
+//! copies, and measures the speed of a scrub. Prints a table of ratios in Markdown.
 //!
 //! `cargo bench --bench safety -- [--rounds N] [--dir DIR]`
 //!

@@ -12,10 +12,10 @@ use cowshed_daemon::request::pool::{Command, Mirror as MirrorRequest};
 /// `cowshed pool …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
-    /// What needs the pool to be closed.
+    /// Commands on a pool that is not open.
     #[command(flatten)]
     Offline(Offline),
-    /// What works on an open pool.
+    /// Commands on an open pool.
     #[command(flatten)]
     Online(Online),
     /// Show and change the sides of the pool's mirror
@@ -54,7 +54,7 @@ pub(crate) enum Online {
 /// `cowshed pool mirror …`
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mirror {
-    /// What works on an open pool.
+    /// Commands on an open pool.
     #[command(flatten)]
     Online(OnlineMirror),
     /// Keep the side that --pool names, of sides that were written apart from each other; the others
