@@ -12,7 +12,9 @@ mod subject;
 use cowshed_engine::{Pool, Volume};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use subject::{Action, BLOCK, Load, Order, Subject, name, new_pool, noise, open_pool};
+use subject::{
+    Action, BLOCK, Load, Order, Subject, compare, median, name, new_pool, noise, open_pool,
+};
 
 /// The duration of one side of a round.
 const SIDE: Duration = Duration::from_millis(250);
@@ -78,11 +80,6 @@ fn row(what: &str, measured: &str, target: &str) {
     println!("| {what} | {measured} | {target} |");
 }
 
-fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
-    values.sort_by(|a, b| a.partial_cmp(b).expect("times are numbers"));
-    values[values.len() / 2]
-}
-
 fn microseconds(time: Duration) -> String {
     format!("{:.1} µs", time.as_secs_f64() * 1e6)
 }
@@ -119,35 +116,11 @@ fn ratios(dir: &Path, arguments: &Arguments) {
             len_bytes,
             threads,
         };
-        let (ratio, rate) = compare(&volume, &plain, load, arguments);
+        let (ratio, rate) = compare(&volume, &plain, load, arguments.rounds, arguments.side);
         row(what, &format!("{ratio:.2} of plain ({rate:.0}/s)"), target);
     }
     drop(volume);
     pool.close().expect("close");
-}
-
-/// Returns the median ratio of the volume's rate to the plain file's, and the volume's median rate.
-fn compare(volume: &Subject, plain: &Subject, load: Load, arguments: &Arguments) -> (f64, f64) {
-    // A count that keeps the plain file busy for the duration of a side; the first call warms up.
-    let mut count = 16;
-    while plain.run(load, count, 1) < arguments.side && count < 1 << 24 {
-        count *= 2;
-    }
-    volume.run(load, count / 4, 1);
-    let (mut ratios, mut rates) = (Vec::new(), Vec::new());
-    for round in 0..arguments.rounds {
-        let seed = round + 2;
-        let (ours, theirs) = if round % 2 == 0 {
-            let ours = volume.run(load, count, seed);
-            (ours, plain.run(load, count, seed))
-        } else {
-            let theirs = plain.run(load, count, seed);
-            (volume.run(load, count, seed), theirs)
-        };
-        ratios.push(theirs.as_secs_f64() / ours.as_secs_f64());
-        rates.push(count as f64 / ours.as_secs_f64());
-    }
-    (median(ratios), median(rates))
 }
 
 fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {

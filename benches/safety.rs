@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use subject::{Action, BLOCK, Load, Order, SUBJECT_BYTES, Subject, name, noise};
+use subject::{Action, BLOCK, Load, Order, SUBJECT_BYTES, Subject, compare, median, name, noise};
 
 const POOL_BYTES: u64 = 8 * SUBJECT_BYTES;
 const SMALL: u64 = 4 << 10;
@@ -72,11 +72,6 @@ fn row(what: &str, measured: &str, target: &str) {
     println!("| {what} | {measured} | {target} |");
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn file(path: &Path) -> Found {
     let device = FileDevice::create(path, POOL_BYTES, Default::default()).expect("create a file");
     Found {
@@ -105,29 +100,6 @@ fn pool(files: Vec<Found>, copies: MetadataCopies) -> (Pool, Subject) {
     (pool, subject)
 }
 
-/// Returns the median ratio of the rates of two subjects, and the first one's median rate.
-fn compare(ours: &Subject, theirs: &Subject, load: Load, arguments: &Arguments) -> (f64, f64) {
-    let mut count = 64;
-    while theirs.run(load, count, 1) < arguments.side && count < 1 << 24 {
-        count *= 2;
-    }
-    ours.run(load, count / 4, 1);
-    let (mut ratios, mut rates) = (Vec::new(), Vec::new());
-    for round in 0..arguments.rounds {
-        let seed = round + 2;
-        let (one, other) = if round % 2 == 0 {
-            let one = ours.run(load, count, seed);
-            (one, theirs.run(load, count, seed))
-        } else {
-            let other = theirs.run(load, count, seed);
-            (ours.run(load, count, seed), other)
-        };
-        ratios.push(other.as_secs_f64() / one.as_secs_f64());
-        rates.push(count as f64 / one.as_secs_f64());
-    }
-    (median(ratios), median(rates))
-}
-
 const fn random(action: Action, threads: u64) -> Load {
     Load {
         action,
@@ -141,7 +113,13 @@ fn copies(arguments: &Arguments) {
     let folder = subject::folder_in(&arguments.dir);
     let (one_pool, one) = pool(vec![file(&folder.path().join("one"))], MetadataCopies::One);
     let (two_pool, two) = pool(vec![file(&folder.path().join("two"))], MetadataCopies::Two);
-    let (ratio, rate) = compare(&two, &one, random(Action::Write, 32), arguments);
+    let (ratio, rate) = compare(
+        &two,
+        &one,
+        random(Action::Write, 32),
+        arguments.rounds,
+        arguments.side,
+    );
     row(
         "4 KiB random write, 32 threads: two copies of metadata against one",
         &format!("{ratio:.2} ({rate:.0}/s)"),
@@ -230,7 +208,13 @@ fn mirrors(arguments: &Arguments) {
         ),
     ];
     for (what, action, threads, target) in loads {
-        let (ratio, rate) = compare(&mirror, &single, random(action, threads), arguments);
+        let (ratio, rate) = compare(
+            &mirror,
+            &single,
+            random(action, threads),
+            arguments.rounds,
+            arguments.side,
+        );
         row(
             &format!("{what}: a mirror of two files against one file"),
             &format!("{ratio:.2} ({rate:.0}/s)"),
@@ -325,7 +309,7 @@ fn scrub(arguments: &Arguments) {
         };
         theirs.as_secs_f64() / ours.as_secs_f64()
     });
-    let ratio = median(ratios.collect());
+    let ratio: f64 = median(ratios.collect());
     row(
         "scrub, in the page cache, against reading as many bytes of the file in 1 MiB requests",
         &format!("{ratio:.2}"),

@@ -194,6 +194,42 @@ impl Subject {
     }
 }
 
+pub fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
+    values.sort_by(|a, b| a.partial_cmp(b).expect("times are numbers"));
+    values[values.len() / 2]
+}
+
+/// Returns the median ratio of the rates of two subjects in rounds, and the first one's median rate.
+/// One side of a round takes about `side`; they run in alternating order.
+pub fn compare(
+    ours: &Subject,
+    theirs: &Subject,
+    load: Load,
+    rounds: u64,
+    side: Duration,
+) -> (f64, f64) {
+    // The first call warms up.
+    let mut count = 16;
+    while theirs.run(load, count, 1) < side && count < 1 << 24 {
+        count *= 2;
+    }
+    ours.run(load, count / 4, 1);
+    let (mut ratios, mut rates) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let seed = round + 2;
+        let (one, other) = if round % 2 == 0 {
+            let one = ours.run(load, count, seed);
+            (one, theirs.run(load, count, seed))
+        } else {
+            let other = theirs.run(load, count, seed);
+            (ours.run(load, count, seed), other)
+        };
+        ratios.push(other.as_secs_f64() / one.as_secs_f64());
+        rates.push(count as f64 / one.as_secs_f64());
+    }
+    (median(ratios), median(rates))
+}
+
 /// The offsets of a thread's actions: in sequential order, each thread has its own part.
 struct Offsets {
     rng: StdRng,

@@ -22,6 +22,16 @@ struct Mark {
     reached: usize,
 }
 
+impl Mark {
+    fn of(world: &World, life: &Life) -> Self {
+        Self {
+            moment: world.moment(),
+            flushed: life.flushed,
+            reached: life.states.len() - 1,
+        }
+    }
+}
+
 /// Opens the pool on images of its sides, and expects one of the states.
 fn expect_one_of(images: &[DeviceImage], states: &[State], what: &str) -> State {
     let devices = of_images(images);
@@ -68,11 +78,7 @@ fn every_power_cut_leaves_one_state_and_equal_sides() {
         }];
         for _ in 0..120 {
             life.step().unwrap();
-            marks.push(Mark {
-                moment: world.moment(),
-                flushed: life.flushed,
-                reached: life.states.len() - 1,
-            });
+            marks.push(Mark::of(&world, &life));
         }
         let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
         for round in 0..40 {
@@ -118,11 +124,7 @@ fn cut_recovery(images: &[DeviceImage], states: &[State], rng: &mut StdRng, what
     }];
     for _ in 0..20 {
         life.step().unwrap();
-        marks.push(Mark {
-            moment: world.moment(),
-            flushed: life.flushed,
-            reached: life.states.len() - 1,
-        });
+        marks.push(Mark::of(&world, &life));
     }
     for round in 0..4 {
         let moment = rng.random_range(0..=opened);
@@ -172,11 +174,7 @@ fn cutting_off_a_copy_to_a_new_side_loses_nothing() {
         };
         pool.replace_side(&path(1), new, &mut |_, _| {
             life.step().unwrap();
-            marks.push(Mark {
-                moment: world.moment(),
-                flushed: life.flushed,
-                reached: life.states.len() - 1,
-            });
+            marks.push(Mark::of(&world, &life));
             true
         })
         .unwrap();
@@ -190,11 +188,7 @@ fn cutting_off_a_copy_to_a_new_side_loses_nothing() {
         for _ in 0..10 {
             life.step().unwrap();
         }
-        marks.push(Mark {
-            moment: world.moment(),
-            flushed: life.flushed,
-            reached: life.states.len() - 1,
-        });
+        marks.push(Mark::of(&world, &life));
         for round in 0..24 {
             let index = rng.random_range(0..marks.len() - 1);
             let moment = rng.random_range(marks[index].moment..=marks[index + 1].moment);
@@ -284,19 +278,14 @@ fn cutting_off_the_return_of_a_side_loses_nothing() {
             flushed: 0,
             reached: 0,
         }];
-        let mark = |life: &Life| Mark {
-            moment: world.moment(),
-            flushed: life.flushed,
-            reached: life.states.len() - 1,
-        };
         pool.resync(&mut |_, _| {
             life.is_copying = true;
             life.step().unwrap();
-            marks.push(mark(&life));
+            marks.push(Mark::of(&world, &life));
             true
         })
         .unwrap();
-        marks.push(mark(&life));
+        marks.push(Mark::of(&world, &life));
         assert!(!pool.status().unwrap().degraded);
         for round in 0..24 {
             let index = rng.random_range(0..marks.len() - 1);

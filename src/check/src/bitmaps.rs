@@ -4,7 +4,7 @@ use super::finding::{Detail, FindingKind, Findings, Place};
 use super::marks::{Marks, used_in, word_bit};
 use cowshed_format::Superblock;
 use cowshed_format::base::{BlockAddr, Generation};
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 use cowshed_format::group::{self, BITMAP_WORDS, Bitmap, BitmapSlot, SLOT_BYTES, decode};
 use std::collections::BTreeSet;
 
@@ -37,7 +37,10 @@ pub(super) fn read_group(device: &dyn Device, superblock: &Superblock, number: u
         let mut bytes = Box::new([0; SLOT_BYTES]);
         let offset = superblock.layout.bitmap_slot(number, slot).offset_bytes();
         let is_sound = |bytes: &[u8]| is_slot(bytes, superblock, number);
-        if read_accepted(device, &mut bytes[..], offset, false, &is_sound).is_err() {
+        if device
+            .read_accepted(&mut bytes[..], offset, false, &is_sound)
+            .is_err()
+        {
             continue;
         }
         let Some(found) = decode(&bytes, &superblock.uuid, number) else {

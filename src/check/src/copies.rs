@@ -4,7 +4,7 @@ use super::write::write_at;
 use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Result};
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 
 /// A damaged copy of a block whose other copy is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub(super) fn read_one(
     let mut bytes = Box::new([0; BLOCK_BYTES]);
     let is_right = |bytes: &[u8]| crc32(bytes) == pointer.crc();
     let offset_bytes = addr.offset_bytes();
-    if read_accepted(device, &mut bytes[..], offset_bytes, false, &is_right)? {
+    if device.read_accepted(&mut bytes[..], offset_bytes, false, &is_right)? {
         Ok(bytes)
     } else {
         Err(CorruptKind::NodeChecksum(addr).into())

@@ -7,7 +7,7 @@ use super::write::write_at;
 use cowshed_format::Superblock;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Result, Sequence};
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 use cowshed_format::operation::Operation;
 use cowshed_format::record::{
     self, ALIGN_BYTES, Frame, HEADER_BYTES, MAX_RECORD_BYTES, Record, SALT_OFFSET,
@@ -289,7 +289,10 @@ impl Ring<'_> {
             let is_right = |bytes: &[u8]| crc32(bytes) == *crc;
             let at = addr.offset_bytes();
             self.superblock.layout.locate(addr).is_some()
-                && read_accepted(self.device, &mut bytes, at, false, &is_right).unwrap_or(false)
+                && self
+                    .device
+                    .read_accepted(&mut bytes, at, false, &is_right)
+                    .unwrap_or(false)
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::finding::{Detail, FindingKind, Findings, Note, Place};
 use cowshed_format::Superblock;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Result};
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 use cowshed_format::layout::TAIL_BLOCKS;
 use std::collections::BTreeSet;
 
@@ -212,13 +212,7 @@ fn read_block(device: &dyn Device, addr: BlockAddr) -> Content {
             Ok(_) | Err(Error::Incompatible { .. })
         )
     };
-    let read = read_accepted(
-        device,
-        &mut bytes,
-        addr.offset_bytes(),
-        false,
-        &is_superblock,
-    );
+    let read = device.read_accepted(&mut bytes, addr.offset_bytes(), false, &is_superblock);
     if let Err(error) = read {
         return Content::Lost(error);
     }

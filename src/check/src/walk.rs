@@ -17,7 +17,7 @@ use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{
     BLOCK_BYTES, BlockAddr, BlockIndex, CorruptKind, Error, Generation, VolumeId,
 };
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 use cowshed_format::node::{self, Bounds, Entries, NODE_BITS, NODE_ENTRIES};
 use cowshed_format::{Pointer, PointerKind};
 
@@ -524,7 +524,8 @@ impl Walker<'_> {
                 let outcome = if whole.is_ok() && is_right(buf) {
                     Ok(true)
                 } else {
-                    read_accepted(self.device, buf, addr.offset_bytes(), false, &is_right)
+                    self.device
+                        .read_accepted(buf, addr.offset_bytes(), false, &is_right)
                 };
                 let place = Place::Data {
                     volume,

@@ -71,7 +71,7 @@ pub(crate) enum VolumeCommand {
     Release(HoldOf),
 }
 
-/// Commands that show the volumes of one side of a mirror.
+/// The option to look at one side of a mirror alone.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct OneSide {
     /// Show what the side at --pool has, for reading, whatever the other sides of the mirror have

@@ -10,7 +10,6 @@ use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::sync::atomic::Ordering;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, CorruptKind, Error, Result};
-use cowshed_format::device::read_accepted;
 
 /// Maximum number of damaged copies noted at a time; a later read finds the others again.
 const DAMAGE_MAX: usize = 1024;
@@ -88,7 +87,7 @@ impl NodeStore {
         let mut block = Box::new([0; BLOCK_BYTES]);
         let (at, all) = (addr.offset_bytes(), self.reads_all);
         let is_right = |block: &[u8]| crc32(block) == pointer.crc();
-        if read_accepted(&*self.device, &mut *block, at, all, &is_right)? {
+        if self.device.read_accepted(&mut *block, at, all, &is_right)? {
             Ok(block)
         } else {
             Err(corrupt.into())

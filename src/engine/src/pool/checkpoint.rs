@@ -22,7 +22,7 @@ use crate::map::{Ledger, Node, Outlet, Persist, Root};
 use crate::space::{BlockList, Committed};
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Generation, Result};
 use cowshed_format::catalogue::{EntryId, VolumeEntry};
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 use cowshed_format::{Pointer, Superblock};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -69,7 +69,7 @@ impl Checkpointer {
         let is_damaged = |addr: &BlockAddr| {
             let mut bytes = vec![0; BLOCK_BYTES];
             let is_right = |bytes: &[u8]| bytes == expected;
-            let read = read_accepted(device, &mut bytes, addr.offset_bytes(), true, &is_right);
+            let read = device.read_accepted(&mut bytes, addr.offset_bytes(), true, &is_right);
             !read.is_ok_and(|is_right| is_right)
         };
         places.into_iter().filter(is_damaged).collect()

@@ -24,7 +24,7 @@ use cowshed_format::base::{
     BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, MirrorError, Name, Result,
 };
 use cowshed_format::catalogue::{EntryId, RecordEntry, VolumeEntry};
-use cowshed_format::device::{Device, FailStopDevice, MirrorDevice, ReadOnlyDevice, read_accepted};
+use cowshed_format::device::{Device, FailStopDevice, MirrorDevice, ReadOnlyDevice};
 use cowshed_format::pointer::PointerKind;
 use cowshed_format::superblock::INCOMPAT_MIRROR;
 use cowshed_format::{Layout, Pointer, Superblock, layout::TAIL_BLOCKS};
@@ -213,7 +213,7 @@ fn read_superblock(device: &dyn Device, block: u64) -> Result<Superblock> {
     let mut bytes = vec![0; BLOCK_BYTES];
     let is_superblock = |bytes: &[u8]| Superblock::decode(bytes).is_ok();
     let at = BlockAddr(block).offset_bytes();
-    read_accepted(device, &mut bytes, at, false, &is_superblock)?;
+    device.read_accepted(&mut bytes, at, false, &is_superblock)?;
     Superblock::decode(&bytes)
 }
 

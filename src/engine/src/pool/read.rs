@@ -7,7 +7,7 @@ use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::sync::atomic::Ordering;
 use cowshed_format::base::{BLOCK_BYTES, BlockIndex, CorruptKind, Error, Result};
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 
 /// Number of blocks that are looked up and read at a time (1 MiB).
 pub(super) const BATCH_BLOCKS: usize = 256;
@@ -147,7 +147,9 @@ fn lost(core: &VolumeCore, block: u64) -> Error {
 fn read_certain(shared: &Shared, buf: &mut [u8], pointer: Pointer) -> Result<bool> {
     let offset_bytes = pointer.addr().offset_bytes();
     let is_right = |bytes: &[u8]| crc32(bytes) == pointer.crc();
-    read_accepted(&*shared.device, buf, offset_bytes, false, &is_right)
+    shared
+        .device
+        .read_accepted(buf, offset_bytes, false, &is_right)
 }
 
 /// Reads a block again whose bytes did not match. If it has moved meanwhile, its old place may hold

@@ -4,7 +4,7 @@ use super::bitmap::{bits, bits_mut, fresh};
 use super::{BlockList, BlockRun, RUNS_AT_ONCE};
 use cowshed_format::base::background_yield;
 use cowshed_format::base::{BlockAddr, CorruptKind, Error, Generation, Result};
-use cowshed_format::device::{Device, read_accepted};
+use cowshed_format::device::Device;
 use cowshed_format::group::{self, Bitmap, SLOT_BYTES};
 use cowshed_format::layout::GROUP_HEADER_BLOCKS;
 use cowshed_format::{Layout, Superblock};
@@ -238,7 +238,7 @@ impl Committed {
                 digest == Some(group.digest)
             };
             let at = addr.offset_bytes();
-            let read = read_accepted(device, &mut bytes[..], at, true, &is_right);
+            let read = device.read_accepted(&mut bytes[..], at, true, &is_right);
             if !read.is_ok_and(|is_right| is_right) {
                 damaged.push(addr);
                 self.dirty.insert(number);
@@ -278,7 +278,7 @@ fn load_group(
             })
         };
         let at = at.offset_bytes();
-        if let Err(error) = read_accepted(device, &mut bytes[..], at, false, &is_slot) {
+        if let Err(error) = device.read_accepted(&mut bytes[..], at, false, &is_slot) {
             (*failure, failed) = (Some(error), true);
             continue;
         }

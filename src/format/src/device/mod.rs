@@ -176,20 +176,6 @@ pub trait Device: Send + Sync {
     }
 }
 
-/// As `Device::read_accepted`.
-///
-/// # Errors
-/// As it.
-pub fn read_accepted(
-    device: &dyn Device,
-    buf: &mut [u8],
-    offset_bytes: u64,
-    all: bool,
-    accept: &dyn Fn(&[u8]) -> bool,
-) -> Result<bool> {
-    device.read_accepted(buf, offset_bytes, all, accept)
-}
-
 /// Checks that a range of whole blocks lies inside a device of `device_bytes`.
 ///
 /// # Panics

@@ -13,6 +13,7 @@
 use super::side::Side;
 use super::{MirrorDevice, SideId, no_side};
 use crate::base::{BLOCK_BYTES, Result};
+use crate::side::SIDES_MAX;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,33 +28,50 @@ const UNREADABLE_MAX: usize = 1024;
 /// Time after which another side is asked.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// The good sides, in the order in which they are asked.
+struct Readers {
+    sides: Arc<[Arc<Side>]>,
+    order: [usize; SIDES_MAX],
+    count: usize,
+}
+
+impl Readers {
+    fn iter(&self) -> impl Iterator<Item = &Arc<Side>> {
+        let order = self.order[..self.count].iter();
+        order.map(|index| &self.sides[*index])
+    }
+}
+
 impl MirrorDevice {
     /// Returns the good sides, the one first that is to answer a read at `offset_bytes`.
-    fn readers(&self, offset_bytes: u64) -> Vec<Arc<Side>> {
+    fn readers(&self, offset_bytes: u64) -> Readers {
         let sides = self.sides();
-        let mut good: Vec<_> = sides
-            .iter()
-            .filter(|side| side.is_good())
-            .cloned()
-            .collect();
+        let (mut order, mut count) = ([0; SIDES_MAX], 0);
+        let good = sides.iter().enumerate().filter(|(_, side)| side.is_good());
+        for (index, _) in good.take(SIDES_MAX) {
+            order[count] = index;
+            count += 1;
+        }
+        let good = &mut order[..count];
         if let Some(preferred) = self.preferred.get() {
             // The others may differ from it.
-            good.sort_by_key(|side| side.id != *preferred);
-            return good;
-        }
-        if good.len() > 1 {
-            let queue = |side: &Arc<Side>| side.in_flight.load(Ordering::Relaxed);
-            let count = good.len() as u64;
-            let preferred =
-                usize::try_from(offset_bytes / REGION_BYTES % count).expect("few sides");
-            let shortest = (0..good.len()).min_by_key(|index| queue(&good[*index]));
+            good.sort_by_key(|index| sides[*index].id != *preferred);
+        } else if count > 1 {
+            let queue = |index: usize| sides[index].in_flight.load(Ordering::Relaxed);
+            let preferred = usize::try_from(offset_bytes / REGION_BYTES % count as u64);
+            let preferred = preferred.expect("few sides");
+            let shortest = (0..count).min_by_key(|place| queue(good[*place]));
             let shortest = shortest.unwrap_or(preferred);
-            let is_longer = queue(&good[preferred]) >= queue(&good[shortest]) + LONGER_QUEUE;
+            let is_longer = queue(good[preferred]) >= queue(good[shortest]) + LONGER_QUEUE;
             good.swap(0, if is_longer { shortest } else { preferred });
+            // The order of those that owe no answer stays.
+            good.sort_by_key(|index| sides[*index].owes_answers());
         }
-        // The order of those that owe no answer stays.
-        good.sort_by_key(|side| side.owes_answers());
-        good
+        Readers {
+            sides,
+            order,
+            count,
+        }
     }
 
     /// Reads from one side. With `limited`, gives up after some time, and returns false then.
@@ -75,37 +93,52 @@ impl MirrorDevice {
         outcome
     }
 
-    /// Reads a range from the good sides in turn until one can.
-    pub(super) fn read_any(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+    /// Reads a range from the good sides in turn until `is_enough` returns true; it gets each side's
+    /// answer.
+    fn ask(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        mut is_enough: impl FnMut(&Arc<Side>, Result<()>, &[u8]) -> bool,
+    ) {
         let readers = self.readers(offset_bytes);
-        let mut failure = None;
-        let (mut failed, mut late) = (Vec::new(), Vec::new());
-        // Those that were late are asked once more, without a limit, if nobody else has it.
-        for limited in [readers.len() > 1, false] {
-            let turn = if late.is_empty() {
-                readers.clone()
-            } else {
-                late
-            };
-            late = Vec::new();
-            for side in turn {
-                match Self::read_from(&side, buf, offset_bytes, limited) {
-                    Ok(true) => {
-                        self.note_unreadable(&failed, offset_bytes, buf.len());
-                        return Ok(());
-                    }
-                    Ok(false) => late.push(side),
-                    Err(error) => {
-                        failed.push(side.id);
-                        failure.get_or_insert(error);
-                    }
-                }
-            }
-            if late.is_empty() {
-                break;
+        let mut late = Vec::new();
+        for side in readers.iter() {
+            let outcome = Self::read_from(side, buf, offset_bytes, readers.count > 1);
+            if matches!(outcome, Ok(false)) {
+                late.push(side);
+            } else if is_enough(side, outcome.map(drop), buf) {
+                return;
             }
         }
-        Err(failure.unwrap_or_else(no_side))
+        // Nobody else has it: now they are waited for.
+        for side in late {
+            let outcome = Self::read_from(side, buf, offset_bytes, false);
+            if is_enough(side, outcome.map(drop), buf) {
+                return;
+            }
+        }
+    }
+
+    /// Reads a range from the good sides in turn until one can.
+    pub(super) fn read_any(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        let (mut failed, mut is_read) = (Vec::new(), false);
+        let mut failure = None;
+        self.ask(buf, offset_bytes, |side, outcome, _| {
+            match outcome {
+                Ok(()) => is_read = true,
+                Err(error) => {
+                    failed.push(side.id);
+                    failure.get_or_insert(error);
+                }
+            }
+            is_read
+        });
+        if !is_read {
+            return Err(failure.unwrap_or_else(no_side));
+        }
+        self.note_unreadable(&failed, offset_bytes, buf.len());
+        Ok(())
     }
 
     /// Reads a range from the good sides, each block from any of them.
@@ -155,44 +188,31 @@ impl MirrorDevice {
         all: bool,
         accept: &dyn Fn(&[u8]) -> bool,
     ) -> Result<bool> {
-        let mut turn = self.readers(offset_bytes);
-        let mut found: Option<(Arc<Side>, Vec<u8>)> = None;
-        let mut bad = Vec::new();
+        let mut found: Option<Arc<Side>> = None;
+        let (mut bad, mut kept) = (Vec::new(), Vec::new());
         let mut failure = None;
-        // Those that were late are asked once more, without a limit, if nobody else has it.
-        for limited in [turn.len() > 1, false] {
-            let mut late = Vec::new();
-            for side in turn {
-                match Self::read_from(&side, buf, offset_bytes, limited) {
-                    Ok(false) => late.push(side),
-                    // Nothing is to be written anew.
-                    Ok(true) if !all && bad.is_empty() && accept(buf) => return Ok(true),
-                    Ok(true) if accept(buf) => {
-                        if found.is_none() {
-                            found = Some((side, buf.to_vec()));
-                        }
-                        if !all {
-                            break;
-                        }
-                    }
-                    outcome => {
-                        bad.push(side);
-                        failure = failure.or(outcome.err());
-                    }
+        self.ask(buf, offset_bytes, |side, outcome, bytes| {
+            if outcome.is_ok() && accept(bytes) {
+                if found.is_none() {
+                    found = Some(Arc::clone(side));
+                    // The next side's answer takes their place.
+                    kept.extend_from_slice(if all { bytes } else { &[] });
                 }
+                return !all;
             }
-            turn = late;
-            if turn.is_empty() || (found.is_some() && !all) {
-                break;
-            }
-        }
-        let Some((good, bytes)) = found else {
+            bad.push(Arc::clone(side));
+            failure = failure.take().or(outcome.err());
+            false
+        });
+        let Some(good) = found else {
             // What could not be read may be readable another time.
             return failure.map_or(Ok(false), Err);
         };
-        buf.copy_from_slice(&bytes);
+        if all {
+            buf.copy_from_slice(&kept);
+        }
         for side in bad {
-            self.heal(&good, &side, bytes.len(), offset_bytes, accept);
+            self.heal(&good, &side, buf.len(), offset_bytes, accept);
         }
         Ok(true)
     }
@@ -204,8 +224,8 @@ impl MirrorDevice {
         offset_bytes: u64,
         visit: &mut dyn FnMut(Option<&[u8]>),
     ) {
-        for side in self.readers(offset_bytes) {
-            let outcome = Self::read_from(&side, buf, offset_bytes, false);
+        for side in self.readers(offset_bytes).iter() {
+            let outcome = Self::read_from(side, buf, offset_bytes, false);
             visit(outcome.is_ok().then_some(&*buf));
         }
     }
