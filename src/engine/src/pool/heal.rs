@@ -60,7 +60,7 @@ impl Shared {
 
     /// Returns true if the last checkpoint is the pool's state on disk, and this process is the one
     /// that changes it.
-    fn may_heal(&self, checkpointer: &Checkpointer) -> bool {
+    pub(super) fn may_heal(&self, checkpointer: &Checkpointer) -> bool {
         self.check_open().is_ok() && !self.is_read_only() && !checkpointer.is_postponed()
     }
 

@@ -36,7 +36,7 @@ mod reclaim;
 mod replay;
 mod resync;
 mod scrub;
-mod scrub_sides;
+mod scrub_data;
 mod shared;
 mod sides;
 mod space_wait;

@@ -1,5 +1,6 @@
 //! Reading everything that is in use, online, to find rotten blocks: superblocks, bitmaps,
-//! catalogue, map nodes and data. Nothing is read from a cache of the pool.
+//! catalogue, map nodes and data. Nothing is read from a cache of the pool, and data is read past what
+//! the host has in memory (`scrub_data`).
 //!
 //! Volumes that are removed meanwhile are left out; the next scrub reads the blocks that a child
 //! inherits from them.
@@ -8,8 +9,7 @@ use super::checkpoint::Checkpointer;
 use super::handle::Pool;
 use super::heal::Healing;
 use super::info::{LastScrub, RecordKind, ScrubFault, ScrubFaultKind, ScrubReport};
-use super::read::{BATCH_BLOCKS, read_block, read_blocks};
-use super::scrub_sides::verify_sides;
+use super::scrub_data::Verifier;
 use super::shared::Shared;
 use super::volume::VolumeCore;
 use crate::map::{NodeStore, Own, Tree, next_own};
@@ -19,9 +19,11 @@ use cowshed_format::base::{
     BLOCK_BYTES, BlockAddr, CorruptKind, Error, Generation, Result, VolumeId,
 };
 use cowshed_format::device::Device;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, TryLockError};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 /// Maximum number of faults listed.
@@ -69,17 +71,21 @@ impl Pool {
             healed_before: shared.healed_on_sides(),
             bad_before: start.bad,
         };
-        for (core, branch) in volumes {
-            let from = if core.id == start.volume {
-                start.block
-            } else {
-                0
-            };
-            if !scrub.volume(&core, branch, from)? {
-                return Ok(scrub.end());
+        let goes_on = thread::scope(|scope| -> Result<bool> {
+            let verifier = Verifier::start(scope, shared);
+            for (core, branch) in &volumes {
+                let from = if core.id == start.volume {
+                    start.block
+                } else {
+                    0
+                };
+                if !scrub.volume(&verifier, core, *branch, from)? {
+                    return Ok(false);
+                }
             }
-        }
-        if !scrub.structures()? {
+            Ok(true)
+        });
+        if !goes_on? || !scrub.structures()? {
             return Ok(scrub.end());
         }
         scrub.report.finished = true;
@@ -105,7 +111,7 @@ impl Pool {
             if shared.check_open().is_err() || !progress(0, 0) {
                 break None;
             }
-            std::thread::sleep(WAIT_STEP);
+            thread::sleep(WAIT_STEP);
             if let Some(begun) = self.try_begin_scrub() {
                 break Some(begun);
             }
@@ -239,6 +245,9 @@ const POSITION_KEY: &[u8] = b"scrub";
 const LAST_KEY: &[u8] = b"scrubbed";
 /// Number of blocks read between two stores of the position.
 const KEEP_EVERY_BLOCKS: u64 = 1 << 16;
+/// Number of blocks from which on they make a batch (2 MiB), and of batches that are read at a time.
+const BATCH_BLOCKS: u64 = 512;
+const BATCHES: usize = 2;
 /// Time between two looks whether a scrub that waits for another one is to stop.
 const WAIT_STEP: Duration = Duration::from_millis(100);
 
@@ -427,78 +436,91 @@ impl Scrub<'_> {
 
     /// Reads the blocks that a volume owns from block `from` on; `false` if the caller wants to
     /// stop.
-    fn volume(&mut self, core: &VolumeCore, branch: Generation, from: u64) -> Result<bool> {
+    fn volume<'a>(
+        &mut self,
+        verifier: &Verifier<'a>,
+        core: &'a VolumeCore,
+        branch: Generation,
+        from: u64,
+    ) -> Result<bool> {
         let subject = Subject {
             core,
             branch,
             was_removed: core.removed.load(Ordering::Acquire),
         };
         let mut next = from;
-        let mut buf = vec![0; BATCH_BLOCKS * BLOCK_BYTES];
+        let mut batches = VecDeque::new();
+        let mut other = None;
         let _background = Background::begin();
-        while let Some(own) = self.next(&subject, next) {
-            background_yield::offer();
-            let (kind, range, errors) = match own {
-                Own::Data(range) => {
-                    let errors = self.verify(core, range.clone(), &mut buf);
-                    self.report.blocks += range.end - range.start;
-                    (ScrubFaultKind::Data, range, errors)
+        loop {
+            while batches.len() < BATCHES && other.is_none() {
+                background_yield::offer();
+                match self.next(&subject, next) {
+                    None => break,
+                    Some(Own::Data(first)) => {
+                        let ranges = self.neighbours(&subject, first);
+                        next = ranges[ranges.len() - 1].end;
+                        batches.push_back(verifier.begin(core, ranges));
+                    }
+                    Some(Own::Damaged(range, error)) => {
+                        next = range.end;
+                        other = Some((ScrubFaultKind::Map, range, error));
+                    }
+                    Some(Own::Lost(range)) => {
+                        next = range.end;
+                        other = Some((ScrubFaultKind::Lost, range, CorruptKind::LostRange.into()));
+                    }
                 }
-                Own::Damaged(range, error) => {
-                    (ScrubFaultKind::Map, range.clone(), vec![(range, error)])
-                }
-                Own::Lost(range) => {
-                    let lost = CorruptKind::LostRange.into();
-                    (ScrubFaultKind::Lost, range.clone(), vec![(range, lost)])
-                }
+            }
+            let (kind, bad, position) = if let Some(batch) = batches.pop_front() {
+                let (block, blocks) = (batch.end, batch.blocks);
+                let verified = batch.wait();
+                self.report.blocks += blocks;
+                self.report.healed += verified.healed;
+                (ScrubFaultKind::Data, verified.bad, Some(block))
+            } else if let Some((kind, range, error)) = other.take() {
+                (kind, vec![(range, error)], None)
+            } else {
+                return Ok(true);
             };
             if subject.is_left_out(self.pool) {
                 return Ok(true);
             }
-            next = range.end;
-            for (range, error) in errors {
+            for (range, error) in bad {
                 self.shared.check_open()?;
                 self.fault(kind, core.id, range, &error);
             }
-            let position = ScrubPosition {
-                volume: core.id,
-                block: next,
-                bad: self.bad_before + self.report.bad.len() as u64 + self.report.bad_omitted,
-            };
-            if kind == ScrubFaultKind::Data && !self.goes_on(position)? {
+            if let Some(block) = position
+                && !self.goes_on(core.id, block)?
+            {
                 return Ok(false);
             }
         }
-        Ok(true)
     }
-
-    /// Reads data blocks that lie side by side, and returns those that are bad.
-    fn verify(
-        &self,
-        core: &VolumeCore,
-        range: Range<u64>,
-        buf: &mut [u8],
-    ) -> Vec<(Range<u64>, Error)> {
-        let len = usize::try_from(range.end - range.start).expect("below one leaf") * BLOCK_BYTES;
-        if verify_sides(self.shared, core, &range, &mut buf[..len]) {
-            return Vec::new();
+    /// Returns the data from `first` on that is read at a time: ranges whose blocks lie side by side.
+    fn neighbours(&mut self, subject: &Subject<'_>, first: Range<u64>) -> Vec<Range<u64>> {
+        let mut blocks = first.end - first.start;
+        let mut end = first.end;
+        let mut ranges = vec![first];
+        while blocks < BATCH_BLOCKS
+            && let Some(Own::Data(range)) = self.next(subject, end)
+        {
+            blocks += range.end - range.start;
+            end = range.end;
+            ranges.push(range);
         }
-        if read_blocks(self.shared, core, range.start, &mut buf[..len]).is_ok() {
-            return Vec::new();
-        }
-        let mut bad = Vec::new();
-        for block in range {
-            if let Err(error) = read_block(self.shared, core, block, &mut buf[..BLOCK_BYTES]) {
-                bad.push((block..block + 1, error));
-            }
-        }
-        bad
+        ranges
     }
 
     /// Reports the position, and stores it; `false` if the caller wants to stop.
-    fn goes_on(&mut self, position: ScrubPosition) -> Result<bool> {
+    fn goes_on(&mut self, volume: VolumeId, block: u64) -> Result<bool> {
+        let position = ScrubPosition {
+            volume,
+            block,
+            bad: self.bad_before + self.report.bad.len() as u64 + self.report.bad_omitted,
+        };
         let blocks = self.report.blocks;
-        if blocks - self.told < BATCH_BLOCKS as u64 {
+        if blocks - self.told < BATCH_BLOCKS {
             return Ok(true);
         }
         self.told = blocks;

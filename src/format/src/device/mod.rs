@@ -71,6 +71,12 @@ pub trait Device: Send + Sync {
         false
     }
 
+    /// Returns a device that reads the same bytes past what the host has in memory, for the calling
+    /// thread and those that it starts; `None` if `read_at` does so, or nothing can.
+    fn medium(&self) -> Option<Box<dyn Device>> {
+        None
+    }
+
     /// Tells the host that it need not keep a range in memory that was just read, because the reader
     /// does. What is not written out yet stays.
     fn forget_read(&self, _offset_bytes: u64, _len_bytes: u64) {}

@@ -129,6 +129,14 @@ impl Device for FailStopDevice {
         self.inner.read_accepted(buf, offset_bytes, all, accept)
     }
 
+    fn read_cached(&self, buf: &mut [u8], offset_bytes: u64) -> bool {
+        self.inner.read_cached(buf, offset_bytes)
+    }
+
+    fn medium(&self) -> Option<Box<dyn Device>> {
+        self.inner.medium()
+    }
+
     fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {
         self.inner.forget_read(offset_bytes, len_bytes);
     }

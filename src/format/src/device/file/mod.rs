@@ -182,6 +182,10 @@ impl Device for FileDevice {
             && cached::read_exact_at(&self.buffered, buf, offset_bytes)
     }
 
+    fn medium(&self) -> Option<Box<dyn Device>> {
+        Some(Box::new(self.beside_cache()?))
+    }
+
     fn forget_read(&self, offset_bytes: u64, len_bytes: u64) {
         if self.direct.is_some() {
             return;

@@ -60,6 +60,21 @@ impl FileDevice {
         Self::from_locked(Path::new(&path), locked, host, options)
     }
 
+    /// Returns a device for reading the same file by direct I/O, unless this one uses that itself or
+    /// the host has none.
+    pub(super) fn beside_cache(&self) -> Option<Self> {
+        if self.direct.is_some() {
+            return None;
+        }
+        let path = format!("/proc/self/fd/{}", self.buffered.as_raw_fd());
+        let options = FileOptions {
+            direct: true,
+            read_only: true,
+        };
+        let buffered = self.buffered.try_clone().ok()?;
+        Self::from_locked(Path::new(&path), buffered, self.host, options).ok()
+    }
+
     pub(super) fn from_locked(
         path: &Path,
         buffered: File,

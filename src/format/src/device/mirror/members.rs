@@ -9,7 +9,7 @@
 use super::side::{Progress, Role, Side};
 use super::{Device, MirrorDevice, SideId, SideSet, SideState};
 use crate::base::MirrorError;
-use crate::base::sync::{Mutex, RwLock};
+use crate::base::sync::{ArcSwap, Mutex, RwLock};
 use crate::base::{BLOCK_BYTES, BlockAddr, Generation, Result};
 use crate::side::{Epoch, Lack, PATH_BYTES_MAX, SIDES_MAX, SLOTS, SideEntry, label_places};
 use std::ffi::OsStr;
@@ -60,7 +60,7 @@ impl MirrorDevice {
         Self {
             pool,
             founders: sides.clone(),
-            sides: RwLock::new(sides.into()),
+            sides: ArcSwap::from_pointee(sides),
             writing: RwLock::new(()),
             table: Mutex::new(set),
             durable: AtomicU64::new(0),
@@ -307,7 +307,7 @@ impl MirrorDevice {
         let mut sides = self.sides().to_vec();
         sides.retain(|side| table.entry(side.id).is_some());
         sides.push(Arc::clone(&side));
-        *self.sides.write() = sides.into();
+        self.sides.store(Arc::new(sides));
         self.write_labels(&table, Side::is_good);
         drop(table);
         self.settle()?;
@@ -327,7 +327,7 @@ impl MirrorDevice {
         let mut sides = self.sides().to_vec();
         sides.retain(|other| other.id != side.id);
         sides.push(Arc::clone(&side));
-        *self.sides.write() = sides.into();
+        self.sides.store(Arc::new(sides));
         Some(side)
     }
 
@@ -352,7 +352,7 @@ impl MirrorDevice {
         self.write_labels(&table, |side| side.id != id && side.is_good());
         let removed = sides.iter().find(|side| side.id == id).cloned();
         let others = sides.iter().filter(|side| side.id != id).cloned();
-        *self.sides.write() = others.collect::<Vec<_>>().into();
+        self.sides.store(Arc::new(others.collect()));
         if let Some(side) = &removed {
             side.set_role(Role::Away);
         }

@@ -18,11 +18,12 @@
 //!   something, and until it has been flushed with all of it.
 //! - `writing` is shared by whoever changes the sides, and exclusive for copying from one side to
 //!   another: what is copied is not changed meanwhile. Locks in their order: `writing`, `table`,
-//!   `sides`, a side's `flushing`.
+//!   a side's `flushing`. `sides` is changed only under `table`.
 
 mod equalize;
 mod files;
 mod keep;
+mod media;
 mod members;
 mod reading;
 mod side;
@@ -31,11 +32,12 @@ pub use files::{
     absolute, is_gone, is_same_file, open_files, open_handed_over, open_pool, open_sides,
 };
 pub use keep::{keep_side, label_anew};
+pub use media::Media;
 pub use members::{Found, SideReport, SideStanding};
 pub use side::{Side, newest_label};
 
 use super::Device;
-use crate::base::sync::{Mutex, RwLock};
+use crate::base::sync::{ArcSwap, Guard, Mutex, RwLock};
 use crate::base::{Error, Result};
 use crate::record::HEADER_BYTES;
 use crate::side::{Lack, SideId, SideLabel, SideSet, SideState};
@@ -52,7 +54,7 @@ pub struct MirrorDevice {
     /// The sides that were there when the mirror was opened: their descriptors stay open.
     founders: Vec<Arc<Side>>,
     /// The sides whose devices are open.
-    sides: RwLock<Arc<[Arc<Side>]>>,
+    sides: ArcSwap<Vec<Arc<Side>>>,
     /// Shared by changes, exclusive for copying.
     writing: RwLock<()>,
     /// The set of sides that the good sides' labels hold, or are about to.
@@ -74,8 +76,8 @@ pub struct MirrorDevice {
 }
 
 impl MirrorDevice {
-    fn sides(&self) -> Arc<[Arc<Side>]> {
-        Arc::clone(&self.sides.read())
+    fn sides(&self) -> Guard<Arc<Vec<Arc<Side>>>> {
+        self.sides.load()
     }
 
     fn check(&self) -> Result<()> {
@@ -102,7 +104,7 @@ impl MirrorDevice {
     ) -> Result<()> {
         self.check()?;
         let sides = self.sides();
-        let mut done: Vec<&Arc<Side>> = Vec::with_capacity(sides.len());
+        let mut done = Vec::with_capacity(sides.len());
         for side in sides.iter().filter(|side| side.is_written()) {
             match change(&*side.device) {
                 Ok(()) => done.push(side),

@@ -12,6 +12,7 @@
 
 use super::side::Side;
 use super::{MirrorDevice, SideId, no_side};
+use crate::base::sync::Guard;
 use crate::base::{BLOCK_BYTES, Result};
 use crate::side::SIDES_MAX;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The good sides, in the order in which they are asked.
 struct Readers {
-    sides: Arc<[Arc<Side>]>,
+    sides: Guard<Arc<Vec<Arc<Side>>>>,
     order: [usize; SIDES_MAX],
     count: usize,
 }
@@ -81,13 +82,14 @@ impl MirrorDevice {
         offset_bytes: u64,
         limited: bool,
     ) -> Result<bool> {
+        if limited && side.device.read_cached(buf, offset_bytes) {
+            return Ok(true);
+        }
         side.in_flight.fetch_add(1, Ordering::Relaxed);
-        let outcome = if !limited {
-            side.device.read_at(buf, offset_bytes).map(|()| true)
-        } else if side.device.read_cached(buf, offset_bytes) {
-            Ok(true)
-        } else {
+        let outcome = if limited {
             side.read_within(buf, offset_bytes, PATIENCE)
+        } else {
+            side.device.read_at(buf, offset_bytes).map(|()| true)
         };
         side.in_flight.fetch_sub(1, Ordering::Relaxed);
         outcome
@@ -217,19 +219,6 @@ impl MirrorDevice {
         Ok(true)
     }
 
-    /// Reads a range from every good side; `visit` gets what one has, or `None` if it cannot be read.
-    pub fn read_each(
-        &self,
-        buf: &mut [u8],
-        offset_bytes: u64,
-        visit: &mut dyn FnMut(Option<&[u8]>),
-    ) {
-        for side in self.readers(offset_bytes).iter() {
-            let outcome = Self::read_from(side, buf, offset_bytes, false);
-            visit(outcome.is_ok().then_some(&*buf));
-        }
-    }
-
     /// Writes what `good` has over what `bad` has, if that is still not accepted. A place that was
     /// written meanwhile is the same on both.
     fn heal(
@@ -259,16 +248,18 @@ impl MirrorDevice {
         self.overwrite(bad, &bytes, offset_bytes);
     }
 
-    /// Writes over a damaged place of a side; the caller copies.
-    fn overwrite(&self, side: &Arc<Side>, bytes: &[u8], offset_bytes: u64) {
+    /// Writes over a damaged place of a side, and returns true if its device has taken the bytes; the
+    /// caller copies.
+    pub(super) fn overwrite(&self, side: &Arc<Side>, bytes: &[u8], offset_bytes: u64) -> bool {
         let path = side.path.display();
-        match side.device.write_at(bytes, offset_bytes) {
+        let outcome = side.device.write_at(bytes, offset_bytes);
+        match &outcome {
             Ok(()) => {
                 let blocks = (bytes.len() / BLOCK_BYTES) as u64;
                 self.healed.fetch_add(blocks, Ordering::Relaxed);
                 tracing::warn!(
                     %path, offset_bytes, blocks,
-                    "damaged blocks of a side were written anew from another side"
+                    "damaged blocks of a side were written anew"
                 );
             }
             // Nothing is worse than before. A side that fails has more to fail at.
@@ -276,6 +267,7 @@ impl MirrorDevice {
                 tracing::warn!(%path, offset_bytes, %error, "a damaged block stays as it is");
             }
         }
+        outcome.is_ok()
     }
 
     /// Writes the blocks anew that a side could not read and still cannot.

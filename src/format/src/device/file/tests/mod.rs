@@ -490,3 +490,20 @@ fn many_threads_read_and_write_at_once() {
         assert_eq!(read(device, 8 * MIB, 4096)[..400], [49; 400]);
     });
 }
+
+#[test]
+fn the_medium_is_read_past_what_the_host_has_in_memory() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let device = FileDevice::create(folder.path().join("pool"), MIB, Default::default()).unwrap();
+    device.write_at(&blocks(7, 2), 8192).unwrap();
+    // It has what is not written out yet, too.
+    let medium = device.medium().expect("the host has direct I/O");
+    assert!(medium.is_direct());
+    let mut found = blocks(0, 2);
+    medium.read_at(&mut found, 8192).unwrap();
+    assert!(found == blocks(7, 2));
+    assert!(medium.write_at(&found, 0).is_err(), "it only reads");
+    drop(medium);
+    let second = FileDevice::open(folder.path().join("pool"), Default::default());
+    assert!(matches!(second, Err(Error::InUse)), "the lock stays");
+}
