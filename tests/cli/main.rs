@@ -12,6 +12,7 @@ mod daemon;
 mod damage;
 mod devices;
 mod doctor;
+use cowshed_testkit::faulty_host;
 mod fence;
 mod full;
 mod full_host;

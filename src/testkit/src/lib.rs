@@ -4,6 +4,7 @@
 //!   meanwhile.
 //! - [`oracle`]: a plain model of a pool; [`compare`]: a pool against it.
 //! - [`fixtures`]: images and roots that are made on the spot, and what they must look like.
+//! - [`faulty_host`]: a file whose host fails as a test says.
 //! - [`small_host`]: small file systems for pools whose host is to be full.
 //! - [`test_program`]: test programs with options of their own.
 //! - [`snapshots_client`]: what containerd says to a snapshotter.
@@ -24,6 +25,7 @@
 pub mod compare;
 pub mod containerd;
 pub mod docker;
+pub mod faulty_host;
 pub mod fixtures;
 pub mod harness;
 pub mod images;

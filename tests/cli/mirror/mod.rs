@@ -2,6 +2,7 @@
 
 mod checking;
 mod deciding;
+mod failing;
 mod refusals;
 
 use crate::harness::{Bench, eventually, expect_failure, noise, program};

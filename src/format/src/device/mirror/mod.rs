@@ -340,23 +340,11 @@ impl Device for MirrorDevice {
     }
 
     fn host_free_bytes(&self) -> Result<Option<u64>> {
-        let mut least = None;
-        for side in self.sides().iter().filter(|side| side.is_good()) {
-            if let Some(free) = side.device.host_free_bytes()? {
-                least = Some(least.map_or(free, |least: u64| least.min(free)));
-            }
-        }
-        Ok(least)
+        self.least_of_good(|side| side.host_free_bytes())
     }
 
     fn reserve_host_bytes(&self, len_bytes: u64) -> Result<Option<u64>> {
-        let mut least = None;
-        for side in self.sides().iter().filter(|side| side.is_good()) {
-            if let Some(held) = side.device.reserve_host_bytes(len_bytes)? {
-                least = Some(least.map_or(held, |least: u64| least.min(held)));
-            }
-        }
-        Ok(least)
+        self.least_of_good(|side| side.reserve_host_bytes(len_bytes))
     }
 
     fn release_host_bytes(&self, keep_bytes: u64, held_bytes: u64) -> Result<u64> {
@@ -381,11 +369,43 @@ impl Device for MirrorDevice {
 
 impl MirrorDevice {
     fn most_of_good(&self, ask: impl Fn(&dyn Device) -> Result<u64>) -> Result<u64> {
-        let mut most = 0;
+        let most = self.ask_good(ask, u64::max)?;
+        Ok(most.unwrap_or(0))
+    }
+
+    fn least_of_good(
+        &self,
+        ask: impl Fn(&dyn Device) -> Result<Option<u64>>,
+    ) -> Result<Option<u64>> {
+        let least = self.ask_good(ask, |one, other| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        })?;
+        Ok(least.flatten())
+    }
+
+    /// Asks all good sides, and joins their answers. A side whose host does not tell is passed over
+    /// if another one answers: the next change of the pool finds whether it has failed.
+    fn ask_good<T>(
+        &self,
+        ask: impl Fn(&dyn Device) -> Result<T>,
+        join: impl Fn(T, T) -> T,
+    ) -> Result<Option<T>> {
+        let (mut joined, mut failure) = (None, None);
         for side in self.sides().iter().filter(|side| side.is_good()) {
-            most = most.max(ask(&*side.device)?);
+            match (ask(&*side.device), joined.take()) {
+                (Ok(answer), None) => joined = Some(answer),
+                (Ok(answer), Some(before)) => joined = Some(join(before, answer)),
+                (Err(error), before) => {
+                    joined = before;
+                    failure.get_or_insert(error);
+                }
+            }
         }
-        Ok(most)
+        match (joined, failure) {
+            (None, Some(error)) => Err(error),
+            (joined, _) => Ok(joined),
+        }
     }
 }
 
