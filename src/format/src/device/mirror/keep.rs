@@ -5,10 +5,10 @@
 use super::MirrorDevice;
 use super::members::Found;
 use super::side::{Side, newest_label};
+use crate::base::sync::atomic::Ordering;
 use crate::base::{Error, MirrorError, Result};
 use crate::side::{Lack, SIDES_MAX, SideLabel, SideState};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 
 /// The number of the epoch of a side whose label is written without knowing an earlier one: higher
 /// than any that another side of the pool may have got to, so that none of them takes it for an

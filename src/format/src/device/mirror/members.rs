@@ -9,13 +9,13 @@
 use super::side::{Progress, Role, Side};
 use super::{Device, MirrorDevice, SideId, SideSet, SideState};
 use crate::base::MirrorError;
+use crate::base::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::base::sync::{ArcSwap, Mutex, RwLock};
 use crate::base::{BLOCK_BYTES, BlockAddr, Generation, Result};
 use crate::side::{Epoch, Lack, PATH_BYTES_MAX, SIDES_MAX, SLOTS, SideEntry, label_places};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// An open device that is, or becomes, a side.

@@ -37,6 +37,7 @@ pub use members::{Found, SideReport, SideStanding};
 pub use side::{Side, newest_label};
 
 use super::Device;
+use crate::base::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::base::sync::{ArcSwap, Guard, Mutex, RwLock};
 use crate::base::{Error, Result};
 use crate::record::HEADER_BYTES;
@@ -44,7 +45,6 @@ use crate::side::{Lack, SideId, SideLabel, SideSet, SideState};
 use side::Role;
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// A device kept on several sides.

@@ -3,11 +3,11 @@
 use super::super::threads::Threads;
 use super::Device;
 use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::base::{BLOCK_BYTES, Error, Result};
 use crate::side::{Lack, SLOTS, SideId, SideLabel, SideState, label_places};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 

@@ -8,6 +8,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod mirror;
+
 use cowshed_engine::{CreateOptions, OpenOptions, Pool, Volume};
 use cowshed_format::base::{BLOCK_BYTES, Error, Name};
 use cowshed_format::device::{Device, MemoryDevice};
@@ -49,12 +51,15 @@ fn pool(device: &Arc<MemoryDevice>) -> Pool {
         ..CreateOptions::default()
     };
     Pool::create(&**device, &create).unwrap();
-    let options = OpenOptions {
+    Pool::open(Arc::clone(device) as Arc<dyn Device>, &options()).unwrap()
+}
+
+fn options() -> OpenOptions {
+    OpenOptions {
         cache_bytes: 64 << 10,
         background: false,
         ..OpenOptions::default()
-    };
-    Pool::open(Arc::clone(device) as Arc<dyn Device>, &options).unwrap()
+    }
 }
 
 fn device() -> Arc<MemoryDevice> {
@@ -277,12 +282,7 @@ fn whoever_has_flushed_finds_his_write_behind_a_barrier() {
                 let recording = device.recorded().unwrap();
                 let image = recording.crash_image(recording.epochs.len(), []);
                 let after = Arc::new(MemoryDevice::from_image(image));
-                let options = OpenOptions {
-                    cache_bytes: 64 << 10,
-                    background: false,
-                    ..OpenOptions::default()
-                };
-                let pool = Pool::open(after as Arc<dyn Device>, &options).unwrap();
+                let pool = Pool::open(after as Arc<dyn Device>, &options()).unwrap();
                 let volume = pool.volume("v").unwrap();
                 assert_eq!(read(&volume, block), version, "acknowledged, and lost");
             })
