@@ -10,7 +10,7 @@ use cowshed_format::device::{Device, DeviceImage, MemoryDevice};
 use std::sync::Arc;
 
 /// The maximum number of changes to one image.
-const CHANGES_MAX: usize = 8;
+pub(crate) const CHANGES_MAX: usize = 8;
 /// The maximum number of extents and bytes of a volume that are read.
 const EXTENTS_MAX: usize = 64;
 const READ_BYTES_MAX: u64 = 64 << 10;
@@ -25,7 +25,9 @@ pub fn run(data: &[u8]) {
     let mut image = plant.image.clone();
     let mut changes = 0;
     while !parts.is_empty() && changes < CHANGES_MAX {
-        change(plant, &mut image, &mut parts);
+        if let Some(block) = change(plant, &mut image, &mut parts) {
+            plant.seal(&mut image, block);
+        }
         changes += 1;
     }
     let found = look(&image, false);
@@ -46,7 +48,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-fn change(plant: &Plant, image: &mut DeviceImage, parts: &mut Parts<'_>) {
+/// Changes a block; returns it if its checksums are to be corrected.
+pub(crate) fn change(plant: &Plant, image: &mut DeviceImage, parts: &mut Parts<'_>) -> Option<u64> {
     let block = plant.blocks[parts.below(plant.blocks.len())];
     let mut bytes = block_of(image, block);
     let at = parts.below(BLOCK_BYTES);
@@ -74,9 +77,7 @@ fn change(plant: &Plant, image: &mut DeviceImage, parts: &mut Parts<'_>) {
     }
     put(image, block, &bytes);
     // Occasionally the checksum is left wrong.
-    if parts.byte() % 8 != 7 {
-        plant.seal(image, block);
-    }
+    (parts.byte() % 8 != 7).then_some(block)
 }
 
 fn look(image: &DeviceImage, repair: bool) -> Result<CheckReport, Error> {
@@ -178,7 +179,7 @@ fn read(volume: &Volume) -> Result<(), Error> {
     Ok(())
 }
 
-fn work(pool: &Pool, volumes: &[Volume]) -> Result<(), Error> {
+pub(crate) fn work(pool: &Pool, volumes: &[Volume]) -> Result<(), Error> {
     for (number, volume) in volumes.iter().enumerate() {
         if !volume.is_frozen() {
             let len = volume.size_bytes().min(3 * BLOCK_BYTES as u64);

@@ -13,6 +13,7 @@ pub mod archives;
 pub mod decoders;
 pub mod filters;
 pub mod images;
+pub mod mirrors;
 pub mod mutate;
 pub mod operations;
 use cowshed_testkit::oracle;
@@ -34,7 +35,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target {
         name: "decoders",
         run: decoders::run,
@@ -46,6 +47,12 @@ pub const TARGETS: [Target; 9] = [
         run: images::run,
         seeds: images::seeds,
         short_run: 3_000,
+    },
+    Target {
+        name: "mirrors",
+        run: mirrors::run,
+        seeds: mirrors::seeds,
+        short_run: 4_000,
     },
     Target {
         name: "operations",

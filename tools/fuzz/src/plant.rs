@@ -4,10 +4,13 @@
 use cowshed_engine::{CreateOptions, OpenOptions, Pool, RecordKind};
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, Name};
-use cowshed_format::device::{Device, DeviceImage, MemoryDevice, RecordedOp};
+use cowshed_format::device::mirror::Found;
+use cowshed_format::device::{Device, DeviceImage, MemoryDevice, MirrorDevice, RecordedOp};
 use cowshed_format::node::slot;
+use cowshed_format::side::{SLOTS, label_places};
 use cowshed_format::{Layout, Pointer, PointerKind, Superblock, node, record};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 pub(crate) const POOL_BYTES: u64 = 3 << 20;
@@ -26,7 +29,33 @@ pub(crate) struct Plant {
 }
 
 /// A pool that was closed, and one whose process died with a full log.
-pub(crate) static PLANTS: LazyLock<[Plant; 2]> = LazyLock::new(|| [grow(true), grow(false)]);
+pub(crate) static PLANTS: LazyLock<[Plant; 2]> = LazyLock::new(|| {
+    [true, false].map(|close| {
+        let device = Arc::new(MemoryDevice::new(POOL_BYTES));
+        grow(Arc::clone(&device) as Arc<dyn Device>, close);
+        survey(device.snapshot_image())
+    })
+});
+
+/// The two sides of such pools.
+pub(crate) static MIRRORS: LazyLock<[[Plant; 2]; 2]> = LazyLock::new(|| {
+    [true, false].map(|close| {
+        let sides = [0, 1].map(|_| Arc::new(MemoryDevice::new(POOL_BYTES)));
+        let devices = sides.iter().map(|side| Arc::clone(side) as Arc<dyn Device>);
+        let mirror = MirrorDevice::new(found(devices)).unwrap();
+        grow(Arc::new(mirror), close);
+        sides.map(|side| survey(side.snapshot_image()))
+    })
+});
+
+/// Returns the sides of a mirror at the paths that their labels have.
+pub(crate) fn found(devices: impl Iterator<Item = Arc<dyn Device>>) -> Vec<Found> {
+    let found = |(number, device)| Found {
+        path: PathBuf::from(format!("/side/{number}")),
+        device,
+    };
+    devices.enumerate().map(found).collect()
+}
 
 pub(crate) fn options() -> OpenOptions {
     OpenOptions {
@@ -36,15 +65,14 @@ pub(crate) fn options() -> OpenOptions {
     }
 }
 
-fn grow(close: bool) -> Plant {
-    let device = Arc::new(MemoryDevice::new(POOL_BYTES));
+fn grow(device: Arc<dyn Device>, close: bool) {
     let create = CreateOptions {
         log_bytes: Some(64 << 10),
         force: false,
         ..CreateOptions::default()
     };
     Pool::create(&*device, &create).unwrap();
-    let pool = Pool::open(Arc::clone(&device) as Arc<dyn Device>, &options()).unwrap();
+    let pool = Pool::open(device, &options()).unwrap();
     let name = |text: &str| Name::new(text).unwrap();
     let base = pool.create_volume(&name("base"), 400 * BLOCK).unwrap();
     let fill = |volume: &cowshed_engine::Volume, first: u64, count: usize, with: u8| {
@@ -70,9 +98,6 @@ fn grow(close: bool) -> Plant {
     if close {
         pool.close().unwrap();
     }
-    let image = device.snapshot_image();
-    drop(pool);
-    survey(image)
 }
 
 pub(crate) fn block_of(image: &DeviceImage, addr: u64) -> [u8; BLOCK_BYTES] {
@@ -106,6 +131,11 @@ fn survey(image: DeviceImage) -> Plant {
         records: Vec::new(),
     };
     let mut blocks = BTreeSet::new();
+    for place in (0..SLOTS).flat_map(label_places) {
+        if plant.has_label(place.0) {
+            blocks.insert(place.0);
+        }
+    }
     for slot in [0, 1] {
         for place in layout.superblock_slots(slot) {
             blocks.insert(place.0);
@@ -142,6 +172,14 @@ fn survey(image: DeviceImage) -> Plant {
 }
 
 impl Plant {
+    /// Returns true if a block is the label of a mirror's side; without a mirror it is zero.
+    fn has_label(&self, block: u64) -> bool {
+        let is_place = (0..SLOTS)
+            .flat_map(label_places)
+            .any(|place| place.0 == block);
+        is_place && block_of(&self.image, block) != [0; BLOCK_BYTES]
+    }
+
     fn hold(&mut self, pointer: Pointer, block: u64, at: usize) {
         if !pointer.is_hole() {
             let holders = self.holders.entry(pointer.addr().0).or_default();
@@ -193,7 +231,7 @@ impl Plant {
     /// Corrects every checksum above the current contents of `block` in `image`.
     pub(crate) fn seal(&self, image: &mut DeviceImage, block: u64) {
         let last = self.layout.block_count() - 2;
-        if block < 2 || block >= last {
+        if block < 2 || block >= last || self.has_label(block) {
             let mut bytes = block_of(image, block);
             let crc = crc32(&bytes[..BLOCK_BYTES - 4]);
             bytes[BLOCK_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());

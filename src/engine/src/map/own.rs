@@ -2,7 +2,7 @@
 
 use super::store::NodeStore;
 use super::tree::{Link, Root, entry_base};
-use cowshed_format::base::{Error, Generation};
+use cowshed_format::base::{BlockAddr, CorruptKind, Error, Generation};
 use cowshed_format::node::{entry_blocks, slot};
 use cowshed_format::{Pointer, PointerKind};
 use std::ops::Range;
@@ -60,9 +60,11 @@ impl Walk<'_> {
                 return self.next(&child, level - 1, child_base, from.max(child_base));
             }
             let own = child.birth().is_some_and(|birth| birth > self.branch);
-            own.then(|| match child {
-                Link::Lost(_) => Own::Lost(child_base..child_base + 1),
-                _ => Own::Data(child_base..child_base + self.run(&entries[index..])),
+            own.then(|| match (child, self.run(&entries[index..])) {
+                (Link::Lost(_), _) => Own::Lost(child_base..child_base + 1),
+                // A cached node was verified for the level at which it was read first.
+                (_, 0) => Own::Damaged(child_base..child_base + 1, ill_formed(link, index)),
+                (_, run) => Own::Data(child_base..child_base + run),
             })
         })
     }
@@ -75,5 +77,50 @@ impl Walk<'_> {
             is_own && pointer.addr().0 == first + at
         };
         (0..).zip(pointers).take_while(joins).count() as u64
+    }
+}
+
+/// Returns the error of an entry of the node that `link` leads to.
+fn ill_formed(link: &Link, index: usize) -> Error {
+    let node = match link {
+        Link::Stored(pointer) => pointer.addr(),
+        Link::Memory(_) | Link::Hole | Link::Lost(_) => BlockAddr(0),
+    };
+    let entry = u16::try_from(index).expect("a node has fewer entries");
+    CorruptKind::NodeEntry { node, entry }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cowshed_format::Layout;
+    use cowshed_format::device::MemoryDevice;
+    use cowshed_format::node::NODE_ENTRIES;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_node_of_nodes_that_a_map_has_for_a_leaf_is_damage_and_no_empty_run() {
+        let device = Arc::new(MemoryDevice::new(4 << 20));
+        let layout = Layout::new(1024, 16).unwrap();
+        let store = NodeStore::new(device, layout, 1 << 20);
+        let birth = Generation(3);
+        let mut entries = Box::new([Pointer::HOLE; NODE_ENTRIES]);
+        entries[5] = Pointer::node(BlockAddr(70), birth, 1);
+        let top = Pointer::node(BlockAddr(60), birth, 2);
+        store.remember(top, &entries);
+        let root = Root {
+            height: 1,
+            link: Link::Stored(top),
+        };
+        let Some(Own::Damaged(range, error)) = next_own(&store, &root, 0, Generation(0)) else {
+            panic!("the entry is passed over");
+        };
+        assert_eq!(range, 5..6);
+        let expected = CorruptKind::NodeEntry {
+            node: BlockAddr(60),
+            entry: 5,
+        };
+        assert!(matches!(error, Error::Corrupt(kind) if kind == expected));
+        assert!(next_own(&store, &root, range.end, Generation(0)).is_none());
     }
 }
