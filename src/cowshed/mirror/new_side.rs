@@ -91,8 +91,8 @@ fn open_file(path: &Path, pool_bytes: u64, wanted: Wanted, made: &Made) -> Resul
             ..CreateFile::default()
         };
         let new = NewDevice::take(path, pool_bytes, create);
-        let new = new.map_err(|error| in_use(path, error))?;
-        let device = new.lay_out()?;
+        let new = new.map_err(|error| of_side(path, error))?;
+        let device = new.lay_out().map_err(|error| of_side(path, error))?;
         *made.0.borrow_mut() = Some(new);
         return Ok(device);
     }
@@ -100,7 +100,7 @@ fn open_file(path: &Path, pool_bytes: u64, wanted: Wanted, made: &Made) -> Resul
         direct: wanted.direct,
         read_only: false,
     };
-    FileDevice::open(path, options).map_err(|error| in_use(path, error))
+    FileDevice::open(path, options).map_err(|error| of_side(path, error))
 }
 
 /// Returns true for a file that is not there or empty.
@@ -109,6 +109,14 @@ fn is_new(path: &Path) -> Result<bool> {
         Ok(found) => Ok(found.is_file() && found.len() == 0),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(source) => Err(Error::io("look at the new side", source)),
+    }
+}
+
+/// Says that it is the new side which cannot be opened or made, and not the pool.
+fn of_side(path: &Path, error: Error) -> Error {
+    match in_use(path, error) {
+        Error::Io { source, .. } => Error::io("make it a side", source),
+        error => error,
     }
 }
 
@@ -139,7 +147,7 @@ pub(super) fn refuse(path: &Path, pool_bytes: u64, wanted: Wanted) -> Result<()>
     if is_new(path)? {
         // It is removed at once if it was made now.
         let new = NewDevice::take(path, pool_bytes, CreateFile::default());
-        return new.map(drop).map_err(|error| in_use(path, error));
+        return new.map(drop).map_err(|error| of_side(path, error));
     }
     let made = Made::default();
     let device = open_file(path, pool_bytes, wanted, &made)?;

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A loop device over a file, with a mounted file system or without; gone in any case.
-struct Loop {
-    device: PathBuf,
+pub(super) struct Loop {
+    pub(super) device: PathBuf,
     mounted: Option<PathBuf>,
 }
 
 impl Loop {
-    fn over(file: &Path) -> Self {
+    pub(super) fn over(file: &Path) -> Self {
         let device = host("losetup", ["--find", "--show", text(file)]);
         Self {
             device: PathBuf::from(device.trim()),
@@ -88,6 +88,13 @@ fn refuse_all(bench: &Bench) {
         bench,
         &file(bench, "data", 64 << 20, b"data"),
         "already holds data; use --force",
+    );
+    let folder = bench.path("folder");
+    fs::create_dir(&folder).unwrap();
+    refuse(
+        bench,
+        &folder,
+        "make it a side: it is neither a regular file nor a block device",
     );
     let other = bench.path("other");
     ok_at(&other, &["pool", "create", "--size", "64M"]);

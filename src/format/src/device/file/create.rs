@@ -10,8 +10,11 @@ use super::open::{lock, open_locked, opening};
 use super::{FileDevice, FileOptions, Host, host_len_bytes};
 use crate::base::{Error, Result};
 use cowshed_sys::extent;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -79,14 +82,7 @@ impl NewDevice {
     }
 
     fn make(path: PathBuf, len_bytes: u64, create: CreateFile) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| Error::io("create the pool", source))?;
-        lock(&file, false)?;
+        let file = make_locked(&path)?;
         Ok(Self {
             path,
             file,
@@ -151,6 +147,37 @@ impl FileDevice {
     }
 }
 
+/// Makes an empty file that has its name only once it is locked. Where the host knows no files without
+/// a name, another process can lock it first: it is that one's then.
+fn make_locked(path: &Path) -> Result<File> {
+    let failed = |source| Error::io("create the pool", source);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    let nameless = options
+        .clone()
+        .custom_flags(libc::O_TMPFILE)
+        .open(folder_of(path));
+    match nameless {
+        Ok(file) => {
+            lock(&file, false)?;
+            let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let follow = AtFlags::AT_SYMLINK_FOLLOW;
+            linkat(AT_FDCWD, own.as_str(), AT_FDCWD, path, follow)
+                .map_err(|errno| failed(errno.into()))?;
+            Ok(file)
+        }
+        // A kernel or host without them takes the folder for the file.
+        Err(error)
+            if extent::is_unsupported(&error) || error.raw_os_error() == Some(libc::EISDIR) =>
+        {
+            let file = options.create_new(true).open(path).map_err(failed)?;
+            lock(&file, false)?;
+            Ok(file)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
 /// Gives an empty or overwritten file its length, durably. On failure the file is left empty.
 fn lay_out(file: &File, path: &Path, len_bytes: u64, preallocate: bool) -> Result<()> {
     let laid_out = file
@@ -174,9 +201,12 @@ fn lay_out(file: &File, path: &Path, len_bytes: u64, preallocate: bool) -> Resul
 
 /// Makes the name of a new file durable.
 fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = match path.parent() {
+    File::open(folder_of(path))?.sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()
+    }
 }

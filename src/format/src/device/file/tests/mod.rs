@@ -8,6 +8,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::thread;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -369,6 +371,34 @@ fn a_second_opener_is_refused_until_the_first_closes() {
 }
 
 #[test]
+fn a_new_file_is_locked_before_it_has_its_name() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pool");
+    for _ in 0..200 {
+        let (is_ready, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                is_ready.store(true, Ordering::Release);
+                while !is_over.load(Ordering::Acquire) {
+                    if let Ok(file) = File::open(&path) {
+                        return file.try_lock().is_ok();
+                    }
+                }
+                false
+            });
+            while !is_ready.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            let new = NewDevice::take(&path, 8192, CreateFile::default());
+            is_over.store(new.is_err(), Ordering::Release);
+            let got_lock = other.join().unwrap();
+            assert!(!got_lock && new.is_ok(), "another one had it: {got_lock}");
+        });
+        assert!(!path.exists());
+    }
+}
+
+#[test]
 fn a_lock_goes_with_the_open_file_to_whoever_has_it() {
     let folder = TempDir::new().unwrap();
     let (device, path) = create(&folder, 8 * 4096, CreateFile::default());
@@ -471,7 +501,7 @@ fn alignments_that_blocks_cannot_meet_are_refused() {
 fn many_threads_read_and_write_at_once() {
     both_ways(|device| {
         device.map_log(8 * MIB, MIB).unwrap();
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for thread in 0..4_u8 {
                 scope.spawn(move || {
                     let start = u64::from(thread) * MIB;
