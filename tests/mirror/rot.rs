@@ -37,15 +37,19 @@ fn golden(closed: bool) -> (Vec<DeviceImage>, State) {
     (world.now(), life.state().clone())
 }
 
-/// Returns every block that is in use, with superblocks, labels and bitmaps.
-fn in_use(image: &DeviceImage) -> Vec<u64> {
+fn superblock(image: &DeviceImage) -> Superblock {
     let block = |number: u64| {
         let mut bytes = vec![0; 4096];
         image.read(&mut bytes, number * BLOCK);
         bytes
     };
     let superblocks = (0..2).filter_map(|slot| Superblock::decode(&block(slot)).ok());
-    let newest = superblocks.max_by_key(|it| it.generation).unwrap();
+    superblocks.max_by_key(|it| it.generation).unwrap()
+}
+
+/// Returns every block that is in use, with superblocks, labels and bitmaps.
+fn in_use(image: &DeviceImage) -> Vec<u64> {
+    let newest = superblock(image);
     let mut blocks: Vec<u64> = (0..6).collect();
     let layout = newest.layout;
     for slot in [0, 1] {
@@ -175,6 +179,54 @@ fn one(
         alone.bad
     );
     bytes != before || rot == Rot::Unreadable
+}
+
+/// Each block of data and of maps has rotted on one of two sides, and a third one gets all of them
+/// right, as do these.
+#[test]
+fn what_has_rotted_on_one_side_is_not_copied_to_a_new_one() {
+    for closed in [true, false] {
+        for replaces in [false, true] {
+            let (mut images, expected) = golden(closed);
+            let blocks = in_use(&images[0]);
+            let layout = superblock(&images[0]).layout;
+            let first = layout.bitmap_slot(0, 1).0 + (group::SLOT_BYTES as u64) / BLOCK;
+            let is_content = |block: &&u64| **block >= first && **block < layout.block_count() - 2;
+            let mut rotten = 0;
+            for (index, block) in blocks.iter().filter(is_content).enumerate() {
+                let mut bytes = vec![0; 4096];
+                images[index % 2].read(&mut bytes, block * BLOCK);
+                bytes[777] ^= 4;
+                images[index % 2].apply(&RecordedOp::Write {
+                    offset_bytes: block * BLOCK,
+                    bytes: bytes.into(),
+                    mapped: false,
+                });
+                rotten += 1;
+            }
+            assert!(rotten > 80, "{rotten}");
+            let pool = Pool::open(assembled(of_images(&images)).unwrap(), &options()).unwrap();
+            let blank = Arc::new(MemoryDevice::new(life::POOL_BYTES)) as Arc<dyn Device>;
+            let third = Arc::clone(&blank);
+            let new = cowshed_engine::NewSide {
+                path: super::world::path(2),
+                open: Box::new(move |_| Ok(third)),
+                force: false,
+            };
+            let (old, mut tell) = (super::world::path(0), |_, _| true);
+            match replaces {
+                true => pool.replace_side(&old, new, &mut tell).unwrap(),
+                false => pool.add_side(new, &mut tell).unwrap(),
+            }
+            assert!(!pool.status().unwrap().degraded);
+            let report = pool.scrub(&mut tell).unwrap();
+            assert_eq!((report.bad.len(), report.healed), (0, 0));
+            pool.close().unwrap();
+            drop(pool);
+            let alone = Pool::open(assembled([(2, blank)]).unwrap(), &options()).unwrap();
+            assert!(read_state(&alone).unwrap() == expected, "closed {closed}");
+        }
+    }
 }
 
 #[test]

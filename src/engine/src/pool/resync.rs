@@ -8,6 +8,8 @@
 //! # Invariants
 //! - What was written before the side joined and is in use when it becomes good has been copied;
 //!   what was written later went to it anyway.
+//! - What one good side has right is copied right, even if another one has it wrong without knowing:
+//!   what the good sides do not have alike is verified before it counts as copied.
 //! - While maps are walked for what was born since, no removed volume is settled: nothing moves from
 //!   a map that is still to be walked into one that was. A volume that is made meanwhile may have
 //!   what others had: it is walked afterwards.
@@ -18,6 +20,7 @@ use super::shared::Shared;
 use crate::map::{Tree, Unread, young_leaf};
 use crate::space::{BlockRun, Places};
 use cowshed_format::base::background_yield::{self, Background};
+use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Generation, Result, VolumeId};
 use cowshed_format::device::mirror::{Side, SideStanding};
 use cowshed_format::device::{Device, MirrorDevice};
@@ -135,6 +138,7 @@ impl Shared {
             tell,
             done: 0,
             total: 0,
+            differing: Places::default(),
         };
         let copied = copying.everything(lack);
         match copied {
@@ -172,6 +176,8 @@ struct Copying<'a> {
     tell: CopyProgress<'a>,
     done: u64,
     total: u64,
+    /// What was copied and the good sides do not have alike.
+    differing: Places,
 }
 
 impl Copying<'_> {
@@ -197,12 +203,46 @@ impl Copying<'_> {
                 at += len_bytes;
                 let below = BlockAddr(at / BLOCK);
                 if self.done - noted >= step && below > lack.below {
+                    self.verify()?;
                     self.mirror.note_copied(self.side, below)?;
                     noted = self.done;
                 }
             }
         }
+        self.verify()?;
         Ok(true)
+    }
+
+    /// Copies the blocks anew that the good sides do not have alike, as the pointers to them say. The
+    /// sides that have them wrong get them, too.
+    fn verify(&mut self) -> Result<()> {
+        let mut differing = std::mem::take(&mut self.differing);
+        if differing.count() == 0 {
+            return Ok(());
+        }
+        let (mirror, side) = (self.mirror, self.side);
+        let groups_start = self.shared.store.groups_start();
+        let mut outcome = Ok(());
+        let mut visit = |pointer: Pointer| {
+            let is_right = |bytes: &[u8]| crc32(bytes) == pointer.crc();
+            for place in pointer.places(groups_start) {
+                let (mut block, at) = ([0; BLOCK_BYTES], place.offset_bytes());
+                if outcome.is_err() || !differing.has(place) {
+                    continue;
+                }
+                // What no side has right is lost, unless the block is another's by now.
+                let found = mirror.read_verified(&mut block, at, true, &is_right);
+                if found.is_ok_and(|found| found) {
+                    differing.remove(place);
+                    outcome = mirror.copy(side, at, BLOCK_BYTES).map(drop);
+                }
+            }
+        };
+        let no_reclaim = self.shared.reclaiming.lock();
+        self.walk_catalogue(Generation(0), &mut visit)?;
+        self.walk_volumes(Generation(0), &mut visit)?;
+        drop(no_reclaim);
+        outcome
     }
 
     /// Returns the blocks that the side may lack.
@@ -343,7 +383,10 @@ impl Copying<'_> {
         while at < len_bytes {
             let piece = PIECE_BYTES.min(len_bytes - at);
             let len = usize::try_from(piece).expect("a small piece");
-            self.mirror.copy(self.side, offset_bytes + at, len)?;
+            let differing = self.mirror.copy(self.side, offset_bytes + at, len)?;
+            for start in differing {
+                self.differing.add(BlockRun { start, count: 1 });
+            }
             at += piece;
             self.done += piece;
             background_yield::offer();

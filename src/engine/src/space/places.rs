@@ -31,6 +31,19 @@ impl Places {
         }
     }
 
+    /// Returns true if a place is in the set.
+    pub(crate) fn has(&self, place: BlockAddr) -> bool {
+        let piece = self.pieces.get(&(place.0 / PIECE_BLOCKS));
+        piece.is_some_and(|piece| piece[index(place.0 % PIECE_BLOCKS)])
+    }
+
+    /// Removes a place.
+    pub(crate) fn remove(&mut self, place: BlockAddr) {
+        if let Some(piece) = self.pieces.get_mut(&(place.0 / PIECE_BLOCKS)) {
+            piece.set(index(place.0 % PIECE_BLOCKS), false);
+        }
+    }
+
     /// Returns the number of places.
     #[must_use]
     pub(crate) fn count(&self) -> u64 {
@@ -87,5 +100,11 @@ mod tests {
             [run(2, 2), run(32_760, 8), run(32_768, 12), run(70_000, 12)]
         );
         assert_eq!(places.count(), 34);
+        places.remove(BlockAddr(32_768));
+        places.remove(BlockAddr(1_000_000));
+        let has = [2, 3, 4, 32_767, 32_768, 32_769, 1_000_000];
+        let has = has.map(|place| places.has(BlockAddr(place)));
+        assert_eq!(has, [true, true, false, true, false, true, false]);
+        assert_eq!(places.count(), 33);
     }
 }

@@ -6,10 +6,10 @@
 
 use super::side::{Progress, Role, Side};
 use super::{MirrorDevice, SideId, SideState};
+use crate::base::sync::atomic::Ordering;
 use crate::base::{BLOCK_BYTES, BlockAddr, Error, Generation, MirrorError, Result};
 use crate::side::Lack;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl MirrorDevice {
     /// Makes a range the same on all good sides: as `chosen` has it if that is sound, else as the
@@ -208,15 +208,16 @@ impl MirrorDevice {
 
     /// Copies a range from the good sides to one that joins, whatever that has in memory: a host may
     /// have what it failed to write. What no good side can read is left out: it is lost on all of
-    /// them.
+    /// them. Returns the blocks that the good sides do not have alike: it has what one of them has.
     ///
     /// # Errors
     /// `Interrupted` when the side failed or was removed.
-    pub fn copy(&self, side: &Side, offset_bytes: u64, len_bytes: usize) -> Result<()> {
+    pub fn copy(&self, side: &Side, offset_bytes: u64, len_bytes: usize) -> Result<Vec<BlockAddr>> {
         let mut bytes = vec![0; len_bytes];
         let _copying = self.writing.write();
         self.check()?;
-        if self.read_any(&mut bytes, offset_bytes).is_ok() {
+        let differing = self.read_compared(&mut bytes, offset_bytes);
+        if differing.is_some() {
             copy_bytes(side, offset_bytes, &bytes)?;
         } else {
             for (block, at) in bytes.chunks_mut(BLOCK_BYTES).zip(0..) {
@@ -230,7 +231,7 @@ impl MirrorDevice {
         }
         let copied = &side.progress.copied_bytes;
         copied.fetch_add(len_bytes as u64, Ordering::Relaxed);
-        Ok(())
+        Ok(differing.unwrap_or_default())
     }
 
     /// Makes a side good that has got everything it lacked.

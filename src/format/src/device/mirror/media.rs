@@ -8,8 +8,8 @@
 use super::super::Device;
 use super::MirrorDevice;
 use super::side::Side;
+use crate::base::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// The good sides and what reads their media, for the thread that made it and those that it starts.
 pub struct Media(Vec<Reader>);

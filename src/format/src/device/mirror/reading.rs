@@ -13,10 +13,10 @@
 use super::side::Side;
 use super::{MirrorDevice, SideId, no_side};
 use crate::base::sync::Guard;
-use crate::base::{BLOCK_BYTES, Result};
+use crate::base::sync::atomic::Ordering;
+use crate::base::{BLOCK_BYTES, BlockAddr, Result};
 use crate::side::SIDES_MAX;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Neighbouring reads of up to this many bytes are answered by the same side, so that the host reads
@@ -159,6 +159,44 @@ impl MirrorDevice {
             self.read_any(block, offset_bytes + at * BLOCK_BYTES as u64)?;
         }
         Ok(())
+    }
+
+    /// Reads a range from a good side, and returns the blocks that another one does not have alike;
+    /// `None` if no side can read the whole range within the time for one.
+    pub(super) fn read_compared(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+    ) -> Option<Vec<BlockAddr>> {
+        let readers = self.readers(offset_bytes);
+        let (mut other, mut is_read) = (Vec::new(), false);
+        let (mut failed, mut differing) = (Vec::new(), Vec::new());
+        for side in readers.iter() {
+            if is_read && side.owes_answers() {
+                continue;
+            }
+            let bytes = if is_read {
+                other.resize(buf.len(), 0);
+                &mut other[..]
+            } else {
+                &mut *buf
+            };
+            match Self::read_from(side, bytes, offset_bytes, readers.count > 1) {
+                Ok(true) if is_read => {
+                    let blocks = buf.chunks(BLOCK_BYTES).zip(other.chunks(BLOCK_BYTES));
+                    let blocks = (offset_bytes / BLOCK_BYTES as u64..).zip(blocks);
+                    let unlike = blocks.filter(|(_, (one, other))| one != other);
+                    differing.extend(unlike.map(|(number, _)| BlockAddr(number)));
+                }
+                Ok(true) => is_read = true,
+                Ok(false) => {}
+                Err(_) => failed.push(side.id),
+            }
+        }
+        if is_read {
+            self.note_unreadable(&failed, offset_bytes, buf.len());
+        }
+        is_read.then_some(differing)
     }
 
     fn note_unreadable(&self, sides: &[SideId], offset_bytes: u64, len_bytes: usize) {
