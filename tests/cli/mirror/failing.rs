@@ -2,11 +2,11 @@
 //! do not return, no space, and a server that dies. Nothing that was acknowledged is lost, a side that
 //! fails is left out and told, and once its host works it gets what it lacks.
 
-use super::{ok_at, said, states, text};
+use super::{expect, expect_alone, import, ok_at, said, states, text};
 use crate::faulty_host::FaultyHost;
 use crate::harness::{Bench, Daemon, eventually, noise};
 use cowshed_format::device::{Lasting, Operation};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::PathBuf;
 
@@ -31,18 +31,25 @@ struct Subject {
     next: u64,
 }
 
+/// Makes a mirror; returns the path of the side that does not fail, and of the one that does, which is
+/// that of the pool if `is_first`.
+fn create(bench: &Bench, host: &FaultyHost, is_first: bool) -> [PathBuf; 2] {
+    let [sound, faulty] = if is_first {
+        symlink(host.path(), bench.pool()).unwrap();
+        [bench.path("second"), bench.pool()]
+    } else {
+        [bench.pool(), host.path()]
+    };
+    ok_at(&sound, &["pool", "create", "--size", "64M"]);
+    ok_at(&sound, &["pool", "mirror", "add", text(&faulty)]);
+    [sound, faulty]
+}
+
 impl Subject {
     /// The daemon is started with the side that fails if `is_first`, with the other one otherwise.
     fn new(is_first: bool) -> Self {
         let (bench, host) = (Bench::empty(), FaultyHost::new(POOL_BYTES));
-        let (sound, faulty) = if is_first {
-            symlink(host.path(), bench.pool()).unwrap();
-            (bench.path("second"), bench.pool())
-        } else {
-            (bench.pool(), host.path())
-        };
-        ok_at(&sound, &["pool", "create", "--size", "64M"]);
-        ok_at(&sound, &["pool", "mirror", "add", text(&faulty)]);
+        let [sound, faulty] = create(&bench, &host, is_first);
         let daemon = bench.serve_with(["--full-policy", "error"]);
         let size = (BLOCKS * BLOCK).to_string();
         bench.ok(["volume", "create", "data", "--size", &size]);
@@ -145,13 +152,7 @@ impl Subject {
         let seeds = self.content.iter();
         let all: Vec<u8> = seeds.flat_map(|seed| noise(4096, *seed)).collect();
         for side in [&self.faulty, &self.sound] {
-            let file = self.bench.path("export");
-            ok_at(
-                side,
-                &["volume", "export", "--this-side", "data", text(&file)],
-            );
-            assert!(fs::read(&file).unwrap() == all, "{}", side.display());
-            fs::remove_file(file).unwrap();
+            expect_alone(&self.bench, side, "data", &all);
         }
         told
     }
@@ -203,6 +204,34 @@ fn a_side_that_cannot_be_flushed_is_left_out_and_comes_back() {
 #[test]
 fn a_first_side_that_cannot_be_flushed_is_left_out_and_comes_back() {
     is_left_out(true, Operation::Flush, libc::EIO);
+}
+
+/// The same without a daemon: each command opens the pool, and goes on with the side that works.
+#[test]
+fn a_command_goes_on_without_a_side_that_fails() {
+    for (is_first, operation) in [
+        (false, Operation::Write),
+        (false, Operation::Flush),
+        (true, Operation::Write),
+        (true, Operation::Flush),
+    ] {
+        let (bench, host) = (Bench::empty(), FaultyHost::new(POOL_BYTES));
+        let sides = create(&bench, &host, is_first);
+        host.fail(operation, libc::EIO, Lasting::Forever);
+        let bytes = import(&bench, "data", 31);
+        assert!(host.failures() > 0);
+        // Whoever opens the pool tries to bring it up to date first.
+        let [sound, faulty] = states(&bench.pool()).try_into().unwrap();
+        assert!(sound == "good" && faulty != "good", "{sound}, {faulty}");
+        expect(&bench.pool(), "data", &bytes);
+        host.heal();
+        bench.ok(["pool", "mirror", "add", text(&sides[1])]);
+        assert_eq!(states(&bench.pool()), ["good", "good"]);
+        bench.expect_sound();
+        for side in &sides {
+            expect_alone(&bench, side, "data", &bytes);
+        }
+    }
 }
 
 /// A side that failed once is brought back by the next worker, too.

@@ -2,7 +2,9 @@
 
 mod checking;
 mod deciding;
+mod devices;
 mod failing;
+mod full;
 mod refusals;
 
 use crate::harness::{Bench, eventually, expect_failure, noise, program};
@@ -69,6 +71,18 @@ fn expect(pool: &Path, name: &str, bytes: &[u8]) {
     ok_at(pool, &["volume", "export", name, text(&file)]);
     assert!(fs::read(&file).unwrap() == bytes, "{name}");
     fs::remove_file(file).unwrap();
+}
+
+/// Asserts that a side is sound by itself and has a volume with these bytes.
+fn expect_alone(bench: &Bench, side: &Path, name: &str, bytes: &[u8]) {
+    let file = bench.path("export");
+    ok_at(
+        side,
+        &["volume", "export", "--this-side", name, text(&file)],
+    );
+    assert!(fs::read(&file).unwrap() == bytes, "{}", side.display());
+    fs::remove_file(file).unwrap();
+    ok_at(side, &["pool", "check", "--deep", "--this-side"]);
 }
 
 #[test]
