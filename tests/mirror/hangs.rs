@@ -1,10 +1,10 @@
-//! A side that does not answer: what the other sides have can be read meanwhile.
+//! A side that does not answer: what the other sides have can be read and copied meanwhile.
 
 use super::life::{self, options};
-use super::world::{World, assembled};
-use cowshed_engine::{Name, Pool, Volume};
+use super::world::{World, assembled, path};
+use cowshed_engine::{Name, NewSide, Pool, Volume};
 use cowshed_format::base::Result;
-use cowshed_format::device::Device;
+use cowshed_format::device::{Device, MemoryDevice};
 use std::io::IoSlice;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 const PIECES: u8 = 16;
 const PIECE_BYTES: usize = 256 << 10;
+/// The end of the pieces.
+const END: u64 = PIECES as u64 * PIECE_BYTES as u64;
 
 /// A device whose calls do not return while it is shut.
 struct Hanging {
@@ -106,39 +108,42 @@ fn read_all(volume: &Volume, hanging: &Hanging, what: &str) {
     );
 }
 
+/// Makes a pool whose side `number` can hang, with a volume that is full of pieces, and a block longer.
+fn filled(number: usize) -> (Arc<Hanging>, Pool, Volume) {
+    let world = World::zeroed(2, life::POOL_BYTES);
+    life::create(vec![(0, world.device(0)), (1, world.device(1))]).unwrap();
+    let hanging = Arc::new(Hanging {
+        inner: world.device(number),
+        shut: Mutex::default(),
+        opened: Condvar::new(),
+    });
+    let seen = Arc::clone(&hanging) as Arc<dyn Device>;
+    let other = 1 - number;
+    let mirror = assembled([(number, seen), (other, world.device(other))]).unwrap();
+    let pool = Pool::open(mirror, &options()).unwrap();
+    let name = Name::new("v").unwrap();
+    let volume = pool.create_volume(&name, END + 4096).unwrap();
+    for piece in 0..PIECES {
+        let offset_bytes = u64::from(piece) * PIECE_BYTES as u64;
+        volume
+            .write_at(&vec![piece + 1; PIECE_BYTES], offset_bytes)
+            .unwrap();
+    }
+    pool.checkpoint().unwrap();
+    (hanging, pool, volume)
+}
+
 #[test]
 fn a_side_that_hangs_stops_no_read_that_another_side_can_answer() {
     for number in 0..2 {
-        let world = World::zeroed(2, life::POOL_BYTES);
-        life::create(vec![(0, world.device(0)), (1, world.device(1))]).unwrap();
-        let hanging = Arc::new(Hanging {
-            inner: world.device(number),
-            shut: Mutex::default(),
-            opened: Condvar::new(),
-        });
-        let seen = Arc::clone(&hanging) as Arc<dyn Device>;
-        let other = 1 - number;
-        let mirror = assembled([(number, seen), (other, world.device(other))]).unwrap();
-        let pool = Pool::open(mirror, &options()).unwrap();
-        let bytes = u64::from(PIECES) * PIECE_BYTES as u64;
-        let volume = pool
-            .create_volume(&Name::new("v").unwrap(), bytes + 4096)
-            .unwrap();
-        for piece in 0..PIECES {
-            let offset_bytes = u64::from(piece) * PIECE_BYTES as u64;
-            volume
-                .write_at(&vec![piece + 1; PIECE_BYTES], offset_bytes)
-                .unwrap();
-        }
-        pool.checkpoint().unwrap();
-
+        let (hanging, pool, volume) = filled(number);
         hanging.set(true, false);
         read_all(&volume, &hanging, "reads hang");
         hanging.set(true, true);
         let writer = {
             let volume = volume.clone();
             thread::spawn(move || {
-                volume.write_at(&[9; 4096], bytes)?;
+                volume.write_at(&[9; 4096], END)?;
                 volume.flush()
             })
         };
@@ -146,10 +151,42 @@ fn a_side_that_hangs_stops_no_read_that_another_side_can_answer() {
         hanging.set(false, false);
         writer.join().unwrap().unwrap();
         let mut found = [0; 4096];
-        volume.read_at(&mut found, bytes).unwrap();
+        volume.read_at(&mut found, END).unwrap();
         assert_eq!(found, [9; 4096]);
         // What hung was a delay, not a failure.
         assert!(!pool.status().unwrap().degraded);
         pool.close().unwrap();
+    }
+}
+
+#[test]
+fn a_side_whose_reads_hang_stops_no_copying_from_another_one() {
+    for number in 0..2 {
+        let (hanging, pool, volume) = filled(number);
+        hanging.set(true, false);
+        let third = Arc::new(MemoryDevice::new(life::POOL_BYTES)) as Arc<dyn Device>;
+        let (tell, told) = mpsc::channel();
+        let copying = {
+            let (pool, third) = (pool.clone(), Arc::clone(&third));
+            thread::spawn(move || {
+                let new = NewSide {
+                    path: path(2),
+                    open: Box::new(move |_| Ok(third)),
+                    force: false,
+                };
+                tell.send(pool.add_side(new, &mut |_, _| true)).unwrap();
+            })
+        };
+        let outcome = told.recv_timeout(Duration::from_secs(60));
+        hanging.set(false, false);
+        copying.join().unwrap();
+        outcome
+            .expect("the copying waited for the side that hangs")
+            .unwrap();
+        assert!(!pool.status().unwrap().degraded);
+        pool.close().unwrap();
+        drop((pool, volume));
+        let alone = Pool::open(assembled([(2, third)]).unwrap(), &options()).unwrap();
+        read_all(&alone.volume("v").unwrap(), &hanging, "nothing hangs");
     }
 }
