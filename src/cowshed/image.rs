@@ -2,6 +2,7 @@
 
 use super::console::{Console, output_error};
 use super::failure::Usage;
+use super::offer;
 use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
 use super::removal;
@@ -64,6 +65,7 @@ pub(super) fn run(
             let images = [pulled];
             console.result(&Several::new(&images), || shown_lines(&images))
         }
+        Command::Push(push) => offer::give(push, open_pool, console),
         Command::Export(export) => export_images(export, open_pool, console),
         Command::Send { images, options } => {
             transfer::send_set(Chosen::Images(images), options, open_pool, console)
@@ -120,7 +122,7 @@ fn import(
         let options = ImportOptions {
             name: name.clone(),
             file_system_bytes: new.size_bytes,
-            usual_bytes: None,
+            ..ImportOptions::default()
         };
         let one = import_one(&host, image, &options, console);
         imported.push(one.with_context(|| {
@@ -148,9 +150,9 @@ fn store_pulled(
     let missing = host.images().missing_layers(received.image())?;
     let (image, mut reports) = received.request(&missing)?;
     let options = ImportOptions {
-        name: None,
         file_system_bytes: pull.size_bytes,
-        usual_bytes: None,
+        source: Some(Reference::parse(&pull.name)?),
+        ..ImportOptions::default()
     };
     let cancel = console.cancel();
     let imported = host.images().import(&image, &options, &mut |done| {

@@ -97,6 +97,13 @@ impl Bars {
         Self { all, bars }
     }
 
+    /// Sets the number of bytes of one thing.
+    pub(super) fn set_total(&self, index: usize, total_bytes: u64) {
+        if let Some(bar) = self.bars.get(index) {
+            bar.set_length(total_bytes);
+        }
+    }
+
     /// Sets one bar to `bytes` and says what is done.
     pub(super) fn set(&self, index: usize, bytes: u64, doing: &'static str) {
         if let Some(bar) = self.bars.get(index) {

@@ -58,6 +58,12 @@ impl Input {
         Ok(Self::new(file, cancel.clone()))
     }
 
+    /// Returns the underlying file, for one who waits in another way.
+    #[must_use]
+    pub(super) fn into_file(self) -> File {
+        self.file
+    }
+
     /// Returns the underlying file.
     #[must_use]
     pub(super) const fn file(&self) -> &File {

@@ -71,6 +71,8 @@ impl Answer {
 }
 
 type Handler = dyn Fn(&Request) -> Answer + Send + Sync;
+/// Returns the number of bytes of a request's body after which the connection is cut.
+type Limit = dyn Fn(&Request) -> Option<usize> + Send + Sync;
 
 /// A running server, which ends with this value.
 pub(crate) struct Server {
@@ -83,6 +85,16 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_cutting(|_| None, handler)
+    }
+
+    /// As `start`; connections are cut within the bodies for which `limit` says so. The handler sees
+    /// what came of these.
+    pub(crate) fn start_cutting(
+        limit: impl Fn(&Request) -> Option<usize> + Send + Sync + 'static,
+        handler: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let limit: Arc<Limit> = Arc::new(limit);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked: Arc<Mutex<Vec<Request>>> = Arc::default();
@@ -95,9 +107,10 @@ impl Server {
                     return;
                 }
                 let (noted, handler) = (Arc::clone(&noted), Arc::clone(&handler));
+                let limit = Arc::clone(&limit);
                 thread::spawn(move || {
                     // A client that goes away ends its connection.
-                    let _ = stream.and_then(|stream| serve(&stream, &noted, &*handler));
+                    let _ = stream.and_then(|stream| serve(&stream, &noted, &*limit, &*handler));
                 });
             }
         });
@@ -130,15 +143,19 @@ impl Drop for Server {
 fn serve(
     stream: &TcpStream,
     asked: &Mutex<Vec<Request>>,
+    limit: &Limit,
     handler: &Handler,
 ) -> std::io::Result<()> {
     let mut input = BufReader::new(stream);
     loop {
-        let Some(request) = read(&mut input)? else {
+        let Some((request, is_cut)) = read(&mut input, limit)? else {
             return Ok(());
         };
         asked.lock().unwrap().push(request.clone());
         let answer = handler(&request);
+        if is_cut {
+            return stream.shutdown(Shutdown::Both);
+        }
         let mut head = format!("HTTP/1.1 {} x\r\n", answer.status);
         for (name, value) in &answer.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -158,7 +175,11 @@ fn serve(
     }
 }
 
-fn read(input: &mut BufReader<&TcpStream>) -> std::io::Result<Option<Request>> {
+/// Reads a request; returns true with it if its connection is to be cut.
+fn read(
+    input: &mut BufReader<&TcpStream>,
+    limit: &Limit,
+) -> std::io::Result<Option<(Request, bool)>> {
     let mut line = String::new();
     if input.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -178,12 +199,13 @@ fn read(input: &mut BufReader<&TcpStream>) -> std::io::Result<Option<Request>> {
         let name = name.to_ascii_lowercase();
         request.headers.insert(name, value.trim().to_owned());
     }
-    let len = request
+    let len: usize = request
         .header("content-length")
         .unwrap_or("0")
         .parse()
         .unwrap();
-    request.body = vec![0; len];
+    let limit = limit(&request).filter(|limit| *limit < len);
+    request.body = vec![0; limit.unwrap_or(len)];
     input.read_exact(&mut request.body)?;
-    Ok(Some(request))
+    Ok(Some((request, limit.is_some())))
 }

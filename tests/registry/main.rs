@@ -3,14 +3,20 @@
 //!
 //! - `real` runs the registry, `fake` is a server that answers as a test says.
 //! - `pull` fetches images through the command line; `faults` does so from registries that break,
-//!   lie and send what is no image. `walk` does all with an image that can be done.
+//!   lie and send what is no image.
+//! - `push` sends images through the command line; `refusals` does so to registries that break, lie
+//!   and take nothing, which are made of `shelf`.
+//! - `walk` does all with an image that can be done.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake;
 mod faults;
 mod pull;
+mod push;
 mod real;
+mod refusals;
+mod shelf;
 mod walk;
 
 use cowshed_testkit::harness::Bench;

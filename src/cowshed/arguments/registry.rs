@@ -1,5 +1,6 @@
-//! The arguments of `cowshed image pull`.
+//! The arguments of `cowshed image pull` and `cowshed image push`.
 
+use super::image::Compressed;
 use super::place;
 use super::size::Size;
 use clap::{Args, Subcommand};
@@ -21,6 +22,13 @@ pub(crate) enum RegistryCommand {
         cowshed image pull registry.example.com/team/app@sha256:4c1b… --platform linux/arm64"
     )]
     Pull(Pull),
+    /// Send an image to a registry; layers that the registry has already are not sent
+    #[command(
+        after_help = "Credentials and certificates are those of cowshed image pull.\n\nExamples:\n  \
+        cowshed image push registry.example.com/team/app:1\n  \
+        cowshed image push app:1 registry.example.com/team/app:1"
+    )]
+    Push(Push),
 }
 
 /// `cowshed image pull`
@@ -36,6 +44,24 @@ pub(crate) struct Pull {
     /// or more
     #[arg(long, value_name = "SIZE")]
     pub size: Option<Size>,
+    /// The connection to the registry.
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// `cowshed image push`
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// The image, by name or id
+    #[arg(value_name = "REF")]
+    pub image: String,
+    /// The name that it gets in a registry [default: REF]
+    #[arg(value_name = "DEST")]
+    pub destination: Option<String>,
+    /// The compression of all layers. Unless given, it is gzip, but layers that the registry has are
+    /// not sent again
+    #[arg(long, value_enum)]
+    pub compression: Option<Compressed>,
     /// The connection to the registry.
     #[command(flatten)]
     pub connection: Connection,

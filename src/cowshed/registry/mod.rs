@@ -1,17 +1,21 @@
-//! `cowshed image pull`: it fetches an image from a registry for the process that has the pool.
+//! `cowshed image pull` and `cowshed image push`: they fetch an image from a registry, or send one to
+//! it, for the process that has the pool.
 //!
 //! The process of the command talks to the registry: it has its user's network, proxies and
-//! credentials, and a daemon needs none of these. The image goes over a socket to the process that
-//! has the pool open, which may be the same one.
+//! credentials, and a daemon needs none of these. The image goes over a socket to or from the process
+//! that has the pool open, which may be the same one.
 
 mod pull;
+mod push;
 
 use super::arguments::registry::{Connection, RegistryCommand};
 use super::console::Console;
 use super::failure::Exit;
 use super::open::Place;
 use cowshed_oci::Reference;
-use cowshed_registry::{Access, Cache, login};
+use cowshed_registry::{self as registry, Access, Cache, login};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 /// The folder for layers on their way, which an interrupted pull leaves for the next one.
@@ -30,6 +34,7 @@ pub(super) fn run(
 ) -> anyhow::Result<Exit> {
     match command {
         RegistryCommand::Pull(pull) => pull::pull(pull, place, console),
+        RegistryCommand::Push(push) => push::push(push, place, console),
     }
 }
 
@@ -49,6 +54,25 @@ fn access(
         authorities: own.chain(login::authorities(reference)).collect(),
         credentials: login::credentials(reference, &files, &mut unusable)?,
     })
+}
+
+/// Adds the options that help to the error.
+fn hinted(error: registry::Error) -> anyhow::Error {
+    match &error {
+        registry::Error::Untrusted { .. } => anyhow::anyhow!("{error} (--ca, --plain-http)"),
+        _ => error.into(),
+    }
+}
+
+/// Tells the other side, when it is dropped, that nothing more comes: it waits for that, however this
+/// side ends.
+struct Ended<'s>(&'s UnixStream);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        // Fails only if it was told already.
+        let _ = self.0.shutdown(Shutdown::Write);
+    }
 }
 
 fn cache() -> Cache {

@@ -1,7 +1,7 @@
 //! `cowshed image pull`: the documents are fetched first, then the layers that the pool lacks, while
 //! the ones before are stored.
 
-use super::{access, cache};
+use super::{Ended, access, cache, hinted};
 use crate::arguments::registry::Pull;
 use crate::console::Console;
 use crate::failure::Exit;
@@ -61,17 +61,6 @@ pub(super) fn pull(pull: &Pull, place: &Place, console: &Console) -> anyhow::Res
     Ok(exit)
 }
 
-/// Tells the other side, when it is dropped, that nothing more comes: it waits for that, however the
-/// feeder ends.
-struct Ended<'s>(&'s UnixStream);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        // Fails only if it was told already.
-        let _ = self.0.shutdown(Shutdown::Write);
-    }
-}
-
 /// Fetches the documents of the image.
 fn open(
     pull: &Pull,
@@ -93,14 +82,6 @@ fn open(
         _ => error.into(),
     })?;
     Ok((repository, image))
-}
-
-/// Adds the options that help to the error.
-fn hinted(error: registry::Error) -> anyhow::Error {
-    match &error {
-        registry::Error::Untrusted { .. } => anyhow::anyhow!("{error} (--ca, --plain-http)"),
-        _ => error.into(),
-    }
 }
 
 /// Passes the image on to the process that has the pool. Returns the layers that were fetched for

@@ -7,6 +7,7 @@ use bzip2::bufread::BzDecoder;
 use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use liblzma::bufread::XzDecoder;
+use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 /// Number of bytes that identify every compression.
@@ -20,7 +21,8 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
 
 /// The compression of a stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// No compression.
     #[default]
@@ -289,6 +291,16 @@ impl<R: Read> Decoder<R> {
     /// Returns the underlying stream.
     pub(super) fn inner(&self) -> &R {
         self.member().source().rest.get_ref()
+    }
+
+    /// Returns the compression, if it is one of those of layers in registries.
+    pub(super) const fn compression(&self) -> Option<Compression> {
+        match self.packing {
+            Packing::Plain => Some(Compression::None),
+            Packing::Gzip => Some(Compression::Gzip),
+            Packing::Zstd => Some(Compression::Zstd),
+            Packing::Xz | Packing::Bzip2 => None,
+        }
     }
 
     /// Returns true if the stream is not compressed.

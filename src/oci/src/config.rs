@@ -141,6 +141,22 @@ impl ImageConfig {
         Self::of_value(&value)
     }
 
+    /// Returns this configuration with other digests of the uncompressed layers; unchanged, byte by
+    /// byte, if they are the same.
+    ///
+    /// # Errors
+    /// As [`ImageConfig::parse`].
+    pub fn with_diff_ids(self, diff_ids: &[Digest]) -> Result<Self> {
+        if self.diff_ids() == diff_ids {
+            return Ok(self);
+        }
+        let what = Part::Config;
+        let mut value: Value =
+            serde_json::from_slice(&self.raw).map_err(|source| Error::Json { what, source })?;
+        value["rootfs"]["diff_ids"] = json!(diff_ids);
+        Self::of_value(&value)
+    }
+
     fn of_value(value: &Value) -> Result<Self> {
         let what = Part::Config;
         Self::parse(serde_json::to_vec(value).map_err(|source| Error::Json { what, source })?)

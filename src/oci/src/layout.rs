@@ -22,12 +22,24 @@ use std::collections::HashSet;
 use std::io::{BufWriter, Read, Write};
 use tar::{EntryType, Header};
 
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of the manifests that are written.
+pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 /// The annotation in which containerd and docker look for the full name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const BLOBS: &str = "blobs/sha256/";
+
+/// What a manifest states about a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerDescriptor<'a> {
+    /// Its media type, such as [`super::Compression::layer_media_type`] returns.
+    pub media_type: &'a str,
+    /// The digest of its stored bytes.
+    pub digest: Digest,
+    /// The number of its stored bytes.
+    pub size_bytes: u64,
+}
 
 /// One layer in its stored form.
 pub struct LayerBlob<'a> {
@@ -70,11 +82,8 @@ pub fn write_layout<W: Write>(out: W, image: LayoutImage<'_>) -> Result<(W, Dige
 pub fn write_layouts<W: Write>(out: W, images: Vec<LayoutImage<'_>>) -> Result<(W, Vec<Digest>)> {
     let mut manifests = Vec::with_capacity(images.len());
     for image in &images {
-        let (layers, diff_ids) = (image.layers.len(), image.config.diff_ids().len());
-        if layers != diff_ids {
-            return Err(Error::LayerCount { layers, diff_ids });
-        }
-        manifests.push(to_bytes(Part::Manifest, &manifest_of(image))?);
+        let layers = image.layers.iter().map(LayerBlob::descriptor);
+        manifests.push(manifest_of(image.config, &layers.collect::<Vec<_>>())?);
     }
     let all = images.iter().zip(&manifests);
     let entries: Vec<Value> = all
@@ -113,23 +122,44 @@ pub fn write_layouts<W: Write>(out: W, images: Vec<LayoutImage<'_>>) -> Result<(
     Ok((archive.finish()?, digests))
 }
 
-fn manifest_of(image: &LayoutImage<'_>) -> Value {
-    let layers: Vec<Value> = image
-        .layers
+/// Returns the manifest of an image, whose layers are given lowest first. The same image has the same
+/// manifest.
+///
+/// # Errors
+/// `LayerCount` if the configuration has another number of layers.
+pub fn manifest_of(config: &ImageConfig, layers: &[LayerDescriptor<'_>]) -> Result<Vec<u8>> {
+    let (found, diff_ids) = (layers.len(), config.diff_ids().len());
+    if found != diff_ids {
+        return Err(Error::LayerCount {
+            layers: found,
+            diff_ids,
+        });
+    }
+    let layers: Vec<Value> = layers
         .iter()
         .map(|layer| {
             json!({"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size_bytes})
         })
         .collect();
-    let config = image.config;
-    json!({
+    let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
         "config": {
             "mediaType": CONFIG_TYPE, "digest": config.digest(), "size": config.raw().len(),
         },
         "layers": layers,
-    })
+    });
+    to_bytes(Part::Manifest, &manifest)
+}
+
+impl LayerBlob<'_> {
+    const fn descriptor(&self) -> LayerDescriptor<'_> {
+        LayerDescriptor {
+            media_type: self.media_type,
+            digest: self.digest,
+            size_bytes: self.size_bytes,
+        }
+    }
 }
 
 /// Returns the image's entries in the index: the manifest once for each name, as the layout's

@@ -5,7 +5,8 @@
 //! - [`layer`] writes a layer, [`layout`] a whole image as an archive.
 //! - [`config`] is the image's configuration, [`digest`] identifies all objects; [`mod@reference`]
 //!   is an image's name, [`platform`] the system that it runs on.
-//! - [`relay`] passes an image from one process to another.
+//! - [`relay`] passes an image from one process to another; [`offer`] passes on what a registry lacks
+//!   of one.
 //!
 //! This crate knows neither pools nor volumes: a root is any directory. All input is hostile until
 //! its digest is verified, and bounded by [`limits`] even then.
@@ -17,9 +18,11 @@ mod data_map;
 pub mod digest;
 pub mod dropped;
 pub mod error;
+mod known_blob;
 pub mod layer;
 pub mod layout;
 pub mod limits;
+pub mod offer;
 pub mod platform;
 pub mod reference;
 pub mod relay;
@@ -35,8 +38,12 @@ pub use config::{ImageConfig, LayerOrigin};
 pub use digest::{Digest, chain_above, chain_id};
 pub use dropped::{Dropped, Loss};
 pub use error::{Error, Result};
+pub use known_blob::KnownBlob;
 pub use layer::{LayerSummary, LayerWriter};
-pub use layout::{LayerBlob, LayoutImage, write_layout, write_layouts};
+pub use layout::{
+    LayerBlob, LayerDescriptor, LayoutImage, MANIFEST_TYPE, manifest_of, write_layout,
+    write_layouts,
+};
 pub use platform::{InvalidPlatform, Platform};
 pub use reference::{InvalidReference, Reference, ReferenceFault, same_reference};
 pub use source::{

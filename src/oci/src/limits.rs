@@ -4,6 +4,9 @@
 pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
 /// The largest image configuration, in bytes.
 pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
+/// The longest message about an image that is offered, in bytes: a configuration as a JSON string may
+/// take six times its size.
+pub const OFFER_BYTES_MAX: u32 = 64 << 20;
 /// The maximum depth of nested indexes above a manifest.
 pub const INDEX_DEPTH_MAX: u32 = 4;
 /// The maximum number of layers of one image (`overlayfs` itself stops at 500 lower layers).

@@ -129,9 +129,17 @@ impl Cache {
                 return Ok(Slot { file, path });
             }
         }
-        let file = tempfile::tempfile_in(self.folder())
-            .map_err(Error::io("create a temporary file for a layer"))?;
+        let file = self.temporary_file()?;
         Ok(Slot { file, path: None })
+    }
+
+    /// Creates a file without a name in the folder.
+    ///
+    /// # Errors
+    /// `Io` if that is not possible.
+    pub fn temporary_file(&self) -> Result<File> {
+        tempfile::tempfile_in(self.folder())
+            .map_err(Error::io("create a temporary file for a layer"))
     }
 }
 

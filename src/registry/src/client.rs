@@ -4,8 +4,10 @@
 //! - Credentials and tokens go to the registry itself and to the token server that it names, never
 //!   to a place to which it redirects, and never over plain HTTP unless that was asked for.
 //! - No answer is read beyond the limit of what was asked for.
+//! - A redirect is followed only by a request that can be repeated there as it is.
 
 use crate::access::{Access, Credentials};
+use crate::call::Call;
 use crate::challenge::{self, Challenge};
 use crate::error::{Detail, Error, Result};
 use base64::Engine;
@@ -13,10 +15,9 @@ use base64::engine::general_purpose::STANDARD;
 use cowshed_oci::Reference;
 use cowshed_oci::error::Printable;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use std::error::Error as _;
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
@@ -35,31 +36,11 @@ const DOCKER: &str = "docker.io";
 const DOCKER_HOST: &str = "registry-1.docker.io";
 const CLIENT_ID: &str = "cowshed";
 
-/// One request, which reads.
-#[derive(Debug)]
-pub(crate) struct Call<'a> {
-    pub(crate) url: Url,
-    /// What is asked for, as messages name it.
-    pub(crate) what: &'a str,
-    pub(crate) accept: Option<&'a str>,
-    /// The first byte that is wanted, if not all are.
-    pub(crate) from: Option<u64>,
-}
-
-impl<'a> Call<'a> {
-    pub(crate) const fn get(url: Url, what: &'a str) -> Self {
-        Self {
-            url,
-            what,
-            accept: None,
-            from: None,
-        }
-    }
-}
-
 /// A client for one repository.
 pub(crate) struct Client {
     http: reqwest::Client,
+    /// As `http`, for requests that send: the time that one takes has no limit as long as bytes go.
+    sender: reqwest::Client,
     /// The host and port, as users name them.
     server: String,
     base: Url,
@@ -72,8 +53,26 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Returns a client for the repository of `reference`. Nothing is sent yet.
+    /// Returns a client that reads the repository of `reference`. Nothing is sent yet.
     pub(crate) fn new(reference: &Reference, access: &Access) -> Result<Self> {
+        let scope = format!("repository:{}:pull", reference.path());
+        Self::with_scopes(reference, access, vec![scope])
+    }
+
+    /// Returns a client that reads and writes the repository of `reference`, and reads those in
+    /// `sources` too.
+    pub(crate) fn for_push(
+        reference: &Reference,
+        access: &Access,
+        sources: &[String],
+    ) -> Result<Self> {
+        let own = format!("repository:{}:pull,push", reference.path());
+        let others = sources.iter().map(|path| format!("repository:{path}:pull"));
+        let scopes = std::iter::once(own).chain(others).collect();
+        Self::with_scopes(reference, access, scopes)
+    }
+
+    fn with_scopes(reference: &Reference, access: &Access, scopes: Vec<String>) -> Result<Self> {
         let server = reference.domain().to_owned();
         let host = if server == DOCKER {
             DOCKER_HOST
@@ -87,13 +86,14 @@ impl Client {
         };
         let base = Url::parse(&format!("{scheme}://{host}/v2/"))
             .map_err(|_| Error::Name(server.clone()))?;
-        let repository = reference.path().to_owned();
+        let builder = http_builder(access)?;
         Ok(Self {
-            http: http_client(access)?,
+            http: built(builder.read_timeout(IDLE_TIME))?,
+            sender: built(http_builder(access)?)?,
             server,
             base,
-            scopes: vec![format!("repository:{repository}:pull")],
-            repository,
+            scopes,
+            repository: reference.path().to_owned(),
             credentials: access.credentials.clone(),
             is_plain_http: access.is_plain_http,
             authorization: Mutex::new(None),
@@ -113,8 +113,13 @@ impl Client {
             .map_err(|_| name())
     }
 
-    /// Returns the address to which the registry redirects.
-    fn resolve(&self, from: &Url, headers: &HeaderMap, what: &str) -> Result<Url> {
+    /// Returns the path of the repository.
+    pub(crate) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Returns the address to which the registry redirects, or where it wants more.
+    pub(crate) fn resolve(&self, from: &Url, headers: &HeaderMap, what: &str) -> Result<Url> {
         let fault = |fault| Error::Redirect {
             server: self.server.clone(),
             what: what.to_owned(),
@@ -146,18 +151,27 @@ impl Client {
                 self.prove(&answer, used.as_ref(), call.what).await?;
             } else if status.is_redirection() {
                 moves += 1;
-                call.url = self.resolve(&call.url, answer.headers(), call.what)?;
-                if moves > REDIRECTS_MAX {
+                let fault = if moves > REDIRECTS_MAX {
+                    Some("there are too many in a row")
+                } else if call.sends() && !keeps_method(status) {
+                    Some("what is sent would be lost on the way")
+                } else {
+                    None
+                };
+                if let Some(fault) = fault {
                     return Err(Error::Redirect {
                         server: self.server.clone(),
                         what: call.what.to_owned(),
-                        fault: "there are too many in a row",
+                        fault,
                     });
                 }
+                call.url = self.resolve(&call.url, answer.headers(), call.what)?;
+            } else if status.is_success() && call.sends() && is_page(answer.headers()) {
+                return Err(self.not_a_registry("with a page for browsers"));
             } else if status.is_success() {
                 return Ok(answer);
             } else {
-                return Err(self.failure(answer, call.what).await);
+                return Err(self.failure(answer, &call).await);
             }
         }
     }
@@ -167,17 +181,26 @@ impl Client {
         call: &Call<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response> {
-        let mut request = self.http.get(call.url.clone());
+        let client = if call.sends() {
+            &self.sender
+        } else {
+            &self.http
+        };
+        let mut request = call.request(client);
         if let Some(value) = authorization {
             request = request.header(AUTHORIZATION, value);
         }
-        if let Some(accept) = call.accept {
-            request = request.header(ACCEPT, accept);
+        let answer = async { request.send().await.map_err(|error| self.broken(&error)) };
+        if !call.sends() {
+            return answer.await;
         }
-        if let Some(from) = call.from {
-            request = request.header(RANGE, format!("bytes={from}-"));
+        tokio::select! {
+            answer = answer => answer,
+            () = call.stalled() => Err(Error::Cut {
+                server: self.server.clone(),
+                cause: format!("it takes {} too slowly", call.what),
+            }),
         }
-        request.send().await.map_err(|error| self.broken(&error))
     }
 
     fn authorization(&self) -> Option<HeaderValue> {
@@ -264,7 +287,8 @@ impl Client {
         };
         let answer = request.send().await.map_err(|error| self.broken(&error))?;
         if !answer.status().is_success() {
-            return Err(self.failure(answer, what).await);
+            let asked = Call::get(self.base.clone(), what);
+            return Err(self.failure(answer, &asked).await);
         }
         let bytes = self.body(answer, "a token", SMALL_BYTES_MAX).await?;
         let value: serde_json::Value = serde_json::from_slice(&bytes)
@@ -321,11 +345,11 @@ impl Client {
     }
 
     /// Returns the error that an answer without success means.
-    async fn failure(&self, answer: Response, what: &str) -> Error {
+    async fn failure(&self, answer: Response, call: &Call<'_>) -> Error {
         let (server, status) = (self.server.clone(), answer.status());
-        let what = what.to_owned();
+        let what = call.what.to_owned();
         let retry_after = retry_after(answer.headers());
-        let is_page = is_page(answer.headers());
+        let is_page = is_page(answer.headers()) && call.method != Method::HEAD;
         let detail = match self.body(answer, &what, SMALL_BYTES_MAX).await {
             Ok(bytes) => detail(&bytes),
             Err(_) => Detail::default(),
@@ -339,7 +363,14 @@ impl Client {
             StatusCode::NOT_FOUND if is_page && detail == Detail::default() => {
                 self.not_a_registry("with a page for browsers")
             }
-            StatusCode::NOT_FOUND => Error::NotFound { server, what },
+            StatusCode::NOT_FOUND if !call.sends() => Error::NotFound { server, what },
+            status if call.sends() => Error::NotTaken {
+                server,
+                what,
+                status: status.as_u16(),
+                detail,
+                retry_after,
+            },
             status => Error::Status {
                 server,
                 what,
@@ -403,6 +434,14 @@ pub(crate) fn is_page(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Returns true if a redirect with this status is followed with the same method and body.
+const fn keeps_method(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+    )
+}
+
 fn is_same_place(one: &Url, other: &Url) -> bool {
     one.scheme() == other.scheme()
         && one.host() == other.host()
@@ -426,8 +465,8 @@ fn detail(bytes: &[u8]) -> Detail {
     Detail(text.map(Printable::from))
 }
 
-/// Returns the client for HTTP with the trusted authorities.
-fn http_client(access: &Access) -> Result<reqwest::Client> {
+/// Returns what makes a client for HTTP with the trusted authorities.
+fn http_builder(access: &Access) -> Result<reqwest::ClientBuilder> {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         // If another one is there already, that is as good.
@@ -437,7 +476,6 @@ fn http_client(access: &Access) -> Result<reqwest::Client> {
         .user_agent(concat!("cowshed/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIME)
-        .read_timeout(IDLE_TIME)
         .https_only(!access.is_plain_http);
     for path in &access.authorities {
         let fault = |fault: String| Error::Certificate {
@@ -452,6 +490,10 @@ fn http_client(access: &Access) -> Result<reqwest::Client> {
         }
         builder = builder.tls_certs_merge(all);
     }
+    Ok(builder)
+}
+
+fn built(builder: reqwest::ClientBuilder) -> Result<reqwest::Client> {
     builder.build().map_err(|error| Error::Io {
         action: "prepare the connection",
         source: io::Error::other(

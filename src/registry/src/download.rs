@@ -7,7 +7,8 @@
 //!   reader only once the whole blob is verified.
 
 use crate::cache::{Cache, Slot};
-use crate::client::{Call, Client, is_page};
+use crate::call::Call;
+use crate::client::{Client, is_page};
 use crate::error::{Error, Result};
 use crate::retry::Attempts;
 use cowshed_format::base::Cancel;

@@ -56,6 +56,44 @@ pub enum Error {
         /// How long it wants to be left alone, if it says so.
         retry_after: Option<Duration>,
     },
+    /// The registry failed to take what was sent, or refused it.
+    #[error("{server} does not take {what}: it answered {status}{detail}")]
+    NotTaken {
+        /// The host.
+        server: String,
+        /// What was sent.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+        /// The registry's own words, after a colon; may be empty.
+        detail: Detail,
+        /// How long it wants to be left alone, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// The registry has a repository of another name only.
+    #[error(
+        "{server} has no repository {repository}{detail}; create it there first, or check the name"
+    )]
+    NoRepository {
+        /// The host.
+        server: String,
+        /// The path of the repository.
+        repository: String,
+        /// The registry's own words, after a colon; may be empty.
+        detail: Detail,
+    },
+    /// What was sent has another digest in the registry.
+    #[error("{server} stored {what} as {found} and not as {expected}; do not trust it")]
+    OtherDigest {
+        /// The host.
+        server: String,
+        /// What was sent.
+        what: String,
+        /// Its digest.
+        expected: Digest,
+        /// The digest that the registry states.
+        found: Printable,
+    },
     /// The registry wants to know who asks, or does not allow it to that user.
     #[error(
         "{server} refuses {what}{detail}; check the name, and log in (docker login {server}, skopeo login {server})"
@@ -201,7 +239,9 @@ impl Error {
     pub const fn is_transient(&self) -> bool {
         match self {
             Self::Cut { .. } | Self::Unreachable { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            Self::Status { status, .. } | Self::NotTaken { status, .. } => {
+                matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
+            }
             _ => false,
         }
     }
@@ -210,7 +250,7 @@ impl Error {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Status { retry_after, .. } => *retry_after,
+            Self::Status { retry_after, .. } | Self::NotTaken { retry_after, .. } => *retry_after,
             _ => None,
         }
     }

@@ -2,10 +2,12 @@
 
 use crate::access::Access;
 use crate::cache::Cache;
-use crate::client::{Call, Client, is_page};
+use crate::call::Call;
+use crate::client::{Client, is_page};
 use crate::download::{Blob, Downloads};
 use crate::error::{Error, Result};
 use crate::retry::Attempts;
+use crate::upload::{self, Upload};
 use cowshed_format::base::Cancel;
 use cowshed_oci::limits::{CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX};
 use cowshed_oci::{self as oci, Digest, Document, LayerInfo, Reference, Remote};
@@ -31,6 +33,9 @@ const THREADS: usize = 2;
 pub struct Repository {
     runtime: Runtime,
     pub(crate) client: Arc<Client>,
+    /// A client that may read other repositories too; some token servers refuse one who asks for
+    /// more than he may have.
+    mounting: Option<Client>,
     cancel: Cancel,
 }
 
@@ -43,6 +48,23 @@ impl Repository {
         Self::over(Client::new(reference, access)?)
     }
 
+    /// As `open`, to send to it too. Blobs may be mounted from the repositories `sources` of the same
+    /// registry.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_for_push(
+        reference: &Reference,
+        access: &Access,
+        sources: &[String],
+    ) -> Result<Self> {
+        let mut repository = Self::over(Client::for_push(reference, access, &[])?)?;
+        if !sources.is_empty() {
+            repository.mounting = Some(Client::for_push(reference, access, sources)?);
+        }
+        Ok(repository)
+    }
+
     pub(crate) fn over(client: Client) -> Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
@@ -53,6 +75,7 @@ impl Repository {
         Ok(Self {
             runtime,
             client: Arc::new(client),
+            mounting: None,
             cancel: Cancel::current(),
         })
     }
@@ -80,6 +103,42 @@ impl Repository {
         let wanted = reference.digest().or(reference.tag()).unwrap_or("latest");
         let digest: Option<Digest> = reference.digest().map(str::parse).transpose()?;
         self.run(fetch_manifest(&self.client, wanted, digest))
+    }
+
+    /// Returns true if the repository has the blob.
+    ///
+    /// # Errors
+    /// What the registry or the way to it fails with; `OtherDigest` or `Size` if it has something
+    /// else in its place.
+    pub fn has(&self, blob: Blob) -> Result<bool> {
+        self.run(upload::has(&self.client, blob))
+    }
+
+    /// Asks the registry to take the blob over from its repository `source`; returns true if it has.
+    ///
+    /// # Errors
+    /// As `has`. A refusal is none.
+    pub fn mount(&self, blob: Blob, source: &str) -> Result<bool> {
+        match &self.mounting {
+            Some(client) => self.run(upload::mount(client, blob, source)),
+            None => Ok(false),
+        }
+    }
+
+    /// Sends a blob. Several threads may send at the same time.
+    ///
+    /// # Errors
+    /// What the registry or the way to it fails with; `OtherDigest` if it stored something else.
+    pub fn upload(&self, upload: &Upload) -> Result<()> {
+        self.run(upload::send(&self.client, upload))
+    }
+
+    /// Stores a manifest of the media type `kind` under a tag.
+    ///
+    /// # Errors
+    /// As `upload`.
+    pub fn put_manifest(&self, tag: &str, kind: &str, manifest: &[u8]) -> Result<()> {
+        self.run(upload::put_manifest(&self.client, tag, kind, manifest))
     }
 
     /// Starts to fetch `blobs` into files of `cache`, the first ones first.

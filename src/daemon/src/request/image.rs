@@ -15,6 +15,9 @@ pub enum Command {
     /// Stores an image that the caller fetches from elsewhere: it comes over the input, a socket,
     /// as `cowshed_oci::relay` passes it on.
     Pull(Pull),
+    /// Offers an image to the caller, who sends it elsewhere, over the input, a socket, as
+    /// `cowshed_oci::offer` does.
+    Push(Push),
     /// Lists all images.
     List,
     /// Shows one image.
@@ -75,6 +78,14 @@ pub struct Pull {
     pub name: String,
     /// The size of the image's file system in bytes. Without it the size follows the image.
     pub size_bytes: Option<u64>,
+}
+
+/// An image that the caller sends elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Push {
+    /// The image.
+    pub image: String,
 }
 
 /// The export of images.

@@ -283,6 +283,12 @@ fn golden_of_images() -> Vec<(Command, &'static str)> {
             }),
             r#"{"image":{"pull":{"name":"debian:12","size_bytes":null}}}"#,
         ),
+        (
+            I::Push(image::Push {
+                image: "debian:12".to_owned(),
+            }),
+            r#"{"image":{"push":{"image":"debian:12"}}}"#,
+        ),
         (I::List, r#"{"image":"list"}"#),
         (
             I::Inspect {

@@ -54,6 +54,7 @@ impl Containers {
                 record: layer,
                 volume,
                 reused: true,
+                blob: None,
             });
         }
         let below = stack.last().map(|layer| layer.record.chain_id);
@@ -66,6 +67,7 @@ impl Containers {
             record: layer,
             volume: new.volume,
             reused: false,
+            blob: None,
         });
         let origin = LayerOrigin {
             created: &time::now(),

@@ -6,22 +6,14 @@
 //! it.
 
 use super::Images;
+use super::spool::{Spooled, unnamed_file};
 use crate::error::{Error, Result};
-use crate::layers::write_layer;
-use crate::mounts::random_hex;
 use crate::record::{self, FoundImage, ImageRecord, LayerRecord};
-use cowshed_ext4diff::compare_trees;
-use cowshed_oci::{
-    Compression, Digest, ImageConfig, LayerBlob, LayerSummary, LayerWriter, LayoutImage, Reference,
-    write_layouts,
-};
+use cowshed_oci::{Compression, Digest, ImageConfig, LayoutImage, Reference, write_layouts};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io::Write;
 
 /// An image that was written to an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,12 +59,6 @@ struct Outgoing {
     left_out: Vec<String>,
     /// The chain ids of its layers, lowest first.
     chain: Vec<Digest>,
-}
-
-/// A layer, compressed in an unnamed file.
-struct Spooled {
-    file: File,
-    summary: LayerSummary,
 }
 
 impl Images {
@@ -163,9 +149,10 @@ impl Images {
         for layer in &image.record.layers {
             // Another image of the archive may have the same layer.
             if let Entry::Vacant(place) = spooled.entry(layer.chain_id) {
-                place.insert(self.spool_layer(below, layer, compression)?);
+                let file = unnamed_file(self.mounts.state_dir())?;
+                place.insert(self.spool_layer(below, layer.chain_id, compression, file)?);
             }
-            below = Some(layer);
+            below = Some(layer.chain_id);
         }
         let chain: Vec<Digest> = image.record.layers.iter().map(|l| l.chain_id).collect();
         let diff_ids: Vec<Digest> = chain.iter().map(|id| spooled[id].summary.diff_id).collect();
@@ -178,66 +165,11 @@ impl Images {
             }
         }
         Ok(Outgoing {
-            config: with_diff_ids(config, &diff_ids)?,
+            config: config.with_diff_ids(&diff_ids)?,
             names,
             left_out,
             chain,
         })
-    }
-
-    fn spool_layer(
-        &self,
-        below: Option<&LayerRecord>,
-        layer: &LayerRecord,
-        compression: Compression,
-    ) -> Result<Spooled> {
-        let new = self.mounts.view(&self.layer(layer.chain_id)?)?;
-        let changes = match below {
-            Some(below) => {
-                let base = self.mounts.view(&self.layer(below.chain_id)?)?;
-                compare_trees(base.path(), new.path())?
-            }
-            None => {
-                let empty = EmptyFolder::make(self.mounts.state_dir())?;
-                compare_trees(&empty.path, new.path())?
-            }
-        };
-        let file = unnamed_file(self.mounts.state_dir())?;
-        let layer = LayerWriter::new(BufWriter::new(file), compression)?;
-        let (out, summary) = write_layer(layer, new.path(), &changes)?;
-        let file = out
-            .into_inner()
-            .map_err(|error| spool_failed(error.into_error()))?;
-        Ok(Spooled { file, summary })
-    }
-}
-
-impl Spooled {
-    /// Returns the layer for one image; several images may share it.
-    fn blob(&self) -> LayerBlob<'_> {
-        LayerBlob {
-            media_type: self.summary.compression.layer_media_type(),
-            digest: self.summary.blob_digest,
-            size_bytes: self.summary.blob_size_bytes,
-            content: Box::new(FromStart {
-                file: &self.file,
-                offset_bytes: 0,
-            }),
-        }
-    }
-}
-
-/// A reader of a file from its start, without a position that is shared with others.
-struct FromStart<'a> {
-    file: &'a File,
-    offset_bytes: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.file.read_at(buffer, self.offset_bytes)?;
-        self.offset_bytes += u64::try_from(len).map_err(io::Error::other)?;
-        Ok(len)
     }
 }
 
@@ -246,56 +178,5 @@ fn report(record: &LayerRecord, spooled: &Spooled) -> ExportedLayer {
         diff_id: spooled.summary.diff_id,
         original_diff_id: record.diff_id,
         size_bytes: spooled.summary.blob_size_bytes,
-    }
-}
-
-/// Returns the configuration with the layers' present diff ids; unchanged if they are the same.
-fn with_diff_ids(config: ImageConfig, found: &[Digest]) -> Result<ImageConfig> {
-    if config.diff_ids() == found {
-        return Ok(config);
-    }
-    let invalid = |_| Error::Config("it is not JSON");
-    let mut value: serde_json::Value = serde_json::from_slice(config.raw()).map_err(invalid)?;
-    value["rootfs"]["diff_ids"] = serde_json::json!(found);
-    Ok(ImageConfig::parse(
-        serde_json::to_vec(&value).map_err(invalid)?,
-    )?)
-}
-
-fn spool_failed(source: io::Error) -> Error {
-    Error::Io {
-        action: "write a layer to",
-        path: "a temporary file".into(),
-        source,
-    }
-}
-
-/// Creates a file in `folder` that vanishes with its last descriptor.
-fn unnamed_file(folder: &Path) -> Result<File> {
-    let path = folder.join(format!("layer-{}", random_hex::<16>()?));
-    let mut options = File::options();
-    let opened = options.read(true).write(true).create_new(true).open(&path);
-    let file = opened.map_err(Error::io("create", &path))?;
-    fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-    Ok(file)
-}
-
-/// The empty folder with which the lowest layer is compared.
-struct EmptyFolder {
-    path: PathBuf,
-}
-
-impl EmptyFolder {
-    fn make(folder: &Path) -> Result<Self> {
-        let path = folder.join("work").join(random_hex::<16>()?);
-        fs::create_dir_all(&path).map_err(Error::io("create the directory", &path))?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for EmptyFolder {
-    fn drop(&mut self) {
-        // An empty folder that remains is removed at the next start.
-        let _ = fs::remove_dir(&self.path);
     }
 }

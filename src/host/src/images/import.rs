@@ -9,7 +9,7 @@
 //! - A layer whose chain id the pool already has is not applied again. If two imports create the
 //!   same layer at once, the one that finishes later uses the other's.
 
-use super::Images;
+use super::{Images, blobs};
 use crate::error::{Error, Kind, Result};
 use crate::layers::{LayerRoom, Mounted, Sizing};
 use crate::mounts::WorkVolumes;
@@ -19,8 +19,8 @@ use crate::time;
 use cowshed_engine::{Labels, Transaction, Volume};
 use cowshed_format::base::Name;
 use cowshed_oci::{
-    self as oci, ApplyOptions, Digest, Dropped, Image, ImageConfig, LayerOrigin, Reference, Select,
-    SourceInput, chain_above,
+    self as oci, ApplyOptions, Digest, Dropped, Image, ImageConfig, KnownBlob, LayerOrigin,
+    Reference, Select, SourceInput, chain_above,
 };
 use serde::Serialize;
 use std::fs::File;
@@ -35,6 +35,8 @@ pub struct ImportOptions {
     pub file_system_bytes: Option<u64>,
     /// The usual free space; 10 GiB by default.
     pub usual_bytes: Option<u64>,
+    /// The name in a registry under which it was fetched.
+    pub source: Option<Reference>,
 }
 
 /// An image that is now in the pool.
@@ -80,6 +82,8 @@ pub(crate) struct StackedLayer {
     pub record: LayerRecord,
     pub volume: Volume,
     pub reused: bool,
+    /// The blob that it was read from, verified.
+    pub blob: Option<KnownBlob>,
 }
 
 impl Images {
@@ -220,6 +224,7 @@ impl Images {
                 record,
                 volume,
                 reused: true,
+                blob: None,
             }
         }))
     }
@@ -280,12 +285,12 @@ impl Images {
             Mounted::ForWork,
             sizing,
         )?;
-        let strict = image.layers()[index].diff_id.is_none();
-        let options = ApplyOptions {
-            require_end_marker: strict,
+        let info = &image.layers()[index];
+        let how = ApplyOptions {
+            require_end_marker: info.diff_id.is_none(),
             is_plain_tar: false,
         };
-        let applied = oci::apply_with(root.into(), &mut reader, options, &mut room);
+        let applied = oci::apply_with(root.into(), &mut reader, how, &mut room);
         dropped.add(applied.map_err(|error| room.explain(error))?.dropped);
         let found = reader.finish()?;
         room.settle()?;
@@ -298,10 +303,15 @@ impl Images {
             diff_id: found.diff_id,
             size_bytes,
         };
+        // A layer that no manifest describes is no blob of a registry.
+        let blob = info
+            .compressed_digest
+            .and_then(|_| blobs::blob_of(&found, options.source.as_ref()));
         Ok(StackedLayer {
             record,
             volume,
             reused: false,
+            blob,
         })
     }
 
@@ -352,7 +362,11 @@ impl Images {
             (None, false) => {
                 let name = record::layer_volume_name(chain_id)?;
                 transaction.rename(layer.volume.id(), &name);
-                transaction.set_labels(layer.volume.id(), labels(&layer.record));
+                let mut labels = labels(&layer.record);
+                if let Some(blob) = layer.blob.take() {
+                    blobs::remember(&mut labels, blob);
+                }
+                transaction.set_labels(layer.volume.id(), labels);
             }
             (Some(theirs), false) => {
                 transaction.remove(layer.volume.id());

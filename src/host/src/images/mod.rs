@@ -1,6 +1,6 @@
 //! Images: stacks of frozen volumes with a record and names. This file lists, inspects and removes
-//! them; `import` makes one from any source, `archive` writes some as an archive. Both use
-//! `layers`, to unpack and to write the layers.
+//! them; `import` makes one from any source, `archive` writes some as an archive, `blobs` offers one to
+//! a registry. They use `layers`, to unpack and to write the layers; `spool` writes them to files.
 //!
 //! Images are below containers: only the records, in which a container names its image, tell that
 //! an image is in use.
@@ -10,7 +10,9 @@
 //!   on them, never while a file of a mounted volume is read or written.
 
 mod archive;
+mod blobs;
 mod import;
+mod spool;
 
 pub use archive::{ExportedImage, ExportedLayer};
 pub(crate) use import::StackedLayer;

@@ -2,7 +2,7 @@
 //! use a processor each.
 
 use super::LayerInfo;
-use crate::compression::Decoder;
+use crate::compression::{Compression, Decoder};
 use crate::digest::{Digest, Hasher, HashingReader};
 use crate::error::{Error, Part, Result};
 use crate::limits::COPY_BUFFER_BYTES;
@@ -41,13 +41,19 @@ enum Content {
     End(LayerDigest),
 }
 
-/// The actual digest and size of a layer.
+/// The actual digests and sizes of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerDigest {
     /// The digest of the uncompressed content.
     pub diff_id: Digest,
     /// The size of the uncompressed content.
     pub size_bytes: u64,
+    /// The digest of the stored bytes.
+    pub blob_digest: Digest,
+    /// The number of stored bytes.
+    pub blob_size_bytes: u64,
+    /// The compression of the stored bytes, if images may be stored in a registry with it.
+    pub compression: Option<Compression>,
 }
 
 impl LayerReader {
@@ -232,10 +238,13 @@ impl VerifyingReader {
     }
 
     fn digest(&self) -> LayerDigest {
-        let content = self.content();
+        let (content, stored) = (self.content(), self.stored.inner().hasher());
         LayerDigest {
             diff_id: content.digest(),
             size_bytes: content.len_bytes(),
+            blob_digest: stored.digest(),
+            blob_size_bytes: stored.len_bytes(),
+            compression: self.stored.compression(),
         }
     }
 
