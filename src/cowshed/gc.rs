@@ -179,7 +179,7 @@ fn of_volume(info: &VolumeInfo, users: &[String], held: bool, young: Duration) -
     let is_young = SystemTime::now()
         .duration_since(info.created)
         .is_ok_and(|age| age < young);
-    let has_place = ["layer/", "container/", "snapshot/"]
+    let has_place = ["layer/", "recipe/", "container/", "snapshot/"]
         .iter()
         .any(|start| name.starts_with(start));
     let mut garbage = false;
@@ -306,6 +306,8 @@ mod tests {
             ("work/00", 0, &[], false, Duration::ZERO, false),
             ("layer/00", 0, &[], false, old, true),
             ("layer/00", 0, &user, false, old, false),
+            ("recipe/00", 0, &[], false, old, true),
+            ("recipe/00", 0, &user, false, old, false),
             ("snapshot/00", 0, &[], false, old, true),
             ("template/ext4-1", 0, &[], false, old, false),
             ("unfinished/1", 0, &[], false, old, false),

@@ -17,7 +17,7 @@ use cowshed_format::base::size::human;
 use cowshed_host::transfer::Chosen;
 use cowshed_host::{self as container, ExportedImage, Host, ImportOptions, ImportedImage};
 use cowshed_oci::{
-    self as oci, Compression, Image, Platform, Reference, Select, SourceInput, relay,
+    self as oci, Compression, Digest, Image, Platform, Reference, Select, SourceInput, relay,
 };
 use serde::Serialize;
 use std::fs::File;
@@ -257,6 +257,11 @@ fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> an
         output
             .into_inner()
             .map_err(|error| output_error(error.into_error()))?;
+        for layer in exported.iter().flat_map(|image| &image.layers) {
+            if let Some(warning) = other_digest(layer.original_diff_id, layer.diff_id) {
+                console.message(&warning);
+            }
+        }
         for name in exported.iter().flat_map(|image| &image.left_out) {
             console.message(&format!(
                 "warning: the name {name} was left out, because an archive holds names with a tag \
@@ -276,6 +281,19 @@ fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> an
             console.result(&Several::new(&exported), String::new)
         }
     }
+}
+
+/// Returns a warning about a layer that was written with another digest.
+pub(super) fn other_digest(original: Digest, found: Digest) -> Option<String> {
+    let short = |digest: Digest| short(&digest.to_string());
+    (original != found).then(|| {
+        format!(
+            "warning: the layer {} could not be written as it was imported: it is {} now, and the \
+             image has another id",
+            short(original),
+            short(found)
+        )
+    })
 }
 
 /// Shows an image that a commit created.

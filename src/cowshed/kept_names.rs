@@ -6,9 +6,12 @@
 
 use cowshed_format::base::Name;
 
+/// The prefix of the names of recipes of layers, which lists do not show.
+pub(super) const RECIPE: &str = "recipe/";
 /// The prefixes of such names, and the commands to use instead.
-const KEPT: [(&str, &str); 6] = [
+const KEPT: [(&str, &str); 7] = [
     ("layer/", "cowshed image"),
+    (RECIPE, "cowshed image"),
     ("container/", "cowshed container"),
     ("template/", "cowshed image"),
     ("snapshot/", "ctr snapshots"),
@@ -51,7 +54,12 @@ mod tests {
     #[test]
     fn names_of_layers_and_containers_are_refused_and_others_are_not() {
         let refused = |name: &str| refuse(&Name::new(name).unwrap()).is_err();
-        assert!(refused("layer/sha256:00") && refused("container/00") && refused("work/x"));
+        assert!(
+            refused("layer/sha256:00")
+                && refused("recipe/sha256:00")
+                && refused("container/00")
+                && refused("work/x")
+        );
         assert!(refused("snapshot/00"));
         assert!(!refused("layers") && !refused("my/layer/x") && !refused("disk"));
     }

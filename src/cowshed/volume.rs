@@ -320,7 +320,9 @@ fn list(pool: &Pool, console: &Console) -> anyhow::Result<()> {
     if let Some(missing) = missing_line(&pool.status()?.missing) {
         console.message(&missing);
     }
-    let volumes = pool.volumes();
+    // A recipe is a part of its layer.
+    let is_shown = |info: &VolumeInfo| !info.name.as_str().starts_with(kept_names::RECIPE);
+    let volumes: Vec<VolumeInfo> = pool.volumes().into_iter().filter(is_shown).collect();
     let removed = pool.removed_volumes();
     let removed: Vec<_> = removed
         .iter()

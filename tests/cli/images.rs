@@ -230,6 +230,62 @@ fn without_a_daemon_the_same_works_and_leaves_no_mount() {
 }
 
 #[test]
+fn an_image_is_exported_with_its_id_and_recipes_are_seen_only_when_asked_for() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    let archive = bench.path("root.tar");
+    let (folder, tar) = (root.to_str().unwrap(), archive.to_str().unwrap());
+    host(
+        "tar",
+        ["--create", "--file", tar, "--directory", folder, "."],
+    );
+    let imported = bench.json(["image", "import", tar, "--name", "mine:1"]);
+    let exported = bench.path("exported.tar");
+    let exported = exported.to_str().unwrap();
+    bench.ok(["image", "export", "mine:1", exported]);
+    let again = bench.json(["image", "import", exported, "--name", "again:1"]);
+    assert_eq!(again["id"], imported["id"]);
+    assert_eq!(again["layers"][0]["reused"], true);
+
+    let recipe = imported["layers"][0]["chain_id"].as_str().unwrap();
+    let recipe = format!("recipe/{recipe}");
+    let shown = bench.json(["volume", "show", &recipe]);
+    assert_eq!(shown["kind"], "snapshot");
+    assert!(!bench.volumes().contains(&recipe));
+    assert!(!bench.ok(["tree", "--no-trunc"]).contains(&recipe));
+    assert!(bench.ok(["tree", "--all", "--no-trunc"]).contains(&recipe));
+    bench.fails(["volume", "rm", &recipe], 1, "cowshed image");
+    assert_eq!(bench.json(["gc"])["removed"], serde_json::json!([]));
+
+    // One that has a file twice cannot be written as it was.
+    fs::write(root.join("etc/motd"), "later").unwrap();
+    host(
+        "tar",
+        [
+            "--append",
+            "--file",
+            tar,
+            "--directory",
+            folder,
+            "./etc/motd",
+        ],
+    );
+    bench.ok_quietly(["image", "import", tar, "--name", "twice:1"]);
+    let output = bench.run(["image", "export", "twice:1", exported]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        said.contains("could not be written as it was imported"),
+        "{said}"
+    );
+    for name in ["mine:1", "again:1", "twice:1"] {
+        bench.ok(["image", "rm", name]);
+    }
+    bench.fails(["volume", "show", &recipe], 1, "there is no recipe/");
+    bench.expect_sound();
+}
+
+#[test]
 fn an_import_into_a_full_pool_says_so_and_leaves_nothing() {
     let bench = Bench::with_pool("64M");
     let root = root(&bench);

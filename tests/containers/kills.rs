@@ -99,12 +99,13 @@ fn kill_after(delay: Duration) -> bool {
     drop(child);
     let (pool, host) = open(folder);
     let is_whole = host.images().inspect(NAME).is_ok();
-    let layers = pool
+    let volumes = pool
         .volumes()
         .iter()
         .filter(|volume| !volume.name.as_str().starts_with("template/"))
         .count();
-    assert_eq!(layers, if is_whole { 3 } else { 0 }, "after {delay:?}");
+    // Three layers, and a recipe for each.
+    assert_eq!(volumes, if is_whole { 6 } else { 0 }, "after {delay:?}");
     import(&host, &archive);
     let options = cowshed_host::CreateContainer::default();
     let created = host.containers().create(NAME, &options).unwrap();

@@ -13,6 +13,7 @@ mod failures;
 mod images;
 mod kills;
 mod overlays;
+mod recipes;
 mod roots;
 mod sizes;
 mod stage;

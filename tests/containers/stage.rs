@@ -5,7 +5,7 @@ use cowshed_engine::{CreateOptions, OpenOptions, Pool};
 use cowshed_export::{Export, ExportOptions};
 use cowshed_format::base::Name;
 use cowshed_format::device::MemoryDevice;
-use cowshed_host::{Host, ImportOptions, ImportedImage};
+use cowshed_host::{Host, ImportOptions, ImportedImage, ImportedLayer};
 use cowshed_oci::{Digest, SourceInput};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -102,21 +102,32 @@ impl Stage {
         self.host.containers().mount(name, None).unwrap().path
     }
 
-    /// Returns the names of all volumes.
+    /// Returns the names of all volumes but recipes, which belong to their layers.
     pub(crate) fn volumes(&self) -> Vec<String> {
-        self.pool
-            .volumes()
-            .iter()
-            .map(|volume| volume.name.to_string())
-            .collect()
+        let names = self.pool.volumes().into_iter();
+        let names = names.map(|volume| volume.name.to_string());
+        names.filter(|name| !name.starts_with("recipe/")).collect()
     }
 
-    /// Runs e2fsck on every volume; none may be mounted.
+    /// Asserts that there is a recipe for each of these layers, and no other.
+    pub(crate) fn check_recipes(&self, layers: &[ImportedLayer]) {
+        let names = self.pool.volumes().into_iter();
+        let names = names.map(|volume| volume.name.to_string());
+        let found: Vec<String> = names.filter(|name| name.starts_with("recipe/")).collect();
+        let wanted = layers
+            .iter()
+            .map(|layer| format!("recipe/{}", layer.chain_id));
+        let mut wanted: Vec<String> = wanted.collect();
+        wanted.sort();
+        assert_eq!(found, wanted);
+    }
+
+    /// Runs e2fsck on every volume but recipes, which have no file system; none may be mounted.
     pub(crate) fn check_file_systems(&self) {
-        let volumes = self.pool.volumes();
+        let volumes = self.volumes();
         assert!(!volumes.is_empty());
-        for info in volumes {
-            let volume = self.pool.volume_by_id(info.id).unwrap();
+        for name in volumes {
+            let volume = self.pool.volume(&name).unwrap();
             let path = self.export.file_path(&volume);
             let checked = Command::new("/usr/sbin/e2fsck")
                 .arg("-fn")
@@ -124,7 +135,7 @@ impl Stage {
                 .output()
                 .unwrap();
             let text = String::from_utf8_lossy(&checked.stdout);
-            assert!(checked.status.success(), "{}: {text}", info.name);
+            assert!(checked.status.success(), "{name}: {text}");
         }
         let scrubbed = self.pool.scrub(&mut |_, _| true).unwrap();
         assert!(scrubbed.bad.is_empty(), "{:?}", scrubbed.bad);

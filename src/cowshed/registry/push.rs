@@ -6,7 +6,7 @@ use crate::arguments::image::Compressed;
 use crate::arguments::registry::Push;
 use crate::console::Console;
 use crate::failure::{Exit, Usage};
-use crate::image::short;
+use crate::image::{other_digest, short};
 use crate::open::Place;
 use crate::output::counted;
 use crate::{remote, signals};
@@ -106,7 +106,12 @@ pub(super) fn push(push: &Push, place: &Place, console: &Console) -> anyhow::Res
     if exit != Exit::Done {
         return Ok(exit);
     }
-    let pushed = pushed.with_context(what)?;
+    let (pushed, offer) = pushed.with_context(what)?;
+    for (layer, offered) in pushed.layers.iter().zip(&offer.layers) {
+        if let Some(warning) = other_digest(offered.diff_id, layer.diff_id) {
+            console.message(&warning);
+        }
+    }
     console.result(&pushed, || shown(&pushed))?;
     Ok(Exit::Done)
 }
@@ -129,7 +134,7 @@ fn take(
     target: &Reference,
     socket: &UnixStream,
     console: &Console,
-) -> anyhow::Result<PushedImage> {
+) -> anyhow::Result<(PushedImage, Offer)> {
     let (taker, offer) = Taker::new(socket)?;
     if push.destination.is_none() && offer.name.is_none() {
         let fault = "an id names no registry; give the name there as DEST";
@@ -146,7 +151,7 @@ fn take(
         next: AtomicUsize::new(0),
         is_over: AtomicBool::new(false),
     };
-    thread::scope(|scope| {
+    let pushed = thread::scope(|scope| {
         scope.spawn(|| taker.listen());
         let bars = scope.spawn(|| job.show(console));
         let sent = job.send_all(console);
@@ -157,7 +162,9 @@ fn take(
         // The other side remembers what was stored, and ends; then so does the listener.
         let _ = socket.shutdown(Shutdown::Write);
         sent
-    })
+    })?;
+    drop(job);
+    Ok((pushed, offer))
 }
 
 fn open(

@@ -1,5 +1,6 @@
 //! The volumes of a pool, each with what it is, what it costs, and the volumes on it.
 
+use crate::kept_names::RECIPE;
 use cowshed_daemon::snapshotter::{self, SnapshotUse};
 use cowshed_engine::{Pool, VolumeKind};
 use cowshed_format::base::VolumeId;
@@ -22,6 +23,8 @@ pub(super) enum Kind {
     Volume,
     /// A frozen volume.
     Snapshot,
+    /// The recipe of a layer's tar.
+    Recipe,
     /// An empty file system, of which others are clones.
     Template,
     /// Of a command that runs, or was killed.
@@ -39,6 +42,7 @@ impl Kind {
             Self::Root => "root",
             Self::Volume => "volume",
             Self::Snapshot => "snapshot",
+            Self::Recipe => "recipe",
             Self::Template => "template",
             Self::Work => "work",
             Self::Removed => "removed",
@@ -47,7 +51,10 @@ impl Kind {
 
     /// Returns true for volumes that only cowshed itself uses.
     const fn is_internal(self) -> bool {
-        matches!(self, Self::Template | Self::Work | Self::Removed)
+        matches!(
+            self,
+            Self::Recipe | Self::Template | Self::Work | Self::Removed
+        )
     }
 }
 
@@ -244,6 +251,7 @@ fn what(
         }
         Some(VolumeRole::Container { name }) => (Kind::Container, name.clone()),
         None if volume.starts_with("template/") => named(Kind::Template),
+        None if volume.starts_with(RECIPE) => named(Kind::Recipe),
         None if ["work/", "unfinished/"]
             .iter()
             .any(|it| volume.starts_with(it)) =>

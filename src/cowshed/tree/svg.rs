@@ -23,7 +23,7 @@ pub(super) const fn fill(kind: Kind) -> &'static str {
         Kind::Container | Kind::Root => "#fdebc8",
         Kind::Volume => "#e4f3dc",
         Kind::Snapshot => "#cde6bf",
-        Kind::Template | Kind::Work | Kind::Removed => "#eeeeee",
+        Kind::Recipe | Kind::Template | Kind::Work | Kind::Removed => "#eeeeee",
     }
 }
 

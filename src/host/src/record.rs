@@ -196,13 +196,27 @@ pub(crate) fn layer_volume_name(chain_id: Digest) -> Result<Name> {
     Ok(Name::new(&format!("layer/{chain_id}"))?)
 }
 
+/// Returns the volume name of the recipe of that layer.
+pub(crate) fn recipe_volume_name(chain_id: Digest) -> Result<Name> {
+    Ok(Name::new(&format!("recipe/{chain_id}"))?)
+}
+
 pub(crate) fn container_volume_name(id: &str) -> Result<Name> {
     Ok(Name::new(&format!("container/{id}"))?)
 }
 
 /// Returns the volume of the layer that completes the stack `chain_id`, if it is in the pool.
 pub(crate) fn layer_volume(pool: &Pool, chain_id: Digest) -> Result<Option<Volume>> {
-    match pool.volume(layer_volume_name(chain_id)?.as_str()) {
+    volume(pool, &layer_volume_name(chain_id)?)
+}
+
+/// Returns the volume with the recipe of that layer, if there is one.
+pub(crate) fn recipe_volume(pool: &Pool, chain_id: Digest) -> Result<Option<Volume>> {
+    volume(pool, &recipe_volume_name(chain_id)?)
+}
+
+fn volume(pool: &Pool, name: &Name) -> Result<Option<Volume>> {
+    match pool.volume(name.as_str()) {
         Ok(volume) => Ok(Some(volume)),
         Err(base::Error::NotFound(_) | base::Error::NoSuchVolume(_)) => Ok(None),
         Err(error) => Err(error.into()),

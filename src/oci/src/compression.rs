@@ -16,7 +16,7 @@ const MAGIC_BYTES: usize = 6;
 const ZSTD_LEVEL: i32 = 3;
 /// The largest zstd window that is accepted, as a power of two: it is memory that the input
 /// demands. `zstd` itself accepts 128 MiB without `--long`.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+pub(crate) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// The maximum memory for one xz stream: twice that of `xz -9`.
 const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
 

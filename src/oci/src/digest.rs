@@ -24,6 +24,12 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// Returns the digest with these raw bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; VALUE_BYTES]) -> Self {
+        Self(bytes)
+    }
+
     /// Returns the 64 hexadecimal digits alone, as they name a blob's file.
     #[must_use]
     pub fn hex(&self) -> String {

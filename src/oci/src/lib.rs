@@ -3,6 +3,7 @@
 //! - [`source`] opens an image in any format, and streams its layers, verified.
 //! - [`apply`](mod@apply) creates a layer's entries beneath a directory.
 //! - [`layer`] writes a layer, [`layout`] a whole image as an archive.
+//! - [`recipe`] is what a layer's tar has beside its files, so that it can be written again byte by byte.
 //! - [`config`] is the image's configuration, [`digest`] identifies all objects; [`mod@reference`]
 //!   is an image's name, [`platform`] the system that it runs on.
 //! - [`relay`] passes an image from one process to another; [`offer`] passes on what a registry lacks
@@ -24,6 +25,7 @@ pub mod layout;
 pub mod limits;
 pub mod offer;
 pub mod platform;
+pub mod recipe;
 pub mod reference;
 pub mod relay;
 pub mod source;
@@ -32,7 +34,7 @@ mod tarball;
 mod testing;
 pub mod tree;
 
-pub use apply::{Applied, ApplyOptions, Room, apply, apply_with};
+pub use apply::{Applied, ApplyOptions, Room, apply, apply_recording, apply_with};
 pub use compression::Compression;
 pub use config::{ImageConfig, LayerOrigin};
 pub use digest::{Digest, chain_above, chain_id};

@@ -55,6 +55,7 @@ impl Containers {
                 volume,
                 reused: true,
                 blob: None,
+                recipe: None,
             });
         }
         let below = stack.last().map(|layer| layer.record.chain_id);
@@ -68,6 +69,7 @@ impl Containers {
             volume: new.volume,
             reused: false,
             blob: None,
+            recipe: None,
         });
         let origin = LayerOrigin {
             created: &time::now(),

@@ -30,9 +30,13 @@ impl VolumeUsers {
                 names.push(id.to_string());
             }
             for layer in &image.layers {
-                let volume = record::layer_volume_name(layer.chain_id)?;
-                for name in &names {
-                    users.add(volume.as_str(), format!("image {name}"));
+                for volume in [
+                    record::layer_volume_name(layer.chain_id)?,
+                    record::recipe_volume_name(layer.chain_id)?,
+                ] {
+                    for name in &names {
+                        users.add(volume.as_str(), format!("image {name}"));
+                    }
                 }
             }
         }

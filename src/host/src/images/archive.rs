@@ -1,12 +1,12 @@
 //! Writing images as one OCI layout archive.
 //!
-//! The pool does not keep the tar files that layers came from. A layer is created again from its
-//! volume and the one below: the same tree, but seldom the same bytes, so its diff id may change.
-//! The configuration then contains the new diff ids and so has another digest; the result reports
-//! it.
+//! A layer is written as it was imported, of its files and its recipe. One without a recipe that fits
+//! is made of its volume and the one below: the same tree, but seldom the same bytes, so its diff id
+//! may change. The configuration then contains the new diff ids and so has another digest; the result
+//! reports it.
 
 use super::Images;
-use super::spool::{Spooled, unnamed_file};
+use super::spool::{Spooled, Wanted, unnamed_file};
 use crate::error::{Error, Result};
 use crate::record::{self, FoundImage, ImageRecord, LayerRecord};
 use cowshed_oci::{Compression, Digest, ImageConfig, LayoutImage, Reference, write_layouts};
@@ -150,7 +150,11 @@ impl Images {
             // Another image of the archive may have the same layer.
             if let Entry::Vacant(place) = spooled.entry(layer.chain_id) {
                 let file = unnamed_file(self.mounts.state_dir())?;
-                place.insert(self.spool_layer(below, layer.chain_id, compression, file)?);
+                let wanted = Wanted {
+                    chain_id: layer.chain_id,
+                    diff_id: layer.diff_id,
+                };
+                place.insert(self.spool_layer(below, wanted, compression, file)?);
             }
             below = Some(layer.chain_id);
         }

@@ -5,6 +5,7 @@
 //! the blob need not be sent the layer.
 
 use super::Images;
+use super::spool::Wanted;
 use crate::error::{Error, Kind, Result};
 use crate::record::{self, FoundImage};
 use cowshed_engine::{Labels, Volume};
@@ -64,7 +65,7 @@ impl Images {
                 chain_id: layer.chain_id,
                 diff_id: layer.diff_id,
                 size_bytes: layer.size_bytes,
-                own_bytes: info.own_bytes,
+                own_bytes: self.layer_own_bytes(layer.chain_id)?,
                 blobs: known(&info.labels),
             });
         }
@@ -89,13 +90,15 @@ impl Images {
         file: File,
     ) -> Result<KnownBlob> {
         let missing = || Error::not_found(Kind::Layer, &layer.to_string());
-        let chain_id = offer.layers.get(layer).ok_or_else(missing)?.chain_id;
+        let offered = offer.layers.get(layer).ok_or_else(missing)?;
         let below = layer
             .checked_sub(1)
             .map(|below| offer.layers[below].chain_id);
-        let summary = self
-            .spool_layer(below, chain_id, compression, file)?
-            .summary;
+        let wanted = Wanted {
+            chain_id: offered.chain_id,
+            diff_id: offered.diff_id,
+        };
+        let summary = self.spool_layer(below, wanted, compression, file)?.summary;
         Ok(KnownBlob {
             digest: summary.blob_digest,
             size_bytes: summary.blob_size_bytes,

@@ -1,14 +1,15 @@
-//! Importing an image. For each layer: clone the one below, mount the clone, apply the layer's tar,
-//! unmount and freeze.
+//! Importing an image. For each layer: clone the one below, mount the clone, apply the layer's tar and
+//! record its recipe, unmount and freeze.
 //!
 //! # Invariants
 //! - Until the last transaction every new volume has a temporary name, so that an interruption of
 //!   the import leaves nothing: the guard removes the volumes, or the next start does.
-//! - The last transaction gives the layers their final names and writes the image's record and
-//!   references, all or nothing.
+//! - The last transaction gives the layers and their recipes their final names and writes the image's
+//!   record and references, all or nothing.
 //! - A layer whose chain id the pool already has is not applied again. If two imports create the
 //!   same layer at once, the one that finishes later uses the other's.
 
+use super::recipe::NewRecipe;
 use super::{Images, blobs};
 use crate::error::{Error, Kind, Result};
 use crate::layers::{LayerRoom, Mounted, Sizing};
@@ -62,7 +63,7 @@ pub struct ImportedLayer {
     pub chain_id: Digest,
     /// The digest of the uncompressed layer.
     pub diff_id: Digest,
-    /// Bytes that only this layer holds.
+    /// Bytes that only this layer and its recipe hold.
     pub own_bytes: u64,
     /// True if the pool had it before.
     pub reused: bool,
@@ -84,6 +85,14 @@ pub(crate) struct StackedLayer {
     pub reused: bool,
     /// The blob that it was read from, verified.
     pub blob: Option<KnownBlob>,
+    /// The recipe of its tar, with a temporary name.
+    pub recipe: Option<Volume>,
+}
+
+/// What an import has made so far.
+struct Making<'m> {
+    work: WorkVolumes<'m>,
+    dropped: Dropped,
 }
 
 impl Images {
@@ -151,10 +160,12 @@ impl Images {
                 .filter_map(|name| Reference::parse(name).ok())
                 .collect(),
         };
-        let mut work = WorkVolumes::new(self.pool());
-        let mut dropped = Dropped::default();
+        let mut making = Making {
+            work: WorkVolumes::new(self.pool()),
+            dropped: Dropped::default(),
+        };
         let stack = self
-            .import_layers(image, options, progress, &mut work, &mut dropped)
+            .import_layers(image, options, progress, &mut making)
             .map_err(|error| self.mounts.explain(error))?;
         let config = match image.config() {
             Some(config) => config.clone(),
@@ -162,8 +173,8 @@ impl Images {
         };
         let too_late = size_without_effect(options, &stack);
         let mut imported = self.settle(&config, &names, stack)?;
-        imported.notes = dropped.lines().chain(too_late).collect();
-        work.keep();
+        imported.notes = making.dropped.lines().chain(too_late).collect();
+        making.work.keep();
         Ok(imported)
     }
 
@@ -172,8 +183,7 @@ impl Images {
         image: &Image,
         options: &ImportOptions,
         progress: &mut dyn FnMut(ImportProgress) -> bool,
-        work: &mut WorkVolumes<'_>,
-        dropped: &mut Dropped,
+        making: &mut Making<'_>,
     ) -> Result<Vec<StackedLayer>> {
         let layers = image.layers().len();
         let mut stack: Vec<StackedLayer> = Vec::new();
@@ -188,8 +198,8 @@ impl Images {
             let layer = match self.present_layer(image, index, below)? {
                 Some(present) => present,
                 None => {
-                    let volume = self.layer_to_fill(below, options, work)?;
-                    self.apply_layer(image, index, below, volume, options, dropped)?
+                    let volume = self.layer_to_fill(below, options, &mut making.work)?;
+                    self.apply_layer(image, index, below, volume, options, making)?
                 }
             };
             stack.push(layer);
@@ -225,6 +235,7 @@ impl Images {
                 volume,
                 reused: true,
                 blob: None,
+                recipe: None,
             }
         }))
     }
@@ -267,7 +278,7 @@ impl Images {
         below: Option<&StackedLayer>,
         volume: Volume,
         options: &ImportOptions,
-        dropped: &mut Dropped,
+        making: &mut Making<'_>,
     ) -> Result<StackedLayer> {
         let mut reader = image.open_layer(index)?;
         let mounted = self.mounts.mount_for_work(&volume, Mode::Fill)?;
@@ -290,9 +301,14 @@ impl Images {
             require_end_marker: info.diff_id.is_none(),
             is_plain_tar: false,
         };
-        let applied = oci::apply_with(root.into(), &mut reader, how, &mut room);
-        dropped.add(applied.map_err(|error| room.explain(error))?.dropped);
+        let recipe = NewRecipe::begin(&self.mounts, &mut making.work)?;
+        let mut recorder = recipe.recorder()?;
+        let applied = oci::apply_recording(root.into(), &mut reader, how, &mut room, &mut recorder);
+        let applied = applied.map_err(|error| room.explain(error))?;
+        making.dropped.add(applied.dropped);
         let found = reader.finish()?;
+        let recorded = recorder.finish();
+        let recipe = recipe.end(recorded, found.diff_id, &self.mounts, &mut making.work)?;
         room.settle()?;
         mounted.unmount()?;
         self.pool().freeze(&volume)?;
@@ -312,6 +328,7 @@ impl Images {
             volume,
             reused: false,
             blob,
+            recipe,
         })
     }
 
@@ -344,7 +361,7 @@ impl Images {
         self.pool().flush()?;
         let layers = stack
             .iter()
-            .map(StackedLayer::report)
+            .map(|layer| self.report(layer))
             .collect::<Result<_>>()?;
         let names: Vec<String> = names.iter().map(Reference::short).collect();
         Ok(ImportedImage {
@@ -367,9 +384,15 @@ impl Images {
                     blobs::remember(&mut labels, blob);
                 }
                 transaction.set_labels(layer.volume.id(), labels);
+                if let Some(recipe) = layer.recipe.take() {
+                    self.settle_recipe(transaction, chain_id, &recipe)?;
+                }
             }
             (Some(theirs), false) => {
                 transaction.remove(layer.volume.id());
+                if let Some(recipe) = layer.recipe.take() {
+                    transaction.remove(recipe.id());
+                }
                 layer.volume = theirs;
                 layer.reused = true;
             }
@@ -378,6 +401,34 @@ impl Images {
             (Some(present), true) => layer.volume = present,
         }
         Ok(())
+    }
+}
+
+impl Images {
+    /// Names a recipe. It replaces one that an older version left when it removed the layer.
+    fn settle_recipe(
+        &self,
+        transaction: &mut Transaction,
+        chain_id: Digest,
+        recipe: &Volume,
+    ) -> Result<()> {
+        if let Some(left) = record::recipe_volume(self.pool(), chain_id)? {
+            transaction.remove(left.id());
+        }
+        transaction.rename(recipe.id(), &record::recipe_volume_name(chain_id)?);
+        Ok(())
+    }
+
+    fn report(&self, layer: &StackedLayer) -> Result<ImportedLayer> {
+        let LayerRecord {
+            chain_id, diff_id, ..
+        } = layer.record;
+        Ok(ImportedLayer {
+            chain_id,
+            diff_id,
+            own_bytes: self.layer_own_bytes(chain_id)?,
+            reused: layer.reused,
+        })
     }
 }
 
@@ -399,17 +450,6 @@ fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Optio
              has no effect; choose a size for each container instead"
         )
     })
-}
-
-impl StackedLayer {
-    fn report(&self) -> Result<ImportedLayer> {
-        Ok(ImportedLayer {
-            chain_id: self.record.chain_id,
-            diff_id: self.record.diff_id,
-            own_bytes: self.volume.info()?.own_bytes,
-            reused: self.reused,
-        })
-    }
 }
 
 const DIFF_ID_LABEL: &str = "cowshed.diff-id";

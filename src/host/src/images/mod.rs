@@ -1,6 +1,7 @@
 //! Images: stacks of frozen volumes with a record and names. This file lists, inspects and removes
 //! them; `import` makes one from any source, `archive` writes some as an archive, `blobs` offers one to
-//! a registry. They use `layers`, to unpack and to write the layers; `spool` writes them to files.
+//! a registry. They use `layers`, to unpack and to write the layers; `spool` writes them to files,
+//! with the help of the layer's `recipe` byte by byte as they were imported.
 //!
 //! Images are below containers: only the records, in which a container names its image, tell that
 //! an image is in use.
@@ -12,6 +13,7 @@
 mod archive;
 mod blobs;
 mod import;
+mod recipe;
 mod spool;
 
 pub use archive::{ExportedImage, ExportedLayer};
@@ -76,7 +78,7 @@ pub struct LayerDetails {
     pub diff_id: Digest,
     /// Bytes of the uncompressed layer, if known.
     pub size_bytes: Option<u64>,
-    /// Bytes that only its volume holds.
+    /// Bytes that only its volume and its recipe hold.
     pub own_bytes: u64,
     /// The name of its volume.
     pub volume: String,
@@ -169,7 +171,7 @@ impl Images {
                 chain_id: layer.chain_id,
                 diff_id: layer.diff_id,
                 size_bytes: layer.size_bytes,
-                own_bytes: info.own_bytes,
+                own_bytes: self.layer_own_bytes(layer.chain_id)?,
                 volume: info.name.to_string(),
             });
         }
@@ -272,6 +274,9 @@ impl Images {
             for layer in record.layers.iter().rev() {
                 if users.get(&layer.chain_id).copied().unwrap_or(0) <= 1 {
                     transaction.remove(self.layer(layer.chain_id)?.id());
+                    if let Some(recipe) = record::recipe_volume(self.pool(), layer.chain_id)? {
+                        transaction.remove(recipe.id());
+                    }
                     removed.layers.push(layer.chain_id);
                 }
             }
@@ -304,7 +309,7 @@ impl Images {
         let mut own_bytes = 0_u64;
         for layer in &record.layers {
             if users.get(&layer.chain_id).copied().unwrap_or(0) <= 1 {
-                own_bytes = own_bytes.saturating_add(self.layer(layer.chain_id)?.info()?.own_bytes);
+                own_bytes = own_bytes.saturating_add(self.layer_own_bytes(layer.chain_id)?);
             }
         }
         Ok(own_bytes)

@@ -2,15 +2,28 @@
 //! only then.
 
 use super::Images;
+use super::recipe::FromVolume;
 use crate::error::{Error, Result};
 use crate::layers::write_layer;
 use crate::mounts::random_hex;
+use crate::record;
 use cowshed_ext4diff::compare_trees;
+use cowshed_oci::recipe::{self, RecipeError};
 use cowshed_oci::{Compression, Digest, LayerBlob, LayerSummary, LayerWriter};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read};
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// A layer that is wanted in a file.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    /// The identity of the stack up to it.
+    pub(super) chain_id: Digest,
+    /// The digest of its tar.
+    pub(super) diff_id: Digest,
+}
 
 /// A layer, compressed in a file.
 pub(super) struct Spooled {
@@ -19,16 +32,19 @@ pub(super) struct Spooled {
 }
 
 impl Images {
-    /// Writes the layer that completes the stack `chain_id` to `file`; `below` is the stack without
-    /// it.
+    /// Writes a layer to `file`; `below` is the stack without it. The layer has another digest than
+    /// the wanted one if it has no recipe that fits.
     pub(super) fn spool_layer(
         &self,
         below: Option<Digest>,
-        chain_id: Digest,
+        wanted: Wanted,
         compression: Compression,
         file: File,
     ) -> Result<Spooled> {
-        let new = self.mounts.view(&self.layer(chain_id)?)?;
+        let new = self.mounts.view(&self.layer(wanted.chain_id)?)?;
+        if let Some(summary) = self.rebuild(wanted, new.path(), compression, &file)? {
+            return Ok(Spooled { file, summary });
+        }
         let changes = match below {
             Some(below) => {
                 let base = self.mounts.view(&self.layer(below)?)?;
@@ -45,6 +61,39 @@ impl Images {
             .into_inner()
             .map_err(|error| spool_failed(error.into_error()))?;
         Ok(Spooled { file, summary })
+    }
+}
+
+impl Images {
+    /// Writes a layer to `file` as it was imported; `None` if it has no recipe that fits, and then
+    /// the file is empty.
+    fn rebuild(
+        &self,
+        wanted: Wanted,
+        root: &Path,
+        compression: Compression,
+        file: &File,
+    ) -> Result<Option<LayerSummary>> {
+        let Some(volume) = record::recipe_volume(self.pool(), wanted.chain_id)? else {
+            return Ok(None);
+        };
+        let root = File::open(root).map_err(Error::io("open", root))?;
+        let out = BufWriter::new(file);
+        let rebuilt = recipe::rebuild(FromVolume::new(volume), root.as_fd(), out, compression);
+        let fault = match rebuilt {
+            Ok((mut out, summary)) if summary.diff_id == wanted.diff_id => {
+                out.flush().map_err(spool_failed)?;
+                return Ok(Some(summary));
+            }
+            // It is the recipe of another tar.
+            Ok(_) => RecipeError::Digest,
+            Err(RecipeError::Failed(error)) => return Err(error.into()),
+            Err(fault) => fault,
+        };
+        tracing::warn!(layer = %wanted.diff_id, %fault, "a layer is not written as it was imported");
+        file.set_len(0).map_err(spool_failed)?;
+        (&*file).rewind().map_err(spool_failed)?;
+        Ok(None)
     }
 }
 

@@ -4,9 +4,9 @@
 //! mode (a change of owner clears setuid), mode before attributes (a change of mode rewrites an
 //! ACL), times last.
 
-use super::{Applier, Place, content, normalize, remove, split, time_spec};
+use super::{Applier, Archive, Place, content, normalize, remove, split, time_spec};
 use crate::error::{Error, HeaderFault, Printable, Result};
-use crate::tarball::{Entry, HOST_XATTRS, Kind, TarReader};
+use crate::tarball::{Entry, HOST_XATTRS, Kind};
 use cowshed_sys::{beneath, xattr};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -26,7 +26,7 @@ impl Applier {
         &mut self,
         place: &Place<'_>,
         entry: &Entry,
-        archive: &mut TarReader<impl Read>,
+        archive: &mut Archive<'_, '_, impl Read>,
     ) -> Result<()> {
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -40,7 +40,12 @@ impl Applier {
             )
             .map(File::from)
         })?;
-        self.applied.written_bytes += content::write(&file, entry, archive, &mut self.buffer)?;
+        archive
+            .inner_mut()
+            .begin_content(place.path, &entry.segments);
+        let written = content::write(&file, entry, archive, &mut self.buffer)?;
+        archive.inner_mut().end_content();
+        self.applied.written_bytes += written;
         Self::inherited(&file, place)?;
         self.metadata(&file, entry)?;
         futimens(

@@ -28,6 +28,7 @@ mod tests;
 use super::dropped::{Dropped, Loss};
 use super::error::{Error, HeaderFault, Printable, Result};
 use super::limits::{COPY_BUFFER_BYTES, DEPTH_MAX, READ_BUFFER_BYTES};
+use super::recipe::{Recorder, Recording};
 use super::tarball::{Entry, Kind, TarReader, Time};
 use cowshed_format::base::cancel;
 use cowshed_sys::aligned::AlignedBuffer;
@@ -123,7 +124,32 @@ pub fn apply_with(
     options: ApplyOptions,
     room: &mut dyn Room,
 ) -> Result<Applied> {
-    let mut archive = TarReader::new(BufReader::with_capacity(READ_BUFFER_BYTES, layer));
+    apply_to(root, layer, options, room, None)
+}
+
+/// As [`apply_with`], and records the recipe of the stream.
+///
+/// # Errors
+/// As [`apply_with`]. An error of recording is known at its end.
+pub fn apply_recording(
+    root: OwnedFd,
+    layer: impl Read,
+    options: ApplyOptions,
+    room: &mut dyn Room,
+    recorder: &mut Recorder<'_>,
+) -> Result<Applied> {
+    apply_to(root, layer, options, room, Some(recorder))
+}
+
+fn apply_to(
+    root: OwnedFd,
+    layer: impl Read,
+    options: ApplyOptions,
+    room: &mut dyn Room,
+    recorder: Option<&mut Recorder<'_>>,
+) -> Result<Applied> {
+    let layer = BufReader::with_capacity(READ_BUFFER_BYTES, layer);
+    let mut archive = TarReader::new(Recording::new(layer, recorder));
     let mut applier = Applier {
         parents: Parents::new(root),
         added: Added::default(),
@@ -160,6 +186,9 @@ pub fn apply_with(
     Ok(applied)
 }
 
+/// The archive that is applied.
+type Archive<'r, 'w, R> = TarReader<Recording<'r, 'w, R>>;
+
 struct Applier {
     parents: Parents,
     added: Added,
@@ -176,7 +205,7 @@ struct Place<'a> {
 }
 
 impl Applier {
-    fn entry(&mut self, entry: &Entry, archive: &mut TarReader<impl Read>) -> Result<()> {
+    fn entry(&mut self, entry: &Entry, archive: &mut Archive<'_, '_, impl Read>) -> Result<()> {
         let path = normalize(&entry.path)?;
         let Some((parent, name)) = split(&path) else {
             return self.root(entry);

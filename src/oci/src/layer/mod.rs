@@ -11,9 +11,13 @@
 //! the sparse form of PAX (GNU tar's 1.0), since a file system may claim more zeros than can be
 //! written.
 
-use super::compression::{Compression, Encoder};
+mod packed;
+
+pub(crate) use packed::Packed;
+
+use super::compression::Compression;
 use super::data_map::DataMap;
-use super::digest::{Digest, HashingWriter};
+use super::digest::Digest;
 use super::error::{Error, HeaderFault, Printable, Result};
 use super::limits::{COPY_BUFFER_BYTES, PAX_BYTES_MAX, PLAIN_HOLES_BYTES_MAX};
 use super::tarball::{HOST_XATTRS, RECORD_BYTES, Segment, Time, format_time, put_record};
@@ -59,8 +63,7 @@ pub struct LayerSummary {
 
 /// The writer of one layer.
 pub struct LayerWriter<W: Write> {
-    out: HashingWriter<Encoder<HashingWriter<W>>>,
-    compression: Compression,
+    out: Packed<W>,
     /// The latest modification time in the layer; later ones are replaced by it.
     latest: Option<Time>,
     /// The first name of every file that has several, by device and inode.
@@ -78,11 +81,8 @@ impl<W: Write> LayerWriter<W> {
     /// # Errors
     /// `Io` if the compressor cannot start.
     pub fn new(inner: W, compression: Compression) -> Result<Self> {
-        let encoder = Encoder::new(HashingWriter::new(inner), compression)
-            .map_err(|source| Error::io("start the compressor", source))?;
         Ok(Self {
-            out: HashingWriter::new(encoder),
-            compression,
+            out: Packed::new(inner, compression)?,
             latest: None,
             first_names: HashMap::new(),
             plain_holes_bytes: PLAIN_HOLES_BYTES_MAX,
@@ -183,16 +183,7 @@ impl<W: Write> LayerWriter<W> {
     pub fn finish(mut self) -> Result<(W, LayerSummary)> {
         let failed = |source| Error::io("write the layer", source);
         self.out.write_all(&[0; 2 * RECORD_BYTES]).map_err(failed)?;
-        let (encoder, content) = self.out.into_parts();
-        let (inner, blob) = encoder.finish().map_err(failed)?.into_parts();
-        let summary = LayerSummary {
-            diff_id: content.digest(),
-            size_bytes: content.len_bytes(),
-            blob_digest: blob.digest(),
-            blob_size_bytes: blob.len_bytes(),
-            compression: self.compression,
-        };
-        Ok((inner, summary))
+        self.out.finish()
     }
 
     fn header(&mut self, record: &Record) -> Result<()> {

@@ -68,6 +68,11 @@ impl<R: Read> TarReader<R> {
         }
     }
 
+    /// Returns the underlying stream.
+    pub(crate) const fn inner_mut(&mut self) -> &mut R {
+        &mut self.inner
+    }
+
     /// Returns the omissions so far.
     pub(crate) fn into_dropped(self) -> Dropped {
         self.dropped
