@@ -181,52 +181,67 @@ fn one(
     bytes != before || rot == Rot::Unreadable
 }
 
-/// Each block of data and of maps has rotted on one of two sides, and a third one gets all of them
-/// right, as do these.
+/// Each block of data and of maps has rotted on one of two sides, or cannot be read on the first one,
+/// and a third one gets all of them right, as do these.
 #[test]
 fn what_has_rotted_on_one_side_is_not_copied_to_a_new_one() {
-    for closed in [true, false] {
-        for replaces in [false, true] {
-            let (mut images, expected) = golden(closed);
-            let blocks = in_use(&images[0]);
-            let layout = superblock(&images[0]).layout;
-            let first = layout.bitmap_slot(0, 1).0 + (group::SLOT_BYTES as u64) / BLOCK;
-            let is_content = |block: &&u64| **block >= first && **block < layout.block_count() - 2;
-            let mut rotten = 0;
-            for (index, block) in blocks.iter().filter(is_content).enumerate() {
-                let mut bytes = vec![0; 4096];
-                images[index % 2].read(&mut bytes, block * BLOCK);
-                bytes[777] ^= 4;
-                images[index % 2].apply(&RecordedOp::Write {
-                    offset_bytes: block * BLOCK,
-                    bytes: bytes.into(),
-                    mapped: false,
-                });
-                rotten += 1;
-            }
-            assert!(rotten > 80, "{rotten}");
-            let pool = Pool::open(assembled(of_images(&images)).unwrap(), &options()).unwrap();
-            let blank = Arc::new(MemoryDevice::new(life::POOL_BYTES)) as Arc<dyn Device>;
-            let third = Arc::clone(&blank);
-            let new = cowshed_engine::NewSide {
-                path: super::world::path(2),
-                open: Box::new(move |_| Ok(third)),
-                force: false,
-            };
-            let (old, mut tell) = (super::world::path(0), |_, _| true);
-            match replaces {
-                true => pool.replace_side(&old, new, &mut tell).unwrap(),
-                false => pool.add_side(new, &mut tell).unwrap(),
-            }
-            assert!(!pool.status().unwrap().degraded);
-            let report = pool.scrub(&mut tell).unwrap();
-            assert_eq!((report.bad.len(), report.healed), (0, 0));
-            pool.close().unwrap();
-            drop(pool);
-            let alone = Pool::open(assembled([(2, blank)]).unwrap(), &options()).unwrap();
-            assert!(read_state(&alone).unwrap() == expected, "closed {closed}");
+    for (closed, replaces) in [(true, false), (true, true), (false, false), (false, true)] {
+        for rot in [Rot::Flipped, Rot::Unreadable] {
+            copy_from_rotten_sides(closed, replaces, rot);
         }
     }
+}
+
+/// The blocks of the first side have `rot`, and those of the second one a flipped bit, in turn.
+fn copy_from_rotten_sides(closed: bool, replaces: bool, rot: Rot) {
+    let (mut images, expected) = golden(closed);
+    let layout = superblock(&images[0]).layout;
+    let first = layout.bitmap_slot(0, 1).0 + (group::SLOT_BYTES as u64) / BLOCK;
+    let is_content = |block: &u64| *block >= first && *block < layout.block_count() - 2;
+    let mut blocks = in_use(&images[0]);
+    blocks.retain(is_content);
+    assert!(blocks.len() > 80, "{}", blocks.len());
+    for (index, block) in blocks.iter().enumerate() {
+        if index % 2 == 0 && rot == Rot::Unreadable {
+            continue;
+        }
+        let mut bytes = vec![0; 4096];
+        images[index % 2].read(&mut bytes, block * BLOCK);
+        bytes[777] ^= 4;
+        images[index % 2].apply(&RecordedOp::Write {
+            offset_bytes: block * BLOCK,
+            bytes: bytes.into(),
+            mapped: false,
+        });
+    }
+    let mut devices = of_images(&images);
+    if rot == Rot::Unreadable {
+        let faulty = Arc::new(FaultyDevice::new(Arc::clone(&devices[0].1)));
+        let spoiled = blocks.iter().step_by(2);
+        spoiled.for_each(|block| faulty.spoil(BlockAddr(*block)));
+        devices[0].1 = faulty;
+    }
+    let pool = Pool::open(assembled(devices).unwrap(), &options()).unwrap();
+    let blank = Arc::new(MemoryDevice::new(life::POOL_BYTES)) as Arc<dyn Device>;
+    let third = Arc::clone(&blank);
+    let new = cowshed_engine::NewSide {
+        path: super::world::path(2),
+        open: Box::new(move |_| Ok(third)),
+        force: false,
+    };
+    let (old, mut tell) = (super::world::path(0), |_, _| true);
+    match replaces {
+        true => pool.replace_side(&old, new, &mut tell).unwrap(),
+        false => pool.add_side(new, &mut tell).unwrap(),
+    }
+    assert!(!pool.status().unwrap().degraded);
+    let report = pool.scrub(&mut tell).unwrap();
+    let what = format!("closed {closed}, replaces {replaces}, {rot:?}");
+    assert_eq!((report.bad.len(), report.healed), (0, 0), "{what}");
+    pool.close().unwrap();
+    drop(pool);
+    let alone = Pool::open(assembled([(2, blank)]).unwrap(), &options()).unwrap();
+    assert!(read_state(&alone).unwrap() == expected, "{what}");
 }
 
 #[test]

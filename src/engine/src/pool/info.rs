@@ -385,8 +385,8 @@ pub enum ScrubFaultKind {
     Bitmap,
     /// A superblock or its copy.
     Superblock,
-    /// One of two copies of a map node or of a block of the catalogue, which could not be written
-    /// anew; the other one is good.
+    /// One of two copies of a map node or of a block of the catalogue, or a block of data on one side
+    /// of a mirror, which could not be written anew; another one is good.
     Copy,
 }
 

@@ -17,6 +17,7 @@
 use super::handle::Pool;
 use super::open::find_superblock;
 use super::shared::Shared;
+use super::sides::is_slot;
 use crate::map::{Tree, Unread, young_leaf};
 use crate::space::{BlockRun, Places};
 use cowshed_format::base::background_yield::{self, Background};
@@ -226,23 +227,45 @@ impl Copying<'_> {
         let mut visit = |pointer: Pointer| {
             let is_right = |bytes: &[u8]| crc32(bytes) == pointer.crc();
             for place in pointer.places(groups_start) {
-                let (mut block, at) = ([0; BLOCK_BYTES], place.offset_bytes());
                 if outcome.is_err() || !differing.has(place) {
                     continue;
                 }
                 // What no side has right is lost, unless the block is another's by now.
-                let found = mirror.read_verified(&mut block, at, true, &is_right);
-                if found.is_ok_and(|found| found) {
-                    differing.remove(place);
-                    outcome = mirror.copy(side, at, BLOCK_BYTES).map(drop);
+                match copy_right(mirror, side, place, BLOCK_BYTES, &is_right) {
+                    Ok(true) => differing.remove(place),
+                    Ok(false) => {}
+                    Err(error) => outcome = Err(error),
                 }
             }
         };
         let no_reclaim = self.shared.reclaiming.lock();
-        self.walk_catalogue(Generation(0), &mut visit)?;
-        self.walk_volumes(Generation(0), &mut visit)?;
+        let is_complete = self.walk_catalogue(Generation(0), &mut visit)?
+            & self.walk_volumes(Generation(0), &mut visit)?;
         drop(no_reclaim);
+        if !is_complete && differing.count() > 0 {
+            tracing::warn!(
+                blocks = differing.count(),
+                "blocks that the sides do not have alike were copied, and nothing tells which is right"
+            );
+        }
         outcome
+    }
+
+    /// Copies a structure anew that the good sides do not have alike.
+    fn verify_structure(
+        &mut self,
+        start: BlockAddr,
+        len_bytes: usize,
+        is_sound: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<()> {
+        let places = (start.0..start.0 + (len_bytes / BLOCK_BYTES) as u64).map(BlockAddr);
+        if !places.clone().any(|place| self.differing.has(place)) {
+            return Ok(());
+        }
+        if copy_right(self.mirror, self.side, start, len_bytes, is_sound)? {
+            places.for_each(|place| self.differing.remove(place));
+        }
+        Ok(())
     }
 
     /// Returns the blocks that the side may lack.
@@ -313,6 +336,8 @@ impl Copying<'_> {
                 if !self.range(addr.offset_bytes(), BLOCK)? {
                     return Ok(false);
                 }
+                let is_sound = |bytes: &[u8]| Superblock::decode(bytes).is_ok();
+                self.verify_structure(addr, BLOCK_BYTES, &is_sound)?;
             }
         }
         let used = self.shared.log.used_range();
@@ -327,10 +352,12 @@ impl Copying<'_> {
         }
         for number in 0..superblock.groups_initialized {
             for slot in [0, 1] {
-                let at = layout.bitmap_slot(number, slot).offset_bytes();
-                if !self.range(at, SLOT_BYTES as u64)? {
+                let addr = layout.bitmap_slot(number, slot);
+                if !self.range(addr.offset_bytes(), SLOT_BYTES as u64)? {
                     return Ok(false);
                 }
+                let is_sound = |bytes: &[u8]| is_slot(bytes, &superblock, number);
+                self.verify_structure(addr, SLOT_BYTES, &is_sound)?;
             }
         }
         Ok(true)
@@ -399,6 +426,19 @@ impl Copying<'_> {
         }
         Ok(true)
     }
+}
+
+/// Copies what one good side has right, and writes it anew on those that do not; false if none has.
+fn copy_right(
+    mirror: &MirrorDevice,
+    side: &Side,
+    addr: BlockAddr,
+    len_bytes: usize,
+    is_right: &dyn Fn(&[u8]) -> bool,
+) -> Result<bool> {
+    let (mut bytes, at) = (vec![0; len_bytes], addr.offset_bytes());
+    let found = mirror.read_verified(&mut bytes, at, true, is_right);
+    Ok(found.is_ok_and(|found| found) && mirror.copy_right(side, at, len_bytes, is_right)?)
 }
 
 /// A walk through one map for what was born after a generation.

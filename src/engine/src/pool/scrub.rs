@@ -21,7 +21,7 @@ use cowshed_format::base::{
 use cowshed_format::device::Device;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -71,20 +71,22 @@ impl Pool {
             healed_before: shared.healed_on_sides(),
             bad_before: start.bad,
         };
+        let healed = AtomicU64::new(0);
         let goes_on = thread::scope(|scope| -> Result<bool> {
-            let verifier = Verifier::start(scope, shared);
+            let mut verifier = Verifier::start(scope, shared, &healed);
             for (core, branch) in &volumes {
                 let from = if core.id == start.volume {
                     start.block
                 } else {
                     0
                 };
-                if !scrub.volume(&verifier, core, *branch, from)? {
+                if !scrub.volume(&mut verifier, core, *branch, from)? {
                     return Ok(false);
                 }
             }
             Ok(true)
         });
+        scrub.report.healed += healed.into_inner();
         if !goes_on? || !scrub.structures()? {
             return Ok(scrub.end());
         }
@@ -245,8 +247,9 @@ const POSITION_KEY: &[u8] = b"scrub";
 const LAST_KEY: &[u8] = b"scrubbed";
 /// Number of blocks read between two stores of the position.
 const KEEP_EVERY_BLOCKS: u64 = 1 << 16;
-/// Number of blocks from which on they make a batch (2 MiB), and of batches that are read at a time.
-const BATCH_BLOCKS: u64 = 512;
+/// Least number of blocks of a batch (2 MiB) that is not the last one of a volume.
+const BATCH_BLOCKS_MIN: u64 = 512;
+/// Number of batches that are verified at the same time.
 const BATCHES: usize = 2;
 /// Time between two looks whether a scrub that waits for another one is to stop.
 const WAIT_STEP: Duration = Duration::from_millis(100);
@@ -438,7 +441,7 @@ impl Scrub<'_> {
     /// stop.
     fn volume<'a>(
         &mut self,
-        verifier: &Verifier<'a>,
+        verifier: &mut Verifier<'a>,
         core: &'a VolumeCore,
         branch: Generation,
         from: u64,
@@ -472,21 +475,20 @@ impl Scrub<'_> {
                     }
                 }
             }
-            let (kind, bad, position) = if let Some(batch) = batches.pop_front() {
+            let (bad, position) = if let Some(batch) = batches.pop_front() {
                 let (block, blocks) = (batch.end, batch.blocks);
-                let verified = batch.wait();
+                let bad = batch.wait();
                 self.report.blocks += blocks;
-                self.report.healed += verified.healed;
-                (ScrubFaultKind::Data, verified.bad, Some(block))
+                (bad, Some(block))
             } else if let Some((kind, range, error)) = other.take() {
-                (kind, vec![(range, error)], None)
+                (vec![(kind, range, error)], None)
             } else {
                 return Ok(true);
             };
             if subject.is_left_out(self.pool) {
                 return Ok(true);
             }
-            for (range, error) in bad {
+            for (kind, range, error) in bad {
                 self.shared.check_open()?;
                 self.fault(kind, core.id, range, &error);
             }
@@ -497,12 +499,13 @@ impl Scrub<'_> {
             }
         }
     }
-    /// Returns the data from `first` on that is read at a time: ranges whose blocks lie side by side.
+
+    /// Returns ranges of data from `first` on that make a batch; the blocks of each lie side by side.
     fn neighbours(&mut self, subject: &Subject<'_>, first: Range<u64>) -> Vec<Range<u64>> {
         let mut blocks = first.end - first.start;
         let mut end = first.end;
         let mut ranges = vec![first];
-        while blocks < BATCH_BLOCKS
+        while blocks < BATCH_BLOCKS_MIN
             && let Some(Own::Data(range)) = self.next(subject, end)
         {
             blocks += range.end - range.start;
@@ -520,7 +523,7 @@ impl Scrub<'_> {
             bad: self.bad_before + self.report.bad.len() as u64 + self.report.bad_omitted,
         };
         let blocks = self.report.blocks;
-        if blocks - self.told < BATCH_BLOCKS {
+        if blocks - self.told < BATCH_BLOCKS_MIN {
             return Ok(true);
         }
         self.told = blocks;

@@ -198,7 +198,7 @@ fn make_equal(mirror: &MirrorDevice, chosen: SideId, superblock: &Superblock) ->
 }
 
 /// Returns true if the bytes of a bitmap slot are whole, or were never written.
-fn is_slot(bytes: &[u8], superblock: &Superblock, number: u64) -> bool {
+pub(super) fn is_slot(bytes: &[u8], superblock: &Superblock, number: u64) -> bool {
     let Ok(bytes) = <&[u8; SLOT_BYTES]>::try_from(bytes) else {
         return false;
     };

@@ -15,6 +15,7 @@ mod fail_stop;
 #[cfg(any(test, feature = "testing"))]
 mod faulty;
 mod file;
+mod medium;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
 pub mod mirror;
@@ -26,6 +27,7 @@ pub use fail_stop::{Alarm, FailStopDevice};
 #[cfg(any(test, feature = "testing"))]
 pub use faulty::{Effect, Fault, FaultyDevice, Lasting, Operation};
 pub use file::{CreateFile, FileDevice, FileOptions, NewDevice, lock_pool};
+pub use medium::{Medium, OnMedium};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::{DeviceImage, MemoryDevice, RecordedOp, Recording};
 pub use mirror::MirrorDevice;

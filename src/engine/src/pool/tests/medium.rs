@@ -5,14 +5,18 @@ use cowshed_format::Pointer;
 use cowshed_format::base::{BLOCK_BYTES, Result};
 use cowshed_format::device::MirrorDevice;
 use cowshed_format::device::mirror::Found;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// A device and what its host has in memory, which reads get.
 #[derive(Clone)]
 struct Hosted {
     memory: Arc<MemoryDevice>,
     medium: Arc<MemoryDevice>,
+    /// The error of reads of the medium; 0 if they succeed.
+    errno: Arc<AtomicI32>,
+    refuses_writes: Arc<AtomicBool>,
 }
 
 impl Hosted {
@@ -21,7 +25,13 @@ impl Hosted {
         Self {
             memory: device(),
             medium: device(),
+            errno: Arc::default(),
+            refuses_writes: Arc::default(),
         }
+    }
+
+    fn rot(&self, (addr, _): &(u64, Vec<u8>)) {
+        self.medium.write_at(&[0; BLOCK_BYTES], *addr).unwrap();
     }
 
     fn both(&self, change: impl Fn(&MemoryDevice) -> Result<()>) -> Result<()> {
@@ -46,13 +56,12 @@ impl Device for Hosted {
         self.memory.read_at(buf, offset_bytes).is_ok()
     }
     fn medium(&self) -> Option<Box<dyn Device>> {
-        let medium = Arc::clone(&self.medium);
-        Some(Box::new(Self {
-            memory: Arc::clone(&medium),
-            medium,
-        }))
+        Some(Box::new(Direct(self.clone())))
     }
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
+        if self.refuses_writes.load(Ordering::Relaxed) {
+            return Err(io_error("write", libc::EIO));
+        }
         self.both(|device| device.write_at(buf, offset_bytes))
     }
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset_bytes: u64) -> Result<()> {
@@ -75,6 +84,49 @@ impl Device for Hosted {
     }
     fn host_bytes(&self) -> Result<u64> {
         self.memory.host_bytes()
+    }
+}
+
+fn io_error(action: &'static str, errno: i32) -> Error {
+    Error::io(action, io::Error::from_raw_os_error(errno))
+}
+
+/// Reads the medium.
+struct Direct(Hosted);
+
+impl Device for Direct {
+    fn len_bytes(&self) -> u64 {
+        self.0.len_bytes()
+    }
+    fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<()> {
+        match self.0.errno.load(Ordering::Relaxed) {
+            0 => self.0.medium.read_at(buf, offset_bytes),
+            errno => Err(io_error("read", errno)),
+        }
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+    fn write_vectored_at(&self, _: &[IoSlice<'_>], _: u64) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+    fn grow(&self, _: u64) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+    fn map_log(&self, _: u64, _: u64) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+    fn store_log(&self, _: u64, _: &[u8]) -> Result<()> {
+        Err(Error::ReadOnly)
+    }
+    fn host_bytes(&self) -> Result<u64> {
+        self.0.host_bytes()
     }
 }
 
@@ -112,9 +164,7 @@ fn a_block_that_the_host_has_in_memory_is_written_anew_on_the_medium() {
     let pool = Pool::open(Arc::new(device.clone()), &options()).unwrap();
     let volume = filled(&pool);
     let blocks = ROTTEN.map(|block| block_of(&pool, &volume, block));
-    for (addr, _) in &blocks {
-        device.medium.write_at(&[0; BLOCK_BYTES], *addr).unwrap();
-    }
+    blocks.iter().for_each(|block| device.rot(block));
     let report = pool.scrub(&mut |_, _| true).unwrap();
     assert!(report.finished && report.bad.is_empty(), "{report:?}");
     assert_eq!(report.healed, ROTTEN.len() as u64);
@@ -154,9 +204,8 @@ fn a_block_that_was_written_meanwhile_is_not_written_over() {
     assert!(device.has_on_medium(addr, &fresh));
 }
 
-#[test]
-fn a_side_gets_back_what_its_host_has_in_memory_or_another_side_has() {
-    let devices = [Hosted::new(), Hosted::new()];
+/// Opens a new pool on several devices.
+fn mirrored(devices: &[Hosted]) -> Pool {
     let found = || {
         let found = |(number, device): (usize, &Hosted)| Found {
             path: PathBuf::from(format!("/side/{number}")),
@@ -167,16 +216,21 @@ fn a_side_gets_back_what_its_host_has_in_memory_or_another_side_has() {
     let mirror = MirrorDevice::new(found()).unwrap();
     Pool::create(&mirror, &CreateOptions::default()).unwrap();
     let mirror = MirrorDevice::assemble(found()).unwrap();
-    let pool = Pool::open(Arc::new(mirror), &options()).unwrap();
+    Pool::open(Arc::new(mirror), &options()).unwrap()
+}
+
+#[test]
+fn a_side_gets_back_what_its_host_has_in_memory_or_another_side_has() {
+    let devices = [Hosted::new(), Hosted::new()];
+    let pool = mirrored(&devices);
     let volume = filled(&pool);
     let blocks = ROTTEN.map(|block| block_of(&pool, &volume, block));
-    for (number, (addr, _)) in blocks.iter().enumerate() {
-        let zeros = [0; BLOCK_BYTES];
+    for (number, block) in blocks.iter().enumerate() {
         let device = &devices[number % 2];
         if number < 2 {
-            device.medium.write_at(&zeros, *addr).unwrap();
+            device.rot(block);
         } else {
-            device.write_at(&zeros, *addr).unwrap();
+            device.write_at(&[0; BLOCK_BYTES], block.0).unwrap();
         }
     }
     let report = pool.scrub(&mut |_, _| true).unwrap();
@@ -188,5 +242,52 @@ fn a_side_gets_back_what_its_host_has_in_memory_or_another_side_has() {
                 .iter()
                 .all(|(at, bytes)| device.has_on_medium(*at, bytes))
         );
+    }
+}
+
+#[test]
+fn a_host_without_direct_reads_has_nothing_written_anew() {
+    for sides in 1..=2 {
+        let devices: Vec<_> = (0..sides).map(|_| Hosted::new()).collect();
+        let pool = mirrored(&devices);
+        let volume = filled(&pool);
+        let block = block_of(&pool, &volume, ROTTEN[0]);
+        devices[0].rot(&block);
+        for errno in [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOMEM] {
+            devices[0].errno.store(errno, Ordering::Relaxed);
+            let report = pool.scrub(&mut |_, _| true).unwrap();
+            assert!(report.finished && report.bad.is_empty(), "{report:?}");
+            assert_eq!(report.healed, 0);
+            assert!(devices[0].has_on_medium(block.0, &[0; BLOCK_BYTES]));
+        }
+    }
+}
+
+#[test]
+fn a_block_that_cannot_be_written_anew_is_reported() {
+    let device = Hosted::new();
+    Pool::create(&device, &CreateOptions::default()).unwrap();
+    let single = Pool::open(Arc::new(device.clone()), &options()).unwrap();
+    let sides = [Hosted::new(), Hosted::new()];
+    let mirror = mirrored(&sides);
+    for (pool, device, kind) in [
+        (single, &device, ScrubFaultKind::Data),
+        (mirror, &sides[0], ScrubFaultKind::Copy),
+    ] {
+        let volume = filled(&pool);
+        let block = block_of(&pool, &volume, ROTTEN[1]);
+        device.rot(&block);
+        device.refuses_writes.store(true, Ordering::Relaxed);
+        let mut scrub = |_, _| true;
+        let report = pool.scrub(&mut scrub);
+        device.refuses_writes.store(false, Ordering::Relaxed);
+        let report = report.unwrap();
+        let bad: Vec<_> = report
+            .bad
+            .iter()
+            .map(|it| (it.kind, it.offset_bytes))
+            .collect();
+        assert_eq!(bad, [(kind, ROTTEN[1] * BLOCK_BYTES as u64)]);
+        assert_eq!(report.healed, 0);
     }
 }

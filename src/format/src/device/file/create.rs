@@ -10,6 +10,7 @@ use super::open::{lock, open_locked, opening};
 use super::{FileDevice, FileOptions, Host, host_len_bytes};
 use crate::base::{Error, Result};
 use cowshed_sys::extent;
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
@@ -147,8 +148,8 @@ impl FileDevice {
     }
 }
 
-/// Makes an empty file that has its name only once it is locked. Where the host knows no files without
-/// a name, another process can lock it first: it is that one's then.
+/// Makes an empty file that has its name only once it is locked. Where the host makes no files without
+/// a name or does not name them later, another process can lock it first, and this one gets an error.
 fn make_locked(path: &Path) -> Result<File> {
     let failed = |source| Error::io("create the pool", source);
     let mut options = OpenOptions::new();
@@ -162,20 +163,20 @@ fn make_locked(path: &Path) -> Result<File> {
             lock(&file, false)?;
             let own = format!("/proc/self/fd/{}", file.as_raw_fd());
             let follow = AtFlags::AT_SYMLINK_FOLLOW;
-            linkat(AT_FDCWD, own.as_str(), AT_FDCWD, path, follow)
-                .map_err(|errno| failed(errno.into()))?;
-            Ok(file)
+            match linkat(AT_FDCWD, own.as_str(), AT_FDCWD, path, follow) {
+                Ok(()) => return Ok(file),
+                Err(Errno::EEXIST) => return Err(failed(Errno::EEXIST.into())),
+                Err(errno) => tracing::debug!(%errno, "a nameless file gets no name"),
+            }
         }
         // A kernel or host without them takes the folder for the file.
         Err(error)
-            if extent::is_unsupported(&error) || error.raw_os_error() == Some(libc::EISDIR) =>
-        {
-            let file = options.create_new(true).open(path).map_err(failed)?;
-            lock(&file, false)?;
-            Ok(file)
-        }
-        Err(error) => Err(failed(error)),
+            if extent::is_unsupported(&error) || error.raw_os_error() == Some(libc::EISDIR) => {}
+        Err(error) => return Err(failed(error)),
     }
+    let file = options.create_new(true).open(path).map_err(failed)?;
+    lock(&file, false)?;
+    Ok(file)
 }
 
 /// Gives an empty or overwritten file its length, durably. On failure the file is left empty.

@@ -208,7 +208,8 @@ impl MirrorDevice {
 
     /// Copies a range from the good sides to one that joins, whatever that has in memory: a host may
     /// have what it failed to write. What no good side can read is left out: it is lost on all of
-    /// them. Returns the blocks that the good sides do not have alike: it has what one of them has.
+    /// them. Returns the blocks that not all good sides are known to have alike: the side has what one
+    /// of them has.
     ///
     /// # Errors
     /// `Interrupted` when the side failed or was removed.
@@ -216,22 +217,50 @@ impl MirrorDevice {
         let mut bytes = vec![0; len_bytes];
         let _copying = self.writing.write();
         self.check()?;
-        let differing = self.read_compared(&mut bytes, offset_bytes);
-        if differing.is_some() {
-            copy_bytes(side, offset_bytes, &bytes)?;
-        } else {
-            for (block, at) in bytes.chunks_mut(BLOCK_BYTES).zip(0..) {
-                let offset_bytes = offset_bytes + at * BLOCK_BYTES as u64;
-                if let Err(error) = self.read_any(block, offset_bytes) {
-                    tracing::warn!(offset_bytes, %error, "a block cannot be copied to a side");
-                    continue;
+        let mut differing = Vec::new();
+        match self.read_compared(&mut bytes, offset_bytes) {
+            Some(unlike) => {
+                copy_bytes(side, offset_bytes, &bytes)?;
+                differing = unlike;
+            }
+            None => {
+                // Each side may lack another block.
+                for (block, at) in bytes.chunks_mut(BLOCK_BYTES).zip(0..) {
+                    let offset_bytes = offset_bytes + at * BLOCK_BYTES as u64;
+                    if let Err(error) = self.read_any(block, offset_bytes) {
+                        tracing::warn!(offset_bytes, %error, "a block cannot be copied to a side");
+                        continue;
+                    }
+                    copy_bytes(side, offset_bytes, block)?;
+                    differing.push(BlockAddr(offset_bytes / BLOCK_BYTES as u64));
                 }
-                copy_bytes(side, offset_bytes, block)?;
             }
         }
         let copied = &side.progress.copied_bytes;
         copied.fetch_add(len_bytes as u64, Ordering::Relaxed);
-        Ok(differing.unwrap_or_default())
+        Ok(differing)
+    }
+
+    /// Copies a range to a side that joins from a good one whose bytes are accepted; returns false if
+    /// there is none.
+    ///
+    /// # Errors
+    /// `Interrupted` when the side failed or was removed.
+    pub fn copy_right(
+        &self,
+        side: &Side,
+        offset_bytes: u64,
+        len_bytes: usize,
+        accept: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
+        let mut bytes = vec![0; len_bytes];
+        let _copying = self.writing.write();
+        self.check()?;
+        let is_found = self.read_right(&mut bytes, offset_bytes, accept);
+        if is_found {
+            copy_bytes(side, offset_bytes, &bytes)?;
+        }
+        Ok(is_found)
     }
 
     /// Makes a side good that has got everything it lacked.

@@ -5,32 +5,37 @@
 //! - A place is written only with the bytes that the same side has there in memory, while nothing else
 //!   changes it (`writing`).
 
-use super::super::Device;
+use super::super::{Medium, OnMedium};
 use super::MirrorDevice;
 use super::side::Side;
 use crate::base::sync::atomic::Ordering;
 use std::sync::Arc;
 
-/// The good sides and what reads their media, for the thread that made it and those that it starts.
-pub struct Media(Vec<Reader>);
-
-struct Reader {
-    side: Arc<Side>,
-    /// `None` if the side's own reads are all that there is.
-    medium: Option<Box<dyn Device>>,
+/// The sides and what reads their media, for the thread that made it and those that it starts.
+pub struct Media {
+    sides: Arc<Vec<Arc<Side>>>,
+    /// One for each side.
+    media: Vec<Medium>,
 }
 
 impl MirrorDevice {
-    /// Returns the media of the sides that are good now.
+    /// Returns the media of the sides.
     #[must_use]
     pub fn media(&self) -> Media {
-        let sides = self.sides();
-        let good = sides.iter().filter(|side| side.is_good());
-        let reader = |side: &Arc<Side>| Reader {
-            side: Arc::clone(side),
-            medium: side.device.medium(),
-        };
-        Media(good.map(reader).collect())
+        let sides = self.sides.load_full();
+        let media = sides.iter().map(|side| Medium::of(&*side.device)).collect();
+        Media { sides, media }
+    }
+
+    /// Returns true if these are the media of the sides that there are now.
+    #[must_use]
+    pub fn has_media(&self, media: &Media) -> bool {
+        Arc::ptr_eq(&media.sides, &self.sides.load_full())
+            && media
+                .sides
+                .iter()
+                .zip(&media.media)
+                .all(|(side, medium)| medium.is_current(&*side.device))
     }
 
     /// Reads a range from the medium of every good side; `visit` gets the side's place among `media`,
@@ -42,23 +47,24 @@ impl MirrorDevice {
         offset_bytes: u64,
         visit: &mut dyn FnMut(usize, Option<&[u8]>),
     ) {
-        for (place, Reader { side, medium }) in media.0.iter().enumerate() {
+        for (place, (side, medium)) in media.sides.iter().zip(&media.media).enumerate() {
             if !side.is_good() {
                 continue;
             }
             side.in_flight.fetch_add(1, Ordering::Relaxed);
-            let outcome = match medium {
-                Some(medium) => medium.read_at(buf, offset_bytes),
-                None => side.device.read_at(buf, offset_bytes),
+            let is_read = match medium.read(buf, offset_bytes) {
+                OnMedium::Read => true,
+                OnMedium::Lost => false,
+                OnMedium::Unknown => side.device.read_at(buf, offset_bytes).is_ok(),
             };
             side.in_flight.fetch_sub(1, Ordering::Relaxed);
-            visit(place, outcome.is_ok().then_some(&*buf));
+            visit(place, is_read.then_some(&*buf));
         }
     }
 
     /// Writes a range anew that the medium at this place does not have right, if the host has the
-    /// accepted bytes of it in memory. Returns false if not.
-    #[must_use]
+    /// accepted bytes of it in memory. Returns whether the medium has it right then; `None` if it
+    /// cannot be told.
     pub fn write_again(
         &self,
         media: &Media,
@@ -66,13 +72,26 @@ impl MirrorDevice {
         buf: &mut [u8],
         offset_bytes: u64,
         accept: &dyn Fn(&[u8]) -> bool,
-    ) -> bool {
-        let Reader { side, medium } = &media.0[place];
-        if medium.is_none() || self.check().is_err() {
-            return false;
+    ) -> Option<bool> {
+        let (side, medium) = (&media.sides[place], &media.media[place]);
+        match medium.read(buf, offset_bytes) {
+            OnMedium::Read if accept(buf) => return Some(true),
+            OnMedium::Read | OnMedium::Lost => {}
+            OnMedium::Unknown => return None,
         }
-        let _copying = self.writing.write();
-        let is_right = side.is_good() && side.device.read_cached(buf, offset_bytes) && accept(buf);
-        is_right && self.overwrite(side, buf, offset_bytes)
+        if self.check().is_err() || !side.is_good() {
+            return Some(false);
+        }
+        let copying = self.writing.write();
+        let is_written = side.device.read_cached(buf, offset_bytes)
+            && accept(buf)
+            && self.overwrite(side, buf, offset_bytes);
+        drop(copying);
+        let is_right =
+            is_written && matches!(medium.read(buf, offset_bytes), OnMedium::Read) && accept(buf);
+        if is_right {
+            self.count_healed(side, offset_bytes, buf.len());
+        }
+        Some(is_right)
     }
 }

@@ -29,6 +29,15 @@ const UNREADABLE_MAX: usize = 1024;
 /// Time after which another side is asked.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Whose answers are still wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Nothing,
+    /// Those of sides that answer within the time for one.
+    Prompt,
+    Any,
+}
+
 /// The good sides, in the order in which they are asked.
 struct Readers {
     sides: Guard<Arc<Vec<Arc<Side>>>>,
@@ -95,28 +104,37 @@ impl MirrorDevice {
         outcome
     }
 
-    /// Reads a range from the good sides in turn until `is_enough` returns true; it gets each side's
-    /// answer.
+    /// Reads a range from the good sides in turn, as `want` says that gets each side's answer.
     fn ask(
         &self,
         buf: &mut [u8],
         offset_bytes: u64,
-        mut is_enough: impl FnMut(&Arc<Side>, Result<()>, &[u8]) -> bool,
+        mut want: impl FnMut(&Arc<Side>, Result<()>, &[u8]) -> Want,
     ) {
         let readers = self.readers(offset_bytes);
         let mut late = Vec::new();
+        let mut now = Want::Any;
         for side in readers.iter() {
+            if now == Want::Prompt && side.owes_answers() {
+                continue;
+            }
             let outcome = Self::read_from(side, buf, offset_bytes, readers.count > 1);
             if matches!(outcome, Ok(false)) {
                 late.push(side);
-            } else if is_enough(side, outcome.map(drop), buf) {
+                continue;
+            }
+            now = want(side, outcome.map(drop), buf);
+            if now == Want::Nothing {
                 return;
             }
+        }
+        if now == Want::Prompt {
+            return;
         }
         // Nobody else has it: now they are waited for.
         for side in late {
             let outcome = Self::read_from(side, buf, offset_bytes, false);
-            if is_enough(side, outcome.map(drop), buf) {
+            if want(side, outcome.map(drop), buf) != Want::Any {
                 return;
             }
         }
@@ -128,13 +146,16 @@ impl MirrorDevice {
         let mut failure = None;
         self.ask(buf, offset_bytes, |side, outcome, _| {
             match outcome {
-                Ok(()) => is_read = true,
+                Ok(()) => {
+                    is_read = true;
+                    return Want::Nothing;
+                }
                 Err(error) => {
                     failed.push(side.id);
                     failure.get_or_insert(error);
                 }
             }
-            is_read
+            Want::Any
         });
         if !is_read {
             return Err(failure.unwrap_or_else(no_side));
@@ -161,42 +182,67 @@ impl MirrorDevice {
         Ok(())
     }
 
-    /// Reads a range from a good side, and returns the blocks that another one does not have alike;
-    /// `None` if no side can read the whole range within the time for one.
+    /// Reads a range from a good side, and returns the blocks that not every other one is known to have
+    /// alike; `None` if no side can read the whole range within the time for one.
     pub(super) fn read_compared(
         &self,
         buf: &mut [u8],
         offset_bytes: u64,
     ) -> Option<Vec<BlockAddr>> {
         let readers = self.readers(offset_bytes);
-        let (mut other, mut is_read) = (Vec::new(), false);
-        let (mut failed, mut differing) = (Vec::new(), Vec::new());
+        let limited = readers.count > 1;
+        let (mut other, mut unread) = (vec![0; buf.len()], Vec::new());
+        let mut is_read = false;
+        let mut differing = Vec::new();
         for side in readers.iter() {
             if is_read && side.owes_answers() {
+                unread.push(side);
                 continue;
             }
-            let bytes = if is_read {
-                other.resize(buf.len(), 0);
-                &mut other[..]
-            } else {
-                &mut *buf
-            };
-            match Self::read_from(side, bytes, offset_bytes, readers.count > 1) {
-                Ok(true) if is_read => {
-                    let blocks = buf.chunks(BLOCK_BYTES).zip(other.chunks(BLOCK_BYTES));
-                    let blocks = (offset_bytes / BLOCK_BYTES as u64..).zip(blocks);
-                    let unlike = blocks.filter(|(_, (one, other))| one != other);
-                    differing.extend(unlike.map(|(number, _)| BlockAddr(number)));
-                }
+            let bytes = if is_read { &mut other[..] } else { &mut *buf };
+            match Self::read_from(side, bytes, offset_bytes, limited) {
+                Ok(true) if is_read => add_unlike(buf, &other, offset_bytes, &mut differing),
                 Ok(true) => is_read = true,
-                Ok(false) => {}
-                Err(_) => failed.push(side.id),
+                Ok(false) | Err(_) => unread.push(side),
             }
         }
-        if is_read {
-            self.note_unreadable(&failed, offset_bytes, buf.len());
+        if !is_read {
+            return None;
         }
-        is_read.then_some(differing)
+        for side in unread {
+            // It may lack one block only.
+            for (block, at) in buf.chunks(BLOCK_BYTES).zip(0..) {
+                let at = offset_bytes + at * BLOCK_BYTES as u64;
+                let bytes = &mut other[..BLOCK_BYTES];
+                let is_slow = side.owes_answers();
+                let outcome = (!is_slow).then(|| Self::read_from(side, bytes, at, limited));
+                match outcome {
+                    Some(Ok(true)) => add_unlike(block, bytes, at, &mut differing),
+                    Some(Ok(false)) | None => differing.push(BlockAddr(at / BLOCK_BYTES as u64)),
+                    Some(Err(_)) => {
+                        self.note_unreadable(&[side.id], at, BLOCK_BYTES);
+                        differing.push(BlockAddr(at / BLOCK_BYTES as u64));
+                    }
+                }
+            }
+        }
+        Some(differing)
+    }
+
+    /// Reads a range from the good sides in turn until the bytes of one are accepted; the caller
+    /// copies.
+    pub(super) fn read_right(
+        &self,
+        buf: &mut [u8],
+        offset_bytes: u64,
+        accept: &dyn Fn(&[u8]) -> bool,
+    ) -> bool {
+        let readers = self.readers(offset_bytes);
+        // A side that does not answer must not hold up changes.
+        readers.iter().any(|side| {
+            let outcome = Self::read_from(side, buf, offset_bytes, true);
+            outcome.is_ok_and(|is_read| is_read) && accept(buf)
+        })
     }
 
     fn note_unreadable(&self, sides: &[SideId], offset_bytes: u64, len_bytes: usize) {
@@ -216,8 +262,8 @@ impl MirrorDevice {
     }
 
     /// Reads blocks from the good sides in turn until the bytes of one are accepted, and writes
-    /// them anew on the sides whose bytes are not. With `all`, asks every good side. Returns false
-    /// if no side has accepted bytes; `buf` holds anything then.
+    /// them anew on the sides whose bytes are not. With `all`, asks every good side that answers in
+    /// time. Returns false if no side has accepted bytes; `buf` holds anything then.
     ///
     /// # Errors
     /// `Io` if no side has accepted bytes and one could not be read.
@@ -238,11 +284,15 @@ impl MirrorDevice {
                     // The next side's answer takes their place.
                     kept.extend_from_slice(if all { bytes } else { &[] });
                 }
-                return !all;
+            } else {
+                bad.push(Arc::clone(side));
+                failure = failure.take().or(outcome.err());
             }
-            bad.push(Arc::clone(side));
-            failure = failure.take().or(outcome.err());
-            false
+            match &found {
+                Some(_) if all => Want::Prompt,
+                Some(_) => Want::Nothing,
+                None => Want::Any,
+            }
         });
         let Some(good) = found else {
             // What could not be read may be readable another time.
@@ -283,29 +333,27 @@ impl MirrorDevice {
         if is_right(bad, &mut other) {
             return;
         }
-        self.overwrite(bad, &bytes, offset_bytes);
+        if self.overwrite(bad, &bytes, offset_bytes) {
+            self.count_healed(bad, offset_bytes, bytes.len());
+        }
     }
 
     /// Writes over a damaged place of a side, and returns true if its device has taken the bytes; the
     /// caller copies.
     pub(super) fn overwrite(&self, side: &Arc<Side>, bytes: &[u8], offset_bytes: u64) -> bool {
-        let path = side.path.display();
         let outcome = side.device.write_at(bytes, offset_bytes);
-        match &outcome {
-            Ok(()) => {
-                let blocks = (bytes.len() / BLOCK_BYTES) as u64;
-                self.healed.fetch_add(blocks, Ordering::Relaxed);
-                tracing::warn!(
-                    %path, offset_bytes, blocks,
-                    "damaged blocks of a side were written anew"
-                );
-            }
+        if let Err(error) = &outcome {
             // Nothing is worse than before. A side that fails has more to fail at.
-            Err(error) => {
-                tracing::warn!(%path, offset_bytes, %error, "a damaged block stays as it is");
-            }
+            let path = side.path.display();
+            tracing::warn!(%path, offset_bytes, %error, "a damaged block stays as it is");
         }
         outcome.is_ok()
+    }
+
+    pub(super) fn count_healed(&self, side: &Side, offset_bytes: u64, len_bytes: usize) {
+        let (path, blocks) = (side.path.display(), (len_bytes / BLOCK_BYTES) as u64);
+        self.healed.fetch_add(blocks, Ordering::Relaxed);
+        tracing::warn!(%path, offset_bytes, blocks, "damaged blocks of a side were written anew");
     }
 
     /// Writes the blocks anew that a side could not read and still cannot.
@@ -331,9 +379,17 @@ impl MirrorDevice {
                 let outcome = Self::read_from(side, &mut bytes, offset_bytes, true);
                 outcome.is_ok_and(|is_read| is_read)
             });
-            if is_read {
-                self.overwrite(bad, &bytes, offset_bytes);
+            if is_read && self.overwrite(bad, &bytes, offset_bytes) {
+                self.count_healed(bad, offset_bytes, bytes.len());
             }
         }
     }
+}
+
+/// Adds the blocks in which two readings of a range differ.
+fn add_unlike(one: &[u8], other: &[u8], offset_bytes: u64, differing: &mut Vec<BlockAddr>) {
+    let blocks = one.chunks(BLOCK_BYTES).zip(other.chunks(BLOCK_BYTES));
+    let blocks = (offset_bytes / BLOCK_BYTES as u64..).zip(blocks);
+    let unlike = blocks.filter(|(_, (one, other))| one != other);
+    differing.extend(unlike.map(|(number, _)| BlockAddr(number)));
 }
