@@ -4,12 +4,12 @@
 use crate::command;
 use crate::fake::{Answer, Request, Server};
 use crate::shelf::{Shelf, digest};
-use cowshed_testkit::harness::{Bench, noise};
+use cowshed_testkit::harness::{Bench, Reaped, eventually, host, noise};
 use serde_json::{Value, json};
 use std::fs;
-use std::process::Output;
-use std::sync::Arc;
+use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Returns a pool with the image `app:1`, whose layer is larger than what is sent in one request.
 fn with_image() -> Bench {
@@ -303,4 +303,54 @@ fn credentials_stay_with_the_registry_when_it_wants_the_bytes_elsewhere() {
             .iter()
             .all(|one| one.header("authorization").is_none())
     );
+}
+
+#[test]
+fn a_push_that_is_interrupted_or_killed_ends_and_leaves_nothing() {
+    let shelf = Shelf::default();
+    let (serving, waits) = (shelf.clone(), Arc::new(Mutex::new(())));
+    let waiting = Arc::clone(&waits);
+    let server = Server::start(move |request| {
+        if is_for_layer(request) {
+            // The answer comes once the test is over.
+            let _held = waiting.lock();
+        }
+        serving.answer(request)
+    });
+    let bench = with_image();
+    let target = format!("{}/a/b:1", server.name);
+    let held = waits.lock().unwrap();
+    let mut daemon = None;
+    for (number, signal) in ["INT", "KILL", "INT", "KILL"].into_iter().enumerate() {
+        if number == 2 {
+            daemon = Some(bench.serve());
+        }
+        let arguments = ["image", "push", "--plain-http", "app:1", &target];
+        let mut command = command(&bench, arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = Reaped(command.spawn().unwrap());
+        eventually("the upload", || {
+            let asked = server.asked();
+            asked.iter().filter(|one| is_for_layer(one)).count() == number + 1
+        });
+        host("kill", [format!("-{signal}"), child.0.id().to_string()]);
+        eventually("the push's end", || child.0.try_wait().unwrap().is_some());
+        if signal == "INT" {
+            let mut said = String::new();
+            let mut error = child.0.stderr.take().unwrap();
+            std::io::Read::read_to_string(&mut error, &mut said).unwrap();
+            assert!(said.contains("interrupted"), "{said}");
+        }
+        assert!(shelf.manifest("1").is_none());
+    }
+    if let Some(daemon) = daemon {
+        daemon.stop();
+    }
+    drop(held);
+    let left = bench.volumes();
+    assert!(
+        !left.iter().any(|name| name.starts_with("work/")),
+        "{left:?}"
+    );
+    bench.expect_sound();
 }
