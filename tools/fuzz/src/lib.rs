@@ -19,6 +19,7 @@ pub mod operations;
 use cowshed_testkit::oracle;
 mod parts;
 mod plant;
+pub mod recipes;
 pub mod requests;
 pub mod streams;
 
@@ -35,7 +36,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "decoders",
         run: decoders::run,
@@ -65,6 +66,12 @@ pub const TARGETS: [Target; 10] = [
         run: archives::run_layer,
         seeds: archives::layer_seeds,
         short_run: 400,
+    },
+    Target {
+        name: "recipes",
+        run: recipes::run,
+        seeds: recipes::seeds,
+        short_run: 100_000,
     },
     Target {
         name: "sources",
