@@ -223,6 +223,15 @@ fn mirrors(arguments: &Arguments) {
         );
     }
     drop((single, mirror));
+    let plain = Subject::plain(folder.path());
+    let pair = Subject::pair(folder.path());
+    let durable = random(Action::DurableWrite, 1);
+    let (ratio, rate) = compare(&pair, &plain, durable, arguments.rounds, arguments.side);
+    row(
+        "the same without a pool: two plain files on this disk against one",
+        &format!("{ratio:.2} ({rate:.0}/s)"),
+        "",
+    );
     single_pool.close().expect("close");
     mirror_pool.close().expect("close");
 }

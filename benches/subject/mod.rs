@@ -72,6 +72,8 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
 pub enum Subject {
     Volume(Volume),
     Plain(File),
+    /// Two files that get the same, and are flushed at the same time.
+    Pair(File, File),
 }
 
 /// The action on a subject.
@@ -126,6 +128,20 @@ impl Subject {
         subject
     }
 
+    /// Creates two plain files, completely written and durable.
+    pub fn pair(folder: &Path) -> Self {
+        let files = ["one", "other"].map(|name| {
+            let folder = folder.join(name);
+            std::fs::create_dir(&folder).expect("make a folder");
+            match Self::plain(&folder) {
+                Self::Plain(file) => file,
+                _ => unreachable!("it is a plain file"),
+            }
+        });
+        let [one, other] = files;
+        Self::Pair(one, other)
+    }
+
     pub fn fill(&self) {
         for offset in (0..SUBJECT_BYTES).step_by(1 << 20) {
             self.write(&noise(1 << 20, offset), offset);
@@ -135,7 +151,7 @@ impl Subject {
     fn read(&self, buf: &mut [u8], offset_bytes: u64) {
         match self {
             Self::Volume(volume) => volume.read_at(buf, offset_bytes).expect("read the volume"),
-            Self::Plain(file) => file
+            Self::Plain(file) | Self::Pair(file, _) => file
                 .read_exact_at(buf, offset_bytes)
                 .expect("read the file"),
         }
@@ -149,6 +165,11 @@ impl Subject {
             Self::Plain(file) => file
                 .write_all_at(bytes, offset_bytes)
                 .expect("write the file"),
+            Self::Pair(one, other) => {
+                let written = one.write_all_at(bytes, offset_bytes);
+                let both = written.and_then(|()| other.write_all_at(bytes, offset_bytes));
+                both.expect("write both files");
+            }
         }
     }
 
@@ -156,6 +177,11 @@ impl Subject {
         match self {
             Self::Volume(volume) => volume.flush().expect("flush the volume"),
             Self::Plain(file) => file.sync_data().expect("flush the file"),
+            Self::Pair(one, other) => thread::scope(|scope| {
+                let other = scope.spawn(|| other.sync_data());
+                one.sync_data().expect("flush one file");
+                other.join().expect("no panic").expect("flush the other");
+            }),
         }
     }
 

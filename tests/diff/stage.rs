@@ -140,7 +140,9 @@ impl Drop for Stage {
             // moment.
             eventually("an end of all mounts", || host.close().is_ok());
         }
-        for info in self.pool.volumes() {
+        let volumes = self.pool.volumes().into_iter();
+        // A recipe of a layer is no file system.
+        for info in volumes.filter(|info| !info.name.as_str().starts_with("recipe/")) {
             let volume = self.pool.volume_by_id(info.id).unwrap();
             let path = self.export.file_path(&volume);
             let checked = Command::new("/usr/sbin/e2fsck")

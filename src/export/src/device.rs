@@ -6,10 +6,18 @@
 use super::error::ExportError;
 use super::fuse::DeviceRecord;
 use super::holders::Holders;
-use cowshed_sys::loop_device::{BackingId, LoopDevice, LoopOptions};
+use cowshed_sys::loop_device::{BackingId, Claim, LoopDevice, LoopOptions};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+/// Number of attempts to claim a device that is to be detached. A process that is about to execute a
+/// program in a mount namespace of its own has the mount of the one that started it for a moment.
+const CLAIM_TRIES: u32 = 30;
+/// Time to wait between attempts.
+const CLAIM_WAIT: Duration = Duration::from_millis(10);
 
 /// A loop device and the file that it had when it was made.
 #[derive(Clone, Copy)]
@@ -95,7 +103,7 @@ impl AttachedDevice {
                 by: mounts,
             });
         }
-        let claim = match self.device.claim() {
+        let claim = match self.claim() {
             Ok(claim) => claim,
             Err(error) if is_gone(&error) || self.is_lost() => return Ok(()),
             Err(error) => return Err(self.failed(error)),
@@ -111,6 +119,20 @@ impl AttachedDevice {
             .sync()
             .map_err(ExportError::io("flush", &self.path()))?;
         claim.detach().map_err(|error| self.failed(error))
+    }
+
+    fn claim(self) -> io::Result<Claim> {
+        let mut tries = CLAIM_TRIES;
+        loop {
+            let claimed = self.device.claim();
+            tries -= 1;
+            match claimed {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries > 0 => {
+                    thread::sleep(CLAIM_WAIT);
+                }
+                claimed => return claimed,
+            }
+        }
     }
 
     /// Asks the kernel to detach the device when its last user is gone.
