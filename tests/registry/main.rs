@@ -5,7 +5,7 @@
 //! - `pull` fetches images through the command line; `faults` does so from registries that break,
 //!   lie and send what is no image.
 //! - `push` sends images through the command line; `refusals` does so to registries that break, lie
-//!   and take nothing, which are made of `shelf`.
+//!   and take nothing, which are made of `shelf`; `sending` to ones that are unusual or fail for a moment.
 //! - `walk` does all with an image that can be done.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -16,6 +16,7 @@ mod pull;
 mod push;
 mod real;
 mod refusals;
+mod sending;
 mod shelf;
 mod walk;
 

@@ -166,7 +166,8 @@ impl Client {
                     });
                 }
                 call.url = self.resolve(&call.url, answer.headers(), call.what)?;
-            } else if status.is_success() && call.sends() && is_page(answer.headers()) {
+            } else if status == StatusCode::OK && call.sends() && is_page(answer.headers()) {
+                // Some registries state this type for the empty content of a 201 or 202.
                 return Err(self.not_a_registry("with a page for browsers"));
             } else if status.is_success() {
                 return Ok(answer);
