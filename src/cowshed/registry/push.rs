@@ -18,7 +18,7 @@ use cowshed_oci::{
     Compression, Digest, ImageConfig, KnownBlob, LayerDescriptor, MANIFEST_TYPE, Reference,
     chain_above, manifest_of,
 };
-use cowshed_registry::{Blob, Repository, Upload};
+use cowshed_registry::{self as registry, Blob, Repository, Upload};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -378,17 +378,23 @@ impl Job<'_> {
     fn find(&self, layer: &OfferedLayer) -> anyhow::Result<Option<KnownBlob>> {
         let wanted = self.compression;
         let is_wanted = |known: &&KnownBlob| wanted.is_none_or(|it| it == known.compression);
-        let mut blobs: Vec<&KnownBlob> = layer.blobs.iter().filter(is_wanted).collect();
-        // Rather one of the layer as it was imported than of one that was written anew.
-        blobs.sort_by_key(|known| known.diff_id != layer.diff_id);
+        let blobs = layer.blobs.iter().filter(is_wanted);
+        let mut lacked: Vec<&KnownBlob> = Vec::new();
         let mut asked = BTreeSet::new();
-        for known in &blobs {
-            let is_new = asked.insert(known.digest);
-            if is_new && self.repository.has(blob_of(known)).map_err(hinted)? {
-                return Ok(Some((*known).clone()));
+        for known in blobs {
+            if asked.insert(known.digest) {
+                match self.repository.has(blob_of(known)) {
+                    Ok(true) => return Ok(Some(known.clone())),
+                    Ok(false) => lacked.push(known),
+                    // What is remembered is not so; the layer tells.
+                    Err(registry::Error::Size { .. } | registry::Error::OtherDigest { .. }) => {}
+                    Err(error) => return Err(hinted(error)),
+                }
+            } else if lacked.iter().any(|lacked| lacked.digest == known.digest) {
+                lacked.push(known);
             }
         }
-        for known in blobs {
+        for known in lacked {
             if let Some(source) = source_in(known, self.target)
                 && self
                     .repository

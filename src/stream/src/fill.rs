@@ -4,6 +4,7 @@
 
 use crate::Observer;
 use crate::error::{Error, Fault, Result};
+use crate::labels::without_local;
 use crate::partial::{Slot, UNFINISHED, unfinished_name};
 use crate::record::Receiving;
 use crate::wire::{Begin, Record, StreamReader};
@@ -190,7 +191,7 @@ impl<'a> Target<'a> {
     ) -> Result<Volume> {
         let id = self.volume.id();
         let mut transaction = self.pool.transaction();
-        transaction.set_labels(id, begin.labels.clone());
+        transaction.set_labels(id, without_local(begin.labels.clone()));
         self.slot.clear(&mut transaction);
         finish(&mut transaction, id);
         let committed = transaction.commit().map_err(Error::from);

@@ -16,7 +16,7 @@
 //! | module | what it does | uses |
 //! |---|---|---|
 //! | `error` | the reasons why a stream is not sent or received | |
-//! | `identity`, `token`, `limit` | small values | `error` |
+//! | `identity`, `labels`, `token`, `limit` | small values | `error` |
 //! | `wire` | records, checksums, the digest | `error`, `identity` |
 //! | `record` | what the catalogue keeps about received snapshots, bookmarks and unfinished receives | `error`, `identity` |
 //! | `bookmark`, `changes` | the base of a difference, and the difference | those above |
@@ -37,6 +37,7 @@ mod changes;
 pub mod error;
 mod fill;
 pub mod identity;
+pub mod labels;
 pub mod limit;
 mod partial;
 pub mod receive;

@@ -6,6 +6,7 @@
 use crate::changes::{Base, Changes};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
+use crate::labels::without_local;
 use crate::token::{Place, Token};
 use crate::wire::{BaseName, Begin, DATA_BYTES_MAX, DIGEST_BYTES, Frame, Packer, StreamWriter};
 use crate::{Observer, bookmark};
@@ -135,7 +136,7 @@ impl Sending {
             identity,
             name: info.name,
             size_bytes: info.size_bytes,
-            labels: info.labels,
+            labels: without_local(info.labels),
             base: base.as_ref().map(|base| BaseName {
                 identity: base.identity,
                 name: base.name.clone(),

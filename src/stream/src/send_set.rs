@@ -12,6 +12,7 @@ use crate::Observer;
 use crate::changes::Base;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
+use crate::labels::without_local;
 use crate::send::{SendOptions, Sending, Sent};
 use crate::token::{Place, SetPlace, Token, Whole};
 use crate::wire::{Entry, Member, MemberKind, SetHead, Source, StreamWriter};
@@ -30,7 +31,7 @@ pub struct SetMember {
     pub volume: Volume,
     /// The name that is sent.
     pub name: Name,
-    /// The labels that are sent.
+    /// The labels that are sent, but for those that hold in one pool only.
     pub labels: Labels,
     /// What it becomes.
     pub kind: MemberKind,
@@ -159,7 +160,7 @@ fn sending(
     let mut sending = Sending::prepare(pool, &member.volume, base, position)?;
     let begin = sending.begin_mut();
     begin.name = member.name.clone();
-    begin.labels = member.labels.clone();
+    begin.labels = without_local(member.labels.clone());
     Ok(sending)
 }
 

@@ -1,8 +1,8 @@
 //! The blobs that are known to hold a layer, and images that are offered to a registry.
 //!
-//! A layer remembers in a label of its volume in which blobs it was fetched or sent. They go with
-//! the volume, and whoever does not know the label ignores it. They are hints: a registry that has
-//! the blob need not be sent the layer.
+//! A layer remembers in a label of its volume in which blobs it was fetched or sent: a registry that
+//! has the blob need not be sent the layer. The label goes with the volume, but not into streams: what
+//! it says must come from this pool.
 
 use super::Images;
 use super::spool::Wanted;
@@ -11,10 +11,9 @@ use crate::record::{self, FoundImage};
 use cowshed_engine::{Labels, Volume};
 use cowshed_oci::offer::{Offer, OfferedLayer};
 use cowshed_oci::{Compression, Digest, KnownBlob, LayerDigest, Reference};
+use cowshed_stream::labels::BLOBS;
 use std::fs::File;
 
-/// The label with the blobs.
-const LABEL: &str = "cowshed.blobs";
 /// Number of blobs of one layer that are remembered, the latest ones.
 const BLOBS_MAX: usize = 8;
 
@@ -40,14 +39,14 @@ pub(super) fn remember(labels: &mut Labels, blob: KnownBlob) {
     blobs.insert(0, blob);
     blobs.truncate(BLOBS_MAX);
     if let Ok(text) = serde_json::to_string(&blobs) {
-        labels.insert(LABEL.to_owned(), text);
+        labels.insert(BLOBS.to_owned(), text);
     }
 }
 
 /// Returns the blobs in the labels of a layer's volume, the latest first; none if a newer version
 /// wrote them in another form.
 fn known(labels: &Labels) -> Vec<KnownBlob> {
-    let text = labels.get(LABEL).map_or("", String::as_str);
+    let text = labels.get(BLOBS).map_or("", String::as_str);
     serde_json::from_str(text).unwrap_or_default()
 }
 
@@ -177,7 +176,7 @@ mod tests {
     #[test]
     fn what_a_newer_version_wrote_is_none() {
         for text in ["", "{}", "[{\"digest\": \"sha512:00\"}]", "[1]"] {
-            let labels = Labels::from([(LABEL.to_owned(), text.to_owned())]);
+            let labels = Labels::from([(BLOBS.to_owned(), text.to_owned())]);
             assert_eq!(known(&labels), [], "{text}");
         }
     }

@@ -7,8 +7,10 @@ mod pools;
 mod sets;
 
 use cowshed_engine::{Labels, Pool, Volume, VolumeKind};
+use cowshed_stream::labels::BLOBS;
 use cowshed_stream::receive::{clean, discard, origin, token};
 use cowshed_stream::send::snapshot_of;
+use cowshed_stream::wire::StreamWriter;
 use cowshed_stream::{
     Error, Identity, Observer, SendOptions, Sending, Unobserved, bookmark, receive, send,
 };
@@ -533,4 +535,26 @@ fn a_held_volume_is_not_removed_and_says_by_whom_it_is_held() {
     assert!(here.holds(&first).is_empty());
     here.remove(&first).unwrap();
     assert!(hold("late").is_err());
+}
+
+#[test]
+fn what_only_its_pool_knows_of_a_layer_is_neither_sent_nor_received() {
+    let (_, here) = fresh(32 * MIB);
+    let (_, there) = fresh(32 * MIB);
+    let volume = here.create_volume(&name("v"), MIB).unwrap();
+    let first = here.snapshot(&volume, &name("v@1")).unwrap();
+    let own = Labels::from([("team".to_owned(), "a".to_owned())]);
+    let mut labels = own.clone();
+    labels.insert(BLOBS.to_owned(), "[]".to_owned());
+    here.set_labels(&first, labels.clone()).unwrap();
+    let sending = Sending::new(&here, &first, None, None).unwrap();
+    assert_eq!(sending.begin().labels, own);
+
+    // A stream of one who sends it all the same.
+    let mut begin = sending.begin().clone();
+    begin.labels = labels;
+    let mut bytes = Vec::new();
+    StreamWriter::new(&mut bytes, &begin).unwrap().end().unwrap();
+    let copy = take(&there, "copy", &bytes).unwrap();
+    assert_eq!(copy.info().unwrap().labels, own);
 }
