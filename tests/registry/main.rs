@@ -6,6 +6,7 @@
 //!   lie and send what is no image.
 //! - `push` sends images through the command line; `refusals` does so to registries that break, lie
 //!   and take nothing, which are made of `shelf`; `sending` to ones that are unusual or fail for a moment.
+//! - `streams` sends images that came in streams.
 //! - `walk` does all with an image that can be done.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -18,6 +19,7 @@ mod real;
 mod refusals;
 mod sending;
 mod shelf;
+mod streams;
 mod walk;
 
 use cowshed_testkit::harness::Bench;

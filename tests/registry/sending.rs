@@ -8,9 +8,10 @@ use cowshed_testkit::harness::{Bench, noise};
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Output;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Returns a pool with the image `app:1`, whose layer is larger than what is sent in one request.
-fn with_image() -> Bench {
+pub(crate) fn with_image() -> Bench {
     let bench = Bench::with_pool("2G");
     let root = bench.path("root");
     fs::create_dir(&root).unwrap();
@@ -19,14 +20,14 @@ fn with_image() -> Bench {
     bench
 }
 
-fn push_to(bench: &Bench, server: &str, repository: &str) -> Output {
+pub(crate) fn push_to(bench: &Bench, server: &str, repository: &str) -> Output {
     let target = format!("{server}/{repository}:1");
     let arguments = ["image", "push", "--plain-http", "--json", "app:1", &target];
     command(bench, arguments).output().unwrap()
 }
 
 /// Asserts that the push succeeded, and that the registry has what the manifest states.
-fn expect_whole(output: &Output, shelf: &Shelf) -> Value {
+pub(crate) fn expect_whole(output: &Output, shelf: &Shelf) -> Value {
     assert!(output.status.success(), "{output:?}");
     let pushed: Value = serde_json::from_slice(&output.stdout).unwrap();
     let manifest = shelf.manifest("1").unwrap();
@@ -58,4 +59,57 @@ fn an_empty_answer_may_state_the_type_of_a_page() {
     });
     let bench = with_image();
     expect_whole(&push_to(&bench, &server.name, "a/b"), &shelf);
+}
+
+/// Returns a limit that cuts the connection of the first `count` parts of a layer after a MiB.
+fn cut_first(count: usize) -> impl Fn(&Request) -> Option<usize> + Send + Sync {
+    let cuts = AtomicUsize::new(0);
+    move |request| {
+        let is_cut = request.method == "PATCH" && cuts.fetch_add(1, Ordering::Relaxed) < count;
+        is_cut.then_some(1 << 20)
+    }
+}
+
+#[test]
+fn a_failure_to_say_how_much_came_loses_nothing_of_it() {
+    let shelf = Shelf::default();
+    let (serving, asked) = (shelf.clone(), AtomicUsize::new(0));
+    let server = Server::start_cutting(cut_first(1), move |request| {
+        if request.method == "GET" && asked.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Answer::new(503, "{}");
+        }
+        serving.answer(request)
+    });
+    let bench = with_image();
+    expect_whole(&push_to(&bench, &server.name, "a/b"), &shelf);
+    let parts = server.asked();
+    let parts: Vec<Option<&str>> = parts
+        .iter()
+        .filter(|one| one.method == "PATCH")
+        .map(|one| one.header("content-range"))
+        .collect();
+    assert_eq!(parts.len(), 2, "{parts:?}");
+    assert!(parts[1].unwrap().starts_with("1048576-"), "{parts:?}");
+}
+
+#[test]
+fn a_registry_that_loses_what_it_had_again_and_again_is_given_up() {
+    let shelf = Shelf::default();
+    let (serving, asked) = (shelf.clone(), AtomicUsize::new(0));
+    // Each part is cut. It says that it has a part of it, and then that it knows of none.
+    let server = Server::start_cutting(cut_first(usize::MAX), move |request| {
+        match request.method.as_str() {
+            "GET" if asked.fetch_add(1, Ordering::Relaxed) % 2 == 1 => Answer::new(404, "{}"),
+            _ => serving.answer(request),
+        }
+    });
+    let bench = with_image();
+    let output = push_to(&bench, &server.name, "a/b");
+    let failure: Value = serde_json::from_slice(&output.stderr).unwrap();
+    let line = failure["error"].as_str().unwrap();
+    assert!(line.contains("keeps nothing"), "{line}");
+    assert!(shelf.manifest("1").is_none());
+    let all = server.asked();
+    let begun = all.iter().filter(|one| one.method == "POST").count();
+    assert!((2..=6).contains(&begun), "{begun}");
 }

@@ -96,6 +96,14 @@ impl Shelf {
         }
     }
 
+    /// Adds a blob; returns its digest.
+    pub(crate) fn put(&self, blob: &[u8]) -> String {
+        let found = digest(blob);
+        let mut held = self.held.lock().unwrap();
+        held.blobs.insert(found.clone(), blob.to_vec());
+        found
+    }
+
     pub(crate) fn blobs(&self) -> HashMap<String, Vec<u8>> {
         self.held.lock().unwrap().blobs.clone()
     }

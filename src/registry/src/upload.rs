@@ -26,7 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const CONTENT_DIGEST: &str = "docker-content-digest";
 /// The size up to which a blob is sent in one request.
 const SMALL_BYTES: u64 = 1 << 20;
-/// Number of times that a blob is sent from its start because what the registry had of it is lost.
+/// Number of times that a blob is sent from its start again because the registry has lost what it had
+/// of it.
 const RESTARTS_MAX: u32 = 5;
 
 /// A blob that is to be sent.
@@ -103,31 +104,53 @@ pub(crate) async fn mount(client: &Client, blob: Blob, source: &str) -> Result<b
 /// Sends a blob.
 pub(crate) async fn send(client: &Client, upload: &Upload) -> Result<()> {
     let mut attempts = Attempts::default();
-    let (mut session, mut restarts) = (None, 0);
+    let mut session = None;
+    // The most that the registry had, in whichever place.
+    let (mut best, mut restarts) = (0, 0);
     loop {
-        let (had, is_resumed) = match &session {
-            Some(Session { offset, .. }) => (*offset, true),
-            None => (0, false),
-        };
+        let is_resumed = session.is_some();
         let failed = match send_once(client, upload, &mut session).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        if is_resumed && is_lost(&failed) && restarts < RESTARTS_MAX {
-            restarts += 1;
-            session = None;
-        } else {
+        let earlier: Option<Session> = session.take();
+        let had_place = is_resumed || earlier.is_some();
+        if !(is_resumed && is_lost(&failed) && restarts < RESTARTS_MAX) {
             attempts.wait(failed).await?;
+            if let Some(earlier) = earlier {
+                session = found_again(client, &earlier, upload, &mut attempts).await?;
+            }
         }
-        if let Some(earlier) = session.take() {
-            session = continued(client, &earlier.url, upload).await;
+        match &session {
+            Some(found) if found.offset > best => {
+                best = found.offset;
+                attempts.progress();
+            }
+            Some(_) => {}
+            // Perhaps only the last answer was lost.
+            None if matches!(has(client, upload.blob).await, Ok(true)) => return Ok(()),
+            None if had_place && restarts == RESTARTS_MAX => {
+                return Err(Error::Cut {
+                    server: client.server().to_owned(),
+                    cause: format!("it keeps nothing of the blob {}", upload.blob.digest),
+                });
+            }
+            None => restarts += u32::from(had_place),
         }
-        // Perhaps only the last answer was lost.
-        if session.is_none() && matches!(has(client, upload.blob).await, Ok(true)) {
-            return Ok(());
-        }
-        if session.as_ref().is_some_and(|found| found.offset > had) {
-            attempts.progress();
+    }
+}
+
+/// Returns what the registry has of a blob, if it says so, after as many attempts as that takes.
+async fn found_again(
+    client: &Client,
+    earlier: &Session,
+    upload: &Upload,
+    attempts: &mut Attempts,
+) -> Result<Option<Session>> {
+    loop {
+        match continued(client, &earlier.url, upload).await {
+            Ok(session) => return Ok(session),
+            Err(error) => attempts.wait(error).await?,
         }
     }
 }
@@ -213,23 +236,24 @@ async fn begin(client: &Client, what: &str) -> Result<Session> {
     })
 }
 
-/// Returns what the registry has of a blob, if it says so.
-async fn continued(client: &Client, url: &Url, upload: &Upload) -> Option<Session> {
-    let answer = client
-        .send(Call::get(url.clone(), "an upload"))
-        .await
-        .ok()?;
-    let offset = taken_bytes(answer.headers())?;
-    if offset > upload.blob.size_bytes {
-        return None;
-    }
+/// Returns what the registry has of a blob, if it says so. An error is one that may pass.
+async fn continued(client: &Client, url: &Url, upload: &Upload) -> Result<Option<Session>> {
+    let answer = match client.send(Call::get(url.clone(), "an upload")).await {
+        Ok(answer) => answer,
+        Err(error) if error.is_transient() => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    let taken = taken_bytes(answer.headers());
+    let Some(offset) = taken.filter(|offset| *offset <= upload.blob.size_bytes) else {
+        return Ok(None);
+    };
     let url = if answer.headers().contains_key(LOCATION) {
-        client.resolve(url, answer.headers(), "an upload").ok()?
+        client.resolve(url, answer.headers(), "an upload").ok()
     } else {
-        url.clone()
+        Some(url.clone())
     };
     upload.sent.store(offset, Ordering::Relaxed);
-    Some(Session { url, offset })
+    Ok(url.map(|url| Session { url, offset }))
 }
 
 /// Returns the number of bytes that a registry says it has. `0-0` is none: no registry keeps one byte

@@ -554,7 +554,10 @@ fn what_only_its_pool_knows_of_a_layer_is_neither_sent_nor_received() {
     let mut begin = sending.begin().clone();
     begin.labels = labels;
     let mut bytes = Vec::new();
-    StreamWriter::new(&mut bytes, &begin).unwrap().end().unwrap();
+    StreamWriter::new(&mut bytes, &begin)
+        .unwrap()
+        .end()
+        .unwrap();
     let copy = take(&there, "copy", &bytes).unwrap();
     assert_eq!(copy.info().unwrap().labels, own);
 }
