@@ -113,3 +113,35 @@ fn a_registry_that_loses_what_it_had_again_and_again_is_given_up() {
     let begun = all.iter().filter(|one| one.method == "POST").count();
     assert!((2..=6).contains(&begun), "{begun}");
 }
+
+#[test]
+fn a_token_server_that_refuses_to_let_layers_be_taken_over_does_not_stop_the_push() {
+    let shelf = Shelf::default();
+    let serving = shelf.clone();
+    let server = Server::start(move |request| {
+        if request.path.starts_with("/token") {
+            let asked = request.path.matches("scope=").count();
+            return match asked {
+                1 => Answer::new(200, r#"{"token": "own"}"#),
+                _ => Answer::new(400, r#"{"details": "too many scopes"}"#),
+            };
+        }
+        if request.header("authorization").is_none() {
+            let host = request.header("host").unwrap();
+            let wants = format!("Bearer realm=\"http://{host}/token\",service=\"x\"");
+            return Answer::new(401, "{}").with("www-authenticate", wants);
+        }
+        // The second repository has nothing of the first one.
+        if request.method == "HEAD" && request.path.starts_with("/v2/c/d/") {
+            return Answer::new(404, "{}");
+        }
+        serving.answer(request)
+    });
+    let bench = with_image();
+    expect_whole(&push_to(&bench, &server.name, "a/b"), &shelf);
+    let pushed = expect_whole(&push_to(&bench, &server.name, "c/d"), &shelf);
+    assert_eq!(pushed["layers"][0]["reused"], false);
+    let asked = server.asked();
+    let is_refused = |path: &str| path.matches("scope=").count() == 2;
+    assert!(asked.iter().any(|one| is_refused(&one.path)), "{asked:?}");
+}

@@ -141,7 +141,8 @@ fn take(
         return Err(Usage(fault.to_owned()).into());
     }
     let config = ImageConfig::parse(offer.config.clone().into_bytes())?;
-    let repository = open(push, target, &offer, console)?;
+    let access = access(target, &push.connection, console)?;
+    let repository = Repository::open_for_push(target, &access).map_err(hinted)?;
     let job = Job {
         repository: &repository,
         taker: &taker,
@@ -165,22 +166,6 @@ fn take(
     })?;
     drop(job);
     Ok((pushed, offer))
-}
-
-fn open(
-    push: &Push,
-    target: &Reference,
-    offer: &Offer,
-    console: &Console,
-) -> anyhow::Result<Repository> {
-    let access = access(target, &push.connection, console)?;
-    let blobs = offer.layers.iter().flat_map(|layer| &layer.blobs);
-    let sources: BTreeSet<String> = blobs
-        .filter_map(|blob| source_in(blob, target))
-        .map(str::to_owned)
-        .collect();
-    let sources: Vec<String> = sources.into_iter().collect();
-    Repository::open_for_push(target, &access, &sources).map_err(hinted)
 }
 
 /// Returns the other repository of the target's registry in which the blob was.

@@ -59,17 +59,26 @@ impl Client {
         Self::with_scopes(reference, access, vec![scope])
     }
 
-    /// Returns a client that reads and writes the repository of `reference`, and reads those in
-    /// `sources` too.
-    pub(crate) fn for_push(
-        reference: &Reference,
-        access: &Access,
-        sources: &[String],
-    ) -> Result<Self> {
-        let own = format!("repository:{}:pull,push", reference.path());
-        let others = sources.iter().map(|path| format!("repository:{path}:pull"));
-        let scopes = std::iter::once(own).chain(others).collect();
-        Self::with_scopes(reference, access, scopes)
+    /// Returns a client that reads and writes the repository of `reference`.
+    pub(crate) fn for_push(reference: &Reference, access: &Access) -> Result<Self> {
+        let scope = format!("repository:{}:pull,push", reference.path());
+        Self::with_scopes(reference, access, vec![scope])
+    }
+
+    /// Returns a client that reads the repository `source` too, with a token of its own.
+    pub(crate) fn reading(&self, source: &str) -> Self {
+        let other = format!("repository:{source}:pull");
+        Self {
+            http: self.http.clone(),
+            sender: self.sender.clone(),
+            server: self.server.clone(),
+            base: self.base.clone(),
+            repository: self.repository.clone(),
+            scopes: self.scopes.iter().cloned().chain([other]).collect(),
+            credentials: self.credentials.clone(),
+            is_plain_http: self.is_plain_http,
+            authorization: Mutex::new(None),
+        }
     }
 
     fn with_scopes(reference: &Reference, access: &Access, scopes: Vec<String>) -> Result<Self> {

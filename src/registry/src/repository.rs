@@ -11,8 +11,9 @@ use crate::upload::{self, Upload};
 use cowshed_format::base::Cancel;
 use cowshed_oci::limits::{CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX};
 use cowshed_oci::{self as oci, Digest, Document, LayerInfo, Reference, Remote};
+use std::collections::HashMap;
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
@@ -33,9 +34,9 @@ const THREADS: usize = 2;
 pub struct Repository {
     runtime: Runtime,
     pub(crate) client: Arc<Client>,
-    /// A client that may read other repositories too; some token servers refuse one who asks for
-    /// more than he may have.
-    mounting: Option<Client>,
+    /// Clients that may read one other repository too, by its path. Some token servers refuse one who
+    /// asks for more than he may have.
+    mounting: Mutex<HashMap<String, Arc<Client>>>,
     cancel: Cancel,
 }
 
@@ -48,21 +49,12 @@ impl Repository {
         Self::over(Client::new(reference, access)?)
     }
 
-    /// As `open`, to send to it too. Blobs may be mounted from the repositories `sources` of the same
-    /// registry.
+    /// As `open`, to send to it too.
     ///
     /// # Errors
     /// As `open`.
-    pub fn open_for_push(
-        reference: &Reference,
-        access: &Access,
-        sources: &[String],
-    ) -> Result<Self> {
-        let mut repository = Self::over(Client::for_push(reference, access, &[])?)?;
-        if !sources.is_empty() {
-            repository.mounting = Some(Client::for_push(reference, access, sources)?);
-        }
-        Ok(repository)
+    pub fn open_for_push(reference: &Reference, access: &Access) -> Result<Self> {
+        Self::over(Client::for_push(reference, access)?)
     }
 
     pub(crate) fn over(client: Client) -> Result<Self> {
@@ -75,7 +67,7 @@ impl Repository {
         Ok(Self {
             runtime,
             client: Arc::new(client),
-            mounting: None,
+            mounting: Mutex::default(),
             cancel: Cancel::current(),
         })
     }
@@ -117,12 +109,16 @@ impl Repository {
     /// Asks the registry to take the blob over from its repository `source`; returns true if it has.
     ///
     /// # Errors
-    /// As `has`. A refusal is none.
+    /// `OtherDigest` if it took over something else, and `Cancelled`. That it takes nothing over is
+    /// none, whatever the cause.
     pub fn mount(&self, blob: Blob, source: &str) -> Result<bool> {
-        match &self.mounting {
-            Some(client) => self.run(upload::mount(client, blob, source)),
-            None => Ok(false),
-        }
+        let client = {
+            let mounting = self.mounting.lock();
+            let mut mounting = mounting.unwrap_or_else(PoisonError::into_inner);
+            let client = mounting.entry(source.to_owned());
+            Arc::clone(client.or_insert_with(|| Arc::new(self.client.reading(source))))
+        };
+        self.run(upload::mount(&client, blob, source))
     }
 
     /// Sends a blob. Several threads may send at the same time.

@@ -82,7 +82,8 @@ pub(crate) async fn has(client: &Client, blob: Blob) -> Result<bool> {
 }
 
 /// Asks the registry to take the blob over from its repository `source`; returns true if it has.
-/// `client` may read that repository. A registry that does not do so is none that fails.
+/// `client` asks for the right to read that repository. If that fails, the layer is sent, which tells
+/// what else is wrong.
 pub(crate) async fn mount(client: &Client, blob: Blob, source: &str) -> Result<bool> {
     let what = format!("the blob {}", blob.digest);
     let mut url = client.url("blobs/uploads/")?;
@@ -94,10 +95,9 @@ pub(crate) async fn mount(client: &Client, blob: Blob, source: &str) -> Result<b
             check_digest(client, answer.headers(), &what, blob.digest)?;
             Ok(true)
         }
+        Err(error @ (Error::OtherDigest { .. } | Error::Cancelled(_))) => Err(error),
         // It offers to take the bytes instead, which ends by itself if nothing comes.
-        Ok(_) | Err(Error::NotTaken { .. } | Error::Refused { .. }) => Ok(false),
-        Err(error) if error.is_transient() => Ok(false),
-        Err(error) => Err(error),
+        Ok(_) | Err(_) => Ok(false),
     }
 }
 
