@@ -24,7 +24,9 @@ use cowshed_engine::Pool;
 /// The prefixes of the names of volumes that are not sent, because only this host or a command that
 /// runs has a use for them; recipes neither, because a receiver of an older version would take them for
 /// volumes of its user.
-const NOT_SENT: [&str; 4] = ["snapshot/", "work/", "unfinished/", "recipe/"];
+const NOT_SENT: [&str; 4] = ["snapshot/", "work/", "unfinished/", RECIPE];
+/// A version that knows no recipes may send them, too.
+const RECIPE: &str = "recipe/";
 const LAYER: &str = "layer/";
 const TEMPLATE: &str = "template/";
 const CONTAINER: &str = "container/";

@@ -5,7 +5,7 @@
 //! - Names and records come in one transaction, with the catalogue locked.
 
 use super::gather::chain_id_of;
-use super::{CONTAINER, LAYER, TEMPLATE, Transfers, is_reserved};
+use super::{CONTAINER, LAYER, RECIPE, TEMPLATE, Transfers, is_reserved};
 use crate::containers::CreatedContainer;
 use crate::error::{Error, Kind, Result};
 use crate::mounts::random_hex;
@@ -135,6 +135,9 @@ impl Transfers<'_> {
             let container = container.filter(|_| member.kind == MemberKind::Volume);
             let container = container.ok_or(Error::SetFault("a container has no record"))?;
             return Ok(Fate::Named(record::container_volume_name(&container.id)?));
+        }
+        if name.starts_with(RECIPE) {
+            return Ok(Fate::Base);
         }
         let named = Name::new(&format!("{prefix}{name}"))?;
         if is_reserved(name) || is_reserved(named.as_str()) {
