@@ -58,8 +58,8 @@ pub(crate) struct Push {
     /// The name that it gets in a registry [default: REF]
     #[arg(value_name = "DEST")]
     pub destination: Option<String>,
-    /// The compression of all layers. Unless given, it is gzip, but layers that the registry has are
-    /// not sent again
+    /// The compression of all layers. Unless given, layers that the registry has stay as they are, and
+    /// the others are compressed with gzip
     #[arg(long, value_enum)]
     pub compression: Option<Compressed>,
     /// The connection to the registry.

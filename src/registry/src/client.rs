@@ -157,7 +157,7 @@ impl Client {
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && is_home && proved < 2 {
                 proved += 1;
-                self.prove(&answer, used.as_ref(), call.what).await?;
+                self.prove(&answer, used.as_ref(), &call).await?;
             } else if status.is_redirection() {
                 moves += 1;
                 let fault = if moves > REDIRECTS_MAX {
@@ -219,10 +219,16 @@ impl Client {
     }
 
     /// Gets what proves who asks, as the registry wants it. `used` is what was not enough.
-    async fn prove(&self, answer: &Response, used: Option<&HeaderValue>, what: &str) -> Result<()> {
+    async fn prove(
+        &self,
+        answer: &Response,
+        used: Option<&HeaderValue>,
+        call: &Call<'_>,
+    ) -> Result<()> {
         let refused = || Error::Refused {
             server: self.server.clone(),
-            what: what.to_owned(),
+            what: call.what.to_owned(),
+            is_sent: call.sends(),
             detail: Detail::default(),
         };
         let values = answer.headers().get_all(WWW_AUTHENTICATE);
@@ -238,7 +244,7 @@ impl Client {
             }
             (_, Challenge::Basic) => return Err(refused()),
             (_, Challenge::Bearer { realm, service }) => {
-                let token = self.token(&realm, service.as_deref(), what).await?;
+                let token = self.token(&realm, service.as_deref(), call.what).await?;
                 self.header(&format!("Bearer {token}"))?
             }
         };
@@ -368,6 +374,7 @@ impl Client {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Refused {
                 server,
                 what,
+                is_sent: call.sends(),
                 detail,
             },
             StatusCode::NOT_FOUND if is_page && detail == Detail::default() => {

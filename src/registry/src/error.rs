@@ -70,7 +70,7 @@ pub enum Error {
         /// How long it wants to be left alone, if it says so.
         retry_after: Option<Duration>,
     },
-    /// The registry has a repository of another name only.
+    /// The registry has no such repository, and does not make one.
     #[error(
         "{server} has no repository {repository}{detail}; create it there first, or check the name"
     )]
@@ -96,13 +96,16 @@ pub enum Error {
     },
     /// The registry wants to know who asks, or does not allow it to that user.
     #[error(
-        "{server} refuses {what}{detail}; check the name, and log in (docker login {server}, skopeo login {server})"
+        "{server} refuses {what}{detail}; check the name, and log in (docker login {server}, skopeo login {server}){right}",
+        right = if *.is_sent { " or ask for the right to push" } else { "" }
     )]
     Refused {
         /// The host.
         server: String,
-        /// What was asked for.
+        /// What was asked for, or sent.
         what: String,
+        /// True if it was sent.
+        is_sent: bool,
         /// The registry's own words, after a colon; may be empty.
         detail: Detail,
     },
