@@ -351,7 +351,7 @@ impl Job<'_> {
         let target = format!("{}/{}", self.target.domain(), self.target.path());
         let mut blob = sent.blob.clone();
         blob.source = Some(target);
-        if !layer.offered.blobs.contains(&blob) {
+        if blob.diff_id == layer.offered.diff_id && !layer.offered.blobs.contains(&blob) {
             self.taker.stored(index, blob)?;
         }
         let mut outcome = layer.outcome.lock().unwrap_or_else(PoisonError::into_inner);
@@ -362,7 +362,10 @@ impl Job<'_> {
     /// Returns a blob that holds the layer and that the repository has, or now has from another one.
     fn find(&self, layer: &OfferedLayer) -> anyhow::Result<Option<KnownBlob>> {
         let wanted = self.compression;
-        let is_wanted = |known: &&KnownBlob| wanted.is_none_or(|it| it == known.compression);
+        // One with another content was written anew; now a recipe may fit.
+        let is_wanted = |known: &&KnownBlob| {
+            known.diff_id == layer.diff_id && wanted.is_none_or(|it| it == known.compression)
+        };
         let blobs = layer.blobs.iter().filter(is_wanted);
         let mut lacked: Vec<&KnownBlob> = Vec::new();
         let mut asked = BTreeSet::new();
