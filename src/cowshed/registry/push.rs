@@ -26,7 +26,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 /// Number of layers that are checked, written and sent at the same time.
@@ -155,9 +155,13 @@ fn take(
     let pushed = thread::scope(|scope| {
         scope.spawn(|| taker.listen());
         let bars = scope.spawn(|| job.show(console));
-        let sent = job.send_all(console);
-        job.is_over.store(true, Ordering::Relaxed);
-        bars.thread().unpark();
+        let sent = {
+            let _over = Over {
+                is_over: &job.is_over,
+                shown_by: bars.thread(),
+            };
+            job.send_all(console)
+        };
         let _ = bars.join();
         let sent = sent.and_then(|layers| finish(&repository, target, config, &offer, &layers));
         // The other side remembers what was stored, and ends; then so does the listener.
@@ -166,6 +170,19 @@ fn take(
     })?;
     drop(job);
     Ok((pushed, offer))
+}
+
+/// Ends the showing of progress when it is dropped: its thread is waited for, however sending ends.
+struct Over<'j> {
+    is_over: &'j AtomicBool,
+    shown_by: &'j Thread,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.shown_by.unpark();
+    }
 }
 
 /// Returns the other repository of the target's registry in which the blob was.
