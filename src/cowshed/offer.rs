@@ -5,7 +5,7 @@ use super::console::Console;
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::image::Push;
-use cowshed_format::base::Cancel;
+use cowshed_format::base::{Cancel, cancel};
 use cowshed_host::Images;
 use cowshed_oci::offer::{Asked, Giver, Offer};
 use cowshed_oci::{Digest, KnownBlob};
@@ -25,29 +25,31 @@ pub(super) fn give(push: &Push, open_pool: &OpenPool, console: &Console) -> anyh
     let offer = images.offer(&push.image).with_context(what)?;
     let socket: OwnedFd = console.input().with_context(what)?.into_file().into();
     let giver = Giver::new(UnixStream::from(socket), offer.clone()).with_context(what)?;
-    let blobs = serve(&giver, &offer, images, console.cancel()).with_context(what)?;
-    if let Err(error) = images.remember_blobs(&blobs) {
-        // The image is in the registry all the same.
+    let mut blobs = Vec::new();
+    let served = serve(&giver, &offer, images, console.cancel(), &mut blobs);
+    // They are in the registry, however this ends.
+    if let Err(error) = cancel::never(|| images.remember_blobs(&blobs)) {
         console.message(&format!(
             "warning: the pool does not remember what was sent: {error}"
         ));
     }
-    Ok(())
+    served.with_context(what)
 }
 
-/// Does what the other side asks for, several layers at a time; returns the blobs that it has stored.
+/// Does what the other side asks for, several layers at a time; adds the blobs that it has stored to
+/// `blobs`.
 fn serve(
     giver: &Giver,
     offer: &Offer,
     images: &Images,
     cancel: &Cancel,
-) -> anyhow::Result<Vec<(Digest, KnownBlob)>> {
+    blobs: &mut Vec<(Digest, KnownBlob)>,
+) -> anyhow::Result<()> {
     let fault: Mutex<Option<anyhow::Error>> = Mutex::default();
     // Layers that nobody waits for any more are given up.
     let stop = Cancel::default();
     let served = thread::scope(|scope| {
         let served = cancel.during(|| {
-            let mut blobs = Vec::new();
             while let Some(asked) = giver.next()? {
                 match asked {
                     Asked::Write {
@@ -78,7 +80,7 @@ fn serve(
                     }
                 }
             }
-            Ok(blobs)
+            Ok(())
         });
         stop.cancel();
         served
