@@ -54,8 +54,8 @@ impl NewRecipe {
         let (pool, volume) = (mounts.pool(), &self.volume);
         match recorded {
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
-                work.release(volume);
                 pool.remove(volume)?;
+                work.release(volume);
                 tracing::warn!(%tar, "the recipe of a layer is too large to be kept");
                 return Ok(None);
             }
