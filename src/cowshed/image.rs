@@ -20,6 +20,7 @@ use cowshed_oci::{
     self as oci, Compression, Digest, Image, Platform, Reference, Select, SourceInput, relay,
 };
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufWriter;
 use std::os::unix::fs::FileTypeExt;
@@ -257,11 +258,13 @@ fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> an
         output
             .into_inner()
             .map_err(|error| output_error(error.into_error()))?;
-        for layer in exported.iter().flat_map(|image| &image.layers) {
-            if let Some(warning) = other_digest(layer.original_diff_id, layer.diff_id) {
-                console.message(&warning);
-            }
-        }
+        let layers = exported.iter().flat_map(|image| &image.layers);
+        let others = layers.map(|layer| OtherDigest {
+            original: layer.original_diff_id,
+            found: layer.diff_id,
+            why: layer.why_anew.as_deref(),
+        });
+        warn_of_other_digests(others, console);
         for name in exported.iter().flat_map(|image| &image.left_out) {
             console.message(&format!(
                 "warning: the name {name} was left out, because an archive holds names with a tag \
@@ -283,17 +286,35 @@ fn export_images(export: &Export, open_pool: &OpenPool, console: &Console) -> an
     }
 }
 
-/// Returns a warning about a layer that was written with another digest.
-pub(super) fn other_digest(original: Digest, found: Digest) -> Option<String> {
+/// The digest with which a layer was written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct OtherDigest<'w> {
+    /// That of the layer as it was imported.
+    pub original: Digest,
+    /// That of the layer as it was written.
+    pub found: Digest,
+    /// The reason if they differ.
+    pub why: Option<&'w str>,
+}
+
+/// Warns of the layers that have another digest now, of each once.
+pub(super) fn warn_of_other_digests<'w>(
+    layers: impl Iterator<Item = OtherDigest<'w>>,
+    console: &Console,
+) {
     let short = |digest: Digest| short(&digest.to_string());
-    (original != found).then(|| {
-        format!(
-            "warning: the layer {} could not be written as it was imported: it is {} now, and the \
-             image has another id",
-            short(original),
-            short(found)
-        )
-    })
+    let mut seen = BTreeSet::new();
+    for layer in layers.filter(|layer| layer.original != layer.found) {
+        if seen.insert(layer) {
+            console.message(&format!(
+                "warning: the layer {} could not be written as it was imported{}: it is {} now, and \
+                 the image has another id",
+                short(layer.original),
+                layer.why.map(|why| format!(" ({why})")).unwrap_or_default(),
+                short(layer.found)
+            ));
+        }
+    }
 }
 
 /// Shows an image that a commit created.

@@ -11,6 +11,7 @@ use cowshed_oci::offer::{Asked, Giver, Offer};
 use cowshed_oci::{Digest, KnownBlob};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -24,7 +25,7 @@ pub(super) fn give(push: &Push, open_pool: &OpenPool, console: &Console) -> anyh
     let images = host.images();
     let offer = images.offer(&push.image).with_context(what)?;
     let socket: OwnedFd = console.input().with_context(what)?.into_file().into();
-    let giver = Giver::new(UnixStream::from(socket), offer.clone()).with_context(what)?;
+    let giver = Giver::new(UnixStream::from(socket), &offer).with_context(what)?;
     let mut blobs = Vec::new();
     let served = serve(&giver, &offer, images, console.cancel(), &mut blobs);
     // They are in the registry, however this ends.
@@ -56,10 +57,12 @@ fn serve(
                         layer,
                         compression,
                         file,
+                        folder,
                     } => {
                         let (stop, fault) = (&stop, &fault);
                         scope.spawn(move || {
-                            let write = || images.write_offered(offer, layer, compression, file);
+                            let place = (file, Path::new(&folder));
+                            let write = || images.write_offered(offer, layer, compression, place);
                             let written = stop.during(write);
                             let outcome = written.map_err(|error| {
                                 let text = error.to_string();

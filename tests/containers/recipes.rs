@@ -126,6 +126,11 @@ fn a_layer_whose_recipe_does_not_fit_is_written_anew() {
     assert_eq!(text, "the second, which is longer");
 }
 
+/// Returns the reason why the lowest layer is not as it was imported.
+fn why(exported: &ExportedImage) -> &str {
+    exported.layers[0].why_anew.as_deref().unwrap()
+}
+
 #[test]
 fn a_recipe_that_is_missing_or_of_a_newer_version_costs_only_the_digest() {
     let stage = Stage::new();
@@ -136,15 +141,28 @@ fn a_recipe_that_is_missing_or_of_a_newer_version_costs_only_the_digest() {
     let mut head = [0; 4096];
     let len = usize::try_from(recipe.size_bytes()).unwrap().min(4096);
     recipe.read_at(&mut head[..len], 0).unwrap();
+    let recipe_bytes = recipe.size_bytes();
     stage.pool.remove(&recipe).unwrap();
     let (_, anew) = export(&stage, "unusual:1", &folder);
     assert_ne!(anew.id, anew.image);
+    assert_eq!(why(&anew), "the pool has no recipe of its tar");
 
     let newer = stage.pool.create_volume(&name, len as u64).unwrap();
     head[8] += 1;
     newer.write_at(&head[..len], 0).unwrap();
     let (_, again) = export(&stage, "unusual:1", &folder);
-    assert_eq!(again, anew);
+    assert_eq!(again.id, anew.id);
+    assert_eq!(why(&again), "its recipe is of another version of cowshed");
+
+    // A damaged one may fail after much was written.
+    stage.pool.remove(&newer).unwrap();
+    let damaged = stage.pool.create_volume(&name, recipe_bytes).unwrap();
+    head[8] -= 1;
+    damaged.write_at(&head[..len], 0).unwrap();
+    damaged.write_at(&[0xff; 4], recipe_bytes - 4).unwrap();
+    let (_, again) = export(&stage, "unusual:1", &folder);
+    assert_eq!(again.id, anew.id);
+    assert_eq!(why(&again), "its recipe is damaged");
     // A recipe that an older version left is replaced.
     stage.host.images().remove("unusual:1").unwrap();
     stage.pool.create_volume(&name, 4096).unwrap();

@@ -4,11 +4,13 @@
 use crate::command;
 use crate::fake::{Answer, Request, Server};
 use crate::shelf::{Shelf, digest};
-use cowshed_testkit::harness::{Bench, noise};
+use cowshed_testkit::harness::{Bench, Reaped, eventually, host, noise};
 use serde_json::{Value, json};
 use std::fs;
-use std::process::Output;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Returns a pool with the image `app:1`, whose layer is larger than what is sent in one request.
 pub(crate) fn with_image() -> Bench {
@@ -40,6 +42,16 @@ pub(crate) fn expect_whole(output: &Output, shelf: &Shelf) -> Value {
         assert_eq!(part["size"], json!(blob.len()));
     }
     pushed
+}
+
+/// Asserts that the push failed with one line that says why.
+fn expect_line(output: &Output, why: &str) {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{why}: {output:?}");
+    let failure: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
+    let line = failure["error"].as_str().unwrap();
+    assert!(line.contains(why), "{why:?} is not in {line:?}");
+    assert_eq!(line.lines().count(), 1, "{line:?}");
 }
 
 #[test]
@@ -105,9 +117,7 @@ fn a_registry_that_loses_what_it_had_again_and_again_is_given_up() {
     });
     let bench = with_image();
     let output = push_to(&bench, &server.name, "a/b");
-    let failure: Value = serde_json::from_slice(&output.stderr).unwrap();
-    let line = failure["error"].as_str().unwrap();
-    assert!(line.contains("keeps nothing"), "{line}");
+    expect_line(&output, "broke");
     assert!(shelf.manifest("1").is_none());
     let all = server.asked();
     let begun = all.iter().filter(|one| one.method == "POST").count();
@@ -144,4 +154,106 @@ fn a_token_server_that_refuses_to_let_layers_be_taken_over_does_not_stop_the_pus
     let asked = server.asked();
     let is_refused = |path: &str| path.matches("scope=").count() == 2;
     assert!(asked.iter().any(|one| is_refused(&one.path)), "{asked:?}");
+}
+
+#[test]
+fn one_who_may_not_push_is_told_so() {
+    let shelf = Shelf::default();
+    let serving = shelf.clone();
+    let server = Server::start(move |request| match request.method.as_str() {
+        "POST" => Answer::new(403, "{}"),
+        _ => serving.answer(request),
+    });
+    let bench = with_image();
+    let output = push_to(&bench, &server.name, "a/b");
+    expect_line(&output, "or ask for the right to push");
+}
+
+/// A file system of 64 KiB.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(path: PathBuf) -> Self {
+        fs::create_dir(&path).unwrap();
+        let point = path.to_str().unwrap();
+        host("mount", ["-t", "tmpfs", "-o", "size=64k", "none", point]);
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_folder_for_layers_is_named() {
+    let shelf = Shelf::default();
+    let serving = shelf.clone();
+    let server = Server::start(move |request| serving.answer(request));
+    let bench = with_image();
+    let _disk = SmallDisk::at(bench.path("cache"));
+    let folder = bench.path("cache").display().to_string();
+    let daemon = bench.serve();
+    for _ in 0..2 {
+        let output = push_to(&bench, &server.name, "a/b");
+        expect_line(&output, &format!("the folder {folder}: No space left"));
+    }
+    daemon.stop();
+    let output = push_to(&bench, &server.name, "a/b");
+    expect_line(&output, &format!("the folder {folder}: No space left"));
+    assert!(shelf.manifest("1").is_none());
+}
+
+/// Returns a pool with the image `five:1` of five layers, of which only the lowest is small.
+fn with_five_layers() -> Bench {
+    let bench = Bench::with_pool("2G");
+    let root = bench.path("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("small"), "small").unwrap();
+    let import = ["image", "import", root.to_str().unwrap(), "--name", "one:1"];
+    bench.ok_quietly(import);
+    let names = ["one:1", "two:1", "three:1", "four:1", "five:1"];
+    for (number, pair) in (1..).zip(names.windows(2)) {
+        let file = bench.path("file");
+        fs::write(&file, noise(2 << 20, number)).unwrap();
+        let maker = format!("maker{number}");
+        bench.ok_quietly(["container", "create", pair[0], "--name", &maker]);
+        let target = format!("{maker}:/file{number}");
+        bench.ok(["container", "cp", file.to_str().unwrap(), &target]);
+        bench.ok_quietly(["container", "commit", &maker, pair[1]]);
+    }
+    bench
+}
+
+#[test]
+fn what_an_interrupted_push_has_stored_is_remembered() {
+    let shelf = Shelf::default();
+    let (serving, waits) = (shelf.clone(), Arc::new(Mutex::new(())));
+    let waiting = Arc::clone(&waits);
+    let server = Server::start(move |request| {
+        if request.method == "PATCH" {
+            // The answer comes once the test is over.
+            let _held = waiting.lock();
+        }
+        serving.answer(request)
+    });
+    let bench = with_five_layers();
+    let held = waits.lock().unwrap();
+    let target = format!("{}/a/b:1", server.name);
+    let arguments = ["image", "push", "--plain-http", "five:1", &target];
+    let mut command = command(&bench, arguments);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = Reaped(command.spawn().unwrap());
+    // The thread that stored the small layer has begun the fifth one, after it said so.
+    eventually("the large layers", || {
+        let asked = server.asked();
+        asked.iter().filter(|one| one.method == "PATCH").count() == 4
+    });
+    host("kill", ["-INT".to_owned(), child.0.id().to_string()]);
+    eventually("the push's end", || child.0.try_wait().unwrap().is_some());
+    drop(held);
+    let labels = bench.ok(["pool", "dump", "--names"]);
+    assert_eq!(labels.matches("cowshed.blobs").count(), 1, "{labels}");
 }

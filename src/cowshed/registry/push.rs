@@ -6,19 +6,19 @@ use crate::arguments::image::Compressed;
 use crate::arguments::registry::Push;
 use crate::console::Console;
 use crate::failure::{Exit, Usage};
-use crate::image::{other_digest, short};
+use crate::image::{OtherDigest, short, warn_of_other_digests};
 use crate::open::Place;
 use crate::output::counted;
 use crate::{remote, signals};
 use anyhow::Context;
 use cowshed_daemon::request::{Command, image as request};
 use cowshed_format::base::size::human;
-use cowshed_oci::offer::{Offer, OfferedLayer, Taker};
+use cowshed_oci::offer::{Offer, OfferedLayer, Taker, WrittenLayer};
 use cowshed_oci::{
     Compression, Digest, ImageConfig, KnownBlob, LayerDescriptor, MANIFEST_TYPE, Reference,
     chain_above, manifest_of,
 };
-use cowshed_registry::{self as registry, Blob, Repository, Upload};
+use cowshed_registry::{self as registry, Blob, Cache, Repository, Upload};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -65,6 +65,9 @@ struct PushedLayer {
     digest: Digest,
     /// The size of its blob.
     size_bytes: u64,
+    /// The reason if it is not as it was imported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_anew: Option<String>,
 }
 
 /// Sends an image to a registry.
@@ -107,11 +110,13 @@ pub(super) fn push(push: &Push, place: &Place, console: &Console) -> anyhow::Res
         return Ok(exit);
     }
     let (pushed, offer) = pushed.with_context(what)?;
-    for (layer, offered) in pushed.layers.iter().zip(&offer.layers) {
-        if let Some(warning) = other_digest(offered.diff_id, layer.diff_id) {
-            console.message(&warning);
-        }
-    }
+    let layers = pushed.layers.iter().zip(&offer.layers);
+    let others = layers.map(|(layer, offered)| OtherDigest {
+        original: offered.diff_id,
+        found: layer.diff_id,
+        why: layer.why_anew.as_deref(),
+    });
+    warn_of_other_digests(others, console);
     console.result(&pushed, || shown(&pushed))?;
     Ok(Exit::Done)
 }
@@ -143,10 +148,12 @@ fn take(
     let config = ImageConfig::parse(offer.config.clone().into_bytes())?;
     let access = access(target, &push.connection, console)?;
     let repository = Repository::open_for_push(target, &access).map_err(hinted)?;
+    let cache = cache();
     let job = Job {
         repository: &repository,
         taker: &taker,
         target,
+        cache: &cache,
         compression: push.compression.map(compression_of),
         layers: offer.layers.iter().map(LayerJob::of).collect(),
         next: AtomicUsize::new(0),
@@ -163,7 +170,7 @@ fn take(
             job.send_all(console)
         };
         let _ = bars.join();
-        let sent = sent.and_then(|layers| finish(&repository, target, config, &offer, &layers));
+        let sent = sent.and_then(|layers| finish(&job, config, &offer, &layers));
         // The other side remembers what was stored, and ends; then so does the listener.
         let _ = socket.shutdown(Shutdown::Write);
         sent
@@ -202,12 +209,17 @@ const fn compression_of(compressed: Compressed) -> Compression {
 
 /// Sends the configuration and, last of all, the manifest.
 fn finish(
-    repository: &Repository,
-    target: &Reference,
+    job: &Job<'_>,
     config: ImageConfig,
     offer: &Offer,
     layers: &[SentLayer],
 ) -> anyhow::Result<PushedImage> {
+    let Job {
+        repository,
+        target,
+        cache,
+        ..
+    } = job;
     let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.blob.diff_id).collect();
     let config = config.with_diff_ids(&diff_ids)?;
     let blob = Blob {
@@ -215,9 +227,9 @@ fn finish(
         size_bytes: config.raw().len() as u64,
     };
     if !repository.has(blob).map_err(hinted)? {
-        let mut file = temporary_file()?;
-        file.write_all(config.raw())
-            .context("write the configuration to a temporary file")?;
+        let folder = || format!("write to the folder {}", cache.folder().display());
+        let mut file = cache.temporary_file().with_context(folder)?;
+        file.write_all(config.raw()).with_context(folder)?;
         let upload = Upload {
             blob,
             file: Arc::new(file),
@@ -231,7 +243,9 @@ fn finish(
         size_bytes: layer.blob.size_bytes,
     });
     let manifest = manifest_of(&config, &descriptors.collect::<Vec<_>>())?;
-    let tag = target.tag().unwrap_or("latest");
+    let tag = target
+        .tag()
+        .context("the name in the registry has no tag")?;
     repository
         .put_manifest(tag, MANIFEST_TYPE, &manifest)
         .map_err(hinted)?;
@@ -246,6 +260,7 @@ fn finish(
             reused: sent.reused,
             digest: sent.blob.digest,
             size_bytes: sent.blob.size_bytes,
+            why_anew: sent.why_anew.clone(),
         }
     });
     Ok(PushedImage {
@@ -257,15 +272,11 @@ fn finish(
     })
 }
 
-fn temporary_file() -> anyhow::Result<std::fs::File> {
-    let file = cache().temporary_file();
-    file.map_err(anyhow::Error::from)
-}
-
 /// A layer that is in the registry now.
-#[derive(Clone)]
 struct SentLayer {
     blob: KnownBlob,
+    /// The reason if it is not as it was imported.
+    why_anew: Option<String>,
     /// True if the registry had it before.
     reused: bool,
 }
@@ -307,6 +318,8 @@ struct Job<'a> {
     repository: &'a Repository,
     taker: &'a Taker<'a>,
     target: &'a Reference,
+    /// The folder for layers on their way.
+    cache: &'a Cache,
     /// The only compression that is wanted.
     compression: Option<Compression>,
     layers: Vec<LayerJob<'a>>,
@@ -340,7 +353,7 @@ impl Job<'_> {
         }
         let outcomes = self.layers.iter().map(|layer| {
             let outcome = layer.outcome.lock();
-            outcome.unwrap_or_else(PoisonError::into_inner).clone()
+            outcome.unwrap_or_else(PoisonError::into_inner).take()
         });
         let outcomes: Option<Vec<SentLayer>> = outcomes.collect();
         outcomes.context("a layer was not sent")
@@ -357,7 +370,11 @@ impl Job<'_> {
         let sent = match self.find(layer.offered)? {
             Some(blob) => {
                 layer.set(THERE);
-                SentLayer { blob, reused: true }
+                SentLayer {
+                    blob,
+                    why_anew: None,
+                    reused: true,
+                }
             }
             None => self.write_and_upload(index)?,
         };
@@ -415,14 +432,21 @@ impl Job<'_> {
     fn write_and_upload(&self, index: usize) -> anyhow::Result<SentLayer> {
         let layer = &self.layers[index];
         layer.set(COMPRESSING);
-        let file = temporary_file()?;
+        let folder = self.cache.folder();
+        let file = self.cache.temporary_file();
+        let file = file.with_context(|| format!("write to the folder {}", folder.display()))?;
         let compression = self.compression.unwrap_or(Compression::Gzip);
-        let blob = self.taker.write(index, compression, &file)?;
+        let WrittenLayer { blob, why_anew } =
+            self.taker.write(index, compression, &file, &folder)?;
         layer.total_bytes.store(blob.size_bytes, Ordering::Relaxed);
         // The same layer may be there, from a pool that remembers nothing.
         if self.repository.has(blob_of(&blob)).map_err(hinted)? {
             layer.set(THERE);
-            return Ok(SentLayer { blob, reused: true });
+            return Ok(SentLayer {
+                blob,
+                why_anew,
+                reused: true,
+            });
         }
         layer.set(SENDING);
         let upload = Upload {
@@ -434,6 +458,7 @@ impl Job<'_> {
         layer.set(SENT);
         Ok(SentLayer {
             blob,
+            why_anew,
             reused: false,
         })
     }

@@ -49,7 +49,9 @@ impl Cache {
         Self { folder: None }
     }
 
-    fn folder(&self) -> PathBuf {
+    /// Returns the folder.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
         self.folder.clone().unwrap_or_else(std::env::temp_dir)
     }
 

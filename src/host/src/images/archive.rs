@@ -6,7 +6,7 @@
 //! reports it.
 
 use super::Images;
-use super::spool::{Spooled, Wanted, unnamed_file};
+use super::spool::{Place, Spooled, Wanted, unnamed_file};
 use crate::error::{Error, Result};
 use crate::record::{self, FoundImage, ImageRecord, LayerRecord};
 use cowshed_oci::{Compression, Digest, ImageConfig, LayoutImage, Reference, write_layouts};
@@ -43,6 +43,9 @@ pub struct ExportedLayer {
     pub original_diff_id: Digest,
     /// The bytes of the layer as it is stored in the archive.
     pub size_bytes: u64,
+    /// The reason why the digest differs, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_anew: Option<String>,
 }
 
 /// An image to export.
@@ -149,12 +152,17 @@ impl Images {
         for layer in &image.record.layers {
             // Another image of the archive may have the same layer.
             if let Entry::Vacant(place) = spooled.entry(layer.chain_id) {
-                let file = unnamed_file(self.mounts.state_dir())?;
+                let folder = self.mounts.state_dir();
+                let to = Place {
+                    file: unnamed_file(folder)?,
+                    folder,
+                };
                 let wanted = Wanted {
                     chain_id: layer.chain_id,
                     diff_id: layer.diff_id,
+                    size_bytes: layer.size_bytes,
                 };
-                place.insert(self.spool_layer(below, wanted, compression, file)?);
+                place.insert(self.spool_layer(below, wanted, compression, to)?);
             }
             below = Some(layer.chain_id);
         }
@@ -182,5 +190,6 @@ fn report(record: &LayerRecord, spooled: &Spooled) -> ExportedLayer {
         diff_id: spooled.summary.diff_id,
         original_diff_id: record.diff_id,
         size_bytes: spooled.summary.blob_size_bytes,
+        why_anew: spooled.why_anew.clone(),
     }
 }

@@ -5,14 +5,15 @@
 //! it says must come from this pool.
 
 use super::Images;
-use super::spool::Wanted;
+use super::spool::{Place, Wanted};
 use crate::error::{Error, Kind, Result};
 use crate::record::{self, FoundImage};
 use cowshed_engine::{Labels, Volume};
-use cowshed_oci::offer::{Offer, OfferedLayer};
+use cowshed_oci::offer::{Offer, OfferedLayer, WrittenLayer};
 use cowshed_oci::{Compression, Digest, KnownBlob, LayerDigest, Reference};
 use cowshed_stream::labels::BLOBS;
 use std::fs::File;
+use std::path::Path;
 
 /// Number of blobs of one layer that are remembered, the latest ones.
 const BLOBS_MAX: usize = 8;
@@ -76,7 +77,7 @@ impl Images {
         })
     }
 
-    /// Writes a layer of an image that was offered into `file`.
+    /// Writes a layer of an image that was offered into a file; messages name the folder of that.
     ///
     /// # Errors
     /// `NotFound` if there is no such layer any more, and any error of the pool, the host and the
@@ -86,8 +87,8 @@ impl Images {
         offer: &Offer,
         layer: usize,
         compression: Compression,
-        file: File,
-    ) -> Result<KnownBlob> {
+        place: (File, &Path),
+    ) -> Result<WrittenLayer> {
         let missing = || Error::not_found(Kind::Layer, &layer.to_string());
         let offered = offer.layers.get(layer).ok_or_else(missing)?;
         let below = layer
@@ -96,14 +97,20 @@ impl Images {
         let wanted = Wanted {
             chain_id: offered.chain_id,
             diff_id: offered.diff_id,
+            size_bytes: offered.size_bytes,
         };
-        let summary = self.spool_layer(below, wanted, compression, file)?.summary;
-        Ok(KnownBlob {
-            digest: summary.blob_digest,
-            size_bytes: summary.blob_size_bytes,
-            compression,
-            diff_id: summary.diff_id,
-            source: None,
+        let (file, folder) = place;
+        let spooled = self.spool_layer(below, wanted, compression, Place { file, folder })?;
+        let summary = spooled.summary;
+        Ok(WrittenLayer {
+            blob: KnownBlob {
+                digest: summary.blob_digest,
+                size_bytes: summary.blob_size_bytes,
+                compression,
+                diff_id: summary.diff_id,
+                source: None,
+            },
+            why_anew: spooled.why_anew,
         })
     }
 

@@ -118,7 +118,11 @@ impl Read for FromVolume {
         let left = self.volume.size_bytes().saturating_sub(self.offset_bytes);
         let len = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let read = self.volume.read_at(&mut buffer[..len], self.offset_bytes);
-        read.map_err(io::Error::other)?;
+        read.map_err(|error| match error {
+            // It is damaged; the layer can be written without it.
+            base::Error::Corrupt(_) => io::ErrorKind::InvalidData.into(),
+            error => io::Error::other(error),
+        })?;
         self.offset_bytes += len as u64;
         Ok(len)
     }

@@ -8,8 +8,9 @@ use crate::layers::write_layer;
 use crate::mounts::random_hex;
 use crate::record;
 use cowshed_ext4diff::compare_trees;
-use cowshed_oci::recipe::{self, RecipeError};
-use cowshed_oci::{Compression, Digest, LayerBlob, LayerSummary, LayerWriter};
+use cowshed_oci::recipe::{self, RecipeError, Tar};
+use cowshed_oci::{self as oci, Compression, Digest, LayerBlob, LayerSummary, LayerWriter};
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::fd::AsFd;
@@ -23,28 +24,68 @@ pub(super) struct Wanted {
     pub(super) chain_id: Digest,
     /// The digest of its tar.
     pub(super) diff_id: Digest,
+    /// The size of its tar, if known.
+    pub(super) size_bytes: Option<u64>,
 }
 
 /// A layer, compressed in a file.
 pub(super) struct Spooled {
     file: File,
     pub(super) summary: LayerSummary,
+    /// The reason why it is not as it was imported.
+    pub(super) why_anew: Option<String>,
+}
+
+/// A file for a layer.
+pub(super) struct Place<'p> {
+    pub(super) file: File,
+    /// Its folder, as messages name it.
+    pub(super) folder: &'p Path,
 }
 
 impl Images {
-    /// Writes a layer to `file`; `below` is the stack without it. The layer has another digest than
+    /// Writes a layer to a file; `below` is the stack without it. The layer has another digest than
     /// the wanted one if it has no recipe that fits.
     pub(super) fn spool_layer(
         &self,
         below: Option<Digest>,
         wanted: Wanted,
         compression: Compression,
-        file: File,
+        place: Place<'_>,
     ) -> Result<Spooled> {
+        let Place { file, folder } = place;
+        let errno = Cell::new(None);
+        let out = Out {
+            file: &file,
+            errno: &errno,
+        };
+        let written = self.write_or_rebuild(below, wanted, compression, &out);
+        let (summary, why_anew) = written.map_err(|error| match errno.get() {
+            Some(errno) => Error::io("write a layer to the folder", folder)(
+                io::Error::from_raw_os_error(errno),
+            ),
+            None => error,
+        })?;
+        Ok(Spooled {
+            file,
+            summary,
+            why_anew,
+        })
+    }
+
+    /// Returns the layer that was written, and the reason if it is not as it was imported.
+    fn write_or_rebuild(
+        &self,
+        below: Option<Digest>,
+        wanted: Wanted,
+        compression: Compression,
+        out: &Out<'_>,
+    ) -> Result<(LayerSummary, Option<String>)> {
         let new = self.mounts.view(&self.layer(wanted.chain_id)?)?;
-        if let Some(summary) = self.rebuild(wanted, new.path(), compression, &file)? {
-            return Ok(Spooled { file, summary });
-        }
+        let fault = match self.rebuild(wanted, new.path(), compression, out)? {
+            Ok(summary) => return Ok((summary, None)),
+            Err(fault) => fault,
+        };
         let changes = match below {
             Some(below) => {
                 let base = self.mounts.view(&self.layer(below)?)?;
@@ -55,45 +96,66 @@ impl Images {
                 compare_trees(&empty.path, new.path())?
             }
         };
-        let layer = LayerWriter::new(BufWriter::new(file), compression)?;
-        let (out, summary) = write_layer(layer, new.path(), &changes)?;
-        let file = out
-            .into_inner()
-            .map_err(|error| spool_failed(error.into_error()))?;
-        Ok(Spooled { file, summary })
+        let layer = LayerWriter::new(BufWriter::new(out), compression)?;
+        let (mut buffered, summary) = write_layer(layer, new.path(), &changes)?;
+        buffered.flush().map_err(write_failed)?;
+        let is_other = summary.diff_id != wanted.diff_id;
+        Ok((summary, is_other.then_some(fault)))
     }
-}
 
-impl Images {
-    /// Writes a layer to `file` as it was imported; `None` if it has no recipe that fits, and then
-    /// the file is empty.
+    /// Writes a layer as it was imported. If it has no recipe that fits, the file is empty, and the
+    /// inner error says why.
     fn rebuild(
         &self,
         wanted: Wanted,
         root: &Path,
         compression: Compression,
-        file: &File,
-    ) -> Result<Option<LayerSummary>> {
+        out: &Out<'_>,
+    ) -> Result<Result<LayerSummary, String>> {
         let Some(volume) = record::recipe_volume(self.pool(), wanted.chain_id)? else {
-            return Ok(None);
+            return Ok(Err("the pool has no recipe of its tar".to_owned()));
         };
         let root = File::open(root).map_err(Error::io("open", root))?;
-        let out = BufWriter::new(file);
-        let rebuilt = recipe::rebuild(FromVolume::new(volume), root.as_fd(), out, compression);
-        let fault = match rebuilt {
-            Ok((mut out, summary)) if summary.diff_id == wanted.diff_id => {
-                out.flush().map_err(spool_failed)?;
-                return Ok(Some(summary));
-            }
-            // It is the recipe of another tar.
-            Ok(_) => RecipeError::Digest,
-            Err(RecipeError::Failed(error)) => return Err(error.into()),
-            Err(fault) => fault,
+        let tar = Tar {
+            digest: wanted.diff_id,
+            size_bytes: wanted.size_bytes,
         };
-        tracing::warn!(layer = %wanted.diff_id, %fault, "a layer is not written as it was imported");
-        file.set_len(0).map_err(spool_failed)?;
-        (&*file).rewind().map_err(spool_failed)?;
-        Ok(None)
+        let buffered = BufWriter::new(out);
+        let recipe = FromVolume::new(volume);
+        match recipe::rebuild(recipe, tar, root.as_fd(), buffered, compression) {
+            Ok((mut buffered, summary)) => {
+                buffered.flush().map_err(write_failed)?;
+                Ok(Ok(summary))
+            }
+            Err(RecipeError::Failed(error)) => Err(error.into()),
+            Err(fault) => {
+                out.errno.set(None);
+                out.file.set_len(0).map_err(write_failed)?;
+                (&*out.file).rewind().map_err(write_failed)?;
+                Ok(Err(fault.to_string()))
+            }
+        }
+    }
+}
+
+/// A file that is written, and keeps the host's error of that.
+struct Out<'f> {
+    file: &'f File,
+    errno: &'f Cell<Option<i32>>,
+}
+
+impl Write for &Out<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut file = self.file;
+        file.write(bytes).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.errno.set(error.raw_os_error());
+            }
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -126,12 +188,8 @@ impl Read for FromStart<'_> {
     }
 }
 
-fn spool_failed(source: io::Error) -> Error {
-    Error::Io {
-        action: "write a layer to",
-        path: "a temporary file".into(),
-        source,
-    }
+fn write_failed(source: io::Error) -> Error {
+    oci::Error::io("write the layer", source).into()
 }
 
 /// Creates a file in `folder` that vanishes with its last descriptor.

@@ -1,9 +1,10 @@
 //! The end that has the image.
 
-use super::{Offer, ToGiver, ToTaker, failed, receive, send};
+use super::{Offer, ToGiver, ToTaker, WrittenLayer, failed, receive, send};
 use crate::compression::Compression;
 use crate::error::Result;
 use crate::known_blob::KnownBlob;
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +33,8 @@ pub enum Asked {
         compression: Compression,
         /// The file.
         file: File,
+        /// The folder of the file, for messages.
+        folder: String,
     },
     /// A blob with a layer is in a registry now.
     Stored {
@@ -47,13 +50,13 @@ impl Giver {
     ///
     /// # Errors
     /// `Io` if the other side has ended.
-    pub fn new(socket: UnixStream, offer: Offer) -> Result<Self> {
+    pub fn new(socket: UnixStream, offer: &Offer) -> Result<Self> {
         socket.set_read_timeout(Some(CANCEL_POLL)).map_err(failed)?;
         let giver = Self {
             socket,
             sending: Mutex::default(),
         };
-        giver.send(&ToTaker::Offer(Box::new(offer)))?;
+        giver.send(&ToTaker::Offer(Cow::Borrowed(offer)))?;
         Ok(giver)
     }
 
@@ -66,10 +69,18 @@ impl Giver {
             return Ok(None);
         };
         match (message, file) {
-            (ToGiver::Write { layer, compression }, Some(file)) => Ok(Some(Asked::Write {
+            (
+                ToGiver::Write {
+                    layer,
+                    compression,
+                    folder,
+                },
+                Some(file),
+            ) => Ok(Some(Asked::Write {
                 layer,
                 compression,
                 file: File::from(file),
+                folder,
             })),
             (ToGiver::Stored { layer, blob }, _) => Ok(Some(Asked::Stored { layer, blob })),
             (ToGiver::Write { .. }, None) => Err(super::unexpected()),
@@ -80,9 +91,9 @@ impl Giver {
     ///
     /// # Errors
     /// `Io` if the other side has ended.
-    pub fn written(&self, layer: usize, outcome: Result<KnownBlob, String>) -> Result<()> {
+    pub fn written(&self, layer: usize, outcome: Result<WrittenLayer, String>) -> Result<()> {
         self.send(&match outcome {
-            Ok(blob) => ToTaker::Written { layer, blob },
+            Ok(written) => ToTaker::Written { layer, written },
             Err(why) => ToTaker::Failed {
                 layer,
                 why: why.chars().take(WHY_CHARS_MAX).collect(),
@@ -90,7 +101,7 @@ impl Giver {
         })
     }
 
-    fn send(&self, message: &ToTaker) -> Result<()> {
+    fn send(&self, message: &ToTaker<'_>) -> Result<()> {
         let _held = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         send(&self.socket, message, None).map_err(failed)
     }

@@ -24,6 +24,7 @@ use cowshed_format::base::cancel;
 use cowshed_sys::descriptors;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -59,14 +60,23 @@ pub struct OfferedLayer {
     pub blobs: Vec<KnownBlob>,
 }
 
+/// A layer that is in its file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrittenLayer {
+    /// The blob that the file is.
+    pub blob: KnownBlob,
+    /// The reason if it is not as it was imported.
+    pub why_anew: Option<String>,
+}
+
 /// To the one who takes the image.
 #[derive(Debug, Serialize, Deserialize)]
-enum ToTaker {
-    Offer(Box<Offer>),
+enum ToTaker<'o> {
+    Offer(Cow<'o, Offer>),
     /// The layer is in its file, uncompressed or compressed.
     Written {
         layer: usize,
-        blob: KnownBlob,
+        written: WrittenLayer,
     },
     /// A layer cannot be written, and why.
     Failed {
@@ -78,10 +88,11 @@ enum ToTaker {
 /// To the one who offers the image.
 #[derive(Debug, Serialize, Deserialize)]
 enum ToGiver {
-    /// Write a layer into the file that comes along.
+    /// Write a layer into the file that comes along, which is in this folder.
     Write {
         layer: usize,
         compression: Compression,
+        folder: String,
     },
     /// A blob is in a registry now.
     Stored { layer: usize, blob: KnownBlob },

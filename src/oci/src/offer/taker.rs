@@ -1,6 +1,6 @@
 //! The end that takes the image.
 
-use super::{Offer, ToGiver, ToTaker, failed, receive, send};
+use super::{Offer, ToGiver, ToTaker, WrittenLayer, failed, receive, send};
 use crate::compression::Compression;
 use crate::error::{Error, Printable, Result};
 use crate::known_blob::KnownBlob;
@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
@@ -20,7 +21,7 @@ pub struct Taker<'s> {
 #[derive(Default)]
 struct Waiting {
     /// Where the outcome for a layer goes.
-    layers: HashMap<usize, Sender<Result<KnownBlob>>>,
+    layers: HashMap<usize, Sender<Result<WrittenLayer>>>,
     /// True once nothing more comes.
     is_over: bool,
 }
@@ -38,7 +39,7 @@ impl<'s> Taker<'s> {
         match receive(socket)? {
             Some((ToTaker::Offer(offer), _)) => {
                 let waiting = Mutex::default();
-                Ok((Self { socket, waiting }, *offer))
+                Ok((Self { socket, waiting }, offer.into_owned()))
             }
             Some(_) => Err(super::unexpected()),
             None => Err(ended()),
@@ -49,7 +50,7 @@ impl<'s> Taker<'s> {
     pub fn listen(&self) {
         loop {
             let (layer, outcome) = match receive(self.socket) {
-                Ok(Some((ToTaker::Written { layer, blob }, _))) => (layer, Ok(blob)),
+                Ok(Some((ToTaker::Written { layer, written }, _))) => (layer, Ok(written)),
                 Ok(Some((ToTaker::Failed { layer, why }, _))) => {
                     (layer, Err(Error::PassedOn(Printable::from(&*why))))
                 }
@@ -66,12 +67,18 @@ impl<'s> Taker<'s> {
         waiting.layers.clear();
     }
 
-    /// Asks for the layer with this index, once at a time, and waits until it is in `file`. Another
-    /// thread must listen.
+    /// Asks for the layer with this index, once at a time, and waits until it is in `file`, which is in
+    /// `folder`. Another thread must listen.
     ///
     /// # Errors
     /// `PassedOn` if the layer cannot be written or the other side has ended.
-    pub fn write(&self, layer: usize, compression: Compression, file: &File) -> Result<KnownBlob> {
+    pub fn write(
+        &self,
+        layer: usize,
+        compression: Compression,
+        file: &File,
+        folder: &Path,
+    ) -> Result<WrittenLayer> {
         let (sender, outcome) = channel();
         {
             let mut waiting = self.waiting();
@@ -79,7 +86,11 @@ impl<'s> Taker<'s> {
                 return Err(ended());
             }
             waiting.layers.insert(layer, sender);
-            let message = ToGiver::Write { layer, compression };
+            let message = ToGiver::Write {
+                layer,
+                compression,
+                folder: folder.display().to_string(),
+            };
             send(self.socket, &message, Some(file.as_fd())).map_err(failed)?;
         }
         outcome.recv().unwrap_or_else(|_| Err(ended()))

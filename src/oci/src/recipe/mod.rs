@@ -15,14 +15,15 @@
 //! # Invariants
 //! - A recipe is a hint: what it makes counts only if it has the digest of the tar. A layer whose
 //!   later entries replace earlier ones has files that do not fit, and its tar must be written anew.
-//! - No number in a recipe is trusted: lengths are checked against [`super::limits`].
+//! - No number in a recipe is trusted: a path and a count of parts are checked against
+//!   [`super::limits`], and bytes are taken piece by piece, up to the size of the tar.
 
 mod rebuild;
 mod recorder;
 #[cfg(test)]
 mod tests;
 
-pub use rebuild::{RecipeError, rebuild};
+pub use rebuild::{RecipeError, Tar, rebuild};
 pub use recorder::Recorder;
 pub(crate) use recorder::Recording;
 

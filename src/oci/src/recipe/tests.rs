@@ -4,7 +4,7 @@ use crate::compression::Compression;
 use crate::error::Result;
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -57,11 +57,35 @@ fn recorded(tar: &[u8]) -> (TempDir, Vec<u8>) {
     (folder, [&head[..], &stream].concat())
 }
 
+/// Makes the tar with the digest in the head of the recipe.
 fn rebuilt(recipe: &[u8], root: &Path) -> Result<Vec<u8>, RecipeError> {
+    rebuilt_up_to(recipe, root, None)
+}
+
+fn rebuilt_up_to(
+    recipe: &[u8],
+    root: &Path,
+    size_bytes: Option<u64>,
+) -> Result<Vec<u8>, RecipeError> {
+    rebuilt_from(recipe, &in_head(recipe, size_bytes), root)
+}
+
+fn in_head(recipe: &[u8], size_bytes: Option<u64>) -> Tar {
+    let mut digest = [0; 32];
+    if let Some(stated) = recipe.get(HEAD_BYTES - 32..HEAD_BYTES) {
+        digest.copy_from_slice(stated);
+    }
+    Tar {
+        digest: Digest::from_bytes(digest),
+        size_bytes,
+    }
+}
+
+fn rebuilt_from(recipe: impl Read, tar: &Tar, root: &Path) -> Result<Vec<u8>, RecipeError> {
     let root = File::open(root).unwrap();
-    let (tar, summary) = rebuild(recipe, root.as_fd(), Vec::new(), Compression::None)?;
-    assert_eq!(summary.diff_id, Digest::of(&tar));
-    Ok(tar)
+    let (made, summary) = rebuild(recipe, *tar, root.as_fd(), Vec::new(), Compression::None)?;
+    assert_eq!(summary.diff_id, Digest::of(&made));
+    Ok(made)
 }
 
 /// Returns what `tar` makes of a tree with all kinds of objects.
@@ -171,5 +195,58 @@ fn what_is_no_recipe_is_damaged_and_one_of_a_newer_version_is_told_apart() {
         let wrong = [&head[..], &stream].concat();
         let error = rebuilt(&wrong, folder.path()).unwrap_err();
         assert!(matches!(error, RecipeError::Damaged), "{steps:?}: {error}");
+    }
+}
+
+#[test]
+fn a_recipe_of_another_tar_is_told_apart_before_anything_is_written() {
+    let tar = made(&["--format=gnu"]);
+    let (folder, recipe) = recorded(&tar);
+    let other = Tar {
+        digest: Digest::of(b"other"),
+        size_bytes: None,
+    };
+    let error = rebuilt_from(&recipe[..HEAD_BYTES], &other, folder.path()).unwrap_err();
+    assert!(matches!(error, RecipeError::Digest), "{error}");
+}
+
+#[test]
+fn no_more_is_written_than_the_tar_has() {
+    let tar = made(&["--format=gnu"]);
+    let (folder, recipe) = recorded(&tar);
+    let len = tar.len() as u64;
+    assert!(rebuilt_up_to(&recipe, folder.path(), Some(len)).unwrap() == tar);
+    let error = rebuilt_up_to(&recipe, folder.path(), Some(len - 1)).unwrap_err();
+    assert!(matches!(error, RecipeError::Damaged), "{error}");
+}
+
+/// A reader that fails after what it has.
+struct Failing<'a>(&'a [u8], io::ErrorKind);
+
+impl Read for Failing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_empty() {
+            return Err(self.1.into());
+        }
+        self.0.read(buffer)
+    }
+}
+
+#[test]
+fn a_host_that_fails_is_not_a_recipe_that_does_not_fit() {
+    let tar = made(&["--format=gnu"]);
+    let (folder, recipe) = recorded(&tar);
+    let wanted = in_head(&recipe, None);
+    for len in [0, 8, HEAD_BYTES, HEAD_BYTES + 20, recipe.len() - 1] {
+        let failing = |kind| {
+            let reader = Failing(&recipe[..len], kind);
+            rebuilt_from(reader, &wanted, folder.path()).unwrap_err()
+        };
+        let error = failing(io::ErrorKind::Other);
+        assert!(matches!(error, RecipeError::Failed(_)), "{len}: {error}");
+        for kind in [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof] {
+            let error = failing(kind);
+            assert!(matches!(error, RecipeError::Damaged), "{len}: {error}");
+        }
     }
 }
