@@ -402,9 +402,7 @@ impl Images {
         }
         Ok(())
     }
-}
 
-impl Images {
     /// Names a recipe. It replaces one that an older version left when it removed the layer.
     fn settle_recipe(
         &self,
