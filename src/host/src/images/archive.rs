@@ -160,7 +160,6 @@ impl Images {
                 let wanted = Wanted {
                     chain_id: layer.chain_id,
                     diff_id: layer.diff_id,
-                    size_bytes: layer.size_bytes,
                 };
                 place.insert(self.spool_layer(below, wanted, compression, to)?);
             }

@@ -97,7 +97,6 @@ impl Images {
         let wanted = Wanted {
             chain_id: offered.chain_id,
             diff_id: offered.diff_id,
-            size_bytes: offered.size_bytes,
         };
         let (file, folder) = place;
         let spooled = self.spool_layer(below, wanted, compression, Place { file, folder })?;

@@ -461,7 +461,8 @@ fn labels(record: &LayerRecord) -> Labels {
     labels
 }
 
-fn labelled_size(volume: &Volume) -> Option<u64> {
+/// Returns the size of a layer's tar, as its import found it.
+pub(super) fn labelled_size(volume: &Volume) -> Option<u64> {
     volume.info().ok()?.labels.get(SIZE_LABEL)?.parse().ok()
 }
 

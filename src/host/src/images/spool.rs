@@ -2,6 +2,7 @@
 //! only then.
 
 use super::Images;
+use super::import::labelled_size;
 use super::recipe::FromVolume;
 use crate::error::{Error, Result};
 use crate::layers::write_layer;
@@ -24,8 +25,6 @@ pub(super) struct Wanted {
     pub(super) chain_id: Digest,
     /// The digest of its tar.
     pub(super) diff_id: Digest,
-    /// The size of its tar, if known.
-    pub(super) size_bytes: Option<u64>,
 }
 
 /// A layer, compressed in a file.
@@ -118,7 +117,8 @@ impl Images {
         let root = File::open(root).map_err(Error::io("open", root))?;
         let tar = Tar {
             digest: wanted.diff_id,
-            size_bytes: wanted.size_bytes,
+            // What an image's record says of it may have come in a stream.
+            size_bytes: labelled_size(&self.layer(wanted.chain_id)?),
         };
         let buffered = BufWriter::new(out);
         let recipe = FromVolume::new(volume);
