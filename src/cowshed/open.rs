@@ -3,6 +3,7 @@
 use super::failure::Usage;
 use cowshed_daemon::request::HostPath;
 use cowshed_daemon::unfinished;
+use cowshed_daemon::{Client, Connection};
 use cowshed_engine::{OpenOptions, Pool, uuid_of};
 use cowshed_format::base::{self, BLOCK_BYTES, CorruptKind, Error, MirrorError};
 use cowshed_format::device::mirror::{Found, absolute, open_pool};
@@ -83,6 +84,19 @@ impl Place {
     }
 
     fn advice_in_use(&self) -> String {
+        // systemd listens before the daemon does.
+        let is_served = std::env::var_os("LISTEN_FDS").is_none()
+            && matches!(
+                Client::connect(self.socket.as_path()),
+                Ok(Connection::Daemon(_))
+            );
+        if is_served {
+            return format!(
+                "a daemon has it open (it answers on {}); `cowshed serve --upgrade` with other \
+                 options changes what it does, and SIGTERM stops it",
+                self.socket
+            );
+        }
         let mut advice = format!(
             "the pool is in use by another process (no daemon answers on {}); wait for it to end",
             self.socket

@@ -36,7 +36,7 @@ use std::process::{Child, Command, Stdio};
     cowshed serve --containerd-socket /run/cowshed/containerd.sock\n  \
     cowshed serve --upgrade\n  cowshed serve --upgrade --max-size 800G\n\n\
     SIGTERM stops it: it unmounts everything and closes the pool. What is in use is named and \
-    waited for;\na second SIGTERM cuts it off.\n\nTwo processes serve: when the one that has the \
+    waited for,\nfor ten seconds; then, or at a second SIGTERM, it is cut off.\n\nTwo processes serve: when the one that has the \
     pool open dies, the other one starts\nit again, and users of the volumes see a pause."
 )]
 pub(super) struct Serve {

@@ -188,7 +188,7 @@ fn a_detached_daemon_is_ready_when_the_command_returns() {
     bench.ok(["volume", "create", "disk", "--size", "1M"]);
     assert_eq!(fs::metadata(mount.join("disk")).unwrap().len(), 1 << 20);
     // The second daemon gets an error, and from the running one.
-    bench.fails(["serve"], 1, "in use");
+    bench.fails(["serve"], 1, "a daemon has it open");
     bench.fails(["pool", "check"], 1, "a daemon has it open");
     bench.fails(
         ["pool", "create", "--size", "64M", "--force"],

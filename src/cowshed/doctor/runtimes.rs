@@ -111,13 +111,14 @@ fn docker(containerd_is_set: Option<bool>) -> Check {
     if let Err(fault) = setup::docker::set(&text) {
         return fail(check, format!("{installed}; {file}: {fault}"), "correct it");
     }
-    if !setup::docker::is_set(&text) {
-        return ok(
-            check,
-            format!("{installed}; does not use cowshed (`cowshed setup docker`)"),
-        );
-    }
     let is_old = setup::numbers(&version).is_some_and(|(major, _)| major < DOCKER_MIN);
+    if !setup::docker::is_set(&text) {
+        let how = match is_old {
+            true => format!("cannot use cowshed: Docker {DOCKER_MIN} or later can"),
+            false => "does not use cowshed (`cowshed setup docker`)".to_owned(),
+        };
+        return ok(check, format!("{installed}; {how}"));
+    }
     if is_old {
         let remedy = format!("use Docker {DOCKER_MIN} or later");
         return fail(

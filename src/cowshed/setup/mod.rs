@@ -243,11 +243,29 @@ impl Host {
         if self.target == Target::Systemd && !units::has_systemd(&self.root) && !how.undo {
             anyhow::bail!("there is no systemd; have `cowshed serve` started in another way");
         }
+        if let Some(found) = self.old_docker()
+            && !how.undo
+            && !how.dry_run
+        {
+            anyhow::bail!(
+                "this is Docker {found}, which cannot use cowshed: {DOCKER_MIN} or later can; \
+                 nothing was changed"
+            );
+        }
         let keeps_docker = self.target == Target::Containerd && how.undo;
         if keeps_docker && self.docker_is_set()? {
             anyhow::bail!("Docker keeps its images there: run `cowshed setup docker --undo` first");
         }
         Ok(())
+    }
+
+    /// Returns the version of the host's Docker, if that is to be set up and too old.
+    fn old_docker(&self) -> Option<String> {
+        if self.target != Target::Docker || !self.root.is_host() {
+            return None;
+        }
+        installed_version("dockerd", 2)
+            .filter(|found| numbers(found).is_some_and(|(major, _)| major < DOCKER_MIN))
     }
 
     fn docker_is_set(&self) -> anyhow::Result<bool> {

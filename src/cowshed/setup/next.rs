@@ -47,11 +47,7 @@ impl Host {
                     .to_owned(),
             );
         }
-        if is_docker
-            && self.root.is_host()
-            && let Some(found) = super::installed_version("dockerd", 2)
-            && super::numbers(&found).is_some_and(|(major, _)| major < DOCKER_MIN)
-        {
+        if let Some(found) = self.old_docker() {
             notes.push(format!(
                 "warning: this is Docker {found}, and {DOCKER_MIN} or later is needed"
             ));

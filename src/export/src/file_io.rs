@@ -8,6 +8,8 @@ use cowshed_engine::{ExtentKind, Waiter};
 use cowshed_format::base::{Error, VolumeId};
 use libc::c_int;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The result of a request: its value or an errno.
 pub(super) type Answer<T> = Result<T, c_int>;
@@ -17,6 +19,23 @@ const KEEP_SIZE: c_int = libc::FALLOC_FL_KEEP_SIZE;
 const PUNCH_HOLE: c_int = libc::FALLOC_FL_PUNCH_HOLE | KEEP_SIZE;
 const ZERO_RANGE: c_int = libc::FALLOC_FL_ZERO_RANGE;
 const ZERO_RANGE_KEEP_SIZE: c_int = ZERO_RANGE | KEEP_SIZE;
+
+/// Least number of seconds between two lines in the log about reads that fail.
+const LOG_SECONDS: u64 = 10;
+
+/// Says in the log why a read fails, since its user gets a number only; now and then, because a user
+/// may try again and again.
+fn log_failed_read(volume: VolumeId, offset_bytes: u64, error: &Error) {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_secs());
+    let last = LAST.load(Ordering::Relaxed);
+    let is_due = now.abs_diff(last) >= LOG_SECONDS;
+    let swap = || LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed);
+    if is_due && swap().is_ok() {
+        tracing::error!(volume = volume.0, offset_bytes, %error, "a read of a volume failed");
+    }
+}
 
 /// An open file of a volume.
 pub(super) struct OpenFile {
@@ -86,6 +105,7 @@ impl OpenFile {
         if len > 0 {
             self.target
                 .read_at(&mut buf[..len], offset)
+                .inspect_err(|error| log_failed_read(self.id(), offset, error))
                 .map_err(errno)?;
         }
         Ok(len)
