@@ -159,10 +159,9 @@ fn a_token_server_that_refuses_to_let_layers_be_taken_over_does_not_stop_the_pus
 #[test]
 fn one_who_may_not_push_is_told_so() {
     let shelf = Shelf::default();
-    let serving = shelf.clone();
     let server = Server::start(move |request| match request.method.as_str() {
         "POST" => Answer::new(403, "{}"),
-        _ => serving.answer(request),
+        _ => shelf.answer(request),
     });
     let bench = with_image();
     let output = push_to(&bench, &server.name, "a/b");
@@ -230,14 +229,14 @@ fn with_five_layers() -> Bench {
 #[test]
 fn what_an_interrupted_push_has_stored_is_remembered() {
     let shelf = Shelf::default();
-    let (serving, waits) = (shelf.clone(), Arc::new(Mutex::new(())));
+    let waits = Arc::new(Mutex::new(()));
     let waiting = Arc::clone(&waits);
     let server = Server::start(move |request| {
         if request.method == "PATCH" {
             // The answer comes once the test is over.
             let _held = waiting.lock();
         }
-        serving.answer(request)
+        shelf.answer(request)
     });
     let bench = with_five_layers();
     let held = waits.lock().unwrap();
