@@ -231,7 +231,7 @@ fn without_its_keeper_a_worker_goes_on_and_stops_in_order() {
     goes_on(&load, 10);
     let versions = load.end().unwrap();
     check_device(&device, &versions);
-    bench.fails(["serve"], 1, "in use");
+    bench.fails(["serve"], 1, "a daemon has it open");
     bench.fails(["serve", "--upgrade"], 1, "keeper");
     // The dead process is not reported as serving.
     eventually("a warning", || {

@@ -242,6 +242,10 @@ fn a_registry_that_takes_nothing_or_lies_is_one_line() {
         });
         let bench = with_image();
         expect_nothing(&push(&bench, &server.name), &shelf, why);
+        let is_manifest =
+            |asked: &&Request| asked.method == "PUT" && asked.path.contains("/manifests/");
+        let sent = server.asked().iter().filter(is_manifest).count();
+        assert_eq!(sent, usize::from(why.starts_with("unknown to")), "{why}");
     }
 }
 

@@ -2,7 +2,7 @@
 //! root; and what applying a layer records makes that layer again, or nothing.
 
 use crate::archives;
-use cowshed_oci::recipe::{self, Recorder, rebuild};
+use cowshed_oci::recipe::{self, Recorder, Tar, rebuild};
 use cowshed_oci::{
     Applied, ApplyOptions, Compression, Digest, Error, Result, Room, apply_recording,
 };
@@ -56,8 +56,19 @@ pub(crate) fn apply_and_rebuild(root: &Path, tar: &[u8]) -> Result<Applied> {
     if applied.is_ok() {
         let head = recipe::head(stream.len() as u64, Digest::of(tar));
         let recipe = [&head[..], &stream].concat();
+        let wanted = Tar {
+            digest: Digest::of(tar),
+            size_bytes: None,
+        };
         let out = Limited(Vec::new());
-        if let Ok((made, _)) = rebuild(&recipe[..], opened().as_fd(), out, Compression::None) {
+        let made = rebuild(
+            &recipe[..],
+            wanted,
+            opened().as_fd(),
+            out,
+            Compression::None,
+        );
+        if let Ok((made, _)) = made {
             assert!(made.0 == tar, "it is another tar");
         }
     }
@@ -84,8 +95,12 @@ pub fn run(data: &[u8]) {
     let head = recipe::head(data.len() as u64, Digest::of(b""));
     let recipe = [&head[..], data].concat();
     let root = File::open(root()).unwrap();
+    let wanted = Tar {
+        digest: Digest::of(b""),
+        size_bytes: None,
+    };
     let out = Limited(Vec::new());
-    if let Ok((made, _)) = rebuild(&recipe[..], root.as_fd(), out, Compression::None) {
+    if let Ok((made, _)) = rebuild(&recipe[..], wanted, root.as_fd(), out, Compression::None) {
         assert!(made.0.is_empty(), "it is another tar");
     }
 }
