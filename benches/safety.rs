@@ -187,6 +187,15 @@ fn mirrors(arguments: &Arguments) {
     let at = |name: &str| file(&folder.path().join(name));
     let (single_pool, single) = pool(vec![at("single")], MetadataCopies::Two);
     let (mirror_pool, mirror) = pool(vec![at("first"), at("second")], MetadataCopies::Two);
+    let plain = Subject::plain(folder.path());
+    let pair = Subject::pair(folder.path());
+    let durable = random(Action::DurableWrite, 1);
+    let (ratio, rate) = compare(&pair, &plain, durable, arguments.rounds, arguments.side);
+    row(
+        "4 KiB write + flush, 1 thread: two plain files on this disk against one",
+        &format!("{ratio:.2} ({rate:.0}/s)"),
+        "",
+    );
     let loads = [
         (
             "4 KiB random read, 1 thread",
@@ -224,15 +233,6 @@ fn mirrors(arguments: &Arguments) {
         );
     }
     drop((single, mirror));
-    let plain = Subject::plain(folder.path());
-    let pair = Subject::pair(folder.path());
-    let durable = random(Action::DurableWrite, 1);
-    let (ratio, rate) = compare(&pair, &plain, durable, arguments.rounds, arguments.side);
-    row(
-        "the same without a pool: two plain files on this disk against one",
-        &format!("{ratio:.2} ({rate:.0}/s)"),
-        "",
-    );
     single_pool.close().expect("close");
     mirror_pool.close().expect("close");
 }
