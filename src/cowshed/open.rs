@@ -92,8 +92,8 @@ impl Place {
             );
         if is_served {
             return format!(
-                "a daemon has it open (it answers on {}); `cowshed serve --upgrade` with other \
-                 options changes what it does, and SIGTERM stops it",
+                "a daemon has it open (it answers on {}); to change its options, use \
+                 `cowshed serve --upgrade`; to stop it, send SIGTERM to it",
                 self.socket
             );
         }

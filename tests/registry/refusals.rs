@@ -3,60 +3,26 @@
 
 use crate::command;
 use crate::fake::{Answer, Request, Server};
-use crate::shelf::{Shelf, digest};
-use cowshed_testkit::harness::{Bench, Reaped, eventually, host, noise};
-use serde_json::{Value, json};
+use crate::sending::{expect_line, expect_whole, push_to, with_image};
+use crate::shelf::Shelf;
+use cowshed_testkit::harness::{Bench, Reaped, eventually, host};
+use serde_json::json;
 use std::fs;
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Returns a pool with the image `app:1`, whose layer is larger than what is sent in one request.
-fn with_image() -> Bench {
-    let bench = Bench::with_pool("2G");
-    let root = bench.path("root");
-    fs::create_dir(&root).unwrap();
-    fs::write(root.join("large"), noise(3 << 20, 1)).unwrap();
-    bench.ok_quietly(["image", "import", root.to_str().unwrap(), "--name", "app:1"]);
-    bench
-}
-
 fn push(bench: &Bench, server: &str) -> Output {
-    let target = format!("{server}/a/b:1");
-    let arguments = ["image", "push", "--plain-http", "--json", "app:1", &target];
-    command(bench, arguments).output().unwrap()
+    push_to(bench, server, "a/b")
 }
 
 fn is_for_layer(request: &Request) -> bool {
     request.method == "PATCH"
 }
 
-/// Asserts that the push succeeded, and that the registry has what the manifest states.
-fn expect_whole(output: &Output, shelf: &Shelf) -> Value {
-    assert!(output.status.success(), "{output:?}");
-    let pushed: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let manifest = shelf.manifest("1").unwrap();
-    assert_eq!(pushed["manifest"], json!(digest(&manifest)));
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
-    let blobs = shelf.blobs();
-    let layers = manifest["layers"].as_array().unwrap();
-    for part in layers.iter().chain([&manifest["config"]]) {
-        let blob = &blobs[part["digest"].as_str().unwrap()];
-        assert_eq!(part["size"], json!(blob.len()));
-    }
-    pushed
-}
-
 /// Asserts that the push failed with one line, and that the registry has no manifest.
 fn expect_nothing(output: &Output, shelf: &Shelf, why: &str) {
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{why}: {output:?}");
-    let failure: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
-    let line = failure["error"].as_str().unwrap();
-    assert!(
-        line.contains(why) && line.lines().count() == 1,
-        "{why:?} is not in {line:?}"
-    );
+    expect_line(output, why);
     assert!(shelf.manifest("1").is_none(), "{why}");
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn expect_whole(output: &Output, shelf: &Shelf) -> Value {
 }
 
 /// Asserts that the push failed with one line that says why.
-fn expect_line(output: &Output, why: &str) {
+pub(crate) fn expect_line(output: &Output, why: &str) {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{why}: {output:?}");
     let failure: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));

@@ -281,7 +281,7 @@ struct SentLayer {
     reused: bool,
 }
 
-/// What is done for one layer.
+/// The upload of one layer.
 struct LayerJob<'o> {
     offered: &'o OfferedLayer,
     step: AtomicU8,
@@ -290,7 +290,7 @@ struct LayerJob<'o> {
     outcome: Mutex<Option<SentLayer>>,
 }
 
-/// What is done for a layer at the moment, as it is shown.
+/// The states of an upload, as progress shows them.
 const STEPS: [&str; 5] = ["waiting", "compressing", "sending", "sent", "there"];
 const COMPRESSING: u8 = 1;
 const SENDING: u8 = 2;

@@ -9,7 +9,7 @@
 //! - What was written before the side joined and is in use when it becomes good has been copied;
 //!   what was written later went to it anyway.
 //! - What one good side has right is copied right, even if another one has it wrong without knowing:
-//!   what the good sides do not have alike is verified before it counts as copied.
+//!   a block that is not known to be the same on all of them is verified before it counts as copied.
 //! - While maps are walked for what was born since, no removed volume is settled: nothing moves from
 //!   a map that is still to be walked into one that was. A volume that is made meanwhile may have
 //!   what others had: it is walked afterwards.
@@ -177,7 +177,7 @@ struct Copying<'a> {
     tell: CopyProgress<'a>,
     done: u64,
     total: u64,
-    /// What was copied and the good sides do not have alike.
+    /// Blocks that were copied, and that are not known to be the same on all good sides.
     differing: Places,
 }
 
@@ -214,8 +214,8 @@ impl Copying<'_> {
         Ok(true)
     }
 
-    /// Copies the blocks anew that the good sides do not have alike, as the pointers to them say. The
-    /// sides that have them wrong get them, too.
+    /// Copies the blocks of `differing` again, from a side that has the checksum of the pointer to the
+    /// block. Sides with other bytes get them, too.
     fn verify(&mut self) -> Result<()> {
         let mut differing = std::mem::take(&mut self.differing);
         if differing.count() == 0 {
@@ -245,13 +245,13 @@ impl Copying<'_> {
         if !is_complete && differing.count() > 0 {
             tracing::warn!(
                 blocks = differing.count(),
-                "blocks that the sides do not have alike were copied, and nothing tells which is right"
+                "blocks that differ between sides were copied, and no checksum tells which are right"
             );
         }
         outcome
     }
 
-    /// Copies a structure anew that the good sides do not have alike.
+    /// Copies a structure again, if it has blocks of `differing`, from a side that has it sound.
     fn verify_structure(
         &mut self,
         start: BlockAddr,

@@ -191,7 +191,9 @@ impl MirrorDevice {
     ) -> Option<Vec<BlockAddr>> {
         let readers = self.readers(offset_bytes);
         let limited = readers.count > 1;
-        let (mut other, mut unread) = (vec![0; buf.len()], Vec::new());
+        // A single good side is compared with nothing.
+        let other_bytes = if limited { buf.len() } else { 0 };
+        let (mut other, mut unread) = (vec![0; other_bytes], Vec::new());
         let mut is_read = false;
         let mut differing = Vec::new();
         for side in readers.iter() {
