@@ -8,7 +8,7 @@ use cowshed_engine::{OpenOptions, Pool, uuid_of};
 use cowshed_format::base::{self, BLOCK_BYTES, CorruptKind, Error, MirrorError};
 use cowshed_format::device::mirror::{Found, absolute, open_pool};
 use cowshed_format::device::{Device, FileDevice, FileOptions, MirrorDevice};
-use cowshed_format::side::{SLOTS, SideLabel, label_places};
+use cowshed_format::side::{SLOTS, SideEntry, SideLabel, label_places};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -101,40 +101,37 @@ impl Place {
             "the pool is in use by another process (no daemon answers on {}); wait for it to end",
             self.socket
         );
-        let others = self.other_sides();
-        if !others.is_empty() {
-            let paths: Vec<_> = others
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
-            advice.push_str(&format!(
-                ", or if a daemon was started with another side, give that path with --pool ({})",
-                paths.join(", ")
-            ));
+        if let Some(others) = self.other_sides() {
+            let paths = others.iter().map(|path| path.display().to_string());
+            let paths = paths.collect::<Vec<_>>().join(", ");
+            if !paths.is_empty() {
+                advice.push_str(&format!(
+                    ", or if a daemon was started with another side, give that path with --pool \
+                     ({paths})"
+                ));
+            }
+            advice.push_str(
+                ", or if it was started with a path that is no side any more, give the daemon's \
+                 socket with --socket",
+            );
         }
         advice
     }
 
     /// Returns the paths of the other sides, as the label at the pool's path has them, which another
-    /// process may be changing.
-    fn other_sides(&self) -> Vec<PathBuf> {
-        let Ok(file) = File::open(self.pool.as_path()) else {
-            return Vec::new();
-        };
+    /// process may be changing. `None` without a label.
+    fn other_sides(&self) -> Option<Vec<PathBuf>> {
+        let file = File::open(self.pool.as_path()).ok()?;
         let labels = (0..SLOTS).flat_map(label_places).filter_map(|place| {
             let mut bytes = vec![0; BLOCK_BYTES];
             file.read_exact_at(&mut bytes, place.offset_bytes()).ok()?;
             SideLabel::decode(&bytes)
         });
-        let newest = labels.max_by_key(|label| label.set.epoch.number);
-        let sides = newest.into_iter().flat_map(|label| {
-            let own = label.side;
-            let entries = label.set.sides.into_iter();
-            entries.filter(move |entry| entry.id != own)
-        });
-        sides
-            .map(|entry| PathBuf::from(OsString::from_vec(entry.path)))
-            .collect()
+        let newest = labels.max_by_key(|label| label.set.epoch.number)?;
+        let others = newest.set.sides.into_iter();
+        let others = others.filter(|entry| entry.id != newest.side);
+        let path_of = |entry: SideEntry| PathBuf::from(OsString::from_vec(entry.path));
+        Some(others.map(path_of).collect())
     }
 
     fn advice_on(action: &str, source: &io::Error) -> Option<String> {

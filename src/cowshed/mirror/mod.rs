@@ -48,15 +48,6 @@ pub(super) fn on_open_pool(
 pub(super) fn run(request: &Mirror, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let (pool, is_daemon) = (open_pool.pool(), open_pool.serving().is_some());
     let own = open_pool.path().as_path();
-    if let Mirror::Rm { path } | Mirror::Replace { old: path, .. } = request
-        && is_daemon
-        && (path.as_path() == own || is_same_file(path.as_path(), own))
-    {
-        anyhow::bail!(
-            "{path}: the daemon was started with this side; start it with the path of another one \
-             first"
-        );
-    }
     let progress = console.progress("copy", Some(0));
     let cancel = console.cancel().clone();
     let mut tell = |done, total| {
@@ -96,7 +87,29 @@ pub(super) fn run(request: &Mirror, open_pool: &OpenPool, console: &Console) -> 
     }
     drop((progress, files));
     show(pool, console)?;
+    if is_daemon && matches!(request, Mirror::Rm { .. } | Mirror::Replace { .. }) {
+        say_where_to_start(pool, own, console);
+    }
     cancel.check().context(once_more)
+}
+
+/// Says what to do before the next start of a daemon that was started with the path `own`, if what
+/// is there is no side any more.
+fn say_where_to_start(pool: &Pool, own: &Path, console: &Console) {
+    let sides = pool.sides().unwrap_or_default();
+    let is_own = |side: &SideReport| side.path == own || is_same_file(&side.path, own);
+    if sides.iter().any(is_own) {
+        return;
+    }
+    if let Some(other) = sides.first() {
+        console.message(&format!(
+            "the daemon was started with {own}, which is no side any more: commands find it by that \
+             path until it ends; start it with {other} the next time (--pool, or COWSHED_POOL in \
+             its unit)",
+            own = own.display(),
+            other = other.path.display()
+        ));
+    }
 }
 
 /// Returns the path by which the pool knows the side that `path` leads to: a side may have several

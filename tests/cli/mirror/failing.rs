@@ -346,3 +346,37 @@ fn a_daemon_starts_without_a_side_whose_server_has_died() {
     eventually("the copying's end", || subject.state() == "good");
     subject.end();
 }
+
+/// The side with which a daemon was started is replaced for good after its server has died.
+#[test]
+fn a_first_side_whose_server_has_died_is_replaced_while_the_daemon_serves() {
+    let mut subject = Subject::new(true);
+    subject.host.die();
+    subject.work();
+    subject.expect_left_out();
+    let third = subject.bench.path("third");
+    let request = [
+        "pool",
+        "mirror",
+        "replace",
+        text(&subject.faulty),
+        text(&third),
+    ];
+    subject.bench.ok_quietly(request);
+    subject.faulty = third;
+    subject.work();
+    subject.expect_good();
+    subject.kill_worker();
+    subject.work();
+    subject.expect_content();
+    subject.expect_good();
+    let daemon = subject.daemon.take().unwrap();
+    daemon.signal("TERM");
+    let (status, told) = daemon.wait();
+    assert!(status.success(), "{told}");
+    let seeds = subject.content.iter();
+    let all: Vec<u8> = seeds.flat_map(|seed| noise(4096, *seed)).collect();
+    for side in [&subject.faulty, &subject.sound] {
+        expect_alone(&subject.bench, side, "data", &all);
+    }
+}

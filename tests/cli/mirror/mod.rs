@@ -6,6 +6,7 @@ mod devices;
 mod failing;
 mod full;
 mod refusals;
+mod starting_side;
 
 use crate::harness::{Bench, eventually, expect_failure, noise, program};
 use serde_json::Value;
