@@ -1,7 +1,7 @@
 //! Power cuts at any moment, with sides that lose, tear and reorder independently.
 
 use super::life::{self, Life, State, expect_sound, options, read_state};
-use super::world::{World, assembled, of_images, path};
+use super::world::{World, assembled, of_images, path, tell_images};
 use cowshed_engine::{NewSide, Pool};
 use cowshed_format::base::{Error, MirrorError};
 use cowshed_format::device::mirror::{SideStanding, newest_label};
@@ -103,6 +103,7 @@ fn every_power_cut_leaves_one_state_and_equal_sides() {
             expect_one_of(&images, states, &what);
         }
     }
+    tell_images();
 }
 
 /// Cuts the power of the recovery, and of what follows it.
@@ -214,6 +215,7 @@ fn cutting_off_a_copy_to_a_new_side_loses_nothing() {
             pool.close().unwrap();
         }
     }
+    tell_images();
 }
 
 fn labels_of(image: &DeviceImage) -> Option<SideLabel> {
@@ -303,4 +305,5 @@ fn cutting_off_the_return_of_a_side_loses_nothing() {
             &format!("seed {seed}, at the end"),
         );
     }
+    tell_images();
 }

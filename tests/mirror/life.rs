@@ -159,9 +159,9 @@ pub(crate) fn read_state(pool: &Pool) -> Result<State> {
         volume.read_at(&mut bytes, 0)?;
         let mut contents = BTreeMap::new();
         for (number, block) in (0..).zip(bytes.chunks(BLOCK)) {
-            let words = block.as_chunks::<4>().0;
-            assert!(words.iter().all(|word| *word == words[0]), "mixed block");
-            let word = u32::from_le_bytes(words[0]);
+            let (first, rest) = block.split_first_chunk::<4>().unwrap();
+            assert!(*rest == block[..rest.len()], "mixed block");
+            let word = u32::from_le_bytes(*first);
             if word != 0 {
                 contents.insert(number, word);
             }

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// One event of a device.
@@ -16,6 +17,15 @@ enum Event {
     Changed(RecordedOp),
     /// A flush that began when this many events had happened.
     Flushed(usize),
+}
+
+/// Number of devices that power cuts have left, for all tests of this process.
+static IMAGES: AtomicU64 = AtomicU64::new(0);
+
+/// Prints how many devices power cuts have left so far.
+pub(crate) fn tell_images() {
+    let images = IMAGES.load(Ordering::Relaxed);
+    println!("{images} images of sides so far, in all tests");
 }
 
 type Events = Arc<Mutex<Vec<(usize, Event)>>>;
@@ -90,6 +100,7 @@ impl World {
                 }
             }
         }
+        IMAGES.fetch_add(images.len() as u64, Ordering::Relaxed);
         images
     }
 
