@@ -8,11 +8,14 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -377,7 +380,7 @@ fn redirects_that_lead_nowhere_good_are_not_followed() {
 #[test]
 fn a_registry_that_refuses_or_is_not_there_is_one_line() {
     let bench = Bench::with_pool("2G");
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
     let name = closed.local_addr().unwrap().to_string();
     drop(closed);
     expect_nothing(&bench, &pull(&bench, &name), "cannot be reached");
@@ -461,4 +464,24 @@ fn a_document_that_is_an_index_and_a_manifest_is_refused() {
     let server = Server::start(move |request| stored.answer(request));
     let bench = Bench::with_pool("2G");
     expect_nothing(&bench, &pull(&bench, &server.name), "at once");
+}
+
+#[test]
+fn a_registry_without_tls_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("{}/a/b:1", listener.local_addr().unwrap());
+    // Answers whatever comes as a server does that expects HTTP.
+    thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut greeting = [0; 16];
+            let _ = connection.read(&mut greeting);
+            let _ = connection.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let bench = Bench::with_pool("64M");
+    let mut command = command(&bench, ["image", "pull", "--json", &name]);
+    let output = command.output().unwrap();
+    expect_nothing(&bench, &output, "does not speak TLS");
+    expect_nothing(&bench, &output, "(--plain-http)");
 }

@@ -60,6 +60,7 @@ fn access(
 fn hinted(error: registry::Error) -> anyhow::Error {
     match &error {
         registry::Error::Untrusted { .. } => anyhow::anyhow!("{error} (--ca, --plain-http)"),
+        registry::Error::NoTls { .. } => anyhow::anyhow!("{error} (--plain-http)"),
         _ => error.into(),
     }
 }

@@ -52,6 +52,16 @@ impl Host {
                 "warning: this is Docker {found}, and {DOCKER_MIN} or later is needed"
             ));
         }
+        if self.root.is_host()
+            && units::has_systemd(&self.root)
+            && !units::has_running_systemd(&self.root)
+        {
+            notes.push(
+                "warning: systemd is installed but does not run this host, so nothing starts the \
+                 units"
+                    .to_owned(),
+            );
+        }
         let is_installed = |folder: &&str| self.root.has(&format!("{folder}/cowshed"));
         if self.target == Target::Systemd && !PROGRAMS.iter().any(is_installed) {
             let folders = PROGRAMS.join(" or ");
@@ -77,7 +87,10 @@ impl Host {
             commands.push(format!("cowshed{option} pool create --size 100G"));
         }
         let name = self.units.name();
-        if !units::has_systemd(&self.root) {
+        if !units::has_running_systemd(&self.root) {
+            if self.target == Target::Systemd {
+                return commands;
+            }
             let given = |path: fn(&Link) -> &Option<HostPath>, usual: &str| {
                 let path = link.and_then(|link| path(link).as_ref());
                 path.map_or_else(|| usual.to_owned(), ToString::to_string)
@@ -105,7 +118,7 @@ impl Host {
 
     /// Returns the commands with which the changes are gone.
     fn after_undo(&self) -> Vec<String> {
-        if !self.root.is_host() || !units::has_systemd(&self.root) {
+        if !self.root.is_host() || !units::has_running_systemd(&self.root) {
             return Vec::new();
         }
         let name = self.units.name();

@@ -16,6 +16,9 @@ pub(super) const PROGRAMS: [&str; 2] = ["/usr/local/bin", "/usr/bin"];
 /// The programs of systemd itself.
 const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
 
+/// What is there while systemd runs the host.
+const RUNS: &str = "/run/systemd/system";
+
 const SERVICE: &str = include_str!("../../../tools/systemd/cowshed.service");
 const SOCKET: &str = include_str!("../../../tools/systemd/cowshed.socket");
 const SERVICE_OF: &str = include_str!("../../../tools/systemd/cowshed@.service");
@@ -123,6 +126,12 @@ impl Units {
 /// Returns true if the root has systemd.
 pub(super) fn has_systemd(root: &Root) -> bool {
     SYSTEMD.iter().any(|program| root.has(program))
+}
+
+/// Returns true if systemd is to be asked to do something: it runs this host, or is to run another
+/// root.
+pub(super) fn has_running_systemd(root: &Root) -> bool {
+    has_systemd(root) && (!root.is_host() || root.has(RUNS))
 }
 
 /// Returns a path as `systemd-escape --path` writes it.

@@ -414,6 +414,9 @@ impl Client {
             _ => self.server.clone(),
         };
         let cause = match tls {
+            Some(rustls::Error::InvalidMessage(_)) if error.is_connect() => {
+                return Error::NoTls { server };
+            }
             Some(tls) if error.is_connect() => {
                 let cause = tls.to_string();
                 return Error::Untrusted { server, cause };

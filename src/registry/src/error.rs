@@ -34,6 +34,12 @@ pub enum Error {
         /// The cause.
         cause: String,
     },
+    /// What listens there does not speak TLS.
+    #[error("{server} does not speak TLS; if the registry has none, plain HTTP must be allowed")]
+    NoTls {
+        /// The host.
+        server: String,
+    },
     /// A connection ended before its time, or nothing came over it for long.
     #[error("the connection to {server} broke: {cause}; try again")]
     Cut {
