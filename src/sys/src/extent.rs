@@ -188,18 +188,26 @@ pub fn fill_gaps(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<(
         .checked_add(len_bytes)
         .ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
     let mut at = offset_bytes;
-    while at < end {
-        let gap = seek(file, at, Whence::SeekHole)?.unwrap_or(end).min(end);
-        // Behind the last data there is a gap to the end of the file.
-        let data = if gap < end {
-            seek(file, gap, Whence::SeekData)?.unwrap_or(end).min(end)
-        } else {
-            end
-        };
-        write_zeros(file, gap, data)?;
-        at = data;
+    while let Some(gap) = next_gap(file, at, end)? {
+        write_zeros(file, gap.start, gap.end)?;
+        at = gap.end;
     }
     Ok(())
+}
+
+/// Returns the next range of a regular file, between `at` and `end`, that the host does not store
+/// or has only set aside. It moves the file's cursor.
+pub fn next_gap(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    if at >= end {
+        return Ok(None);
+    }
+    let gap = seek(file, at, Whence::SeekHole)?.unwrap_or(end);
+    if gap >= end {
+        return Ok(None);
+    }
+    // Behind the last data there is a gap to the end of the file.
+    let data = seek(file, gap, Whence::SeekData)?.unwrap_or(end);
+    Ok(Some(gap..data.clamp(gap + 1, end)))
 }
 
 /// Returns the start of the next gap or data at or after `at`; `None` if there is none.
@@ -313,6 +321,17 @@ mod tests {
         assert!(bytes[..hole.start].iter().all(|byte| *byte == 3));
         assert!(bytes[hole.end..].iter().all(|byte| *byte == 3));
         assert_eq!(file.metadata().unwrap().len(), MIB);
+    }
+
+    #[test]
+    fn only_gaps_are_found_in_a_sparse_file() {
+        let (file, _) = with_islands();
+        assert_eq!(next_gap(&file, 0, MIB).unwrap(), Some(0..65536));
+        assert_eq!(next_gap(&file, 65536, MIB).unwrap(), Some(73728..524_288));
+        assert_eq!(next_gap(&file, 65536, 73728).unwrap(), None);
+        assert_eq!(next_gap(&file, 70000, 80000).unwrap(), Some(73728..80000));
+        assert_eq!(next_gap(&file, 528 << 10, MIB).unwrap(), Some(540_672..MIB));
+        assert_eq!(next_gap(&file, MIB, MIB).unwrap(), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! direct I/O requires.
 
 use nix::errno::Errno;
-use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -42,6 +42,13 @@ pub fn block_device_bytes(file: &File) -> io::Result<u64> {
 pub fn overwrites_in_place(file: &File) -> bool {
     fstatfs(file)
         .is_ok_and(|found| [EXT4_SUPER_MAGIC, TMPFS_MAGIC].contains(&found.filesystem_type()))
+}
+
+/// Returns true if `file`, a regular file, lies on a file system that has a record of its own to write
+/// where data is written for the first time, and none where data is overwritten.
+pub fn records_first_writes(file: &File) -> bool {
+    fstatfs(file)
+        .is_ok_and(|found| [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC].contains(&found.filesystem_type()))
 }
 
 /// Returns the alignment that direct I/O on `file` requires: zeros if it cannot do any, `None` if

@@ -36,6 +36,7 @@ impl Volume {
         if self.shared.has_nothing_to_flush()? || self.core.pauses.load(Ordering::Acquire) > 0 {
             return Ok(());
         }
+        self.core.stream.lock().note_flush();
         self.shared.log.flush()
     }
 }

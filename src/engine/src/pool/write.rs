@@ -12,6 +12,7 @@ use cowshed_format::Pointer;
 use cowshed_format::base::checksum::crc32;
 use cowshed_format::base::sync::thread_local;
 use cowshed_format::base::{BLOCK_BYTES, BlockAddr, Error, Result};
+use cowshed_format::device::Device;
 use cowshed_format::operation::{MAX_WRITE_BLOCKS, Run};
 use std::cell::RefCell;
 
@@ -212,8 +213,9 @@ pub(super) fn place(
             });
             let part = &blocks[next..next + count];
             scratch.crcs.extend(part.iter().map(|block| crc32(block)));
-            let device: &dyn cowshed_format::device::Device = &*shared.device;
-            device.write_at(part.as_flattened(), run.start.offset_bytes())?;
+            shared
+                .device
+                .write_at(part.as_flattened(), run.start.offset_bytes())?;
             next += count;
         }
     }
@@ -238,8 +240,14 @@ fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
 /// block, those reserved for that.
 fn allocate(shared: &Shared, core: &VolumeCore, blocks: usize, demand: Demand) -> Result<BlockRun> {
     let most = u32::try_from(blocks).expect("at most 256");
+    // Nobody else writes to the run meanwhile: it is the stream's, which is locked.
+    let prepare = |run: BlockRun| {
+        let len_bytes = u64::from(run.count) * BLOCK_BYTES as u64;
+        let start = run.start.offset_bytes();
+        shared.device.fill_gaps(start, len_bytes);
+    };
     shared.with_room(|| {
-        let run = core.stream.lock().take(&shared.space, most);
+        let run = core.stream.lock().take(&shared.space, most, prepare);
         match demand {
             Demand::Write => run,
             demand => run.or_else(|| shared.space.allocate(1, 1, demand)),

@@ -83,6 +83,11 @@ pub trait Device: Send + Sync {
     /// does. What is not written out yet stays.
     fn forget_read(&self, _offset_bytes: u64, _len_bytes: u64) {}
 
+    /// Has the host store what it does not store yet of a range, of which nothing is read before it is
+    /// written: afterwards it reads as anything. A flush after a write there then makes no record of
+    /// the host's own durable. This is a hint: what the host has no space for stays as it is.
+    fn fill_gaps(&self, _offset_bytes: u64, _len_bytes: u64) {}
+
     /// Writes all of `buf` at `offset_bytes`.
     ///
     /// # Errors

@@ -82,6 +82,14 @@ impl Device for ThreadedDevice {
         Ok(())
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        // It is a hint, of which no outcome is reported.
+        let _ = self.ask(move |device| {
+            device.fill_gaps(offset_bytes, len_bytes);
+            Ok(())
+        });
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         let bytes = buf.to_vec();
         self.ask(move |device| device.write_at(&bytes, offset_bytes))

@@ -11,6 +11,7 @@ use cowshed_format::device::{Device, MemoryDevice};
 use std::sync::Arc;
 
 mod damage;
+mod filling;
 mod joining;
 mod meanwhile;
 mod medium;

@@ -141,6 +141,12 @@ impl Device for FailStopDevice {
         self.inner.forget_read(offset_bytes, len_bytes);
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        if self.error().is_none() {
+            self.inner.fill_gaps(offset_bytes, len_bytes);
+        }
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         self.change("write", || self.inner.write_at(buf, offset_bytes))
     }

@@ -93,6 +93,8 @@ pub struct FileDevice {
     /// Held to change the length.
     growing: Mutex<()>,
     ahead: Ahead,
+    /// The piece of the file in which the log was last stored into; `u64::MAX` before.
+    log_piece: AtomicU64,
 }
 
 impl FileDevice {
@@ -150,6 +152,40 @@ impl FileDevice {
         }
     }
 
+    /// Has the host forget what it has of the log from the piece on that a store at `at` begins,
+    /// unless the last store was in the same piece. The host keeps what was read ahead, or written by
+    /// large writes, in large pieces of memory, and would write a whole one for each record in it;
+    /// what a store has it read anew, it keeps page by page. What was stored and not written stays.
+    fn enter_log_piece(&self, at: u64) {
+        let piece = at / PIECE_BYTES;
+        let is_same = |last| last == piece;
+        if is_same(self.log_piece.load(Ordering::Relaxed))
+            || is_same(self.log_piece.swap(piece, Ordering::Relaxed))
+        {
+            return;
+        }
+        // The next piece, too, since several threads may enter it at the same time.
+        let start = piece * PIECE_BYTES;
+        self.forget(start..start.saturating_add(2 * PIECE_BYTES));
+    }
+
+    fn fill(&self, mut at: u64, end: u64) -> Result<()> {
+        const ACTION: &str = "fill the pool's file";
+        let zeros = [0; CACHED_WRITE_BYTES];
+        let next_gap = |at| extent::next_gap(&self.buffered, at, end);
+        while let Some(gap) = next_gap(at).map_err(|source| Error::io(ACTION, source))? {
+            // The host's blocks may be smaller.
+            let start = gap.start - gap.start % BLOCK_BYTES as u64;
+            let gap_end = gap.end.next_multiple_of(BLOCK_BYTES as u64);
+            for start in (start..gap_end).step_by(CACHED_WRITE_BYTES) {
+                let len = usize::try_from(gap_end - start).unwrap_or(usize::MAX);
+                self.write_at(&zeros[..len.min(CACHED_WRITE_BYTES)], start)?;
+            }
+            at = gap_end;
+        }
+        Ok(())
+    }
+
     fn check_writable(&self) -> Result<()> {
         if self.read_only {
             return Err(Error::ReadOnly);
@@ -197,6 +233,19 @@ impl Device for FileDevice {
         self.forget(start..end);
         if let Some(ahead) = self.ahead.read(offset_bytes..end) {
             self.forget(ahead);
+        }
+    }
+
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        let is_inside = self.check("fill", offset_bytes, len_bytes).is_ok();
+        let is_of_use =
+            self.host == Host::RegularFile && geometry::records_first_writes(&self.buffered);
+        if self.read_only || !is_inside || !is_of_use {
+            return;
+        }
+        if let Err(error) = self.fill(offset_bytes, offset_bytes + len_bytes) {
+            // What is written there will tell.
+            tracing::debug!(%error, "the host does not store free blocks ahead");
         }
     }
 
@@ -313,6 +362,7 @@ impl Device for FileDevice {
         match log {
             // An offset beyond the address space is outside the region as well.
             LogRegion::Mapped(log) => {
+                self.enter_log_piece(log.region().0.saturating_add(offset_bytes));
                 log.store(usize::try_from(offset_bytes).unwrap_or(usize::MAX), bytes);
                 Ok(())
             }

@@ -127,6 +127,7 @@ impl Opened {
             len_bytes: AtomicU64::new(self.len_bytes),
             growing: Mutex::new(()),
             ahead: Ahead::default(),
+            log_piece: AtomicU64::new(u64::MAX),
         }
     }
 }

@@ -16,6 +16,9 @@ use std::sync::{Arc, OnceLock};
 
 type Page = [u8; BLOCK_BYTES];
 
+/// The bytes of what was filled and not written.
+const FILL: u8 = 0xf1;
+
 /// The contents of a device at one moment. A clone shares the pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceImage {
@@ -182,6 +185,7 @@ pub struct MemoryDevice {
     stores: AtomicU64,
     flushes: AtomicU64,
     forgotten_bytes: AtomicU64,
+    filled_bytes: AtomicU64,
     discards: AtomicU64,
 }
 
@@ -210,6 +214,7 @@ impl MemoryDevice {
             stores: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
             forgotten_bytes: AtomicU64::new(0),
+            filled_bytes: AtomicU64::new(0),
             discards: AtomicU64::new(0),
         }
     }
@@ -275,6 +280,12 @@ impl MemoryDevice {
         self.forgotten_bytes.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of bytes that were filled before they were written.
+    #[must_use]
+    pub fn filled_bytes(&self) -> u64 {
+        self.filled_bytes.load(Ordering::Relaxed)
+    }
+
     /// Returns the number of flushes.
     #[must_use]
     pub fn flushes(&self) -> u64 {
@@ -322,6 +333,12 @@ impl Device for MemoryDevice {
 
     fn forget_read(&self, _offset_bytes: u64, len_bytes: u64) {
         self.forgotten_bytes.fetch_add(len_bytes, Ordering::Relaxed);
+    }
+
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        self.filled_bytes.fetch_add(len_bytes, Ordering::Relaxed);
+        let len = usize::try_from(len_bytes).expect("a range in memory");
+        self.write(offset_bytes, &vec![FILL; len], false);
     }
 
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {

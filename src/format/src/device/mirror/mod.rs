@@ -271,6 +271,13 @@ impl Device for MirrorDevice {
         }
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        let _writing = self.writing.read();
+        for side in self.sides().iter().filter(|side| side.is_written()) {
+            side.device.fill_gaps(offset_bytes, len_bytes);
+        }
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         self.change(|side| side.write_at(buf, offset_bytes))
     }
