@@ -75,6 +75,7 @@ pub(super) fn run(
         Command::List => list(open_pool, console),
         Command::Inspect { image } => inspect(image, open_pool, console),
         Command::History { image } => history(image, open_pool, console),
+        Command::Tag { image, name } => tag(image, name, open_pool, console),
         Command::Remove { images } => {
             let host = open_pool.containers().context("remove images")?;
             removal::each(images, "image", |name| {
@@ -414,6 +415,13 @@ fn inspect(name: &str, open_pool: &OpenPool, console: &Console) -> anyhow::Resul
         text.push_str(&console.table(&columns, rows));
         text
     })
+}
+
+fn tag(image: &str, name: &str, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
+    let what = || format!("name image {image} {name}");
+    let host = open_pool.containers().with_context(what)?;
+    let tagged = host.images().tag(image, name).with_context(what)?;
+    console.result(&tagged, || tagged.name.clone())
 }
 
 fn history(name: &str, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {

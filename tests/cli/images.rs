@@ -425,6 +425,53 @@ fn an_image_is_found_by_every_form_of_its_name_and_shown_short() {
 }
 
 #[test]
+fn an_image_gets_one_more_name_and_stays_until_the_last_is_gone() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    let id =
+        bench.json(["image", "import", root.to_str().unwrap(), "--name", "app:1"])["id"].clone();
+    assert_eq!(bench.ok(["image", "tag", "app:1", "app"]), "app:latest\n");
+    let tagged = bench.json(["image", "tag", "app", "localhost:5000/me/app:1"]);
+    assert_eq!(tagged["name"], "localhost:5000/me/app:1");
+    assert_eq!(tagged["id"], id);
+    // Again, by id, and under another form of a name that is there: nothing changes.
+    bench.ok([
+        "image",
+        "tag",
+        id.as_str().unwrap(),
+        "docker.io/library/app:1",
+    ]);
+    let names = bench.json(["image", "inspect", "app"])["names"].clone();
+    assert_eq!(
+        names,
+        serde_json::json!(["app:1", "app:latest", "localhost:5000/me/app:1"])
+    );
+    bench.ok(["image", "rm", "app:1", "app:latest"]);
+    assert_eq!(
+        bench.json(["image", "inspect", "localhost:5000/me/app:1"])["id"],
+        id
+    );
+    // A name of another image goes over to this one, as with `image import`.
+    fs::write(root.join("etc/motd"), b"other\n").unwrap();
+    let other =
+        bench.json(["image", "import", root.to_str().unwrap(), "--name", "app:2"])["id"].clone();
+    bench.ok(["image", "tag", "localhost:5000/me/app:1", "app:2"]);
+    assert_eq!(bench.json(["image", "inspect", "app:2"])["id"], id);
+    assert_eq!(
+        bench.json(["image", "inspect", other.as_str().unwrap()])["names"],
+        serde_json::json!([])
+    );
+    bench.fails(["image", "tag", "none", "x"], 1, "there is no image none");
+    bench.fails(["image", "tag", "app:2", "App"], 1, "lower case");
+    bench.ok(["image", "rm", "app:2", "localhost:5000/me/app:1"]);
+    bench.fails(
+        ["image", "inspect", id.as_str().unwrap()],
+        1,
+        "there is no image",
+    );
+}
+
+#[test]
 fn a_name_that_docker_refuses_is_refused_before_anything_is_read() {
     let bench = Bench::with_pool("2G");
     let digits = "0123456789abcdef".repeat(4);

@@ -41,6 +41,14 @@ pub(crate) enum LocalCommand {
     Inspect(One),
     /// Show how an image was made, layer by layer
     History(One),
+    /// Give an image one more name
+    #[command(
+        after_help = "An image that has the name loses it. `cowshed image rm NAME` takes a name away \
+        again, and removes\nthe image with its last one.\n\nExamples:\n  \
+        cowshed image tag app:1 app:latest\n  \
+        cowshed image tag 2c8884ff597a registry.example.com/team/app:1"
+    )]
+    Tag(Tag),
     /// Write images as an OCI layout in a tar archive, which `docker load` reads too
     #[command(after_help = "Examples:\n  cowshed image export mine ./mine.tar\n  \
         cowshed image export mine - | docker load\n  \
@@ -181,6 +189,16 @@ pub(crate) struct Send {
     pub options: SendOptions,
 }
 
+/// `cowshed image tag`
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// The image, by name or id
+    pub image: String,
+    /// The name that it gets
+    #[arg(value_name = "REF")]
+    pub name: String,
+}
+
 /// `cowshed image rm`
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
@@ -202,6 +220,7 @@ impl From<LocalCommand> for request::Command {
             LocalCommand::Ls => Self::List,
             LocalCommand::Inspect(One { image }) => Self::Inspect { image },
             LocalCommand::History(One { image }) => Self::History { image },
+            LocalCommand::Tag(Tag { image, name }) => Self::Tag { image, name },
             LocalCommand::Export(export) => Self::Export(request::Export {
                 images: export.images,
                 file: export.file,

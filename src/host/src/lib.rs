@@ -46,7 +46,7 @@ pub use error::{Error, Kind, Names, RecordFault, Result, Shortage};
 pub use host::Host;
 pub use images::{
     ExportedImage, ExportedLayer, HistoryStep, ImageDetails, ImageSummary, Images, ImportOptions,
-    ImportProgress, ImportedImage, ImportedLayer, LayerDetails, RemovedImage,
+    ImportProgress, ImportedImage, ImportedLayer, LayerDetails, RemovedImage, TaggedImage,
 };
 pub use layers::{Comparison, Layers, Sizing};
 pub use mounts::filesystem::{DEFAULT_SIZE_BYTES, ERRORS_OPTION, MAX_SIZE_BYTES, MIN_SIZE_BYTES};

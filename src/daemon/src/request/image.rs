@@ -30,6 +30,13 @@ pub enum Command {
         /// The image.
         image: String,
     },
+    /// Gives an image one more name.
+    Tag {
+        /// The image.
+        image: String,
+        /// The name that it gets. An image that has it loses it.
+        name: String,
+    },
     /// Writes images as an OCI layout in a tar archive.
     Export(Export),
     /// Writes images as a stream to the output.

@@ -303,6 +303,13 @@ fn golden_of_images() -> Vec<(Command, &'static str)> {
             r#"{"image":{"history":{"image":"i"}}}"#,
         ),
         (
+            I::Tag {
+                image: "i".to_owned(),
+                name: "app:1".to_owned(),
+            },
+            r#"{"image":{"tag":{"image":"i","name":"app:1"}}}"#,
+        ),
+        (
             I::Export(image::Export {
                 images: vec!["i".to_owned()],
                 file: FileOrPipe::Pipe,

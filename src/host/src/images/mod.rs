@@ -24,7 +24,7 @@ use crate::error::{Error, Kind, Names, Result};
 use crate::mounts::Mounts;
 use crate::record::{self, FoundImage, ImageRecord, StoredName};
 use cowshed_engine::{Pool, RecordKind, Volume};
-use cowshed_oci::{Digest, ImageConfig, same_reference};
+use cowshed_oci::{Digest, ImageConfig, Reference, same_reference};
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -97,6 +97,15 @@ pub struct HistoryStep {
     pub diff_id: Option<Digest>,
     /// Bytes of that layer, if known; 0 without a layer.
     pub size_bytes: Option<u64>,
+}
+
+/// A name that an image got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TaggedImage {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The name in its readable form.
+    pub name: String,
 }
 
 /// The result of removing an image.
@@ -221,6 +230,29 @@ impl Images {
         }));
         steps.reverse();
         Ok(steps)
+    }
+
+    /// Gives an image one more name, which is taken from an image that has it. Durable when it
+    /// returns.
+    ///
+    /// # Errors
+    /// `Oci` if the name is not valid, `NotFound` or `Ambiguous`, and errors of the pool.
+    pub fn tag(&self, image: &str, name: &str) -> Result<TaggedImage> {
+        let name = Reference::parse_given(name)?;
+        let id = {
+            let _held = self.lock_catalogue();
+            let id = record::find_image(self.pool(), image)?.id;
+            let stored = record::names(self.pool())?;
+            let mut transaction = self.pool().transaction();
+            record::put_reference(&mut transaction, &stored, &name, id);
+            transaction.commit()?;
+            id
+        };
+        self.pool().flush()?;
+        Ok(TaggedImage {
+            id,
+            name: name.short(),
+        })
     }
 
     /// Removes an image: by reference only that reference, and the image with the last one; by id
