@@ -140,6 +140,11 @@ fn run_in_daemon(
         })?,
     };
     match answer.refusal {
+        Some(refusal) if refusal.contains("unknown variant") => anyhow::bail!(
+            "the daemon on {} is of another version, which does not know this command; \
+             `cowshed serve --upgrade` starts this version while the volumes stay in use",
+            place.socket
+        ),
         Some(refusal) => anyhow::bail!("the daemon on {}: {refusal}", place.socket),
         None => Ok(Exit::from_status(answer.status)),
     }

@@ -1,6 +1,7 @@
 //! Removing several things with one command: removes as many as possible and reports each.
 
 use super::console::Console;
+use super::failure::{self, Exit};
 use anyhow::Context;
 use serde_json::json;
 
@@ -31,19 +32,22 @@ pub(super) fn each<'a>(
 }
 
 impl Removal<'_> {
-    /// Shows what was removed.
+    /// Shows what was removed, and each failure on a line of its own.
     ///
     /// # Errors
-    /// The first failure, with the number of further ones.
+    /// The last failure.
     pub(super) fn show(self, console: &Console) -> anyhow::Result<()> {
         console.result(&json!({ "removed": self.removed }), || {
             self.removed.join("\n")
         })?;
-        let more = self.failures.len().saturating_sub(1);
-        match self.failures.into_iter().next() {
-            None => Ok(()),
-            Some(failure) if more == 0 => Err(failure),
-            Some(failure) => Err(failure.context(format!("{more} more could not be removed"))),
+        let mut failures = self.failures;
+        let last = failures.pop();
+        for failure in &failures {
+            if let Some(line) = failure::line(failure) {
+                let line = failure::shown(&line, Exit::of(failure), console.style().json);
+                console.complain(&line);
+            }
         }
+        last.map_or(Ok(()), Err)
     }
 }

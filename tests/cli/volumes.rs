@@ -112,6 +112,22 @@ fn names_and_sizes_that_cannot_be_are_refused_in_one_line() {
     expect_failure(&output, 1, "remove volume nobody");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "other\n");
     assert_eq!(bench.volumes(), ["disk"]);
+    let output = bench.run(["volume", "rm", "nobody", "nothing", "../x"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<_> = said.lines().collect();
+    let [first, second, third] = lines[..] else {
+        panic!("{said}");
+    };
+    assert_eq!(first, "cowshed: remove volume nobody: there is no nobody");
+    assert_eq!(
+        second,
+        "cowshed: remove volume nothing: there is no nothing"
+    );
+    assert!(
+        third.starts_with("cowshed: remove volume ../x: "),
+        "{third}"
+    );
 }
 
 #[test]

@@ -22,6 +22,10 @@ impl Device for Liar {
         self.device.read_at(buf, offset_bytes)
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        self.device.fill_gaps(offset_bytes, len_bytes);
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         self.device.write_at(buf, offset_bytes)
     }

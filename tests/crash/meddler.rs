@@ -94,6 +94,12 @@ impl Device for Meddler {
         self.device.read_at(buf, offset_bytes)
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        if self.live().is_ok() {
+            self.device.fill_gaps(offset_bytes, len_bytes);
+        }
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         self.turn();
         self.live()?;

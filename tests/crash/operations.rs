@@ -40,7 +40,8 @@ impl Run {
             return self.create();
         };
         match self.rng.random_range(0..1000) {
-            0..430 => self.write(id),
+            0..15 => self.write_synchronously(id),
+            15..430 => self.write(id),
             430..580 => self.flush(),
             580..630 => self.discard(id),
             630..670 => self.snapshot(id),
@@ -124,6 +125,14 @@ impl Run {
         }
         offset = offset.min(size - 1);
         (offset, len.min(size - offset))
+    }
+
+    /// Makes each of a few writes durable at once.
+    fn write_synchronously(&mut self, id: u64) {
+        for _ in 0..self.rng.random_range(4..12) {
+            self.write(id);
+            self.flush_through(Some(id));
+        }
     }
 
     fn write(&mut self, id: u64) {

@@ -250,9 +250,20 @@ impl Run {
         self.stores_at_barrier = self.ground.device.stores();
     }
 
+    /// Flushes, through one of the volumes or the pool itself.
     pub(crate) fn flush(&mut self) {
+        let named = self.oracle.all_named();
+        let volume = named.choose(&mut self.rng).copied();
+        let volume = volume.filter(|_| self.rng.random_ratio(3, 4));
+        self.flush_through(volume);
+    }
+
+    pub(crate) fn flush_through(&mut self, volume: Option<u64>) {
         self.begin("flush".into());
-        self.pool().flush().expect("flush");
+        match volume {
+            Some(id) => self.handle(id).flush().expect("flush a volume"),
+            None => self.pool().flush().expect("flush"),
+        }
         let barriers = self.ground.device.flushes() - self.barriers;
         let stores = self.ground.device.stores();
         if self.ground.honest {

@@ -115,8 +115,11 @@ impl Life {
                 state.remove(&name);
                 self.pool.remove(&volume)?;
             }
-            (12..18, _) => {
-                self.pool.flush()?;
+            (12..18, volume) => {
+                match volume.filter(|_| self.rng.random_ratio(3, 4)) {
+                    Some((_, volume)) => volume.flush()?,
+                    None => self.pool.flush()?,
+                }
                 self.flushed = self.states.len() - 1;
                 return Ok(false);
             }

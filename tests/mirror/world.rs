@@ -201,6 +201,11 @@ impl Device for Recorder {
         self.inner.read_at(buf, offset_bytes)
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        let bytes = vec![0xf1; usize::try_from(len_bytes).unwrap()];
+        self.write_at(&bytes, offset_bytes).unwrap();
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         let op = RecordedOp::Write {
             offset_bytes,

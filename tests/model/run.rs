@@ -99,7 +99,7 @@ impl Run {
             940..950 => self.refused(id),
             950..965 => self.difference(id),
             965..980 => self.all_is_as_it_ought_to_be(),
-            980..985 => self.pool().flush().expect("flush"),
+            980..985 => self.handle(id).flush().expect("flush"),
             985..989 => self.pool().checkpoint().expect("checkpoint"),
             989..993 => self.reclaim(),
             993..994 => drop(self.pool().trim().expect("trim")),

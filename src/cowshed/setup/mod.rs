@@ -404,6 +404,9 @@ fn platform() -> String {
 /// Returns a line for each file, and before a change the lines that would differ.
 fn shown(plans: &[Change], dry_run: bool) -> String {
     let mut lines = Vec::new();
+    if dry_run && !plans.is_empty() {
+        lines.push("nothing is changed; without --dry-run:".to_owned());
+    }
     for plan in plans {
         let file = printable_path(&plan.file);
         let action = plan.action.word();

@@ -24,6 +24,9 @@ const ROUNDS_MAX: u32 = 4;
 /// Interval at which a held writer looks by itself: a concurrent writer that failed may have
 /// returned its blocks, which raises no event.
 const TICK: Duration = Duration::from_millis(250);
+/// Time without a held write after which writes no longer wait: in a full pool, each checkpoint frees
+/// a few blocks, for which one writer goes on and waits again.
+const CALM: Duration = Duration::from_secs(10);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The queue of writers that wait for space.
@@ -34,6 +37,8 @@ pub(super) struct SpaceWait {
     changed: Condvar,
     /// True once it has been logged that writes are held.
     told: AtomicBool,
+    /// The time when a write was held last.
+    last_held: Mutex<Option<Instant>>,
     /// True once it has been logged that a held write was refused.
     given_up: AtomicBool,
     /// Number of writers that found no space and have not ended yet.
@@ -49,6 +54,12 @@ impl SpaceWait {
         // A waiter reads the count while it holds the gate, so it cannot sleep through this.
         drop(self.gate.lock());
         self.changed.notify_all();
+    }
+
+    /// Returns true if no write has been held for a while.
+    fn is_calm(&self, now: Instant) -> bool {
+        let last = *self.last_held.lock();
+        last.is_none_or(|last| now.saturating_duration_since(last) >= CALM)
     }
 
     /// Returns true if a writer waits.
@@ -184,6 +195,7 @@ impl Shared {
             self.space_wait.held.fetch_add(1, Ordering::Relaxed);
         }
         self.tell_held();
+        *self.space_wait.last_held.lock() = Some(Instant::now());
         let tick = deadline.min(Instant::now() + TICK);
         let mut gate = self.space_wait.gate.lock();
         loop {
@@ -243,13 +255,31 @@ impl Shared {
         }
     }
 
-    /// Logs, once there is space, that held writes go on.
+    /// Logs that held writes go on, once there is space and none has been held for a while.
     pub(super) fn tell_released(&self) {
+        if !self.space_wait.is_calm(Instant::now()) {
+            return;
+        }
         self.space_wait.given_up.store(false, Ordering::Release);
         if self.space_wait.told.load(Ordering::Relaxed)
             && self.space_wait.told.swap(false, Ordering::AcqRel)
         {
             tracing::info!("the pool has free space again, and writes no longer wait");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_wait_until_none_has_been_held_for_a_while() {
+        let (wait, now) = (SpaceWait::default(), Instant::now());
+        assert!(wait.is_calm(now));
+        *wait.last_held.lock() = Some(now);
+        assert!(!wait.is_calm(now));
+        assert!(!wait.is_calm(now + CALM / 2));
+        assert!(wait.is_calm(now + CALM));
     }
 }
