@@ -4,14 +4,14 @@
 use super::blobs::Blobs;
 use super::remote::Remote;
 use super::store::Store;
-use super::{Content, Image, LayerInfo, Select, docker};
+use super::{Content, Image, LayerInfo, Select, Target, docker};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Part, Printable, Result};
 use crate::limits::{CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX};
 use crate::platform::Platform;
 use crate::reference::same_reference;
-use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest};
+use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde::de::IgnoredAny;
@@ -99,6 +99,26 @@ pub(super) fn open(
         Ok(image)
     });
     images.collect()
+}
+
+/// Opens the image that a record outside of the blobs refers to.
+pub(super) fn open_target(blobs: &Arc<Blobs>, target: &Target, select: &Select) -> Result<Image> {
+    let store = Store::Files {
+        blobs: Arc::clone(blobs),
+        is_directory: false,
+    };
+    let digest: oci_spec::image::Digest =
+        target
+            .digest
+            .to_string()
+            .parse()
+            .map_err(|_| Error::Document {
+                what: Part::Manifest,
+                fault: "its digest is not one",
+            })?;
+    let media_type = MediaType::from(&*target.media_type);
+    let descriptor = Descriptor::new(media_type, target.size_bytes, digest);
+    open_platform(&store, &[&descriptor], select)
 }
 
 /// Opens the image of skopeo's folder, whose `manifest.json` is `bytes`.
@@ -446,6 +466,7 @@ fn check_layer(
         media_type,
         compressed_digest: Some(digest),
         size_bytes: Some(layer.size()),
+        origin: None,
     };
     Ok((info, content))
 }
