@@ -12,7 +12,7 @@ use cowshed_daemon::request::image::Migrate;
 use cowshed_format::base::size::human;
 use cowshed_host::{Error, Host, ImportOptions, ImportedImage, ImportedLayer};
 use cowshed_oci::old_store::{OldImage, OldStore};
-use cowshed_oci::{Digest, Image, chain_above};
+use cowshed_oci::{Digest, Image};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -173,7 +173,7 @@ fn import_all(host: &Host, images: &[OldImage], console: &Console) -> anyhow::Re
             }
         };
         tell_oddities(image, true, console);
-        let stacks = stacks(image);
+        let stacks = image.stack_ids();
         let missing = host.images().missing_layers(image)?;
         let has = |(index, _): &(usize, &Digest)| !missing.contains(index);
         present.extend(
@@ -245,19 +245,6 @@ fn import_one(
         Ok(()) => error,
         Err(interrupted) => interrupted.into(),
     })
-}
-
-/// Returns the identity of the stack up to each layer: a layer without a known digest counts by its
-/// name in the old store.
-fn stacks(image: &Image) -> Vec<Digest> {
-    let mut below = None;
-    let layers = image.layers().iter().map(|layer| {
-        let name = || Digest::of(layer.origin.as_deref().unwrap_or_default().as_bytes());
-        let stack = chain_above(below, layer.diff_id.unwrap_or_else(name));
-        below = Some(stack);
-        stack
-    });
-    layers.collect()
 }
 
 /// Lists the images that were taken over, with their old and new ids.

@@ -6,7 +6,7 @@
 use super::bolt::{Bolt, Bucket};
 use super::folder::{Folder, damaged};
 use super::in_use::Locks;
-use super::{Found, OldImage};
+use super::{Found, OldImage, without_steps};
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::source::{Image, Target};
@@ -49,7 +49,7 @@ pub(super) fn read(store: &Folder, locks: &mut Locks) -> Result<Option<Found>> {
         let image = image(store, &target, names.clone());
         OldImage::new(target.digest.to_string(), names, image)
     });
-    Ok(Some(images.collect()))
+    Ok(Some(without_steps(images.collect())))
 }
 
 fn image(store: &Folder, target: &Target, names: Vec<String>) -> Result<Image> {

@@ -8,7 +8,7 @@ use super::drivers;
 use super::folder::{Folder, damaged, is_plain_name, missing};
 use super::in_use::Locks;
 use super::layer::OldLayer;
-use super::{Found, OldImage};
+use super::{Found, OldImage, without_steps};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Part, Printable, Result};
@@ -18,7 +18,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 /// Programs that use such a store, as messages name them.
 const PROGRAMS: &str = "Podman, Buildah or CRI-O";
@@ -114,23 +114,13 @@ impl<'s> Driver<'s> {
         })
     }
 
-    /// Returns the images that have a name, and those that no other was made of.
     fn images(&self, images: Vec<StoredImage>) -> Found {
-        let mut parents = BTreeSet::new();
-        for image in &images {
-            let chain = self.chain(&image.layer).unwrap_or_default();
-            parents.extend(chain.iter().rev().skip(1).map(|layer| layer.id.clone()));
-        }
-        let mut found = Found::new();
-        for stored in images {
-            let names = stored.names.clone().unwrap_or_default();
-            if names.is_empty() && parents.contains(&stored.layer) {
-                continue;
-            }
+        let images = images.into_iter().map(|mut stored| {
+            let names = stored.names.take().unwrap_or_default();
             let image = self.image(&stored, names.clone());
-            found.push(OldImage::new(stored.id, names, image));
-        }
-        found
+            OldImage::new(stored.id, names, image)
+        });
+        without_steps(images.collect())
     }
 
     fn image(&self, stored: &StoredImage, names: Vec<String>) -> Result<Image> {

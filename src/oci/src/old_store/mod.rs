@@ -37,6 +37,7 @@ use crate::source::Image;
 use folder::Folder;
 use in_use::Locks;
 pub(crate) use layer::OldLayer;
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -102,6 +103,24 @@ impl OldStore {
     }
 }
 
+/// Returns the images without the steps of builds: those without a name whose layers another image has
+/// below its own, or a named one as its own.
+fn without_steps(images: Found) -> Found {
+    let mut below = HashSet::new();
+    for image in &images {
+        let mut stacks = image.image().map(Image::stack_ids).unwrap_or_default();
+        if image.names.is_empty() {
+            stacks.pop();
+        }
+        below.extend(stacks);
+    }
+    let is_step = |image: &OldImage| {
+        let highest = image.image().ok().and_then(|image| image.stack_ids().pop());
+        image.names.is_empty() && highest.is_some_and(|stack| below.contains(&stack))
+    };
+    images.into_iter().filter(|image| !is_step(image)).collect()
+}
+
 impl OldImage {
     const fn new(id: String, names: Vec<String>, image: Result<Image>) -> Self {
         Self { id, names, image }
@@ -139,3 +158,6 @@ impl OldImage {
         self.image.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests;

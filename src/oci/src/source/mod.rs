@@ -20,7 +20,7 @@ mod store;
 mod stream;
 
 use super::config::ImageConfig;
-use super::digest::Digest;
+use super::digest::{Digest, chain_above};
 use super::error::{Error, Part, Printable, Result};
 use super::old_store::OldLayer;
 use super::platform::Platform;
@@ -333,6 +333,20 @@ impl Image {
     #[must_use]
     pub fn layers(&self) -> &[LayerInfo] {
         &self.layers
+    }
+
+    /// Returns the identity of the stack up to each layer, lowest first: the chain id, where the digests
+    /// of the layers are known; else one that counts a layer by its name in the store that has it.
+    #[must_use]
+    pub fn stack_ids(&self) -> Vec<Digest> {
+        let mut below = None;
+        let step = |layer: &LayerInfo| {
+            let name = || Digest::of(layer.origin.as_deref().unwrap_or_default().as_bytes());
+            let stack = chain_above(below, layer.diff_id.unwrap_or_else(name));
+            below = Some(stack);
+            stack
+        };
+        self.layers.iter().map(step).collect()
     }
 
     /// Returns the uncompressed content of the layer with this index, verified while it is read.
