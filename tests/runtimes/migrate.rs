@@ -12,6 +12,7 @@ use std::fs;
 use std::path::Path;
 
 const BASE: &str = "base:1";
+const APP: &str = "quay.io/acme/app";
 const NAMES: [&str; 2] = ["app:1", "quay.io/acme/app:2"];
 /// What a container does before it is committed: everything that a layer can do to the one below.
 const CHANGES: &str = "rm /etc/one; rm -r /etc/folder; mkdir /etc/folder; echo new >/etc/folder/new; \
@@ -107,7 +108,7 @@ fn from_docker(setting: &Setting, driver: &str) {
     service.close();
 }
 
-/// containerd's own store, in two of its namespaces.
+/// containerd's own store, with its content and without.
 pub(crate) fn from_containerd(setting: &Setting) {
     let folder = &setting.folder;
     let service = Service::open(folder, setting.mounts);
@@ -120,14 +121,8 @@ pub(crate) fn from_containerd(setting: &Setting) {
             fs::write(root.join("etc/three"), "three\n").unwrap();
         })
         .write();
-    let mut import = containerd.ctr([
-        "images",
-        "import",
-        "--no-unpack",
-        "--base-name",
-        "quay.io/acme/app",
-    ]);
-    output(import.arg(&archive));
+    let mut import = containerd.ctr(["images", "import", "--snapshotter", "overlayfs"]);
+    output(import.args(["--base-name", APP]).arg(&archive));
     let store = folder.join("c-root");
     let store = store.to_str().unwrap();
     let migrate = ["image", "migrate", "--from", store];
@@ -148,10 +143,31 @@ pub(crate) fn from_containerd(setting: &Setting) {
     );
     assert_eq!(image["names"], json!(["quay.io/acme/app:latest"]));
     assert_eq!(image["layers"].as_array().unwrap().len(), 2);
-    let read = |path| read(&service, folder, "quay.io/acme/app", path);
-    assert_eq!(read("/etc/three").unwrap(), "three\n");
-    assert_eq!(read("/etc/one"), None);
+    let expect_changes = || {
+        let read = |path| read(&service, folder, APP, path);
+        assert_eq!(read("/etc/three").as_deref(), Some("three\n"));
+        assert_eq!(read("/etc/one"), None);
+        assert_eq!(read("/etc/folder/old").as_deref(), Some("old\n"));
+    };
+    expect_changes();
     assert_eq!(listing(store), before, "the store has changed");
+
+    // As a host for Kubernetes has it, which keeps no layers once they are unpacked.
+    service.cowshed(["image", "rm", APP]);
+    let content = folder.join("c-root/io.containerd.content.v1.content/blobs/sha256");
+    for entry in fs::read_dir(content).unwrap() {
+        let path = entry.unwrap().path();
+        if !fs::read(&path).unwrap().starts_with(b"{") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let anew = service.json(migrate);
+    assert_ne!(anew[0]["id"], image["id"], "{anew}");
+    assert_eq!(anew[0]["old_id"], image["old_id"], "{anew}");
+    for layer in anew[0]["layers"].as_array().unwrap() {
+        assert_eq!(layer["exact"], false, "{anew}");
+    }
+    expect_changes();
     service.close();
 }
 

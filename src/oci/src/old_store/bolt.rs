@@ -209,9 +209,10 @@ impl Bolt {
             return Err(self.fault("a page is of another kind"));
         }
         for (index, element) in self.elements(page)?.enumerate() {
-            let field = |at| u32_at(element, at).unwrap_or_default() as usize;
+            let flags = u32_at(element, 0).unwrap_or_default();
+            let len = |at| u32_at(element, at).unwrap_or_default() as usize;
             let start = HEADER_BYTES + index * ELEMENT_BYTES;
-            let (at, key_bytes, value_bytes) = (field(4), field(8), field(12));
+            let (at, key_bytes, value_bytes) = (len(4), len(8), len(12));
             let parts = start.checked_add(at).and_then(|key| {
                 let value = key.checked_add(key_bytes)?;
                 let end = value.checked_add(value_bytes)?;
@@ -219,7 +220,7 @@ impl Bolt {
             });
             let (key, value) =
                 parts.ok_or_else(|| self.fault("an entry is outside of its page"))?;
-            let value = if field(0) as u32 & IS_BUCKET == 0 {
+            let value = if flags & IS_BUCKET == 0 {
                 Value::Bytes(value.to_vec())
             } else {
                 Value::Bucket(self.bucket_of(value)?)

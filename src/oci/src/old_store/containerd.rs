@@ -1,20 +1,26 @@
 //! containerd's store: names and their manifests in the database `meta.db`, and the content, which is
 //! laid out as the blobs of an OCI layout. Docker with the containerd image store has its images here.
+//! Where layers were removed after they were unpacked (`discard_unpacked_layers`), the overlayfs
+//! snapshotter has their files, by the chain id.
 //!
-//! Source: <https://github.com/containerd/containerd>, `core/metadata/buckets.go`.
+//! Source: <https://github.com/containerd/containerd>, `core/metadata/buckets.go`,
+//! `core/snapshots/storage/bolt.go`.
 
 use super::bolt::{Bolt, Bucket};
-use super::folder::{Folder, damaged};
+use super::folder::{Folder, damaged, missing};
 use super::in_use::Locks;
+use super::layer::{Form, OldLayer};
 use super::{Found, OldImage, without_steps};
 use crate::digest::Digest;
 use crate::error::Result;
-use crate::source::{Image, Target};
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use crate::source::{Image, Target, Unpacked};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 const DATABASE: &str = "io.containerd.metadata.v1.bolt/meta.db";
 const CONTENT: &str = "io.containerd.content.v1.content";
+const SNAPSHOTTER: &str = "overlayfs";
+const SNAPSHOTS: &str = "io.containerd.snapshotter.v1.overlayfs";
 const DAEMON: &str = "containerd";
 /// The version of the database's form, which is its highest bucket.
 const FORM: &str = "v1";
@@ -30,8 +36,10 @@ pub(super) fn read(store: &Folder, locks: &mut Locks) -> Result<Option<Found>> {
     locks.database(store, DATABASE, DAEMON)?;
     let bolt = Bolt::open(DATABASE, file)?;
     let mut images: BTreeMap<Target, Vec<String>> = BTreeMap::new();
+    let mut snapshots = Snapshots::open(store, locks)?;
     if let Some(form) = bolt.root().bucket(FORM)? {
         for (_, namespace) in form.buckets()? {
+            snapshots.add_names(&namespace)?;
             let Some(stored) = namespace.bucket("images")? else {
                 continue;
             };
@@ -45,19 +53,96 @@ pub(super) fn read(store: &Folder, locks: &mut Locks) -> Result<Option<Found>> {
             }
         }
     }
+    let snapshots: Arc<dyn Unpacked> = Arc::new(snapshots);
     let images = images.into_iter().map(|(target, names)| {
-        let image = image(store, &target, names.clone());
+        let image = image(store, &snapshots, &target, names.clone());
         OldImage::new(target.digest.to_string(), names, image)
     });
     Ok(Some(without_steps(images.collect())))
 }
 
-fn image(store: &Folder, target: &Target, names: Vec<String>) -> Result<Image> {
+fn image(
+    store: &Folder,
+    snapshots: &Arc<dyn Unpacked>,
+    target: &Target,
+    names: Vec<String>,
+) -> Result<Image> {
     let content = store.folder(CONTENT)?;
-    let content = content.ok_or_else(|| super::folder::missing(CONTENT))?;
-    let content = content.as_fd().try_clone_to_owned();
-    let content = content.map_err(|e| crate::error::Error::io("open the content", e))?;
-    Image::open_content(content, target, names)
+    let content = content.ok_or_else(|| missing(CONTENT))?.to_owned_fd()?;
+    Image::open_content(content, snapshots, target, names)
+}
+
+/// The snapshots of layers.
+struct Snapshots {
+    store: Folder,
+    /// The number of the folder of each snapshot, by the snapshotter's name for it.
+    folders: HashMap<Vec<u8>, u64>,
+    /// The snapshotter's names, by the chain id.
+    names: HashMap<String, Vec<u8>>,
+}
+
+impl Snapshots {
+    /// Reads the snapshotter's own database, if there is one.
+    fn open(store: &Folder, locks: &mut Locks) -> Result<Self> {
+        let mut folders = HashMap::new();
+        let path = format!("{SNAPSHOTS}/metadata.db");
+        if let Some(file) = store.file(&path)? {
+            locks.database(store, &path, DAEMON)?;
+            let bolt = Bolt::open(&path, file)?;
+            let stored = match bolt.root().bucket(FORM)? {
+                Some(form) => form.bucket("snapshots")?,
+                None => None,
+            };
+            for (name, snapshot) in stored.map_or(Ok(Vec::new()), |stored| stored.buckets())? {
+                if let Some(number) = snapshot.value("id")?.as_deref().and_then(uvarint) {
+                    folders.insert(name, number);
+                }
+            }
+        }
+        Ok(Self {
+            store: store.clone(),
+            folders,
+            names: HashMap::new(),
+        })
+    }
+
+    /// Adds the names that a namespace has for its snapshots.
+    fn add_names(&mut self, namespace: &Bucket<'_>) -> Result<()> {
+        let of_snapshotter = match namespace.bucket("snapshots")? {
+            Some(snapshots) => snapshots.bucket(SNAPSHOTTER)?,
+            None => None,
+        };
+        let Some(snapshots) = of_snapshotter else {
+            return Ok(());
+        };
+        for (key, snapshot) in snapshots.buckets()? {
+            let key = String::from_utf8(key).ok();
+            // Others are containers'.
+            let key = key.filter(|key| key.parse::<Digest>().is_ok());
+            if let (Some(key), Some(name)) = (key, snapshot.value("name")?) {
+                self.names.insert(key, name);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Unpacked for Snapshots {
+    fn layer(&self, chain_id: Digest) -> Result<Option<OldLayer>> {
+        let chain_id = chain_id.to_string();
+        let name = self.names.get(&chain_id);
+        let Some(number) = name.and_then(|name| self.folders.get(name)) else {
+            return Ok(None);
+        };
+        Ok(Some(OldLayer {
+            store: self.store.clone(),
+            name: chain_id,
+            folder: format!("{SNAPSHOTS}/snapshots/{number}/fs"),
+            form: Form::Overlay,
+            split: None,
+            verifies_files: false,
+        }))
+    }
 }
 
 /// Returns what an image's record refers to.
@@ -79,6 +164,12 @@ fn target(image: &Bucket<'_>) -> Result<Target> {
 
 /// Decodes a number as Go's `binary.PutVarint` writes it; `None` if it is none, or negative.
 fn varint(bytes: &[u8]) -> Option<u64> {
+    let value = uvarint(bytes)?;
+    (value & 1 == 0).then_some(value >> 1)
+}
+
+/// Decodes a number as Go's `binary.PutUvarint` writes it; `None` if it is none.
+fn uvarint(bytes: &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for (index, byte) in bytes.iter().enumerate() {
         let bits = u64::from(byte & 0x7f);
@@ -86,7 +177,7 @@ fn varint(bytes: &[u8]) -> Option<u64> {
         let shifted = bits.checked_shl(shift)?;
         value |= (shifted >> shift == bits).then_some(shifted)?;
         if byte & 0x80 == 0 {
-            return (value & 1 == 0).then_some(value >> 1);
+            return Some(value);
         }
     }
     None

@@ -21,6 +21,12 @@ impl Folder {
         Self(Arc::new(folder))
     }
 
+    /// Returns a descriptor of the folder.
+    pub(super) fn to_owned_fd(&self) -> Result<OwnedFd> {
+        let again = self.0.try_clone();
+        again.map_err(|source| Error::io("open the directory", source))
+    }
+
     /// Returns the folder at `path`; `None` if there is none.
     pub(super) fn folder(&self, path: &str) -> Result<Option<Self>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;

@@ -5,7 +5,7 @@ use super::folder::{Folder, missing};
 use super::split::SplitTar;
 use crate::error::Result;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// The way in which a storage driver keeps a layer's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(super) enum Form {
 /// A layer of an old store.
 pub(crate) struct OldLayer {
     pub(super) store: Folder,
+    /// The name by which the store knows it.
+    pub(super) name: String,
     /// The folder of its files.
     pub(super) folder: String,
     pub(super) form: Form,
@@ -36,6 +38,7 @@ impl OldLayer {
         let has_split = store.file(&split)?.is_some();
         Ok(Self {
             store: store.clone(),
+            name: folder.clone(),
             folder,
             form,
             split: has_split.then_some(split),
@@ -45,7 +48,7 @@ impl OldLayer {
 
     /// Returns the name by which the store knows it.
     pub(crate) fn name(&self) -> &str {
-        &self.folder
+        &self.name
     }
 
     /// Returns true if its tar is made byte by byte.
@@ -77,7 +80,6 @@ impl OldLayer {
 
     fn root(&self, path: &str) -> Result<OwnedFd> {
         let folder = self.store.folder(path)?.ok_or_else(|| missing(path))?;
-        let again = folder.as_fd().try_clone_to_owned();
-        again.map_err(|source| crate::error::Error::io("open the layer", source))
+        folder.to_owned_fd()
     }
 }

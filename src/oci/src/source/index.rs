@@ -4,7 +4,7 @@
 use super::blobs::Blobs;
 use super::remote::Remote;
 use super::store::Store;
-use super::{Content, Image, LayerInfo, Select, Target, docker};
+use super::{Content, Image, LayerInfo, Select, Target, docker, old};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Part, Printable, Result};
@@ -102,11 +102,7 @@ pub(super) fn open(
 }
 
 /// Opens the image that a record outside of the blobs refers to.
-pub(super) fn open_target(blobs: &Arc<Blobs>, target: &Target, select: &Select) -> Result<Image> {
-    let store = Store::Files {
-        blobs: Arc::clone(blobs),
-        is_directory: false,
-    };
+pub(super) fn open_target(store: &Store, target: &Target, select: &Select) -> Result<Image> {
     let digest: oci_spec::image::Digest =
         target
             .digest
@@ -118,7 +114,7 @@ pub(super) fn open_target(blobs: &Arc<Blobs>, target: &Target, select: &Select) 
             })?;
     let media_type = MediaType::from(&*target.media_type);
     let descriptor = Descriptor::new(media_type, target.size_bytes, digest);
-    open_platform(&store, &[&descriptor], select)
+    open_platform(store, &[&descriptor], select)
 }
 
 /// Opens the image of skopeo's folder, whose `manifest.json` is `bytes`.
@@ -432,8 +428,17 @@ fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
         });
     }
     let (mut layers, mut contents) = (Vec::new(), Vec::new());
-    for (index, (layer, diff_id)) in stated.iter().zip(diff_ids).enumerate() {
-        let (info, content) = check_layer(store, layer, index, *diff_id)?;
+    let chain_ids = config.chain_ids().into_iter();
+    for (index, ((layer, diff_id), chain_id)) in
+        stated.iter().zip(diff_ids).zip(chain_ids).enumerate()
+    {
+        let (info, content) = match check_layer(store, layer, index, *diff_id) {
+            Err(missing @ Error::Missing { .. }) => match store.unpacked(chain_id)? {
+                Some(unpacked) => old::layer(None, unpacked),
+                None => return Err(missing),
+            },
+            found => found?,
+        };
         layers.push(info);
         contents.push(content);
     }

@@ -35,6 +35,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+pub(crate) use store::Unpacked;
 
 /// The source of an image.
 pub enum SourceInput {

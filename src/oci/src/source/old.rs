@@ -2,6 +2,7 @@
 //! keeps.
 
 use super::blobs::Blobs;
+use super::store::{Store, Unpacked};
 use super::{Content, Image, LayerInfo, Select, index};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
@@ -18,6 +19,16 @@ pub(crate) struct Target {
     pub(crate) size_bytes: u64,
 }
 
+/// Returns the data and the content of a layer, whose digest is known if its tar is kept.
+pub(super) fn layer(diff_id: Option<Digest>, layer: OldLayer) -> (LayerInfo, Content) {
+    let info = LayerInfo {
+        diff_id,
+        origin: diff_id.is_none().then(|| layer.name().into()),
+        ..LayerInfo::of_plain_tar()
+    };
+    (info, Content::Old(layer))
+}
+
 impl Image {
     /// Returns the image with this configuration. A layer without a digest becomes another one than
     /// the configuration states, or the configuration was made without knowing it; the importer
@@ -27,36 +38,37 @@ impl Image {
         names: Vec<String>,
         layers: Vec<(Option<Digest>, OldLayer)>,
     ) -> Result<Self> {
-        let infos = layers.iter().map(|(diff_id, layer)| LayerInfo {
-            diff_id: *diff_id,
-            origin: diff_id.is_none().then(|| layer.name().into()),
-            ..LayerInfo::of_plain_tar()
-        });
+        let layers = layers.into_iter();
+        let (layers, contents) = layers
+            .map(|(diff_id, layer)| self::layer(diff_id, layer))
+            .unzip();
         let mut image = Self {
             config: Some(config),
             names,
             manifest: None,
             stated_platform: None,
             other_platform: None,
-            layers: infos.collect(),
-            contents: Vec::new(),
+            layers,
+            contents,
         };
-        let contents = layers.into_iter().map(|(_, layer)| Content::Old(layer));
-        image.contents = contents.collect();
         image.check_platform(&Select::default())?;
         Ok(image)
     }
 
     /// Opens an image whose documents and layers are blobs below `blobs/sha256` in `content`, for the
-    /// platform that suits this host best.
+    /// platform that suits this host best; layers that are missing there are looked for in `unpacked`.
     pub(crate) fn open_content(
         content: OwnedFd,
+        unpacked: &Arc<dyn Unpacked>,
         target: &Target,
         names: Vec<String>,
     ) -> Result<Self> {
         let select = Select::default();
-        let blobs = Arc::new(Blobs::folder(content));
-        let mut image = index::open_target(&blobs, target, &select)?;
+        let store = Store::Content {
+            blobs: Arc::new(Blobs::folder(content)),
+            unpacked: Arc::clone(unpacked),
+        };
+        let mut image = index::open_target(&store, target, &select)?;
         image.names = names;
         image.check_platform(&select)?;
         Ok(image)

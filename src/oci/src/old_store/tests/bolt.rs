@@ -25,7 +25,9 @@ pub(super) fn leaf(number: u64, items: &[(&str, Item<'_>)]) -> Vec<u8> {
             Item::Page(page) => (1, [page.to_le_bytes(), [0; 8]].concat()),
         };
         let at = (items.len() - index) * 16 + data.len();
-        for field in [flags, at as u32, key.len() as u32, value.len() as u32] {
+        page.extend_from_slice(&flags.to_le_bytes());
+        for field in [at, key.len(), value.len()] {
+            let field = u32::try_from(field).unwrap();
             page.extend_from_slice(&field.to_le_bytes());
         }
         data.extend_from_slice(key.as_bytes());
@@ -47,14 +49,14 @@ fn branch(number: u64, pages: &[u64]) -> Vec<u8> {
 pub(super) fn header(number: u64, flags: u16, count: usize) -> Vec<u8> {
     let mut page = number.to_le_bytes().to_vec();
     page.extend_from_slice(&flags.to_le_bytes());
-    page.extend_from_slice(&(count as u16).to_le_bytes());
+    page.extend_from_slice(&u16::try_from(count).unwrap().to_le_bytes());
     page.extend_from_slice(&0_u32.to_le_bytes());
     page
 }
 
 pub(super) fn meta(number: u64, root: u64, transaction: u64) -> Vec<u8> {
     let mut body = Vec::new();
-    for field in [0xed0c_daed_u32, 2, PAGE as u32, 0] {
+    for field in [0xed0c_daed_u32, 2, 4096, 0] {
         body.extend_from_slice(&field.to_le_bytes());
     }
     for field in [root, 0, 2, 9, transaction] {

@@ -43,6 +43,18 @@ fn add_image(store: &Store, layers: &[Vec<u8>]) -> Vec<u8> {
 
 /// Writes the database with a namespace that has these names for manifests.
 fn write_names(store: &Store, names: &[(&str, &[u8])]) {
+    write_database(store, names, &[]);
+}
+
+/// Writes a database of these pages, whose root is the third.
+fn write_pages(store: &Store, path: &str, root: Vec<u8>) {
+    let pages = [meta(0, 2, 1), meta(1, 2, 2), root, header(3, 16, 0)];
+    store.write(path, file_of(&pages));
+}
+
+/// Writes the database with a namespace that has these names for manifests, and the snapshots of the
+/// stacks with these chain ids.
+fn write_database(store: &Store, names: &[(&str, &[u8])], stacks: &[Digest]) {
     let images = names.iter().map(|(name, manifest)| {
         let mut size = Vec::new();
         let mut left = manifest.len() << 1;
@@ -71,7 +83,27 @@ fn write_names(store: &Store, names: &[(&str, &[u8])]) {
         )
     });
     let images: Vec<(&str, Item<'_>)> = images.collect();
-    let namespace = leaf(0, &[("images", Item::Inline(leaf(0, &images)))]);
+    let named = |number: usize| format!("moby/{number}/x");
+    let stacks: Vec<String> = stacks.iter().map(Digest::to_string).collect();
+    let (mut snapshots, mut folders) = (Vec::new(), Vec::new());
+    let known: Vec<String> = (0..stacks.len()).map(named).collect();
+    for (index, (stack, name)) in stacks.iter().zip(&known).enumerate() {
+        let record = leaf(0, &[("name", Item::Bytes(name.as_bytes()))]);
+        snapshots.push((&**stack, Item::Inline(record)));
+        let number = [u8::try_from(index + 1).unwrap()];
+        folders.push((
+            &**name,
+            Item::Inline(leaf(0, &[("id", Item::Bytes(&number))])),
+        ));
+    }
+    let snapshots = leaf(0, &[("overlayfs", Item::Inline(leaf(0, &snapshots)))]);
+    let namespace = leaf(
+        0,
+        &[
+            ("images", Item::Inline(leaf(0, &images))),
+            ("snapshots", Item::Inline(snapshots)),
+        ],
+    );
     let form = leaf(
         0,
         &[
@@ -79,9 +111,10 @@ fn write_names(store: &Store, names: &[(&str, &[u8])]) {
             ("version", Item::Bytes(b"\x06")),
         ],
     );
-    let root = leaf(2, &[("v1", Item::Inline(form))]);
-    let pages = [meta(0, 2, 1), meta(1, 2, 2), root, header(3, 16, 0)];
-    store.write(DATABASE, file_of(&pages));
+    write_pages(store, DATABASE, leaf(2, &[("v1", Item::Inline(form))]));
+    let folders = leaf(0, &[("snapshots", Item::Inline(leaf(0, &folders)))]);
+    let database = "io.containerd.snapshotter.v1.overlayfs/metadata.db";
+    write_pages(store, database, leaf(2, &[("v1", Item::Inline(folders))]));
 }
 
 #[test]
@@ -127,6 +160,37 @@ fn an_image_that_lost_a_blob_is_named_and_the_others_are_read() {
     let fault = fault_of(named(&opened, "bad:1"));
     assert!(fault.starts_with("layer 2 ("), "{fault}");
     assert!(read(named(&opened, "good:1"), 0).unwrap() == layers[0]);
+}
+
+#[test]
+fn layers_that_were_discarded_are_made_of_their_snapshots() {
+    let (store, layers) = (Store::new(), two_layers());
+    let manifest = add_image(&store, &layers);
+    let diff_ids = layers.each_ref().map(|layer| Digest::of(layer));
+    let stacks = [diff_ids[0], chain_id(&diff_ids).unwrap()];
+    write_database(&store, &[("mine:1", &*manifest)], &stacks);
+    let folder = "io.containerd.snapshotter.v1.overlayfs/snapshots/2/fs";
+    store.write(format!("{folder}/etc/two"), "two\n");
+    let blob = Digest::of(&gzip(&layers[1])).hex();
+    let blob = store.path(format!(
+        "io.containerd.content.v1.content/blobs/sha256/{blob}"
+    ));
+    fs::remove_file(blob).unwrap();
+    let opened = store.open().unwrap();
+    let image = &opened.images()[0];
+    assert!(read(image, 0).unwrap() == layers[0]);
+    let found = image.image().unwrap();
+    assert!(found.is_layer_exact(0) && !found.is_layer_exact(1));
+    let layer = &found.layers()[1];
+    assert_eq!(layer.diff_id, None);
+    assert_eq!(layer.origin.as_deref(), Some(&*stacks[1].to_string()));
+    let tar = read(image, 1).unwrap();
+    let mut reader = TarReader::new(&*tar);
+    let mut names = Vec::new();
+    while let Some(entry) = reader.next_entry().unwrap() {
+        names.push(String::from_utf8(entry.path).unwrap());
+    }
+    assert_eq!(names, ["./", "etc/", "etc/two"]);
 }
 
 #[test]

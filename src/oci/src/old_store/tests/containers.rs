@@ -100,32 +100,27 @@ fn owners_that_were_mapped_are_not_guessed() {
 #[test]
 fn a_store_that_podman_changes_is_refused() {
     let (store, ..) = two();
-    let file = fs::File::options();
-    let lock = file
-        .clone()
-        .write(true)
-        .open(store.path("overlay-layers/layers.lock"))
-        .unwrap();
+    let lock_of = |path| {
+        fs::File::options()
+            .write(true)
+            .open(store.path(path))
+            .unwrap()
+    };
+    let lock = lock_of("overlay-layers/layers.lock");
     let whole = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
+        l_type: libc::c_short::try_from(libc::F_WRLCK).unwrap(),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap(),
         l_start: 0,
         l_len: 0,
         l_pid: 0,
     };
     fcntl(&lock, FcntlArg::F_OFD_SETLK(&whole)).unwrap();
     let error = store.open().err().unwrap().to_string();
-    assert!(
-        error.contains("overlay-layers/layers.lock is locked"),
-        "{error}"
-    );
+    let wanted = "overlay-layers/layers.lock is locked";
+    assert!(error.contains(wanted), "{error}");
     drop(lock);
     let opened = store.open().unwrap();
-    let lock = file
-        .clone()
-        .write(true)
-        .open(store.path("overlay-images/images.lock"))
-        .unwrap();
+    let lock = lock_of("overlay-images/images.lock");
     assert!(fcntl(&lock, FcntlArg::F_OFD_SETLK(&whole)).is_err());
     drop(opened);
     fcntl(&lock, FcntlArg::F_OFD_SETLK(&whole)).unwrap();

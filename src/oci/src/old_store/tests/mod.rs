@@ -73,7 +73,8 @@ fn split_of(tar: &[u8]) -> String {
             continue;
         }
         let (offset, len) = reader.data_place();
-        let (offset, len) = (offset as usize, len as usize);
+        let offset = usize::try_from(offset).unwrap();
+        let len = usize::try_from(len).unwrap();
         lines.push(bytes(&tar[at..offset]));
         at = offset + len;
         let mut crc = Crc64::default();
