@@ -46,6 +46,8 @@ pub const SYMLINKS_MAX: u32 = 40;
 pub const STORE_NAMES_MAX: usize = 1 << 20;
 /// The largest list of images, layers or names of an old store, in bytes.
 pub const STORE_LIST_BYTES_MAX: u64 = 256 << 20;
+/// The maximum number of bytes of all documents of an old store.
+pub const STORE_BYTES_MAX: u64 = 1 << 30;
 /// The longest line of what tar-split keeps of a layer's tar, in bytes.
 pub const SPLIT_LINE_BYTES_MAX: u64 = 64 << 20;
 

@@ -1,12 +1,13 @@
 //! Reading a database of bbolt, in which containerd keeps its records: buckets of keys and values in a
 //! B+ tree of pages. No library reads one without trusting it.
 //!
-//! Every offset is checked against the page and every page against the file, and no page is visited
-//! twice for one bucket. Numbers are those of the processor that wrote the file; only little-endian
+//! Every offset is checked against the page and every page against the file, and no more is read for a
+//! bucket than the file has. Numbers are those of the processor that wrote the file; only little-endian
 //! ones are read. Source: <https://github.com/etcd-io/bbolt>, `internal/common/page.go`.
 
 use super::folder::damaged;
 use crate::error::{Error, Result};
+use crate::limits::STORE_LIST_BYTES_MAX;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -62,8 +63,8 @@ enum Value<'b> {
 /// A bucket's keys with their values.
 struct Entries<'b> {
     found: Vec<(Vec<u8>, Value<'b>)>,
-    /// Number of pages that may still be read.
-    pages_left: u64,
+    /// Number of bytes of pages that may still be read: a sound tree has no page twice.
+    left_bytes: u64,
 }
 
 impl Bolt {
@@ -173,7 +174,7 @@ impl<'b> Bucket<'b> {
     fn entries(&self) -> Result<Vec<(Vec<u8>, Value<'b>)>> {
         let mut entries = Entries {
             found: Vec::new(),
-            pages_left: self.bolt.file_bytes / self.bolt.page_bytes,
+            left_bytes: self.bolt.file_bytes.min(STORE_LIST_BYTES_MAX),
         };
         match &self.start {
             Start::Page(page) => self.bolt.collect(*page, &mut entries, 0)?,
@@ -186,11 +187,11 @@ impl<'b> Bucket<'b> {
 impl Bolt {
     /// Adds the entries of the tree that begins at a page.
     fn collect<'b>(&'b self, page: u64, entries: &mut Entries<'b>, depth: usize) -> Result<()> {
-        let left = entries.pages_left.checked_sub(1);
-        entries.pages_left = left
-            .filter(|_| depth < DEPTH_MAX)
-            .ok_or_else(|| self.fault("its pages form a circle"))?;
         let page = self.page(page)?;
+        let left = entries.left_bytes.checked_sub(page.len() as u64);
+        entries.left_bytes = left
+            .filter(|_| depth < DEPTH_MAX)
+            .ok_or_else(|| self.fault("its pages form a circle, or are too large"))?;
         match u16_at(&page, 8) {
             Some(BRANCH) => {
                 for element in self.elements(&page)? {
@@ -208,6 +209,7 @@ impl Bolt {
         if u16_at(page, 8) != Some(LEAF) {
             return Err(self.fault("a page is of another kind"));
         }
+        let mut left_bytes = page.len();
         for (index, element) in self.elements(page)?.enumerate() {
             let flags = u32_at(element, 0).unwrap_or_default();
             let len = |at| u32_at(element, at).unwrap_or_default() as usize;
@@ -220,6 +222,9 @@ impl Bolt {
             });
             let (key, value) =
                 parts.ok_or_else(|| self.fault("an entry is outside of its page"))?;
+            left_bytes = left_bytes
+                .checked_sub(key.len() + value.len())
+                .ok_or_else(|| self.fault("the entries of a page overlap"))?;
             let value = if flags & IS_BUCKET == 0 {
                 Value::Bytes(value.to_vec())
             } else {

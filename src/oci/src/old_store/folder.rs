@@ -1,7 +1,7 @@
 //! The folder of an old store: documents and lists of names, read without following any symbolic link.
 
 use crate::error::{Error, Printable, Result};
-use crate::limits::STORE_NAMES_MAX;
+use crate::limits::{STORE_BYTES_MAX, STORE_NAMES_MAX};
 use cowshed_sys::beneath;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -11,19 +11,29 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// A folder with an old store; clones are the same folder.
 #[derive(Clone)]
-pub(super) struct Folder(Arc<OwnedFd>);
+pub(super) struct Folder {
+    folder: Arc<OwnedFd>,
+    /// Number of bytes of documents that may still be read from the store: some documents stay in
+    /// memory, and a list may name one many times.
+    left_bytes: Arc<AtomicU64>,
+}
 
 impl Folder {
     pub(super) fn new(folder: OwnedFd) -> Self {
-        Self(Arc::new(folder))
+        Self {
+            folder: Arc::new(folder),
+            left_bytes: Arc::new(AtomicU64::new(STORE_BYTES_MAX)),
+        }
     }
 
     /// Returns a descriptor of the folder.
     pub(super) fn to_owned_fd(&self) -> Result<OwnedFd> {
-        let again = self.0.try_clone();
+        let again = self.folder.try_clone();
         again.map_err(|source| Error::io("open the directory", source))
     }
 
@@ -31,7 +41,10 @@ impl Folder {
     pub(super) fn folder(&self, path: &str) -> Result<Option<Self>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let opened = self.open(path, flags)?;
-        Ok(opened.map(Self::new))
+        Ok(opened.map(|folder| Self {
+            folder: Arc::new(folder),
+            left_bytes: Arc::clone(&self.left_bytes),
+        }))
     }
 
     /// Returns the regular file at `path`; `None` if there is none.
@@ -54,14 +67,20 @@ impl Folder {
             return Ok(None);
         };
         let mut bytes = Vec::new();
-        let len = file
-            .take(bytes_max.saturating_add(1))
+        file.take(bytes_max.saturating_add(1))
             .read_to_end(&mut bytes)
             .map_err(|source| Error::entry("read", path.as_bytes(), source))?;
-        if u64::try_from(len).is_ok_and(|len| len <= bytes_max) {
-            Ok(Some(bytes))
-        } else {
-            Err(damaged(path, "it is too large"))
+        let len = bytes.len() as u64;
+        if len > bytes_max {
+            return Err(damaged(path, "it is too large"));
+        }
+        let take = |left: u64| left.checked_sub(len);
+        match self.left_bytes.fetch_update(Relaxed, Relaxed, take) {
+            Ok(_) => Ok(Some(bytes)),
+            Err(_) => Err(damaged(
+                path,
+                "the documents of the store are too large together",
+            )),
         }
     }
 
@@ -132,7 +151,7 @@ impl Folder {
 
 impl AsFd for Folder {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
+        self.folder.as_fd()
     }
 }
 

@@ -151,7 +151,20 @@ fn a_damaged_database_is_an_error_and_never_more() {
     let mut pages = database();
     pages[4] = branch(4, &[5, 4]);
     let circle = all(&file_of(&pages)).unwrap_err().to_string();
-    assert!(circle.ends_with("its pages form a circle"), "{circle}");
+    assert!(
+        circle.ends_with("its pages form a circle, or are too large"),
+        "{circle}"
+    );
+    let mut pages = database();
+    let value = [1; 3000];
+    pages[5] = leaf(5, &[("a", Item::Bytes(&value)), ("b", Item::Bytes(b""))]);
+    // The second value is the first once more.
+    pages[5][36..48].copy_from_slice(&[17_u32, 1, 3000].map(u32::to_le_bytes).concat());
+    let overlap = all(&file_of(&pages)).unwrap_err().to_string();
+    assert!(
+        overlap.ends_with("the entries of a page overlap"),
+        "{overlap}"
+    );
     let bytes = file_of(&database());
     for len in (0..bytes.len()).step_by(64) {
         drop(all(&bytes[..len]));
