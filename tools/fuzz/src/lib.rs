@@ -84,7 +84,7 @@ pub const TARGETS: [Target; 12] = [
         name: "stores",
         run: stores::run,
         seeds: stores::seeds,
-        short_run: 10_000,
+        short_run: 2_000,
     },
     Target {
         name: "configs",

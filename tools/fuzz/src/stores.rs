@@ -204,9 +204,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let images = r#"[{"id":"1","names":["a:1"],"layer":"1"}]"#;
     let manifest = r#"{"config":{"digest":"@C"}}"#;
-    vec![
+    let mut seeds = vec![
         [&[0], &*database()].concat(),
         parts(1, &[&*description, &*names, split]),
         parts(2, &[images, r#"[{"id":"1"}]"#, manifest, split]),
-    ]
+    ];
+    // A fault ends a layer, so each line is alone in one, too.
+    let alone = split
+        .lines()
+        .map(|line| parts(1, &[&*description, &*names, line]));
+    seeds.extend(alone);
+    seeds
 }
