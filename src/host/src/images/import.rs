@@ -327,7 +327,8 @@ impl Images {
         )?;
         let info = &image.layers()[index];
         let how = ApplyOptions {
-            require_end_marker: info.diff_id.is_none(),
+            // A store says itself where a layer ends.
+            require_end_marker: info.diff_id.is_none() && info.origin.is_none(),
             is_plain_tar: false,
         };
         let recipe = NewRecipe::begin(&self.mounts, &mut making.work)?;

@@ -114,13 +114,11 @@ impl Folder {
     /// of a store is; none if there is no such folder.
     pub(super) fn names(&self, path: &str) -> Result<Vec<String>> {
         let failed = |errno| Error::entry("read the directory", path.as_bytes(), errno);
-        let Some(folder) = self.folder(path)? else {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let Some(folder) = self.open(path, flags)? else {
             return Ok(Vec::new());
         };
-        // A listing has a position, which the shared descriptor must not have.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let own = beneath::open_plain(folder.as_fd(), b".", flags).map_err(failed)?;
-        let mut listing = Dir::from_fd(own).map_err(failed)?;
+        let mut listing = Dir::from_fd(folder).map_err(failed)?;
         let mut names = Vec::new();
         for entry in listing.iter() {
             let entry = entry.map_err(failed)?;

@@ -38,6 +38,7 @@ pub(super) fn read(store: &Folder, newer: &mut [OldImage]) -> Result<Option<Foun
     let converted: Option<BTreeMap<String, String>> =
         store.json(CONVERTED_IMAGES, STORE_LIST_BYTES_MAX)?;
     let converted = converted.unwrap_or_default();
+    let descriptions = describe(store, &ids);
     let mut found = Found::new();
     for (driver, mut names) in repositories(store)? {
         for (old, new) in &converted {
@@ -49,7 +50,7 @@ pub(super) fn read(store: &Folder, newer: &mut [OldImage]) -> Result<Option<Foun
         let graph = Graph {
             store,
             driver: &driver,
-            descriptions: describe(store, &ids),
+            descriptions: &descriptions,
         };
         found.extend(graph.images(names, &converted));
     }
@@ -89,7 +90,8 @@ fn repositories(store: &Folder) -> Result<BTreeMap<String, BTreeMap<String, Vec<
     Ok(all)
 }
 
-/// Returns the descriptions of all layers; one that cannot be read is an error of each image with it.
+/// Returns the descriptions of all layers that can be read; what lacks one is an error of each image
+/// with that layer.
 fn describe(store: &Folder, ids: &BTreeSet<String>) -> BTreeMap<String, Description> {
     let describe = |id: &String| {
         let path = format!("graph/{id}/json");
@@ -103,7 +105,7 @@ fn describe(store: &Folder, ids: &BTreeSet<String>) -> BTreeMap<String, Descript
 struct Graph<'s> {
     store: &'s Folder,
     driver: &'s str,
-    descriptions: BTreeMap<String, Description>,
+    descriptions: &'s BTreeMap<String, Description>,
 }
 
 impl Graph<'_> {
@@ -114,7 +116,7 @@ impl Graph<'_> {
         converted: &BTreeMap<String, String>,
     ) -> Found {
         let mut parents = BTreeSet::new();
-        for (id, description) in &self.descriptions {
+        for (id, description) in self.descriptions {
             parents.extend(self.parent(id, description).ok().flatten());
         }
         for id in self.descriptions.keys() {
@@ -152,11 +154,10 @@ impl Graph<'_> {
                 ));
             }
             let Some(description) = self.descriptions.get(&id) else {
-                // Says what is wrong with it.
-                let found: Option<Description> = self.store.json(&path, CONFIG_BYTES_MAX)?;
-                return Err(
-                    found.map_or_else(|| missing(&path), |_| damaged(&path, "it has changed"))
-                );
+                return Err(match self.store.file(&path)? {
+                    Some(_) => damaged(&path, "it is no description of a layer"),
+                    None => missing(&path),
+                });
             };
             next = self.parent(&id, description)?;
             chain.push((id, description.clone()));
