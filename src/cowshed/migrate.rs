@@ -65,7 +65,10 @@ pub(super) fn migrate(
     }
     let mut outcome = import_all(&host, store.images(), console).with_context(what)?;
     outcome.imported.sort_by_key(|(index, _)| *index);
-    show(&store, &outcome, console)?;
+    // After an interruption nobody reads the list, and the output takes nothing.
+    if !console.cancel().is_cancelled() {
+        show(&store, &outcome, console)?;
+    }
     tell_failures(&store, &outcome, console);
     let all = counted(store.images().len(), "image", "images");
     if let Some(stopped) = outcome.stopped {

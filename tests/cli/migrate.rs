@@ -1,11 +1,14 @@
 //! Images of other programs' stores: those that buildah makes, and one of Docker 1.9 that is laid out
 //! here.
 
-use crate::harness::{Bench, expect_failure, host};
+use crate::harness::{Bench, eventually, expect_failure, host};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
+
+/// The size of a file that takes a while to read, though it takes no space.
+const LARGE_BYTES: u64 = 32 << 30;
 
 /// Makes two images with buildah, the second on the first, and returns their ids.
 fn build(bench: &Bench, driver: &str) -> [String; 2] {
@@ -95,6 +98,13 @@ fn expect_files(bench: &Bench, image: &str, wanted: &[(&str, &str)]) {
         assert_eq!(fs::read_to_string(copied.join(name)).unwrap(), *content);
     }
     fs::remove_dir_all(copied).unwrap();
+}
+
+/// Returns bytes as tar-split keeps them.
+fn base64(bench: &Bench, bytes: &[u8]) -> String {
+    let file = bench.path("bytes");
+    fs::write(&file, bytes).unwrap();
+    host("base64", ["-w0", file.to_str().unwrap()])
 }
 
 /// Returns the lines of a command's error stream.
@@ -289,6 +299,73 @@ fn a_store_of_docker_1_9_becomes_images_with_new_ids_and_is_not_read_twice() {
     let found = image(&again, "app:1");
     assert_eq!(found["id"], app["id"]);
     assert_eq!(found["layers"][1]["reused"], true);
+    bench.expect_sound();
+}
+
+#[test]
+fn an_interruption_leaves_whole_images_and_the_next_run_goes_on() {
+    let bench = Bench::with_pool("2G");
+    let store = bench.path("docker");
+    let write = |path: String, text: &[u8]| {
+        let path = store.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let (small, large) = ("1".repeat(64), "2".repeat(64));
+    for id in [&small, &large] {
+        let description = json!({"id": id, "os": "linux"});
+        write(
+            format!("graph/{id}/json"),
+            description.to_string().as_bytes(),
+        );
+    }
+    write(format!("aufs/diff/{small}/etc/one"), b"one\n");
+    // What tar-split keeps of a file that takes a while to read.
+    let file = |len: u64| {
+        write(format!("aufs/diff/{large}/large"), b"");
+        let path = store.join(format!("aufs/diff/{large}/large"));
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_len(len).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_path("large").unwrap();
+        header.set_mode(0o644);
+        header.set_size(len);
+        header.set_cksum();
+        let split = [
+            json!({"type": 2, "payload": base64(&bench, header.as_bytes())}),
+            json!({"type": 1, "name": "large", "size": len}),
+            json!({"type": 2, "payload": base64(&bench, &[0; 1024])}),
+        ];
+        let split = split.map(|line| line.to_string()).join("\n");
+        write(format!("graph/{large}/tar-data.json.gz"), split.as_bytes());
+    };
+    file(LARGE_BYTES);
+    let names = json!({"Repositories": {"small": {"1": small}, "large": {"1": large}}});
+    write("repositories-aufs".to_owned(), names.to_string().as_bytes());
+
+    let daemon = bench.serve();
+    let mut command = bench.command(migrate(&store));
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let images = || bench.json(["image", "ls"]).as_array().unwrap().len();
+    let in_work = || bench.volumes().iter().any(|name| name.starts_with("work/"));
+    eventually("the small image, beside the large one", || {
+        images() == 1 && in_work()
+    });
+    host("kill", ["-INT", &child.id().to_string()]);
+    assert!(!child.wait_with_output().unwrap().status.success());
+    // The daemon hears of it, and removes what it had begun.
+    eventually("an end of the large image", || !in_work());
+    assert_eq!(images(), 1);
+
+    file(1 << 20);
+    let migrated = bench.json(migrate(&store));
+    assert_eq!(image(&migrated, "small:1")["layers"][0]["reused"], true);
+    assert_eq!(image(&migrated, "large:1")["layers"][0]["exact"], true);
+    daemon.stop();
     bench.expect_sound();
 }
 
