@@ -12,7 +12,7 @@ use super::in_use::Locks;
 use super::layer::{Form, OldLayer};
 use super::{Found, OldImage, without_steps};
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::source::{Image, Target, Unpacked};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -69,7 +69,12 @@ fn image(
 ) -> Result<Image> {
     let content = store.folder(CONTENT)?;
     let content = content.ok_or_else(|| missing(CONTENT))?.to_owned_fd()?;
-    Image::open_content(content, snapshots, target, names)
+    let opened = Image::open_content(content, snapshots, target, names);
+    opened.map_err(|error| match error {
+        // It is the store that lacks it, and not an export.
+        Error::Missing { what, name } => missing(&format!("{what} ({name})")),
+        error => error,
+    })
 }
 
 /// The snapshots of layers.

@@ -158,7 +158,8 @@ fn an_image_that_lost_a_blob_is_named_and_the_others_are_read() {
     fs::remove_file(blob).unwrap();
     let opened = store.open().unwrap();
     let fault = fault_of(named(&opened, "bad:1"));
-    assert!(fault.starts_with("layer 2 ("), "{fault}");
+    assert!(fault.starts_with("layer 2 (sha256:"), "{fault}");
+    assert!(fault.ends_with(") is missing from the store"), "{fault}");
     assert!(read(named(&opened, "good:1"), 0).unwrap() == layers[0]);
 }
 
