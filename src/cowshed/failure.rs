@@ -232,7 +232,7 @@ pub(super) fn document(why: &str, exit: Exit) -> String {
 }
 
 /// Text on one line, without characters that could move a terminal's cursor.
-struct OneLine<'a>(&'a str);
+pub(super) struct OneLine<'a>(pub &'a str);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,6 +2,7 @@
 
 use super::console::{Console, output_error};
 use super::failure::Usage;
+use super::migrate::migrate;
 use super::offer;
 use super::output::{Column, counted, exact, facts, time};
 use super::part_file::write_file;
@@ -59,6 +60,7 @@ pub(super) fn run(
             let text = || shown_lines(&imported);
             console.result(&Several::new(&imported), text)
         }
+        Command::Migrate(new) => migrate(new, open_pool, console),
         Command::Pull(pull) => {
             let what = || format!("pull image {}", pull.name);
             let pulled = store_pulled(pull, open_pool, console).with_context(what)?;
@@ -325,7 +327,7 @@ pub(super) fn show_imported(image: &ImportedImage, console: &Console) -> anyhow:
 }
 
 /// Reports what was left out of an image.
-fn tell_notes(image: &ImportedImage, console: &Console) {
+pub(super) fn tell_notes(image: &ImportedImage, console: &Console) {
     for note in &image.notes {
         console.message(&format!("warning: {note}"));
     }

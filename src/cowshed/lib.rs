@@ -24,7 +24,7 @@
 //! | what | modules |
 //! |---|---|
 //! | from arguments to a request, and where it runs | `arguments`, `open`, `remote`, `signals` |
-//! | commands | `pool`, `mirror`, `scrub`, `create_pool`; `offline` with `check_sides`; `dump`; `volume`, `resize`, `import_volume`, `export_volume`; `transfer`; `attach`; `image` with `offer`; `registry`; `container`; `tree`; `gc`; `quickstart` |
+//! | commands | `pool`, `mirror`, `scrub`, `create_pool`; `offline` with `check_sides`; `dump`; `volume`, `resize`, `import_volume`, `export_volume`; `transfer`; `attach`; `image` with `offer` and `migrate`; `registry`; `container`; `tree`; `gc`; `quickstart` |
 //! | the daemon | `serve` with `full`, `fuse` and `containerd`; `daemon_program`; `upgrade`, `running` |
 //! | streams and results | `console`, `output`, `progress`, `streams`, `part_file`, `failure`, `wrong_usage`, `command_log` |
 //! | the host | `doctor` shows what works, `setup` changes its configuration |
@@ -51,6 +51,7 @@ mod image;
 mod import_volume;
 mod in_time;
 mod kept_names;
+mod migrate;
 mod mirror;
 mod offer;
 mod offline;

@@ -48,6 +48,11 @@ impl Progress {
         self.bar.inc(len_bytes);
     }
 
+    /// Sets the progress to `done`.
+    pub(super) fn advance_to(&self, done: u64) {
+        self.bar.set_position(done);
+    }
+
     /// Sets the progress to `done` of `total`.
     pub(super) fn set(&self, done: u64, total: u64) {
         self.bar.set_length(total);

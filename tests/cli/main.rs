@@ -23,6 +23,7 @@ mod interrupting;
 mod keeper;
 use cowshed_testkit::load;
 mod logging;
+mod migrate;
 mod mirror;
 mod mirror_daemon;
 mod missing;

@@ -10,6 +10,7 @@
 //! - [`containers`]: containerd and runc: import, run, exec, commit, diff, remove.
 //! - [`walk`]: Docker's walk-through of storage drivers, and other common uses.
 //! - [`exchange`]: images to and from Docker and `ctr`, with their names.
+//! - [`migrate`]: a host's images are taken over from the store of Docker or containerd.
 //! - [`kubelet`]: a pod through containerd's CRI plugin.
 //! - [`setup`]: a host with Docker goes to cowshed and back.
 //! - [`kills`]: either side is killed in the middle of import, commit and remove.
@@ -28,6 +29,7 @@ use cowshed_testkit::harness;
 use cowshed_testkit::images;
 mod kills;
 mod kubelet;
+mod migrate;
 use cowshed_testkit::packages;
 use cowshed_testkit::sandbox;
 use cowshed_testkit::service;
@@ -199,6 +201,48 @@ const TESTS: &[Test] = &[
         Release::Bookworm,
         Mounts::Dir,
         exchange::with_ctr,
+    ),
+    (
+        "what_docker_20_has_in_overlay2_is_taken_over",
+        Release::Bookworm,
+        Mounts::Dir,
+        migrate::from_docker_with_overlay2,
+    ),
+    (
+        "what_docker_20_has_in_vfs_is_taken_over",
+        Release::Bookworm,
+        Mounts::Dir,
+        migrate::from_docker_with_vfs,
+    ),
+    (
+        "what_docker_26_has_in_overlay2_is_taken_over",
+        Release::Trixie,
+        Mounts::Dir,
+        migrate::from_docker_with_overlay2,
+    ),
+    (
+        "what_docker_26_has_in_vfs_is_taken_over",
+        Release::Trixie,
+        Mounts::Dir,
+        migrate::from_docker_with_vfs,
+    ),
+    (
+        "what_docker_28_has_in_overlay2_is_taken_over",
+        Release::Sid,
+        Mounts::Dir,
+        migrate::from_docker_with_overlay2,
+    ),
+    (
+        "what_containerd_1_6_has_is_taken_over",
+        Release::Bookworm,
+        Mounts::Dir,
+        migrate::from_containerd,
+    ),
+    (
+        "what_containerd_2_has_is_taken_over",
+        Release::Sid,
+        Mounts::Dir,
+        migrate::from_containerd,
     ),
     (
         "a_kill_in_the_middle_of_an_import_is_got_over",

@@ -6,8 +6,8 @@ use super::size::Size;
 use super::stream::{ReceiveSet, SendOptions};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
-use cowshed_daemon::request::FileOrPipe;
 use cowshed_daemon::request::image as request;
+use cowshed_daemon::request::{FileOrPipe, HostPath};
 use cowshed_oci::Platform;
 use std::ffi::OsString;
 
@@ -35,6 +35,16 @@ pub(crate) enum LocalCommand {
         cowshed image import ./rootfs --name mine"
     )]
     Import(Import),
+    /// Take over the images of Docker, containerd or Podman, which do not run meanwhile
+    #[command(
+        after_help = "DIR is Docker's Root Dir (of any version), containerd's root, or the graph root of Podman, Buildah\n\
+        or CRI-O. It is only read. Names stay; layers that the pool has are not read again, so that a second\n\
+        run goes on where the first ended. An image that is damaged is named, and the others are taken.\n\n\
+        Examples:\n  \
+        cowshed image migrate --from /var/lib/docker\n  \
+        cowshed image migrate --from /var/lib/containers/storage"
+    )]
+    Migrate(Migrate),
     /// List all images
     Ls,
     /// Show one image
@@ -84,6 +94,14 @@ pub(crate) struct Import {
     /// or more
     #[arg(long, value_name = "SIZE")]
     pub size: Option<Size>,
+}
+
+/// `cowshed image migrate`
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// The folder with the store of images
+    #[arg(long, value_name = "DIR", value_parser = place::path())]
+    pub from: HostPath,
 }
 
 /// `cowshed image export`, as written on the command line.
@@ -217,6 +235,7 @@ impl From<LocalCommand> for request::Command {
                 rootfs: new.rootfs,
                 size_bytes: new.size.map(|size| size.0),
             }),
+            LocalCommand::Migrate(Migrate { from }) => Self::Migrate(request::Migrate { from }),
             LocalCommand::Ls => Self::List,
             LocalCommand::Inspect(One { image }) => Self::Inspect { image },
             LocalCommand::History(One { image }) => Self::History { image },

@@ -225,6 +225,46 @@ pub enum Error {
     /// A layer of a stream was opened a second time.
     #[error("the layer comes from a pipe and has been read already; import from a file instead")]
     AlreadyRead,
+    /// The folder is no store of images.
+    #[error(
+        "it holds no images of Docker, containerd or containers/storage; give the folder that `docker info` calls Docker Root Dir, containerd's root, or the graph root of `podman info`"
+    )]
+    NotAStore,
+    /// A program has the old store open.
+    #[error("{user} is using it ({file} is locked); stop {user} first")]
+    StoreInUse {
+        /// The program.
+        user: &'static str,
+        /// The locked file.
+        file: Printable,
+    },
+    /// A file that an old store refers to is missing.
+    #[error("{file} is missing from the store")]
+    NotInStore {
+        /// The file.
+        file: Printable,
+    },
+    /// A file of an old store is not what it should be.
+    #[error("{file} in the store is damaged: {fault}")]
+    StoreFile {
+        /// The file.
+        file: Printable,
+        /// The fault.
+        fault: &'static str,
+    },
+    /// A file of a layer in an old store is not what it was.
+    #[error("the file {file} of the layer has changed in the store: {fault}")]
+    LayerFile {
+        /// The file.
+        file: Printable,
+        /// The fault.
+        fault: &'static str,
+    },
+    /// An old store has its layers in a form that cannot be read.
+    #[error(
+        "the storage driver {0} keeps its layers in no folders; start Docker, and pass the image on with `docker save`"
+    )]
+    StorageDriver(Printable),
     /// The place that has the image failed.
     #[error(transparent)]
     Remote(Box<dyn std::error::Error + Send + Sync>),

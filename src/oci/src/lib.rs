@@ -8,6 +8,7 @@
 //!   is an image's name, [`platform`] the system that it runs on.
 //! - [`relay`] passes an image from one process to another; [`offer`] passes on what a registry lacks
 //!   of one.
+//! - [`old_store`] reads the images that Docker, containerd or Podman keep on a host.
 //!
 //! This crate knows neither pools nor volumes: a root is any directory. All input is hostile until
 //! its digest is verified, and bounded by [`limits`] even then.
@@ -23,7 +24,9 @@ mod known_blob;
 pub mod layer;
 pub mod layout;
 pub mod limits;
+mod made_stream;
 pub mod offer;
+pub mod old_store;
 pub mod platform;
 pub mod recipe;
 pub mod reference;

@@ -42,6 +42,15 @@ pub const PLAIN_HOLES_BYTES_MAX: u64 = 256 << 20;
 /// The maximum number of symbolic links that are followed to create a missing parent directory.
 pub const SYMLINKS_MAX: u32 = 40;
 
+/// The maximum number of names in a folder of an old store.
+pub const STORE_NAMES_MAX: usize = 1 << 20;
+/// The largest list of images, layers or names of an old store, in bytes.
+pub const STORE_LIST_BYTES_MAX: u64 = 256 << 20;
+/// The maximum number of bytes of all documents of an old store.
+pub const STORE_BYTES_MAX: u64 = 1 << 30;
+/// The longest line of what tar-split keeps of a layer's tar, in bytes.
+pub const SPLIT_LINE_BYTES_MAX: u64 = 64 << 20;
+
 /// The size of the buffer for file contents, in bytes.
 pub const COPY_BUFFER_BYTES: usize = 1 << 20;
 /// The size of the buffer in front of a decompressor or archive, in bytes.

@@ -99,7 +99,7 @@ fn is_directory(root: BorrowedFd<'_>, path: &[u8]) -> Result<bool, Errno> {
 }
 
 /// Returns the names in a directory, and whether each is a directory.
-fn names(directory: &OwnedFd) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
+pub(super) fn names(directory: &OwnedFd) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listing = Dir::openat(directory, ".", flags, Mode::empty())?;
     let mut names = Vec::new();

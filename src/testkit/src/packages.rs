@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// A release of Debian, for the versions in it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Release {
-    /// containerd 1.6, runc, Go.
+    /// containerd 1.6, Docker 20.10, runc, Go.
     Bookworm,
     /// containerd 1.7, Docker 26.
     Trixie,

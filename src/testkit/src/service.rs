@@ -77,7 +77,8 @@ impl Service {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    fn attempt<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Output {
+    /// Runs a command, which may fail.
+    pub fn attempt<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Output {
         self.command(arguments).output().unwrap()
     }
 

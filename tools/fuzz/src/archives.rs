@@ -190,7 +190,7 @@ fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// Returns `text` with each mark replaced by the digest of its part, and each mark followed by `n`
 /// by the part's size.
-fn filled(text: &[u8], marks: &[(&[u8], &[u8])]) -> Vec<u8> {
+pub(crate) fn filled(text: &[u8], marks: &[(&[u8], &[u8])]) -> Vec<u8> {
     let mut filled = Vec::new();
     let mut rest = text;
     'next: while let Some(first) = rest.first() {

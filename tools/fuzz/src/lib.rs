@@ -21,6 +21,7 @@ mod parts;
 mod plant;
 pub mod recipes;
 pub mod requests;
+pub mod stores;
 pub mod streams;
 
 /// A fuzz target.
@@ -36,7 +37,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target {
         name: "decoders",
         run: decoders::run,
@@ -78,6 +79,12 @@ pub const TARGETS: [Target; 11] = [
         run: archives::run_source,
         seeds: archives::source_seeds,
         short_run: 1_000,
+    },
+    Target {
+        name: "stores",
+        run: stores::run,
+        seeds: stores::seeds,
+        short_run: 2_000,
     },
     Target {
         name: "configs",

@@ -1,7 +1,7 @@
 //! Requests about images. An image is meant by one of its names or by its id, which may be
 //! shortened.
 
-use super::path::FileOrPipe;
+use super::path::{FileOrPipe, HostPath};
 use super::stream::{Receive, SendOptions};
 use cowshed_oci::Platform;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub enum Command {
     /// Imports an image, or all images of an archive.
     Import(Import),
+    /// Takes over the images of another program's store on this host.
+    Migrate(Migrate),
     /// Stores an image that the caller fetches from elsewhere: it comes over the input, a socket,
     /// as `cowshed_oci::relay` passes it on.
     Pull(Pull),
@@ -75,6 +77,14 @@ pub struct Import {
     pub rootfs: bool,
     /// The size of the image's file system in bytes. Without it the size follows the image.
     pub size_bytes: Option<u64>,
+}
+
+/// The images of another program's store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The folder with the store, which is only read.
+    pub from: HostPath,
 }
 
 /// An image that the caller fetches.

@@ -277,6 +277,12 @@ fn golden_of_images() -> Vec<(Command, &'static str)> {
             r#"{"image":{"import":{"source":{"file":"/root"},"name":"debian:12","platform":"linux/arm/v7","rootfs":true,"size_bytes":1073741824}}}"#,
         ),
         (
+            I::Migrate(image::Migrate {
+                from: HostPath::new("/var/lib/docker").unwrap(),
+            }),
+            r#"{"image":{"migrate":{"from":"/var/lib/docker"}}}"#,
+        ),
+        (
             I::Pull(image::Pull {
                 name: "debian:12".to_owned(),
                 size_bytes: None,

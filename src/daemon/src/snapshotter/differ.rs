@@ -205,10 +205,10 @@ impl Differ {
             }
         };
         let info = LayerInfo {
-            diff_id: None,
             media_type: layer.media_type.clone(),
             compressed_digest: Some(digest),
             size_bytes,
+            ..LayerInfo::of_plain_tar()
         };
         let reader = LayerReader::over(blob, &info)?;
         let sizing = self.sizing_of(&volume);

@@ -55,6 +55,7 @@ impl Containers {
                 volume,
                 reused: true,
                 blob: None,
+                origin: None,
                 recipe: None,
             });
         }
@@ -69,6 +70,7 @@ impl Containers {
             volume: new.volume,
             reused: false,
             blob: None,
+            origin: None,
             recipe: None,
         });
         let origin = LayerOrigin {

@@ -85,6 +85,8 @@ pub(crate) struct StackedLayer {
     pub reused: bool,
     /// The blob that it was read from, verified.
     pub blob: Option<KnownBlob>,
+    /// The name by which the store that it was read from knows it.
+    pub origin: Option<Box<str>>,
     /// The recipe of its tar, with a temporary name.
     pub recipe: Option<Volume>,
 }
@@ -168,7 +170,13 @@ impl Images {
             .import_layers(image, options, progress, &mut making)
             .map_err(|error| self.mounts.explain(error))?;
         let config = match image.config() {
-            Some(config) => config.clone(),
+            // A layer that its store did not keep as it came has another digest.
+            Some(config) => {
+                let diff_ids = stack.iter().map(|layer| layer.record.diff_id);
+                config
+                    .clone()
+                    .with_diff_ids(&diff_ids.collect::<Vec<_>>())?
+            }
             None => config_of_root(&stack)?,
         };
         let too_late = size_without_effect(options, &stack);
@@ -218,10 +226,17 @@ impl Images {
         index: usize,
         below: Option<&StackedLayer>,
     ) -> Result<Option<StackedLayer>> {
-        let Some(diff_id) = image.layers()[index].diff_id else {
+        let info = &image.layers()[index];
+        let below = below.map(|layer| layer.record.chain_id);
+        let diff_id = match (info.diff_id, &info.origin) {
+            (Some(diff_id), _) => Some(diff_id),
+            (None, Some(origin)) => self.diff_id_of_origin(origin, below),
+            (None, None) => None,
+        };
+        let Some(diff_id) = diff_id else {
             return Ok(None);
         };
-        let chain_id = chain_above(below.map(|layer| layer.record.chain_id), diff_id);
+        let chain_id = chain_above(below, diff_id);
         let volume = record::layer_volume(self.pool(), chain_id)?;
         Ok(volume.map(|volume| {
             let size_bytes = labelled_size(&volume);
@@ -235,9 +250,23 @@ impl Images {
                 volume,
                 reused: true,
                 blob: None,
+                origin: None,
                 recipe: None,
             }
         }))
+    }
+
+    /// Returns the digest of the layer above `below` that was once read from the store that knows it by
+    /// the name `origin`.
+    fn diff_id_of_origin(&self, origin: &str, below: Option<Digest>) -> Option<Digest> {
+        let volumes = self.pool().volumes();
+        let mut diff_ids = volumes.iter().filter_map(|volume| {
+            volume.labels.get(ORIGIN_LABEL).filter(|is| *is == origin)?;
+            let diff_id: Digest = volume.labels.get(DIFF_ID_LABEL)?.parse().ok()?;
+            let name = record::layer_volume_name(chain_above(below, diff_id)).ok()?;
+            (volume.name == name).then_some(diff_id)
+        });
+        diff_ids.next()
     }
 
     /// Returns a temporary volume with the content below the next layer.
@@ -298,7 +327,8 @@ impl Images {
         )?;
         let info = &image.layers()[index];
         let how = ApplyOptions {
-            require_end_marker: info.diff_id.is_none(),
+            // A store says itself where a layer ends.
+            require_end_marker: info.diff_id.is_none() && info.origin.is_none(),
             is_plain_tar: false,
         };
         let recipe = NewRecipe::begin(&self.mounts, &mut making.work)?;
@@ -328,6 +358,7 @@ impl Images {
             volume,
             reused: false,
             blob,
+            origin: info.origin.clone(),
             recipe,
         })
     }
@@ -380,6 +411,9 @@ impl Images {
                 let name = record::layer_volume_name(chain_id)?;
                 transaction.rename(layer.volume.id(), &name);
                 let mut labels = labels(&layer.record);
+                if let Some(origin) = layer.origin.take() {
+                    labels.insert(ORIGIN_LABEL.to_owned(), origin.into());
+                }
                 if let Some(blob) = layer.blob.take() {
                     blobs::remember(&mut labels, blob);
                 }
@@ -452,6 +486,8 @@ fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Optio
 
 const DIFF_ID_LABEL: &str = "cowshed.diff-id";
 const SIZE_LABEL: &str = "cowshed.layer-bytes";
+/// The name by which the store knows a layer that was read from a store without digests.
+const ORIGIN_LABEL: &str = "cowshed.origin";
 
 fn labels(record: &LayerRecord) -> Labels {
     let mut labels = Labels::from([(DIFF_ID_LABEL.to_owned(), record.diff_id.to_string())]);

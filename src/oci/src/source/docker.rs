@@ -90,6 +90,7 @@ fn open_entry(blobs: &Arc<Blobs>, entry: &Entry) -> Result<Image> {
                 .strip_prefix("blobs/sha256/")
                 .and_then(Digest::from_hex),
             size_bytes: Some(blob.size_bytes),
+            origin: None,
         });
         contents.push(Content::Blob(Arc::clone(blobs), place));
     }

@@ -4,14 +4,14 @@
 use super::blobs::Blobs;
 use super::remote::Remote;
 use super::store::Store;
-use super::{Content, Image, LayerInfo, Select, docker};
+use super::{Content, Image, LayerInfo, Select, Target, docker, old};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::{Error, Part, Printable, Result};
 use crate::limits::{CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX};
 use crate::platform::Platform;
 use crate::reference::same_reference;
-use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest};
+use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde::de::IgnoredAny;
@@ -99,6 +99,22 @@ pub(super) fn open(
         Ok(image)
     });
     images.collect()
+}
+
+/// Opens the image that a record outside of the blobs refers to.
+pub(super) fn open_target(store: &Store, target: &Target, select: &Select) -> Result<Image> {
+    let digest: oci_spec::image::Digest =
+        target
+            .digest
+            .to_string()
+            .parse()
+            .map_err(|_| Error::Document {
+                what: Part::Manifest,
+                fault: "its digest is not one",
+            })?;
+    let media_type = MediaType::from(&*target.media_type);
+    let descriptor = Descriptor::new(media_type, target.size_bytes, digest);
+    open_platform(store, &[&descriptor], select)
 }
 
 /// Opens the image of skopeo's folder, whose `manifest.json` is `bytes`.
@@ -412,8 +428,17 @@ fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
         });
     }
     let (mut layers, mut contents) = (Vec::new(), Vec::new());
-    for (index, (layer, diff_id)) in stated.iter().zip(diff_ids).enumerate() {
-        let (info, content) = check_layer(store, layer, index, *diff_id)?;
+    let chain_ids = config.chain_ids().into_iter();
+    for (index, ((layer, diff_id), chain_id)) in
+        stated.iter().zip(diff_ids).zip(chain_ids).enumerate()
+    {
+        let (info, content) = match check_layer(store, layer, index, *diff_id) {
+            Err(missing @ Error::Missing { .. }) => match store.unpacked(chain_id)? {
+                Some(unpacked) => old::layer(None, unpacked),
+                None => return Err(missing),
+            },
+            found => found?,
+        };
         layers.push(info);
         contents.push(content);
     }
@@ -446,6 +471,7 @@ fn check_layer(
         media_type,
         compressed_digest: Some(digest),
         size_bytes: Some(layer.size()),
+        origin: None,
     };
     Ok((info, content))
 }

@@ -5,7 +5,7 @@
 //! Such an archive states no digest of a layer, so each layer is read once to compute it.
 
 use super::blobs::{Blobs, lexical};
-use super::{Content, Image, LayerInfo, PLAIN_LAYER, Select};
+use super::{Content, Image, LayerInfo, Select};
 use crate::compression::Decoder;
 use crate::config::ImageConfig;
 use crate::digest::{Digest, Hasher};
@@ -114,7 +114,8 @@ fn describe(blobs: &Blobs, id: &str) -> Result<Map<String, Value>> {
     serde_json::from_slice(&bytes).map_err(|source| Error::Json { what, source })
 }
 
-fn parent(description: &Map<String, Value>) -> Option<String> {
+/// Returns the id of the layer below, as a description states it.
+pub(crate) fn parent(description: &Map<String, Value>) -> Option<String> {
     let parent = description.get("parent")?.as_str()?;
     (!parent.is_empty()).then(|| parent.to_owned())
 }
@@ -155,7 +156,8 @@ fn open_head(
         contents.push(Content::Blob(Arc::clone(blobs), place));
     }
     let descriptions = chain.into_iter().map(|(_, description)| description);
-    let config = config_of(descriptions.collect(), &layers)?;
+    let diff_ids: Vec<Digest> = layers.iter().filter_map(|layer| layer.diff_id).collect();
+    let config = config_of(descriptions.collect(), &diff_ids)?;
     Ok(Image {
         config: Some(config),
         names: head.names,
@@ -183,16 +185,17 @@ fn read_layer(blobs: &Blobs, place: &[u8], what: Part) -> Result<LayerInfo> {
     }
     Ok(LayerInfo {
         diff_id: Some(hasher.digest()),
-        media_type: PLAIN_LAYER.to_owned(),
-        compressed_digest: None,
         size_bytes: Some(size_bytes),
+        ..LayerInfo::of_plain_tar()
     })
 }
 
 /// Returns the configuration: the description of the highest layer, with all layers and their
 /// history.
-fn config_of(descriptions: Vec<Map<String, Value>>, layers: &[LayerInfo]) -> Result<ImageConfig> {
-    let diff_ids: Vec<Digest> = layers.iter().filter_map(|layer| layer.diff_id).collect();
+pub(crate) fn config_of(
+    descriptions: Vec<Map<String, Value>>,
+    diff_ids: &[Digest],
+) -> Result<ImageConfig> {
     let history: Vec<Value> = descriptions.iter().map(history_of).collect();
     let mut config = descriptions.into_iter().next_back().unwrap_or_default();
     for key in OF_THE_LAYER {

@@ -13,18 +13,21 @@ mod folder;
 mod form;
 mod index;
 mod layer;
-mod legacy;
+pub(crate) mod legacy;
+mod old;
 mod remote;
 mod store;
 mod stream;
 
 use super::config::ImageConfig;
-use super::digest::Digest;
+use super::digest::{Digest, chain_above};
 use super::error::{Error, Part, Printable, Result};
+use super::old_store::OldLayer;
 use super::platform::Platform;
 use blobs::Blobs;
 use form::Form;
 pub use layer::{LayerDigest, LayerReader};
+pub(crate) use old::Target;
 pub use remote::{Document, Remote};
 use std::fs::File;
 use std::io::Read;
@@ -32,6 +35,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+pub(crate) use store::Unpacked;
 
 /// The source of an image.
 pub enum SourceInput {
@@ -97,6 +101,9 @@ pub struct LayerInfo {
     pub compressed_digest: Option<Digest>,
     /// The number of stored bytes, if it is known.
     pub size_bytes: Option<u64>,
+    /// The name by which the store that it comes from knows the layer, if that store keeps no digest
+    /// of it.
+    pub origin: Option<Box<str>>,
 }
 
 impl LayerInfo {
@@ -108,6 +115,7 @@ impl LayerInfo {
             media_type: PLAIN_LAYER.to_owned(),
             compressed_digest: None,
             size_bytes: None,
+            origin: None,
         }
     }
 }
@@ -136,6 +144,8 @@ enum Content {
     Folder(OwnedFd),
     /// A stream that can be read once.
     Stream(Mutex<Option<Box<dyn Read + Send>>>),
+    /// A layer of an old store.
+    Old(OldLayer),
     /// Another place, which may let the reader wait.
     Remote(Arc<dyn Remote>),
 }
@@ -275,10 +285,8 @@ impl Image {
 
     fn root_file_system(content: Content, size_bytes: Option<u64>) -> Self {
         let layer = LayerInfo {
-            diff_id: None,
-            media_type: PLAIN_LAYER.to_owned(),
-            compressed_digest: None,
             size_bytes,
+            ..LayerInfo::of_plain_tar()
         };
         Self {
             config: None,
@@ -328,6 +336,20 @@ impl Image {
         &self.layers
     }
 
+    /// Returns the identity of the stack up to each layer, lowest first: the chain id, where the digests
+    /// of the layers are known; else one that counts a layer by its name in the store that has it.
+    #[must_use]
+    pub fn stack_ids(&self) -> Vec<Digest> {
+        let mut below = None;
+        let step = |layer: &LayerInfo| {
+            let name = || Digest::of(layer.origin.as_deref().unwrap_or_default().as_bytes());
+            let stack = chain_above(below, layer.diff_id.unwrap_or_else(name));
+            below = Some(stack);
+            stack
+        };
+        self.layers.iter().map(step).collect()
+    }
+
     /// Returns the uncompressed content of the layer with this index, verified while it is read.
     ///
     /// # Errors
@@ -344,9 +366,10 @@ impl Image {
                 let file = file.try_clone().map_err(failed)?;
                 Box::new(blobs::Window::new(file, 0, u64::MAX))
             }
-            Content::Folder(folder) => Box::new(folder::FolderStream::new(
-                folder.try_clone().map_err(failed)?,
-            )?),
+            Content::Folder(folder) => {
+                Box::new(folder::layer_of(folder.try_clone().map_err(failed)?)?)
+            }
+            Content::Old(layer) => layer.open()?,
             Content::Stream(stream) => {
                 let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
                 stream.take().ok_or(Error::AlreadyRead)?

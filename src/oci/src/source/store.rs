@@ -6,8 +6,15 @@ use super::blobs::Blobs;
 use super::remote::{Document, Remote};
 use crate::digest::Digest;
 use crate::error::{Error, Part, Printable, Result};
+use crate::old_store::OldLayer;
 use oci_spec::image::Descriptor;
 use std::sync::Arc;
+
+/// Layers that were unpacked from blobs.
+pub(crate) trait Unpacked {
+    /// Returns the layer that completes the stack `chain_id`, if it was unpacked.
+    fn layer(&self, chain_id: Digest) -> Result<Option<OldLayer>>;
+}
 
 /// The blobs of an image, by digest.
 pub(super) enum Store {
@@ -15,6 +22,11 @@ pub(super) enum Store {
     Files {
         blobs: Arc<Blobs>,
         is_directory: bool,
+    },
+    /// Files of a layout, of which layers may be missing that were unpacked elsewhere.
+    Content {
+        blobs: Arc<Blobs>,
+        unpacked: Arc<dyn Unpacked>,
     },
     /// Those of another place, such as a registry.
     Remote(Arc<dyn Remote>),
@@ -42,16 +54,33 @@ impl Store {
         Ok(None)
     }
 
-    /// Returns true if the input contains the blob, as far as that is known without fetching it.
-    pub(super) fn has(&self, descriptor: &Descriptor) -> bool {
+    /// Returns the files, and whether they are stored as in skopeo's `dir:`.
+    fn files(&self) -> Result<(&Arc<Blobs>, bool), &Arc<dyn Remote>> {
         match self {
             Self::Files {
                 blobs,
                 is_directory,
-            } => digest_of(descriptor)
-                .and_then(|digest| Self::find(blobs, *is_directory, digest))
+            } => Ok((blobs, *is_directory)),
+            Self::Content { blobs, .. } => Ok((blobs, false)),
+            Self::Remote(remote) => Err(remote),
+        }
+    }
+
+    /// Returns true if the input contains the blob, as far as that is known without fetching it.
+    pub(super) fn has(&self, descriptor: &Descriptor) -> bool {
+        match self.files() {
+            Ok((blobs, is_directory)) => digest_of(descriptor)
+                .and_then(|digest| Self::find(blobs, is_directory, digest))
                 .is_ok_and(|found| found.is_some()),
-            Self::Remote(_) => true,
+            Err(_) => true,
+        }
+    }
+
+    /// Returns the layer that completes the stack `chain_id`, if it was unpacked.
+    pub(super) fn unpacked(&self, chain_id: Digest) -> Result<Option<OldLayer>> {
+        match self {
+            Self::Content { unpacked, .. } => unpacked.layer(chain_id),
+            Self::Files { .. } | Self::Remote(_) => Ok(None),
         }
     }
 
@@ -63,16 +92,13 @@ impl Store {
         max_bytes: u64,
     ) -> Result<Vec<u8>> {
         let expected = digest_of(descriptor)?;
-        let bytes = match self {
-            Self::Files {
-                blobs,
-                is_directory,
-            } => {
-                let found = Self::find(blobs, *is_directory, expected)?;
+        let bytes = match self.files() {
+            Ok((blobs, is_directory)) => {
+                let found = Self::find(blobs, is_directory, expected)?;
                 let (path, _) = found.ok_or_else(|| missing(descriptor, what))?;
                 blobs.document(&path, what, max_bytes)?.unwrap_or_default()
             }
-            Self::Remote(remote) => {
+            Err(remote) => {
                 if descriptor.size() > max_bytes {
                     return Err(Error::Document {
                         what,
@@ -108,14 +134,9 @@ impl Store {
     pub(super) fn layer(&self, descriptor: &Descriptor, index: usize) -> Result<(Digest, Content)> {
         let what = Part::layer(index);
         let digest = digest_of(descriptor)?;
-        let (blobs, is_directory) = match self {
-            Self::Files {
-                blobs,
-                is_directory,
-            } => (blobs, *is_directory),
-            Self::Remote(remote) => {
-                return Ok((digest, Content::Remote(Arc::clone(remote))));
-            }
+        let (blobs, is_directory) = match self.files() {
+            Ok(files) => files,
+            Err(remote) => return Ok((digest, Content::Remote(Arc::clone(remote)))),
         };
         let found = Self::find(blobs, is_directory, digest)?;
         let (path, found_bytes) = found.ok_or_else(|| missing(descriptor, what))?;
