@@ -168,8 +168,14 @@ fn hint(cause: &Cause) -> Option<Cow<'static, str>> {
             "; `cowshed pool check --repair` ends it before that record; without a daemon the pool \
              can be read as it was then",
         ),
-        (Some(error), _) if error.is_host_full() => {
-            Some("; the file system that the pool's file is on is full: free some space there")
+        // Others are about other files.
+        (Some(error @ base::Error::Io { action, .. }), _)
+            if error.is_host_full() && action.contains("the pool") =>
+        {
+            Some(
+                "; the file system that the pool's file is on is full, or a quota is reached: free \
+                 some space there",
+            )
         }
         (_, Some(ExportError::NoRings)) => Some("; use --fuse threads"),
         (_, Some(ExportError::RingsDisabled)) => Some(", or use --fuse threads"),
@@ -281,6 +287,9 @@ mod tests {
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
         let error = container::Error::Pool(Error::io("write the pool", full)).into();
         assert!(line(&error).unwrap().ends_with("free some space there"));
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        let error = Error::io("make it a side", full).into();
+        assert!(!line(&error).unwrap().contains("free some space"));
         let error = container::Error::Export(ExportError::NoRings).into();
         assert!(line(&error).unwrap().ends_with("; use --fuse threads"));
         let hints = |theirs| {

@@ -141,7 +141,7 @@ fn run_in_daemon(
     };
     match answer.refusal {
         Some(refusal) if refusal.contains("unknown variant") => anyhow::bail!(
-            "the daemon on {} is of another version, which does not know this command; \
+            "the daemon on {} is of another version, which does not know this command ({refusal}); \
              `cowshed serve --upgrade` starts this version while the volumes stay in use",
             place.socket
         ),

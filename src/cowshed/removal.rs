@@ -35,12 +35,13 @@ impl Removal<'_> {
     /// Shows what was removed, and each failure on a line of its own.
     ///
     /// # Errors
-    /// The last failure.
+    /// A failure that is shown after the others: damage, if there is any.
     pub(super) fn show(self, console: &Console) -> anyhow::Result<()> {
         console.result(&json!({ "removed": self.removed }), || {
             self.removed.join("\n")
         })?;
         let mut failures = self.failures;
+        failures.sort_by_key(|failure| Exit::of(failure) == Exit::Damaged);
         let last = failures.pop();
         for failure in &failures {
             if let Some(line) = failure::line(failure) {

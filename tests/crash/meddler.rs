@@ -95,6 +95,7 @@ impl Device for Meddler {
     }
 
     fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        self.turn();
         if self.live().is_ok() {
             self.device.fill_gaps(offset_bytes, len_bytes);
         }

@@ -46,6 +46,11 @@ impl Device for Hanging {
         self.inner.read_at(buf, offset_bytes)
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        self.pass(|shut| shut.1);
+        self.inner.fill_gaps(offset_bytes, len_bytes);
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         self.pass(|shut| shut.1);
         self.inner.write_at(buf, offset_bytes)
@@ -137,6 +142,12 @@ fn filled(number: usize) -> (Arc<Hanging>, Pool, Volume) {
 fn a_side_that_hangs_stops_no_read_that_another_side_can_answer() {
     for number in 0..2 {
         let (hanging, pool, volume) = filled(number);
+        // From then on, the host is to store blocks ahead.
+        for byte in 1..=6 {
+            volume.write_at(&[byte; 4096], END).unwrap();
+            volume.flush().unwrap();
+        }
+        pool.checkpoint().unwrap();
         hanging.set(true, false);
         read_all(&volume, &hanging, "reads hang");
         hanging.set(true, true);
@@ -148,6 +159,8 @@ fn a_side_that_hangs_stops_no_read_that_another_side_can_answer() {
             })
         };
         read_all(&volume, &hanging, "everything hangs");
+        pool.volume("v").unwrap();
+        pool.status().unwrap();
         hanging.set(false, false);
         writer.join().unwrap().unwrap();
         let mut found = [0; 4096];

@@ -101,7 +101,15 @@ fn say_where_to_start(pool: &Pool, own: &Path, console: &Console) {
     if sides.iter().any(is_own) {
         return;
     }
-    if let Some(other) = sides.first() {
+    let good = sides
+        .iter()
+        .find(|side| side.standing == SideStanding::Good);
+    if let Some(other) = good {
+        tracing::warn!(
+            path = %own.display(), other = %other.path.display(),
+            "the path that this daemon was started with is no side any more; start it with another \
+             one the next time"
+        );
         console.message(&format!(
             "the daemon was started with {own}, which is no side any more: commands find it by that \
              path until it ends; start it with {other} the next time (--pool, or COWSHED_POOL in \

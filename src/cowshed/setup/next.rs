@@ -53,6 +53,7 @@ impl Host {
             ));
         }
         if self.root.is_host()
+            && self.target == Target::Systemd
             && units::has_systemd(&self.root)
             && !units::has_running_systemd(&self.root)
         {

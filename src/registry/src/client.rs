@@ -414,7 +414,9 @@ impl Client {
             _ => self.server.clone(),
         };
         let cause = match tls {
-            Some(rustls::Error::InvalidMessage(_)) if error.is_connect() => {
+            Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
+                if error.is_connect() && server == self.server =>
+            {
                 return Error::NoTls { server };
             }
             Some(tls) if error.is_connect() => {

@@ -87,6 +87,11 @@ impl HostReserve {
         }
     }
 
+    /// Returns true if a part of the reserve was released and has not been taken back.
+    pub(super) fn is_spent(&self) -> bool {
+        self.is_spent.load(Ordering::Relaxed)
+    }
+
     /// Forgets the reserve: the device has grown over it.
     pub(super) fn forget(&self) {
         let mut tried = self.tried.lock();

@@ -50,14 +50,14 @@ impl Shared {
     /// Logs a level that was reached since the last call, and that held writes can go on.
     pub(super) fn watch_watermark(&self) {
         let Ok(status) = self.status() else { return };
+        if status.low_water < Watermark::Full {
+            self.tell_released();
+        }
         let block = BLOCK_BYTES as u64;
         let left = status.available_bytes() / block;
         let all = status.capacity_bytes() / block;
         let mut said = self.watermark.said.lock();
         let level = settled(said.level, status.low_water, left, all);
-        if level < Watermark::Full {
-            self.tell_released();
-        }
         if level > said.level {
             tracing::warn!(
                 left_bytes = left * block,

@@ -240,19 +240,31 @@ fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
 /// block, those reserved for that.
 fn allocate(shared: &Shared, core: &VolumeCore, blocks: usize, demand: Demand) -> Result<BlockRun> {
     let most = u32::try_from(blocks).expect("at most 256");
-    // Nobody else writes to the run meanwhile: it is the stream's, which is locked.
-    let prepare = |run: BlockRun| {
-        let len_bytes = u64::from(run.count) * BLOCK_BYTES as u64;
-        let start = run.start.offset_bytes();
-        shared.device.fill_gaps(start, len_bytes);
-    };
+    if demand == Demand::Write {
+        prepare(shared, core, most);
+    }
     shared.with_room(|| {
-        let run = core.stream.lock().take(&shared.space, most, prepare);
+        let run = core.stream.lock().take(&shared.space, most);
         match demand {
             Demand::Write => run,
             demand => run.or_else(|| shared.space.allocate(1, 1, demand)),
         }
     })
+}
+
+/// Has the host store the blocks of the volume's next small writes, if a flush follows each few of
+/// them. What is left of the host's reserve is not for that.
+fn prepare(shared: &Shared, core: &VolumeCore, most: u32) {
+    if shared.host_reserve.is_spent() {
+        return;
+    }
+    let run = core.stream.lock().take_to_prepare(&shared.space, most);
+    if let Some(run) = run {
+        // Only this thread knows of the run, and holds no lock.
+        let len_bytes = u64::from(run.count) * BLOCK_BYTES as u64;
+        shared.device.fill_gaps(run.start.offset_bytes(), len_bytes);
+        core.stream.lock().put_prepared(&shared.space, run);
+    }
 }
 
 fn give_back(shared: &Shared, runs: &[Run]) {

@@ -16,6 +16,12 @@ const LONG_BLOCKS: u32 = 16;
 const SMALL_FLUSH_BLOCKS: u32 = 64;
 /// Number of small flushes in a row after which the host is to store blocks before they are written.
 const SMALL_FLUSHES: u8 = 4;
+/// Maximum number of blocks of a run that the host stores ahead (256 KiB).
+const AHEAD_BLOCKS: u64 = 64;
+/// Such a run is no larger than this part of what can still be written.
+const AHEAD_SHARE: u64 = 64;
+/// Shorter runs are not worth it.
+const AHEAD_BLOCKS_MIN: u64 = 4;
 
 /// The blocks that a stream has reserved.
 #[derive(Debug)]
@@ -27,6 +33,8 @@ pub(crate) struct Stream {
     unflushed: u32,
     /// Number of small flushes in a row.
     small_flushes: u8,
+    /// True while somebody prepares a run.
+    is_preparing: bool,
 }
 
 impl Default for Stream {
@@ -37,33 +45,21 @@ impl Default for Stream {
             ahead: FIRST_RUN_BLOCKS,
             unflushed: 0,
             small_flushes: 0,
+            is_preparing: false,
         }
     }
 }
 
 impl Stream {
-    /// Takes up to `most` adjacent blocks; `None` when the pool is full for writes. Where a flush
-    /// follows each few of them, `prepare` gets each reserved run before the first of it is taken.
-    pub(crate) fn take(
-        &mut self,
-        space: &Space,
-        most: u32,
-        prepare: impl FnOnce(BlockRun),
-    ) -> Option<BlockRun> {
+    /// Takes up to `most` adjacent blocks; `None` when the pool is full for writes.
+    pub(crate) fn take(&mut self, space: &Space, most: u32) -> Option<BlockRun> {
         if self.left == 0 {
             // A large write looks for adjacent space; a small one takes the first space there is,
             // which the host is most likely to have at hand.
             let least = if most >= LONG_BLOCKS { LONG_BLOCKS } else { 1 };
-            let is_flushed_often = self.is_flushed_often();
-            if is_flushed_often {
-                self.ahead = LONGEST_RUN_BLOCKS;
-            }
             let run = space.allocate(self.ahead.max(most), least, Demand::Write)?;
             (self.next, self.left) = (run.start.0, run.count);
             self.ahead = (self.ahead * 2).min(LONGEST_RUN_BLOCKS);
-            if is_flushed_often {
-                prepare(run);
-            }
         }
         let count = most.min(self.left);
         let run = BlockRun {
@@ -76,6 +72,34 @@ impl Stream {
         Some(run)
     }
 
+    /// Returns a run for the next writes if a flush follows each few of them, and none is reserved.
+    /// The caller has the host store it, without any lock, and then calls `put_prepared`.
+    pub(crate) fn take_to_prepare(&mut self, space: &Space, most: u32) -> Option<BlockRun> {
+        let is_flushed_often = self.small_flushes >= SMALL_FLUSHES
+            && self.unflushed.saturating_add(most) <= SMALL_FLUSH_BLOCKS;
+        if self.left > 0 || self.is_preparing || !is_flushed_often {
+            return None;
+        }
+        let blocks = (space.writable_blocks() / AHEAD_SHARE).min(AHEAD_BLOCKS);
+        if blocks < AHEAD_BLOCKS_MIN {
+            return None;
+        }
+        let most = u32::try_from(blocks).expect("at most 64");
+        let run = space.allocate(most, 1, Demand::Write)?;
+        self.is_preparing = true;
+        Some(run)
+    }
+
+    /// Reserves a run that was prepared, unless another one is reserved by now.
+    pub(crate) fn put_prepared(&mut self, space: &Space, run: BlockRun) {
+        self.is_preparing = false;
+        if self.left == 0 {
+            (self.next, self.left) = (run.start.0, run.count);
+        } else {
+            space.give_back(run);
+        }
+    }
+
     /// Notes that a flush begins.
     pub(crate) fn note_flush(&mut self) {
         self.small_flushes = match std::mem::take(&mut self.unflushed) {
@@ -83,10 +107,6 @@ impl Stream {
             1..=SMALL_FLUSH_BLOCKS => self.small_flushes.saturating_add(1),
             _ => 0,
         };
-    }
-
-    const fn is_flushed_often(&self) -> bool {
-        self.small_flushes >= SMALL_FLUSHES && self.unflushed <= SMALL_FLUSH_BLOCKS
     }
 
     /// Returns the reserved blocks that were not used.
@@ -107,50 +127,67 @@ mod tests {
     use super::*;
     use cowshed_format::Layout;
 
-    fn space() -> Space {
-        Space::new(Layout::new(70_000, 16).unwrap(), 1, |_| None)
+    fn space(blocks: u64) -> Space {
+        Space::new(Layout::new(blocks, 16).unwrap(), 1, |_| None)
     }
 
-    /// Takes blocks one by one, and returns the runs that were prepared.
-    fn take(stream: &mut Stream, space: &Space, blocks: u32) -> Vec<BlockRun> {
-        let mut prepared = Vec::new();
-        for _ in 0..blocks {
-            let before = prepared.len();
-            let run = stream.take(space, 1, |run| prepared.push(run)).unwrap();
-            let now = prepared[before..].first();
-            assert!(now.is_none_or(|now: &BlockRun| now.start == run.start));
-        }
-        prepared
-    }
-
-    #[test]
-    fn runs_are_prepared_once_flushes_follow_few_writes_each() {
-        let (space, mut stream) = (space(), Stream::default());
+    /// Returns a stream of which each few blocks were flushed.
+    fn flushed_often(space: &Space) -> Stream {
+        let mut stream = Stream::default();
         for _ in 0..SMALL_FLUSHES {
-            assert_eq!(take(&mut stream, &space, 3), []);
+            assert_eq!(stream.take_to_prepare(space, 1), None);
+            stream.take(space, 3).unwrap();
             stream.note_flush();
             // One that has nothing to do changes nothing.
             stream.note_flush();
         }
-        stream.release(&space);
-        let prepared = take(&mut stream, &space, 1);
-        assert_eq!(prepared.len(), 1);
-        assert_eq!(prepared[0].count, LONGEST_RUN_BLOCKS);
-        // Once for each run.
-        assert_eq!(take(&mut stream, &space, 20), []);
+        stream.release(space);
+        stream
     }
 
     #[test]
-    fn no_run_is_prepared_for_large_flushes_or_many_writes_without_one() {
-        let (space, mut stream) = (space(), Stream::default());
-        for _ in 0..SMALL_FLUSHES {
-            take(&mut stream, &space, 1);
-            stream.note_flush();
+    fn a_run_is_prepared_once_flushes_follow_few_writes_each() {
+        let space = space(70_000);
+        let mut stream = flushed_often(&space);
+        let run = stream.take_to_prepare(&space, 1).unwrap();
+        assert_eq!(u64::from(run.count), AHEAD_BLOCKS);
+        assert_eq!(stream.take_to_prepare(&space, 1), None, "one at a time");
+        stream.put_prepared(&space, run);
+        assert_eq!(stream.take_to_prepare(&space, 1), None, "it has one");
+        assert_eq!(stream.take(&space, 1).unwrap().start, run.start);
+    }
+
+    #[test]
+    fn a_prepared_run_goes_back_if_another_one_was_reserved_meanwhile() {
+        let space = space(70_000);
+        let mut stream = flushed_often(&space);
+        let free = space.free_blocks();
+        let run = stream.take_to_prepare(&space, 1).unwrap();
+        let other = stream.take(&space, 1).unwrap();
+        assert!(other.start >= run.end());
+        stream.put_prepared(&space, run);
+        stream.release(&space);
+        assert_eq!(space.free_blocks(), free - 1);
+    }
+
+    #[test]
+    fn no_run_is_prepared_for_large_writes_or_flushes_or_in_a_full_pool() {
+        let large = space(70_000);
+        let mut stream = flushed_often(&large);
+        assert_eq!(stream.take_to_prepare(&large, SMALL_FLUSH_BLOCKS + 1), None);
+        for _ in 0..SMALL_FLUSH_BLOCKS + 1 {
+            stream.take(&large, 1).unwrap();
         }
-        stream.release(&space);
-        assert_eq!(take(&mut stream, &space, 600).len(), 1);
+        stream.release(&large);
+        assert_eq!(stream.take_to_prepare(&large, 1), None);
         stream.note_flush();
-        stream.release(&space);
-        assert_eq!(take(&mut stream, &space, 1), []);
+        assert_eq!(stream.take_to_prepare(&large, 1), None);
+
+        let small = space(2000);
+        let mut stream = flushed_often(&small);
+        while small.writable_blocks() >= AHEAD_BLOCKS_MIN * AHEAD_SHARE {
+            small.allocate(1, 1, Demand::Write).unwrap();
+        }
+        assert_eq!(stream.take_to_prepare(&small, 1), None);
     }
 }

@@ -126,8 +126,8 @@ pub trait Device: Send + Sync {
     /// `Io` when the host cannot map it.
     fn map_log(&self, offset_bytes: u64, len_bytes: u64) -> Result<()>;
 
-    /// Copies `bytes` into the log region, `offset_bytes` from the region's start; without a system
-    /// call where the region is mapped. Any alignment and length inside the region.
+    /// Copies `bytes` into the log region, `offset_bytes` from the region's start; where the region is
+    /// mapped, without a system call for nearly all of them. Any alignment and length inside the region.
     ///
     /// # Errors
     /// `Io`, such as `ENOSPC` of a copy-on-write host without space; any part may then be stored.

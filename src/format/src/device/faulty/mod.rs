@@ -272,6 +272,10 @@ impl Device for FaultyDevice {
         fail(Operation::Read, effect)
     }
 
+    fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        self.inner.fill_gaps(offset_bytes, len_bytes);
+    }
+
     fn write_at(&self, buf: &[u8], offset_bytes: u64) -> Result<()> {
         match self.next(Operation::Write) {
             None => {

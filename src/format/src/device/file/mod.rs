@@ -48,6 +48,9 @@ const PIECES_MAX: usize = 1024;
 /// long as the copy: 8 pages are the largest that it has lists for (`PAGE_ALLOC_COSTLY_ORDER`).
 const CACHED_WRITE_BYTES: usize = 32 << 10;
 
+/// Free space of the host below which nothing is stored ahead.
+const FILL_LEAVES_BYTES: u64 = 64 << 20;
+
 /// The kind of host object that the device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Host {
@@ -95,6 +98,8 @@ pub struct FileDevice {
     ahead: Ahead,
     /// The piece of the file in which the log was last stored into; `u64::MAX` before.
     log_piece: AtomicU64,
+    /// Number of times that a store began another piece.
+    log_pieces: AtomicU64,
 }
 
 impl FileDevice {
@@ -156,17 +161,19 @@ impl FileDevice {
     /// unless the last store was in the same piece. The host keeps what was read ahead, or written by
     /// large writes, in large pieces of memory, and would write a whole one for each record in it;
     /// what a store has it read anew, it keeps page by page. What was stored and not written stays.
-    fn enter_log_piece(&self, at: u64) {
+    fn enter_log_piece(&self, (log_start, log_bytes): (u64, u64), at: u64) {
         let piece = at / PIECE_BYTES;
-        let is_same = |last| last == piece;
-        if is_same(self.log_piece.load(Ordering::Relaxed))
-            || is_same(self.log_piece.swap(piece, Ordering::Relaxed))
-        {
+        if self.log_piece.load(Ordering::Relaxed) == piece {
             return;
         }
-        // The next piece, too, since several threads may enter it at the same time.
-        let start = piece * PIECE_BYTES;
-        self.forget(start..start.saturating_add(2 * PIECE_BYTES));
+        self.log_piece.store(piece, Ordering::Relaxed);
+        // After one lap, stores have had all of it read, and so keep it.
+        let pieces = log_bytes / PIECE_BYTES + 2;
+        if self.log_pieces.fetch_add(1, Ordering::Relaxed) < pieces {
+            // The next piece, too: a record may reach into it.
+            let start = piece * PIECE_BYTES;
+            self.forget(start..(start + 2 * PIECE_BYTES).min(log_start + log_bytes));
+        }
     }
 
     fn fill(&self, mut at: u64, end: u64) -> Result<()> {
@@ -240,7 +247,11 @@ impl Device for FileDevice {
         let is_inside = self.check("fill", offset_bytes, len_bytes).is_ok();
         let is_of_use =
             self.host == Host::RegularFile && geometry::records_first_writes(&self.buffered);
-        if self.read_only || !is_inside || !is_of_use {
+        let has_room = || {
+            let free = self.host_free_bytes().ok().flatten();
+            free.is_some_and(|free| free >= FILL_LEAVES_BYTES)
+        };
+        if self.read_only || !is_inside || !is_of_use || !has_room() {
             return;
         }
         if let Err(error) = self.fill(offset_bytes, offset_bytes + len_bytes) {
@@ -362,7 +373,8 @@ impl Device for FileDevice {
         match log {
             // An offset beyond the address space is outside the region as well.
             LogRegion::Mapped(log) => {
-                self.enter_log_piece(log.region().0.saturating_add(offset_bytes));
+                let region = log.region();
+                self.enter_log_piece(region, region.0.saturating_add(offset_bytes));
                 log.store(usize::try_from(offset_bytes).unwrap_or(usize::MAX), bytes);
                 Ok(())
             }

@@ -128,6 +128,7 @@ impl Opened {
             growing: Mutex::new(()),
             ahead: Ahead::default(),
             log_piece: AtomicU64::new(u64::MAX),
+            log_pieces: AtomicU64::new(0),
         }
     }
 }

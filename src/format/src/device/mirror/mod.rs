@@ -272,6 +272,9 @@ impl Device for MirrorDevice {
     }
 
     fn fill_gaps(&self, offset_bytes: u64, len_bytes: u64) {
+        if self.check().is_err() {
+            return;
+        }
         let _writing = self.writing.read();
         for side in self.sides().iter().filter(|side| side.is_written()) {
             side.device.fill_gaps(offset_bytes, len_bytes);
