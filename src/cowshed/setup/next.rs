@@ -183,3 +183,32 @@ impl Host {
         commands
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::units::Units;
+    use super::*;
+    use crate::setup::files::Root;
+
+    #[test]
+    fn what_is_not_shown_any_more_is_told_with_what_to_do_before() {
+        let pool = HostPath::new("/pools/a").unwrap();
+        let host = |target| Host {
+            root: Root::new(Path::new("/")),
+            units: Units::of(&pool, "/pools/a"),
+            pool: pool.clone(),
+            target,
+        };
+        for (target, undo, wanted) in [
+            (Target::Docker, false, "docker save"),
+            (Target::Docker, true, "docker system prune --all"),
+            (Target::Containerd, false, "ctr images export"),
+            (Target::Containerd, true, "stay in the pool"),
+        ] {
+            let told = host(target).left_behind(undo).unwrap();
+            assert!(told.contains(wanted), "{told}");
+            assert!(host(target).restarts().unwrap().contains("containerd"));
+        }
+        assert_eq!(host(Target::Systemd).left_behind(true), None);
+    }
+}
