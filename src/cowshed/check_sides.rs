@@ -19,6 +19,8 @@ pub(super) struct Checked {
     pub sides: Vec<CheckedSide>,
     /// What was written anew, and what is lost, before a repair.
     pub scrubbed: Option<ScrubReport>,
+    /// True if all data was read and verified, and not only the structure.
+    pub has_read_data: bool,
     /// True if the device is a side that has lost its label, so that no other side was looked at.
     pub has_lost_label: bool,
 }
@@ -82,6 +84,7 @@ pub(super) fn check_pool(
         report,
         sides: sides.unwrap_or_default(),
         scrubbed: None,
+        has_read_data: options.deep,
         has_lost_label,
     })
 }
@@ -147,6 +150,7 @@ fn repair(place: &Place, options: CheckOptions, console: &Console) -> Result<Che
     Ok(Checked {
         report,
         sides: sides.into_iter().flatten().map(unchecked).collect(),
+        has_read_data: options.deep || scrubbed.is_some(),
         scrubbed,
         has_lost_label: false,
     })

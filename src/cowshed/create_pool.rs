@@ -58,7 +58,7 @@ pub(super) struct Create {
 pub(super) fn create(create: &Create, place: &Place, console: &Console) -> anyhow::Result<()> {
     // Where there is no pool, no daemon has one open: then it is a service manager that listens.
     if place.pool.as_path().exists() {
-        refuse_daemon(place, "make another one elsewhere")?;
+        refuse_daemon(place, |_| "make another one elsewhere".to_owned())?;
     }
     let size_bytes = create_pool(create, place)?;
     let document = json!({ "path": place.pool, "size_bytes": size_bytes });

@@ -35,7 +35,7 @@ pub(super) struct Dump {
 /// # Errors
 /// When there is no superblock to begin from, or the output fails.
 pub(super) fn dump(dump: &Dump, place: &Place, console: &Console) -> anyhow::Result<()> {
-    refuse_daemon(place, "stop it first")?;
+    refuse_daemon(place, |stop| format!("{stop} first"))?;
     let options = FileOptions {
         read_only: true,
         ..FileOptions::default()

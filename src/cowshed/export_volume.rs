@@ -1,16 +1,18 @@
 //! `cowshed volume export`: a volume's bytes to a file or a pipe.
 //!
 //! A regular file appears under its name only once all bytes are in it, with holes where the volume
-//! has holes. A pipe or device gets zeros there.
+//! has holes. A pipe or device gets zeros there. What cannot be read is such a hole, too, if the user
+//! asks for that.
 
 use super::console::{Console, output_error};
-use super::failure::Usage;
+use super::failure::{Damage, Usage};
 use super::part_file::write_file;
 use super::progress::Progress;
 use super::streams::Output;
 use anyhow::Context;
 use cowshed_daemon::request::FileOrPipe;
-use cowshed_engine::{ExtentKind, Pool, Volume};
+use cowshed_engine::{Extent, ExtentKind, Pool, Volume};
+use cowshed_format::base::{BLOCK_BYTES, Error};
 use cowshed_stream::bookmark;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::json;
@@ -20,13 +22,14 @@ use std::io::{Seek, SeekFrom, Write};
 /// Number of bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Writes the volume `name` to `target`.
+/// Writes the volume `name` to `target`; with `skip_damaged`, without what cannot be read.
 ///
 /// # Errors
-/// The error of the engine or the host; a new file is removed then.
+/// The error of the engine or the host; a new file is removed then. `Damage` if something was skipped.
 pub(super) fn export(
     name: &str,
     target: &FileOrPipe,
+    skip_damaged: bool,
     pool: &Pool,
     console: &Console,
 ) -> anyhow::Result<()> {
@@ -34,30 +37,56 @@ pub(super) fn export(
     let volume = pool.volume(name).with_context(what)?;
     bookmark::refuse(pool, &volume).with_context(what)?;
     let _hold = volume.hold().with_context(what)?;
-    let path = match target {
+    let fault = |error: anyhow::Error| {
+        if error.is::<super::console::OutputClosed>() {
+            return error;
+        }
+        let is_damage = matches!(error.downcast_ref(), Some(Error::Corrupt(_)));
+        if is_damage && !skip_damaged {
+            let what = what();
+            return Damage(format!(
+                "{what}: {error}; --skip-damaged leaves a hole for each range that cannot be read"
+            ))
+            .into();
+        }
+        error.context(what())
+    };
+    let copied = match target {
         FileOrPipe::Pipe if console.style().json => {
             return Err(Usage("--json and - cannot both use the standard output".into()).into());
         }
         FileOrPipe::Pipe => {
             let output = console.output();
-            return copy(&volume, output, is_seekable(output), console).map_err(|error| {
-                if error.is::<super::console::OutputClosed>() {
-                    error
-                } else {
-                    error.context(what())
-                }
-            });
+            copy(&volume, output, is_seekable(output), skip_damaged, console)
         }
-        FileOrPipe::File(path) => path,
+        FileOrPipe::File(path) => write_file(path.as_path(), console.cancel(), |file, seekable| {
+            copy(&volume, file, seekable, skip_damaged, console)
+        }),
     };
-    let copied = write_file(path.as_path(), console.cancel(), |file, seekable| {
-        copy(&volume, file, seekable, console)
-    });
-    copied.with_context(what)?;
-    let size_bytes = volume.size_bytes();
-    let volume_name = volume.name().to_string();
-    let document = json!({ "volume": volume_name, "file": path, "size_bytes": size_bytes });
-    console.result(&document, String::new)
+    let damaged = copied.map_err(fault)?;
+    if let FileOrPipe::File(path) = target {
+        let ranges = damaged.iter();
+        let ranges = ranges.map(|(offset, len)| json!({ "offset": offset, "length": len }));
+        let document = json!({
+            "volume": volume.name().to_string(),
+            "file": path,
+            "size_bytes": volume.size_bytes(),
+            "damaged": ranges.collect::<Vec<_>>(),
+        });
+        console.result(&document, String::new)?;
+    }
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    for (offset, len) in &damaged {
+        console.message(&format!("damaged: {len} bytes at offset {offset}"));
+    }
+    let len_bytes: u64 = damaged.iter().map(|(_, len)| len).sum();
+    Err(Damage(format!(
+        "{}: {len_bytes} bytes cannot be read, and are zeros there; the rest is as it was",
+        what()
+    ))
+    .into())
 }
 
 /// Returns true if seeking can leave holes: not in a file opened for appending.
@@ -67,17 +96,26 @@ fn is_seekable(file: &File) -> bool {
     regular && flags.is_ok_and(|flags| !flags.contains(OFlag::O_APPEND))
 }
 
-fn copy(volume: &Volume, output: &File, seekable: bool, console: &Console) -> anyhow::Result<()> {
+/// Copies the volume; returns the offset and length of each range that was skipped.
+fn copy(
+    volume: &Volume,
+    output: &File,
+    seekable: bool,
+    skip_damaged: bool,
+    console: &Console,
+) -> anyhow::Result<Vec<(u64, u64)>> {
     let size_bytes = volume.size_bytes();
     let mut copy = Copy {
         volume,
         output: Output::new(output, console.cancel()).map_err(output_error)?,
-        seekable: output,
+        seekable: seekable.then_some(output),
+        skip_damaged,
+        damaged: Vec::new(),
         progress: console.progress("export", Some(size_bytes)),
     };
     let mut buf = vec![0; CHUNK_BYTES];
     let mut at = 0;
-    while let Some(extent) = volume.extent_at(at)? {
+    while let Some(extent) = copy.extent_at(at)? {
         console.cancel().check()?;
         let len_bytes = extent.len_bytes.min(size_bytes.saturating_sub(at));
         if len_bytes == 0 {
@@ -85,8 +123,7 @@ fn copy(volume: &Volume, output: &File, seekable: bool, console: &Console) -> an
         }
         match extent.kind {
             ExtentKind::Data => copy.data(at, len_bytes, &mut buf)?,
-            ExtentKind::Zero if seekable => copy.skip(len_bytes)?,
-            ExtentKind::Zero => copy.zeros(len_bytes, &mut buf)?,
+            ExtentKind::Zero => copy.hole(len_bytes, &mut buf)?,
         }
         at += len_bytes;
     }
@@ -97,27 +134,87 @@ fn copy(volume: &Volume, output: &File, seekable: bool, console: &Console) -> an
             output.set_len(end).map_err(output_error)?;
         }
     }
-    Ok(())
+    Ok(copy.damaged)
+}
+
+/// Returns true if a range cannot be read, and others can.
+fn is_local(error: &Error) -> bool {
+    match error {
+        Error::Corrupt(_) => true,
+        Error::Io { source, .. } => source.raw_os_error() == Some(libc::EIO),
+        _ => false,
+    }
 }
 
 struct Copy<'a> {
     volume: &'a Volume,
     output: Output,
-    /// The same file, for seeking past holes.
-    seekable: &'a File,
+    /// The same file, for seeking past holes, if that leaves holes.
+    seekable: Option<&'a File>,
+    skip_damaged: bool,
+    /// Offset and length of each range that was skipped.
+    damaged: Vec<(u64, u64)>,
     progress: Progress,
 }
 
 impl Copy<'_> {
+    /// Returns the extent at `at`; where the map is damaged, one block, as if it had data.
+    fn extent_at(&self, at: u64) -> anyhow::Result<Option<Extent>> {
+        match self.volume.extent_at(at) {
+            Err(error) if self.skip_damaged && is_local(&error) => Ok(Some(Extent {
+                offset_bytes: at,
+                len_bytes: BLOCK_BYTES as u64,
+                kind: ExtentKind::Data,
+            })),
+            extent => Ok(extent?),
+        }
+    }
+
     fn data(&mut self, start: u64, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
         let mut done = 0;
         while done < len_bytes {
             let len = chunk_len(len_bytes - done);
-            self.volume.read_at(&mut buf[..len], start + done)?;
-            self.write(&buf[..len])?;
+            match self.volume.read_at(&mut buf[..len], start + done) {
+                Err(error) if self.skip_damaged && is_local(&error) => {
+                    self.blocks(start + done, len, buf)?;
+                }
+                outcome => {
+                    outcome?;
+                    self.write(&buf[..len])?;
+                }
+            }
             done += len as u64;
         }
         Ok(())
+    }
+
+    /// Copies a range block by block, with a hole for each block that cannot be read.
+    fn blocks(&mut self, start: u64, len_bytes: usize, buf: &mut [u8]) -> anyhow::Result<()> {
+        for done in (0..len_bytes).step_by(BLOCK_BYTES) {
+            let len = BLOCK_BYTES.min(len_bytes - done);
+            let at = start + done as u64;
+            match self.volume.read_at(&mut buf[..len], at) {
+                Err(error) if is_local(&error) => {
+                    match self.damaged.last_mut() {
+                        Some((offset, before)) if *offset + *before == at => *before += len as u64,
+                        _ => self.damaged.push((at, len as u64)),
+                    }
+                    self.hole(len as u64, buf)?;
+                }
+                outcome => {
+                    outcome?;
+                    self.write(&buf[..len])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hole(&mut self, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
+        match self.seekable {
+            Some(file) => self.skip(file, len_bytes),
+            None => self.zeros(len_bytes, buf),
+        }
     }
 
     fn zeros(&mut self, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
@@ -131,11 +228,9 @@ impl Copy<'_> {
         Ok(())
     }
 
-    fn skip(&self, len_bytes: u64) -> anyhow::Result<()> {
+    fn skip(&self, mut file: &File, len_bytes: u64) -> anyhow::Result<()> {
         let len = i64::try_from(len_bytes).context("a hole is too long for this host")?;
-        (&mut &*self.seekable)
-            .seek(SeekFrom::Current(len))
-            .map_err(output_error)?;
+        file.seek(SeekFrom::Current(len)).map_err(output_error)?;
         self.progress.advance(len_bytes);
         Ok(())
     }

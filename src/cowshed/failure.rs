@@ -4,7 +4,7 @@ use super::console::OutputClosed;
 use cowshed_daemon::open_pool::NeedsDaemon;
 use cowshed_daemon::protocol::{ProtocolError, VERSION};
 use cowshed_export::ExportError;
-use cowshed_format::base::{self, CorruptKind, MirrorError, printable};
+use cowshed_format::base::{self, BLOCK_SHIFT, CorruptKind, MirrorError, printable};
 use cowshed_host as container;
 use cowshed_stream as stream;
 use std::borrow::Cow;
@@ -149,7 +149,22 @@ fn hint(cause: &Cause) -> Option<Cow<'static, str>> {
     if let Some(NeedsDaemon(pool)) = cause.downcast_ref() {
         return Some(format!("; run `cowshed --pool {pool} serve` first").into());
     }
+    if let Some(base::Error::Corrupt(CorruptKind::Truncated { pool_blocks, .. })) = of_engine(cause)
+    {
+        let bytes = u128::from(*pool_blocks) << BLOCK_SHIFT;
+        return Some(
+            format!("; make it {bytes} bytes long again, and then run `cowshed pool check --deep`")
+                .into(),
+        );
+    }
     let hint = match (of_engine(cause), of_export(cause)) {
+        (Some(base::Error::Mirror(MirrorError::Copies { .. })), _) => {
+            Some(", or look into the one at --pool with --this-side")
+        }
+        (Some(base::Error::Mirror(MirrorError::Diverged { .. })), _) => Some(
+            "; look at each with `volume ls --this-side`, and decide with `cowshed --pool PATH pool \
+             mirror keep`",
+        ),
         (
             Some(
                 base::Error::DeviceNotEmpty { .. }
@@ -182,9 +197,18 @@ fn hint(cause: &Cause) -> Option<Cow<'static, str>> {
         (_, Some(ExportError::Attached { .. })) => {
             Some(", or attach each with --shared if its users share it knowingly")
         }
+        _ if is_layer_without_space(cause) => Some("; free some space there"),
         _ => hint_on_protocol(cause.downcast_ref()?),
     };
     hint.map(Cow::Borrowed)
+}
+
+/// Returns true if the folder for layers on their way has no space.
+fn is_layer_without_space(cause: &Cause) -> bool {
+    let Some(container::Error::Io { action, source, .. }) = cause.downcast_ref() else {
+        return false;
+    };
+    *action == "write a layer to the folder" && source.raw_os_error() == Some(libc::ENOSPC)
 }
 
 /// Returns the way to replace an older daemon, which understands the request to hand over.
@@ -292,6 +316,17 @@ mod tests {
         assert!(!line(&error).unwrap().contains("free some space"));
         let error = container::Error::Export(ExportError::NoRings).into();
         assert!(line(&error).unwrap().ends_with("; use --fuse threads"));
+        let (device_blocks, pool_blocks) = (5, 65_536);
+        let short = CorruptKind::Truncated {
+            device_blocks,
+            pool_blocks,
+        };
+        let error = anyhow::Error::from(Error::from(short));
+        assert!(
+            line(&error)
+                .unwrap()
+                .contains("make it 268435456 bytes long again")
+        );
         let hints = |theirs| {
             let error = ProtocolError::Version { theirs }.into();
             line(&error).unwrap().contains("serve --upgrade")

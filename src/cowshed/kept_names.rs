@@ -14,7 +14,7 @@ const KEPT: [(&str, &str); 7] = [
     (RECIPE, "cowshed image"),
     ("container/", "cowshed container"),
     ("template/", "cowshed image"),
-    ("snapshot/", "ctr snapshots"),
+    ("snapshot/", "ctr snapshots --snapshotter cowshed"),
     ("work/", "cowshed image"),
     (
         "unfinished/",

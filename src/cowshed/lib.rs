@@ -9,7 +9,11 @@
 //! 1. Its request, with the meaning and default of each field, in `src/daemon/src/request`; a text
 //!    of it in `tests.rs` there. A change of an existing one raises the protocol's version.
 //! 2. Its arguments and help, and their conversion into the request, in `arguments`.
-//! 3. What it does and shows, in the file of its group (`volume`, `image`, …), called by `remote`.
+//! 3. What it does to images, containers or data volumes: a method of `cowshed_host`, which names no
+//!    argument and prints nothing.
+//! 4. What it shows, in the file of its group (`volume`, `image`, …), called by `remote`.
+//! 5. Its test in `tests/cli`, docs/cli.md anew (`cargo run -p cowshed-manual -- --reference
+//!    docs/cli.md`), and a line in CHANGELOG.md.
 //!
 //! A command that needs no open pool (`offline`, `quickstart`, `doctor`, `setup`) has neither request nor conversion.
 //!
@@ -38,6 +42,7 @@ mod console;
 mod container;
 mod containerd;
 mod create_pool;
+mod daemon_process;
 mod daemon_program;
 mod disk_image;
 mod doctor;

@@ -2,6 +2,7 @@
 
 use super::check_sides::{Checked, check_pool};
 use super::console::Console;
+use super::daemon_process::how_to_stop;
 use super::failure::{Damage, Warning};
 use super::mirror;
 use super::open::Place;
@@ -47,7 +48,7 @@ pub(super) struct Check {
 /// # Errors
 /// `Damage` when a fault was found and not repaired.
 pub(super) fn check(check: &Check, place: &Place, console: &Console) -> anyhow::Result<()> {
-    refuse_daemon(place, "stop it, or use `cowshed pool scrub`")?;
+    refuse_daemon(place, |stop| format!("{stop}, or use `cowshed pool scrub`"))?;
     let options = CheckOptions {
         deep: check.deep,
         repair: check.repair,
@@ -116,7 +117,16 @@ fn judge(check: &Check, report: &CheckReport, place: &Place) -> anyhow::Error {
         matches!(kind, K::CatalogueBlock | K::CataloguePartMissing)
     };
     let may_forget = !check.forget && findings.iter().any(|it| is_catalogue(it.kind));
-    let advice = match (&report.refused, check.repair) {
+    let data = findings.iter().filter(|it| it.kind.is_data()).count();
+    let lost = format!(
+        "{} of data damaged, which no repair gives back: write it anew from a backup, or remove \
+         what has it (`cowshed pool scrub` says what that is)",
+        counted(data, "range", "ranges")
+    );
+    if data == found && report.findings_omitted == 0 {
+        return Damage(format!("pool {}: {lost}", place.pool)).into();
+    }
+    let mut advice = match (&report.refused, check.repair) {
         (Some(Refusal::OwnershipUnknown) | None, true) if may_forget => {
             "part of the catalogue is lost; --repair --forget gives it up, with the volumes and \
              records that it named"
@@ -128,6 +138,9 @@ fn judge(check: &Check, report: &CheckReport, place: &Place) -> anyhow::Error {
         }
         (None, false) => "--repair repairs what can be derived from sound data".to_owned(),
     };
+    if data > 0 {
+        advice.push_str(&format!("; {lost}"));
+    }
     Damage(format!("pool {}: {faults} found; {advice}", place.pool)).into()
 }
 
@@ -136,7 +149,7 @@ fn judge(check: &Check, report: &CheckReport, place: &Place) -> anyhow::Error {
 /// # Errors
 /// The reason why it cannot be upgraded; nothing is changed then.
 pub(super) fn upgrade(upgrade: &Upgrade, place: &Place, console: &Console) -> anyhow::Result<()> {
-    refuse_daemon(place, "stop it first")?;
+    refuse_daemon(place, |stop| format!("{stop} first"))?;
     let device = place
         .device(FileOptions::default())
         .and_then(|device| prepare(&*device, false).map(|()| device))
@@ -175,7 +188,7 @@ pub(super) fn upgrade(upgrade: &Upgrade, place: &Place, console: &Console) -> an
     })
 }
 
-fn document(finding: &Finding) -> Value {
+fn document(report: &CheckReport, finding: &Finding) -> Value {
     let detail = match finding.detail {
         Detail::None => String::new(),
         detail => detail.to_string(),
@@ -183,6 +196,7 @@ fn document(finding: &Finding) -> Value {
     json!({
         "kind": finding.kind.as_str(),
         "where": finding.place.to_string(),
+        "volume": report.named(*finding).name.map(ToString::to_string),
         "detail": detail,
     })
 }
@@ -193,7 +207,10 @@ fn side_documents(checked: &Checked) -> Vec<Value> {
         let (errors, omitted) = match &side.report {
             None => (Vec::new(), 0),
             Some(Ok(report)) => (
-                report.findings.iter().map(document).collect(),
+                {
+                    let findings = report.findings.iter();
+                    findings.map(|it| document(report, it)).collect()
+                },
                 report.findings_omitted,
             ),
             Some(Err(error)) => (
@@ -225,7 +242,7 @@ fn side_lines(checked: &Checked) -> Vec<String> {
             Some(Err(error)) => lines.push(format!("side {path}: {error}")),
             Some(Ok(report)) => {
                 let findings = report.findings.iter();
-                lines.extend(findings.map(|finding| format!("side {path}: {finding}")));
+                lines.extend(findings.map(|it| format!("side {path}: {}", report.named(*it))));
                 if report.findings_omitted > 0 {
                     lines.push(format!("side {path}: and {} more", report.findings_omitted));
                 }
@@ -238,7 +255,7 @@ fn side_lines(checked: &Checked) -> Vec<String> {
 fn show_check(checked: &Checked, console: &Console) -> anyhow::Result<()> {
     let report = &checked.report;
     let shown = report.remaining.as_ref().unwrap_or(&report.findings);
-    let errors: Vec<_> = shown.iter().map(document).collect();
+    let errors: Vec<_> = shown.iter().map(|it| document(report, it)).collect();
     let healed = checked.scrubbed.as_ref().map_or(0, |it| it.healed);
     let repaired: Vec<_> = report.repaired.iter().map(ToString::to_string).collect();
     let notes: Vec<_> = report.notes.iter().map(ToString::to_string).collect();
@@ -246,6 +263,7 @@ fn show_check(checked: &Checked, console: &Console) -> anyhow::Result<()> {
         "errors": errors,
         "omitted": report.findings_omitted,
         "clean": report.clean() && faults_of_sides(checked).is_empty(),
+        "data_read": checked.has_read_data,
         "sides": side_documents(checked),
         "healed": healed,
         "repaired": repaired,
@@ -254,7 +272,8 @@ fn show_check(checked: &Checked, console: &Console) -> anyhow::Result<()> {
         "volumes": report.volumes,
     });
     console.result(&document, || {
-        let mut lines: Vec<_> = shown.iter().map(ToString::to_string).collect();
+        let shown = shown.iter().map(|it| report.named(*it).to_string());
+        let mut lines: Vec<_> = shown.collect();
         if report.findings_omitted > 0 {
             lines.push(format!("and {} more", report.findings_omitted));
         }
@@ -270,8 +289,13 @@ fn show_check(checked: &Checked, console: &Console) -> anyhow::Result<()> {
         if report.clean() {
             let volumes = usize::try_from(report.volumes).unwrap_or(usize::MAX);
             let volumes = counted(volumes, "volume", "volumes");
+            let what = if checked.has_read_data {
+                "clean"
+            } else {
+                "clean, but data was not read (--deep reads it)"
+            };
             lines.push(format!(
-                "clean: {} blocks in use, {volumes}",
+                "{what}: {} blocks in use, {volumes}",
                 report.blocks_used
             ));
         }
@@ -279,13 +303,17 @@ fn show_check(checked: &Checked, console: &Console) -> anyhow::Result<()> {
     })
 }
 
-/// Returns an error if a daemon has the pool open.
-pub(super) fn refuse_daemon(place: &Place, advice: &str) -> anyhow::Result<()> {
+/// Returns an error if a daemon has the pool open. `advice` makes the advice of how to stop it.
+pub(super) fn refuse_daemon(
+    place: &Place,
+    advice: impl FnOnce(&str) -> String,
+) -> anyhow::Result<()> {
     match Client::connect(place.socket.as_path()) {
-        Ok(Connection::Daemon(_)) => anyhow::bail!(
-            "pool {}: a daemon has it open (it answers on {}); {advice}",
+        Ok(Connection::Daemon(client)) => anyhow::bail!(
+            "pool {}: a daemon has it open (it answers on {}); {}",
             place.pool,
-            place.socket
+            place.socket,
+            advice(&format!("stop it ({})", how_to_stop(client)))
         ),
         // A caller that cannot reach the socket cannot open the pool either, and gets an error
         // then.

@@ -1,5 +1,6 @@
 //! Finding the pool that a command means, and opening it.
 
+use super::daemon_process::how_to_stop;
 use super::failure::Usage;
 use cowshed_daemon::request::HostPath;
 use cowshed_daemon::unfinished;
@@ -85,15 +86,21 @@ impl Place {
 
     fn advice_in_use(&self) -> String {
         // systemd listens before the daemon does.
-        let is_served = std::env::var_os("LISTEN_FDS").is_none()
-            && matches!(
-                Client::connect(self.socket.as_path()),
-                Ok(Connection::Daemon(_))
-            );
-        if is_served {
+        let listens = std::env::var_os("LISTEN_FDS").is_some();
+        if !listens && let Ok(Connection::Daemon(client)) = Client::connect(self.socket.as_path()) {
             return format!(
                 "a daemon has it open (it answers on {}); to change its options, use \
-                 `cowshed serve --upgrade`; to stop it, send SIGTERM to it",
+                 `cowshed serve --upgrade`; to stop it: {}",
+                self.socket,
+                how_to_stop(client)
+            );
+        }
+        let usual = self.pool.with_suffix(".sock");
+        if usual != self.socket
+            && let Ok(Connection::Daemon(_)) = Client::connect(usual.as_path())
+        {
+            return format!(
+                "no daemon answers on {}, but one does on {usual}; omit --socket",
                 self.socket
             );
         }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use cowshed_daemon::OpenPool;
 use cowshed_daemon::keeper::Serving;
 use cowshed_daemon::request::pool::Command;
-use cowshed_engine::{LastScrub, Missing, Pool, PoolState, Status, Watermark};
+use cowshed_engine::{LastScrub, Missing, PoolState, Status, Watermark};
 use cowshed_format::base::size::human;
 use serde::Serialize;
 use serde_json::json;
@@ -23,11 +23,10 @@ pub(super) fn run(
     open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
-    let (pool, serving) = (open_pool.pool(), open_pool.serving());
-    let serving = serving.as_ref();
+    let pool = open_pool.pool();
     match command {
         Command::Status { check } => {
-            let document = show_status(pool, serving, console)?;
+            let document = show_status(open_pool, console)?;
             if *check {
                 judge(&document)?;
             }
@@ -36,19 +35,22 @@ pub(super) fn run(
         Command::Grow { size_bytes } => {
             pool.grow(*size_bytes)
                 .with_context(|| format!("grow the pool to {}", human(*size_bytes)))?;
-            show_status(pool, serving, console).map(drop)
+            show_status(open_pool, console).map(drop)
         }
         Command::Trim => {
             // The space of removed volumes counts as free only once it is reclaimed.
             let trimmed = pool.reclaim().and_then(|()| pool.trim());
             let trimmed_bytes = trimmed.context("trim the pool")?;
-            console.result(&json!({ "trimmed_bytes": trimmed_bytes }), || {
-                format!("released {} to the host", human(trimmed_bytes))
+            let host_bytes = pool.status().context("trim the pool")?.host_bytes;
+            let document = json!({ "trimmed_bytes": trimmed_bytes, "host_bytes": host_bytes });
+            console.result(&document, || {
+                let (free, taken) = (human(trimmed_bytes), human(host_bytes));
+                format!("gave up {free} of free space; the pool takes {taken} on the host now")
             })
         }
         Command::Checkpoint => {
             pool.checkpoint().context("checkpoint")?;
-            show_status(pool, serving, console).map(drop)
+            show_status(open_pool, console).map(drop)
         }
         Command::Scrub { bytes_per_second } => scrub::scrub(pool, *bytes_per_second, console),
         Command::Mirror(request) => mirror::run(request, open_pool, console),
@@ -67,6 +69,8 @@ struct StatusDocument {
     metadata_bytes: u64,
     host_bytes: u64,
     host_free_bytes: Option<u64>,
+    /// True while the host's file system is full and writes are refused for that.
+    host_full: bool,
     limit_bytes: u64,
     volumes: u64,
     generation: u64,
@@ -196,6 +200,7 @@ impl From<&Status> for StatusDocument {
             metadata_bytes: status.metadata_bytes,
             host_bytes: status.host_bytes,
             host_free_bytes: status.host_free_bytes,
+            host_full: status.host_refuses_writes,
             limit_bytes: status.limit_bytes,
             volumes: status.volumes,
             generation: status.generation,
@@ -257,7 +262,12 @@ fn warnings(status: &Status) -> Vec<String> {
             "{level}: grow the pool (cowshed pool grow), or remove or trim something"
         ));
     }
-    if let Some(short) = status.host_shortage_bytes() {
+    if status.host_refuses_writes {
+        warnings.push(
+            "the host's file system is full, and writes are refused: free some space there"
+                .to_owned(),
+        );
+    } else if let Some(short) = status.host_shortage_bytes() {
         let short = human(short);
         warnings.push(format!(
             "the host's file system has {short} less free space than the pool may still allocate: \
@@ -276,7 +286,7 @@ fn judge(document: &StatusDocument) -> anyhow::Result<()> {
     if document.state == "read-only" && document.log_damaged_at.is_none() {
         said = "the pool is open for reading only: its file system is mounted read-only".to_owned();
     }
-    if document.state != "open" || document.holds_writes {
+    if document.state != "open" || document.holds_writes || document.host_full {
         anyhow::bail!("{said}");
     }
     if !said.is_empty() {
@@ -285,11 +295,9 @@ fn judge(document: &StatusDocument) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show_status(
-    pool: &Pool,
-    serving: Option<&Serving>,
-    console: &Console,
-) -> anyhow::Result<StatusDocument> {
+fn show_status(open_pool: &OpenPool, console: &Console) -> anyhow::Result<StatusDocument> {
+    let (pool, serving) = (open_pool.pool(), open_pool.serving());
+    let serving = serving.as_ref();
     let status = pool.status().context("pool status")?;
     let mut document = StatusDocument {
         daemon: serving.map(DaemonDocument::from),
@@ -297,6 +305,10 @@ fn show_status(
         ..StatusDocument::from(&status)
     };
     document.warnings.extend(serving.and_then(daemon_warning));
+    if serving.is_some() {
+        let start = mirror::where_to_start(pool, open_pool.path().as_path());
+        document.warnings.extend(start);
+    }
     if let Some(last) = document.last_scrub.as_ref().filter(|last| last.bad > 0) {
         let bad = usize::try_from(last.bad).unwrap_or(usize::MAX);
         let bad = counted(bad, "damaged block", "damaged blocks");

@@ -89,7 +89,11 @@ pub(super) fn run(
             let volume = import_volume::import(import, pool, console)?;
             show_changed(pool, &volume.info()?, console)
         }
-        Command::Export { volume, target } => export_volume::export(volume, target, pool, console),
+        Command::Export {
+            volume,
+            target,
+            skip_damaged,
+        } => export_volume::export(volume, target, *skip_damaged, pool, console),
         Command::Send(send) => transfer::send_volumes(send, open_pool, console),
         Command::Receive(receive) => transfer::receive(receive, open_pool, console),
         Command::Bookmark { snapshot, name } => {
@@ -107,8 +111,15 @@ pub(super) fn run(
         }),
         Command::Release { volume, tag } => change(pool, volume, "release", console, |volume| {
             let tag = Name::new(tag)?;
-            if !pool.holds(volume).contains(&tag) {
-                anyhow::bail!("{tag} does not hold it");
+            let holds = pool.holds(volume);
+            if !holds.contains(&tag) {
+                let by: Vec<_> = holds.iter().map(ToString::to_string).collect();
+                let by = if by.is_empty() {
+                    "nobody".to_owned()
+                } else {
+                    by.join(", ")
+                };
+                anyhow::bail!("it is not held by {tag}; it is held by {by}");
             }
             let mut transaction = pool.transaction();
             transaction.release(volume.id(), &tag);

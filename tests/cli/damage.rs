@@ -60,22 +60,61 @@ fn a_wrong_block_is_found_by_check_scrub_and_export_and_the_rest_is_read() {
     device.write_all_at(&[!marker[9]], at as u64 + 9).unwrap();
     drop(device);
 
-    bench.fails(
-        ["volume", "export", "bad", "/dev/null"],
-        3,
-        "wrong checksum",
+    let export = ["volume", "export", "bad", "/dev/null"];
+    bench.fails(export, 3, "wrong checksum; --skip-damaged leaves a hole");
+    let saved = bench.path("saved");
+    let skip = ["volume", "export", "--skip-damaged", "--json", "bad"];
+    let export = bench.command(skip).arg(&saved).output().unwrap();
+    assert_eq!(export.status.code(), Some(3), "{export:?}");
+    let report: serde_json::Value = serde_json::from_slice(&export.stdout).unwrap();
+    let range = serde_json::json!([{ "offset": 40_960, "length": 4096 }]);
+    assert_eq!(report["damaged"], range);
+    let mut expected = bytes;
+    expected[40_960..40_960 + 4096].fill(0);
+    assert!(fs::read(&saved).unwrap() == expected);
+    let export = bench.run(["volume", "export", "--skip-damaged", "bad", "-"]);
+    assert!(export.stdout == expected);
+    let said = String::from_utf8_lossy(&export.stderr);
+    assert!(
+        said.contains("damaged: 4096 bytes at offset 40960"),
+        "{said}"
     );
+    assert!(said.contains("4096 bytes cannot be read"), "{said}");
     assert!(bench.run(["volume", "export", "good", "-"]).stdout == fs::read(&file).unwrap());
     let scrub = bench.run(["pool", "scrub", "--json"]);
     assert_eq!(scrub.status.code(), Some(3), "{scrub:?}");
     let report: serde_json::Value = serde_json::from_slice(&scrub.stdout).unwrap();
     assert_eq!(report["bad"].as_array().unwrap().len(), 1, "{report}");
     assert_eq!(report["bad"][0]["offset"], 40_960);
-    bench.ok(["pool", "check"]);
+    // What was not read is not said to be sound, and what is lost is not promised back.
+    for check in [&["pool", "check"][..], &["pool", "check", "--repair"]] {
+        let said = bench.ok(check);
+        assert!(
+            said.contains("data was not read (--deep reads it)"),
+            "{said}"
+        );
+    }
+    for check in [
+        &["pool", "check", "--deep"][..],
+        &["pool", "check", "--deep", "--repair"],
+    ] {
+        bench.fails(
+            check,
+            3,
+            "1 range of data damaged, which no repair gives back",
+        );
+        let shown = bench.run(check).stdout;
+        let shown = String::from_utf8_lossy(&shown);
+        assert!(shown.contains("(bad), offset 40960, pool block"), "{shown}");
+    }
     let check = bench.run(["pool", "check", "--deep", "--json"]);
     assert_eq!(check.status.code(), Some(3), "{check:?}");
     let report: serde_json::Value = serde_json::from_slice(&check.stdout).unwrap();
-    assert_eq!(report["clean"], false);
+    assert_eq!(
+        (&report["clean"], &report["data_read"]),
+        (&false.into(), &true.into())
+    );
+    assert_eq!(report["errors"][0]["volume"], "bad", "{report}");
     assert_eq!(report["errors"][0]["kind"], "data-checksum", "{report}");
     assert!(report["errors"][0]["where"].is_string() && report["errors"][0]["detail"].is_string());
     // The damaged volume can still be removed, and then no damage is left.
@@ -133,6 +172,32 @@ fn a_damaged_copy_of_metadata_is_a_warning_and_is_written_anew() {
     bench.expect_sound();
 }
 
+/// Overwrites both superblocks, but not their copies at the end.
+fn damage_superblocks(bench: &Bench) {
+    let device = File::options().write(true).open(bench.pool()).unwrap();
+    device.write_all_at(&noise(8192, 9), 0).unwrap();
+}
+
+#[test]
+fn superblocks_that_are_made_anew_at_the_opening_are_counted_and_logged_once() {
+    let bench = Bench::with_pool("256M");
+    bench.ok(["volume", "create", "disk", "--size", "1M"]);
+    damage_superblocks(&bench);
+    bench.fails(["pool", "check"], 3, "2 faults found; --repair repairs");
+    assert_eq!(bench.json(["pool", "status"])["healed"], 2);
+    bench.expect_sound();
+    assert_eq!(bench.json(["pool", "status"])["healed"], 0);
+    damage_superblocks(&bench);
+    let daemon = bench.serve();
+    assert_eq!(bench.json(["pool", "status"])["healed"], 2);
+    daemon.signal("TERM");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    let line = "2 damaged superblocks are written anew; a scrub finds what else is damaged";
+    assert_eq!(said.matches(line).count(), 1, "{said}");
+    bench.expect_sound();
+}
+
 #[test]
 fn a_pool_gets_a_second_copy_of_its_metadata_on_request() {
     let bench = Bench::empty();
@@ -140,7 +205,11 @@ fn a_pool_gets_a_second_copy_of_its_metadata_on_request() {
     bench.ok(["volume", "create", "disk", "--size", "1M"]);
     assert_eq!(bench.json(["pool", "status"])["metadata_copies"], 1);
     let daemon = bench.serve();
-    bench.fails(["pool", "upgrade"], 1, "a daemon has it open");
+    let keeper = &bench.json(["pool", "status"])["daemon"]["keeper"];
+    let stop = format!("stop it (kill {keeper}) first");
+    bench.fails(["pool", "upgrade"], 1, &stop);
+    let elsewhere = ["volume", "ls", "--socket", "/run/no-such.sock"];
+    bench.fails(elsewhere, 1, "omit --socket");
     daemon.stop();
     let done = bench.json(["pool", "upgrade"]);
     assert_eq!(

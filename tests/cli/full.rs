@@ -227,6 +227,26 @@ fn a_stopping_daemon_lets_no_write_wait() {
 }
 
 #[test]
+fn options_that_do_nothing_or_hide_files_are_told_in_the_log() {
+    let bench = Bench::with_pool("64M");
+    let folder = bench.path("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("mine"), "text").unwrap();
+    let mount = folder.to_str().unwrap();
+    let daemon = bench.serve_with(["--max-size", "32M", "--mount", mount]);
+    assert_eq!(bench.json(["pool", "status"])["limit_bytes"], 64 << 20);
+    daemon.signal("TERM");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    assert!(said.contains("and does not grow"), "{said}");
+    assert!(
+        said.contains("the folder of the volumes holds files"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(folder.join("mine")).unwrap(), "text");
+}
+
+#[test]
 fn a_daemon_lets_its_pool_grow_up_to_the_limit() {
     let bench = Bench::with_pool("32M");
     let refused = bench.run(["serve", "--full-policy", "maybe"]);

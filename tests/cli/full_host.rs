@@ -90,6 +90,55 @@ fn a_killed_worker_on_a_full_host_has_a_successor_and_its_pool_empties_the_host(
 }
 
 #[test]
+fn a_full_host_is_trouble_in_the_status_until_it_has_space_and_is_logged_once() {
+    let small = SmallHost::new("ext4");
+    let bench = on(&small);
+    small.ballast(8 << 20);
+    // A full host does not wait: no command of the pool frees space there.
+    let daemon = bench.serve();
+    bench.ok(["volume", "create", "v", "--size", "1G"]);
+    bench.fails(["pool", "status", "--check"], 4, "may still allocate");
+    assert_eq!(bench.json(["pool", "status"])["host_full"], false);
+    let file = open(&daemon.mount.join("v"));
+    let blocks = fill(&file);
+    small.fill();
+    for _ in 0..3 {
+        let refused = file.write_all_at(&noise(4096, 1), 900 << 20);
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        let full = "the host's file system is full, and writes are refused";
+        bench.fails(["pool", "status", "--check"], 1, full);
+        let status = bench.json(["pool", "status"]);
+        assert_eq!(status["host_full"], true, "{status}");
+        assert!(
+            !status["warnings"]
+                .to_string()
+                .contains("may still allocate"),
+            "{status}"
+        );
+    }
+    small.free();
+    eventually("writes that go on", || {
+        file.write_all_at(&noise(4096, blocks + 1), blocks * BLOCK)
+            .is_ok()
+    });
+    eventually("the end of trouble", || {
+        bench.run(["pool", "status", "--check"]).status.code() == Some(4)
+    });
+    verify(&file, blocks + 1);
+    drop(file);
+    daemon.signal("TERM");
+    let (status, said) = daemon.wait();
+    assert!(status.success(), "{said}");
+    assert_eq!(
+        said.matches("is full, and writes are refused").count(),
+        1,
+        "{said}"
+    );
+    assert_eq!(said.matches("and writes go on").count(), 1, "{said}");
+    bench.expect_sound();
+}
+
+#[test]
 fn a_pool_on_a_read_only_host_is_checked_and_its_daemon_says_what_to_do() {
     for kind in KINDS {
         let small = SmallHost::new(kind);

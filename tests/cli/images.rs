@@ -284,7 +284,7 @@ fn an_image_is_exported_with_its_id_and_recipes_are_seen_only_when_asked_for() {
     for name in ["mine:1", "again:1", "twice:1", "more:1"] {
         bench.ok(["image", "rm", name]);
     }
-    bench.fails(["volume", "show", &recipe], 1, "there is no recipe/");
+    bench.fails(["volume", "show", &recipe], 1, "there is no volume recipe/");
     bench.expect_sound();
 }
 

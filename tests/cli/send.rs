@@ -172,7 +172,7 @@ fn a_killed_receiver_and_a_killed_sender_leave_what_came_and_the_rest_follows() 
     receiver.kill().unwrap();
     receiver.wait().unwrap();
     drop(input);
-    there.fails(["volume", "show", "copy"], 1, "there is no copy");
+    there.fails(["volume", "show", "copy"], 1, "there is no volume copy");
     let token = there.json(["volume", "receive", "copy", "--token"]);
     assert!(token["position"].as_u64().unwrap() >= 16 << 20, "{token}");
     there.expect_sound();
@@ -307,13 +307,13 @@ fn a_held_volume_stays_until_it_is_released() {
     bench.fails(
         ["volume", "release", "disk", "audit"],
         1,
-        "audit does not hold",
+        "it is not held by audit; it is held by backup",
     );
     bench.fails(["volume", "hold", "disk", "two words"], 1, "a name is");
     bench.fails(
         ["volume", "hold", "nobody", "backup"],
         1,
-        "there is no nobody",
+        "there is no volume nobody",
     );
     bench.ok(["volume", "release", "disk", "backup"]);
     bench.ok(["volume", "rm", "disk"]);

@@ -289,7 +289,11 @@ fn hostile_records_and_foreign_tokens_are_refused_in_one_line() {
     }
     expect_failure(&receive(&["two words"]), 1, "a name is");
     there.fails(["volume", "receive", "-", "--token"], 1, "no interrupted");
-    here.fails(["volume", "send", "-R", "nobody"], 1, "there is no nobody");
+    here.fails(
+        ["volume", "send", "-R", "nobody"],
+        1,
+        "there is no volume nobody",
+    );
     here.fails(["volume", "send", "-R", "mark"], 1, "mark is a bookmark");
     here.fails(["volume", "send", "a", "b"], 2, "only one snapshot");
     here.fails(

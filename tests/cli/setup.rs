@@ -239,6 +239,19 @@ fn a_host_without_systemd_gets_the_configuration_alone() {
 }
 
 #[test]
+fn a_root_that_does_not_exist_is_refused_and_not_made() {
+    let host = Host::debian();
+    let root = host.at("no/such");
+    let output = Command::new(program())
+        .args(["setup", "docker", "--root"])
+        .arg(&root)
+        .output()
+        .unwrap();
+    expect_failure(&output, 1, "there is no such directory");
+    assert!(!root.exists());
+}
+
+#[test]
 fn a_pool_elsewhere_has_options_of_its_own() {
     let host = Host::debian();
     let output = Command::new(program())

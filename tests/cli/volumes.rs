@@ -99,7 +99,7 @@ fn names_and_sizes_that_cannot_be_are_refused_in_one_line() {
         1,
         "must be",
     );
-    bench.fails(["volume", "show", "nobody"], 1, "there is no nobody");
+    bench.fails(["volume", "show", "nobody"], 1, "there is no volume nobody");
     bench.fails(["volume", "clone", "disk", "copy"], 1, "not a snapshot");
     bench.fails(
         ["volume", "create", "layer/x", "--size", "1M"],

@@ -72,7 +72,7 @@ fn what_makes_no_sense_is_refused_with_its_reason() {
         (json!({"size": "1M"}), "must be"),
         (json!({"size": "16777215T"}), "must be"),
         (json!({"colour": "red"}), "no option colour"),
-        (json!({"from": "nothing"}), "there is no nothing"),
+        (json!({"from": "nothing"}), "there is no volume nothing"),
         (json!({"from": "../x"}), "name"),
     ] {
         driver.refused("Create", &create("x", options), why);

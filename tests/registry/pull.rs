@@ -84,6 +84,33 @@ fn a_pulled_image_is_the_one_that_an_import_makes_and_comes_only_once() {
 }
 
 #[test]
+fn a_certificate_that_signs_itself_is_trusted_where_it_is_given_and_for_its_names() {
+    let registry = Registry::self_signed("IP:127.0.0.1");
+    let other = Registry::self_signed("IP:127.0.0.1");
+    let elsewhere = Registry::self_signed("DNS:registry.example");
+    let bench = Bench::with_pool("2G");
+    let pull = |from: &Registry, given: Option<&Registry>| {
+        let reference = format!("{}/busy:1", from.server);
+        let mut command = command(&bench, ["image", "pull", &reference]);
+        if let Some(given) = given {
+            command.arg("--ca").arg(given.certificate());
+        }
+        command.output().unwrap()
+    };
+    // What the registry answers comes over a connection that is trusted.
+    let trusted = pull(&registry, Some(&registry));
+    expect_failure(&trusted, 1, "refuses the image busy:1");
+    let unknown = "its own certificate, or that of its authority (--ca)";
+    for untrusted in [pull(&registry, None), pull(&registry, Some(&other))] {
+        expect_failure(&untrusted, 1, unknown);
+        let said = String::from_utf8_lossy(&untrusted.stderr);
+        assert!(!said.contains("Other"), "{said}");
+    }
+    let named_otherwise = pull(&elsewhere, Some(&elsewhere));
+    expect_failure(&named_otherwise, 1, "is for another name");
+}
+
+#[test]
 fn without_a_password_or_a_trusted_certificate_nothing_is_fetched() {
     let registry = Registry::start();
     let image = busybox::image();
@@ -97,11 +124,16 @@ fn without_a_password_or_a_trusted_certificate_nothing_is_fetched() {
     let run = |arguments: &[&str]| command(&bench, arguments).output().unwrap();
     let untrusted = run(&["image", "pull", &reference]);
     expect_failure(&untrusted, 1, "is not trusted");
-    expect_failure(&untrusted, 1, "(--ca, --plain-http)");
+    expect_failure(&untrusted, 1, "or that of its authority (--ca)");
     let anonymous = run(&["image", "pull", "--ca", authority, &reference]);
-    expect_failure(&anonymous, 1, "refuses the manifest 1");
+    expect_failure(&anonymous, 1, "refuses the image busy:1");
+    expect_failure(&anonymous, 1, "(asked without a login)");
     let plain = run(&["image", "pull", "--plain-http", &reference]);
-    expect_failure(&plain, 1, "answered 400");
+    expect_failure(
+        &plain,
+        1,
+        "wants TLS, and was asked over plain HTTP (omit --plain-http)",
+    );
     let wrong = bench.path("wrong.json");
     let text = format!(
         r#"{{"auths": {{"{}": {{"username": "user", "password": "wr0ng"}}}}}}"#,
@@ -112,7 +144,11 @@ fn without_a_password_or_a_trusted_certificate_nothing_is_fetched() {
         .env("REGISTRY_AUTH_FILE", &wrong)
         .output()
         .unwrap();
-    expect_failure(&refused, 1, "log in");
+    expect_failure(
+        &refused,
+        1,
+        "(asked with the login that was found); check the name, and log in",
+    );
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(
         !said.contains("wr0ng") && !said.contains(PASSWORD),
@@ -123,6 +159,6 @@ fn without_a_password_or_a_trusted_certificate_nothing_is_fetched() {
         .env("REGISTRY_AUTH_FILE", registry.login())
         .output()
         .unwrap();
-    expect_failure(&missing, 1, "does not have the manifest 2");
+    expect_failure(&missing, 1, "does not have the image busy:2");
     assert!(bench.volumes().is_empty(), "{:?}", bench.volumes());
 }

@@ -128,7 +128,7 @@ fn a_push_that_is_not_allowed_or_names_no_registry_is_one_line() {
     let ca = ["--ca", authority.to_str().unwrap()];
 
     let untrusted = run(&["image", "push", "busy:1", &target]);
-    expect_failure(&untrusted, 1, "(--ca, --plain-http)");
+    expect_failure(&untrusted, 1, "or that of its authority (--ca)");
     let anonymous = run(&[&["image", "push", "busy:1", &target], &ca[..]].concat());
     expect_failure(&anonymous, 1, "log in");
     let missing = run(&[&["image", "push", "none:1", &target], &ca[..]].concat());

@@ -20,12 +20,21 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn start() -> Self {
+        Self::start_with(make_certificates)
+    }
+
+    /// Starts a registry whose certificate no authority has signed: it is for `names` alone.
+    pub(crate) fn self_signed(names: &str) -> Self {
+        Self::start_with(|folder| make_certificate(folder, names))
+    }
+
+    fn start_with(certify: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cowshed-registry-")
             .tempdir_in("/var/tmp")
             .unwrap();
         let path = |name: &str| folder.path().join(name);
-        make_certificates(folder.path());
+        certify(folder.path());
         let entry = fixtures::run("htpasswd", ["-Bbn", USER, PASSWORD]);
         fs::write(path("htpasswd"), entry.trim()).unwrap();
         // The port is free at least until it is closed again.
@@ -62,6 +71,11 @@ impl Registry {
     /// Returns the certificate of its authority.
     pub(crate) fn authority(&self) -> PathBuf {
         self.folder.path().join("certificates/ca.crt")
+    }
+
+    /// Returns the server's own certificate.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.folder.path().join("server.crt")
     }
 
     /// Returns a file with the password.
@@ -117,28 +131,40 @@ impl Drop for Registry {
     }
 }
 
+const KEY: [&str; 5] = [
+    "-newkey",
+    "ec",
+    "-pkeyopt",
+    "ec_paramgen_curve:prime256v1",
+    "-nodes",
+];
+
+fn openssl(folder: &Path, arguments: &[&str]) {
+    let output = Command::new("openssl")
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Makes a certificate that signs itself, as registries' manuals say: openssl marks it as an authority.
+fn make_certificate(folder: &Path, names: &str) {
+    let names = format!("subjectAltName={names}");
+    let request = ["req", "-x509", "-days", "2", "-subj", "/CN=registry"];
+    let files = ["-keyout", "server.key", "-out", "server.crt"];
+    let names = ["-addext", &names];
+    openssl(folder, &[&request[..], &KEY, &names, &files].concat());
+}
+
 /// Makes an authority, and a certificate of it for this host.
 fn make_certificates(folder: &Path) {
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl")
-            .args(arguments)
-            .current_dir(folder)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-    };
-    let key = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ];
+    let openssl = |arguments: &[&str]| openssl(folder, arguments);
     fs::create_dir(folder.join("certificates")).unwrap();
     openssl(
         &[
             &["req", "-x509", "-days", "2", "-subj", "/CN=authority"],
-            &key[..],
+            &KEY[..],
             &["-keyout", "ca.key", "-out", "certificates/ca.crt"],
         ]
         .concat(),
@@ -146,7 +172,7 @@ fn make_certificates(folder: &Path) {
     openssl(
         &[
             &["req", "-subj", "/CN=registry"],
-            &key[..],
+            &KEY[..],
             &["-keyout", "server.key", "-out", "server.csr"],
         ]
         .concat(),

@@ -117,7 +117,7 @@ fn recipes_in_a_set_are_dropped() {
     bench.fails(
         ["volume", "show", recipe.as_str()],
         1,
-        "there is no recipe/",
+        "there is no volume recipe/",
     );
     let export = |bench: &Bench| bench.run(["volume", "export", "disk@2", "-"]).stdout;
     assert!(export(&bench) == export(&sender));

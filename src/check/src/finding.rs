@@ -3,7 +3,7 @@
 //! A finding is damage. A note is information that needs no repair.
 
 use cowshed_format::base::{
-    BLOCK_SHIFT, BlockAddr, BlockIndex, CorruptKind, Error, Generation, Sequence, VolumeId,
+    BLOCK_SHIFT, BlockAddr, BlockIndex, CorruptKind, Error, Generation, Name, Sequence, VolumeId,
 };
 use std::fmt;
 
@@ -78,6 +78,12 @@ pub enum FindingKind {
 }
 
 impl FindingKind {
+    /// Returns true if contents of volumes are lost, which nothing else in the pool has.
+    #[must_use]
+    pub const fn is_data(self) -> bool {
+        matches!(self, Self::DataUnreadable | Self::DataChecksum)
+    }
+
     /// Returns the kind as a word for machines.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -165,14 +171,67 @@ pub enum Place {
         /// The block's address.
         addr: BlockAddr,
     },
+    /// Adjacent blocks of a volume, which are adjacent in the pool, too.
+    DataRange {
+        /// The volume.
+        volume: VolumeId,
+        /// The first block of the volume.
+        first: BlockIndex,
+        /// Its address.
+        addr: BlockAddr,
+        /// The number of blocks.
+        blocks: u64,
+    },
     /// A catalogue entry of a record, by its number.
     Record(u64),
     /// A log record.
     Log(Sequence),
 }
 
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Place {
+    /// Returns the volume in which it is, if it is in one.
+    #[must_use]
+    pub const fn volume(&self) -> Option<VolumeId> {
+        match *self {
+            Self::Volume(volume)
+            | Self::Node { volume, .. }
+            | Self::Data { volume, .. }
+            | Self::DataRange { volume, .. } => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// Returns the range of both places, if they are blocks of data and `next` adjoins the end.
+    fn joined(self, next: Self) -> Option<Self> {
+        let (volume, first, addr, blocks) = match self {
+            Self::Data {
+                volume,
+                block,
+                addr,
+            } => (volume, block, addr, 1),
+            Self::DataRange {
+                volume,
+                first,
+                addr,
+                blocks,
+            } => (volume, first, addr, blocks),
+            _ => return None,
+        };
+        let end = Self::Data {
+            volume,
+            block: BlockIndex(first.0.checked_add(blocks)?),
+            addr: BlockAddr(addr.0.checked_add(blocks)?),
+        };
+        (end == next).then_some(Self::DataRange {
+            volume,
+            first,
+            addr,
+            blocks: blocks + 1,
+        })
+    }
+
+    /// Writes the place, with the name of its volume, if that is known.
+    fn write(&self, f: &mut fmt::Formatter<'_>, name: Option<&Name>) -> fmt::Result {
         match *self {
             Self::Pool => f.write_str("the pool"),
             Self::Superblock { slot, copy: false } => write!(f, "superblock slot {slot}"),
@@ -185,14 +244,14 @@ impl fmt::Display for Place {
                 let last = first.0.saturating_add(count.saturating_sub(1));
                 write!(f, "pool blocks {first} to {last}")
             }
-            Self::Volume(volume) => owner(f, volume),
+            Self::Volume(volume) => owner(f, volume, name),
             Self::Node {
                 volume,
                 level,
                 first,
                 addr,
             } => {
-                owner(f, volume)?;
+                owner(f, volume, name)?;
                 let offset = u128::from(first.0) << BLOCK_SHIFT;
                 write!(
                     f,
@@ -204,9 +263,24 @@ impl fmt::Display for Place {
                 block,
                 addr,
             } => {
-                owner(f, volume)?;
+                owner(f, volume, name)?;
                 let offset = u128::from(block.0) << BLOCK_SHIFT;
                 write!(f, ", offset {offset}, pool block {addr}")
+            }
+            Self::DataRange {
+                volume,
+                first,
+                addr,
+                blocks,
+            } => {
+                owner(f, volume, name)?;
+                let bytes = |blocks: u64| u128::from(blocks) << BLOCK_SHIFT;
+                let (len, offset) = (bytes(blocks), bytes(first.0));
+                let last = addr.0.saturating_add(blocks.saturating_sub(1));
+                write!(
+                    f,
+                    ", {len} bytes at offset {offset}, pool blocks {addr} to {last}"
+                )
             }
             Self::Record(id) => write!(f, "catalogue record {id}"),
             Self::Log(sequence) => write!(f, "log record {sequence}"),
@@ -214,10 +288,17 @@ impl fmt::Display for Place {
     }
 }
 
-fn owner(f: &mut fmt::Formatter<'_>, volume: VolumeId) -> fmt::Result {
-    match volume {
-        VolumeId(0) => f.write_str("the catalogue"),
-        volume => write!(f, "volume {volume}"),
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, None)
+    }
+}
+
+fn owner(f: &mut fmt::Formatter<'_>, volume: VolumeId, name: Option<&Name>) -> fmt::Result {
+    match (volume, name) {
+        (VolumeId(0), _) => f.write_str("the catalogue"),
+        (volume, None) => write!(f, "volume {volume}"),
+        (volume, Some(name)) => write!(f, "volume {volume} ({name})"),
     }
 }
 
@@ -298,8 +379,25 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.kind, self.place)?;
-        match self.detail {
+        let (finding, name) = (*self, None);
+        NamedFinding { finding, name }.fmt(f)
+    }
+}
+
+/// A finding to be shown with the name of its volume.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedFinding<'n> {
+    /// The finding.
+    pub finding: Finding,
+    /// The name; `None` if it is in no volume, or its volume has been removed.
+    pub name: Option<&'n Name>,
+}
+
+impl fmt::Display for NamedFinding<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.finding.kind)?;
+        self.finding.place.write(f, self.name)?;
+        match self.finding.detail {
             Detail::None => Ok(()),
             detail => write!(f, ": {detail}"),
         }
@@ -382,7 +480,16 @@ pub(super) struct Findings {
 }
 
 impl Findings {
+    /// Adds a finding; of data that is damaged in the same way beside the last one, that one grows.
     pub(super) fn add(&mut self, kind: FindingKind, place: Place, detail: Detail) {
+        if kind.is_data()
+            && let Some(last) = self.list.last_mut()
+            && (last.kind, last.detail) == (kind, detail)
+            && let Some(joined) = last.place.joined(place)
+        {
+            last.place = joined;
+            return;
+        }
         if self.list.len() < FINDINGS_MAX {
             self.list.push(Finding {
                 kind,

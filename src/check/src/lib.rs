@@ -30,7 +30,7 @@ mod walk;
 mod write;
 
 pub use dump::{Item, dump};
-pub use finding::{Detail, FINDINGS_MAX, Finding, FindingKind, Note, Place};
+pub use finding::{Detail, FINDINGS_MAX, Finding, FindingKind, NamedFinding, Note, Place};
 pub use repair::{Refusal, Repair};
 pub use upgrade::{UpgradeRefusal, Upgraded, upgrade};
 
@@ -38,7 +38,7 @@ use self::copies::DamagedCopy;
 use self::finding::Findings;
 use self::marks::Marks;
 use self::walk::{LostRange, Walker};
-use cowshed_format::base::{BLOCK_BYTES, CorruptKind, Result, VolumeId};
+use cowshed_format::base::{BLOCK_BYTES, CorruptKind, Name, Result, VolumeId};
 use cowshed_format::catalogue::{EntryId, VolumeEntry};
 use cowshed_format::device::Device;
 use cowshed_format::node::Bounds;
@@ -85,6 +85,8 @@ pub struct CheckReport {
     pub blocks_used: u64,
     /// Number of volumes, removed ones that wait for reclaim included.
     pub volumes: u64,
+    /// The names of the volumes in which something was found.
+    pub names: BTreeMap<VolumeId, Name>,
 }
 
 impl CheckReport {
@@ -93,6 +95,14 @@ impl CheckReport {
     pub fn clean(&self) -> bool {
         let findings = self.remaining.as_ref().unwrap_or(&self.findings);
         findings.is_empty()
+    }
+
+    /// Returns a finding of this report with the name of its volume.
+    #[must_use]
+    pub fn named(&self, finding: Finding) -> NamedFinding<'_> {
+        let volume = finding.place.volume();
+        let name = volume.and_then(|volume| self.names.get(&volume));
+        NamedFinding { finding, name }
     }
 }
 
@@ -132,6 +142,7 @@ pub fn check(
     if !report.repaired.is_empty() {
         let again = self::survey(device, options.deep, false, progress)?;
         report.notes.clone_from(&again.notes);
+        report.names.extend(again.names());
         report.remaining = Some(again.findings.list);
     }
     Ok(report)
@@ -182,8 +193,17 @@ impl Survey {
             notes: self.notes.clone(),
             blocks_used: self.marks.count(),
             volumes: self.volumes.len() as u64,
+            names: self.names(),
             ..CheckReport::default()
         }
+    }
+
+    /// Returns the names of the volumes in which something was found.
+    fn names(&self) -> BTreeMap<VolumeId, Name> {
+        let volumes = self.findings.list.iter();
+        let volumes = volumes.filter_map(|finding| finding.place.volume());
+        let name = |id| Some((id, self.volumes.get(&id)?.name.clone()?));
+        volumes.filter_map(name).collect()
     }
 
     const fn superblock(&self) -> &Superblock {

@@ -207,6 +207,9 @@ pub(crate) struct Export {
     /// The file, or - for the standard output
     #[arg(value_parser = place::file())]
     pub file: FileOrPipe,
+    /// Leave a hole for each range that cannot be read, list these ranges, and end with 3
+    #[arg(long)]
+    pub skip_damaged: bool,
     #[command(flatten)]
     pub side: OneSide,
 }
@@ -286,9 +289,10 @@ impl From<VolumeCommand> for request::Command {
                 source: file,
                 raw,
             }),
-            VolumeCommand::Export(Export { volume, file, .. }) => Self::Export {
-                volume,
-                target: file,
+            VolumeCommand::Export(export) => Self::Export {
+                volume: export.volume,
+                target: export.file,
+                skip_damaged: export.skip_damaged,
             },
             VolumeCommand::Send(send) => Self::Send(request::Send {
                 volumes: send.volumes,

@@ -176,6 +176,11 @@ fn judge_pool(place: &Place, status: &Value) -> Check {
             detail,
             "`cowshed pool grow`, `cowshed gc`, or remove something",
         ),
+        _ if status["host_full"] == true => fail(
+            check,
+            format!("{detail}; {}", warnings.join("; ")),
+            HOST_REMEDY,
+        ),
         _ if !warnings.is_empty() => warn(
             check,
             format!("{detail}; {}", warnings.join("; ")),
@@ -184,6 +189,10 @@ fn judge_pool(place: &Place, status: &Value) -> Check {
         _ => ok(check, detail),
     }
 }
+
+/// What to do where the host has too little space: to grow the pool would make it worse.
+const HOST_REMEDY: &str = "free some space on the file system that the pool is on; `cowshed pool \
+    trim` gives back there what the pool does not use";
 
 /// Returns what to do about the warnings of a pool that works.
 fn remedy(status: &Value, warnings: usize) -> &'static str {
@@ -194,8 +203,17 @@ fn remedy(status: &Value, warnings: usize) -> &'static str {
              rm`)"
         }
         _ if is_degraded => "see the table of messages in docs/operations.md",
+        1 if is_host_short(status) => HOST_REMEDY,
         _ => "grow the pool or free some space: docs/operations.md, \"When the pool is full\"",
     }
+}
+
+/// Returns true if the host has less free space than the pool may still take.
+fn is_host_short(status: &Value) -> bool {
+    let number = |name: &str| status[name].as_u64();
+    let wanted = number("limit_bytes").zip(number("host_bytes"));
+    let wanted = wanted.map(|(limit, taken)| limit.saturating_sub(taken));
+    wanted > number("host_free_bytes") && number("host_free_bytes").is_some()
 }
 
 fn daemon(place: &Place, found: &Found) -> Check {
@@ -277,5 +295,19 @@ fn systemd() -> Check {
         warn(check, "the daemon is not started at boot", remedy)
     } else {
         ok(check, format!("starts {} at boot", enabled.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_host_with_too_little_space_is_not_helped_by_a_larger_pool() {
+        let status = |free: u64| json!({ "limit_bytes": 100, "host_bytes": 10, "host_free_bytes": free, "degraded": false });
+        assert_eq!(remedy(&status(50), 1), HOST_REMEDY);
+        assert!(remedy(&status(90), 1).starts_with("grow the pool"));
+        assert!(remedy(&json!({ "limit_bytes": 100, "host_bytes": 10 }), 1).starts_with("grow"));
     }
 }

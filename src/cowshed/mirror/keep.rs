@@ -34,7 +34,7 @@ pub(crate) struct Keep {
 /// When nothing is to be decided; when the side is behind, unless that is forced; when the file is no
 /// side, or another process has it open. Nothing is changed then.
 pub(in super::super) fn keep(keep: &Keep, place: &Place, console: &Console) -> anyhow::Result<()> {
-    refuse_daemon(place, "stop it first")?;
+    refuse_daemon(place, |stop| format!("{stop} first"))?;
     let behind = decide(place, keep.force).map_err(|error| place.explain(error))?;
     let behind: Vec<_> = behind
         .iter()

@@ -87,37 +87,34 @@ pub(super) fn run(request: &Mirror, open_pool: &OpenPool, console: &Console) -> 
     }
     drop((progress, files));
     show(pool, console)?;
-    if is_daemon && matches!(request, Mirror::Rm { .. } | Mirror::Replace { .. }) {
-        say_where_to_start(pool, own, console);
+    if is_daemon
+        && matches!(request, Mirror::Rm { .. } | Mirror::Replace { .. })
+        && let Some(line) = where_to_start(pool, own)
+    {
+        tracing::warn!("{line}");
+        console.message(&line);
     }
     cancel.check().context(once_more)
 }
 
-/// Says what to do before the next start of a daemon that was started with the path `own`, if what
+/// Returns what to do before the next start of a daemon that was started with the path `own`, if what
 /// is there is no side any more.
-fn say_where_to_start(pool: &Pool, own: &Path, console: &Console) {
+pub(super) fn where_to_start(pool: &Pool, own: &Path) -> Option<String> {
     let sides = pool.sides().unwrap_or_default();
     let is_own = |side: &SideReport| side.path == own || is_same_file(&side.path, own);
     if sides.iter().any(is_own) {
-        return;
+        return None;
     }
-    let good = sides
-        .iter()
-        .find(|side| side.standing == SideStanding::Good);
-    if let Some(other) = good {
-        tracing::warn!(
-            path = %own.display(), other = %other.path.display(),
-            "the path that this daemon was started with is no side any more; start it with another \
-             one the next time"
-        );
-        console.message(&format!(
+    let is_good = |side: &&SideReport| side.standing == SideStanding::Good;
+    sides.iter().find(is_good).map(|other| {
+        format!(
             "the daemon was started with {own}, which is no side any more: commands find it by that \
              path until it ends; start it with {other} the next time (--pool, or COWSHED_POOL in \
              its unit)",
             own = own.display(),
             other = other.path.display()
-        ));
-    }
+        )
+    })
 }
 
 /// Returns the path by which the pool knows the side that `path` leads to: a side may have several

@@ -59,7 +59,11 @@ fn access(
 /// Adds the options that help to the error.
 fn hinted(error: registry::Error) -> anyhow::Error {
     match &error {
-        registry::Error::Untrusted { .. } => anyhow::anyhow!("{error} (--ca, --plain-http)"),
+        registry::Error::Untrusted {
+            wants_certificate: true,
+            ..
+        } => anyhow::anyhow!("{error} (--ca)"),
+        registry::Error::WantsTls { .. } => anyhow::anyhow!("{error} (omit --plain-http)"),
         registry::Error::NoTls { .. } => anyhow::anyhow!("{error} (--plain-http)"),
         _ => error.into(),
     }

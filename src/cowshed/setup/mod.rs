@@ -234,6 +234,9 @@ struct Host {
 impl Host {
     /// Returns an error for what cannot work.
     fn check(&self, how: &How) -> anyhow::Result<()> {
+        if let Some(root) = how.root.as_ref().filter(|root| !root.as_path().is_dir()) {
+            anyhow::bail!("--root {root}: there is no such directory");
+        }
         let is_root = nix::unistd::geteuid().is_root();
         if self.root.is_host() && !is_root && !how.dry_run {
             let what = "setup changes files of the host: run it as root, or see what it would \

@@ -2,7 +2,7 @@
 
 use super::docker;
 use super::units::{self, PROGRAMS};
-use super::{DOCKER_MIN, Host, How, Link, Target};
+use super::{DOCKER_MIN, Host, How, Link, Target, installed_containerd, installed_version};
 use cowshed_daemon::request::HostPath;
 use std::path::Path;
 
@@ -24,15 +24,62 @@ impl Host {
         if !is_changed || how.dry_run {
             return Ok(lines);
         }
+        if !self.root.is_host() {
+            return Ok(lines);
+        }
+        lines.extend(self.left_behind(how.undo).map(str::to_owned));
         let commands = if how.undo {
             self.after_undo()
         } else {
             self.after(link)
         };
+        let mut steps = Vec::new();
         if !commands.is_empty() {
-            lines.push(format!("Next: {}", commands.join(" && ")));
+            steps.push(commands.join(" && "));
+        }
+        if !units::has_running_systemd(&self.root) {
+            steps.extend(self.restarts().map(str::to_owned));
+        }
+        if !steps.is_empty() {
+            lines.push(format!("Next: {}", steps.join(", and then ")));
         }
         Ok(lines)
+    }
+
+    /// Returns what is not shown any more once the changes take effect, and what to do before.
+    const fn left_behind(&self, undo: bool) -> Option<&'static str> {
+        match (self.target, undo) {
+            (Target::Docker, false) => Some(
+                "Docker does not show images and containers of its present storage driver while \
+                 cowshed is in use. To take images along, first: docker save -o images.tar $(docker \
+                 image ls --filter dangling=false --format '{{.Repository}}:{{.Tag}}'); afterwards: \
+                 docker load -i images.tar. Of a container, make an image first: docker commit",
+            ),
+            (Target::Docker, true) => Some(
+                "Docker's images and containers stay in the pool and are not shown after the \
+                 restart. To give their space back, first: stop the containers, and run `docker \
+                 system prune --all`",
+            ),
+            (Target::Containerd, false) => Some(
+                "Images that containerd has are not unpacked in cowshed: pull them again. One that is \
+                 in no registry: `ctr images export FILE IMAGE`, and afterwards `ctr images import \
+                 --snapshotter cowshed FILE`",
+            ),
+            (Target::Containerd, true) => Some(
+                "containerd's snapshots stay in the pool. To give their space back, first remove \
+                 the containers and images that use them",
+            ),
+            (Target::Systemd, _) => None,
+        }
+    }
+
+    /// Returns which daemons are to be restarted.
+    const fn restarts(&self) -> Option<&'static str> {
+        match self.target {
+            Target::Docker => Some("restart containerd and Docker"),
+            Target::Containerd => Some("restart containerd"),
+            Target::Systemd => None,
+        }
     }
 
     /// Returns what the user should know of this host.
@@ -46,6 +93,13 @@ impl Host {
                  then"
                     .to_owned(),
             );
+        }
+        let runs_containerd = self.target != Target::Systemd && self.root.is_host();
+        if is_docker && self.root.is_host() && installed_version("dockerd", 2).is_none() {
+            notes.push("warning: Docker (dockerd) is not installed on this host".to_owned());
+        }
+        if runs_containerd && installed_containerd().is_none() {
+            notes.push("warning: containerd is not installed on this host".to_owned());
         }
         if let Some(found) = self.old_docker() {
             notes.push(format!(
@@ -67,7 +121,8 @@ impl Host {
         if self.target == Target::Systemd && !PROGRAMS.iter().any(is_installed) {
             let folders = PROGRAMS.join(" or ");
             notes.push(format!(
-                "warning: the units look for the program in {folders}, and it is not there"
+                "warning: the units look for the program in {folders}, and it is not there: `cargo \
+                 install --path . --root /usr/local` puts it there"
             ));
         }
         Ok(notes)
@@ -75,9 +130,6 @@ impl Host {
 
     /// Returns the commands with which the changes take effect.
     fn after(&self, link: Option<&Link>) -> Vec<String> {
-        if !self.root.is_host() {
-            return Vec::new();
-        }
         let mut commands = Vec::new();
         let pool = self.pool.as_path();
         let option = match pool == Path::new(super::DEFAULT_POOL) {
@@ -119,7 +171,7 @@ impl Host {
 
     /// Returns the commands with which the changes are gone.
     fn after_undo(&self) -> Vec<String> {
-        if !self.root.is_host() || !units::has_running_systemd(&self.root) {
+        if !units::has_running_systemd(&self.root) {
             return Vec::new();
         }
         let name = self.units.name();
@@ -130,5 +182,34 @@ impl Host {
             Target::Docker => "systemctl restart containerd docker".to_owned(),
         });
         commands
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::units::Units;
+    use super::*;
+    use crate::setup::files::Root;
+
+    #[test]
+    fn what_is_not_shown_any_more_is_told_with_what_to_do_before() {
+        let pool = HostPath::new("/pools/a").unwrap();
+        let host = |target| Host {
+            root: Root::new(Path::new("/")),
+            units: Units::of(&pool, "/pools/a"),
+            pool: pool.clone(),
+            target,
+        };
+        for (target, undo, wanted) in [
+            (Target::Docker, false, "docker save"),
+            (Target::Docker, true, "docker system prune --all"),
+            (Target::Containerd, false, "ctr images export"),
+            (Target::Containerd, true, "stay in the pool"),
+        ] {
+            let told = host(target).left_behind(undo).unwrap();
+            assert!(told.contains(wanted), "{told}");
+            assert!(host(target).restarts().unwrap().contains("containerd"));
+        }
+        assert_eq!(host(Target::Systemd).left_behind(true), None);
     }
 }

@@ -5,7 +5,7 @@
 
 use super::target::{BlockTarget, TargetHold};
 use cowshed_engine::{ExtentKind, Waiter};
-use cowshed_format::base::{Error, VolumeId};
+use cowshed_format::base::{BLOCK_SHIFT, CorruptKind, Error, VolumeId};
 use libc::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,10 +23,22 @@ const ZERO_RANGE_KEEP_SIZE: c_int = ZERO_RANGE | KEEP_SIZE;
 /// Least number of seconds between two lines in the log about reads that fail.
 const LOG_SECONDS: u64 = 10;
 
+/// Returns the offset in the volume of the block that the error names; `first`, where the read began, if
+/// it names none.
+fn failed_offset(error: &Error, first: u64) -> u64 {
+    match error {
+        Error::Corrupt(
+            CorruptKind::DataChecksum { block, .. } | CorruptKind::Lost { block, .. },
+        ) => block.0 << BLOCK_SHIFT,
+        _ => first,
+    }
+}
+
 /// Says in the log why a read fails, since its user gets a number only; now and then, because a user
 /// may try again and again.
 fn log_failed_read(volume: VolumeId, offset_bytes: u64, error: &Error) {
     static LAST: AtomicU64 = AtomicU64::new(0);
+    let offset_bytes = failed_offset(error, offset_bytes);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| now.as_secs());
     let last = LAST.load(Ordering::Relaxed);
@@ -198,5 +210,23 @@ impl OpenFile {
     fn clip(&self, offset: u64, len: usize) -> usize {
         let room = self.target.size_bytes().saturating_sub(offset);
         usize::try_from(room).map_or(len, |room| len.min(room))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cowshed_format::base::{BlockAddr, BlockIndex};
+
+    #[test]
+    fn a_failed_read_is_logged_at_the_block_that_failed() {
+        let (volume, block, addr) = (VolumeId(1), BlockIndex(100), BlockAddr(4216));
+        let damaged = CorruptKind::DataChecksum {
+            volume,
+            block,
+            addr,
+        };
+        assert_eq!(failed_offset(&damaged.into(), 0), 409_600);
+        assert_eq!(failed_offset(&Error::NoSpace, 8192), 8192);
     }
 }

@@ -10,6 +10,7 @@ use crate::access::{Access, Credentials};
 use crate::call::Call;
 use crate::challenge::{self, Challenge};
 use crate::error::{Detail, Error, Result};
+use crate::trust;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cowshed_oci::Reference;
@@ -229,6 +230,7 @@ impl Client {
             server: self.server.clone(),
             what: call.what.to_owned(),
             is_sent: call.sends(),
+            has_login: self.credentials.is_some(),
             detail: Detail::default(),
         };
         let values = answer.headers().get_all(WWW_AUTHENTICATE);
@@ -367,6 +369,9 @@ impl Client {
         let retry_after = retry_after(answer.headers());
         let is_page = is_page(answer.headers()) && call.method != Method::HEAD;
         let detail = match self.body(answer, &what, SMALL_BYTES_MAX).await {
+            Ok(bytes) if status == StatusCode::BAD_REQUEST && wants_tls(&bytes) => {
+                return Error::WantsTls { server };
+            }
             Ok(bytes) => detail(&bytes),
             Err(_) => Detail::default(),
         };
@@ -375,6 +380,7 @@ impl Client {
                 server,
                 what,
                 is_sent: call.sends(),
+                has_login: self.credentials.is_some(),
                 detail,
             },
             StatusCode::NOT_FOUND if is_page && detail == Detail::default() => {
@@ -420,8 +426,11 @@ impl Client {
                 return Error::NoTls { server };
             }
             Some(tls) if error.is_connect() => {
-                let cause = tls.to_string();
-                return Error::Untrusted { server, cause };
+                return Error::Untrusted {
+                    server,
+                    cause: trust::in_words(tls),
+                    wants_certificate: trust::wants_certificate(tls),
+                };
             }
             _ if error.is_timeout() => "it did not answer in time".to_owned(),
             Some(tls) => tls.to_string(),
@@ -476,6 +485,13 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs)
 }
 
+/// Returns true if this is what servers of Go, and nginx, answer to HTTP where they expect TLS.
+fn wants_tls(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    text.contains("HTTP request to an HTTPS server")
+        || text.contains("plain HTTP request was sent to HTTPS port")
+}
+
 /// Returns the description in a registry's failure.
 fn detail(bytes: &[u8]) -> Detail {
     let value: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
@@ -499,18 +515,21 @@ fn http_builder(access: &Access) -> Result<reqwest::ClientBuilder> {
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIME)
         .https_only(!access.is_plain_http);
+    let mut given = Vec::new();
     for path in &access.authorities {
         let fault = |fault: String| Error::Certificate {
             path: path.clone(),
             fault,
         };
         let bytes = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-        let all = reqwest::Certificate::from_pem_bundle(&bytes);
-        let all = all.map_err(|error| fault(error.to_string()))?;
-        if all.is_empty() {
-            return Err(fault("it holds no certificate".to_owned()));
-        }
-        builder = builder.tls_certs_merge(all);
+        given.append(&mut trust::certificates(&bytes).map_err(fault)?);
+    }
+    if !given.is_empty() {
+        let config = trust::config(given).map_err(|error| Error::Io {
+            action: "use the given certificates",
+            source: io::Error::other(trust::in_words(&error)),
+        })?;
+        builder = builder.tls_backend_preconfigured(config);
     }
     Ok(builder)
 }

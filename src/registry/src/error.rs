@@ -25,18 +25,24 @@ pub enum Error {
         cause: String,
     },
     /// The connection could not be made secure.
-    #[error(
-        "the connection to {server} is not trusted: {cause}; add the certificate of its authority, or use plain HTTP if the registry has no TLS"
-    )]
+    #[error("the connection to {server} is not trusted: {cause}")]
     Untrusted {
         /// The host.
         server: String,
-        /// The cause.
+        /// The cause, and what helps.
         cause: String,
+        /// True if giving a certificate helps.
+        wants_certificate: bool,
     },
     /// What listens there does not speak TLS.
     #[error("{server} does not speak TLS; if the registry has none, plain HTTP must be allowed")]
     NoTls {
+        /// The host.
+        server: String,
+    },
+    /// What listens there speaks TLS alone.
+    #[error("{server} wants TLS, and was asked over plain HTTP")]
+    WantsTls {
         /// The host.
         server: String,
     },
@@ -102,7 +108,8 @@ pub enum Error {
     },
     /// The registry wants to know who asks, or does not allow it to that user.
     #[error(
-        "{server} refuses {what}{detail}; check the name, and log in (docker login {server}, skopeo login {server}){right}",
+        "{server} refuses {what}{detail} (asked {login}); check the name, and log in (docker login {server}, skopeo login {server}){right}",
+        login = if *.has_login { "with the login that was found" } else { "without a login" },
         right = if *.is_sent { " or ask for the right to push" } else { "" }
     )]
     Refused {
@@ -112,6 +119,8 @@ pub enum Error {
         what: String,
         /// True if it was sent.
         is_sent: bool,
+        /// True if there were credentials for the registry.
+        has_login: bool,
         /// The registry's own words, after a colon; may be empty.
         detail: Detail,
     },

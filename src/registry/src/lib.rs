@@ -29,6 +29,7 @@ pub mod error;
 pub mod login;
 pub mod repository;
 mod retry;
+mod trust;
 pub mod upload;
 
 pub use access::{Access, Credentials};

@@ -200,7 +200,11 @@ async fn fetch_manifest(
     wanted: &str,
     expected: Option<Digest>,
 ) -> Result<Vec<u8>> {
-    let what = format!("the manifest {wanted}");
+    let repository = client.repository();
+    let what = match wanted.contains(':') {
+        true => format!("the image {repository}@{wanted}"),
+        false => format!("the image {repository}:{wanted}"),
+    };
     let mut attempts = Attempts::default();
     loop {
         let mut call = Call::get(client.url(&format!("manifests/{wanted}"))?, &what);

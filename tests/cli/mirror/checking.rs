@@ -57,7 +57,7 @@ fn sides_damaged_in_different_places_have_everything_together() {
     for (side, path) in sides.iter().zip([&bench.pool(), &second]) {
         assert_eq!(side["path"], text(path));
         assert_eq!(side["state"], "good");
-        assert!(errors(side) > 90, "{side}");
+        assert!(errors(side) > 0, "{side}");
     }
     let repaired = json(&bench, &["pool", "check", "--repair"], 0);
     assert!(repaired["healed"].as_u64().unwrap() >= 200, "{repaired}");

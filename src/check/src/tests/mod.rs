@@ -207,6 +207,42 @@ fn a_flipped_data_byte_is_found_by_deep_alone() {
 }
 
 #[test]
+fn adjacent_blocks_of_damaged_data_are_one_finding_with_the_name_of_the_volume() {
+    let at = |block, addr| Place::Data {
+        volume: VolumeId(3),
+        block: BlockIndex(block),
+        addr: BlockAddr(addr),
+    };
+    let mut findings = Findings::default();
+    for place in [
+        at(40, 900),
+        at(41, 901),
+        at(42, 902),
+        at(43, 910),
+        at(50, 911),
+    ] {
+        findings.add(FindingKind::DataChecksum, place, Detail::None);
+    }
+    findings.add(FindingKind::DataUnreadable, at(51, 912), Detail::None);
+    let mut report = CheckReport {
+        findings: findings.list,
+        ..CheckReport::default()
+    };
+    report.names.insert(VolumeId(3), Name::new("big").unwrap());
+    let lines = report.findings.iter();
+    let lines: Vec<_> = lines.map(|it| report.named(*it).to_string()).collect();
+    assert_eq!(
+        lines,
+        [
+            "data-checksum: volume 3 (big), 12288 bytes at offset 163840, pool blocks 900 to 902",
+            "data-checksum: volume 3 (big), offset 176128, pool block 910",
+            "data-checksum: volume 3 (big), offset 204800, pool block 911",
+            "data-unreadable: volume 3 (big), offset 208896, pool block 912",
+        ]
+    );
+}
+
+#[test]
 fn an_unreadable_node_is_named_with_its_place() {
     let (pool, [snapshot, ..]) = forest();
     let leaf = pool.path(snapshot, 300)[1].addr();

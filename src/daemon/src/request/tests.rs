@@ -156,8 +156,17 @@ fn golden_of_pool_and_volumes() -> Vec<(Command, &'static str)> {
             V::Export {
                 volume: name("a"),
                 target: file("/a.raw"),
+                skip_damaged: false,
             },
             r#"{"volume":{"export":{"volume":"a","target":{"file":"/a.raw"}}}}"#,
+        ),
+        (
+            V::Export {
+                volume: name("a"),
+                target: FileOrPipe::Pipe,
+                skip_damaged: true,
+            },
+            r#"{"volume":{"export":{"volume":"a","target":"pipe","skip_damaged":true}}}"#,
         ),
     ];
     let streams = golden_of_streams();

@@ -75,6 +75,9 @@ pub enum Command {
         volume: String,
         /// The target.
         target: FileOrPipe,
+        /// True to leave a hole for each range that cannot be read.
+        #[serde(default, skip_serializing_if = "is_false")]
+        skip_damaged: bool,
     },
     /// Writes a snapshot, or a set, as a stream to the output.
     Send(Send),
@@ -144,4 +147,8 @@ pub struct Import {
     /// compressed) is refused.
     #[serde(default)]
     pub raw: bool,
+}
+
+const fn is_false(value: &bool) -> bool {
+    !*value
 }

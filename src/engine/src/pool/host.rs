@@ -34,8 +34,23 @@ const SLICE_BYTES: u64 = 512 << 10;
 const RETRY_EVERY: Duration = Duration::from_millis(50);
 /// Maximum time that a write waits for operations that use the reserve.
 const USERS_TIME: Duration = Duration::from_secs(1);
+/// Writes are taken to go on once the host has gained this much since it refused one: a few blocks that
+/// come and go make no difference.
+const RELIEF_BYTES: u64 = 1 << 20;
+/// Or once it has refused none for this long, and taken one.
+const RELIEF_TIME: Duration = Duration::from_secs(3);
 /// Interval at which it polls meanwhile.
 const USERS_POLL: Duration = Duration::from_millis(5);
+
+/// A write that failed because the host is full.
+#[derive(Clone, Copy)]
+struct Refused {
+    /// The free space on the host then.
+    free_bytes: u64,
+    at: Instant,
+    /// True if another write has succeeded since.
+    is_over: bool,
+}
 
 /// The state of the pool's reserve on its host.
 #[derive(Default)]
@@ -48,6 +63,10 @@ pub(super) struct HostReserve {
     was_refused: AtomicBool,
     /// Number of operations that use what was released: while there are any, it is not taken back.
     users: AtomicUsize,
+    /// The last write that failed because the host is full; `None` once writes go on.
+    refused: Mutex<Option<Refused>>,
+    /// True while there is one.
+    is_refusing: AtomicBool,
     /// The time of the last request to the host. Locked while the reserve is taken or released.
     tried: Mutex<Option<Instant>>,
 }
@@ -192,6 +211,62 @@ impl Shared {
             shared: self,
             is_counted: false,
             tried_spent: false,
+        }
+    }
+
+    /// Notes that a write has failed for good; logs it, once until writes go on, if that was because
+    /// the host is full.
+    pub(super) fn note_refused_write(&self, error: &Error) {
+        if !error.is_host_full() {
+            return;
+        }
+        let refused = Refused {
+            free_bytes: self.host_free_bytes().unwrap_or(0),
+            at: Instant::now(),
+            is_over: false,
+        };
+        let before = self.host_reserve.refused.lock().replace(refused);
+        self.host_reserve.is_refusing.store(true, Ordering::Release);
+        if before.is_none() {
+            tracing::error!(
+                "the host's file system is full, and writes are refused: free some space there"
+            );
+        }
+    }
+
+    /// Notes that a write has succeeded.
+    pub(super) fn note_write(&self) {
+        if self.host_reserve.is_refusing.load(Ordering::Relaxed)
+            && let Some(refused) = self.host_reserve.refused.lock().as_mut()
+        {
+            refused.is_over = true;
+        }
+    }
+
+    /// Returns true if the host is full, so that writes are refused: some may still succeed, where the
+    /// host has stored the pool's free blocks.
+    pub(super) fn host_refuses_writes(&self) -> bool {
+        let Some(refused) = *self.host_reserve.refused.lock() else {
+            return false;
+        };
+        let has_gained = self
+            .host_free_bytes()
+            .is_none_or(|now| now >= refused.free_bytes.saturating_add(RELIEF_BYTES));
+        let is_spent = self.host_reserve.is_spent.load(Ordering::Acquire);
+        let is_past = refused.is_over && refused.at.elapsed() >= RELIEF_TIME;
+        is_spent || !(has_gained || is_past)
+    }
+
+    /// Logs, once the host has space again, that writes go on.
+    pub(super) fn watch_host(&self) {
+        if self.host_refuses_writes() {
+            return;
+        }
+        if self.host_reserve.refused.lock().take().is_some() {
+            self.host_reserve
+                .is_refusing
+                .store(false, Ordering::Release);
+            tracing::info!("the host's file system has free space again, and writes go on");
         }
     }
 

@@ -208,6 +208,8 @@ pub struct Status {
     pub host_bytes: u64,
     /// Bytes that the host's file system has left; `None` if the pool has all its space already.
     pub host_free_bytes: Option<u64>,
+    /// True while the host is full and writes are refused for that; false before the first one is.
+    pub host_refuses_writes: bool,
     /// The size up to which the pool grows by itself; its present size if it does not.
     pub limit_bytes: u64,
     /// Number of named volumes and snapshots.

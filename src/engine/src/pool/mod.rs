@@ -41,6 +41,7 @@ mod shared;
 mod sides;
 mod space_wait;
 mod status;
+mod superblocks;
 mod transaction;
 mod volume;
 mod waiter;

@@ -13,6 +13,7 @@ use super::rebuild::rebuild;
 use super::shared::{Changes, Shared, Signal};
 use super::sides::prepare_sides;
 use super::space_wait::SpaceWait;
+use super::superblocks;
 use super::volume::VolumeCore;
 use super::watermark::Watch;
 use crate::log::{Log, Position};
@@ -68,6 +69,15 @@ impl Pool {
         shared.keep_host_reserve();
         shared.replay(options.resumes, false)?;
         shared.heal();
+        let size_bytes = layout.block_count() * BLOCK_BYTES as u64;
+        if let Some(max_size_bytes) = options.full.max_size_bytes.filter(|max| *max < size_bytes) {
+            tracing::warn!(
+                size_bytes,
+                max_size_bytes,
+                "the pool is larger than the size up to which it may grow by itself, and does not \
+                 grow"
+            );
+        }
         if options.background {
             background::start(&shared);
         }
@@ -242,13 +252,20 @@ fn load(
     let missing = MissingEntries::new(&loss, &forest, superblock.volume_count);
     link(&mut forest, &missing)?;
     let catalogue_root = catalogue.tree.root_to_keep();
-    rebuild(
+    let mut healed = rebuild(
         &mut committed,
         &store,
         &superblock,
         &catalogue_root,
         &forest,
     );
+    let damaged = superblocks::damaged(&*device, &superblock, slot);
+    if damaged > 0 && !options.read_only {
+        healed += damaged;
+        tracing::warn!(
+            "{damaged} damaged superblocks are written anew; a scrub finds what else is damaged"
+        );
+    }
     let start = Position {
         sequence: superblock.log_sequence,
         bytes: superblock.log_offset,
@@ -286,7 +303,7 @@ fn load(
         full: options.full,
         space_wait: SpaceWait::default(),
         host_reserve: HostReserve::default(),
-        healed: AtomicU64::new(0),
+        healed: AtomicU64::new(healed),
         missing,
         resyncing: std::sync::Mutex::default(),
         scrubbing: std::sync::Mutex::default(),

@@ -14,22 +14,28 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Makes lost bitmaps anew, if there are any.
+/// Makes lost bitmaps anew, if there are any; returns how many it has made.
 pub(super) fn rebuild(
     committed: &mut Committed,
     store: &NodeStore,
     superblock: &Superblock,
     catalogue: &Arc<Root>,
     forest: &Forest,
-) {
+) -> u64 {
     let lost = committed.lost().count();
     if lost == 0 {
-        return;
+        return 0;
     }
     let restored = reached(committed, store, catalogue, forest)
         .map(|found| committed.restore(found, superblock.bitmaps_digest));
     match restored {
-        Ok(true) => tracing::warn!("{lost} damaged bitmaps of allocation groups were made anew"),
+        Ok(true) => {
+            tracing::warn!(
+                "{lost} damaged bitmaps of allocation groups were made anew; a scrub finds what else \
+                 is damaged"
+            );
+            return lost as u64;
+        }
         Ok(false) => tracing::warn!(
             "{lost} bitmaps of allocation groups are unreadable, and their free space is unknown \
              until the pool is repaired"
@@ -39,6 +45,7 @@ pub(super) fn rebuild(
              their free space is unknown until the pool is repaired"
         ),
     }
+    0
 }
 
 /// Returns the bitmaps of the lost groups that follow from the maps.

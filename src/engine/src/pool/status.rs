@@ -70,6 +70,7 @@ impl Shared {
             metadata_bytes: size_bytes - total * block,
             host_bytes: self.device.host_bytes()?,
             host_free_bytes: self.host_free_bytes(),
+            host_refuses_writes: self.host_refuses_writes(),
             limit_bytes,
             volumes,
             generation: self.generation().0,

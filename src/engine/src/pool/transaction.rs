@@ -158,7 +158,8 @@ impl Transaction {
         loop {
             shared.check_open()?;
             if demand == Demand::Create {
-                shared.check_host_room()?;
+                let room = shared.check_host_room();
+                room.inspect_err(|error| shared.note_refused_write(error))?;
             }
             shared.promise(promise, demand)?;
             let seen = shared.checkpoints.load(Ordering::Acquire);

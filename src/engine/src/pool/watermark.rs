@@ -49,6 +49,7 @@ fn settled(said: Watermark, now: Watermark, left: u64, all: u64) -> Watermark {
 impl Shared {
     /// Logs a level that was reached since the last call, and that held writes can go on.
     pub(super) fn watch_watermark(&self) {
+        self.watch_host();
         let Ok(status) = self.status() else { return };
         if status.low_water < Watermark::Full {
             self.tell_released();

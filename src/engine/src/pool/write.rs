@@ -89,11 +89,12 @@ impl Volume {
                 {
                     continue;
                 }
-                outcome => outcome?,
+                outcome => outcome.inspect_err(|error| self.shared.note_refused_write(error))?,
             }
             rest = &rest[len..];
             at += len as u64;
         }
+        self.shared.note_write();
         Ok(())
     }
 

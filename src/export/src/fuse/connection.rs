@@ -139,6 +139,13 @@ impl Connection {
         }
         fs::create_dir_all(dir).map_err(ExportError::io("create the directory", dir))?;
         let dir = mount::resolve(dir).map_err(ExportError::io("resolve", dir))?;
+        if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) {
+            tracing::warn!(
+                folder = %dir.display(),
+                "the folder of the volumes holds files, which are not seen while the volumes are \
+                 mounted over them"
+            );
+        }
         let threads = threads
             .unwrap_or_else(|| thread::available_parallelism().map_or(THREADS_MIN, usize::from))
             .max(THREADS_MIN);

@@ -62,8 +62,8 @@ pub enum Error {
     /// No space is left for this.
     #[error("no space left in the pool; remove something or grow the pool")]
     NoSpace,
-    /// There is no object of this name or id.
-    #[error("there is no {0}")]
+    /// There is no volume of this name or id.
+    #[error("there is no volume {0}")]
     NotFound(Name),
     /// No volume has this id.
     #[error("there is no volume {0}")]

@@ -156,7 +156,8 @@ impl Mounts {
     fn write_out(&self, volume: &Volume, it: &Mounted) -> Result<()> {
         // A write that found no space in the pool is reported here, and not again later.
         let synced = it.at.sync().map_err(Error::io("flush", &it.path));
-        synced.inspect_err(|_| self.note_refusal(volume))
+        let synced = synced.inspect_err(|_| self.note_refusal(volume));
+        synced.map_err(|error| self.explain(error))
     }
 
     /// Returns the volume's file systems that are mounted where this process can see them.

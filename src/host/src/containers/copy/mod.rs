@@ -248,7 +248,11 @@ impl Side {
 
     fn place(&self) -> Result<Place> {
         let (parent, name) = split(self.path.as_os_str().as_bytes());
-        let directory = self.directory(parent).map_err(self.failed("find"))?;
+        let directory = self.directory(parent).map_err(|errno| Error::Io {
+            action: "find the directory",
+            path: Path::new(OsStr::from_bytes(parent)).to_owned(),
+            source: errno.into(),
+        })?;
         Ok(Place {
             directory,
             name: OsStr::from_bytes(name).into(),
