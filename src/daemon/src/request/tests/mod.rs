@@ -1,5 +1,7 @@
 //! Each request, and the text that stands for it in version 3 of the protocol.
 
+mod images;
+
 use super::attach::{Attach, Kind, SectorSize};
 use super::container::MountAt;
 use super::image::Compression;
@@ -26,7 +28,7 @@ fn file(text: &str) -> FileOrPipe {
 fn golden() -> Vec<(Command, &'static str)> {
     let mut all = golden_of_pool_and_volumes();
     all.extend(golden_of_attachments());
-    all.extend(golden_of_images());
+    all.extend(images::golden());
     all.extend(golden_of_containers());
     all
 }
@@ -269,91 +271,6 @@ fn golden_of_attachments() -> Vec<(Command, &'static str)> {
         ),
     ];
     all.map(|(command, text)| (Command::Attach(command), text))
-        .into()
-}
-
-fn golden_of_images() -> Vec<(Command, &'static str)> {
-    use image::Command as I;
-    let all = [
-        (
-            I::Import(image::Import {
-                source: file("/root"),
-                name: Some("debian:12".to_owned()),
-                platform: Some("linux/arm/v7".parse().unwrap()),
-                rootfs: true,
-                size_bytes: Some(1 << 30),
-            }),
-            r#"{"image":{"import":{"source":{"file":"/root"},"name":"debian:12","platform":"linux/arm/v7","rootfs":true,"size_bytes":1073741824}}}"#,
-        ),
-        (
-            I::Migrate(image::Migrate {
-                from: HostPath::new("/var/lib/docker").unwrap(),
-            }),
-            r#"{"image":{"migrate":{"from":"/var/lib/docker"}}}"#,
-        ),
-        (
-            I::Pull(image::Pull {
-                name: "debian:12".to_owned(),
-                size_bytes: None,
-            }),
-            r#"{"image":{"pull":{"name":"debian:12","size_bytes":null}}}"#,
-        ),
-        (
-            I::Push(image::Push {
-                image: "debian:12".to_owned(),
-            }),
-            r#"{"image":{"push":{"image":"debian:12"}}}"#,
-        ),
-        (I::List, r#"{"image":"list"}"#),
-        (
-            I::Inspect {
-                image: "i".to_owned(),
-            },
-            r#"{"image":{"inspect":{"image":"i"}}}"#,
-        ),
-        (
-            I::History {
-                image: "i".to_owned(),
-            },
-            r#"{"image":{"history":{"image":"i"}}}"#,
-        ),
-        (
-            I::Tag {
-                image: "i".to_owned(),
-                name: "app:1".to_owned(),
-            },
-            r#"{"image":{"tag":{"image":"i","name":"app:1"}}}"#,
-        ),
-        (
-            I::Export(image::Export {
-                images: vec!["i".to_owned()],
-                file: FileOrPipe::Pipe,
-                compression: Compression::Zstd,
-            }),
-            r#"{"image":{"export":{"images":["i"],"file":"pipe","compression":"zstd"}}}"#,
-        ),
-        (
-            I::Send {
-                images: vec!["i".to_owned()],
-                options: send_options(),
-            },
-            r#"{"image":{"send":{"images":["i"],"options":{"from":"r","compress":true,"resume":"00ff","bytes_per_s":1000}}}}"#,
-        ),
-        (
-            I::Receive(Receive {
-                name: "-".to_owned(),
-                step: ReceiveStep::Stream,
-            }),
-            r#"{"image":{"receive":{"name":"-","step":"stream"}}}"#,
-        ),
-        (
-            I::Remove {
-                images: vec!["i".to_owned()],
-            },
-            r#"{"image":{"remove":{"images":["i"]}}}"#,
-        ),
-    ];
-    all.map(|(command, text)| (Command::Image(command), text))
         .into()
 }
 
