@@ -9,11 +9,17 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 
 /// Returns how to stop the daemon that has answered: with the number of its process, if it tells that
-/// in time.
+/// in time. Where a service manager listens for it, a killed daemon would be started again; and a
+/// number from another process namespace means nothing here.
 pub(super) fn how_to_stop(client: Client) -> String {
+    const MANAGER: u32 = 1;
+    let listener = client.listener().unwrap_or(0);
+    if listener == MANAGER {
+        return "systemctl stop cowshed.socket cowshed.service".to_owned();
+    }
     match in_time(move || process(&client)).flatten() {
-        Some(process) => format!("kill {process}"),
-        None => "send SIGTERM to it".to_owned(),
+        Some(process) if process == listener => format!("kill {process}"),
+        _ => "send SIGTERM to it".to_owned(),
     }
 }
 

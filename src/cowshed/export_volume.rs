@@ -12,7 +12,7 @@ use super::streams::Output;
 use anyhow::Context;
 use cowshed_daemon::request::FileOrPipe;
 use cowshed_engine::{Extent, ExtentKind, Pool, Volume};
-use cowshed_format::base::{BLOCK_BYTES, Error};
+use cowshed_format::base::{BLOCK_BYTES, Cancel, Error};
 use cowshed_stream::bookmark;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::json;
@@ -21,6 +21,8 @@ use std::io::{Seek, SeekFrom, Write};
 
 /// Number of bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
+/// If nothing could be read before so many bytes, nothing can.
+const ALL_LOST_BYTES: u64 = 64 << 20;
 
 /// Writes the volume `name` to `target`; with `skip_damaged`, without what cannot be read.
 ///
@@ -110,8 +112,11 @@ fn copy(
         output: Output::new(output, console.cancel()).map_err(output_error)?,
         seekable: seekable.then_some(output),
         skip_damaged,
+        map: Map::Sound,
+        has_read: false,
         damaged: Vec::new(),
         progress: console.progress("export", Some(size_bytes)),
+        cancel: console.cancel(),
     };
     let mut buf = vec![0; CHUNK_BYTES];
     let mut at = 0;
@@ -137,13 +142,26 @@ fn copy(
     Ok(copy.damaged)
 }
 
-/// Returns true if a range cannot be read, and others can.
+/// Returns true if a range cannot be read, and others may be: a disk says so in several ways.
 fn is_local(error: &Error) -> bool {
     match error {
         Error::Corrupt(_) => true,
-        Error::Io { source, .. } => source.raw_os_error() == Some(libc::EIO),
+        Error::Io { source, .. } => matches!(
+            source.raw_os_error(),
+            Some(libc::EIO | libc::ENODATA | libc::EILSEQ)
+        ),
         _ => false,
     }
+}
+
+/// What is known of damage in the volume's map.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Map {
+    Sound,
+    /// There is some from here on, and it has not been reached.
+    DamagedAhead,
+    /// What was read last was damaged.
+    DamagedHere,
 }
 
 struct Copy<'a> {
@@ -152,35 +170,58 @@ struct Copy<'a> {
     /// The same file, for seeking past holes, if that leaves holes.
     seekable: Option<&'a File>,
     skip_damaged: bool,
+    map: Map,
+    /// True once something could be read.
+    has_read: bool,
     /// Offset and length of each range that was skipped.
     damaged: Vec<(u64, u64)>,
     progress: Progress,
+    cancel: &'a Cancel,
 }
 
 impl Copy<'_> {
-    /// Returns the extent at `at`; where the map is damaged, one block, as if it had data.
-    fn extent_at(&self, at: u64) -> anyhow::Result<Option<Extent>> {
-        match self.volume.extent_at(at) {
-            Err(error) if self.skip_damaged && is_local(&error) => Ok(Some(Extent {
-                offset_bytes: at,
-                len_bytes: BLOCK_BYTES as u64,
-                kind: ExtentKind::Data,
-            })),
-            extent => Ok(extent?),
+    /// Returns the extent at `at`. Where the map is damaged somewhere behind it, the end of an extent
+    /// cannot be found: then everything counts as data until that damage is passed.
+    fn extent_at(&mut self, at: u64) -> anyhow::Result<Option<Extent>> {
+        if self.map == Map::Sound {
+            match self.volume.extent_at(at) {
+                Err(error) if self.skip_damaged && is_local(&error) => {
+                    self.map = Map::DamagedAhead;
+                }
+                extent => return Ok(extent?),
+            }
         }
+        let len_bytes = CHUNK_BYTES as u64 - at % CHUNK_BYTES as u64;
+        Ok((at < self.volume.size_bytes()).then_some(Extent {
+            offset_bytes: at,
+            len_bytes,
+            kind: ExtentKind::Data,
+        }))
     }
 
     fn data(&mut self, start: u64, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {
         let mut done = 0;
         while done < len_bytes {
+            self.cancel.check()?;
             let len = chunk_len(len_bytes - done);
             match self.volume.read_at(&mut buf[..len], start + done) {
                 Err(error) if self.skip_damaged && is_local(&error) => {
                     self.blocks(start + done, len, buf)?;
+                    if self.map == Map::DamagedAhead {
+                        self.map = Map::DamagedHere;
+                    }
                 }
                 outcome => {
                     outcome?;
-                    self.write(&buf[..len])?;
+                    self.has_read = true;
+                    if self.map != Map::Sound && buf[..len].iter().all(|byte| *byte == 0) {
+                        self.hole(len as u64, buf)?;
+                    } else {
+                        self.write(&buf[..len])?;
+                    }
+                    if self.map == Map::DamagedHere {
+                        self.map = Map::Sound;
+                    }
                 }
             }
             done += len as u64;
@@ -191,10 +232,11 @@ impl Copy<'_> {
     /// Copies a range block by block, with a hole for each block that cannot be read.
     fn blocks(&mut self, start: u64, len_bytes: usize, buf: &mut [u8]) -> anyhow::Result<()> {
         for done in (0..len_bytes).step_by(BLOCK_BYTES) {
+            self.cancel.check()?;
             let len = BLOCK_BYTES.min(len_bytes - done);
             let at = start + done as u64;
             match self.volume.read_at(&mut buf[..len], at) {
-                Err(error) if is_local(&error) => {
+                Err(error) if is_local(&error) && !self.is_all_lost() => {
                     match self.damaged.last_mut() {
                         Some((offset, before)) if *offset + *before == at => *before += len as u64,
                         _ => self.damaged.push((at, len as u64)),
@@ -203,11 +245,19 @@ impl Copy<'_> {
                 }
                 outcome => {
                     outcome?;
+                    self.has_read = true;
                     self.write(&buf[..len])?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Returns true if so much could not be read, and nothing could, that the device has failed rather
+    /// than rotted.
+    fn is_all_lost(&self) -> bool {
+        let damaged_bytes: u64 = self.damaged.iter().map(|(_, len)| len).sum();
+        !self.has_read && damaged_bytes >= ALL_LOST_BYTES
     }
 
     fn hole(&mut self, len_bytes: u64, buf: &mut [u8]) -> anyhow::Result<()> {

@@ -118,11 +118,18 @@ fn judge(check: &Check, report: &CheckReport, place: &Place) -> anyhow::Error {
     };
     let may_forget = !check.forget && findings.iter().any(|it| is_catalogue(it.kind));
     let data = findings.iter().filter(|it| it.kind.is_data()).count();
-    let lost = format!(
-        "{} of data damaged, which no repair gives back: write it anew from a backup, or remove \
-         what has it (`cowshed pool scrub` says what that is)",
-        counted(data, "range", "ranges")
-    );
+    let ranges = counted(data, "range", "ranges");
+    let lost = if check.this_side {
+        format!(
+            "{ranges} of data damaged on this side; another side may have it: check without \
+             --this-side"
+        )
+    } else {
+        format!(
+            "{ranges} of data damaged, which no repair gives back: write it anew from a backup, or \
+             remove what has it (`cowshed pool scrub` says what that is)"
+        )
+    };
     if data == found && report.findings_omitted == 0 {
         return Damage(format!("pool {}: {lost}", place.pool)).into();
     }

@@ -140,11 +140,17 @@ fn run_in_daemon(
         })?,
     };
     match answer.refusal {
-        Some(refusal) if refusal.contains("unknown variant") => anyhow::bail!(
-            "the daemon on {} is of another version, which does not know this command ({refusal}); \
+        Some(refusal)
+            if ["unknown variant", "unknown field"]
+                .iter()
+                .any(|what| refusal.contains(what)) =>
+        {
+            anyhow::bail!(
+                "the daemon on {} is of another version, which does not know this command ({refusal}); \
              `cowshed serve --upgrade` starts this version while the volumes stay in use",
-            place.socket
-        ),
+                place.socket
+            )
+        }
         Some(refusal) => anyhow::bail!("the daemon on {}: {refusal}", place.socket),
         None => Ok(Exit::from_status(answer.status)),
     }

@@ -51,6 +51,16 @@ impl Client {
         }
     }
 
+    /// Returns the process that listens, as this process sees it: the daemon, or the service manager
+    /// that starts it. 0 for one that is out of sight.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn listener(&self) -> io::Result<u32> {
+        let credentials = getsockopt(&self.socket, sockopt::PeerCredentials)?;
+        Ok(u32::try_from(credentials.pid()).unwrap_or(0))
+    }
+
     /// Runs a command in the daemon on `streams` and waits for it to end.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ const USERS_TIME: Duration = Duration::from_secs(1);
 /// come and go make no difference.
 const RELIEF_BYTES: u64 = 1 << 20;
 /// Or once it has refused none for this long, and taken one.
-const RELIEF_TIME: Duration = Duration::from_secs(3);
+const RELIEF_TIME: Duration = Duration::from_secs(10);
 /// Interval at which it polls meanwhile.
 const USERS_POLL: Duration = Duration::from_millis(5);
 
@@ -225,8 +225,11 @@ impl Shared {
             at: Instant::now(),
             is_over: false,
         };
-        let before = self.host_reserve.refused.lock().replace(refused);
-        self.host_reserve.is_refusing.store(true, Ordering::Release);
+        let before = {
+            let mut now = self.host_reserve.refused.lock();
+            self.host_reserve.is_refusing.store(true, Ordering::Release);
+            now.replace(refused)
+        };
         if before.is_none() {
             tracing::error!(
                 "the host's file system is full, and writes are refused: free some space there"
@@ -246,28 +249,40 @@ impl Shared {
     /// Returns true if the host is full, so that writes are refused: some may still succeed, where the
     /// host has stored the pool's free blocks.
     pub(super) fn host_refuses_writes(&self) -> bool {
-        let Some(refused) = *self.host_reserve.refused.lock() else {
+        if !self.host_reserve.is_refusing.load(Ordering::Acquire) {
             return false;
-        };
-        let has_gained = self
-            .host_free_bytes()
-            .is_none_or(|now| now >= refused.free_bytes.saturating_add(RELIEF_BYTES));
+        }
+        let free_bytes = self.host_free_bytes();
+        let refused = *self.host_reserve.refused.lock();
+        refused.is_some_and(|refused| self.still_refuses(refused, free_bytes))
+    }
+
+    fn still_refuses(&self, refused: Refused, free_bytes: Option<u64>) -> bool {
+        let has = |bytes| free_bytes.is_none_or(|now| now >= bytes);
+        let has_gained = has(refused.free_bytes.saturating_add(RELIEF_BYTES));
+        // A quota is not seen in the free space. A host without any takes writes where it has stored
+        // the pool's free blocks.
+        let is_past = refused.is_over && refused.at.elapsed() >= RELIEF_TIME && has(RELIEF_BYTES);
         let is_spent = self.host_reserve.is_spent.load(Ordering::Acquire);
-        let is_past = refused.is_over && refused.at.elapsed() >= RELIEF_TIME;
         is_spent || !(has_gained || is_past)
     }
 
     /// Logs, once the host has space again, that writes go on.
     pub(super) fn watch_host(&self) {
-        if self.host_refuses_writes() {
+        if !self.host_reserve.is_refusing.load(Ordering::Acquire) {
             return;
         }
-        if self.host_reserve.refused.lock().take().is_some() {
-            self.host_reserve
-                .is_refusing
-                .store(false, Ordering::Release);
-            tracing::info!("the host's file system has free space again, and writes go on");
+        let free_bytes = self.host_free_bytes();
+        let mut refused = self.host_reserve.refused.lock();
+        if refused.is_none_or(|refused| self.still_refuses(refused, free_bytes)) {
+            return;
         }
+        *refused = None;
+        self.host_reserve
+            .is_refusing
+            .store(false, Ordering::Release);
+        drop(refused);
+        tracing::info!("the host's file system has free space again, and writes go on");
     }
 
     /// Refuses operations that do not free space while the reserve is spent; first takes the

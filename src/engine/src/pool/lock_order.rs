@@ -8,8 +8,8 @@
 //!
 //! [`Rank`] is the whole order. Locks that are not listed protect a few words; no other lock is
 //! taken while one of them is held: the log's `tail` and `leading`, the node cache's `hand`,
-//! `layout`, `space_wait.gate`, `space_wait.last_held`, `signal.wanted`, `watermark.said`, `host_reserve.tried`, `threads`,
-//! `store.damage`, `store.given_up`, and in `space` the groups (`hiding` before `groups` before a
+//! `layout`, `space_wait.gate`, `space_wait.last_held`, `signal.wanted`, `watermark.said`,
+//! `host_reserve.tried`, `host_reserve.refused`, `threads`, `store.damage`, `store.given_up`, and in `space` the groups (`hiding` before `groups` before a
 //! group; of two groups, the first one first).
 
 use cowshed_format::base::sync::{Mutex, RwLock};
