@@ -355,7 +355,7 @@ fn an_interruption_leaves_whole_images_and_the_next_run_goes_on() {
     eventually("the small image, beside the large one", || {
         images() == 1 && in_work()
     });
-    host("kill", ["-INT", &child.id().to_string()]);
+    host("kill", ["-TERM", &child.id().to_string()]);
     assert!(!child.wait_with_output().unwrap().status.success());
     // The daemon hears of it, and removes what it had begun.
     eventually("an end of the large image", || !in_work());

@@ -119,10 +119,13 @@ fn names_and_sizes_that_cannot_be_are_refused_in_one_line() {
     let [first, second, third] = lines[..] else {
         panic!("{said}");
     };
-    assert_eq!(first, "cowshed: remove volume nobody: there is no nobody");
+    assert_eq!(
+        first,
+        "cowshed: remove volume nobody: there is no volume nobody"
+    );
     assert_eq!(
         second,
-        "cowshed: remove volume nothing: there is no nothing"
+        "cowshed: remove volume nothing: there is no volume nothing"
     );
     assert!(
         third.starts_with("cowshed: remove volume ../x: "),

@@ -100,7 +100,7 @@ fn a_certificate_that_signs_itself_is_trusted_where_it_is_given_and_for_its_name
     // What the registry answers comes over a connection that is trusted.
     let trusted = pull(&registry, Some(&registry));
     expect_failure(&trusted, 1, "refuses the image busy:1");
-    let unknown = "its own certificate, or that of its authority (--ca)";
+    let unknown = "as its own; give that certificate (--ca)";
     for untrusted in [pull(&registry, None), pull(&registry, Some(&other))] {
         expect_failure(&untrusted, 1, unknown);
         let said = String::from_utf8_lossy(&untrusted.stderr);
@@ -108,6 +108,22 @@ fn a_certificate_that_signs_itself_is_trusted_where_it_is_given_and_for_its_name
     }
     let named_otherwise = pull(&elsewhere, Some(&elsewhere));
     expect_failure(&named_otherwise, 1, "is for another name");
+}
+
+#[test]
+fn the_certificate_of_a_server_that_was_given_is_no_authority() {
+    let registry = Registry::signed_by_a_server();
+    let bench = Bench::with_pool("2G");
+    let reference = format!("{}/busy:1", registry.server);
+    let pull = |given: &Path| {
+        let mut command = command(&bench, ["image", "pull", &reference, "--ca"]);
+        command.arg(given).output().unwrap()
+    };
+    let refused = pull(&registry.authority());
+    expect_failure(&refused, 1, "no authority that is trusted here has signed");
+    // What it has signed is trusted where that is given itself.
+    let trusted = pull(&registry.certificate());
+    expect_failure(&trusted, 1, "refuses the image busy:1");
 }
 
 #[test]

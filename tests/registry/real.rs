@@ -28,6 +28,11 @@ impl Registry {
         Self::start_with(|folder| make_certificate(folder, names))
     }
 
+    /// Starts a registry whose certificate was signed with the one of another server.
+    pub(crate) fn signed_by_a_server() -> Self {
+        Self::start_with(|folder| make_certificates_of(folder, false))
+    }
+
     fn start_with(certify: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("cowshed-registry-")
@@ -159,16 +164,21 @@ fn make_certificate(folder: &Path, names: &str) {
 
 /// Makes an authority, and a certificate of it for this host.
 fn make_certificates(folder: &Path) {
+    make_certificates_of(folder, true);
+}
+
+/// Makes the certificate of an authority, or of a server, and another one for this host that it has
+/// signed.
+fn make_certificates_of(folder: &Path, is_authority: bool) {
     let openssl = |arguments: &[&str]| openssl(folder, arguments);
     fs::create_dir(folder.join("certificates")).unwrap();
-    openssl(
-        &[
-            &["req", "-x509", "-days", "2", "-subj", "/CN=authority"],
-            &KEY[..],
-            &["-keyout", "ca.key", "-out", "certificates/ca.crt"],
-        ]
-        .concat(),
-    );
+    let mut request = vec!["req", "-x509", "-days", "2", "-subj", "/CN=authority"];
+    if !is_authority {
+        request.extend(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    }
+    request.extend(KEY);
+    request.extend(["-keyout", "ca.key", "-out", "certificates/ca.crt"]);
+    openssl(&request);
     openssl(
         &[
             &["req", "-subj", "/CN=registry"],

@@ -2,12 +2,14 @@
 //! user trusts, and those whose own certificate the user has given.
 //!
 //! # Invariants
-//! - A certificate that the user has given is accepted from a server only byte for byte, within its
-//!   time, and for the name that was asked for.
+//! - A server's own certificate that the user has given is accepted only byte for byte, within its
+//!   time, and for the name that was asked for; it does not count as an authority.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -41,11 +43,14 @@ pub(crate) fn config(given: Vec<CertificateDer<'static>>) -> Result<ClientConfig
     Ok(config)
 }
 
-/// Accepts what the host's verifier accepts, and a server's own certificate that the user has given.
+/// Accepts a server's own certificate that was given, and what the host's verifier accepts with the
+/// authorities that were given.
 #[derive(Debug)]
 struct GivenOrSigned {
-    signed: Verifier,
+    /// `None` on a host without authorities, if none was given.
+    signed: Option<Verifier>,
     given: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl GivenOrSigned {
@@ -53,9 +58,49 @@ impl GivenOrSigned {
         given: Vec<CertificateDer<'static>>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, Error> {
-        let signed = Verifier::new_with_extra_roots(given.iter().cloned(), provider)?;
-        Ok(Self { signed, given })
+        let algorithms = provider.signature_verification_algorithms;
+        let now = UnixTime::now();
+        let authorities = given.iter().filter(|it| may_sign(it, &algorithms, now));
+        let authorities: Vec<_> = authorities.cloned().collect();
+        let has_authorities = !authorities.is_empty();
+        let signed = match Verifier::new_with_extra_roots(authorities, provider) {
+            Ok(verifier) => Some(verifier),
+            Err(error) if has_authorities => return Err(error),
+            Err(_) => None,
+        };
+        Ok(Self {
+            signed,
+            given,
+            algorithms,
+        })
     }
+}
+
+/// Checks what is in a certificate itself: its time, and that it is a server's own. Nobody has signed
+/// it as far as this goes.
+fn check_alone(
+    certificate: &CertificateDer<'_>,
+    algorithms: &WebPkiSupportedAlgorithms,
+    now: UnixTime,
+) -> Result<(), webpki::Error> {
+    let certificate = webpki::EndEntityCert::try_from(certificate)?;
+    let usage = webpki::KeyUsage::server_auth();
+    certificate
+        .verify_for_usage(algorithms.all, &[], &[], now, usage, None, None)
+        .map(drop)
+}
+
+/// Returns true for the certificate of an authority: it counts for what it has signed. A server's own
+/// does not, whoever has its key.
+fn may_sign(
+    certificate: &CertificateDer<'_>,
+    algorithms: &WebPkiSupportedAlgorithms,
+    now: UnixTime,
+) -> bool {
+    matches!(
+        check_alone(certificate, algorithms, now),
+        Err(webpki::Error::CaUsedAsEndEntity)
+    )
 }
 
 impl ServerCertVerifier for GivenOrSigned {
@@ -67,20 +112,26 @@ impl ServerCertVerifier for GivenOrSigned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let signed = self.signed.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        let Err(error) = signed else { return signed };
-        // These are found only after the certificate's own time was found right.
-        if !wants_certificate(&error) || !self.given.contains(end_entity) {
-            return Err(error);
+        use CertificateError as C;
+        if self.given.contains(end_entity) {
+            let fault = match check_alone(end_entity, &self.algorithms, now) {
+                Ok(()) | Err(webpki::Error::UnknownIssuer | webpki::Error::CaUsedAsEndEntity) => {
+                    None
+                }
+                Err(webpki::Error::CertExpired { .. }) => Some(C::Expired),
+                Err(webpki::Error::CertNotValidYet { .. }) => Some(C::NotValidYet),
+                Err(_) => Some(C::InvalidPurpose),
+            };
+            if let Some(fault) = fault {
+                return Err(fault.into());
+            }
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            return Ok(ServerCertVerified::assertion());
         }
-        verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-        Ok(ServerCertVerified::assertion())
+        let Some(signed) = &self.signed else {
+            return Err(C::UnknownIssuer.into());
+        };
+        signed.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -89,7 +140,7 @@ impl ServerCertVerifier for GivenOrSigned {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signed.verify_tls12_signature(message, cert, signed)
+        verify_tls12_signature(message, cert, signed, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -98,11 +149,11 @@ impl ServerCertVerifier for GivenOrSigned {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signed.verify_tls13_signature(message, cert, signed)
+        verify_tls13_signature(message, cert, signed, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.signed.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -135,7 +186,10 @@ pub(crate) fn in_words(error: &Error) -> String {
         return format!("no secure connection could be agreed on ({error})");
     };
     let text = match fault {
-        _ if wants_certificate(error) => {
+        _ if is_authority(error) => {
+            "it shows the certificate of an authority as its own; give that certificate"
+        }
+        _ if is_unknown(error) => {
             "no authority that is trusted here has signed its certificate; give its own \
              certificate, or that of its authority"
         }
