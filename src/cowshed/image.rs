@@ -13,8 +13,8 @@ use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::FileOrPipe;
 use cowshed_daemon::request::image::{self as request, Command, Export, Import, Pull};
-use cowshed_format::base::Name;
 use cowshed_format::base::size::human;
+use cowshed_format::base::{Name, printable};
 use cowshed_host::transfer::Chosen;
 use cowshed_host::{self as container, ExportedImage, Host, ImportOptions, ImportedImage};
 use cowshed_oci::{
@@ -192,18 +192,20 @@ fn import_one(
 
 /// Reports properties of an image that are handled in an unexpected way.
 pub(super) fn tell_oddities(image: &Image, takes_names: bool, console: &Console) {
+    let shown = match image.described() {
+        name if name.is_empty() => "the image".to_owned(),
+        name => format!("the image {}", printable(&name)),
+    };
     if let Some(platform) = image.other_platform() {
         console.message(&format!(
-            "warning: the image is for {platform} and this host is {}; its programs do not run \
+            "warning: {shown} is for {platform} and this host is {}; its programs do not run \
              here without an emulator",
             Platform::host()
         ));
     }
     let names = image.reference_names().iter().filter(|_| takes_names);
     for fault in names.filter_map(|name| Reference::parse(name).err()) {
-        console.message(&format!(
-            "warning: a name of the image was left out: {fault}"
-        ));
+        console.message(&format!("warning: a name of {shown} was left out: {fault}"));
     }
 }
 
@@ -328,8 +330,10 @@ pub(super) fn show_imported(image: &ImportedImage, console: &Console) -> anyhow:
 
 /// Reports what was left out of an image.
 pub(super) fn tell_notes(image: &ImportedImage, console: &Console) {
+    let name = image.name.clone();
+    let name = name.unwrap_or_else(|| short(&image.id.to_string()));
     for note in &image.notes {
-        console.message(&format!("warning: {note}"));
+        console.message(&format!("warning: {}: {note}", printable(&name)));
     }
 }
 

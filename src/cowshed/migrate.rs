@@ -9,13 +9,13 @@ use super::progress::Progress;
 use anyhow::Context;
 use cowshed_daemon::open_pool::OpenPool;
 use cowshed_daemon::request::image::Migrate;
-use cowshed_format::base::printable;
 use cowshed_format::base::size::human;
+use cowshed_format::base::{self, printable};
 use cowshed_host::{Error, Host, ImportOptions, ImportProgress, ImportedImage, ImportedLayer};
 use cowshed_oci::old_store::{OldImage, OldStore};
-use cowshed_oci::{Digest, Image};
+use cowshed_oci::{Digest, Image, Reference};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -158,8 +158,9 @@ impl Plan {
 }
 
 impl Claim<'_> {
-    /// Keeps the outcome; after an error that is not the image's own, nothing more is imported.
-    fn end(self, imported: Result<ImportedImage, Error>) {
+    /// Keeps the outcome; after an error that is not the image's own, nothing more is imported. `shown` is
+    /// the image's name in messages.
+    fn end(self, shown: &str, imported: Result<ImportedImage, Error>) {
         let mut state = self.plan.lock();
         let index = self.image.index;
         match imported {
@@ -172,7 +173,12 @@ impl Claim<'_> {
             }
             Err(error) => {
                 state.waiting.clear();
-                state.outcome.stopped.get_or_insert(error.into());
+                let is_cancelled = error.is_cancelled();
+                let mut error = anyhow::Error::from(error);
+                if !is_cancelled {
+                    error = error.context(format!("image {shown}"));
+                }
+                state.outcome.stopped.get_or_insert(error);
             }
         }
     }
@@ -191,7 +197,8 @@ impl Drop for Claim<'_> {
 /// Returns true if the error says nothing of the images that follow.
 fn is_of_the_image(error: &Error) -> bool {
     match error {
-        Error::FileSystemFull { .. } | Error::Config(_) => true,
+        Error::FileSystemFull { .. } | Error::Config(_) | Error::NotFound { .. } => true,
+        Error::Pool(error) => matches!(error, base::Error::TooLarge { .. }),
         Error::Oci(_) => !error.is_cancelled() && !error.is_no_space(),
         _ => false,
     }
@@ -200,6 +207,10 @@ fn is_of_the_image(error: &Error) -> bool {
 fn import_all(host: &Host, images: &[OldImage], console: &Console) -> anyhow::Result<Outcome> {
     let mut state = State::default();
     let mut layers = 0;
+    let (names, taken) = resolve_names(images);
+    for line in taken {
+        console.message(&line);
+    }
     for (index, image) in images.iter().enumerate() {
         let image = match image.image() {
             Ok(image) => image,
@@ -211,7 +222,8 @@ fn import_all(host: &Host, images: &[OldImage], console: &Console) -> anyhow::Re
         };
         tell_oddities(image, true, console);
         let stacks = image.stack_ids();
-        let missing = host.images().missing_layers(image)?;
+        let missing = host.images().missing_layers(image);
+        let missing = missing.with_context(|| format!("image {}", shown(&images[index])))?;
         let present = stacks.iter().enumerate();
         let present = present.filter(|(index, _)| !missing.contains(index));
         state.present.extend(present.map(|(_, stack)| *stack));
@@ -234,12 +246,17 @@ fn import_all(host: &Host, images: &[OldImage], console: &Console) -> anyhow::Re
             scope.spawn(|| {
                 console.cancel().during(|| {
                     while let Some(claim) = plan.next() {
+                        let index = claim.image.index;
                         // Only images that can be read wait.
-                        let Ok(image) = images[claim.image.index].image() else {
+                        let Ok(image) = images[index].image() else {
                             continue;
                         };
-                        let imported = import_one(host, image, &plan, &progress, console);
-                        claim.end(imported);
+                        let options = ImportOptions {
+                            free_names: Some(names[index].clone()),
+                            ..ImportOptions::default()
+                        };
+                        let imported = import_one(host, image, &options, &plan, &progress, console);
+                        claim.end(&shown(&images[index]), imported);
                     }
                 });
             });
@@ -250,9 +267,44 @@ fn import_all(host: &Host, images: &[OldImage], console: &Console) -> anyhow::Re
     Ok(outcome)
 }
 
+/// Returns an image's names and old id, for messages.
+fn shown(old: &OldImage) -> String {
+    match old.names() {
+        [] => short(old.id()),
+        names => format!("{} ({})", names.join(", "), short(old.id())),
+    }
+}
+
+/// Returns the names that each image of the store gets: the first one in the store's list with a name
+/// gets it. Returns also a line for each image that does not.
+fn resolve_names(images: &[OldImage]) -> (Vec<Vec<Reference>>, Vec<String>) {
+    let mut first: HashMap<String, usize> = HashMap::new();
+    let (mut all, mut taken) = (Vec::new(), Vec::new());
+    for (index, old) in images.iter().enumerate() {
+        let mut names: Vec<Reference> = Vec::new();
+        // One that cannot be read gets none.
+        let found = old.names().iter().filter(|_| old.image().is_ok());
+        for name in found.filter_map(|name| Reference::parse(name).ok()) {
+            match *first.entry(name.short()).or_insert(index) {
+                other if other == index && names.contains(&name) => {}
+                other if other == index => names.push(name),
+                other => taken.push(format!(
+                    "warning: {} is the name of two images in the store: {} gets it, and {} does not",
+                    name.short(),
+                    short(images[other].id()),
+                    short(old.id())
+                )),
+            }
+        }
+        all.push(names);
+    }
+    (all, taken)
+}
+
 fn import_one(
     host: &Host,
     image: &Image,
+    options: &ImportOptions,
     plan: &Plan,
     progress: &Progress,
     console: &Console,
@@ -266,9 +318,7 @@ fn import_one(
         progress.advance_to(state.done_layers);
         !cancel.is_cancelled()
     };
-    let imported = host
-        .images()
-        .import(image, &ImportOptions::default(), &mut report);
+    let imported = host.images().import(image, options, &mut report);
     // An error of the store that is due to cancellation is reported as cancellation.
     imported.map_err(|error| match cancel.check() {
         Ok(()) => error,
@@ -342,12 +392,8 @@ fn tell_inexact(image: &Migrated<'_>, console: &Console) {
 fn tell_failures(store: &OldStore, outcome: &Outcome, console: &Console) {
     let json = console.style().json;
     for (index, error) in &outcome.failed {
-        let old = &store.images()[*index];
-        let names = match old.names() {
-            [] => short(old.id()),
-            names => format!("{} ({})", names.join(", "), short(old.id())),
-        };
-        let line = failure::OneLine(&format!("cowshed: image {names}: {error}")).to_string();
+        let shown = shown(&store.images()[*index]);
+        let line = failure::OneLine(&format!("cowshed: image {shown}: {error}")).to_string();
         console.complain(&failure::shown(&line, Exit::Failed, json));
     }
 }
@@ -392,9 +438,30 @@ mod tests {
         drop(claim);
         let claim = plan.next().unwrap();
         assert_eq!(claim.image.index, 1);
-        claim.end(Err(Error::Cancelled));
+        claim.end("b:1", Err(Error::Cancelled));
         assert!(plan.next().is_none());
         let state = plan.lock();
         assert!(state.outcome.stopped.is_some() && state.in_work.is_empty());
+    }
+
+    #[test]
+    fn an_error_that_stops_the_run_names_the_image_and_the_images_own_do_not_stop_it() {
+        let plan = Plan::default();
+        plan.lock().waiting = vec![waiting(0, &["a"]), waiting(1, &["b"]), waiting(2, &["c"])];
+        let too_large = base::Error::TooLarge {
+            what: "a transaction",
+            max_bytes: 1 << 20,
+        };
+        plan.next().unwrap().end("a:1", Err(too_large.into()));
+        let claim = plan.next().unwrap();
+        claim.end("b:1", Err(base::Error::ReadOnly.into()));
+        assert!(plan.next().is_none());
+        let outcome = &plan.lock().outcome;
+        assert_eq!(outcome.failed[0].0, 0);
+        let stopped = outcome.stopped.as_ref().unwrap();
+        assert_eq!(
+            format!("{stopped:#}"),
+            "image b:1: the pool is open read-only"
+        );
     }
 }

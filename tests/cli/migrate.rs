@@ -337,7 +337,9 @@ fn an_interruption_leaves_whole_images_and_the_next_run_goes_on() {
             json!({"type": 2, "payload": base64(&bench, &[0; 1024])}),
         ];
         let split = split.map(|line| line.to_string()).join("\n");
-        write(format!("graph/{large}/tar-data.json.gz"), split.as_bytes());
+        write(format!("graph/{large}/tar-data.json"), split.as_bytes());
+        let split = store.join(format!("graph/{large}/tar-data.json"));
+        host("gzip", ["--force", split.to_str().unwrap()]);
     };
     file(LARGE_BYTES);
     let names = json!({"Repositories": {"small": {"1": small}, "large": {"1": large}}});
@@ -381,4 +383,70 @@ fn what_is_no_store_is_refused_in_one_line() {
         1,
         "No such file",
     );
+}
+
+#[test]
+fn a_name_stays_that_of_the_first_image_and_an_image_that_fits_no_record_is_named() {
+    let bench = Bench::with_pool("2G");
+    let store = bench.path("docker");
+    let write = |path: String, text: &str| {
+        let path = store.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let ids = ["1", "2", "3"].map(|digit| digit.repeat(64));
+    let [aufs, overlay, large] = &ids;
+    for (id, comment) in [(aufs, 1), (overlay, 1), (large, 2 << 20)] {
+        let description = json!({"id": id, "os": "linux", "comment": "x".repeat(comment)});
+        write(format!("graph/{id}/json"), &description.to_string());
+    }
+    write(format!("aufs/diff/{aufs}/etc/one"), "aufs\n");
+    write(format!("aufs/diff/{large}/etc/one"), "large\n");
+    write(format!("overlay/{overlay}/root/etc/one"), "overlay\n");
+    let of_aufs = json!({"Repositories": {
+        "app": {"1": aufs}, "kept": {"1": aufs}, "large": {"1": large},
+    }});
+    write("repositories-aufs".to_owned(), &of_aufs.to_string());
+    let of_overlay = json!({"Repositories": {"app": {"1": overlay}, "other": {"1": overlay}}});
+    write("repositories-overlay".to_owned(), &of_overlay.to_string());
+    // The pool has another image of one of the names.
+    let root = bench.path("root");
+    fs::create_dir_all(root.join("etc")).unwrap();
+    fs::write(root.join("etc/one"), "mine\n").unwrap();
+    let root = root.to_str().unwrap();
+    let mine = bench.json(["image", "import", root, "--rootfs", "--name", "kept:1"]);
+
+    for _ in 0..2 {
+        let output = bench
+            .command(migrate(&store))
+            .arg("--json")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let lines = lines(&output);
+        let has = |part: &str| lines.iter().any(|line| line.contains(part));
+        let two = format!(
+            "app:1 is the name of two images in the store: {} gets it, and {} does not",
+            &aufs[..12],
+            &overlay[..12]
+        );
+        assert!(has(&two), "{lines:?}");
+        assert!(
+            has("kept:1 is another image here; `cowshed image tag "),
+            "{lines:?}"
+        );
+        let refused = format!(
+            "image large:1 ({}): the image's configuration is not valid: it is larger than a record",
+            &large[..12]
+        );
+        assert!(has(&refused), "{lines:?}");
+        let migrated: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(image(&migrated, "app:1")["old_id"], **aufs);
+        assert_eq!(image(&migrated, "app:1")["names"], json!(["app:1"]));
+        assert_eq!(image(&migrated, "other:1")["names"], json!(["other:1"]));
+        let kept = bench.json(["image", "inspect", "kept:1"]);
+        let id = mine.get("id").unwrap_or_else(|| &mine[0]["id"]);
+        assert_eq!(kept["id"], *id);
+    }
+    bench.expect_sound();
 }

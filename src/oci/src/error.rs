@@ -252,6 +252,11 @@ pub enum Error {
         /// The fault.
         fault: &'static str,
     },
+    /// A symbolic link is on the way to a file of an old store.
+    #[error(
+        "a symbolic link leads to {0} in the store, and links are not followed there; bind-mount its target in its place (mount --bind TARGET DIRECTORY)"
+    )]
+    StoreLink(Printable),
     /// A file of a layer in an old store is not what it was.
     #[error("the file {file} of the layer has changed in the store: {fault}")]
     LayerFile {

@@ -54,6 +54,18 @@ pub fn reopen(object: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     )
 }
 
+/// As [`reopen`], to read, without a change of the time of the last access where that is permitted:
+/// for files of one's own, and for root.
+///
+/// # Errors
+/// As [`reopen`].
+pub fn reopen_to_read(object: impl AsFd) -> Result<OwnedFd, Errno> {
+    match reopen(&object, OFlag::O_RDONLY | OFlag::O_NOATIME) {
+        Err(Errno::EPERM) => reopen(&object, OFlag::O_RDONLY),
+        opened => opened,
+    }
+}
+
 fn resolve(
     root: BorrowedFd<'_>,
     path: &[u8],
@@ -95,7 +107,20 @@ mod tests {
         let root = File::open(folder.path()).unwrap();
         let object = open_plain(root.as_fd(), b"file", OFlag::O_PATH).unwrap();
         fs::rename(&device, &file).unwrap();
+        fs::write(folder.path().join("read"), "x").unwrap();
+        let read = open_plain(root.as_fd(), b"read", OFlag::O_PATH).unwrap();
+        let before = stat_itself(&read).unwrap();
         let mut text = String::new();
+        File::from(reopen_to_read(&read).unwrap())
+            .read_to_string(&mut text)
+            .unwrap();
+        let after = stat_itself(&read).unwrap();
+        assert_eq!(text, "x");
+        assert_eq!(
+            (before.st_atime, before.st_atime_nsec),
+            (after.st_atime, after.st_atime_nsec)
+        );
+        text.clear();
         File::from(reopen(&object, OFlag::O_RDONLY).unwrap())
             .read_to_string(&mut text)
             .unwrap();

@@ -3,8 +3,9 @@
 use crate::archives::filled;
 use cowshed_oci::Digest;
 use cowshed_oci::old_store::OldStore;
+use flate2::write::GzEncoder;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// The content of a file outside the store.
@@ -81,13 +82,20 @@ fn lay_out_containerd(store: &Path, data: &[u8]) {
     fs::create_dir_all(store.join("io.containerd.content.v1.content")).unwrap();
 }
 
+/// Compresses what tar-split keeps, as only that is read.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 fn lay_out_graph(store: &Path, data: &[u8]) {
     let mut parts = data.splitn(3, |byte| *byte == 0xff);
     let mut part = || parts.next().unwrap_or_default();
     let (description, names, split) = (part(), part(), part());
     let id = "1".repeat(64);
     write(store, &format!("graph/{id}/json"), description);
-    write(store, &format!("graph/{id}/tar-data.json.gz"), split);
+    write(store, &format!("graph/{id}/tar-data.json.gz"), &gzip(split));
     write(store, "repositories-aufs", names);
     fill_layer(store, &format!("aufs/diff/{id}"));
 }
@@ -107,7 +115,7 @@ fn lay_out_containers(store: &Path, data: &[u8]) {
     );
     write(store, &format!("overlay-images/1/{CONFIG_FILE}"), CONFIG);
     write(store, "overlay-layers/layers.json", layers);
-    write(store, "overlay-layers/1.tar-split.gz", split);
+    write(store, "overlay-layers/1.tar-split.gz", &gzip(split));
     fill_layer(store, "overlay/1/diff");
 }
 

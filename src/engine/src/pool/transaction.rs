@@ -284,6 +284,12 @@ impl Pool {
     pub fn transaction(&self) -> Transaction {
         Transaction::new(Arc::clone(&self.shared))
     }
+
+    /// Returns the maximum number of bytes of a transaction, and so of a record in it.
+    #[must_use]
+    pub fn max_transaction_bytes(&self) -> usize {
+        self.shared.log.max_record_bytes()
+    }
 }
 
 /// Returns the time in nanoseconds since 1970.

@@ -6,7 +6,7 @@
 
 use super::Containers;
 use crate::error::Result;
-use crate::images::{ImportedImage, StackedLayer};
+use crate::images::{ImportedImage, NewNames, StackedLayer};
 use crate::layers::{Committed, Sizing, write_layer};
 use crate::mounts::filesystem::{self, Mode};
 use crate::mounts::{WorkVolumes, hold};
@@ -79,9 +79,8 @@ impl Containers {
         };
         let config =
             ImageConfig::parse(image.config.into_bytes())?.with_layer(new.diff_id, origin)?;
-        let committed = self
-            .images
-            .settle(&config, std::slice::from_ref(&reference), stack)?;
+        let names = NewNames::taken(vec![reference]);
+        let committed = self.images.settle(&config, &names, stack)?;
         // The volume has its final name now; a temporary snapshot below it is removed.
         new.work.keep_named();
         Ok(committed)

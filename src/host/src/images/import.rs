@@ -9,22 +9,27 @@
 //! - A layer whose chain id the pool already has is not applied again. If two imports create the
 //!   same layer at once, the one that finishes later uses the other's.
 
+use super::origins::{Origins, known_stacks};
 use super::recipe::NewRecipe;
 use super::{Images, blobs};
 use crate::error::{Error, Kind, Result};
 use crate::layers::{LayerRoom, Mounted, Sizing};
 use crate::mounts::WorkVolumes;
 use crate::mounts::filesystem::{self, Mode};
-use crate::record::{self, ImageRecord, LayerRecord};
+use crate::record::{self, ImageRecord, LayerRecord, StoredName};
 use crate::time;
 use cowshed_engine::{Labels, Transaction, Volume};
 use cowshed_format::base::Name;
 use cowshed_oci::{
     self as oci, ApplyOptions, Digest, Dropped, Image, ImageConfig, KnownBlob, LayerOrigin,
-    Reference, Select, SourceInput, chain_above,
+    Reference, Select, SourceInput, chain_above, same_reference,
 };
+use cowshed_stream::labels::ORIGIN;
 use serde::Serialize;
 use std::fs::File;
+
+/// The most bytes that a layer has in the record of an image.
+const LAYER_RECORD_BYTES: usize = 256;
 
 /// The options of an import.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +41,9 @@ pub struct ImportOptions {
     pub file_system_bytes: Option<u64>,
     /// The usual free space; 10 GiB by default.
     pub usual_bytes: Option<u64>,
+    /// The names that it gets where the pool has none of them for another image, in the place of those in
+    /// the input.
+    pub free_names: Option<Vec<Reference>>,
     /// The name in a registry under which it was fetched.
     pub source: Option<Reference>,
 }
@@ -85,10 +93,17 @@ pub(crate) struct StackedLayer {
     pub reused: bool,
     /// The blob that it was read from, verified.
     pub blob: Option<KnownBlob>,
-    /// The name by which the store that it was read from knows it.
-    pub origin: Option<Box<str>>,
+    /// What tells it from any other layer of the stores of other programs on this host.
+    pub origin: Option<Digest>,
     /// The recipe of its tar, with a temporary name.
     pub recipe: Option<Volume>,
+}
+
+/// The names that an image is to get.
+pub(crate) struct NewNames {
+    names: Vec<Reference>,
+    /// True if a name that is another image's stays that image's.
+    only_free: bool,
 }
 
 /// What an import has made so far.
@@ -123,19 +138,17 @@ impl Images {
     /// # Errors
     /// Errors of the pool.
     pub fn missing_layers(&self, image: &Image) -> Result<Vec<usize>> {
+        let diff_ids = image.layers().iter().map(|layer| layer.diff_id);
+        let known = known_stacks(diff_ids);
         let mut missing = Vec::new();
-        let mut below = None;
-        for (index, layer) in image.layers().iter().enumerate() {
-            // What lies on a layer without a known digest is not known either.
-            let chain_id = layer.diff_id.map(|diff_id| chain_above(below, diff_id));
-            let is_present = match chain_id {
-                Some(chain_id) => record::layer_volume(self.pool(), chain_id)?.is_some(),
+        for index in 0..image.layers().len() {
+            let is_present = match known.get(index) {
+                Some(chain_id) => record::layer_volume(self.pool(), *chain_id)?.is_some(),
                 None => false,
             };
             if !is_present {
                 missing.push(index);
             }
-            below = chain_id;
         }
         Ok(missing)
     }
@@ -154,14 +167,21 @@ impl Images {
         options: &ImportOptions,
         progress: &mut dyn FnMut(ImportProgress) -> bool,
     ) -> Result<ImportedImage> {
-        let names = match &options.name {
-            Some(name) => vec![Reference::parse_given(name.as_str())?],
-            None => image
-                .reference_names()
-                .iter()
-                .filter_map(|name| Reference::parse(name).ok())
-                .collect(),
+        let names = match (&options.name, &options.free_names) {
+            (Some(name), _) => NewNames::taken(vec![Reference::parse_given(name.as_str())?]),
+            (None, Some(names)) => NewNames::if_free(names.clone()),
+            (None, None) => {
+                let names = image.reference_names().iter();
+                NewNames::taken(
+                    names
+                        .filter_map(|name| Reference::parse(name).ok())
+                        .collect(),
+                )
+            }
         };
+        if let Some(config) = image.config() {
+            self.check_record_size(config)?;
+        }
         let mut making = Making {
             work: WorkVolumes::new(self.pool()),
             dropped: Dropped::default(),
@@ -181,9 +201,24 @@ impl Images {
         };
         let too_late = size_without_effect(options, &stack);
         let mut imported = self.settle(&config, &names, stack)?;
-        imported.notes = making.dropped.lines().chain(too_late).collect();
+        let notes = making.dropped.lines().chain(too_late);
+        imported.notes = notes.chain(std::mem::take(&mut imported.notes)).collect();
         making.work.keep();
         Ok(imported)
+    }
+
+    /// Makes sure, before any layer is read, that the pool can have a record with this configuration.
+    fn check_record_size(&self, config: &ImageConfig) -> Result<()> {
+        let max_bytes = self.pool().max_transaction_bytes();
+        let text = config_text(config)?;
+        let escaped = serde_json::to_vec(&text).map_or(usize::MAX, |text| text.len());
+        let layers = config.diff_ids().len().saturating_mul(LAYER_RECORD_BYTES);
+        if escaped.saturating_add(layers) > max_bytes {
+            return Err(Error::Config(
+                "it is larger than a record of the pool can be",
+            ));
+        }
+        Ok(())
     }
 
     fn import_layers(
@@ -195,6 +230,7 @@ impl Images {
     ) -> Result<Vec<StackedLayer>> {
         let layers = image.layers().len();
         let mut stack: Vec<StackedLayer> = Vec::new();
+        let origins = Origins::of(image, self.pool());
         for index in 0..layers {
             if !progress(ImportProgress {
                 done_layers: index,
@@ -203,7 +239,7 @@ impl Images {
                 return Err(Error::Cancelled);
             }
             let below = stack.last();
-            let layer = match self.present_layer(image, index, below)? {
+            let layer = match self.present_layer(image, index, below, &origins)? {
                 Some(present) => present,
                 None => {
                     let volume = self.layer_to_fill(below, options, &mut making.work)?;
@@ -225,12 +261,13 @@ impl Images {
         image: &Image,
         index: usize,
         below: Option<&StackedLayer>,
+        origins: &Origins,
     ) -> Result<Option<StackedLayer>> {
         let info = &image.layers()[index];
         let below = below.map(|layer| layer.record.chain_id);
         let diff_id = match (info.diff_id, &info.origin) {
             (Some(diff_id), _) => Some(diff_id),
-            (None, Some(origin)) => self.diff_id_of_origin(origin, below),
+            (None, Some(origin)) => origins.diff_id(*origin, below)?,
             (None, None) => None,
         };
         let Some(diff_id) = diff_id else {
@@ -254,19 +291,6 @@ impl Images {
                 recipe: None,
             }
         }))
-    }
-
-    /// Returns the digest of the layer above `below` that was once read from the store that knows it by
-    /// the name `origin`.
-    fn diff_id_of_origin(&self, origin: &str, below: Option<Digest>) -> Option<Digest> {
-        let volumes = self.pool().volumes();
-        let mut diff_ids = volumes.iter().filter_map(|volume| {
-            volume.labels.get(ORIGIN_LABEL).filter(|is| *is == origin)?;
-            let diff_id: Digest = volume.labels.get(DIFF_ID_LABEL)?.parse().ok()?;
-            let name = record::layer_volume_name(chain_above(below, diff_id)).ok()?;
-            (volume.name == name).then_some(diff_id)
-        });
-        diff_ids.next()
     }
 
     /// Returns a temporary volume with the content below the next layer.
@@ -358,7 +382,7 @@ impl Images {
             volume,
             reused: false,
             blob,
-            origin: info.origin.clone(),
+            origin: info.origin,
             recipe,
         })
     }
@@ -367,25 +391,36 @@ impl Images {
     pub(crate) fn settle(
         &self,
         config: &ImageConfig,
-        names: &[Reference],
+        names: &NewNames,
         mut stack: Vec<StackedLayer>,
     ) -> Result<ImportedImage> {
         let id = config.digest();
+        let (mut given, mut notes) = (Vec::new(), Vec::new());
         {
             let _held = self.lock_catalogue();
             let mut transaction = self.pool().transaction();
             for layer in &mut stack {
                 self.settle_layer(&mut transaction, layer)?;
             }
-            let text = String::from_utf8(config.raw().to_vec())
-                .map_err(|_| Error::Config("it is not UTF-8"))?;
+            let text = config_text(config)?;
             if record::image(self.pool(), id)?.is_none() {
                 let layers = stack.iter().map(|layer| layer.record.clone()).collect();
                 record::put_image(&mut transaction, id, &ImageRecord::new(text, layers))?;
             }
             let stored = record::names(self.pool())?;
-            for name in names {
+            for name in &names.names {
+                let short = name.short();
+                let is_others =
+                    |other: &StoredName| other.image != id && same_reference(&other.key, &short);
+                if names.only_free && stored.iter().any(is_others) {
+                    notes.push(format!(
+                        "{short} is another image here; `cowshed image tag {id} NAME` gives this one \
+                         another name"
+                    ));
+                    continue;
+                }
                 record::put_reference(&mut transaction, &stored, name, id);
+                given.push(short);
             }
             transaction.commit()?;
         }
@@ -394,13 +429,12 @@ impl Images {
             .iter()
             .map(|layer| self.report(layer))
             .collect::<Result<_>>()?;
-        let names: Vec<String> = names.iter().map(Reference::short).collect();
         Ok(ImportedImage {
             id,
-            name: names.first().cloned(),
-            names,
+            name: given.first().cloned(),
+            names: given,
             layers,
-            notes: Vec::new(),
+            notes,
         })
     }
 
@@ -412,7 +446,7 @@ impl Images {
                 transaction.rename(layer.volume.id(), &name);
                 let mut labels = labels(&layer.record);
                 if let Some(origin) = layer.origin.take() {
-                    labels.insert(ORIGIN_LABEL.to_owned(), origin.into());
+                    labels.insert(ORIGIN.to_owned(), origin.to_string());
                 }
                 if let Some(blob) = layer.blob.take() {
                     blobs::remember(&mut labels, blob);
@@ -464,6 +498,23 @@ impl Images {
     }
 }
 
+impl NewNames {
+    /// Returns names that are taken from other images.
+    pub(crate) const fn taken(names: Vec<Reference>) -> Self {
+        Self {
+            names,
+            only_free: false,
+        }
+    }
+
+    const fn if_free(names: Vec<Reference>) -> Self {
+        Self {
+            names,
+            only_free: true,
+        }
+    }
+}
+
 impl ImportOptions {
     fn usual_bytes(&self) -> u64 {
         self.usual_bytes.unwrap_or(filesystem::DEFAULT_SIZE_BYTES)
@@ -484,10 +535,8 @@ fn size_without_effect(options: &ImportOptions, stack: &[StackedLayer]) -> Optio
     })
 }
 
-const DIFF_ID_LABEL: &str = "cowshed.diff-id";
+pub(super) const DIFF_ID_LABEL: &str = "cowshed.diff-id";
 const SIZE_LABEL: &str = "cowshed.layer-bytes";
-/// The name by which the store knows a layer that was read from a store without digests.
-const ORIGIN_LABEL: &str = "cowshed.origin";
 
 fn labels(record: &LayerRecord) -> Labels {
     let mut labels = Labels::from([(DIFF_ID_LABEL.to_owned(), record.diff_id.to_string())]);
@@ -500,6 +549,10 @@ fn labels(record: &LayerRecord) -> Labels {
 /// Returns the size of a layer's tar, as its import found it.
 pub(super) fn labelled_size(volume: &Volume) -> Option<u64> {
     volume.info().ok()?.labels.get(SIZE_LABEL)?.parse().ok()
+}
+
+fn config_text(config: &ImageConfig) -> Result<String> {
+    String::from_utf8(config.raw().to_vec()).map_err(|_| Error::Config("it is not UTF-8"))
 }
 
 /// Returns a configuration for a root file system that came without one.

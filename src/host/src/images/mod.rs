@@ -1,7 +1,8 @@
 //! Images: stacks of frozen volumes with a record and names. This file lists, inspects and removes
-//! them; `import` makes one from any source, `archive` writes some as an archive, `blobs` offers one to
-//! a registry. They use `layers`, to unpack and to write the layers; `spool` writes them to files,
-//! with the help of the layer's `recipe` byte by byte as they were imported.
+//! them; `import` makes one from any source (`origins` says which layers it need not read), `archive`
+//! writes some as an archive, `blobs` offers one to a registry. They use `layers`, to unpack and to
+//! write the layers; `spool` writes them to files, with the help of the layer's `recipe` byte by byte
+//! as they were imported.
 //!
 //! Images are below containers: only the records, in which a container names its image, tell that
 //! an image is in use.
@@ -13,12 +14,13 @@
 mod archive;
 mod blobs;
 mod import;
+mod origins;
 mod recipe;
 mod spool;
 
 pub use archive::{ExportedImage, ExportedLayer};
-pub(crate) use import::StackedLayer;
 pub use import::{ImportOptions, ImportProgress, ImportedImage, ImportedLayer};
+pub(crate) use import::{NewNames, StackedLayer};
 
 use crate::error::{Error, Kind, Names, Result};
 use crate::mounts::Mounts;

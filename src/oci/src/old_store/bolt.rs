@@ -8,6 +8,7 @@
 use super::folder::damaged;
 use crate::error::{Error, Result};
 use crate::limits::STORE_LIST_BYTES_MAX;
+use cowshed_format::base::cancel;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -42,6 +43,16 @@ pub(super) struct Bolt {
     root: u64,
 }
 
+/// What a meta page says.
+struct Meta {
+    /// The number of the page itself.
+    number: u64,
+    page_bytes: u64,
+    /// The page of the root bucket.
+    root: u64,
+    transaction: u64,
+}
+
 /// A bucket: where its tree begins.
 pub(super) struct Bucket<'b> {
     bolt: &'b Bolt,
@@ -72,34 +83,39 @@ impl Bolt {
     pub(super) fn open(name: &str, file: File) -> Result<Self> {
         let failed = |source| Error::entry("read", name.as_bytes(), source);
         let file_bytes = file.metadata().map_err(failed)?.len();
-        let mut newest: Option<(u64, u64, u64)> = None;
-        let mut look = |at: u64| -> Result<()> {
+        let look = |at: u64| -> Result<Option<Meta>> {
             let mut bytes = [0; HEADER_BYTES + META_BYTES];
             let end = at.checked_add(bytes.len() as u64);
             if end.is_none_or(|end| end > file_bytes) {
-                return Ok(());
+                return Ok(None);
             }
             file.read_exact_at(&mut bytes, at).map_err(failed)?;
-            if let Some((page_bytes, root, transaction)) = meta(&bytes)
-                && newest.is_none_or(|(_, _, other)| transaction > other)
-            {
-                newest = Some((page_bytes, root, transaction));
-            }
-            Ok(())
+            Ok(meta(&bytes))
         };
-        // The second meta page is where the first says; if that is damaged, at one of these places.
-        look(0)?;
-        for power in PAGE_BYTES {
-            look(1 << power)?;
-        }
-        let (page_bytes, root, _) =
-            newest.ok_or_else(|| damaged(name, "it is no database of bbolt"))?;
+        // What looks like a meta page at another place is content that somebody stored.
+        let second = |at: u64| -> Result<Option<Meta>> {
+            Ok(look(at)?.filter(|meta| meta.number == 1 && meta.page_bytes == at))
+        };
+        let newest = match look(0)?.filter(|meta| meta.number == 0) {
+            Some(first) => Some(match second(first.page_bytes)? {
+                Some(second) if second.transaction > first.transaction => second,
+                _ => first,
+            }),
+            None => {
+                let mut found = None;
+                for power in PAGE_BYTES {
+                    found = found.or(second(1 << power)?);
+                }
+                found
+            }
+        };
+        let newest = newest.ok_or_else(|| damaged(name, "it is no database of bbolt"))?;
         Ok(Self {
             name: name.to_owned(),
             file,
             file_bytes,
-            page_bytes,
-            root,
+            page_bytes: newest.page_bytes,
+            root: newest.root,
         })
     }
 
@@ -187,6 +203,7 @@ impl<'b> Bucket<'b> {
 impl Bolt {
     /// Adds the entries of the tree that begins at a page.
     fn collect<'b>(&'b self, page: u64, entries: &mut Entries<'b>, depth: usize) -> Result<()> {
+        cancel::check()?;
         let page = self.page(page)?;
         let left = entries.left_bytes.checked_sub(page.len() as u64);
         entries.left_bytes = left
@@ -255,9 +272,8 @@ impl Bolt {
     }
 }
 
-/// Returns the size of pages, the page of the root bucket and the transaction of a meta page; `None`
-/// if it is none.
-fn meta(page: &[u8]) -> Option<(u64, u64, u64)> {
+/// Returns what a meta page says; `None` if it is none.
+fn meta(page: &[u8]) -> Option<Meta> {
     let body = page.get(HEADER_BYTES..)?;
     let is_meta = u16_at(page, 8)? & META != 0
         && u32_at(body, 0)? == MAGIC
@@ -266,7 +282,12 @@ fn meta(page: &[u8]) -> Option<(u64, u64, u64)> {
     let page_bytes = u32_at(body, 8)?;
     let is_sound =
         page_bytes.is_power_of_two() && PAGE_BYTES.contains(&page_bytes.trailing_zeros());
-    let found = (u64::from(page_bytes), u64_at(body, 16)?, u64_at(body, 48)?);
+    let found = Meta {
+        number: u64_at(page, 0)?,
+        page_bytes: u64::from(page_bytes),
+        root: u64_at(body, 16)?,
+        transaction: u64_at(body, 48)?,
+    };
     (is_meta && is_sound).then_some(found)
 }
 

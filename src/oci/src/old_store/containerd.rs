@@ -14,6 +14,7 @@ use super::{Found, OldImage, without_steps};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::source::{Image, Target, Unpacked};
+use cowshed_format::base::cancel;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub(super) fn read(store: &Folder, locks: &mut Locks) -> Result<Option<Found>> {
     locks.database(store, DATABASE, DAEMON)?;
     let bolt = Bolt::open(DATABASE, file)?;
     let mut images: BTreeMap<Target, Vec<String>> = BTreeMap::new();
+    let mut faults = Found::new();
     let mut snapshots = Snapshots::open(store, locks)?;
     if let Some(form) = bolt.root().bucket(FORM)? {
         for (_, namespace) in form.buckets()? {
@@ -44,8 +46,16 @@ pub(super) fn read(store: &Folder, locks: &mut Locks) -> Result<Option<Found>> {
                 continue;
             };
             for (name, image) in stored.buckets()? {
-                let names = images.entry(target(&image)?).or_default();
+                cancel::check()?;
                 let name = String::from_utf8_lossy(&name).into_owned();
+                let target = match target(&image) {
+                    Ok(target) => target,
+                    Err(error) => {
+                        faults.push(OldImage::new(name.clone(), vec![name], Err(error)));
+                        continue;
+                    }
+                };
+                let names = images.entry(target).or_default();
                 let is_name = !NOT_NAMES.iter().any(|start| name.starts_with(start));
                 if is_name && !names.contains(&name) {
                     names.push(name);
@@ -58,7 +68,9 @@ pub(super) fn read(store: &Folder, locks: &mut Locks) -> Result<Option<Found>> {
         let image = image(store, &snapshots, &target, names.clone());
         OldImage::new(target.digest.to_string(), names, image)
     });
-    Ok(Some(without_steps(images.collect())))
+    let mut found = without_steps(images.collect());
+    found.extend(faults);
+    Ok(Some(found))
 }
 
 fn image(
@@ -68,8 +80,9 @@ fn image(
     names: Vec<String>,
 ) -> Result<Image> {
     let content = store.folder(CONTENT)?;
-    let content = content.ok_or_else(|| missing(CONTENT))?.to_owned_fd()?;
-    let opened = Image::open_content(content, snapshots, target, names);
+    let content = content.ok_or_else(|| missing(CONTENT))?;
+    let (folder, budget) = (content.to_owned_fd()?, content.budget());
+    let opened = Image::open_content(folder, budget, snapshots, target, names);
     opened.map_err(|error| match error {
         // It is the store that lacks it, and not an export.
         Error::Missing { what, name } => missing(&format!("{what} ({name})")),
@@ -134,14 +147,12 @@ impl Snapshots {
 
 impl Unpacked for Snapshots {
     fn layer(&self, chain_id: Digest) -> Result<Option<OldLayer>> {
-        let chain_id = chain_id.to_string();
-        let name = self.names.get(&chain_id);
+        let name = self.names.get(&chain_id.to_string());
         let Some(number) = name.and_then(|name| self.folders.get(name)) else {
             return Ok(None);
         };
         Ok(Some(OldLayer {
             store: self.store.clone(),
-            name: chain_id,
             folder: format!("{SNAPSHOTS}/snapshots/{number}/fs"),
             form: Form::Overlay,
             split: None,

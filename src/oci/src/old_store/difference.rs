@@ -99,7 +99,7 @@ impl<W: Write> Comparison<'_, W> {
         match new_stat.st_mode & libc::S_IFMT {
             libc::S_IFREG => {
                 let file = |object: &OwnedFd| -> io::Result<File> {
-                    Ok(beneath::reopen(object, OFlag::O_RDONLY)?.into())
+                    Ok(beneath::reopen_to_read(object)?.into())
                 };
                 let files = file(&new).and_then(|new| Ok((new, file(&old)?)));
                 let (new, old) = files.map_err(failed)?;

@@ -34,10 +34,19 @@ pub(super) struct Repositories {
 
 /// Makes sure that Docker does not run on this store.
 pub(super) fn lock(store: &Folder, locks: &mut Locks) -> Result<()> {
+    let (mut is_locked, mut link) = (false, None);
     for path in DATABASES {
-        locks.database(store, path, DAEMON)?;
+        match locks.database(store, path, DAEMON) {
+            Ok(locked) => is_locked |= locked,
+            // Nothing else is read there, and one lock is enough.
+            Err(error @ Error::StoreLink(_)) => link = Some(error),
+            Err(error) => return Err(error),
+        }
     }
-    Ok(())
+    match link {
+        Some(error) if !is_locked => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the images of all storage drivers; `None` if this is not such a store.
@@ -71,9 +80,14 @@ impl Driver<'_> {
         let ids = self.store.names(&images)?;
         let mut names = self.image_names()?;
         let mut parents = BTreeSet::new();
+        let mut faults = BTreeMap::new();
         for id in &ids {
             let path = format!("image/{name}/imagedb/metadata/sha256/{id}/parent");
-            parents.extend(self.store.text(&path)?);
+            match self.store.text(&path) {
+                Ok(parent) => parents.extend(parent),
+                Err(cancelled @ Error::Cancelled(_)) => return Err(cancelled),
+                Err(error) => drop(faults.insert(id, error)),
+            }
         }
         let mut found = Found::new();
         for hex in &ids {
@@ -84,7 +98,10 @@ impl Driver<'_> {
             if names.is_empty() && parents.contains(&id.to_string()) {
                 continue;
             }
-            let image = self.image(&format!("{images}/{hex}"), id, names.clone());
+            let image = match faults.remove(hex) {
+                Some(error) => Err(error),
+                None => self.image(&format!("{images}/{hex}"), id, names.clone()),
+            };
             found.push(OldImage::new(id.to_string(), names, image));
         }
         // An image that has a name and is missing is named as the others are.

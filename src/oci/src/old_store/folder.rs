@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Printable, Result};
 use crate::limits::{STORE_BYTES_MAX, STORE_NAMES_MAX};
+use cowshed_format::base::cancel;
 use cowshed_sys::beneath;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -14,21 +15,48 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// The number of bytes of documents that may still be read from a store: some documents stay in memory,
+/// and a list may name one many times. Clones are the same number.
+#[derive(Clone)]
+pub(crate) struct Budget(Arc<AtomicU64>);
+
+impl Budget {
+    fn new() -> Self {
+        Self(Arc::new(AtomicU64::new(STORE_BYTES_MAX)))
+    }
+
+    /// Counts a document, the file `name`, that has `len_bytes`.
+    pub(crate) fn take(&self, name: &str, len_bytes: usize) -> Result<()> {
+        cancel::check()?;
+        let take = |left: u64| left.checked_sub(u64::try_from(len_bytes).ok()?);
+        match self.0.fetch_update(Relaxed, Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(damaged(
+                name,
+                "the documents of the store are too large together",
+            )),
+        }
+    }
+}
+
 /// A folder with an old store; clones are the same folder.
 #[derive(Clone)]
 pub(super) struct Folder {
     folder: Arc<OwnedFd>,
-    /// Number of bytes of documents that may still be read from the store: some documents stay in
-    /// memory, and a list may name one many times.
-    left_bytes: Arc<AtomicU64>,
+    budget: Budget,
 }
 
 impl Folder {
     pub(super) fn new(folder: OwnedFd) -> Self {
         Self {
             folder: Arc::new(folder),
-            left_bytes: Arc::new(AtomicU64::new(STORE_BYTES_MAX)),
+            budget: Budget::new(),
         }
+    }
+
+    /// Returns what is left for documents of the store.
+    pub(super) fn budget(&self) -> Budget {
+        self.budget.clone()
     }
 
     /// Returns a descriptor of the folder.
@@ -43,7 +71,7 @@ impl Folder {
         let opened = self.open(path, flags)?;
         Ok(opened.map(|folder| Self {
             folder: Arc::new(folder),
-            left_bytes: Arc::clone(&self.left_bytes),
+            budget: self.budget.clone(),
         }))
     }
 
@@ -54,10 +82,13 @@ impl Folder {
         };
         let failed = |errno: Errno| Error::entry("open", path.as_bytes(), errno);
         let mode = beneath::stat_itself(&object).map_err(failed)?.st_mode;
+        if mode & libc::S_IFMT == libc::S_IFLNK {
+            return Err(Error::StoreLink(Printable::from(path)));
+        }
         if mode & libc::S_IFMT != libc::S_IFREG {
             return Err(damaged(path, "it is not a regular file"));
         }
-        let file = beneath::reopen(&object, OFlag::O_RDONLY).map_err(failed)?;
+        let file = beneath::reopen_to_read(&object).map_err(failed)?;
         Ok(Some(file.into()))
     }
 
@@ -74,14 +105,8 @@ impl Folder {
         if len > bytes_max {
             return Err(damaged(path, "it is too large"));
         }
-        let take = |left: u64| left.checked_sub(len);
-        match self.left_bytes.fetch_update(Relaxed, Relaxed, take) {
-            Ok(_) => Ok(Some(bytes)),
-            Err(_) => Err(damaged(
-                path,
-                "the documents of the store are too large together",
-            )),
-        }
+        self.budget.take(path, bytes.len())?;
+        Ok(Some(bytes))
     }
 
     /// Returns the short text in the file at `path`, without the white space around it; `None` if
@@ -141,7 +166,7 @@ impl Folder {
         match beneath::open_plain(self.as_fd(), path.as_bytes(), flags) {
             Ok(opened) => Ok(Some(opened)),
             Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-            Err(Errno::ELOOP) => Err(damaged(path, "a symbolic link leads there")),
+            Err(Errno::ELOOP) => Err(Error::StoreLink(Printable::from(path))),
             Err(errno) => Err(Error::entry("open", path.as_bytes(), errno)),
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn read(store: &Folder, newer: &mut [OldImage]) -> Result<Option<Foun
     let converted: Option<BTreeMap<String, String>> =
         store.json(CONVERTED_IMAGES, STORE_LIST_BYTES_MAX)?;
     let converted = converted.unwrap_or_default();
-    let descriptions = describe(store, &ids);
+    let descriptions = describe(store, &ids)?;
     let mut found = Found::new();
     for (driver, mut names) in repositories(store)? {
         for (old, new) in &converted {
@@ -90,15 +90,23 @@ fn repositories(store: &Folder) -> Result<BTreeMap<String, BTreeMap<String, Vec<
     Ok(all)
 }
 
-/// Returns the descriptions of all layers that can be read; what lacks one is an error of each image
-/// with that layer.
-fn describe(store: &Folder, ids: &BTreeSet<String>) -> BTreeMap<String, Description> {
-    let describe = |id: &String| {
-        let path = format!("graph/{id}/json");
-        let description = store.json(&path, CONFIG_BYTES_MAX).ok().flatten()?;
-        Some((id.clone(), description))
-    };
-    ids.iter().filter_map(describe).collect()
+/// Returns the descriptions of all layers that can be read. What is wrong with another is found again by
+/// each image with that layer, and is its error.
+fn describe(store: &Folder, ids: &BTreeSet<String>) -> Result<BTreeMap<String, Description>> {
+    let mut found = BTreeMap::new();
+    for id in ids {
+        match store.json(&description_of(id), CONFIG_BYTES_MAX) {
+            Ok(Some(description)) => drop(found.insert(id.clone(), description)),
+            Err(cancelled @ Error::Cancelled(_)) => return Err(cancelled),
+            Ok(None) | Err(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the path of the description of a layer.
+fn description_of(id: &str) -> String {
+    format!("graph/{id}/json")
 }
 
 /// The layers of one storage driver.
@@ -143,7 +151,7 @@ impl Graph<'_> {
         let mut chain = Vec::new();
         let mut next = Some(id.to_owned());
         while let Some(id) = next {
-            let path = format!("graph/{id}/json");
+            let path = description_of(&id);
             if Digest::from_hex(&id).is_none() {
                 return Err(damaged(&path, "it is not the place of a layer"));
             }
@@ -154,8 +162,9 @@ impl Graph<'_> {
                 ));
             }
             let Some(description) = self.descriptions.get(&id) else {
-                return Err(match self.store.file(&path)? {
-                    Some(_) => damaged(&path, "it is no description of a layer"),
+                let again: Option<Description> = self.store.json(&path, CONFIG_BYTES_MAX)?;
+                return Err(match again {
+                    Some(_) => damaged(&path, "it has changed meanwhile"),
                     None => missing(&path),
                 });
             };
@@ -180,6 +189,8 @@ impl Graph<'_> {
             .collect();
         let descriptions = chain.into_iter().map(|(_, description)| description);
         let config = legacy::config_of(descriptions.collect(), &unknown)?;
+        let made_for = description_of(id);
+        self.store.budget().take(&made_for, config.raw().len())?;
         Image::of_old_store(config, names, layers)
     }
 

@@ -18,22 +18,22 @@ pub(super) struct Locks {
 }
 
 impl Locks {
-    /// Locks a database that `user` locks as long as it runs; does nothing if there is none.
+    /// Locks a database that `user` locks as long as it runs; returns false if there is none.
     pub(super) fn database(
         &mut self,
         store: &Folder,
         path: &str,
         user: &'static str,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let Some(file) = store.file(path)? else {
-            return Ok(());
+            return Ok(false);
         };
         match Flock::lock(file, FlockArg::LockSharedNonblock) {
             Ok(lock) => self.databases.push(lock),
             Err((_, Errno::EWOULDBLOCK)) => return Err(in_use(path, user)),
             Err((_, errno)) => return Err(Error::entry("lock", path.as_bytes(), errno)),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Locks a lock file that `user` locks while it changes the store; does nothing if there is none.

@@ -3,9 +3,14 @@
 use super::anew::Files;
 use super::folder::{Folder, missing};
 use super::split::SplitTar;
-use crate::error::Result;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::limits::COPY_BUFFER_BYTES;
+use cowshed_format::base::cancel;
+use cowshed_sys::beneath;
+use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The way in which a storage driver keeps a layer's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +26,6 @@ pub(super) enum Form {
 /// A layer of an old store.
 pub(crate) struct OldLayer {
     pub(super) store: Folder,
-    /// The name by which the store knows it.
-    pub(super) name: String,
     /// The folder of its files.
     pub(super) folder: String,
     pub(super) form: Form,
@@ -38,7 +41,6 @@ impl OldLayer {
         let has_split = store.file(&split)?.is_some();
         Ok(Self {
             store: store.clone(),
-            name: folder.clone(),
             folder,
             form,
             split: has_split.then_some(split),
@@ -46,9 +48,29 @@ impl OldLayer {
         })
     }
 
-    /// Returns the name by which the store knows it.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    /// Returns what tells it from any other layer of any store on this host, without reading its files:
+    /// a digest of which folders the store and the layer are, of when the layer's was changed last, and
+    /// of what tar-split kept.
+    ///
+    /// # Errors
+    /// `NotInStore` if its files or what tar-split kept are missing, and errors of the host.
+    pub(crate) fn origin(&self) -> Result<Digest> {
+        let below = match &self.form {
+            Form::Tree { below } => below.as_deref(),
+            Form::Overlay | Form::Aufs => None,
+        };
+        let mut identity = Hasher::default();
+        let (device, inode, _) = identity_of(&self.store)?;
+        identity.update(format!("store {device} {inode}\n").as_bytes());
+        for path in [Some(&*self.folder), below].into_iter().flatten() {
+            let (device, inode, changed) = identity_of(&self.root(path)?)?;
+            identity.update(format!("{path}\0{device} {inode} {changed}\n").as_bytes());
+        }
+        if let Some(name) = &self.split {
+            let split = self.store.file(name)?.ok_or_else(|| missing(name))?;
+            identity.update(format!("{}\n", digest_of(name, split)?).as_bytes());
+        }
+        Ok(identity.digest())
     }
 
     /// Returns true if its tar is made byte by byte.
@@ -81,5 +103,28 @@ impl OldLayer {
     fn root(&self, path: &str) -> Result<OwnedFd> {
         let folder = self.store.folder(path)?.ok_or_else(|| missing(path))?;
         folder.to_owned_fd()
+    }
+}
+
+/// Returns the device and the number of a folder, and the time of its last change.
+fn identity_of(folder: impl AsFd) -> Result<(u64, u64, String)> {
+    let stat = beneath::stat_itself(folder)
+        .map_err(|errno| Error::io("inspect the directory of a layer", errno.into()))?;
+    let changed = format!("{}.{:09}", stat.st_ctime, stat.st_ctime_nsec);
+    Ok((stat.st_dev, stat.st_ino, changed))
+}
+
+fn digest_of(name: &str, mut file: File) -> Result<Digest> {
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; COPY_BUFFER_BYTES];
+    loop {
+        cancel::check()?;
+        let len = file
+            .read(&mut buffer)
+            .map_err(|source| Error::entry("read", name.as_bytes(), source))?;
+        if len == 0 {
+            return Ok(hasher.digest());
+        }
+        hasher.update(&buffer[..len]);
     }
 }

@@ -34,12 +34,16 @@ mod split;
 
 use crate::error::{Error, Result};
 use crate::source::Image;
+use cowshed_format::base::cancel;
+pub(crate) use folder::Budget;
 use folder::Folder;
 use in_use::Locks;
 pub(crate) use layer::OldLayer;
 use std::collections::HashSet;
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Where the containerd that Docker starts itself has its store.
@@ -65,15 +69,18 @@ impl OldStore {
     /// Opens the store in `folder`.
     ///
     /// # Errors
-    /// `NotAStore`, `StoreInUse`, `StoreFile` for a list of images that cannot be read, and errors of
+    /// `NotAStore`, `StoreInUse`, `StoreLink`, `StoreFile` for a list of images that cannot be read, and errors of
     /// the host.
     pub fn open(folder: &Path) -> Result<Self> {
-        let failed = |source| Error::io("open the store", source);
-        let opened = File::open(folder).map_err(failed)?;
-        if !opened.metadata().map_err(failed)?.is_dir() {
-            return Err(Error::NotAStore);
+        let opened = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(folder);
+        match opened {
+            Ok(opened) => Self::read(&Folder::new(OwnedFd::from(opened))),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Error::NotAStore),
+            Err(error) => Err(Error::io("open the store", error)),
         }
-        Self::read(&Folder::new(OwnedFd::from(opened)))
     }
 
     fn read(store: &Folder) -> Result<Self> {
@@ -90,6 +97,8 @@ impl OldStore {
         for images in others.into_iter().flatten() {
             found.get_or_insert_default().extend(images);
         }
+        // An image whose reading was cancelled is not at fault.
+        cancel::check()?;
         Ok(Self {
             images: found.ok_or(Error::NotAStore)?,
             _locks: locks,

@@ -1,16 +1,19 @@
 //! A layer's tar, byte by byte, from what tar-split kept of it and from the layer's files.
 //!
 //! tar-split keeps a line of JSON for each part of the tar: bytes (headers and padding), or a file by
-//! its name, its size and its checksum. The name is resolved as if the layer's folder were `/`.
+//! its name, its size and its checksum. The name is resolved as if the layer's folder were `/`. The last
+//! lines hold the end marker of the tar: where no digest of it is known, a file without that was cut.
 //! Source: <https://github.com/vbatts/tar-split>, `tar/storage`.
 
 use super::crc64::Crc64;
 use super::folder::damaged;
-use crate::compression::Decoder;
+use crate::compression::{Compression, Decoder};
 use crate::error::{Error, Result};
 use crate::limits::{PATH_BYTES_MAX, SPLIT_LINE_BYTES_MAX};
+use crate::tarball::RECORD_BYTES;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use cowshed_format::base::cancel;
 use cowshed_sys::beneath;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -50,6 +53,10 @@ pub(super) struct SplitTar {
     name: String,
     lines: BufReader<Decoder<File>>,
     line: Vec<u8>,
+    has_lines: bool,
+    /// Number of zeros at the end of the bytes since the last file.
+    zeros: usize,
+    has_end_marker: bool,
     root: OwnedFd,
     /// Verifies each file by its checksum, where no digest of the tar is known.
     verifies_files: bool,
@@ -78,10 +85,16 @@ impl SplitTar {
     ) -> Result<Self> {
         let decoder =
             Decoder::new(split).map_err(|source| Error::entry("read", name.as_bytes(), source))?;
+        if decoder.compression() != Some(Compression::Gzip) {
+            return Err(damaged(name, "it is not compressed with gzip"));
+        }
         Ok(Self {
             name: name.to_owned(),
             lines: BufReader::new(decoder),
             line: Vec::new(),
+            has_lines: false,
+            zeros: 0,
+            has_end_marker: false,
             root,
             verifies_files,
             bytes: Vec::new(),
@@ -92,15 +105,23 @@ impl SplitTar {
 
     /// Goes to the next part; returns false at the end.
     fn next_part(&mut self) -> Result<bool> {
+        cancel::check()?;
         self.line.clear();
         let read = (&mut self.lines)
             .take(SPLIT_LINE_BYTES_MAX)
             .read_until(b'\n', &mut self.line)
             .map_err(|source| self.unreadable(source))?;
-        if read == 0 {
-            return Ok(false);
-        }
         let fault = |fault| damaged(&self.name, fault);
+        if read == 0 {
+            return if !self.has_lines {
+                Err(fault("it is empty"))
+            } else if self.verifies_files && !self.has_end_marker {
+                Err(fault("it ends before the end of the layer's tar"))
+            } else {
+                Ok(false)
+            };
+        }
+        self.has_lines = true;
         if u64::try_from(read).is_ok_and(|read| read == SPLIT_LINE_BYTES_MAX) {
             return Err(fault("a line is too long"));
         }
@@ -112,10 +133,14 @@ impl SplitTar {
             .map_err(|_| fault("a part is not base64"))?;
         match line.kind {
             BYTES => {
+                if self.verifies_files {
+                    self.look_for_end_marker(&payload);
+                }
                 self.bytes = payload;
                 self.position = 0;
             }
             FILE => {
+                (self.zeros, self.has_end_marker) = (0, false);
                 let size_bytes = line.size.unwrap_or_default();
                 if size_bytes > 0 {
                     let name = match (&line.name_raw, &line.name) {
@@ -131,6 +156,14 @@ impl SplitTar {
             _ => return Err(fault("a part is of an unknown kind")),
         }
         Ok(true)
+    }
+
+    /// A header and its padding have no record of zeros.
+    fn look_for_end_marker(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.zeros = if *byte == 0 { self.zeros + 1 } else { 0 };
+            self.has_end_marker |= self.zeros >= RECORD_BYTES;
+        }
     }
 
     fn unreadable(&self, source: io::Error) -> Error {
@@ -162,7 +195,7 @@ impl SplitTar {
         if u64::try_from(stat.st_size) != Ok(size_bytes) {
             return Err(file_fault(&name, "it has another size"));
         }
-        let file = beneath::reopen(&object, OFlag::O_RDONLY).map_err(failed)?;
+        let file = beneath::reopen_to_read(&object).map_err(failed)?;
         let verifies = self.verifies_files && !checksum.is_empty();
         Ok(Content {
             file: file.into(),

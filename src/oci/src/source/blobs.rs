@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Part, Printable, Result};
 use crate::limits::{MEMBER_LINKS_MAX, MEMBERS_MAX, READ_BUFFER_BYTES, TOP_NAMES_MAX};
+use crate::old_store::Budget;
 use crate::tarball::{Kind, TarReader};
 use cowshed_format::base::cancel;
 use cowshed_sys::beneath;
@@ -24,6 +25,8 @@ pub(super) struct Blobs {
     files: Files,
     /// The folder, with a slash at its end; empty for the top.
     prefix: Vec<u8>,
+    /// What is left for documents, if they are those of many images.
+    budget: Option<Budget>,
 }
 
 enum Files {
@@ -64,7 +67,14 @@ impl Blobs {
         Self {
             files: Files::Folder(folder),
             prefix: Vec::new(),
+            budget: None,
         }
+    }
+
+    /// Returns the same files, whose documents count in `budget`.
+    pub(super) fn within(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
+        self
     }
 
     /// Reads the headers of all members. An archive with more members than an image can have is a
@@ -111,6 +121,7 @@ impl Blobs {
         Ok(Self {
             files: Files::Archive(Archive { file, members }),
             prefix: Vec::new(),
+            budget: None,
         })
     }
 
@@ -175,6 +186,10 @@ impl Blobs {
             });
         }
         let mut bytes = Vec::new();
+        if let Some(budget) = &self.budget {
+            let len_bytes = usize::try_from(blob.size_bytes).unwrap_or(usize::MAX);
+            budget.take(&String::from_utf8_lossy(path), len_bytes)?;
+        }
         blob.content
             .take(max)
             .read_to_end(&mut bytes)
@@ -257,23 +272,23 @@ fn top_of_folder(folder: &OwnedFd, path: &[u8]) -> Result<Vec<TopName>> {
 }
 
 /// Opens a regular file beneath the folder; symbolic links may lead to other places inside the
-/// folder.
+/// folder. What is none is not even opened: opening a device does things.
 fn find_in_folder(folder: &OwnedFd, path: &[u8]) -> Result<Option<Blob>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    let file = match beneath::open_in_root(folder.as_fd(), path, flags) {
-        Ok(fd) => File::from(fd),
-        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENXIO) => return Ok(None),
+    let object = match beneath::open_in_root(folder.as_fd(), path, OFlag::O_PATH) {
+        Ok(object) => object,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(errno) => return Err(Error::entry("open", path, errno)),
     };
-    let metadata = file
-        .metadata()
-        .map_err(|source| Error::entry("inspect", path, source))?;
-    if !metadata.is_file() {
+    let inspected = |errno: Errno| Error::entry("inspect", path, errno);
+    let stat = beneath::stat_itself(&object).map_err(inspected)?;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
         return Ok(None);
     }
+    let file =
+        beneath::reopen_to_read(&object).map_err(|errno| Error::entry("open", path, errno))?;
     Ok(Some(Blob {
-        size_bytes: metadata.len(),
-        content: Box::new(file),
+        size_bytes: u64::try_from(stat.st_size).unwrap_or_default(),
+        content: Box::new(File::from(file)),
     }))
 }
 
@@ -339,5 +354,25 @@ impl io::Seek for Window {
         let offset = self.offset_bytes.checked_add_signed(step);
         self.offset_bytes = offset.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.offset_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+    #[test]
+    fn a_device_in_the_place_of_a_blob_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        // There is no driver for it: opening it would be an error.
+        let device = makedev(10, 250);
+        let path = folder.path().join("device");
+        mknod(&path, SFlag::S_IFCHR, Mode::S_IRWXU, device).unwrap();
+        assert!(File::open(&path).is_err());
+        std::fs::write(folder.path().join("file"), "text").unwrap();
+        let blobs = Blobs::folder(File::open(folder.path()).unwrap().into());
+        assert!(blobs.find(b"device").unwrap().is_none());
+        assert_eq!(blobs.find(b"file").unwrap().unwrap().size_bytes, 4);
     }
 }

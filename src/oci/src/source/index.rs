@@ -434,7 +434,7 @@ fn open_manifest(store: &Store, bytes: &[u8]) -> Result<Image> {
     {
         let (info, content) = match check_layer(store, layer, index, *diff_id) {
             Err(missing @ Error::Missing { .. }) => match store.unpacked(chain_id)? {
-                Some(unpacked) => old::layer(None, unpacked),
+                Some(unpacked) => old::layer(None, unpacked)?,
                 None => return Err(missing),
             },
             found => found?,

@@ -101,9 +101,9 @@ pub struct LayerInfo {
     pub compressed_digest: Option<Digest>,
     /// The number of stored bytes, if it is known.
     pub size_bytes: Option<u64>,
-    /// The name by which the store that it comes from knows the layer, if that store keeps no digest
-    /// of it.
-    pub origin: Option<Box<str>>,
+    /// What tells the layer from any other of any store on this host, if the store that it comes from
+    /// keeps no digest of it.
+    pub origin: Option<Digest>,
 }
 
 impl LayerInfo {
@@ -272,8 +272,9 @@ impl Image {
         Ok(())
     }
 
-    /// Returns a name of the image for messages, or its id.
-    fn described(&self) -> String {
+    /// Returns a name of the image for messages, or its id; empty for a bare root file system.
+    #[must_use]
+    pub fn described(&self) -> String {
         let id = || {
             self.config
                 .as_ref()
@@ -337,13 +338,13 @@ impl Image {
     }
 
     /// Returns the identity of the stack up to each layer, lowest first: the chain id, where the digests
-    /// of the layers are known; else one that counts a layer by its name in the store that has it.
+    /// of the layers are known; else one that counts a layer by its place in the store that has it.
     #[must_use]
     pub fn stack_ids(&self) -> Vec<Digest> {
         let mut below = None;
         let step = |layer: &LayerInfo| {
-            let name = || Digest::of(layer.origin.as_deref().unwrap_or_default().as_bytes());
-            let stack = chain_above(below, layer.diff_id.unwrap_or_else(name));
+            let known = layer.diff_id.or(layer.origin);
+            let stack = chain_above(below, known.unwrap_or_else(|| Digest::of(b"")));
             below = Some(stack);
             stack
         };

@@ -7,7 +7,7 @@ use super::{Content, Image, LayerInfo, Select, index};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::Result;
-use crate::old_store::OldLayer;
+use crate::old_store::{Budget, OldLayer};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -20,13 +20,17 @@ pub(crate) struct Target {
 }
 
 /// Returns the data and the content of a layer, whose digest is known if its tar is kept.
-pub(super) fn layer(diff_id: Option<Digest>, layer: OldLayer) -> (LayerInfo, Content) {
+pub(super) fn layer(diff_id: Option<Digest>, layer: OldLayer) -> Result<(LayerInfo, Content)> {
+    let origin = match diff_id {
+        Some(_) => None,
+        None => Some(layer.origin()?),
+    };
     let info = LayerInfo {
         diff_id,
-        origin: diff_id.is_none().then(|| layer.name().into()),
+        origin,
         ..LayerInfo::of_plain_tar()
     };
-    (info, Content::Old(layer))
+    Ok((info, Content::Old(layer)))
 }
 
 impl Image {
@@ -39,9 +43,8 @@ impl Image {
         layers: Vec<(Option<Digest>, OldLayer)>,
     ) -> Result<Self> {
         let layers = layers.into_iter();
-        let (layers, contents) = layers
-            .map(|(diff_id, layer)| self::layer(diff_id, layer))
-            .unzip();
+        let layers = layers.map(|(diff_id, layer)| self::layer(diff_id, layer));
+        let (layers, contents) = layers.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let mut image = Self {
             config: Some(config),
             names,
@@ -59,13 +62,14 @@ impl Image {
     /// platform that suits this host best; layers that are missing there are looked for in `unpacked`.
     pub(crate) fn open_content(
         content: OwnedFd,
+        budget: Budget,
         unpacked: &Arc<dyn Unpacked>,
         target: &Target,
         names: Vec<String>,
     ) -> Result<Self> {
         let select = Select::default();
         let store = Store::Content {
-            blobs: Arc::new(Blobs::folder(content)),
+            blobs: Arc::new(Blobs::folder(content).within(budget)),
             unpacked: Arc::clone(unpacked),
         };
         let mut image = index::open_target(&store, target, &select)?;

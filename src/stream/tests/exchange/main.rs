@@ -7,7 +7,7 @@ mod pools;
 mod sets;
 
 use cowshed_engine::{Labels, Pool, Volume, VolumeKind};
-use cowshed_stream::labels::BLOBS;
+use cowshed_stream::labels::{BLOBS, ORIGIN};
 use cowshed_stream::receive::{clean, discard, origin, token};
 use cowshed_stream::send::snapshot_of;
 use cowshed_stream::wire::StreamWriter;
@@ -546,6 +546,7 @@ fn what_only_its_pool_knows_of_a_layer_is_neither_sent_nor_received() {
     let own = Labels::from([("team".to_owned(), "a".to_owned())]);
     let mut labels = own.clone();
     labels.insert(BLOBS.to_owned(), "[]".to_owned());
+    labels.insert(ORIGIN.to_owned(), "sha256:00".to_owned());
     here.set_labels(&first, labels.clone()).unwrap();
     let sending = Sending::new(&here, &first, None, None).unwrap();
     assert_eq!(sending.begin().labels, own);

@@ -177,3 +177,20 @@ fn a_damaged_database_is_an_error_and_never_more() {
     }
     assert!(faults > 50, "{faults}");
 }
+
+#[test]
+fn content_that_looks_like_a_meta_page_is_not_taken_for_one() {
+    // A meta page of larger pages is looked for at other places.
+    for at in [2, 8] {
+        let mut pages = database();
+        pages.resize(12, header(9, 16, 0));
+        pages[at] = meta(1, 3, 9);
+        assert_eq!(all(&file_of(&pages)).unwrap().len(), 3);
+        // The first is torn, and the second is at its place.
+        pages[0][20] ^= 1;
+        assert_eq!(all(&file_of(&pages)).unwrap().len(), 3);
+        // Neither is whole.
+        pages[1][20] ^= 1;
+        assert!(open(&file_of(&pages)).is_err());
+    }
+}

@@ -184,7 +184,18 @@ fn layers_that_were_discarded_are_made_of_their_snapshots() {
     assert!(found.is_layer_exact(0) && !found.is_layer_exact(1));
     let layer = &found.layers()[1];
     assert_eq!(layer.diff_id, None);
-    assert_eq!(layer.origin.as_deref(), Some(&*stacks[1].to_string()));
+    let origin = layer.origin.unwrap();
+    let again = store.open().unwrap();
+    assert_eq!(
+        again.images()[0].image().unwrap().layers()[1].origin,
+        Some(origin)
+    );
+    // The same stack in the store of another host.
+    let copy = Store::new();
+    host_copy(&store, &copy);
+    let other = copy.open().unwrap();
+    let found_there = other.images()[0].image().unwrap().layers()[1].origin;
+    assert_ne!(found_there.unwrap(), origin);
     let tar = read(image, 1).unwrap();
     let mut reader = TarReader::new(&*tar);
     let mut names = Vec::new();
@@ -192,6 +203,22 @@ fn layers_that_were_discarded_are_made_of_their_snapshots() {
         names.push(String::from_utf8(entry.path).unwrap());
     }
     assert_eq!(names, ["./", "etc/", "etc/two"]);
+}
+
+#[test]
+fn a_record_that_is_not_whole_is_that_images_fault() {
+    let (store, layers) = (Store::new(), two_layers());
+    let manifest = add_image(&store, &layers);
+    write_names(&store, &[("bad:1", &*manifest), ("good:1", &*manifest)]);
+    let mut bytes = fs::read(store.path(DATABASE)).unwrap();
+    // The digest of the first record.
+    let at = bytes.windows(7).position(|text| text == b"sha256:");
+    bytes[at.unwrap()] = b'?';
+    fs::write(store.path(DATABASE), bytes).unwrap();
+    let opened = store.open().unwrap();
+    let fault = fault_of(named(&opened, "bad:1"));
+    assert!(fault.ends_with("is not a sha256 digest, the only kind that is supported"));
+    assert!(read(named(&opened, "good:1"), 0).unwrap() == layers[0]);
 }
 
 #[test]

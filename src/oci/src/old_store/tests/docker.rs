@@ -139,7 +139,7 @@ fn a_damaged_image_is_named_and_the_others_are_read() {
         ),
         (
             |store, layers| store.write(record(layers, "tar-split.json.gz"), "{\"type\":2}\n[]\n"),
-            "tar-split.json.gz in the store is damaged: it is not what tar-split writes",
+            "tar-split.json.gz in the store is damaged: it is not compressed with gzip",
         ),
         (
             |store, layers| {
@@ -218,7 +218,7 @@ fn a_layer_whose_tar_is_not_kept_has_no_digest_before_it_is_read() {
     assert!(!image.is_layer_exact(0));
     let layer = &image.layers()[0];
     assert_eq!(layer.diff_id, None);
-    assert_eq!(layer.origin.as_deref(), Some(&*folder_of(&layers[..1])));
+    assert!(layer.origin.is_some());
 }
 
 #[test]
@@ -238,4 +238,43 @@ fn a_store_in_use_is_refused_and_stays_unused_while_it_is_open() {
     assert!(Flock::lock(database(), FlockArg::LockExclusiveNonblock).is_err());
     drop(opened);
     assert!(Flock::lock(database(), FlockArg::LockExclusiveNonblock).is_ok());
+}
+
+#[test]
+fn a_parent_that_cannot_be_read_is_that_images_fault() {
+    let (store, layers) = (Store::new(), two_layers());
+    let bad = add_image(&store, "overlay2", &layers, &["bad:1"]);
+    add_image(&store, "overlay2", &layers[..1], &["good:1"]);
+    let path = format!(
+        "image/overlay2/imagedb/metadata/sha256/{}/parent",
+        bad.hex()
+    );
+    store.write(&path, [0xff]);
+    let opened = store.open().unwrap();
+    let fault = fault_of(named(&opened, "bad:1"));
+    assert_eq!(
+        fault,
+        format!("{path} in the store is damaged: it is not text")
+    );
+    assert!(read(named(&opened, "good:1"), 0).unwrap() == layers[0]);
+}
+
+#[test]
+fn volumes_that_are_a_symbolic_link_do_not_refuse_the_store() {
+    let (store, layers) = (Store::new(), two_layers());
+    add_image(&store, "overlay2", &layers, &["mine:1"]);
+    let elsewhere = Store::new();
+    elsewhere.write("metadata.db", "");
+    std::os::unix::fs::symlink(elsewhere.0.path(), store.path("volumes")).unwrap();
+    // Nothing tells whether Docker runs.
+    let fault = store.open().err().unwrap().to_string();
+    let start = "a symbolic link leads to volumes/metadata.db in the store";
+    assert!(fault.starts_with(start), "{fault}");
+    store.write("network/files/local-kv.db", "");
+    assert_eq!(store.open().unwrap().images().len(), 1);
+    let database = fs::File::open(store.path("network/files/local-kv.db")).unwrap();
+    let lock = Flock::lock(database, FlockArg::LockExclusiveNonblock).unwrap();
+    let in_use = store.open().err().unwrap();
+    assert!(matches!(in_use, Error::StoreInUse { .. }), "{in_use}");
+    drop(lock);
 }

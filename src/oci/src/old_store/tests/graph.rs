@@ -153,3 +153,95 @@ fn what_docker_has_converted_is_not_read_again() {
     let ids: Vec<&str> = opened.images().iter().map(OldImage::id).collect();
     assert_eq!(ids, [&*new]);
 }
+
+#[test]
+fn the_origin_of_a_layer_is_its_place_in_this_store_and_what_the_store_keeps_of_it() {
+    let (store, layers) = two();
+    let origins = |store: &Store| {
+        let opened = store.open().unwrap();
+        let layers = named(&opened, "mine:1").image().unwrap().layers().to_vec();
+        let origins = layers.iter().map(|layer| layer.origin.unwrap());
+        origins.collect::<Vec<_>>()
+    };
+    let first = origins(&store);
+    assert_eq!(origins(&store), first);
+    assert_ne!(first[0], first[1]);
+
+    let copy = Store::new();
+    host_copy(&store, &copy);
+    let there = origins(&copy);
+    assert!(there[0] != first[0] && there[1] != first[1]);
+
+    // The split file of the upper layer is another one.
+    let split = format!("graph/{}/tar-data.json.gz", id("upper"));
+    store.write(&split, gzip(split_of(&layers[0]).as_bytes()));
+    let changed = origins(&store);
+    assert!(changed[0] == first[0] && changed[1] != first[1]);
+
+    // The folder of the lower layer has another file.
+    store.write(format!("aufs/diff/{}/more", id("lower")), "more");
+    let mended = origins(&store);
+    assert!(mended[0] != changed[0] && mended[1] == changed[1]);
+}
+
+#[test]
+fn what_tar_split_kept_is_refused_where_it_is_cut() {
+    let fault = |cut: fn(&str) -> Vec<u8>| {
+        let (store, layers) = two();
+        let split = format!("graph/{}/tar-data.json.gz", id("upper"));
+        store.write(&split, cut(&split_of(&layers[1])));
+        let opened = store.open().unwrap();
+        let fault = read(named(&opened, "mine:1"), 1).unwrap_err().to_string();
+        let start = format!("{split} in the store is damaged: ");
+        fault.strip_prefix(&start).expect(&fault).to_owned()
+    };
+    assert_eq!(fault(|_| Vec::new()), "it is not compressed with gzip");
+    let plain = fault(|text| text.as_bytes().to_vec());
+    assert_eq!(plain, "it is not compressed with gzip");
+    assert_eq!(fault(|_| gzip(b"")), "it is empty");
+    let cut = fault(|text| {
+        let whole = gzip(text.as_bytes());
+        whole[..whole.len() - 20].to_vec()
+    });
+    assert_eq!(cut, "it cannot be decompressed");
+    // At the end of each line, in the bytes before the end marker and in a file.
+    for lines in 1..4 {
+        let (store, layers) = two();
+        let split = format!("graph/{}/tar-data.json.gz", id("upper"));
+        let text = split_of(&layers[1]);
+        assert!(text.lines().count() > lines);
+        let kept: Vec<&str> = text.lines().take(lines).collect();
+        store.write(&split, gzip((kept.join("\n") + "\n").as_bytes()));
+        let opened = store.open().unwrap();
+        let fault = read(named(&opened, "mine:1"), 1).unwrap_err().to_string();
+        assert!(
+            fault.ends_with("it ends before the end of the layer's tar"),
+            "{lines}: {fault}"
+        );
+    }
+}
+
+#[test]
+fn a_layer_without_files_has_an_end_marker_alone() {
+    let (store, _) = two();
+    add_layer(&store, "empty", Some("upper"), &[0; 1024]);
+    let names = json!({"Repositories": {"mine": {"1": id("empty")}}});
+    store.write("repositories-aufs", names.to_string());
+    let opened = store.open().unwrap();
+    assert!(read(named(&opened, "mine:1"), 2).unwrap() == [0; 1024]);
+}
+
+#[test]
+fn a_description_that_cannot_be_read_is_told_as_it_is() {
+    let (store, _) = two();
+    let path = format!("graph/{}/json", id("upper"));
+    let text = fs::File::options().write(true).open(store.path(&path));
+    text.unwrap().set_len(9 << 20).unwrap();
+    let opened = store.open().unwrap();
+    let fault = fault_of(named(&opened, "mine:1"));
+    assert_eq!(
+        fault,
+        format!("{path} in the store is damaged: it is too large")
+    );
+    read(named(&opened, "quay.io/acme/base:latest"), 0).unwrap();
+}

@@ -7,7 +7,7 @@ use crate::testing::open_folder;
 /// Makes the tar of these lines and of the files in `root`.
 fn made(store: &Store, root: &str, lines: &[Value]) -> Result<Vec<u8>> {
     let text: Vec<String> = lines.iter().map(Value::to_string).collect();
-    store.write("split", text.join("\n"));
+    store.write("split", gzip(text.join("\n").as_bytes()));
     let split = fs::File::open(store.path("split")).unwrap();
     let mut tar = SplitTar::new("split", split, open_folder(&store.path(root)), false)?;
     let mut bytes = Vec::new();
@@ -106,15 +106,12 @@ fn a_symbolic_link_in_the_store_is_not_followed() {
         "../../elsewhere/repositories.json",
         "image/overlay2/repositories.json",
     );
-    assert!(fault().ends_with("it is not a regular file"), "{}", fault());
+    assert!(fault().contains("bind-mount its target"), "{}", fault());
     fs::remove_file(store.path("image/overlay2/repositories.json")).unwrap();
     link(
         "../../../elsewhere/imagedb/content",
         "image/overlay2/imagedb/content",
     );
-    assert!(
-        fault().ends_with("a symbolic link leads there"),
-        "{}",
-        fault()
-    );
+    let start = "a symbolic link leads to image/overlay2/imagedb/content/sha256 in the store";
+    assert!(fault().starts_with(start), "{}", fault());
 }

@@ -119,6 +119,19 @@ fn named<'s>(store: &'s OldStore, name: &str) -> &'s OldImage {
     images.find(|image| image.names() == [name]).unwrap()
 }
 
+/// Copies a store into an empty folder.
+fn host_copy(from: &Store, to: &Store) {
+    let source = from.path(".");
+    let copied = std::process::Command::new("cp")
+        .args([
+            "-a",
+            source.to_str().unwrap(),
+            to.path("").to_str().unwrap(),
+        ])
+        .status();
+    assert!(copied.unwrap().success());
+}
+
 /// Reads a layer to its end.
 fn read(image: &OldImage, index: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
