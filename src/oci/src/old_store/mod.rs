@@ -3,17 +3,17 @@
 //!
 //! | module | reads |
 //! |---|---|
-//! | [`docker`] | Docker's own store since 1.10 |
-//! | [`graph`] | Docker's store up to 1.9 |
-//! | [`containers`] | containers/storage: Podman, Buildah, CRI-O |
-//! | [`containerd`] | containerd's content, and that of Docker in it; its database is [`bolt`]'s |
+//! | `docker` | Docker's own store since 1.10 |
+//! | `graph` | Docker's store up to 1.9 |
+//! | `containers` | containers/storage: Podman, Buildah, CRI-O |
+//! | `containerd` | containerd's content, and that of Docker in it; its database is `bolt`'s |
 //!
 //! A layer is its own tar where the store has it, or what tar-split kept of it and its files
-//! ([`split`]), else its files written [`anew`]; `layer` says which, and [`drivers`] where the files
+//! (`split`), else its files written `anew`; `layer` says which, and `drivers` where the files
 //! are. The result is an [`Image`] as any other.
 //!
 //! # Invariants
-//! - Nothing in the store is written, and [`in_use`] refuses one that a program may be changing.
+//! - Nothing in the store is written, and `in_use` refuses one that a program may be changing.
 //! - The store is untrusted: no path of it leads outside, no symbolic link is followed on the way to a
 //!   layer, and those in a layer are resolved within it. What is read into memory has a limit.
 //! - A fault of an image is that image's: the others are read.
