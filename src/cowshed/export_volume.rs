@@ -154,13 +154,13 @@ fn is_local(error: &Error) -> bool {
     }
 }
 
-/// What is known of damage in the volume's map.
+/// Where the volume's map is damaged, as far as this copy has seen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Map {
     Sound,
-    /// There is some from here on, and it has not been reached.
+    /// Somewhere behind the current offset.
     DamagedAhead,
-    /// What was read last was damaged.
+    /// At the range that was read last.
     DamagedHere,
 }
 

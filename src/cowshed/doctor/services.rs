@@ -190,7 +190,7 @@ fn judge_pool(place: &Place, status: &Value) -> Check {
     }
 }
 
-/// What to do where the host has too little space: to grow the pool would make it worse.
+/// The advice where the host has too little free space. Growing the pool would need still more of it.
 const HOST_REMEDY: &str = "free some space on the file system that the pool is on; `cowshed pool \
     trim` gives back there what the pool does not use";
 
