@@ -107,8 +107,8 @@ impl CheckReport {
 }
 
 /// Maximum number of repair passes, each of which uses what the last one made possible: bitmaps
-/// first, then maps, then whatever depends on ownership.
-const PASSES_MAX: u32 = 3;
+/// first, then maps, then whatever depends on ownership, then what could be reached only by that.
+const PASSES_MAX: u32 = 4;
 
 /// Checks the pool on `device`, which no other process may have open, and repairs it on request.
 ///
@@ -122,28 +122,30 @@ pub fn check(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<CheckReport> {
     let forget = options.repair && options.forget;
-    let survey = survey(device, options.deep, forget, progress)?;
+    let mut survey = survey(device, options.deep, forget, progress)?;
     let mut report = survey.report();
     if !options.repair {
         return Ok(report);
     }
-    let mut outcome = repair::repair(device, &survey)?;
-    drop(survey);
-    for _ in 1..PASSES_MAX {
-        if !outcome.more || outcome.repaired.is_empty() {
+    for _ in 0..PASSES_MAX {
+        let mut outcome = repair::repair(device, &survey)?;
+        report.refused = outcome.refused;
+        if outcome.repaired.is_empty() {
             break;
         }
-        let survey = self::survey(device, options.deep, forget, progress)?;
-        let mut next = repair::repair(device, &survey)?;
-        outcome.repaired.append(&mut next.repaired);
-        (outcome.refused, outcome.more) = (next.refused, next.more);
+        report.repaired.append(&mut outcome.repaired);
+        survey = self::survey(device, options.deep, forget, progress)?;
+        if survey.findings.list.is_empty() {
+            break;
+        }
     }
-    (report.repaired, report.refused) = (outcome.repaired, outcome.refused);
     if !report.repaired.is_empty() {
-        let again = self::survey(device, options.deep, false, progress)?;
-        report.notes.clone_from(&again.notes);
-        report.names.extend(again.names());
-        report.remaining = Some(again.findings.list);
+        if forget {
+            survey = self::survey(device, options.deep, false, progress)?;
+        }
+        report.notes.clone_from(&survey.notes);
+        report.names.extend(survey.names());
+        report.remaining = Some(survey.findings.list);
     }
     Ok(report)
 }

@@ -150,9 +150,6 @@ impl fmt::Display for Refusal {
 pub(super) struct Outcome {
     pub(super) repaired: Vec<Repair>,
     pub(super) refused: Option<Refusal>,
-    /// True if another repair may do more: ownership may be known now that maps were changed, and
-    /// free blocks now that bitmaps were written.
-    pub(super) more: bool,
 }
 
 /// Repairs what `survey` found wrong.
@@ -196,7 +193,6 @@ pub(super) fn repair(device: &dyn Device, survey: &Survey) -> Result<Outcome> {
     match rewrite_contents(&mut draft, &mut outcome) {
         Err(Error::NoSpace) => {
             outcome.refused = Some(Refusal::NoFreeBlock);
-            outcome.more = true;
             // The blocks written so far are free in the state that stays. Repairs that need no
             // block are made all the same.
             draft = Draft::new(device, survey);
@@ -219,7 +215,6 @@ fn rewrite_contents(draft: &mut Draft<'_>, outcome: &mut Outcome) -> Result<()> 
     if survey.catalogue_known {
         let mended = give_up(draft, &survey.volumes)?;
         rewrite::rewrite_entries(draft, &mended, &mut outcome.repaired)?;
-        outcome.more = !mended.is_empty();
     }
     Ok(())
 }

@@ -81,6 +81,26 @@ proptest! {
     }
 }
 
+/// What a repair makes reachable is repaired, too: here a forged pointer that two volumes had
+/// differently leads to a block that is marked only after the maps are right.
+#[test]
+fn what_a_repair_makes_reachable_is_repaired_by_the_same_repair() {
+    let (mut pool, ids) = forest();
+    let addr = BlockAddr(pool.layout.group_start(0) + 11);
+    let pointer = Pointer::data(addr, Generation(0), 0);
+    pool.tamper(ids[3], 375, 1, &|entries| entries[0] = pointer);
+    let device = pool.finish();
+    let options = CheckOptions {
+        deep: true,
+        repair: true,
+        forget: false,
+    };
+    let report = check(&device, options, &mut |_| {}).unwrap();
+    assert!(report.repaired.len() > 3, "{:?}", report.repaired);
+    let again = check(&device, options, &mut |_| {}).unwrap();
+    assert_eq!(again.repaired, []);
+}
+
 #[test]
 fn a_flipped_bit_is_found_in_any_block_in_use_and_nowhere_else() {
     let (pool, _) = forest();
