@@ -1,7 +1,7 @@
 //! `cowshed attach` and `detach`: a volume as a file or block device of this host.
 
 use super::console::Console;
-use super::failure::Usage;
+use super::failure::{Usage, or_image};
 use super::kept_names;
 use super::output::{Column, counted};
 use super::sectors;
@@ -22,11 +22,12 @@ pub(super) fn run(
     open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
-    match command {
+    let ran = match command {
         Command::Attach(wanted) => attach(wanted, open_pool, console),
         Command::List => list(open_pool, console),
         Command::Detach { volume } => detach(volume, open_pool, console),
-    }
+    };
+    ran.map_err(|error| or_image(error, open_pool.pool(), "inspect"))
 }
 
 /// Attaches a volume.

@@ -3,6 +3,7 @@
 use super::console::OutputClosed;
 use cowshed_daemon::open_pool::NeedsDaemon;
 use cowshed_daemon::protocol::{ProtocolError, VERSION};
+use cowshed_engine::Pool;
 use cowshed_export::ExportError;
 use cowshed_format::base::{self, BLOCK_SHIFT, CorruptKind, MirrorError, printable};
 use cowshed_host as container;
@@ -107,6 +108,48 @@ impl Kept {
     }
 }
 
+/// There is no such volume, but an image of that name.
+#[derive(Debug)]
+struct NameOfImage {
+    error: anyhow::Error,
+    /// The name, and the command of `cowshed image` for it.
+    name: base::Name,
+    command: &'static str,
+}
+
+impl fmt::Display for NameOfImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for NameOfImage {
+    fn source(&self) -> Option<&Cause> {
+        self.error.source()
+    }
+}
+
+/// Adds to `error`, if it says that there is no volume of a name that an image has, that it does, and
+/// the command of `cowshed image` to use.
+pub(super) fn or_image(error: anyhow::Error, pool: &Pool, command: &'static str) -> anyhow::Error {
+    if error.chain().any(|cause| cause.is::<NameOfImage>()) {
+        return error;
+    }
+    let mut missing = error.chain().filter_map(|cause| match of_engine(cause) {
+        Some(base::Error::NotFound(name)) => Some(name.clone()),
+        _ => None,
+    });
+    match missing.next() {
+        Some(name) if container::is_image_name(pool, name.as_str()) => NameOfImage {
+            error,
+            name,
+            command,
+        }
+        .into(),
+        _ => error,
+    }
+}
+
 /// A check or a scrub found damage.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -148,6 +191,9 @@ fn is_damage(cause: &Cause) -> bool {
 fn hint(cause: &Cause) -> Option<Cow<'static, str>> {
     if let Some(NeedsDaemon(pool)) = cause.downcast_ref() {
         return Some(format!("; run `cowshed --pool {pool} serve` first").into());
+    }
+    if let Some(NameOfImage { name, command, .. }) = cause.downcast_ref() {
+        return Some(format!("; an image has that name (`cowshed image {command} {name}`)").into());
     }
     if let Some(base::Error::Corrupt(CorruptKind::Truncated { pool_blocks, .. })) = of_engine(cause)
     {

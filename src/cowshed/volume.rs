@@ -1,6 +1,7 @@
 //! `cowshed volume …`: thin volumes, snapshots and clones.
 
 use super::console::Console;
+use super::failure::or_image;
 use super::output::{Column, exact, facts, time};
 use super::pool::missing_line;
 use super::{export_volume, import_volume, kept_names, removal, resize, sectors, transfer};
@@ -26,6 +27,11 @@ pub(super) fn run(
     open_pool: &OpenPool,
     console: &Console,
 ) -> anyhow::Result<()> {
+    run_by_name(command, open_pool, console)
+        .map_err(|error| or_image(error, open_pool.pool(), "inspect"))
+}
+
+fn run_by_name(command: &Command, open_pool: &OpenPool, console: &Console) -> anyhow::Result<()> {
     let pool = open_pool.pool();
     match command {
         Command::Create { name, size_bytes } => make(
@@ -176,7 +182,8 @@ fn change(
 /// Removes all volumes that can be removed; the first failure is the command's failure.
 fn remove(volumes: &[String], pool: &Pool, console: &Console) -> anyhow::Result<()> {
     let removal = removal::each(volumes, "volume", |name| {
-        let volume = pool.volume(name)?;
+        let volume = pool.volume(name);
+        let volume = volume.map_err(|error| or_image(error.into(), pool, "rm"))?;
         kept_names::refuse(&volume.name())?;
         let mut transaction = pool.transaction();
         transaction.remove(volume.id());

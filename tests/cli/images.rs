@@ -289,6 +289,56 @@ fn an_image_is_exported_with_its_id_and_recipes_are_seen_only_when_asked_for() {
 }
 
 #[test]
+fn a_volume_command_on_the_name_of_an_image_says_so() {
+    let bench = Bench::with_pool("2G");
+    let root = root(&bench);
+    let path = root.to_str().unwrap();
+    bench.ok(["image", "import", path, "--name", "mine:1"]);
+    bench.ok(["volume", "create", "disk", "--size", "1M"]);
+    let line = |arguments: &[&str]| {
+        let output = bench.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said =
+        "there is no volume mine:1; an image has that name (`cowshed image inspect mine:1`)\n";
+    let try_all = || {
+        assert_eq!(
+            line(&["volume", "rm", "mine:1"]),
+            "cowshed: remove volume mine:1: there is no volume mine:1; an image has that name \
+             (`cowshed image rm mine:1`)\n"
+        );
+        for arguments in [
+            &["volume", "show", "mine:1"][..],
+            &["volume", "clone", "mine:1", "copy"],
+            &["volume", "resize", "mine:1", "--size", "2M"],
+            &["volume", "diff", "disk", "mine:1"],
+            &["volume", "export", "mine:1", "-"],
+            &["volume", "send", "mine:1"],
+        ] {
+            let line = line(arguments);
+            assert!(line.ends_with(said), "{arguments:?}: {line}");
+        }
+    };
+    try_all();
+    let daemon = bench.serve();
+    try_all();
+    let line_of_attach = line(&["attach", "mine:1"]);
+    assert!(line_of_attach.ends_with(said), "{line_of_attach}");
+    daemon.stop();
+    // A name that no image has, and the id of one, which is no name.
+    let id = bench.json(["image", "inspect", "mine:1"])["id"].clone();
+    for name in ["mine:2", id.as_str().unwrap()] {
+        let line = line(&["volume", "rm", name]);
+        assert!(
+            line.ends_with(&format!("there is no volume {name}\n")),
+            "{line}"
+        );
+    }
+    bench.ok(["image", "inspect", "mine:1"]);
+}
+
+#[test]
 fn an_import_into_a_full_pool_says_so_and_leaves_nothing() {
     let bench = Bench::with_pool("64M");
     let root = root(&bench);

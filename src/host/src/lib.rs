@@ -51,5 +51,5 @@ pub use images::{
 pub use layers::{Comparison, Layers, Sizing};
 pub use mounts::filesystem::{DEFAULT_SIZE_BYTES, ERRORS_OPTION, MAX_SIZE_BYTES, MIN_SIZE_BYTES};
 pub use mounts::{Mounts, clean_stale_mounts};
-pub use record::{RootKind, UnknownRootKind};
+pub use record::{RootKind, UnknownRootKind, is_image_name};
 pub use roots::{LayerOptions, QuiescedRoot, RootUse, Roots, Sealed};

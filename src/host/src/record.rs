@@ -354,6 +354,12 @@ fn find_name(pool: &Pool, wanted: &str) -> Result<Option<StoredName>> {
     Ok(names.find(|name| same_reference(&name.key, wanted)))
 }
 
+/// Returns true if an image has this name, in any form; a name that cannot be read is none.
+#[must_use]
+pub fn is_image_name(pool: &Pool, name: &str) -> bool {
+    matches!(find_name(pool, name), Ok(Some(_)))
+}
+
 /// Returns all containers, sorted by id.
 pub(crate) fn containers(pool: &Pool) -> Result<Vec<ContainerRecord>> {
     let records = pool.records(RecordKind::CONTAINER);
