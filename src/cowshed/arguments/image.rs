@@ -35,7 +35,7 @@ pub(crate) enum LocalCommand {
         cowshed image import ./rootfs --name mine"
     )]
     Import(Import),
-    /// Take over the images of Docker, containerd or Podman, which do not run meanwhile
+    /// Take over the images of Docker, containerd or Podman while that program is stopped
     #[command(
         after_help = "DIR is Docker's Root Dir (of any version), containerd's root, or the graph root of Podman, Buildah\n\
         or CRI-O. It is only read. Names stay; layers that the pool has are not read again, so that a second\n\
